@@ -1,0 +1,309 @@
+"""Study: all that a pipeline file may say. An unknown key is refused with "did you mean"."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medopt.errors import ConfigError
+from medopt.provenance import digest
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Task = Literal["binary", "multiclass", "multilabel"]
+
+
+class Section(BaseModel):
+    """A block of a study file: typed, closed, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """Which images, and what is asked of them."""
+
+    manifest: str
+    """CSV with the columns image, patient_id, label, split; looked for beside this file, then in the data folder."""
+    root: str = "."
+    """Folder below the data folder (--data, else MEDOPT_DATA, else ./data) that the image paths start from."""
+    task: Task = "binary"
+    labels: list[str] = Field(min_length=2)
+    """Class names as the manifest writes them. Binary: the second is the finding. Multi-label: the columns."""
+    accept: list[str] = []
+    """Findings of the data check that this study accepts by name."""
+
+    @property
+    def outputs(self) -> int:
+        """Logits that the model gives: one for a binary study, else one a label."""
+        return 1 if self.task == "binary" else len(self.labels)
+
+
+class Intensity(Section):
+    """How stored values become 0 to 1."""
+
+    method: Literal["percentiles", "range", "window", "minmax"] = "percentiles"
+    low: float = 0.5
+    """percentiles: the lower percentile; range: the value that becomes 0 (HU for CT)."""
+    high: float = 99.5
+    """percentiles: the upper percentile; range: the value that becomes 1. window: both come from the DICOM header."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
+class Prepare(Section):
+    """The deterministic chain from a Volume to the model's tensor; its fingerprint travels with the release."""
+
+    size: list[Annotated[int, Field(ge=8, le=4096)]] = Field(min_length=2, max_length=3)
+    """(H, W) for images, (D, H, W) for volumes."""
+    channels: Literal[1, 3] = 1
+    """1: colour becomes luminance; 3: grey is repeated."""
+    spacing_mm: list[Positive] | None = None
+    """Resample to this spacing (same axes as size) before fitting; None keeps the scan's own."""
+    fit: Literal["stretch", "pad", "crop_or_pad"] = "pad"
+    """stretch: each axis to size; pad: keep the aspect, pad the rest; crop_or_pad: no resizing, cut or fill."""
+    intensity: Intensity = Intensity()
+
+    @model_validator(mode="after")
+    def _same_axes(self) -> Self:
+        if self.spacing_mm is not None and len(self.spacing_mm) != len(self.size):
+            raise ValueError(f"spacing_mm has {len(self.spacing_mm)} axes, size has {len(self.size)}")
+        return self
+
+
+class Augment(Section):
+    """Random changes of training images only. Strengths are the largest drawn; `probability` is each effect's own."""
+
+    probability: Fraction = 0.5
+    flip: list[Literal["left_right", "up_down", "slice"]] = ["left_right"]
+    rotate_degrees: float = Field(10, ge=0, le=180)
+    scale: Fraction = 0.1
+    shear: Fraction = 0.0
+    translate: Fraction = 0.05
+    """As a fraction of the image's extent."""
+    elastic: Fraction = 0.0
+    """Largest displacement as a fraction of the image's extent."""
+    gamma: float = Field(0.2, ge=0, le=2)
+    """Exponent drawn from exp(-gamma) to exp(gamma)."""
+    contrast: Fraction = 0.2
+    brightness: Fraction = 0.1
+    gaussian_noise: Fraction = 0.03
+    """Standard deviation, as a fraction of the intensity range."""
+    rician_noise: Fraction = 0.0
+    """Magnitude MR: standard deviation of either channel, as a fraction of the intensity range."""
+    photons: float = Field(0, ge=0)
+    """X-ray: fewest photons a pixel at full intensity (Poisson noise); 0 is off."""
+    blur_pixels: float = Field(0, ge=0)
+    """Largest standard deviation of a Gaussian blur, in pixels of the prepared image."""
+    low_resolution: float = Field(1, ge=1, le=8)
+    """Largest factor of down- and up-sampling; 1 is off."""
+    bias_field: Fraction = 0.0
+    """Largest relative deviation of a smooth multiplicative field."""
+    erase: Fraction = 0.0
+    """Largest side of an erased box, as a fraction of the image's extent."""
+    shift: Literal["none", "radiograph", "ct", "mr", "ultrasound"] = "none"
+    """Simulated domain shift: draw one other scanner of this modality for the image, whole."""
+    shift_probability: Fraction = 0.5
+
+
+class Model(Section):
+    """A bottleneck ResNet (He et al. 2016): 1x1 reduce, 3x3, 1x1 expand, skip, global average pooling."""
+
+    depth: Literal[26, 50, 101, 152] = 26
+    width: float = Field(0.5, gt=0, le=4)
+    """Factor on all channel counts; 1 is the published ResNet."""
+    stem: Literal["small", "medium", "large"] = "large"
+    """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one."""
+    init: Literal["he", "xavier"] = "he"
+    zero_init_residual: bool = True
+    """The last normalization of a block starts at 0, so that each block starts as the identity (Goyal et al. 2017)."""
+    dropout: Fraction = 0.0
+
+
+class Optimizer(Section):
+    """Adam, AdamW, SGD with momentum or Nadam."""
+
+    name: Literal["adam", "adamw", "sgd", "nadam"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: Fraction = 0.9
+
+
+class Schedule(Section):
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "cosine", "cosine_restarts", "one_cycle", "plateau"] = "one_cycle"
+    warmup: Fraction = 0.1
+    """cosine, constant: share of the steps with a rising rate. one_cycle: share before the peak."""
+    t_0: int = Field(10, ge=1)
+    """cosine_restarts: epochs of the first cycle (Loshchilov & Hutter 2017)."""
+    t_mult: int = Field(2, ge=1)
+    eta_min: float = Field(1e-6, ge=0)
+    factor: Fraction = 0.3
+    """plateau: what the rate is multiplied with."""
+    patience: int = Field(5, ge=1)
+    """plateau: epochs without progress before the rate falls."""
+
+
+class Training(Section):
+    """The loop."""
+
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(16, ge=2)
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    metric: Literal["auc", "loss"] = "auc"
+    """Validation figure that chooses the best weights and stops early."""
+    patience: int = Field(20, ge=1)
+    """Epochs without progress before training stops."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Exponential moving average of the weights, used for validation and release; 0 is off."""
+    clip_norm: float = Field(1.0, ge=0)
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto: bf16 where the GPU has it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    workers: int = Field(0, ge=0, le=64)
+    """Processes that augment ahead of the model; 0 augments in a thread of this one."""
+
+
+class Evaluation(Section):
+    """Intervals and the operating point."""
+
+    bootstrap: int = Field(2000, ge=100)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    operating_point: Literal["youden", "sensitivity", "specificity", "fixed"] = "youden"
+    target: Fraction = 0.5
+    """sensitivity, specificity: the least wanted on validation; fixed: the probability itself."""
+
+
+class Gate(Section):
+    """What the compressed model must keep, judged on validation."""
+
+    auc_margin: Fraction = 0.01
+    """Largest loss of AUC that the paired bootstrap must rule out, or the point difference where `strict` is off."""
+    strict: bool = False
+    """True: the lower bound of the interval must stay within the margin; a small validation set rarely shows that."""
+    max_decision_flips: Fraction = 0.05
+    max_probability_shift: Fraction = 0.1
+    """Mean absolute change of the probability."""
+    max_size_ratio: Fraction = 0.5
+    min_speedup: float = Field(1.0, ge=0)
+    """Over the float model in the same or the other engine, whichever is faster."""
+
+
+class Compression(Section):
+    """Export and static int8 after training."""
+
+    opset: int = Field(18, ge=18, le=23)
+    calibration_images: int = Field(200, ge=8)
+    engines: list[Literal["onnxruntime", "openvino"]] = ["onnxruntime", "openvino"]
+    threads: int = Field(0, ge=0)
+    """Processor threads for inference; 0 takes all cores."""
+    gate: Gate = Gate()
+
+
+class Study(Section):
+    """One study dataset: the question, the data, the model, the training, the release."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    question: str
+    seed: int = 0
+    data: Data
+    prepare: Prepare
+    augment: Augment = Augment()
+    model: Model = Model()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    compression: Compression = Compression()
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.prepare.size)
+
+    def digest(self) -> str:
+        """SHA-256 of the whole resolved study."""
+        return digest(self.model_dump(mode="json"))
+
+
+def load_study(path: Path, overrides: list[str] | None = None) -> Study:
+    """Read a study file and apply overrides of the form `training.epochs=3`.
+
+    Raises ConfigError naming the file, the key and the nearest known key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"There is no study file {path}. Study files beside it: {near}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a study file: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} is not a study file: it must hold keys such as name, data and prepare.")
+    for override in overrides or []:
+        _apply(raw, override)
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + " ".join(_explain(item) for item in error.errors()[:5])) from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes key=value, as in --set training.epochs=3; got {override!r}.")
+    *parents, last = key.strip().split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section.")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML.") from None
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "the study"
+    if item["type"] == "extra_forbidden":
+        section: Any = Study
+        for part in item["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}."
+        return f"unknown key {where}: {hint}"
+    if item["type"] == "missing":
+        return f"{where} is missing."
+    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})."
+
+
+def data_folder(given: Path | None) -> Path:
+    """Where images lie: --data, else MEDOPT_DATA, else ./data."""
+    return given or Path(os.environ.get("MEDOPT_DATA") or "data")
+
+
+def find_manifest(study: Study, study_file: Path, data: Path) -> Path:
+    """The study's manifest, beside the study file or in the data folder.
+
+    Raises ConfigError naming both places.
+    """
+    places = [study_file.parent / study.data.manifest, data / study.data.manifest]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(
+        f"The manifest of study {study.name} is not there; looked for {places[0]} and {places[1]}. "
+        f"Give the folder that holds the data with --data DIR or MEDOPT_DATA, or get it: medopt fetch {study.name}."
+    )

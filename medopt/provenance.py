@@ -1,0 +1,124 @@
+"""Where a result comes from: hashes, pseudonyms, package versions, the code's version, and safe writing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medopt import __version__
+from medopt.errors import StorageError
+
+PACKAGES = ("medopt", "torch", "monai", "numpy", "pydicom", "nibabel", "onnx", "onnxruntime", "openvino", "nncf", "mlflow")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def pseudonym(identifier: str) -> str:
+    """A stable stand-in for a patient's or an image's identifier: 16 hex digits of a keyed hash.
+
+    The key is MEDOPT_PSEUDONYM_KEY. Set it at a site whose patient numbers are short enough to be tried one by one.
+    """
+    key = os.environ.get("MEDOPT_PSEUDONYM_KEY", "medopt").encode()
+    return hmac.new(key, identifier.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a number depends on; those not installed are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_version() -> dict[str, Any]:
+    """medopt's version and, in a git checkout, the commit and whether it was clean."""
+    found: dict[str, Any] = {"version": __version__}
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return found
+    try:
+        run = lambda *words: subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)  # noqa: E731
+        found["commit"] = run("rev-parse", "HEAD").stdout.strip()
+        found["clean"] = not run("status", "--porcelain").stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and interpreter: what a latency belongs to."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write below `path` into an error with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"The disk is full: writing {path} failed. Nothing half-written was left behind. Free some space or "
+                "choose another disk (--runs DIR), then give the same command again: it goes on where it was."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(f"{path} may not be written to. Change its permissions or choose another folder.") from error
+        raise
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a temporary name, then flushes it to disk and renames it.
+
+    Raises StorageError where the disk is full or the folder may not be written to.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with storage(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, whole or not at all; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")

@@ -1,0 +1,172 @@
+"""What the stages hand on. Every record is frozen: a stage makes new ones, it never changes another's.
+
+Two carry the weight. `Volume` is the one reading of pixels, used by training and by service alike. `Predictions`
+is the one table from which every number is computed: float and int8, each split, each site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of a manifest: an image (or a series) with its label.
+
+    `case_id` and `patient_id` are pseudonyms; `image` is a path below the data folder, where a member of an
+    `.npz` file is written `file.npz#array/index`. `label` holds one 0/1 entry for each label of a multi-label
+    study, else a single class index.
+    """
+
+    case_id: str
+    patient_id: str
+    image: str
+    label: tuple[int, ...]
+    split: Split
+    site: str = "unknown"
+    study_uid: str = ""
+    series_uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Pixels in patient space: the one reading of a scan.
+
+    `array` is float32, (C, H, W) for an image and (C, D, H, W) for a volume. `affine` (4, 4) maps an index
+    (d, h, w, 1) to millimetres in DICOM's patient system LPS (PS3.3 C.7.6.2.1.1): first the position toward the
+    patient's left, then posterior, then superior. An image has d = 0. `spacing_mm` follows the array's spatial axes.
+    `window` is (center, width) in the array's units where the scan names one (VOI LUT, PS3.3 C.11.2).
+    """
+
+    array: FloatArray
+    affine: NDArray[np.float64]
+    spacing_mm: tuple[float, ...]
+    modality: str = ""
+    window: tuple[float, float] | None = None
+    source: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for an image, 3 for a volume."""
+        return self.array.ndim - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Logits of one model on N cases, with all that a metric needs to know of them.
+
+    `labels` is (N,) class indices, or (N, K) zeros and ones for a multi-label study. `logits` is (N, K):
+    K = 1 for a binary study.
+    """
+
+    model: str
+    case_id: NDArray[np.str_]
+    patient_id: NDArray[np.str_]
+    site: NDArray[np.str_]
+    split: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.case_id)
+
+    def where(self, mask: NDArray[np.bool_]) -> Self:
+        """The rows at which `mask` (N,) holds."""
+        columns = ("case_id", "patient_id", "site", "split", "labels", "logits")
+        return replace(self, **{name: getattr(self, name)[mask] for name in columns})
+
+    def of_split(self, split: Split) -> Self:
+        """The rows of one split."""
+        return self.where(self.split == split)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval. `value` is None where it is not defined, and `note` says why."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that `metrics.json` carries."""
+        found: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        return found | ({"note": self.note} if self.note else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of a compressed model: passed or not, why, and the figures it judged by."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """What one epoch of training measured."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_metric: float
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+    data_wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """That a stage ran: the digest of what went in, the files that came out, and how long it took."""
+
+    stage: str
+    inputs: str
+    outputs: dict[str, str]
+    seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Reporter(Protocol):
+    """How a stage tells a person what goes on. Nothing below the command line prints."""
+
+    def stage(self, name: str, note: str) -> None:
+        """A stage begins, or is skipped (the note says so)."""
+
+    def message(self, text: str) -> None:
+        """One line that a person should see."""
+
+    def progress(self, total: int, what: str) -> Callable[..., None]:
+        """Begin a bar; the function returned advances it: advance(n, **fields)."""
+
+
+class SilentReporter:
+    """Says nothing: the default of every function that takes a reporter."""
+
+    def stage(self, name: str, note: str) -> None:
+        """Ignore the beginning of a stage."""
+
+    def message(self, text: str) -> None:
+        """Ignore a line."""
+
+    def progress(self, total: int, what: str) -> Callable[..., None]:
+        """A bar that nobody sees."""
+        return lambda n=1, **fields: None
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices that cover `count` rows, `size` at a time."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
