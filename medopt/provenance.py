@@ -18,7 +18,19 @@ from typing import Any
 from medopt import __version__
 from medopt.errors import StorageError
 
-PACKAGES = ("medopt", "torch", "monai", "numpy", "pydicom", "nibabel", "onnx", "onnxruntime", "openvino", "nncf", "mlflow")
+PACKAGES = (
+    "medopt",
+    "torch",
+    "monai",
+    "numpy",
+    "pydicom",
+    "nibabel",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "mlflow",
+)
 
 
 def digest(value: Any) -> str:
@@ -59,10 +71,14 @@ def code_version() -> dict[str, Any]:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return found
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        run = lambda *words: subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)  # noqa: E731
-        found["commit"] = run("rev-parse", "HEAD").stdout.strip()
-        found["clean"] = not run("status", "--porcelain").stdout.strip()
+        found["commit"] = git("rev-parse", "HEAD")
+        found["clean"] = not git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         pass
     return found
@@ -91,7 +107,9 @@ def storage(path: Path) -> Iterator[None]:
                 "choose another disk (--runs DIR), then give the same command again: it goes on where it was."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(f"{path} may not be written to. Change its permissions or choose another folder.") from error
+            raise StorageError(
+                f"{path} may not be written to. Change its permissions or choose another folder."
+            ) from error
         raise
 
 

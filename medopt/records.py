@@ -79,8 +79,8 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.case_id)
 
-    def where(self, mask: NDArray[np.bool_]) -> Self:
-        """The rows at which `mask` (N,) holds."""
+    def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
+        """The rows at which `mask` (N,) holds, or the rows of an index, in its order."""
         columns = ("case_id", "patient_id", "site", "split", "labels", "logits")
         return replace(self, **{name: getattr(self, name)[mask] for name in columns})
 

@@ -1,0 +1,67 @@
+"""The trained network as one float32 ONNX file, checked against the network itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim
+
+from medopt.errors import TrainingError
+from medopt.inference.engines import INPUT, OUTPUT, open_engine
+from medopt.provenance import atomic
+from medopt.records import FloatArray
+
+# Largest difference of a logit, relative to the largest logit: float32 sums in another order.
+PARITY = 1e-3
+
+
+def export_onnx(model: nn.Module, examples: FloatArray, path: Path, opset: int) -> float:
+    """Write `model` to `path` with a dynamic batch and return the largest logit difference on `examples` (N, C, *size).
+
+    Raises TrainingError where the exported model does not agree with the network. At least two examples are needed: a
+    batch of one would be baked in.
+    """
+    model = model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    batch = torch.from_numpy(np.array(examples[:2]))
+    with atomic(path) as part, _quiet():
+        program = torch.onnx.export(
+            model,
+            (batch,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None  # the dynamo exporter always returns a program
+        onnx.save(program.model_proto, part)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(np.array(examples))).double().numpy()
+    found = open_engine("onnxruntime", path).run(np.array(examples))
+    difference = float(np.abs(found - expected).max())
+    if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
+        path.unlink()
+        raise TrainingError(f"The exported model differs from the network by {difference:.2g} on a logit; not exported.")
+    return difference
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """The exporter prints its progress and warns of its own internals; neither is for the user."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)

@@ -1,0 +1,1 @@
+"""Prepared images on disk (cache) and as batches (loaders)."""

@@ -1,0 +1,106 @@
+"""Prepared tensors on disk, keyed by what the file holds and by the chain, never by the path.
+
+A changed file or a changed chain has another key, so nothing stale is ever read. Entries are written whole or not at
+all; a damaged one is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medopt.errors import DataError, StorageError, listed
+from medopt.provenance import atomic, file_digest
+from medopt.records import Case, FloatArray, Reporter, SilentReporter
+from medopt.transforms.prepare import PrepareChain
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a series folder in the order of their digests."""
+    if path.is_dir():
+        parts = sorted(file_digest(item) for item in path.rglob("*") if item.is_file())
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+    return file_digest(path)
+
+
+class PreparedCache:
+    """A folder of `.npy` files, one a prepared image, memory-mapped when read."""
+
+    def __init__(self, folder: Path, chain: PrepareChain) -> None:
+        self.folder = folder / chain.fingerprint[:16]
+        self.chain = chain
+        self.shape = (chain.config.channels, *chain.config.size)
+
+    def fill(
+        self, cases: Sequence[Case], root: Path, reporter: Reporter | None = None, workers: int | None = None
+    ) -> list[Path]:
+        """Prepare what is not there yet; returns one file a case, in the order of `cases`.
+
+        Decoding runs in threads: the decoders and torch release the interpreter. Raises DataError that lists every
+        image that could not be read, with its reason.
+        """
+        reporter = reporter or SilentReporter()
+        digests: dict[str, str] = {}
+        for name in {case.image.partition("#")[0] for case in cases}:
+            digests[name] = ""
+        advance = reporter.progress(len(cases), "preparing images")
+        refused: list[str] = []
+
+        def make(case: Case) -> Path | None:
+            try:
+                return self._entry(case, root, digests)
+            except DataError as error:
+                refused.append(str(error))
+                return None
+            finally:
+                advance(1)
+
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            done = list(pool.map(make, cases))
+        if refused:
+            raise DataError(f"{len(refused)} of {len(cases)} images were refused: {listed(sorted(refused))}")
+        return [path for path in done if path is not None]
+
+    def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
+        name, _, member = case.image.partition("#")
+        try:
+            digests[name] = digests[name] or content_digest(root / name)
+        except OSError as error:
+            raise DataError(f"{case.image}: {error.strerror or error}.") from None
+        key = hashlib.sha256(f"{digests[name]}#{member}".encode()).hexdigest()
+        path = self.folder / key[:2] / f"{key[2:34]}.npy"
+        if not self._is_whole(path):
+            # The full path goes to the reader, the manifest's own to the message.
+            array = self.chain(f"{root / case.image}").numpy()
+            with atomic(path) as part, part.open("wb") as stream:
+                np.save(stream, np.ascontiguousarray(array, np.float32))
+        return path
+
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            return bool(np.load(path, mmap_mode="r").shape == self.shape)
+        except (OSError, ValueError, EOFError):
+            return False
+
+
+def load_prepared(path: Path) -> FloatArray:
+    """One cached image, (C, *size), mapped from disk.
+
+    Raises StorageError where the entry vanished since the cache was filled.
+    """
+    try:
+        array: FloatArray = np.load(path, mmap_mode="r")
+        return array
+    except (OSError, ValueError, EOFError) as error:
+        raise StorageError(f"The prepared image {path.name} vanished or was damaged ({error}); run again.") from None
+
+
+def as_tensor(path: Path) -> torch.Tensor:
+    """One cached image as a tensor of its own, (C, *size)."""
+    return torch.from_numpy(np.array(load_prepared(path)))

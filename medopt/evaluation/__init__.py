@@ -1,0 +1,1 @@
+"""From `Predictions` to figures with intervals: calibration, operating point, metrics, bootstrap, pictures."""

@@ -1,0 +1,108 @@
+"""Patient-cluster bootstrap: intervals that know that two images of one patient are not two witnesses.
+
+Patients are drawn with replacement and bring all their cases; a figure's interval is the percentile interval of its
+value over the draws (Efron & Tibshirani 1993, chapters 8 and 13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medopt.config import Task
+from medopt.errors import DataError
+from medopt.evaluation.metrics import Floats, Statistic, ranking_statistic
+from medopt.evaluation.scored import Scored
+from medopt.records import Estimate, Predictions, batches
+
+CHUNK = 2**18  # weights held at once: a few arrays of 2 MB that stay in the processor's cache
+
+
+def patient_draws(patient_id: NDArray[np.str_], draws: int, generator: np.random.Generator) -> Iterator[Floats]:
+    """Weights (B, N) of resampled patients' cases, a few draws at a time; together `draws` rows."""
+    _, index = np.unique(patient_id, return_inverse=True)
+    patients = int(index.max()) + 1
+    for part in batches(draws, max(1, CHUNK // len(patient_id))):
+        rows = part.stop - part.start
+        drawn = generator.integers(patients, size=(rows, patients))
+        drawn += patients * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients).astype(np.float64)
+        # With one case a patient the draws are exchangeable: which count goes to which case does not matter.
+        yield counts if patients == len(patient_id) else counts[:, index]
+
+
+def estimates(
+    statistic: Statistic,
+    patient_id: NDArray[np.str_],
+    *,
+    bootstrap: int,
+    confidence: float,
+    generator: np.random.Generator,
+) -> dict[str, Estimate]:
+    """Each figure of `statistic` on the cases as they are, with its percentile interval over `bootstrap` draws.
+
+    Draws that do not define a figure (a class is missing) are left out and counted in its note.
+    """
+    cases = len(patient_id)
+    point = {name: float(values[0]) for name, values in statistic(np.ones((1, cases))).items()}
+    if len(np.unique(patient_id)) < 2:
+        return {name: _without_interval(value, cases, "one patient only") for name, value in point.items()}
+    parts = [statistic(weights) for weights in patient_draws(patient_id, bootstrap, generator)]
+    return {
+        name: _interval(value, np.concatenate([part[name] for part in parts]), confidence, cases)
+        for name, value in point.items()
+    }
+
+
+def _without_interval(value: float, cases: int, why: str) -> Estimate:
+    if np.isnan(value):
+        return Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
+    return Estimate(value, None, None, cases, f"no interval: {why}")
+
+
+def _interval(value: float, drawn: Floats, confidence: float, cases: int) -> Estimate:
+    kept = drawn[~np.isnan(drawn)]
+    if np.isnan(value) or len(kept) < len(drawn) / 2:
+        return _without_interval(value, cases, f"{len(drawn) - len(kept)} of {len(drawn)} draws do not define it")
+    low, high = np.quantile(kept, [(1 - confidence) / 2, (1 + confidence) / 2])
+    left_out = len(drawn) - len(kept)
+    note = f"{left_out} of {len(drawn)} draws do not define it and were left out" if left_out else ""
+    return Estimate(value, float(low), float(high), cases, note)
+
+
+def paired_difference(
+    a: Predictions,
+    b: Predictions,
+    task: Task,
+    *,
+    bootstrap: int,
+    confidence: float,
+    generator: np.random.Generator,
+    temperatures: tuple[float, float] = (1.0, 1.0),
+) -> Estimate:
+    """AUC of `b` minus AUC of `a` on the same cases, both scored in the same draws.
+
+    The rows may stand in another order. Raises DataError where the cases, their patients or their labels differ.
+    """
+    first, second = _by_case(a), _by_case(b)
+    for column in ("case_id", "patient_id", "labels"):
+        if not np.array_equal(getattr(first, column), getattr(second, column)):
+            raise DataError(
+                f"{a.model} ({len(a)} cases) and {b.model} ({len(b)} cases) cannot be compared: their {column} differ. "
+                "A paired difference needs predictions of both models on the very same cases; predict them again."
+            )
+    scored = (Scored(one, task, temperature) for one, temperature in zip((first, second), temperatures, strict=True))
+    before, after = (ranking_statistic(one.score, one.target) for one in scored)
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        return {"auc": after(weights)["auc"] - before(weights)["auc"]}
+
+    return estimates(statistic, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)[
+        "auc"
+    ]
+
+
+def _by_case(predictions: Predictions) -> Predictions:
+    return predictions.where(np.argsort(predictions.case_id, kind="stable"))

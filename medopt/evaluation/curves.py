@@ -1,0 +1,107 @@
+"""The numbers behind the pictures: ROC curve with its band, and reliability with its intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from medopt.evaluation.bootstrap import estimates
+from medopt.evaluation.metrics import Floats, Ranking, ranking_statistic
+from medopt.evaluation.scored import Scored
+from medopt.records import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class RocCurve:
+    """Sensitivity against the false positive rate of one output; the band (M,) is pointwise on `grid` (M,).
+
+    `point` is (false positive rate, sensitivity) at the operating point, None where there is none.
+    """
+
+    false_positive_rate: Floats
+    sensitivity: Floats
+    grid: Floats
+    low: Floats
+    high: Floats
+    auc: Estimate
+    point: tuple[float, float] | None
+
+
+def roc_curve(
+    scored: Scored, output: int, *, bootstrap: int, confidence: float, seed: int, grid: int = 101
+) -> RocCurve | None:
+    """ROC curve of one output, its band and its AUC from one set of patient draws; None where a class is missing."""
+    target, score = scored.target[:, output], scored.score[:, output]
+    if target.all() or not target.any():
+        return None
+    ranking, axis = Ranking.of(score, target), np.linspace(0, 1, grid)
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        rates = [_rates(positives, negatives) for positives, negatives in zip(*ranking.groups(weights), strict=True)]
+        curves = np.array([np.interp(axis, *pair) for pair in rates])
+        return area(weights) | {str(index): column for index, column in enumerate(curves.T)}
+
+    area = ranking_statistic(score[:, None], target[:, None])
+    found = estimates(
+        statistic,
+        scored.predictions.patient_id,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        generator=np.random.default_rng(seed),
+    )
+    band = [found[str(index)] for index in range(grid)]
+    false_positive_rate, sensitivity = _rates(*(one[0] for one in ranking.groups(np.ones((1, len(score))))))
+    decided = scored.decided[:, output]
+    chosen = None if scored.operating_point.threshold is None else (decided[~target].mean(), decided[target].mean())
+    return RocCurve(
+        false_positive_rate,
+        sensitivity,
+        axis,
+        np.array([np.nan if one.low is None else one.low for one in band]),
+        np.array([np.nan if one.high is None else one.high for one in band]),
+        found["auc"],
+        chosen,
+    )
+
+
+def _rates(positives: Floats, negatives: Floats) -> tuple[Floats, Floats]:
+    """False positive rate and sensitivity (G + 1,) from the weights (G,) of each score group, highest score first."""
+    with np.errstate(invalid="ignore"):
+        false, true = (np.r_[0.0, one.cumsum()] / one.sum() for one in (negatives, positives))
+    return false, true
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Mean probability against observed frequency in bins of equally many cases, with Wilson intervals; all (M,)."""
+
+    predicted: Floats
+    observed: Floats
+    low: Floats
+    high: Floats
+
+
+def reliability(
+    probability: Floats, target: NDArray[np.bool_], confidence: float = 0.95, bins: int = 10
+) -> Reliability:
+    """Reliability of probabilities and truth (N,), N > 0.
+
+    Bins hold equally many cases (at least 10, equal probabilities stay together), since equal widths leave the
+    middle of a sure model nearly empty. The interval is Wilson's (1927), which stays honest where a bin holds no event.
+    """
+    order = np.argsort(probability, kind="stable")
+    edges = np.unique(np.quantile(probability, np.linspace(0, 1, max(1, min(bins, len(order) // 10)) + 1)[1:-1]))
+    index = np.searchsorted(edges, probability, side="right")
+    counts = np.bincount(index)
+    held = counts > 0
+    n = counts[held]
+    predicted = np.bincount(index, weights=probability)[held] / n
+    observed = np.bincount(index, weights=target)[held] / n
+    z = float(ndtri((1 + confidence) / 2))
+    centre = (observed + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(observed * (1 - observed) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    low, high = np.clip(centre - half, 0, observed), np.clip(centre + half, observed, 1)
+    return Reliability(predicted, observed, low, high)

@@ -1,0 +1,84 @@
+"""All figures of one model on one set of cases, and the same for each site."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medopt.config import Task
+from medopt.evaluation.bootstrap import estimates
+from medopt.evaluation.calibration import expected_calibration_error
+from medopt.evaluation.metrics import brier_statistic, decision_statistic, ranking_statistic, together
+from medopt.evaluation.scored import Scored
+from medopt.evaluation.thresholds import OperatingPoint
+from medopt.records import Estimate, Predictions
+
+METRICS = (
+    *("auc", "average_precision", "accuracy", "sensitivity", "specificity"),
+    *("ppv", "npv", "f1", "brier", "ece"),
+)
+
+
+def evaluate(
+    predictions: Predictions,
+    temperature: float,
+    operating_point: OperatingPoint,
+    task: Task,
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Every figure of METRICS for one model, with its patient-cluster bootstrap interval.
+
+    Temperature and operating point are those fitted on validation. A figure that is not defined has value None and
+    a note that says why; an empty set has no figure.
+    """
+    cases = len(predictions)
+    if cases == 0:
+        return {name: Estimate(None, None, None, 0, "no cases") for name in METRICS}
+    scored = Scored(by_falling_score(predictions), task, temperature, operating_point)
+    exclusive = task == "multiclass"
+    found = estimates(
+        together(
+            ranking_statistic(scored.score, scored.target),
+            decision_statistic(scored.decided, scored.target, exclusive=exclusive),
+            brier_statistic(scored.probability, scored.target, exclusive=exclusive),
+        ),
+        scored.predictions.patient_id,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        generator=np.random.default_rng(seed),
+    )
+    error = expected_calibration_error(scored.probability, scored.predictions.labels, task)
+    note = "no interval: resampling adds to a binned error, so its draws lie above the value"
+    return found | {"ece": Estimate(error, None, None, cases, note)}
+
+
+def by_falling_score(predictions: Predictions) -> Predictions:
+    """The same cases with the highest first logit on top, which spares a binary study's every draw the sorting."""
+    return predictions.where(np.argsort(-predictions.logits[:, 0], kind="stable"))
+
+
+def by_site(
+    predictions: Predictions,
+    temperature: float,
+    operating_point: OperatingPoint,
+    task: Task,
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, dict[str, Estimate]]:
+    """`evaluate` for the cases of each site, sites in alphabetical order."""
+    return {
+        str(site): evaluate(
+            predictions.where(predictions.site == site),
+            temperature,
+            operating_point,
+            task,
+            bootstrap=bootstrap,
+            confidence=confidence,
+            seed=seed,
+        )
+        for site in np.unique(predictions.site)
+    }

@@ -1,0 +1,162 @@
+"""One DICOM file: its header, and its stored pixels decoded. What is no image, or cannot be decoded, is refused."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.config import IGNORE, settings
+from pydicom.dataset import FileMetaDataset
+from pydicom.pixels import iter_pixels, pixel_array
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
+
+from medopt.errors import DataError
+from medopt.provenance import pseudonym
+
+# pydicom's remarks on odd headers may quote identifiers; what matters of them is refused below, with a reason.
+settings.reading_validation_mode = IGNORE
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
+
+# The tags that a file without the prefix begins with: group 2; (0008,0000), (0008,0001), (0008,0005), (0008,0008), (0008,0016).
+_FIRST_TAGS = {
+    group.to_bytes(2, order) + element.to_bytes(2, order)
+    for group, element in ((2, 0), (2, 0x10), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0x16))
+    for order in ("little", "big")
+}
+_DEFERRED_BYTES = 64 * 1024  # a deferred value is left in the file until it is asked for
+
+# SOP classes that may carry pixels or frames and yet are no image of the patient (PS3.4 B.5).
+_NOT_AN_IMAGE = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    str(MediaStorageDirectoryStorage): "a DICOMDIR, the table of contents of a medium",
+}
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins with these (132 or more) bytes is DICOM.
+
+    True with the prefix of PS3.10 7.1, and for old files without it, whose first element is of group 2 or 8.
+    """
+    return head[128:132] == b"DICM" or head[:4] in _FIRST_TAGS
+
+
+def read_header(path: Path, *, defer: bool = False) -> Dataset:
+    """Parse a DICOM file. With `defer`, pixels stay in the file until they are decoded.
+
+    Raises DataError where the file is missing, empty or not DICOM.
+    """
+    try:
+        dataset = dcmread(path, force=True, defer_size=_DEFERRED_BYTES if defer else None)
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror or type(error).__name__}.") from error
+    except Exception as error:
+        raise DataError(
+            f"{path} is not readable as DICOM: its header breaks off or is damaged ({type(error).__name__}). "
+            "Get the file again from its source."
+        ) from error
+    if not len(dataset):
+        raise DataError(
+            f"{path} is not readable as DICOM: it holds no data element. Get the file again from its source."
+        )
+    return _with_transfer_syntax(dataset)
+
+
+def _with_transfer_syntax(dataset: Dataset) -> Dataset:
+    """Files from before PS3.10 name no transfer syntax; the encoding found by parsing is then the only one possible."""
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = FileMetaDataset()
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def no_image(dataset: Dataset) -> str | None:
+    """Why a DICOM object is not an image to be read, or None."""
+    sop_class = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
+    if sop_class in _NOT_AN_IMAGE:
+        return f"it is {_NOT_AN_IMAGE[sop_class]}, not an image"
+    if dataset.get("Rows") is None or dataset.get("Columns") is None:
+        kind = f" ({sop_class.name})" if sop_class and sop_class.name != sop_class else ""
+        return f"it holds no image{kind}"
+    if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return "it has no pixel data: the header alone, or the file breaks off"
+    if "MOSAIC" in (dataset.get("ImageType") or []):
+        return "it is a mosaic, the slices of a volume tiled into one image; export it as single slices or enhanced MR"
+    return None
+
+
+def decoded(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
+    """Decode stored pixels frame by frame: (rows, columns) or (rows, columns, 3).
+
+    YBR becomes RGB; bits beyond BitsStored are cleared. Raises DataError where pixels are truncated, damaged, or of
+    a transfer syntax that no installed decoder knows.
+    """
+    try:
+        if number_of_frames(dataset, name) > 1:
+            yield from iter_pixels(dataset, view_only=True, allow_excess_frames=False)
+        else:
+            pixels = pixel_array(dataset, view_only=True, allow_excess_frames=False)
+            yield pixels[0] if pixels.ndim == 4 else pixels
+    except DataError:
+        raise
+    except Exception as error:
+        syntax = dataset.file_meta.TransferSyntaxUID
+        raise DataError(
+            f"{name}: the pixels cannot be decoded (transfer syntax {syntax.name}): {_reason(error)} "
+            "If the file is damaged, get it again from its source."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """A decoder's words on one line, without anything that looks like a UID."""
+    words = re.sub(r"\d+(\.\d+){3,}", "(UID)", " ".join(str(error).split())) or type(error).__name__
+    return (words[:297] + "..." if len(words) > 300 else words).rstrip(".") + "."
+
+
+def number_of_frames(dataset: Dataset, name: str) -> int:
+    """NumberOfFrames (0028,0008), 1 where it is absent."""
+    try:
+        count = int(dataset.get("NumberOfFrames") or 1)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: NumberOfFrames (0028,0008) is not a number.") from error
+    if count < 1:
+        raise DataError(f"{name}: NumberOfFrames (0028,0008) is {count}.")
+    return count
+
+
+def source(dataset: Dataset) -> dict[str, str]:
+    """Facts of the file that identify no one: format, transfer syntax, device; study and series as pseudonyms."""
+    facts = {"format": "DICOM", "transfer_syntax": dataset.file_meta.TransferSyntaxUID.name}
+    for key, keyword in (("manufacturer", "Manufacturer"), ("model", "ManufacturerModelName")):
+        facts[key] = str(dataset.get(keyword) or "")
+    for key, keyword in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):
+        facts[key] = pseudonym(str(dataset[keyword].value)) if dataset.get(keyword) else ""
+    return facts
+
+
+def vector(value: Any, count: int) -> NDArray[np.float64] | None:
+    """A multi-valued element as `count` finite numbers, or None where it is absent or something else."""
+    try:
+        found = np.array([float(item) for item in value], dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return found if found.shape == (count,) and np.isfinite(found).all() else None

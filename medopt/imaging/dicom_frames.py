@@ -1,0 +1,151 @@
+"""Where each DICOM frame lies: one record a frame, alike for a classic slice and a frame of an enhanced object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from medopt.errors import DataError
+from medopt.imaging import geometry
+from medopt.imaging.dicom_file import number_of_frames, vector
+
+_Vector = NDArray[np.float64]
+
+# Functional group macros that place a frame or give its values a meaning (PS3.3 C.7.6.16.2).
+_MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+)
+
+
+class FrameHeader:
+    """The header as one frame sees it: its own functional groups first, then the shared ones, then the file's."""
+
+    def __init__(self, dataset: Dataset, index: int = 0) -> None:
+        """`index` counts frames from 0."""
+        layers = [dataset]
+        for keyword, item in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", index)):
+            groups = dataset.get(keyword)
+            if groups and item < len(groups):
+                layers += [groups[item][macro][0] for macro in _MACROS if groups[item].get(macro)]
+        self._layers = layers[::-1]
+
+    def get(self, keyword: str, default: Any = None) -> Any:
+        """The element's value, or `default` where no layer has it."""
+        return next((layer.get(keyword) for layer in self._layers if keyword in layer), default)
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One frame in space. `position` (x, y, z) is the centre of its first pixel in LPS mm, `right` and `down` are unit
+    vectors along its rows and columns; all three are None where the file does not place the frame.
+    """
+
+    name: str
+    header: FrameHeader
+    index: int | None
+    size: tuple[int, int]
+    spacing: tuple[float, float]
+    spacing_from: str
+    position: _Vector | None
+    right: _Vector | None
+    down: _Vector | None
+
+    @property
+    def normal(self) -> _Vector:
+        """The unit vector perpendicular to the frame."""
+        return np.cross(self._placed(self.right), self._placed(self.down))
+
+    def _placed(self, found: _Vector | None) -> _Vector:
+        if found is None:
+            raise DataError(f"{self.name}: no ImagePositionPatient and ImageOrientationPatient.")
+        return found
+
+    def affine(self, step: _Vector | None = None) -> geometry.Affine:
+        """Index (slice, row, column) to LPS mm; `step` (mm) leads to the next slice, by default along the normal."""
+        if self.position is None:
+            return geometry.unplaced((1.0, *self.spacing))
+        if step is None:
+            step = self.normal * self._thickness()
+        down, right = self._placed(self.down), self._placed(self.right)
+        return geometry.placed(self.position, step, down * self.spacing[0], right * self.spacing[1])
+
+    def _thickness(self) -> float:
+        for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+            found = vector([self.header.get(keyword)], 1)
+            if found is not None and found[0] > 0:
+                return float(found[0])
+        return 1.0
+
+
+def planes(dataset: Dataset, name: str) -> list[Plane]:
+    """Every frame of a file, in the file's order.
+
+    Raises DataError where the size, the spacing or the functional groups cannot be used.
+    """
+    count = number_of_frames(dataset, name)
+    try:
+        size = (int(dataset.Rows), int(dataset.Columns))
+        found = []
+        for index in range(count):
+            header = FrameHeader(dataset, index)
+            label = f"{name} frame {index + 1}" if count > 1 else name
+            spacing, spacing_from = pixel_spacing(header, label)
+            placing = _placing(header)
+            found.append(Plane(label, header, index if count > 1 else None, size, spacing, spacing_from, *placing))
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{name}: the functional groups or the image size cannot be read ({type(error).__name__})."
+        ) from error
+    if min(size) < 1:
+        raise DataError(f"{name}: Rows is {size[0]} and Columns is {size[1]}: there is nothing to read.")
+    return found
+
+
+def _placing(header: FrameHeader) -> tuple[_Vector, _Vector, _Vector] | tuple[None, None, None]:
+    """Position and the two direction cosines (PS3.3 C.7.6.2.1.1), or nothing where they are absent or skew."""
+    position = vector(header.get("ImagePositionPatient"), 3)
+    orientation = vector(header.get("ImageOrientationPatient"), 6)
+    if position is None or orientation is None:
+        return None, None, None
+    right, down = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm(right), np.linalg.norm(down)
+    if abs(lengths[0] - 1) > 0.01 or abs(lengths[1] - 1) > 0.01 or abs(right @ down) > 0.01:
+        return None, None, None
+    return position, right / lengths[0], down / lengths[1]
+
+
+# Where the distance of pixels is looked for, and what it then means (PS3.3 10.7.1.3).
+_SPACINGS = (
+    ("PixelSpacing", "PixelSpacing"),
+    ("ImagerPixelSpacing", "ImagerPixelSpacing: at the detector, not in the patient"),
+    ("NominalScannedPixelSpacing", "NominalScannedPixelSpacing: on the film"),
+)
+
+
+def pixel_spacing(header: FrameHeader, name: str) -> tuple[tuple[float, float], str]:
+    """Millimetres between (rows, columns), and the element they come from; 1.0 with a note where there is none.
+
+    Raises DataError where the element is zero, negative or not a number.
+    """
+    for keyword, note in _SPACINGS:
+        value = header.get(keyword)
+        if value in (None, ""):
+            continue
+        found = vector(value, 2)
+        if found is None or found.min() <= 0:
+            raise DataError(f"{name}: {keyword} is {value}, which is no distance between pixels.")
+        return (float(found[0]), float(found[1])), note
+    aspect = vector(header.get("PixelAspectRatio"), 2)
+    if aspect is not None and aspect.min() > 0 and aspect[0] != aspect[1]:
+        return (float(aspect[0] / aspect[1]), 1.0), "unknown: 1.0 along a row, PixelAspectRatio down a column"
+    return (1.0, 1.0), "unknown: 1.0 is assumed"

@@ -1,0 +1,177 @@
+"""DICOM files to one Volume: a single image, a multi-frame object, or the files of one series.
+
+Slices are ordered by their position, never by file name or InstanceNumber (see `medopt.imaging.stack`). Pixels are
+decoded one frame at a time, straight into the finished array: a series is never held twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from medopt.errors import DataError, listed
+from medopt.imaging import geometry
+from medopt.imaging.dicom_file import decoded, is_dicom, no_image, read_header, source
+from medopt.imaging.dicom_frames import Plane, planes
+from medopt.imaging.dicom_values import Meaning, channels, meaning
+from medopt.imaging.stack import stacked
+from medopt.records import FloatArray, Volume
+
+MOST_FILES = 20_000
+# What scanners, viewers and media writers leave beside the images.
+_BESIDE = set(".txt .md .json .xml .csv .tsv .pdf .html .log .ini .inf .exe .db .bval .bvec .license".split())
+_BESIDE_NAMES = {"dicomdir", "license", "readme", "version", "lockfile"}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    dataset: Dataset
+
+
+def read_dicom(path: Path) -> Volume:
+    """One DICOM file: an image (C, H, W), or the volume (C, D, H, W) of a multi-frame object.
+
+    Raises DataError with the reason where it is no image, is damaged, or its frames form no volume.
+    """
+    dataset = read_header(path)
+    reason = no_image(dataset)
+    if reason:
+        raise DataError(f"{path} is not read: {reason}.")
+    return _volume([_File(path.name, dataset)], path)
+
+
+def read_series(folder: Path) -> Volume:
+    """A folder, with the folders below it, that holds the images of exactly one series.
+
+    Objects that are no images (reports, segmentations, presentation states) may lie beside them. Raises DataError
+    with the files where the folder holds no or several series, or where the slices form no even volume.
+    """
+    files, skipped = [], []
+    for path in _candidates(folder):
+        dataset = read_header(path, defer=True)
+        reason = no_image(dataset)
+        if reason is None:
+            files.append(_File(str(path.relative_to(folder)), dataset))
+        else:
+            skipped.append(f"{path.relative_to(folder)}: {reason}")
+    if not files:
+        found = f" Found: {listed(skipped)}." if skipped else ""
+        raise DataError(f"{folder} holds no DICOM image.{found} Give a file, or the folder of one series.")
+    broken = [note for note in skipped if "pixel data" in note]
+    if broken:
+        raise DataError(
+            f"{folder} is not read, since part of it has no pixels: {listed(broken)}. Get these files again."
+        )
+    _one_series(files, folder)
+    return _volume(files, folder)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The folder's DICOM files, sorted by name. A file that should be one and is not is refused."""
+    found, broken = [], []
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if path.suffix.lower() in _BESIDE or path.stem.lower() in _BESIDE_NAMES:
+            continue
+        with path.open("rb") as stream:
+            head = stream.read(132)
+        if is_dicom(head):
+            found.append(path)
+        else:
+            broken.append(str(path.relative_to(folder)) + (" (empty)" if not head else ""))
+        if len(found) > MOST_FILES:
+            raise DataError(f"{folder} holds more than {MOST_FILES} DICOM files. Give the folder of one series.")
+    if broken and found:
+        raise DataError(
+            f"{folder} is not read, since not all of its files are DICOM: {listed(sorted(broken))}. If a slice was "
+            "damaged on the way, get it again; move other files elsewhere."
+        )
+    return sorted(found)
+
+
+def _one_series(files: Sequence[_File], folder: Path) -> None:
+    series: dict[str, list[Dataset]] = defaultdict(list)
+    for file in files:
+        series[str(file.dataset.get("SeriesInstanceUID") or "")].append(file.dataset)
+    if len(series) > 1:
+        raise DataError(
+            f"{folder} holds {len(series)} series, and which one is meant is not said: "
+            f"{listed(sorted(_described(members) for members in series.values()), most=12)}. Give the folder of one."
+        )
+
+
+def _described(members: Sequence[Dataset]) -> str:
+    first = members[0]
+    what = str(first.get("SeriesDescription") or "").strip() or "no description"
+    return f"number {first.get('SeriesNumber') or 'none'} {first.get('Modality') or ''} '{what}' ({len(members)} files)"
+
+
+def _volume(files: Sequence[_File], path: Path) -> Volume:
+    """Place every frame, give every value its meaning, and decode each frame to where it belongs."""
+    frames = [(file, plane) for file in files for plane in planes(file.dataset, file.name)]
+    meanings = [meaning(file.dataset, plane.header, plane.name) for file, plane in frames]
+    first, plane = frames[0]
+    facts = source(first.dataset) | {"spacing": plane.spacing_from}
+    if len(frames) == 1:
+        array = np.empty((channels(first.dataset), *plane.size), dtype=np.float32)
+        pixels = next(decoded(first.dataset, first.name))
+        _check_size(pixels, array, first.name)
+        meanings[0].write(pixels, array)
+        facts["orientation"] = "patient" if plane.position is not None else "unknown"
+        return Volume(array, plane.affine(), plane.spacing, _modality(first), meanings[0].window, facts)
+    _same_kind(frames, meanings, path)
+    stack = stacked([plane for _, plane in frames], path)
+    grid_shape = (len(frames), *plane.size)
+    axes = geometry.canonical_axes(stack.affine)
+    array = np.empty((channels(first.dataset), *axes.shape(grid_shape)), dtype=np.float32)
+    _fill(axes.undone(array), files, meanings, stack.order)
+    affine = axes.affine(stack.affine, grid_shape)
+    window = meanings[stack.order[len(frames) // 2]].window
+    facts |= {"orientation": "patient"} | stack.facts
+    return Volume(array, affine, geometry.spacing(affine), _modality(first), window, facts)
+
+
+def _fill(slots: FloatArray, files: Sequence[_File], meanings: Sequence[Meaning], order: Sequence[int]) -> None:
+    """Decode every frame into its slot of (C, slice, row, column)."""
+    place = {frame: slot for slot, frame in enumerate(order)}
+    frame = 0
+    for file in files:
+        for pixels in decoded(file.dataset, file.name):
+            out = slots[:, place[frame]]
+            _check_size(pixels, out, file.name)
+            meanings[frame].write(pixels, out)
+            frame += 1
+        if "PixelData" in file.dataset:
+            del file.dataset.PixelData  # its room is wanted for the next file
+
+
+def _check_size(pixels: NDArray[Any], out: FloatArray, name: str) -> None:
+    if pixels.shape[:2] != out.shape[1:]:
+        raise DataError(f"{name}: decoded to {pixels.shape[:2]} pixels where the header says {out.shape[1:]}.")
+
+
+def _modality(file: _File) -> str:
+    return str(file.dataset.get("Modality") or "")
+
+
+def _same_kind(frames: Sequence[tuple[_File, Plane]], meanings: Sequence[Meaning], path: Path) -> None:
+    """Refuse a series whose files differ in kind: modality, colour, polarity, or the range mirrored for MONOCHROME1."""
+    kinds = defaultdict(list)
+    for (file, plane), own in zip(frames, meanings, strict=True):
+        photometric = str(file.dataset.get("PhotometricInterpretation") or "")
+        mirrored = (own.slope, own.intercept) if photometric == "MONOCHROME1" else ()
+        kinds[_modality(file), photometric, channels(file.dataset), mirrored].append(plane.name)
+    if len(kinds) > 1:
+        fewest = min(kinds.values(), key=len)
+        raise DataError(
+            f"{path}: mixed modality or pixel meaning within one series; others differ from {listed(fewest)}."
+        )

@@ -1,0 +1,116 @@
+"""NIfTI to Volume (https://nifti.nimh.nih.gov/nifti-1): the affine turned from RAS to LPS, the axes as everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+
+from medopt.errors import DataError
+from medopt.imaging import geometry
+from medopt.records import Volume
+
+_DEFLATE_LIMIT = 1032  # deflate cannot shrink data further than this, so a larger claim is a damaged header
+
+
+def is_nifti(head: bytes, name: str) -> bool:
+    """Whether a file that begins with these (352 or more) bytes is NIfTI-1 or -2, single file, also compressed."""
+    if head[:2] == b"\x1f\x8b":
+        return name.lower().endswith(".nii.gz")
+    return head[344:347] == b"n+1" or head[4:7] == b"n+2"
+
+
+def read_nifti(path: Path) -> Volume:
+    """A .nii or .nii.gz file: (C, D, H, W), or (C, H, W) where it holds a single slice. C is 3 for RGB voxels.
+
+    Raises DataError where the file is damaged, holds several volumes, or does not say how it is oriented.
+    """
+    try:
+        image: Any = nibabel.Nifti1Image.from_filename(path)
+    except Exception:
+        try:
+            image = nibabel.Nifti2Image.from_filename(path)
+        except Exception as error:
+            raise DataError(
+                f"{path} is not readable as NIfTI ({type(error).__name__}). Get it again from its source."
+            ) from error
+    shape = _grid_shape(image, path)
+    affine = geometry.LPS_FROM_RAS @ _oriented(image, path)
+    axes = geometry.canonical_axes(affine)
+    flat = 1 in axes.shape(shape)
+    if flat:
+        axes = geometry.display_axes(axes, axes.shape(shape))
+    array = _voxels(image, shape, axes, path)
+    affine = axes.affine(affine, shape)
+    spacing = geometry.spacing(affine)
+    facts = {"format": "NIfTI", "spacing": "affine", "orientation": "patient"}
+    return Volume(array[:, 0] if flat else array, affine, spacing[1:] if flat else spacing, source=facts)
+
+
+def _grid_shape(image: Any, path: Path) -> tuple[int, int, int]:
+    shape = tuple(int(size) for size in image.shape)
+    grid = (*shape[:3], *(1,) * (3 - len(shape)))
+    if any(size > 1 for size in shape[3:]):
+        raise DataError(
+            f"{path} holds {int(np.prod(shape[3:]))} volumes (shape {shape}: time points, contrasts or vectors), and "
+            "which one is meant is not said. Split it into files of one volume each."
+        )
+    if min(grid, default=0) < 1 or sorted(grid)[1] < 2:
+        raise DataError(f"{path} has the shape {shape}, which is no image.")
+    claimed = int(np.prod(grid, dtype=object)) * image.get_data_dtype().itemsize
+    factor = _DEFLATE_LIMIT if path.suffix == ".gz" else 1
+    if claimed > path.stat().st_size * factor:
+        raise DataError(f"{path} claims {claimed} bytes of voxels, more than it can hold: it is truncated or damaged.")
+    return (grid[0], grid[1], grid[2])
+
+
+def _oriented(image: Any, path: Path) -> geometry.Affine:
+    """The affine (4, 4) in RAS mm: sform, else qform, which must agree on left and right."""
+    header = image.header
+    try:
+        forms = [
+            form for form in (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]) if form is not None
+        ]
+        if not forms:
+            raise DataError(
+                f"{path} does not say how it is oriented (sform_code and qform_code are 0), so left and right are "
+                "unknown. Convert it again from its source."
+            )
+        for form in forms:
+            geometry.canonical_axes(form)
+        if len(forms) == 2 and not np.array_equal(io_orientation(forms[0]), io_orientation(forms[1])):
+            raise DataError(
+                f"{path}: sform and qform disagree on the patient's axes. Convert it again from its source."
+            )
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{path}: {error}.") from error
+    except Exception as error:
+        raise DataError(f"{path}: the orientation in its header cannot be read ({type(error).__name__}).") from error
+    return np.asarray(forms[0], dtype=np.float64)
+
+
+def _voxels(image: Any, shape: tuple[int, int, int], axes: geometry.Axes, path: Path) -> NDArray[np.float32]:
+    """(C, D, H, W): stored values, scaled (value * scl_slope + scl_inter), written once in the new order."""
+    try:
+        proxy = image.dataobj
+        stored = np.asarray(proxy.get_unscaled()).reshape(shape)
+        slope, intercept = float(proxy.slope), float(proxy.inter)
+    except Exception as error:
+        raise DataError(f"{path}: its voxels cannot be read ({type(error).__name__}): truncated or damaged.") from error
+    if stored.dtype.names:
+        parts = [stored[name] for name in stored.dtype.names[:3]]
+    elif np.issubdtype(stored.dtype, np.complexfloating):
+        raise DataError(f"{path} holds complex numbers. Convert it to magnitude.")
+    else:
+        parts = [stored]
+    out = np.empty((len(parts), *axes.shape(shape)), dtype=np.float32)
+    scaled = (slope, intercept) != (1.0, 0.0) and stored.dtype.names is None
+    for channel, part in zip(out, parts, strict=True):
+        seen = axes.view(part)
+        for slab in range(len(channel)):  # slab by slab: the double precision in between stays small
+            channel[slab] = seen[slab] * slope + intercept if scaled else seen[slab]
+    return out

@@ -1,0 +1,57 @@
+"""The one door to pixels: every caller, in training and in service, reads scans by `read_scan` and by nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medopt.errors import DataError
+from medopt.imaging.dicom_file import is_dicom
+from medopt.imaging.dicom_series import read_dicom, read_series
+from medopt.imaging.nifti import is_nifti, read_nifti
+from medopt.imaging.raster import is_image, read_image, read_npz
+from medopt.records import Volume
+
+
+def read_scan(path: Path | str, *, data: Path | None = None) -> Volume:
+    """Read a scan: its format is told from its content, never from its name alone.
+
+    `path` is a DICOM, NIfTI (.nii, .nii.gz), PNG, JPEG, TIFF or BMP file; a folder that holds one DICOM series; or a
+    member of an archive, `file.npz#array/index`. A relative path is looked for below `data` where that is given.
+
+    Images come as (C, H, W) in display order, volumes as (C, D, H, W) with axes toward Superior, Posterior, Left
+    (see `medopt.imaging.geometry`). Raises DataError, and nothing else, naming the file and the reason.
+    """
+    place = Path(path) if data is None else data / path
+    try:
+        return _read(place)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{place} cannot be read: {error.strerror or type(error).__name__}.") from error
+    except Exception as error:
+        raise DataError(
+            f"{place} cannot be read: it is damaged in a way not foreseen ({type(error).__name__})."
+        ) from error
+
+
+def _read(path: Path) -> Volume:
+    if path.is_dir():
+        return read_series(path)
+    if not path.exists():
+        archive, mark, member = str(path).rpartition("#")
+        if mark and archive:
+            return read_npz(Path(archive), member)
+        raise DataError(f"There is no file {path}. Check the image path and the data folder (--data, MEDOPT_DATA).")
+    with path.open("rb") as stream:
+        head = stream.read(352)
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes). Get it again from its source.")
+    if is_image(head):
+        return read_image(path)
+    if is_nifti(head, path.name):
+        return read_nifti(path)
+    if is_dicom(head):
+        return read_dicom(path)
+    if head.startswith(b"PK"):
+        raise DataError(f"{path} is an archive: say which image of it is meant, as in {path.name}#array/index.")
+    raise DataError(f"{path} is not a format that is read: DICOM, NIfTI, PNG, JPEG, TIFF, BMP, or a member of an .npz.")

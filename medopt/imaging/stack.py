@@ -1,0 +1,162 @@
+"""Frames to an even stack of slices, or the reason why they are none.
+
+Order and spacing come from ImagePositionPatient alone. Every slice must lie within TOLERANCE of the slice spacing from
+its place on the line through the first and the last slice. A step that leads sideways as well (a tilted CT gantry) is
+kept: the affine is then sheared, as the scan is, since straightening it would need resampling, and the stack's facts
+say by how many degrees. Source: PS3.3 C.7.6.2.1.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medopt.errors import DataError, listed
+from medopt.imaging.dicom_frames import Plane
+from medopt.imaging.geometry import Affine
+
+TOLERANCE = 0.1  # of the slice spacing
+_SAME_DIRECTION = 1e-3  # largest difference of direction cosines, 0.06 degrees
+_SAME_SPACING = 1e-3  # relative
+_SAME_PLACE_MM = 1e-3
+_TILT_DEGREES = 0.1  # less is rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """`order` lists the frames along the stack; `affine` (4, 4) maps (slice, row, column) to LPS mm."""
+
+    order: tuple[int, ...]
+    affine: Affine
+    facts: dict[str, str]
+
+
+def stacked(planes: Sequence[Plane], path: Path) -> Stack:
+    """Order frames along their normal.
+
+    Raises DataError naming the files: frames without a position, a scout, mixed size, spacing or orientation, two
+    frames in one place, a gap, uneven steps.
+    """
+    _all_placed(planes, path)
+    _no_scout(planes, path)
+    _uniform(planes, path, "size", lambda plane: plane.size, lambda a, b: a == b)
+    _uniform(
+        planes,
+        path,
+        "pixel spacing",
+        lambda plane: plane.spacing,
+        lambda a, b: np.allclose(a, b, rtol=_SAME_SPACING, atol=0),
+    )
+    _uniform(
+        planes, path, "orientation", _orientation, lambda a, b: bool(np.abs(np.subtract(a, b)).max() < _SAME_DIRECTION)
+    )
+    positions = np.array([plane.position for plane in planes])
+    normal = planes[0].normal
+    normal = normal * np.sign(normal[np.abs(normal).argmax()])  # toward left, posterior or superior, as volumes are
+    along = positions @ normal
+    order = tuple(int(index) for index in np.argsort(along, kind="stable"))
+    names = [planes[index].name for index in order]
+    _even(along[list(order)], names, path)
+    step = (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
+    _on_a_line(positions[list(order)], step, names, path)
+    sideways = float(np.linalg.norm(step - (step @ normal) * normal))
+    tilt = float(np.degrees(np.arctan2(sideways, step @ normal)))
+    facts = {"tilt_degrees": f"{tilt:.2f}"} if tilt > _TILT_DEGREES else {}
+    return Stack(order, planes[order[0]].affine(step), facts)
+
+
+def _all_placed(planes: Sequence[Plane], path: Path) -> None:
+    lost = [plane.name for plane in planes if plane.position is None]
+    if not lost:
+        return
+    if planes[0].index is not None:
+        what = (
+            "a cine or ultrasound loop, views or time points: which is meant is not said. Export that frame as a file"
+        )
+    else:
+        what = "several images, not the slices of one volume: which is meant is not said. Give that file"
+    raise DataError(
+        f"{path} holds {len(planes)} frames and {len(lost)} of them have no usable ImagePositionPatient and "
+        f"ImageOrientationPatient ({listed(lost, most=3)}). They are {what}."
+    )
+
+
+def _no_scout(planes: Sequence[Plane], path: Path) -> None:
+    scouts = [plane.name for plane in planes if "LOCALIZER" in (plane.header.get("ImageType") or [])]
+    if scouts and len(scouts) < len(planes):
+        raise DataError(
+            f"{path}: a scout (ImageType LOCALIZER) lies among the slices: {listed(scouts)}. Move it elsewhere."
+        )
+
+
+def _orientation(plane: Plane) -> tuple[float, ...]:
+    right = plane.right if plane.right is not None else ()
+    down = plane.down if plane.down is not None else ()
+    return (*right, *down)
+
+
+def _uniform(
+    planes: Sequence[Plane], path: Path, what: str, value: Callable[[Plane], Any], same: Callable[[Any, Any], bool]
+) -> None:
+    """Refuse frames that differ from the most frequent kind, and name the fewest."""
+    kinds: list[tuple[Any, list[str]]] = []
+    for plane in planes:
+        own = value(plane)
+        known = next((names for kind, names in kinds if same(kind, own)), None)
+        if known is None:
+            kinds.append((own, known := []))
+        known.append(plane.name)
+    if len(kinds) > 1:
+        usual, *others = sorted(kinds, key=lambda kind: -len(kind[1]))
+        odd = [f"{name} ({_short(kind)})" for kind, names in others for name in names]
+        raise DataError(
+            f"{path}: mixed {what} within one series. {len(usual[1])} frames have {_short(usual[0])}, others differ: "
+            f"{listed(odd)}. A scout or another acquisition lies among the slices; move it elsewhere."
+        )
+
+
+def _short(value: tuple[Any, ...]) -> str:
+    return "\\".join(f"{item:.4g}" for item in value)
+
+
+def _even(along: NDArray[np.float64], names: Sequence[str], path: Path) -> None:
+    """`along` (n,): sorted positions along the normal, in mm."""
+    steps = np.diff(along)
+    same = np.flatnonzero(steps < _SAME_PLACE_MM)
+    if len(same):
+        pairs = [f"{names[i]} and {names[i + 1]}" for i in same.tolist()]
+        raise DataError(
+            f"{path}: {len(same)} slices lie in the place of another: {listed(pairs, most=3)}. They are copies, or "
+            "several time points, echoes or directions in one series; give a folder with one frame for each position."
+        )
+    usual = float(np.median(steps))
+    wide = np.flatnonzero(steps > 1.5 * usual)
+    if len(wide):
+        gaps = [f"{steps[i]:.2f} mm between {names[i]} and {names[i + 1]}" for i in wide.tolist()]
+        raise DataError(
+            f"{path}: a gap in the series, whose slices are {usual:.2f} mm apart: {listed(gaps, most=3)}. Slices are "
+            "missing, or a slice of another acquisition (a scout) lies among them. Get the complete series."
+        )
+    even = along[0] + (along[-1] - along[0]) / len(steps) * np.arange(len(along))
+    _refuse_off_place(np.abs(along - even), float(steps.mean()), names, path, "uneven slice positions")
+
+
+def _on_a_line(positions: NDArray[np.float64], step: NDArray[np.float64], names: Sequence[str], path: Path) -> None:
+    """`positions` (n, 3) in order: none may lie beside the line from the first along `step`."""
+    off = np.linalg.norm(positions - positions[0] - np.arange(len(positions))[:, None] * step, axis=1)
+    _refuse_off_place(off, float(np.linalg.norm(step)), names, path, "slices shifted sideways unevenly")
+
+
+def _refuse_off_place(off: NDArray[np.float64], usual: float, names: Sequence[str], path: Path, what: str) -> None:
+    wrong = np.flatnonzero(off > TOLERANCE * usual)
+    if len(wrong):
+        places = [f"{names[i]} by {off[i]:.2f} mm" for i in wrong[np.argsort(-off[wrong])].tolist()]
+        raise DataError(
+            f"{path}: {what}. With slices {usual:.2f} mm apart, more than {TOLERANCE:.0%} of that off its place: "
+            f"{listed(places, most=3)}. Such a series cannot be given one spacing; get an evenly spaced reconstruction."
+        )

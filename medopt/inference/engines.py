@@ -1,0 +1,80 @@
+"""ONNX Runtime and OpenVINO behind one small interface: a batch in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+import openvino
+from numpy.typing import NDArray
+
+from medopt.errors import ReleaseError
+from medopt.records import FloatArray, batches
+
+INPUT, OUTPUT = "image", "logits"
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    name: str
+
+    def run(self, batch: FloatArray) -> NDArray[np.float64]:
+        """Logits (N, K) of a float32 batch (N, C, *size)."""
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(self, batch: FloatArray) -> NDArray[np.float64]:
+        """Logits (N, K) of a float32 batch (N, C, *size)."""
+        return np.asarray(self._session.run([OUTPUT], {INPUT: batch})[0], np.float64)
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU, in float32 where the model is float (no silent bfloat16)."""
+
+    name = "openvino"
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        core = openvino.Core()
+        self._request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+
+    def run(self, batch: FloatArray) -> NDArray[np.float64]:
+        """Logits (N, K) of a float32 batch (N, C, *size)."""
+        return np.array(self._request.infer({INPUT: batch})[OUTPUT], np.float64)
+
+
+ENGINES: dict[str, Callable[[Path, int], Engine]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
+
+
+def open_engine(name: str, path: Path, threads: int = 0) -> Engine:
+    """Load an ONNX file into the named engine; `threads` 0 takes all cores.
+
+    Raises ReleaseError where the engine is unknown or refuses the file.
+    """
+    if name not in ENGINES:
+        raise ReleaseError(f"There is no engine {name!r}; known: {', '.join(ENGINES)}.")
+    try:
+        return ENGINES[name](path, threads)
+    except Exception as error:  # each engine has its own exception types, and none of them shares a base
+        raise ReleaseError(f"{name} cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
+
+
+def run_all(engine: Engine, images: FloatArray, size: int = 16) -> NDArray[np.float64]:
+    """Logits (N, K) of many images (N, C, *size), a batch at a time; `images` may be memory-mapped."""
+    return np.concatenate([engine.run(np.ascontiguousarray(images[part])) for part in batches(len(images), size)])

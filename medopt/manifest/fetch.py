@@ -1,0 +1,171 @@
+"""Download what a card names: checked against the published checksum, unpacked to where the manifest looks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import pooch
+from requests.exceptions import HTTPError, RequestException
+
+from medopt.errors import DataError
+from medopt.manifest.card import Card, Download
+from medopt.manifest.paths import below
+from medopt.provenance import atomic, file_digest, storage
+from medopt.records import Reporter, SilentReporter
+
+CHUNK = 1 << 18
+TIMEOUT_S = 30
+
+
+def fetch(card: Card, data: Path, reporter: Reporter | None = None, retries: int = 2) -> list[Path]:
+    """Download a card's files into the data folder, and unpack them; what is there already is not downloaded again.
+
+    Nothing is overwritten and no file is left half-written. Returns the files that the manifest can use. Raises
+    DataError with the address and the place for a file that cannot be had, and where the card names none.
+    """
+    reporter = reporter or SilentReporter()
+    if not card.files:
+        raise DataError(f"{card.title} cannot be downloaded by this command. {card.get}")
+    placed = []
+    for file in card.files:
+        kept = _download(file, data, reporter, retries)
+        placed += [kept] if file.unpack == "none" else _unpack(kept, file, data)
+    reporter.message(f"{card.title}: {len(placed)} files in place below {data}. Licence: {card.licence}")
+    return placed
+
+
+def _download(file: Download, data: Path, reporter: Reporter, retries: int) -> Path:
+    """The file as published, from the data folder or from its address."""
+    target = data / file.path
+    kind, _, checksum = file.checksum.partition(":")
+    if target.exists():
+        if pooch.file_hash(str(target), alg=kind) != checksum:
+            raise DataError(
+                f"{target} is there already and is not the published file ({file.checksum}). It is not overwritten: "
+                "move it away, then give the same command again."
+            )
+        reporter.message(f"{target} is there already, with the published checksum.")
+        return target
+    pooch.get_logger().setLevel("WARNING")  # it tells each download on stderr
+    source = pooch.create(
+        path=data, base_url="", registry={file.path: file.checksum}, urls={file.path: file.url}, retry_if_failed=retries
+    )
+    bar = _Bar(reporter, f"{target.name} (bytes)")
+    try:
+        with storage(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.fetch(
+                file.path, downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT_S)
+            )
+    except (RequestException, ValueError) as error:
+        raise DataError(
+            f"{file.url} could not be downloaded: {_reason(error)}. Get it by another way, check that its checksum is "
+            f"{file.checksum}, place it as {target}, then give the same command again."
+        ) from None
+    return target
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValueError) and not isinstance(error, RequestException):
+        return "what came does not have the published checksum, so it was cut off or changed, and was thrown away"
+    if isinstance(error, HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    return f"the server could not be reached, or broke off ({type(error).__name__})"
+
+
+class _Bar:
+    """A Reporter's bar in the form that pooch drives: it sets the total once an attempt, and again fills the bar."""
+
+    def __init__(self, reporter: Reporter, what: str) -> None:
+        self._reporter, self._what = reporter, what
+
+    @property
+    def total(self) -> int:
+        """Bytes that this attempt still has to bring."""
+        return self._left
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._left = value
+        self._advance = self._reporter.progress(value, self._what)
+
+    def update(self, count: int) -> None:
+        """Advance by `count` bytes, never past the total."""
+        step = min(count, self.total)
+        self._left -= step
+        self._advance(step)
+
+    def reset(self) -> None:
+        """Keep what was counted; the filling that follows adds the rest."""
+
+    def close(self) -> None:
+        """The bar closes itself at its total."""
+
+
+def _unpack(kept: Path, file: Download, data: Path) -> list[Path]:
+    """Write an archive's members to where the card puts them. Raises DataError for a member that leads elsewhere."""
+    placed = []
+    try:
+        for name, stream in _members(kept, file.unpack):
+            place = _place(name, file)
+            if place is None:
+                continue
+            if stream is None:
+                raise DataError(f"{kept} holds {name!r}, which is a link or a device: it is not unpacked.")
+            _write(stream, data / place)
+            placed.append(data / place)
+    except (ValueError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{kept} cannot be unpacked as {file.unpack}: {error}.") from None
+    if not placed:
+        raise DataError(f"{kept} holds none of the folders {', '.join(file.move) or 'expected'}: its card is wrong.")
+    return placed
+
+
+def _members(kept: Path, kind: str) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names and contents of an archive's files; no content for links and devices."""
+    if kind == "zip":
+        with zipfile.ZipFile(kept) as packed:
+            for info in packed.infolist():
+                if not info.is_dir():
+                    with packed.open(info) as stream:
+                        yield info.filename, stream
+        return
+    with tarfile.open(kept) as archive:
+        for member in archive:
+            if not member.isdir():
+                yield member.name, archive.extractfile(member) if member.isfile() else None
+
+
+def _place(name: str, file: Download) -> str | None:
+    """Where a member goes below the data folder; None for what is not wanted, as the notes that macOS adds."""
+    path = PurePosixPath(name)
+    if path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts:
+        return None
+    try:
+        inside = below(name)
+    except ValueError as error:
+        raise ValueError(f"the member {name!r} is refused, {error}") from None
+    if not file.move:
+        return str(PurePosixPath(file.path).parent / inside)
+    for source, target in file.move.items():
+        if inside.startswith(f"{source}/"):
+            return target + inside.removeprefix(source)
+    return None
+
+
+def _write(stream: IO[bytes], target: Path) -> None:
+    if target.exists():
+        if hashlib.file_digest(stream, "sha256").hexdigest() != file_digest(target):  # type: ignore[arg-type]
+            raise DataError(
+                f"{target} is there already with other content. It is not overwritten: move it away, then give the "
+                "same command again."
+            )
+        return
+    with atomic(target) as part, part.open("wb") as out:
+        shutil.copyfileobj(stream, out, CHUNK)

@@ -1,0 +1,41 @@
+"""The bottleneck block: 1x1 reduce, 3x3, 1x1 expand, and a skip connection."""
+
+from __future__ import annotations
+
+from monai.networks.layers.factories import Conv, Norm
+from torch import Tensor, nn
+
+
+class BottleneckLayer(nn.Module):
+    """A residual bottleneck, usable alone: `BottleneckLayer(128, 32, 256)`.
+
+    Shapes: (N, in_channels, *space) to (N, out_channels, *space / stride), with 2 or 3 spatial axes. The skip is the
+    identity where the shape is kept, else a 1x1 projection. The stride sits on the 3x3 convolution.
+    Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017).
+    """
+
+    def __init__(
+        self, in_channels: int, bottleneck_channels: int, out_channels: int, *, spatial_dims: int = 2, stride: int = 1
+    ) -> None:
+        super().__init__()
+        conv, norm = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims]
+        self.reduce = conv(in_channels, bottleneck_channels, kernel_size=1, bias=False)
+        self.norm1 = norm(bottleneck_channels)
+        self.spatial = conv(
+            bottleneck_channels, bottleneck_channels, kernel_size=3, stride=stride, padding=1, bias=False
+        )
+        self.norm2 = norm(bottleneck_channels)
+        self.expand = conv(bottleneck_channels, out_channels, kernel_size=1, bias=False)
+        self.norm3 = norm(out_channels)
+        self.act = nn.ReLU(inplace=True)
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            projection = conv(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+            self.skip = nn.Sequential(projection, norm(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, *space) to (N, out_channels, *space / stride)."""
+        out = self.act(self.norm1(self.reduce(x)))
+        out = self.act(self.norm2(self.spatial(out)))
+        out = self.norm3(self.expand(out))
+        return self.act(out + self.skip(x))

@@ -1,0 +1,239 @@
+"""Who is in the study, in which split, and the files: a synthetic study of fictional patients, drawn from a seed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medopt.errors import ConfigError
+from PIL import Image
+
+from medopt.phantom.anatomy import project_chest
+from medopt.phantom.chest import draw_chest, draw_pose
+from medopt.phantom.detector import expose, site_named
+from medopt.phantom.findings import add_distractors, add_nodule, draw_nodule
+from medopt.phantom.projection import Grid
+from medopt.phantom.radiograph_dicom import Radiograph, phantom_uid, write_radiograph
+from medopt.provenance import write_json, write_text
+from medopt.records import FloatArray, Reporter, SilentReporter, Split
+
+COLUMNS = ("image", "patient_id", "study_uid", "series_uid", "site", "age", "sex", "label", "split")
+LABELS = ("no_nodule", "nodule")
+PREVALENCE = 0.45
+TWO_IMAGES = 0.15
+"""Share of the patients who come a second time."""
+GRID_MM = 0.9
+MARGIN_MM = 14.0
+"""The anatomy is drawn this coarsely; the detector's pixels are finer."""
+SHARES = {"site_a": (150 / 420, (0.62, 0.24)), "site_b": (150 / 420, (0.62, 0.24)), "site_c": (120 / 420, (0.0, 0.0))}
+"""Share of the patients at each site, and the parts of them for training and validation; the rest is for the test."""
+VERSION = 1
+"""Raised whenever the same seed would give other pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """One fictional patient: where, in which split, with or without a nodule, and in how many images."""
+
+    number: int
+    identifier: str
+    site: str
+    split: Split
+    nodule: bool
+    sex: str
+    age: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One image of a patient, the `index`-th."""
+
+    patient: Patient
+    index: int
+
+    @property
+    def file(self) -> str:
+        """The image's path below the study's folder."""
+        return f"images/{self.patient.site}/{self.patient.identifier.lower()}_{self.index + 1}.dcm"
+
+
+def draw_case(
+    seed: int, site: str, *, nodule: bool, size: tuple[int, int] | None = None, patient: int = 0, image: int = 0, sex: str = "M"
+) -> FloatArray:
+    """Draw one radiograph: (rows, columns) in 0..1, dense tissue bright; `size` replaces the site's own matrix.
+
+    The chest and the nodule come from (seed, patient), the pose, the distractors and the noise from the image's
+    index as well. The field of view is the site's, whatever the size.
+    """
+    system = site_named(site)
+    size = size or (system.rows, system.columns)
+    who = np.random.default_rng([seed, patient])
+    chest, lesion = draw_chest(who, sex), draw_nodule(who)
+    rng = np.random.default_rng([seed, patient, image + 1])
+    pose = draw_pose(rng)
+    height, width = system.rows * system.spacing_mm, system.columns * system.spacing_mm
+    spacing = max(GRID_MM, width / size[1])
+    rows, cols, margin = round(height / spacing), round(width / spacing), math.ceil(MARGIN_MM / spacing)
+    scene = project_chest(chest, pose, Grid(rows + 2 * margin, cols + 2 * margin, spacing, pose.shift))
+    absorbance = scene.absorbance
+    add_distractors(absorbance, rng, chest, scene)
+    if nodule:
+        add_nodule(absorbance, lesion, chest, scene)
+    turned = Image.fromarray(absorbance).rotate(math.degrees(pose.roll), Image.Resampling.BICUBIC)
+    absorbance = np.asarray(turned)[margin:-margin, margin:-margin]
+    return expose(absorbance, system, rng, size)
+
+
+def plan_patients(patients: int, seed: int) -> list[Patient]:
+    """Draw who is in the study: at each site and in each split the same prevalence, a patient in one split only."""
+    rng = np.random.default_rng([seed, patients, 99])
+    plan: list[Patient] = []
+    for letter, (site, (share, parts)) in zip("ABC", SHARES.items(), strict=True):
+        count = round(patients * share)
+        train, val = (round(count * part) for part in parts)
+        splits: list[Split] = ["train"] * train + ["val"] * val + ["test"] * (count - train - val)
+        nodules = np.concatenate([_alternating(splits.count(name)) for name in ("train", "val", "test")])
+        twice = rng.permutation(count) < round(count * TWO_IMAGES)
+        for at, place in enumerate(rng.permutation(count)):
+            plan.append(
+                Patient(
+                    number=len(plan),
+                    identifier=f"PHANTOM-{letter}{at + 1:03d}",
+                    site=site,
+                    split=splits[place],
+                    nodule=bool(nodules[place]),
+                    sex="MF"[rng.integers(2)],
+                    age=int(rng.integers(35, 86)),
+                    images=1 + int(twice[at]),
+                )
+            )
+    return plan
+
+
+def draw_study(
+    folder: Path,
+    *,
+    patients: int = 420,
+    seed: int = 7,
+    reporter: Reporter = SilentReporter(),
+    workers: int | None = None,
+) -> Path:
+    """Draw the whole study below `folder` and return its manifest's path.
+
+    Writes `images/<site>/<name>.dcm`, `phantom.json` (the parameters and the manifest's SHA-256) and, last of all,
+    `manifest.csv`. Every file is written whole or not at all and depends on the seed alone, so an interrupted study
+    is gone on with, and a complete one is returned at once. Raises ConfigError where the folder holds something else
+    or the study would be too small, StorageError where it cannot be written.
+    """
+    if patients < 24:
+        raise ConfigError(f"A phantom study of {patients} patients cannot fill three sites and splits: ask for 24 or more.")
+    shots = [Shot(patient, index) for patient in plan_patients(patients, seed) for index in range(patient.images)]
+    manifest, text = folder / "manifest.csv", _manifest(shots, seed)
+    facts = {
+        "what": "Fictional patients drawn by medopt phantom; not for diagnosis",
+        "version": VERSION,
+        "patients": patients,
+        "seed": seed,
+        "images": len(shots),
+        "manifest_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    _claim(folder, facts)
+    missing = [shot for shot in shots if not (folder / shot.file).is_file()]
+    if missing:
+        manifest.unlink(missing_ok=True)
+        advance = reporter.progress(len(missing), "radiographs")
+        for _ in _draw_all(folder, missing, seed, workers or os.cpu_count() or 1):
+            advance(1)
+    if not manifest.is_file() or manifest.read_text(encoding="utf-8") != text:
+        write_text(manifest, text)
+    return manifest
+
+
+def _alternating(count: int) -> list[bool]:
+    """Nodule or none, in the study's prevalence, as evenly as `count` allows."""
+    return [int((at + 1) * PREVALENCE + 0.5) > int(at * PREVALENCE + 0.5) for at in range(count)]
+
+
+def _claim(folder: Path, facts: dict[str, object]) -> None:
+    """Make sure that the folder is this study's, or free to become it."""
+    card = folder / "phantom.json"
+    if card.is_file():
+        found = json.loads(card.read_text(encoding="utf-8"))
+        if found != facts:
+            raise ConfigError(
+                f"{folder} holds another phantom study (patients {found.get('patients')}, seed {found.get('seed')}, version "
+                f"{found.get('version')}). Choose another folder, or remove this one first."
+            )
+    elif any((folder / name).exists() for name in ("manifest.csv", "images")):
+        raise ConfigError(f"{folder} holds data that medopt phantom did not draw. Choose another folder.")
+    else:
+        write_json(card, facts)
+
+
+def _draw_all(folder: Path, shots: list[Shot], seed: int, workers: int) -> Iterator[None]:
+    """Draw the images, in this process or in several."""
+    if workers == 1:
+        for shot in shots:
+            yield _draw(folder, shot, seed)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        tasks = [pool.submit(_draw, folder, shot, seed) for shot in shots]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _draw(folder: Path, shot: Shot, seed: int) -> None:
+    who = shot.patient
+    site = site_named(who.site)
+    pixels = draw_case(seed, who.site, nodule=who.nodule, patient=who.number, image=shot.index, sex=who.sex)
+    study, series = _uids(shot, seed)
+    header = Radiograph(
+        patient_id=who.identifier,
+        patient_name=f"PHANTOM^{who.identifier[-4:]}",
+        sex=who.sex,
+        age=who.age,
+        study_uid=study,
+        series_uid=series,
+        instance_uid=phantom_uid(str(seed), shot.file, "instance"),
+        accession=f"PH{who.number:05d}{shot.index}",
+        date=f"2020{1 + who.number % 12:02d}{1 + (who.number // 12) % 27 + shot.index:02d}",
+        institution=f"medopt phantom {who.site}",
+        model=site.model,
+        kvp=site.kvp,
+        spacing_mm=site.spacing_mm,
+        photometric=site.photometric,
+        transfer_syntax=site.transfer_syntax,
+    )
+    write_radiograph(folder / shot.file, pixels, header)
+
+
+def _uids(shot: Shot, seed: int) -> tuple[str, str]:
+    """Study and series UID: each image is a study of its own."""
+    return phantom_uid(str(seed), shot.file, "study"), phantom_uid(str(seed), shot.file, "series")
+
+
+def _manifest(shots: list[Shot], seed: int) -> str:
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for shot in shots:
+        who = shot.patient
+        table.writerow(
+            (shot.file, who.identifier, *_uids(shot, seed), who.site, who.age, who.sex, LABELS[who.nodule], who.split)
+        )
+    return stream.getvalue()

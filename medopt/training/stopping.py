@@ -1,0 +1,29 @@
+"""Early stopping as a function of the history; NaN is never progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def improvements(scores: Sequence[float]) -> list[bool]:
+    """For each score (higher is better), whether it is a new best."""
+    best = -math.inf
+    found = []
+    for score in scores:
+        better = not math.isnan(score) and score > best
+        best = score if better else best
+        found.append(better)
+    return found
+
+
+def best_epoch(scores: Sequence[float]) -> int | None:
+    """Index of the best score, the first of equals; None where none is a number."""
+    marks = improvements(scores)
+    return max((index for index, better in enumerate(marks) if better), default=None)
+
+
+def should_stop(scores: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` scores brought no new best."""
+    marks = improvements(scores)
+    return len(marks) >= patience and not any(marks[-patience:])

@@ -1,0 +1,103 @@
+"""How a scanner renders the same anatomy: blur, resolution, bias field, noise, response, on images in 0..1.
+
+One drawn `Appearance` is applied in the order in which the physics happens: the object, the detector's blur and
+sampling, the coil's or beam's unevenness, the noise of the signal, and the display response at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.networks.layers import gaussian_1d, separable_filtering
+from torch import Tensor
+
+from medopt.transforms.resize import resize
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """What one scanner does to an image; the defaults do nothing.
+
+    blur: standard deviation of the point spread, pixels. low_resolution: factor of coarser sampling. bias_field:
+    relative deviation at the corners of a smooth field, one coefficient a polynomial term. photons: expected count at
+    full intensity (Poisson). rician: standard deviation of either channel of a magnitude image (Gudbjartsson & Patz
+    1995). speckle: standard deviation of a multiplicative noise (ultrasound). gaussian: additive, electronic. gamma,
+    contrast, brightness: the display response. `seed` fixes the noise itself.
+    """
+
+    blur: float = 0.0
+    low_resolution: float = 1.0
+    bias_field: tuple[float, ...] = ()
+    photons: float = 0.0
+    rician: float = 0.0
+    speckle: float = 0.0
+    gaussian: float = 0.0
+    gamma: float = 1.0
+    contrast: float = 1.0
+    brightness: float = 0.0
+    seed: int = 0
+
+
+def apply_appearance(image: Tensor, look: Appearance) -> Tensor:
+    """Render (C, *space) in 0..1 as that scanner would; the same shape, again in 0..1."""
+    if look == Appearance(seed=look.seed):
+        return image
+    noise = torch.Generator().manual_seed(look.seed)
+    out = image
+    if look.blur > 0:
+        out = gaussian_blur(out, look.blur)
+    if look.low_resolution > 1:
+        small = [max(4, round(n / look.low_resolution)) for n in out.shape[1:]]
+        out = resize(resize(out, small), image.shape[1:])
+    if look.bias_field:
+        out = out * smooth_field(image.shape[1:], look.bias_field)
+    if look.photons > 0:
+        out = torch.poisson(out.clamp_min(0) * look.photons, generator=noise) / look.photons
+    if look.rician > 0:
+        real = out + look.rician * _normal(out, noise)
+        out = torch.hypot(real, look.rician * _normal(out, noise))
+    if look.speckle > 0:
+        out = out * (1 + look.speckle * _normal(out, noise))
+    if look.gaussian > 0:
+        out = out + look.gaussian * _normal(out, noise)
+    if look.gamma != 1:
+        out = out.clamp(0, 1) ** look.gamma
+    if look.contrast != 1 or look.brightness:
+        out = (out - 0.5) * look.contrast + 0.5 + look.brightness
+    return out.clamp(0, 1)
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator)
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Blur the spatial axes of (C, *space) by a Gaussian of `sigma` pixels, edges replicated."""
+    kernel = gaussian_1d(torch.tensor(float(sigma)), truncated=3.0)
+    blurred: Tensor = separable_filtering(image[None], [kernel] * (image.ndim - 1), mode="replicate")
+    return blurred[0]
+
+
+def smooth_field(size: torch.Size | tuple[int, ...], coefficients: tuple[float, ...]) -> Tensor:
+    """A smooth multiplicative field exp(polynomial), (*size): linear and squared terms of each axis in turn."""
+    exponent = torch.zeros(tuple(size))
+    terms = iter(coefficients)
+    for axis, length in enumerate(size):
+        shape = [1] * len(size)
+        shape[axis] = length
+        x = torch.linspace(-1, 1, length).reshape(shape)
+        exponent = exponent + next(terms, 0.0) * x + next(terms, 0.0) * (x * x - 1 / 3)
+    return exponent.exp()
+
+
+def log_uniform(random: np.random.Generator, low: float, high: float) -> float:
+    """A draw between two positive bounds, even on a logarithmic scale."""
+    return float(math.exp(random.uniform(math.log(low), math.log(high))))
+
+
+def draw_seed(random: np.random.Generator) -> int:
+    """A seed for the noise of one appearance."""
+    return int(random.integers(2**31))
