@@ -50,7 +50,9 @@ def export_onnx(model: nn.Module, examples: FloatArray, path: Path, opset: int) 
     difference = float(np.abs(found - expected).max())
     if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
         path.unlink()
-        raise TrainingError(f"The exported model differs from the network by {difference:.2g} on a logit; not exported.")
+        raise TrainingError(
+            f"The exported model differs from the network by {difference:.2g} on a logit; not exported."
+        )
     return difference
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import nncf
@@ -23,10 +24,10 @@ from medopt.provenance import atomic
 from medopt.records import FloatArray
 
 
-def quantize_int8(source: Path, target: Path, calibration: FloatArray) -> None:
+def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray]) -> None:
     """Write the int8 form of the float ONNX file `source` to `target`.
 
-    `calibration` (N, C, *size) holds prepared training images at the size of deployment; they are read one at a time.
+    `calibration` holds prepared training images (C, *size) at the size of deployment; they are read one at a time.
     """
     model = onnx.load(source)
     data = nncf.Dataset(range(len(calibration)), lambda index: {INPUT: np.array(calibration[index])[None]})

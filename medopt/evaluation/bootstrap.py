@@ -7,30 +7,34 @@ value over the draws (Efron & Tibshirani 1993, chapters 8 and 13).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Task
 from medopt.errors import DataError
-from medopt.evaluation.metrics import Floats, Statistic, ranking_statistic
+from medopt.evaluation.metrics import Floats, Statistic, Weights, ranking_statistic
 from medopt.evaluation.scored import Scored
 from medopt.records import Estimate, Predictions, batches
 
-CHUNK = 2**18  # weights held at once: a few arrays of 2 MB that stay in the processor's cache
+CHUNK = 2**16  # weights made at once: a few arrays of half a megabyte stay in the processor's cache
 
 
-def patient_draws(patient_id: NDArray[np.str_], draws: int, generator: np.random.Generator) -> Iterator[Floats]:
-    """Weights (B, N) of resampled patients' cases, a few draws at a time; together `draws` rows."""
-    _, index = np.unique(patient_id, return_inverse=True)
-    patients = int(index.max()) + 1
+def patient_draws(patient_id: NDArray[np.str_], draws: int, generator: np.random.Generator) -> Iterator[Weights]:
+    """Weights (B, N) of the cases of resampled patients, a few draws at a time; together `draws` rows.
+
+    The draws do not depend on how many are made at a time.
+    """
+    names, index = np.unique(patient_id, return_inverse=True)
+    patients = len(names)
     for part in batches(draws, max(1, CHUNK // len(patient_id))):
         rows = part.stop - part.start
         drawn = generator.integers(patients, size=(rows, patients))
         drawn += patients * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients).astype(np.float64)
+        counts = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)
         # With one case a patient the draws are exchangeable: which count goes to which case does not matter.
-        yield counts if patients == len(patient_id) else counts[:, index]
+        yield counts if patients == len(patient_id) else counts.take(index, axis=1)
 
 
 def estimates(
@@ -46,7 +50,7 @@ def estimates(
     Draws that do not define a figure (a class is missing) are left out and counted in its note.
     """
     cases = len(patient_id)
-    point = {name: float(values[0]) for name, values in statistic(np.ones((1, cases))).items()}
+    point = {name: float(values[0]) for name, values in statistic(np.ones((1, cases), np.int64)).items()}
     if len(np.unique(patient_id)) < 2:
         return {name: _without_interval(value, cases, "one patient only") for name, value in point.items()}
     parts = [statistic(weights) for weights in patient_draws(patient_id, bootstrap, generator)]
@@ -70,6 +74,17 @@ def _interval(value: float, drawn: Floats, confidence: float, cases: int) -> Est
     left_out = len(drawn) - len(kept)
     note = f"{left_out} of {len(drawn)} draws do not define it and were left out" if left_out else ""
     return Estimate(value, float(low), float(high), cases, note)
+
+
+def guarded(estimate: Estimate) -> Estimate:
+    """The figure without its interval where that has no width: every draw of a perfect figure is perfect.
+
+    That says nothing of the next patients, so 1.000 (1.000 to 1.000) must not be printed.
+    """
+    if estimate.low is None or estimate.low != estimate.high:
+        return estimate
+    note = "no interval: every draw gives this value, so the bootstrap cannot say how sure it is"
+    return replace(estimate, low=None, high=None, note=note)
 
 
 def paired_difference(
@@ -96,7 +111,7 @@ def paired_difference(
     scored = (Scored(one, task, temperature) for one, temperature in zip((first, second), temperatures, strict=True))
     before, after = (ranking_statistic(one.score, one.target) for one in scored)
 
-    def statistic(weights: Floats) -> dict[str, Floats]:
+    def statistic(weights: Weights) -> dict[str, Floats]:
         return {"auc": after(weights)["auc"] - before(weights)["auc"]}
 
     return estimates(statistic, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)[

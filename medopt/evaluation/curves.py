@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from medopt.evaluation.bootstrap import estimates
-from medopt.evaluation.metrics import Floats, Ranking, ranking_statistic
+from medopt.evaluation.bootstrap import estimates, guarded
+from medopt.evaluation.metrics import Floats, Ranking, Weights, ranking_statistic
 from medopt.evaluation.scored import Scored
 from medopt.records import Estimate
 
@@ -39,9 +39,8 @@ def roc_curve(
         return None
     ranking, axis = Ranking.of(score, target), np.linspace(0, 1, grid)
 
-    def statistic(weights: Floats) -> dict[str, Floats]:
-        rates = [_rates(positives, negatives) for positives, negatives in zip(*ranking.groups(weights), strict=True)]
-        curves = np.array([np.interp(axis, *pair) for pair in rates])
+    def statistic(weights: Weights) -> dict[str, Floats]:
+        curves = np.array([np.interp(axis, *_rates(*draw)) for draw in zip(*ranking.counts(weights), strict=True)])
         return area(weights) | {str(index): column for index, column in enumerate(curves.T)}
 
     area = ranking_statistic(score[:, None], target[:, None])
@@ -53,7 +52,7 @@ def roc_curve(
         generator=np.random.default_rng(seed),
     )
     band = [found[str(index)] for index in range(grid)]
-    false_positive_rate, sensitivity = _rates(*(one[0] for one in ranking.groups(np.ones((1, len(score))))))
+    false_positive_rate, sensitivity = _rates(*(one[0] for one in ranking.counts(np.ones((1, len(score)), np.int64))))
     decided = scored.decided[:, output]
     chosen = None if scored.operating_point.threshold is None else (decided[~target].mean(), decided[target].mean())
     return RocCurve(
@@ -62,16 +61,16 @@ def roc_curve(
         axis,
         np.array([np.nan if one.low is None else one.low for one in band]),
         np.array([np.nan if one.high is None else one.high for one in band]),
-        found["auc"],
+        guarded(found["auc"]),
         chosen,
     )
 
 
-def _rates(positives: Floats, negatives: Floats) -> tuple[Floats, Floats]:
-    """False positive rate and sensitivity (G + 1,) from the weights (G,) of each score group, highest score first."""
+def _rates(true: Weights, called: Weights) -> tuple[Floats, Floats]:
+    """False positive rate and sensitivity (G + 1,) from one draw's counts (G,) of `Ranking.counts`."""
     with np.errstate(invalid="ignore"):
-        false, true = (np.r_[0.0, one.cumsum()] / one.sum() for one in (negatives, positives))
-    return false, true
+        false_rate, sensitivity = (np.append(0, counts) / counts[-1] for counts in (called - true, true))
+    return false_rate, sensitivity
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from medopt.evaluation.curves import reliability, roc_curve
 from medopt.evaluation.scored import Scored
@@ -24,23 +27,30 @@ from medopt.records import EpochRecord, Estimate
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LINES = ("-", "--", "-.", ":")
 GREY = "#666666"
-PANEL_INCHES = 4.6
+PANEL = 4.6  # inches
+STRIP = 0.25  # height of the strip beneath a reliability diagram, where the diagram has height 1
 
 
 @contextmanager
 def _panels(
-    path: Path, count: int, title: str, *, columns: int = 3, height: float = PANEL_INCHES
+    path: Path, count: int, title: str, *, caption: str = "", columns: int | None = None, height: float = PANEL
 ) -> Iterator[list[Axes]]:
-    """`count` empty panels under one title; written to `path` whole or not at all when the block ends."""
-    across = min(count, columns)
+    """`count` empty panels between a title and a caption; written to `path` whole or not at all."""
+    across = min(count, columns or (2 if count == 4 else 3))
     down = -(-count // across)
-    figure = Figure(figsize=(PANEL_INCHES * across, height * down + 0.4), layout="constrained")
+    figure = Figure(figsize=(PANEL * across, height * down + 0.5))
     FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
     figure.suptitle(title, fontsize=12)
-    panels = [figure.add_subplot(down, across, index + 1) for index in range(count)]
-    yield panels
+    figure.supxlabel(caption, fontsize=7.5, color=GREY)
+    yield [figure.add_subplot(down, across, index + 1) for index in range(count)]
     with atomic(path) as part:
         figure.savefig(part, format="png", dpi=150)
+
+
+def _styled(models: Sequence[Scored]) -> Iterator[tuple[str, str, Scored]]:
+    """Each model with its colour and its line."""
+    yield from zip(cycle(COLOURS), cycle(LINES), models, strict=False)
 
 
 def _dress(axes: Axes, x: str, y: str, title: str = "") -> None:
@@ -53,10 +63,15 @@ def _dress(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _unit_square(axes: Axes) -> None:
-    """Both axes from 0 to 1, equally long, with the diagonal."""
+def _legend(axes: Axes, place: Literal["upper left", "upper right", "lower right"]) -> None:
+    axes.legend(loc=place, fontsize=8, framealpha=0.85, edgecolor="none")
+
+
+def _unit_square(axes: Axes, bottom: float = -0.02) -> None:
+    """Both axes from 0 to 1, equally long, with the diagonal; room beneath down to `bottom`."""
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    ticks = np.linspace(0, 1, 6)
+    axes.set(xlim=(-0.02, 1.02), ylim=(bottom, 1.02), aspect="equal", xticks=ticks, yticks=ticks)
 
 
 def shown(estimate: Estimate) -> str:
@@ -75,10 +90,11 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
     with _panels(path, 4, f"Training, {len(history)} epochs", columns=2, height=3.2) as (loss, score, rate, speed):
         loss.plot(epochs, [one.train_loss for one in history], color=COLOURS[0], linestyle=LINES[0], label="training")
         loss.plot(epochs, [one.val_loss for one in history], color=COLOURS[1], linestyle=LINES[1], label="validation")
-        loss.legend(frameon=False)
+        _legend(loss, "upper right")
         score.plot(epochs, scores, color=COLOURS[1])
         rate.plot(epochs, [one.learning_rate for one in history], color=COLOURS[0])
         speed.plot(epochs, [one.images_per_second for one in history], color=COLOURS[0])
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
         speed.set_ylim(bottom=0)
         if np.isfinite(scores).any():
             best = int(np.nanargmin(scores) if metric == "loss" else np.nanargmax(scores))
@@ -89,7 +105,7 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
         _dress(rate, "epoch", "learning rate")
         _dress(speed, "epoch", "images per second")
         for axes in (loss, score, rate, speed):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def roc_figure(
@@ -107,9 +123,11 @@ def roc_figure(
     `labels` are the class or label names; of a binary study the second is the finding.
     """
     names = output_names(models[0], labels)
-    with _panels(path, len(names), title) as panels:
+    caption = f"Band: {confidence:.0%} at each point, {bootstrap} resamples of patients."
+    caption += "" if models[0].operating_point.threshold is None else "\nDot: operating point, chosen on validation."
+    with _panels(path, len(names), title, caption=caption) as panels:
         for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
-            for colour, line, scored in zip(COLOURS, LINES, models, strict=False):
+            for colour, line, scored in _styled(models):
                 curve = roc_curve(scored, output, bootstrap=bootstrap, confidence=confidence, seed=seed)
                 if curve is None:
                     axes.plot([], [], label=f"{scored.predictions.model}: one class only")
@@ -122,7 +140,7 @@ def roc_figure(
             _unit_square(axes)
             found = int(models[0].target[:, output].sum())
             _dress(axes, "1 - specificity", "sensitivity", f"{name}: {found} of {len(models[0].predictions)} cases")
-            axes.legend(loc="lower right", fontsize=8, frameon=False)
+            _legend(axes, "lower right")
 
 
 def reliability_figure(
@@ -130,61 +148,56 @@ def reliability_figure(
 ) -> None:
     """Observed frequency against mean probability with intervals, and how the probabilities spread beneath."""
     names = output_names(models[0], labels)
-    with _panels(path, len(names), title) as panels:
+    caption = f"Bars: {confidence:.0%} intervals (Wilson). Beneath: how the probabilities spread."
+    with _panels(path, len(names), title, caption=caption) as panels:
         for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
-            for colour, line, scored in zip(COLOURS, LINES, models, strict=False):
+            for colour, line, scored in _styled(models):
                 probability = scored.probability[:, output]
                 bins = reliability(probability, scored.target[:, output], confidence)
                 spread = np.stack([bins.observed - bins.low, bins.high - bins.observed])
-                axes.errorbar(
-                    bins.predicted,
-                    bins.observed,
-                    yerr=spread,
-                    color=colour,
-                    linestyle=line,
-                    marker="o",
-                    markersize=4,
-                    elinewidth=0.8,
-                    label=scored.predictions.model,
+                drawn = axes.errorbar(
+                    bins.predicted, bins.observed, spread, color=colour, marker="o", markersize=4, elinewidth=0.8
                 )
+                drawn[0].set(linestyle=line, label=scored.predictions.model)
                 counts, edges = np.histogram(probability, bins=25, range=(0, 1))
-                axes.stairs(0.15 * counts / counts.max(), edges, color=colour, linestyle=line, alpha=0.7)
-            _unit_square(axes)
+                heights = 0.8 * STRIP * counts / counts.max() - STRIP
+                axes.stairs(heights, edges, baseline=-STRIP, color=colour, linestyle=line)
+            _unit_square(axes, bottom=-STRIP)
             _dress(axes, "predicted probability", "observed frequency", name)
-            axes.legend(loc="upper left", fontsize=8, frameon=False)
+            _legend(axes, "upper left")
 
 
 def confusion_figure(models: Sequence[Scored], labels: Sequence[str], path: Path, *, title: str = "Confusion") -> None:
     """Cases by truth (rows) and decision (columns), coloured by the share of their row; a panel a model (and label)."""
-    tables = [
-        (f"{scored.predictions.model}{name}", words, counts)
-        for scored in models
-        for name, words, counts in _confusions(scored, labels)
-    ]
-    with _panels(path, len(tables), title, columns=max(2, len(tables) // len(models))) as panels:
+    tables = [table for scored in models for table in _confusions(scored, labels)]
+    each = len(tables) // len(models)
+    with _panels(path, len(tables), title, columns=each if each > 1 else 2) as panels:
         for axes, (name, words, counts) in zip(panels, tables, strict=True):
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            size = 10 if len(words) <= 5 else 6
             axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
             for (row, column), count in np.ndenumerate(counts):
                 ink = "white" if share[row, column] > 0.5 else "black"
-                axes.text(column, row, f"{count}\n{share[row, column]:.0%}", ha="center", va="center", color=ink)
+                text = f"{count}\n{share[row, column]:.0%}"
+                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
             _dress(axes, "decided", "truth", name)
             axes.grid(False)
-            axes.set_xticks(range(len(words)), words)
-            axes.set_yticks(range(len(words)), words, rotation=90, va="center")
+            axes.set_xticks(range(len(words)), words, fontsize=size, rotation=0 if len(words) <= 3 else 30)
+            axes.set_yticks(range(len(words)), words, fontsize=size, rotation=90 if len(words) <= 3 else 0, va="center")
 
 
-def _confusions(scored: Scored, labels: Sequence[str]) -> Iterator[tuple[str, Sequence[str], np.ndarray]]:
-    """Name suffix, class names and counts (C, C) of each table that a model's decisions make."""
+def _confusions(scored: Scored, labels: Sequence[str]) -> Iterator[tuple[str, Sequence[str], NDArray[np.int64]]]:
+    """Title, class names and counts (C, C) of each table that a model's decisions make."""
+    model, truth, decided = scored.predictions.model, scored.target.astype(int), scored.decided.astype(int)
     if scored.task == "multiclass":
-        yield "", labels, scored.target.T.astype(int) @ scored.decided.astype(int)
+        yield model, labels, truth.T @ decided
         return
     for output, name in enumerate(output_names(scored, labels)):
-        truth, decided = (
-            np.stack([~one[:, output], one[:, output]]).astype(int) for one in (scored.target, scored.decided)
-        )
-        words = labels if scored.task == "binary" else ("no", "yes")
-        yield "" if scored.task == "binary" else f", {name}", words, truth @ decided.T
+        rows, columns = (np.stack([1 - one[:, output], one[:, output]]) for one in (truth, decided))
+        if scored.task == "binary":
+            yield model, labels, rows @ columns.T
+        else:
+            yield f"{model}, {name}", ("no", "yes"), rows @ columns.T
 
 
 def output_names(scored: Scored, labels: Sequence[str]) -> Sequence[str]:

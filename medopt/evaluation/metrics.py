@@ -1,8 +1,9 @@
 """Metrics as functions of case weights, so that one call computes a figure for many bootstrap draws at once.
 
-A `Statistic` is prepared once from scores and labels (sorting, tie groups), then called with weights (B, N): the
-number of times that each of N cases was drawn in each of B resamples. It gives named figures (B,), NaN where a draw
-does not define one (a class is missing); `bootstrap` turns that into an `Estimate`, which never holds NaN.
+A `Statistic` is prepared once from scores and truth (sorting, tie groups), then called with weights (B, N): how many
+times each of N cases was drawn in each of B resamples, as whole numbers, so that AUC is computed without rounding. It
+gives named figures (B,), NaN where a draw does not define one (a class is missing); `bootstrap` turns them into an
+`Estimate`, which never holds NaN.
 
 Multi-class figures are macro averages of one class against the rest; multi-label figures are averages over labels.
 """
@@ -17,65 +18,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], dict[str, Floats]]
+Weights = NDArray[np.int64]
+Statistic = Callable[[Weights], dict[str, Floats]]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Cases ordered by falling score, equal scores in one group: what AUC, average precision and a ROC curve need.
+    """Cases from the highest score down, equal scores in one group: what AUC, precision and a ROC curve need.
 
-    `order` (N,) sorts the cases, None where they are sorted already; `starts` (G,) is where each group of equal
-    scores begins, None where no two are equal; `positive` (N,) is the truth in that order.
+    `order` (N,) sorts the cases; None where they stand in order already. `ends` (G,) is the last place of each group
+    of equal scores; None where no two are equal. `positive` (N,) is the truth in that order, as 0 and 1.
     """
 
     order: NDArray[np.intp] | None
-    starts: NDArray[np.intp] | None
-    positive: NDArray[np.bool_]
+    ends: NDArray[np.intp] | None
+    positive: Weights
 
     @classmethod
     def of(cls, score: Floats, positive: NDArray[np.bool_]) -> Self:
-        """Rank cases by `score` (N,); any monotone score will do, logits lose fewer ties than probabilities."""
+        """Rank N > 0 cases by `score` (N,), of which only the order counts."""
         order = np.argsort(-score, kind="stable")
         level = score[order]
-        starts = np.flatnonzero(np.r_[True, level[1:] != level[:-1]]) if len(level) else np.zeros(0, np.intp)
-        is_sorted = bool((order[1:] > order[:-1]).all())
-        return cls(None if is_sorted else order, None if len(starts) == len(score) else starts, positive[order])
+        ends = np.flatnonzero(np.append(level[1:] != level[:-1], True))
+        in_order, all_differ = bool((np.diff(order) == 1).all()), len(ends) == len(score)
+        return cls(None if in_order else order, None if all_differ else ends, positive[order].astype(np.int64))
 
-    def groups(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Weight of the positives and of the negatives in each group of equal scores: two (B, G)."""
-        ordered = weights if self.order is None else weights[:, self.order]
-        positives = ordered * self.positive
-        negatives = ordered - positives
-        if self.starts is None:
-            return positives, negatives
-        return np.add.reduceat(positives, self.starts, axis=1), np.add.reduceat(negatives, self.starts, axis=1)
+    def counts(self, weights: Weights) -> tuple[Weights, Weights]:
+        """Positives, and all cases, that a threshold at each distinct score calls positive: two (B, G)."""
+        ordered = weights if self.order is None else weights.take(self.order, axis=1)
+        true, called = (ordered * self.positive).cumsum(axis=1), ordered.cumsum(axis=1)
+        return (true, called) if self.ends is None else (true.take(self.ends, axis=1), called.take(self.ends, axis=1))
 
 
 def ranking_statistic(score: Floats, target: NDArray[np.bool_]) -> Statistic:
     """AUC (ties count one half) and average precision (step-wise, no interpolation) of scores and truth (N, K)."""
     rankings = [Ranking.of(column, truth) for column, truth in zip(score.T, target.T, strict=True)]
 
-    def statistic(weights: Floats) -> dict[str, Floats]:
-        found = [_area_and_precision(*ranking.groups(weights)) for ranking in rankings]
-        auc, precision = np.mean(found, axis=0)
-        return {"auc": auc, "average_precision": precision}
+    def statistic(weights: Weights) -> dict[str, Floats]:
+        area, precision = np.mean([_area_and_precision(*ranking.counts(weights)) for ranking in rankings], axis=0)
+        return {"auc": area, "average_precision": precision}
 
     return statistic
 
 
-def _area_and_precision(positives: Floats, negatives: Floats) -> tuple[Floats, Floats]:
-    """AUC and average precision (B,) from the weights of each score group, highest score first."""
-    true, false = positives.cumsum(axis=1), negatives.cumsum(axis=1)
-    total, rest = true[:, -1], false[:, -1]
-    # A positive outranks the negatives below its group and half of those within it.
-    outranked = np.einsum("bg,bg->b", positives, rest[:, None] - false + 0.5 * negatives)
-    called = true + false
-    precision = np.divide(true, called, out=np.zeros_like(true), where=called > 0)
-    with np.errstate(invalid="ignore"):
-        return (
-            outranked / np.where(total * rest > 0, total * rest, np.nan),
-            np.einsum("bg,bg->b", positives, precision) / np.where(total * rest > 0, total, np.nan),
-        )
+def _area_and_precision(true: Weights, called: Weights) -> tuple[Floats, Floats]:
+    """AUC and average precision (B,) from the counts (B, G) of `Ranking.counts`; NaN where a class is missing."""
+    positives, cases = true[:, -1], called[:, -1]
+    false = called - true
+    gained = np.diff(true, axis=1, prepend=0)
+    # Twice the trapezoids beneath the ROC curve, in whole numbers: each positive outranks the negatives that no
+    # threshold down to its own group calls positive, and half of those within its group.
+    beneath = np.einsum("bg,bg->b", gained, 2 * (cases - positives)[:, None] - false)
+    beneath -= np.einsum("bg,bg->b", gained[:, 1:], false[:, :-1])
+    defined = (positives > 0) & (positives < cases)
+    precision = np.einsum("bg,bg,bg->b", gained, true, 1 / np.maximum(called, 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = beneath / (2.0 * positives * (cases - positives))
+        return np.where(defined, area, np.nan), np.where(defined, precision / positives, np.nan)
 
 
 def decision_statistic(decided: NDArray[np.bool_], target: NDArray[np.bool_], *, exclusive: bool) -> Statistic:
@@ -86,7 +85,7 @@ def decision_statistic(decided: NDArray[np.bool_], target: NDArray[np.bool_], *,
     """
     hits, truth, calls = (decided & target).astype(float), target.astype(float), decided.astype(float)
 
-    def statistic(weights: Floats) -> dict[str, Floats]:
+    def statistic(weights: Weights) -> dict[str, Floats]:
         total = weights.sum(axis=1, keepdims=True)
         true, positives, called = weights @ hits, weights @ truth, weights @ calls
         rejected = total - positives - called + true  # true negatives
@@ -123,22 +122,20 @@ def _mean_ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0).mean(axis=1)
 
 
-def auc(score: Floats, target: NDArray[np.bool_], weights: Floats | None = None) -> Floats:
-    """AUC (B,) of scores and truth (N,) or (N, K) under weights (B, N), by default one draw of the cases as they are.
+def auc(score: Floats, target: NDArray[np.bool_], weights: Weights | None = None) -> Floats:
+    """AUC (B,) of scores and truth (N,) or (N, K) under weights (B, N), by default of the cases as they are.
 
     NaN where a class is missing.
     """
     return _ranked(score, target, weights)["auc"]
 
 
-def average_precision(score: Floats, target: NDArray[np.bool_], weights: Floats | None = None) -> Floats:
+def average_precision(score: Floats, target: NDArray[np.bool_], weights: Weights | None = None) -> Floats:
     """Average precision (B,), arguments as for `auc`."""
     return _ranked(score, target, weights)["average_precision"]
 
 
-def _ranked(score: Floats, target: NDArray[np.bool_], weights: Floats | None) -> dict[str, Floats]:
+def _ranked(score: Floats, target: NDArray[np.bool_], weights: Weights | None) -> dict[str, Floats]:
     rows = len(score)
-    statistic = ranking_statistic(
-        np.asarray(score, float).reshape(rows, -1), np.asarray(target, bool).reshape(rows, -1)
-    )
-    return statistic(np.ones((1, rows)) if weights is None else weights)
+    statistic = ranking_statistic(score.reshape(rows, -1), target.reshape(rows, -1))
+    return statistic(np.ones((1, rows), np.int64) if weights is None else weights)

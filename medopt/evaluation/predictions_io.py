@@ -110,9 +110,9 @@ def _whole(path: Path, columns: Mapping[str, Sequence[str]]) -> Predictions:
     for name in _of_kind(columns, "probability"):
         column = _numbers(path, name, columns)
         _refuse(path, name, (column < 0) | (column > 1), columns, "a probability")
-    _, first = np.unique(np.stack([texts["model"], texts["case_id"]]), axis=1, return_index=True)
-    repeated = np.ones(len(labels), dtype=bool)
-    repeated[first] = False
+    pairs = list(zip(columns["model"], columns["case_id"], strict=True))
+    first = {pair: row for row, pair in reversed(list(enumerate(pairs)))}
+    repeated = np.array([first[pair] != row for row, pair in enumerate(pairs)], dtype=bool)
     _refuse(path, "case_id", repeated, columns, "one row for each case of a model", show=False)
     truth = labels.astype(np.int64)
     return Predictions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medopt.config import Task
-from medopt.evaluation.bootstrap import estimates
+from medopt.evaluation.bootstrap import estimates, guarded
 from medopt.evaluation.calibration import expected_calibration_error
 from medopt.evaluation.metrics import brier_statistic, decision_statistic, ranking_statistic, together
 from medopt.evaluation.scored import Scored
@@ -51,7 +51,7 @@ def evaluate(
     )
     error = expected_calibration_error(scored.probability, scored.predictions.labels, task)
     note = "no interval: resampling adds to a binned error, so its draws lie above the value"
-    return found | {"ece": Estimate(error, None, None, cases, note)}
+    return {name: guarded(one) for name, one in found.items()} | {"ece": Estimate(error, None, None, cases, note)}
 
 
 def by_falling_score(predictions: Predictions) -> Predictions:

@@ -31,7 +31,7 @@ settings.reading_validation_mode = IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom\.")
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
-# The tags that a file without the prefix begins with: group 2; (0008,0000), (0008,0001), (0008,0005), (0008,0008), (0008,0016).
+# What a file without the prefix begins with: (0002,0000), or an early tag of group 8, in either byte order.
 _FIRST_TAGS = {
     group.to_bytes(2, order) + element.to_bytes(2, order)
     for group, element in ((2, 0), (2, 0x10), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0x16))
@@ -72,9 +72,7 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
             "Get the file again from its source."
         ) from error
     if not len(dataset):
-        raise DataError(
-            f"{path} is not readable as DICOM: it holds no data element. Get the file again from its source."
-        )
+        raise DataError(f"{path} is not readable as DICOM: it is truncated or damaged. Get it again from its source.")
     return _with_transfer_syntax(dataset)
 
 
@@ -89,41 +87,68 @@ def _with_transfer_syntax(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def no_image(dataset: Dataset) -> str | None:
-    """Why a DICOM object is not an image to be read, or None."""
+def other_object(dataset: Dataset) -> str | None:
+    """What a DICOM object is that is no image of the patient (a report, a segmentation); None for an image."""
     sop_class = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
     if sop_class in _NOT_AN_IMAGE:
         return f"it is {_NOT_AN_IMAGE[sop_class]}, not an image"
+    if _has_pixels(dataset) or "Image" in sop_class.name:
+        return None
+    return f"it is no image ({sop_class.name.removesuffix(' Storage')})" if sop_class.is_valid else "it holds no image"
+
+
+def flaw(dataset: Dataset) -> str | None:
+    """Why an image object cannot be read, or None."""
+    if not _has_pixels(dataset):
+        return "it has no pixel data: it is a header alone, or it breaks off"
     if dataset.get("Rows") is None or dataset.get("Columns") is None:
-        kind = f" ({sop_class.name})" if sop_class and sop_class.name != sop_class else ""
-        return f"it holds no image{kind}"
-    if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        return "it has no pixel data: the header alone, or the file breaks off"
+        return "its header lacks Rows (0028,0010) or Columns (0028,0011)"
     if "MOSAIC" in (dataset.get("ImageType") or []):
         return "it is a mosaic, the slices of a volume tiled into one image; export it as single slices or enhanced MR"
     return None
 
 
-def decoded(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
-    """Decode stored pixels frame by frame: (rows, columns) or (rows, columns, 3).
+def _has_pixels(dataset: Dataset) -> bool:
+    return any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
 
-    YBR becomes RGB; bits beyond BitsStored are cleared. Raises DataError where pixels are truncated, damaged, or of
-    a transfer syntax that no installed decoder knows.
+
+def decoded(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
+    """Decode stored pixels frame by frame: (rows, columns) or (rows, columns, 3), as many as NumberOfFrames says.
+
+    YBR becomes RGB. Bits beyond BitsStored are cleared, but for those that `unused_bits` counts. Raises DataError
+    where pixels are truncated, damaged, or of a transfer syntax that no installed decoder knows.
     """
+    count = number_of_frames(dataset, name)
+    found = 0
+    options: dict[str, Any] = {
+        "view_only": True,
+        "allow_excess_frames": False,
+        "correct_unused_bits": not unused_bits(dataset),
+    }
     try:
-        if number_of_frames(dataset, name) > 1:
-            yield from iter_pixels(dataset, view_only=True, allow_excess_frames=False)
-        else:
-            pixels = pixel_array(dataset, view_only=True, allow_excess_frames=False)
+        if count == 1:
+            pixels = pixel_array(dataset, **options)
             yield pixels[0] if pixels.ndim == 4 else pixels
-    except DataError:
-        raise
+            return
+        for pixels in iter_pixels(dataset, **options):
+            yield pixels
+            found += 1
     except Exception as error:
         syntax = dataset.file_meta.TransferSyntaxUID
         raise DataError(
             f"{name}: the pixels cannot be decoded (transfer syntax {syntax.name}): {_reason(error)} "
             "If the file is damaged, get it again from its source."
         ) from error
+    if found != count:
+        raise DataError(f"{name}: {found} frames where NumberOfFrames (0028,0008) says {count}. Get it again.")
+
+
+def unused_bits(dataset: Dataset) -> int:
+    """High bits to clear of uncompressed grey pixels, left to the caller: it converts every value anyway."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or dataset.get("SamplesPerPixel", 1) != 1:
+        return 0
+    allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
+    return max(0, allocated - stored) if "PixelData" in dataset and allocated and stored else 0
 
 
 def _reason(error: Exception) -> str:

@@ -97,7 +97,7 @@ def planes(dataset: Dataset, name: str) -> list[Plane]:
         for index in range(count):
             header = FrameHeader(dataset, index)
             label = f"{name} frame {index + 1}" if count > 1 else name
-            spacing, spacing_from = pixel_spacing(header, label)
+            spacing, spacing_from = pixel_spacing(header)
             placing = _placing(header)
             found.append(Plane(label, header, index if count > 1 else None, size, spacing, spacing_from, *placing))
     except DataError:
@@ -130,21 +130,26 @@ _SPACINGS = (
     ("ImagerPixelSpacing", "ImagerPixelSpacing: at the detector, not in the patient"),
     ("NominalScannedPixelSpacing", "NominalScannedPixelSpacing: on the film"),
 )
+_CM = 3  # PS3.3 C.8.5.5.1.15
 
 
-def pixel_spacing(header: FrameHeader, name: str) -> tuple[tuple[float, float], str]:
-    """Millimetres between (rows, columns), and the element they come from; 1.0 with a note where there is none.
+def pixel_spacing(header: FrameHeader) -> tuple[tuple[float, float], str]:
+    """Millimetres between (rows, columns), and the element they come from.
 
-    Raises DataError where the element is zero, negative or not a number.
+    An element of zeros says nothing, as one that is absent. Where nothing is said, 1.0 is taken and noted.
     """
     for keyword, note in _SPACINGS:
-        value = header.get(keyword)
-        if value in (None, ""):
-            continue
-        found = vector(value, 2)
-        if found is None or found.min() <= 0:
-            raise DataError(f"{name}: {keyword} is {value}, which is no distance between pixels.")
-        return (float(found[0]), float(found[1])), note
+        found = vector(header.get(keyword), 2)
+        if found is not None and found.min() > 0:
+            return (float(found[0]), float(found[1])), note
+    regions = header.get("SequenceOfUltrasoundRegions") or []
+    if (
+        len(regions) == 1
+        and regions[0].get("PhysicalUnitsXDirection") == regions[0].get("PhysicalUnitsYDirection") == _CM
+    ):
+        found = vector((regions[0].get("PhysicalDeltaY"), regions[0].get("PhysicalDeltaX")), 2)
+        if found is not None and found.all():
+            return (abs(float(found[0])) * 10, abs(float(found[1])) * 10), "SequenceOfUltrasoundRegions"
     aspect = vector(header.get("PixelAspectRatio"), 2)
     if aspect is not None and aspect.min() > 0 and aspect[0] != aspect[1]:
         return (float(aspect[0] / aspect[1]), 1.0), "unknown: 1.0 along a row, PixelAspectRatio down a column"

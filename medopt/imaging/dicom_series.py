@@ -6,6 +6,7 @@ decoded one frame at a time, straight into the finished array: a series is never
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pydicom import Dataset
 
 from medopt.errors import DataError, listed
 from medopt.imaging import geometry
-from medopt.imaging.dicom_file import decoded, is_dicom, no_image, read_header, source
+from medopt.imaging.dicom_file import decoded, flaw, is_dicom, other_object, read_header, source
 from medopt.imaging.dicom_frames import Plane, planes
 from medopt.imaging.dicom_values import Meaning, channels, meaning
 from medopt.imaging.stack import stacked
@@ -26,8 +27,14 @@ from medopt.records import FloatArray, Volume
 
 MOST_FILES = 20_000
 # What scanners, viewers and media writers leave beside the images.
-_BESIDE = set(".txt .md .json .xml .csv .tsv .pdf .html .log .ini .inf .exe .db .bval .bvec .license".split())
-_BESIDE_NAMES = {"dicomdir", "license", "readme", "version", "lockfile"}
+_BESIDE = re.compile(
+    r".*\.(txt|md|json|xml|csv|tsv|pdf|html?|log|ini|inf|exe|db|bval|bvec|license)|(dicomdir|license|readme|version|lockfile)(\..*)?",
+    re.I,
+)
+
+
+# What files of one series share (PS3.3 A.1.2.3).
+_ALIKE = ("PatientID", "FrameOfReferenceUID", "Modality")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ def read_dicom(path: Path) -> Volume:
     Raises DataError with the reason where it is no image, is damaged, or its frames form no volume.
     """
     dataset = read_header(path)
-    reason = no_image(dataset)
+    reason = other_object(dataset) or flaw(dataset)
     if reason:
         raise DataError(f"{path} is not read: {reason}.")
     return _volume([_File(path.name, dataset)], path)
@@ -54,22 +61,20 @@ def read_series(folder: Path) -> Volume:
     Objects that are no images (reports, segmentations, presentation states) may lie beside them. Raises DataError
     with the files where the folder holds no or several series, or where the slices form no even volume.
     """
-    files, skipped = [], []
+    files, others, flawed = [], [], []
     for path in _candidates(folder):
-        dataset = read_header(path, defer=True)
-        reason = no_image(dataset)
-        if reason is None:
-            files.append(_File(str(path.relative_to(folder)), dataset))
+        dataset, name = read_header(path, defer=True), str(path.relative_to(folder))
+        if other := other_object(dataset):
+            others.append(f"{name}: {other}")
+        elif reason := flaw(dataset):
+            flawed.append(f"{name}: {reason}")
         else:
-            skipped.append(f"{path.relative_to(folder)}: {reason}")
+            files.append(_File(name, dataset))
+    if flawed:
+        raise DataError(f"{folder} is not read, since part of it cannot be: {listed(flawed)}. Get these files again.")
     if not files:
-        found = f" Found: {listed(skipped)}." if skipped else ""
+        found = f" Found: {listed(others)}." if others else ""
         raise DataError(f"{folder} holds no DICOM image.{found} Give a file, or the folder of one series.")
-    broken = [note for note in skipped if "pixel data" in note]
-    if broken:
-        raise DataError(
-            f"{folder} is not read, since part of it has no pixels: {listed(broken)}. Get these files again."
-        )
     _one_series(files, folder)
     return _volume(files, folder)
 
@@ -78,9 +83,7 @@ def _candidates(folder: Path) -> list[Path]:
     """The folder's DICOM files, sorted by name. A file that should be one and is not is refused."""
     found, broken = [], []
     for path in folder.rglob("*"):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        if path.suffix.lower() in _BESIDE or path.stem.lower() in _BESIDE_NAMES:
+        if path.name.startswith(".") or _BESIDE.fullmatch(path.name) or not path.is_file():
             continue
         with path.open("rb") as stream:
             head = stream.read(132)
@@ -164,14 +167,16 @@ def _modality(file: _File) -> str:
 
 
 def _same_kind(frames: Sequence[tuple[_File, Plane]], meanings: Sequence[Meaning], path: Path) -> None:
-    """Refuse a series whose files differ in kind: modality, colour, polarity, or the range mirrored for MONOCHROME1."""
+    """Refuse a series whose files differ in kind: patient, frame of reference, modality, colour, or polarity."""
     kinds = defaultdict(list)
     for (file, plane), own in zip(frames, meanings, strict=True):
         photometric = str(file.dataset.get("PhotometricInterpretation") or "")
         mirrored = (own.slope, own.intercept) if photometric == "MONOCHROME1" else ()
-        kinds[_modality(file), photometric, channels(file.dataset), mirrored].append(plane.name)
+        belongs = tuple(str(file.dataset.get(keyword) or "") for keyword in _ALIKE)
+        kinds[belongs, photometric, channels(file.dataset), mirrored].append(plane.name)
     if len(kinds) > 1:
         fewest = min(kinds.values(), key=len)
         raise DataError(
-            f"{path}: mixed modality or pixel meaning within one series; others differ from {listed(fewest)}."
+            f"{path}: its files form no series, since they differ in patient, frame of reference, modality, colour or "
+            f"grey scale. The fewest of a kind: {listed(fewest)}. Move them elsewhere."
         )

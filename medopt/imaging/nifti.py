@@ -17,11 +17,9 @@ from medopt.records import Volume
 _DEFLATE_LIMIT = 1032  # deflate cannot shrink data further than this, so a larger claim is a damaged header
 
 
-def is_nifti(head: bytes, name: str) -> bool:
-    """Whether a file that begins with these (352 or more) bytes is NIfTI-1 or -2, single file, also compressed."""
-    if head[:2] == b"\x1f\x8b":
-        return name.lower().endswith(".nii.gz")
-    return head[344:347] == b"n+1" or head[4:7] == b"n+2"
+def is_nifti(name: str) -> bool:
+    """Whether a file is named as NIfTI is."""
+    return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def read_nifti(path: Path) -> Volume:
@@ -30,14 +28,13 @@ def read_nifti(path: Path) -> Volume:
     Raises DataError where the file is damaged, holds several volumes, or does not say how it is oriented.
     """
     try:
-        image: Any = nibabel.Nifti1Image.from_filename(path)
-    except Exception:
-        try:
-            image = nibabel.Nifti2Image.from_filename(path)
-        except Exception as error:
-            raise DataError(
-                f"{path} is not readable as NIfTI ({type(error).__name__}). Get it again from its source."
-            ) from error
+        image: Any = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise DataError(f"{path} is not NIfTI, whatever its name.")
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is not readable as NIfTI ({type(error).__name__}). Get it again.") from error
     shape = _grid_shape(image, path)
     affine = geometry.LPS_FROM_RAS @ _oriented(image, path)
     axes = geometry.canonical_axes(affine)

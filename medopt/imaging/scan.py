@@ -13,7 +13,7 @@ from medopt.records import Volume
 
 
 def read_scan(path: Path | str, *, data: Path | None = None) -> Volume:
-    """Read a scan: its format is told from its content, never from its name alone.
+    """Read a scan: its format is told from its content (NIfTI: from its name).
 
     `path` is a DICOM, NIfTI (.nii, .nii.gz), PNG, JPEG, TIFF or BMP file; a folder that holds one DICOM series; or a
     member of an archive, `file.npz#array/index`. A relative path is looked for below `data` where that is given.
@@ -43,15 +43,15 @@ def _read(path: Path) -> Volume:
             return read_npz(Path(archive), member)
         raise DataError(f"There is no file {path}. Check the image path and the data folder (--data, MEDOPT_DATA).")
     with path.open("rb") as stream:
-        head = stream.read(352)
+        head = stream.read(132)
     if not head:
         raise DataError(f"{path} is empty (0 bytes). Get it again from its source.")
     if is_image(head):
         return read_image(path)
-    if is_nifti(head, path.name):
-        return read_nifti(path)
     if is_dicom(head):
         return read_dicom(path)
+    if is_nifti(path.name):
+        return read_nifti(path)
     if head.startswith(b"PK"):
         raise DataError(f"{path} is an archive: say which image of it is meant, as in {path.name}#array/index.")
     raise DataError(f"{path} is not a format that is read: DICOM, NIfTI, PNG, JPEG, TIFF, BMP, or a member of an .npz.")

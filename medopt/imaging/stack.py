@@ -25,6 +25,7 @@ _SAME_DIRECTION = 1e-3  # largest difference of direction cosines, 0.06 degrees
 _SAME_SPACING = 1e-3  # relative
 _SAME_PLACE_MM = 1e-3
 _TILT_DEGREES = 0.1  # less is rounding
+_MOST_TILT_DEGREES = 45.0  # beyond it, the axes of the volume could not be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ def stacked(planes: Sequence[Plane], path: Path) -> Stack:
     """
     _all_placed(planes, path)
     _no_scout(planes, path)
+    if any(plane.spacing_from != "PixelSpacing" for plane in planes):
+        raise DataError(f"{path}: its slices have no usable PixelSpacing (0028,0030), so the volume has no scale.")
     _uniform(planes, path, "size", lambda plane: plane.size, lambda a, b: a == b)
     _uniform(
         planes,
@@ -66,6 +69,10 @@ def stacked(planes: Sequence[Plane], path: Path) -> Stack:
     _on_a_line(positions[list(order)], step, names, path)
     sideways = float(np.linalg.norm(step - (step @ normal) * normal))
     tilt = float(np.degrees(np.arctan2(sideways, step @ normal)))
+    if tilt > _MOST_TILT_DEGREES:
+        raise DataError(
+            f"{path}: its slices slide sideways by {tilt:.0f} degrees; no gantry tilts so far. Check the export."
+        )
     facts = {"tilt_degrees": f"{tilt:.2f}"} if tilt > _TILT_DEGREES else {}
     return Stack(order, planes[order[0]].affine(step), facts)
 
@@ -75,9 +82,7 @@ def _all_placed(planes: Sequence[Plane], path: Path) -> None:
     if not lost:
         return
     if planes[0].index is not None:
-        what = (
-            "a cine or ultrasound loop, views or time points: which is meant is not said. Export that frame as a file"
-        )
+        what = "a cine loop, views, tiles or time points: which is meant is not said. Export that frame as a file"
     else:
         what = "several images, not the slices of one volume: which is meant is not said. Give that file"
     raise DataError(

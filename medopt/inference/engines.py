@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import onnxruntime
 import openvino
 from numpy.typing import NDArray
 
+from medopt.data.cache import load_prepared
 from medopt.errors import ReleaseError
 from medopt.records import FloatArray, batches
 
@@ -75,6 +76,11 @@ def open_engine(name: str, path: Path, threads: int = 0) -> Engine:
         raise ReleaseError(f"{name} cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
 
 
-def run_all(engine: Engine, images: FloatArray, size: int = 16) -> NDArray[np.float64]:
-    """Logits (N, K) of many images (N, C, *size), a batch at a time; `images` may be memory-mapped."""
-    return np.concatenate([engine.run(np.ascontiguousarray(images[part])) for part in batches(len(images), size)])
+def run_files(engine: Engine, files: Sequence[Path], size: int = 16) -> NDArray[np.float64]:
+    """Logits (N, K) of prepared images on disk, a batch of them in memory at a time."""
+    return np.concatenate([engine.run(load_batch(files[part])) for part in batches(len(files), size)])
+
+
+def load_batch(files: Sequence[Path]) -> FloatArray:
+    """Prepared images as one batch (N, C, *size)."""
+    return np.stack([load_prepared(path) for path in files])

@@ -17,7 +17,7 @@ from medopt.phantom.chest import Chest, Pose, bend, thorax_width
 from medopt.phantom.projection import Grid, stamp, tube
 from medopt.records import FloatArray
 
-SOFT, BONE, LUNG_FILLING = 0.0165, 0.036, 0.28
+SOFT, BONE, LUNG_FILLING = 0.0165, 0.042, 0.24
 """Absorbance of a mm of soft tissue; what a mm of bone adds to it; the part of the lung that is not air."""
 
 
@@ -121,7 +121,10 @@ def _vessels(chest: Chest, rng: np.random.Generator, grid: Grid) -> FloatArray:
         total += tube(grid, px, py, radius[:, None] * (1 - 0.2 * t), across=5 if level < 3 else 3)
         fork = rng.uniform(0.2, 0.62, (2, len(x))) * np.array([[1.0], [-1.0]])
         x, y, side = np.tile(px[:, -1], 2), np.tile(py[:, -1], 2), np.tile(side, 2)
-        angle, radius = (turned[:, -1] + fork).ravel(), np.tile(radius * 0.74, 2) * rng.uniform(0.8, 1.1, 2 * len(radius))
+        angle, radius = (
+            (turned[:, -1] + fork).ravel(),
+            np.tile(radius * 0.74, 2) * rng.uniform(0.8, 1.1, 2 * len(radius)),
+        )
     return total
 
 

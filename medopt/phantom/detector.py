@@ -11,6 +11,8 @@ from scipy.ndimage import gaussian_filter
 
 from medopt.records import FloatArray
 
+DIRECT = 1.0
+"""Absorbance below which a ray is taken for one that missed the body."""
 LEVELS = 16384
 """Steps of the display curve's table: 14 bits, as in a detector's own electronics."""
 
@@ -52,7 +54,7 @@ SITES = (
         photons=9.0e5,
         blur_mm=0.22,
         scatter=0.10,
-        gamma=1.35,
+        gamma=1.0,
         sharpen=0.0,
         gain=0.90,
         offset=0.05,
@@ -69,7 +71,7 @@ SITES = (
         photons=3.2e5,
         blur_mm=0.38,
         scatter=0.20,
-        gamma=1.1,
+        gamma=0.85,
         sharpen=0.25,
         gain=0.80,
         offset=0.12,
@@ -86,7 +88,7 @@ SITES = (
         photons=2.0e5,
         blur_mm=0.32,
         scatter=0.15,
-        gamma=1.65,
+        gamma=1.2,
         sharpen=0.5,
         gain=0.96,
         offset=0.02,
@@ -131,11 +133,17 @@ def resize(image: FloatArray, size: tuple[int, ...]) -> FloatArray:
 
 def _display(exposure: FloatArray, site: Site, rng: np.random.Generator) -> FloatArray:
     """Automatic ranging on the exposed field, unsharp mask, gamma, gain and offset."""
-    low, high = np.percentile(exposure[::8, ::8], (1.0 + rng.uniform(0, 3), 99.5 - rng.uniform(0, 1.5)))
+    field = exposure[::8, ::8]
+    body = field[field > field.min() + DIRECT]
+    low, high = np.percentile(body, (rng.uniform(3, 6), rng.uniform(95, 98)))
     if site.sharpen:
         step = max(1, exposure.shape[1] // 320)
         exposure *= 1 + np.float32(site.sharpen)
-        exposure -= np.float32(site.sharpen) * resize(gaussian_filter(exposure[::step, ::step], 2.0), exposure.shape) / np.float32(1 + site.sharpen)
+        exposure -= (
+            np.float32(site.sharpen)
+            * resize(gaussian_filter(exposure[::step, ::step], 2.0), exposure.shape)
+            / np.float32(1 + site.sharpen)
+        )
     exposure -= np.float32(low)
     exposure *= np.float32((LEVELS - 1) / (high - low))
     level = np.clip(exposure, 0, LEVELS - 1, out=exposure).astype(np.uint16)

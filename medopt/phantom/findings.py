@@ -15,8 +15,8 @@ from medopt.phantom.chest import Chest
 from medopt.phantom.projection import polyline, stamp, tube
 from medopt.records import FloatArray
 
-NODULE_RADIUS_MM = (10.0, 18.0)
-NODULE_DENSITY = (0.55, 1.0)
+NODULE_RADIUS_MM = (12.0, 21.0)
+NODULE_DENSITY = (1.8, 3.0)
 NODULE_ABSORBANCE = 0.0125
 """Absorbance that a mm of solid nodule adds where it displaces lung."""
 
@@ -51,7 +51,7 @@ def draw_nodule(rng: np.random.Generator) -> Nodule:
 def add_nodule(absorbance: FloatArray, nodule: Nodule, chest: Chest, scene: Scene) -> None:
     """Add a nodule in place, where there is lung to hold it: ribs, vessels and the heart's edge may cover a part."""
     grid = scene.grid
-    held = gaussian_filter(scene.lungs, 0.8 * nodule.radius / grid.spacing) > 0.9 * (chest.depth - 8)
+    held = gaussian_filter(scene.lungs, 0.8 * nodule.radius / grid.spacing) > 1.15 * (chest.depth - 8)
     rows, cols = np.nonzero(held)
     row = np.quantile(rows, nodule.place[0], method="nearest")
     choices = cols[rows == row]

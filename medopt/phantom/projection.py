@@ -55,7 +55,12 @@ class Grid:
         top, left = row.astype(np.intp), col.astype(np.intp)
         down, right = row - top, col - left
         upper, lower, first = weight * (1 - down), weight * down, top * self.cols + left
-        corners = ((0, upper * (1 - right)), (1, upper * right), (self.cols, lower * (1 - right)), (self.cols + 1, lower * right))
+        corners = (
+            (0, upper * (1 - right)),
+            (1, upper * right),
+            (self.cols, lower * (1 - right)),
+            (self.cols + 1, lower * right),
+        )
         total = sum(np.bincount(first + step, share, minlength=self.rows * self.cols) for step, share in corners)
         return np.asarray(total, np.float32).reshape(self.rows, self.cols)
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from medopt.errors import ConfigError
 from PIL import Image
 
+from medopt.errors import ConfigError
 from medopt.phantom.anatomy import project_chest
 from medopt.phantom.chest import draw_chest, draw_pose
 from medopt.phantom.detector import expose, site_named
@@ -70,7 +69,14 @@ class Shot:
 
 
 def draw_case(
-    seed: int, site: str, *, nodule: bool, size: tuple[int, int] | None = None, patient: int = 0, image: int = 0, sex: str = "M"
+    seed: int,
+    site: str,
+    *,
+    nodule: bool,
+    size: tuple[int, int] | None = None,
+    patient: int = 0,
+    image: int = 0,
+    sex: str = "M",
 ) -> FloatArray:
     """Draw one radiograph: (rows, columns) in 0..1, dense tissue bright; `size` replaces the site's own matrix.
 
@@ -138,7 +144,9 @@ def draw_study(
     or the study would be too small, StorageError where it cannot be written.
     """
     if patients < 24:
-        raise ConfigError(f"A phantom study of {patients} patients cannot fill three sites and splits: ask for 24 or more.")
+        raise ConfigError(
+            f"A phantom study of {patients} patients cannot fill three sites and splits: ask for 24 or more."
+        )
     shots = [Shot(patient, index) for patient in plan_patients(patients, seed) for index in range(patient.images)]
     manifest, text = folder / "manifest.csv", _manifest(shots, seed)
     facts = {

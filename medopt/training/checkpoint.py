@@ -41,7 +41,9 @@ class TrainingState:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON facts to one safetensors file, whole or not at all."""
-    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"facts": json.dumps(dict(facts))})
+    data = save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"facts": json.dumps(dict(facts))}
+    )
     with atomic(path) as part:
         part.write_bytes(data)
 

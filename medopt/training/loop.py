@@ -160,7 +160,7 @@ def _train_epoch(engine: _Engine, scores: list[float]) -> dict[str, float]:
         for group in optimizer.param_groups:
             group["lr"] = rate
         value = engine.loss(model(image.to(fabric.device)), target.to(fabric.device))  # logits (N, K)
-        current = float(value)
+        current = value.item()
         if not math.isfinite(current):
             raise TrainingError(
                 f"The loss is {current} in epoch {epoch + 1}, step {step + 1}. Lower the learning rate "

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
+import torch.nn.functional as F
+from monai.networks.layers import gaussian_1d
 from torch import Tensor
 
 from medopt.transforms.resize import resize
@@ -22,8 +23,8 @@ class Appearance:
     """What one scanner does to an image; the defaults do nothing.
 
     blur: standard deviation of the point spread, pixels. low_resolution: factor of coarser sampling. bias_field:
-    relative deviation at the corners of a smooth field, one coefficient a polynomial term. photons: expected count at
-    full intensity (Poisson). rician: standard deviation of either channel of a magnitude image (Gudbjartsson & Patz
+    logarithm of a smooth field, one coefficient a polynomial term. photons: expected count at full intensity
+    (Poisson). rician: standard deviation of either channel of a magnitude image (Gudbjartsson & Patz
     1995). speckle: standard deviation of a multiplicative noise (ultrasound). gaussian: additive, electronic. gamma,
     contrast, brightness: the display response. `seed` fixes the noise itself.
     """
@@ -55,7 +56,7 @@ def apply_appearance(image: Tensor, look: Appearance) -> Tensor:
     if look.bias_field:
         out = out * smooth_field(image.shape[1:], look.bias_field)
     if look.photons > 0:
-        out = torch.poisson(out.clamp_min(0) * look.photons, generator=noise) / look.photons
+        out = photon_noise(out, look.photons, noise)
     if look.rician > 0:
         real = out + look.rician * _normal(out, noise)
         out = torch.hypot(real, look.rician * _normal(out, noise))
@@ -74,11 +75,30 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator)
 
 
+def photon_noise(image: Tensor, photons: float, generator: torch.Generator) -> Tensor:
+    """Counts of a Poisson process over `photons`, (C, *space): the mean is the image, the variance image / photons.
+
+    The square of a normal variable stands for the count, at an eighth of the cost (square-root transform, Anscombe
+    1948): its mean is exact and its variance larger by 1/8 of one photon squared, which only the darkest pixels notice.
+    """
+    root = (image.clamp_min(0) * photons).sqrt_()
+    return root.add_(_normal(image, generator), alpha=0.5).square_().sub_(0.25).div_(photons)
+
+
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Blur the spatial axes of (C, *space) by a Gaussian of `sigma` pixels, edges replicated."""
-    kernel = gaussian_1d(torch.tensor(float(sigma)), truncated=3.0)
-    blurred: Tensor = separable_filtering(image[None], [kernel] * (image.ndim - 1), mode="replicate")
-    return blurred[0]
+    """Blur the spatial axes of (C, *space) by a Gaussian of `sigma` pixels, edges replicated; the mean is kept.
+
+    Sums of shifted images: three to five times faster than a convolution of so few channels.
+    """
+    kernel = gaussian_1d(torch.tensor(float(sigma)), truncated=3.0, normalize=True).tolist()
+    radius = len(kernel) // 2
+    out = F.pad(image[None], [radius] * 2 * (image.ndim - 1), mode="replicate")[0]
+    for axis, length in enumerate(image.shape[1:], start=1):
+        padded, out = out, out.narrow(axis, radius, length) * kernel[radius]
+        for start, weight in enumerate(kernel[:radius]):
+            pair = padded.narrow(axis, start, length) + padded.narrow(axis, 2 * radius - start, length)
+            out.add_(pair, alpha=weight)
+    return out
 
 
 def smooth_field(size: torch.Size | tuple[int, ...], coefficients: tuple[float, ...]) -> Tensor:
@@ -91,6 +111,13 @@ def smooth_field(size: torch.Size | tuple[int, ...], coefficients: tuple[float, 
         x = torch.linspace(-1, 1, length).reshape(shape)
         exponent = exponent + next(terms, 0.0) * x + next(terms, 0.0) * (x * x - 1 / 3)
     return exponent.exp()
+
+
+def draw_field(random: np.random.Generator, spatial_dims: int, largest: float) -> tuple[float, ...]:
+    """Coefficients of a smooth field that deviates from 1 by at most the fraction `largest`, and often by less."""
+    drawn = random.uniform(-1, 1, 2 * spatial_dims)
+    peak = np.abs(drawn[::2]).sum() + 2 / 3 * np.abs(drawn[1::2]).sum()
+    return tuple(float(value) for value in drawn * random.uniform(0, math.log1p(largest)) / peak)
 
 
 def log_uniform(random: np.random.Generator, low: float, high: float) -> float:

@@ -9,7 +9,7 @@ from monai.transforms import Randomizable, Transform
 from torch import Tensor
 
 from medopt.config import Augment
-from medopt.transforms.appearance import Appearance, apply_appearance, draw_seed, log_uniform
+from medopt.transforms.appearance import Appearance, apply_appearance, draw_field, draw_seed, log_uniform
 from medopt.transforms.shift import draw_scanner
 from medopt.transforms.spatial import Geometry, apply_geometry, draw_geometry
 
@@ -46,12 +46,12 @@ def _draw_look(config: Augment, spatial_dims: int, random: np.random.Generator) 
         value = float(random.uniform(low, high))
         return value if strength and happens else off
 
-    fields = random.uniform(-config.bias_field, config.bias_field, 2 * spatial_dims)
+    field = draw_field(random, spatial_dims, config.bias_field)
     photons = log_uniform(random, config.photons, 20 * config.photons) if config.photons else 0.0
     return Appearance(
         blur=drawn(config.blur_pixels, 0, config.blur_pixels, 0.0),
         low_resolution=drawn(config.low_resolution - 1, 1, config.low_resolution, 1.0),
-        bias_field=tuple(map(float, fields)) if config.bias_field and random.uniform() < config.probability else (),
+        bias_field=field if config.bias_field and random.uniform() < config.probability else (),
         photons=photons if random.uniform() < config.probability else 0.0,
         rician=drawn(config.rician_noise, 0, config.rician_noise, 0.0),
         gaussian=drawn(config.gaussian_noise, 0, config.gaussian_noise, 0.0),
@@ -63,7 +63,7 @@ def _draw_look(config: Augment, spatial_dims: int, random: np.random.Generator) 
 
 
 def apply(image: Tensor, drawn: Drawn) -> Tensor:
-    """Apply drawn changes to (C, *space) in 0..1; a new tensor of the same shape, again in 0..1."""
+    """Apply drawn changes to (C, *space) in 0..1: the same shape, again in 0..1; the image itself is left as it was."""
     out = apply_appearance(apply_geometry(image, drawn.geometry), drawn.look)
     if drawn.box:
         out = out.clone()

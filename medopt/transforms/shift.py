@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from medopt.transforms.appearance import Appearance, draw_seed, log_uniform
+from medopt.transforms.appearance import Appearance, draw_field, draw_seed, log_uniform
 
 
 def _radiograph(random: np.random.Generator, dims: int) -> Appearance:
@@ -21,7 +21,7 @@ def _radiograph(random: np.random.Generator, dims: int) -> Appearance:
         blur=blur,
         # A thicker scintillator blurs more and catches more photons.
         photons=log_uniform(random, 60, 2000) * (1 + blur),
-        bias_field=_field(random, dims, 0.15),  # heel effect: the beam is weaker toward the anode
+        bias_field=draw_field(random, dims, 0.3),  # heel effect: the beam is weaker toward the anode
         gamma=log_uniform(random, 0.6, 1.6),
         contrast=random.uniform(0.75, 1.3),
         brightness=random.uniform(-0.1, 0.1),
@@ -45,7 +45,7 @@ def _mr(random: np.random.Generator, dims: int) -> Appearance:
     return Appearance(
         blur=random.uniform(0.0, 0.8),
         low_resolution=random.uniform(1.0, 1.6),
-        bias_field=_field(random, dims, 0.3),
+        bias_field=draw_field(random, dims, 0.6),
         rician=log_uniform(random, 0.005, 0.08),
         gamma=log_uniform(random, 0.7, 1.45),
         contrast=random.uniform(0.85, 1.15),
@@ -58,7 +58,7 @@ def _ultrasound(random: np.random.Generator, dims: int) -> Appearance:
     return Appearance(
         blur=random.uniform(0.0, 1.0),
         low_resolution=random.uniform(1.0, 1.5),
-        bias_field=_field(random, dims, 0.25),
+        bias_field=draw_field(random, dims, 0.5),
         speckle=random.uniform(0.0, 0.2),
         gaussian=random.uniform(0.0, 0.03),
         gamma=log_uniform(random, 0.65, 1.5),
@@ -66,10 +66,6 @@ def _ultrasound(random: np.random.Generator, dims: int) -> Appearance:
         brightness=random.uniform(-0.1, 0.1),
         seed=draw_seed(random),
     )
-
-
-def _field(random: np.random.Generator, dims: int, strength: float) -> tuple[float, ...]:
-    return tuple(float(value) for value in random.uniform(-strength, strength, 2 * dims))
 
 
 SCANNERS: dict[str, Callable[[np.random.Generator, int], Appearance]] = {

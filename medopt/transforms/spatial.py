@@ -17,21 +17,24 @@ from medopt.config import Augment
 
 # Positions of the axes in torch's (x, y, z) grid order, for 2-D and 3-D alike.
 _FLIP_AXIS = {"left_right": 0, "up_down": 1, "slice": 2}
-_COARSE = 5  # control points an axis of the elastic field
+_CONTROLS = 7  # control points an axis of the elastic field: four pieces of a cubic spline
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A drawn geometry: `matrix` (S, S + 1) in grid units (-1 to 1), `elastic` (S, 5, ...) displacements or None."""
+    """A drawn geometry: `matrix` (S, S + 1) in grid units (-1 to 1), `elastic` (S, 7, ...) displacements or None."""
 
-    matrix: Tensor
-    elastic: Tensor | None
+    matrix: NDArray[np.float64]
+    elastic: Tensor | None = None
 
     @property
-    def is_identity(self) -> bool:
-        """Whether applying it would change nothing."""
-        dims = self.matrix.shape[0]
-        return self.elastic is None and bool(torch.equal(self.matrix, torch.eye(dims, dims + 1)))
+    def flipped(self) -> list[int] | None:
+        """The image axes that it flips, where it does nothing else; None where pixels must be interpolated."""
+        dims = len(self.matrix)
+        signs = np.sign(self.matrix.diagonal())
+        if self.elastic is not None or not np.array_equal(self.matrix, np.eye(dims, dims + 1) * signs[:, None]):
+            return None
+        return [dims - axis for axis in range(dims) if signs[axis] < 0]
 
 
 def draw_geometry(config: Augment, spatial_dims: int, random: np.random.Generator) -> Geometry:
@@ -43,36 +46,34 @@ def draw_geometry(config: Augment, spatial_dims: int, random: np.random.Generato
     def chance() -> bool:
         return random.uniform() < config.probability
 
-    matrix = torch.eye(spatial_dims)
+    matrix = np.eye(spatial_dims, spatial_dims + 1)
+    linear = matrix[:, :-1]
     if config.rotate_degrees and chance():
-        matrix = matrix @ _rotation(spatial_dims, config.rotate_degrees, random)
+        linear @= _rotation(spatial_dims, config.rotate_degrees, random)
     if config.scale and chance():
-        matrix = matrix * float(math.exp(random.uniform(-1, 1) * math.log1p(config.scale)))
+        linear *= math.exp(random.uniform(-1, 1) * math.log1p(config.scale))
     if config.shear and chance():
-        shear = torch.eye(spatial_dims)
-        shear[0, 1] = random.uniform(-config.shear, config.shear)
-        matrix = matrix @ shear
-    shift = torch.zeros(spatial_dims, 1)
+        linear[:, 1] += linear[:, 0] * random.uniform(-config.shear, config.shear)
     if config.translate and chance():
         # The grid spans 2 units over the extent.
-        shift = torch.tensor(random.uniform(-2 * config.translate, 2 * config.translate, (spatial_dims, 1))).float()
+        matrix[:, -1] = random.uniform(-2 * config.translate, 2 * config.translate, spatial_dims)
     for name in config.flip:
         axis = _FLIP_AXIS[name]
         if axis < spatial_dims and random.uniform() < 0.5:
-            matrix[axis] *= -1
+            linear[axis] *= -1
     elastic = None
     if config.elastic and chance():
-        drawn = random.uniform(-2 * config.elastic, 2 * config.elastic, (spatial_dims, *[_COARSE] * spatial_dims))
-        elastic = torch.tensor(drawn).float()
-    return Geometry(torch.cat([matrix, shift], dim=1), elastic)
+        drawn = random.uniform(-2 * config.elastic, 2 * config.elastic, (spatial_dims, *[_CONTROLS] * spatial_dims))
+        elastic = torch.tensor(drawn, dtype=torch.float32)
+    return Geometry(matrix, elastic)
 
 
-def _rotation(spatial_dims: int, degrees: float, random: np.random.Generator) -> Tensor:
-    out = torch.eye(spatial_dims)
+def _rotation(spatial_dims: int, degrees: float, random: np.random.Generator) -> NDArray[np.float64]:
+    out = np.eye(spatial_dims)
     planes = [(0, 1)] if spatial_dims == 2 else [(0, 1), (0, 2), (1, 2)]
     for first, second in planes:
         angle = math.radians(random.uniform(-degrees, degrees))
-        turn = torch.eye(spatial_dims)
+        turn = np.eye(spatial_dims)
         turn[first, first] = turn[second, second] = math.cos(angle)
         turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
         out = out @ turn
@@ -80,18 +81,39 @@ def _rotation(spatial_dims: int, degrees: float, random: np.random.Generator) ->
 
 
 def apply_geometry(image: Tensor, geometry: Geometry) -> Tensor:
-    """Resample (C, *space) once, linearly; what comes from outside is 0.
-
-    The grid is scaled by the axes' lengths, so that a rotation of a non-square image is a rotation.
-    """
-    if geometry.is_identity:
-        return image
-    lengths = torch.tensor(list(reversed(image.shape[1:])), dtype=torch.float32)
-    matrix = geometry.matrix.clone()
-    matrix[:, :-1] *= lengths[None, :] / lengths[:, None]
-    grid = F.affine_grid(matrix[None], [1, *image.shape], align_corners=False)
+    """Resample (C, *space) once, linearly; what comes from outside is 0. Flips alone move pixels, exactly."""
+    axes = geometry.flipped
+    if axes is not None:
+        return image.flip(axes) if axes else image
+    grid = _grid(geometry.matrix, image.shape[1:])
     if geometry.elastic is not None:
-        mode = "bilinear" if image.ndim == 3 else "trilinear"
-        field = F.interpolate(geometry.elastic[None], size=image.shape[1:], mode=mode, align_corners=True)
-        grid = grid + field.movedim(1, -1)
-    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+        grid = grid + _displacements(geometry.elastic, image.shape[1:])
+    return F.grid_sample(image[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+
+
+def _grid(matrix: NDArray[np.float64], space: Sequence[int]) -> Tensor:
+    """Where each output pixel comes from, (*space, S) in grid units, the axes in torch's order x, y, z.
+
+    The matrix is scaled by the axes' lengths, so that a rotation of a non-square image is a rotation.
+    """
+    lengths = np.array(space[::-1])
+    scaled = matrix.copy()
+    scaled[:, :-1] *= lengths[None, :] / lengths[:, None]
+    columns = torch.from_numpy(scaled).float().unbind(1)
+    out = columns[-1]
+    # Each axis adds its own line by broadcasting, the smallest arrays first; affine_grid's product is 4 times slower.
+    for axis in range(len(space)):
+        place = (torch.arange(space[axis]) * 2 + 1) / space[axis] - 1
+        out = out + place.reshape(-1, *[1] * (len(space) - axis)) * columns[len(space) - 1 - axis]
+    return out
+
+
+def _displacements(controls: Tensor, space: Sequence[int]) -> Tensor:
+    """A smooth field (*space, S) of the control points' (S, 7, ...) displacements, never larger than they are.
+
+    Cubic B-splines, one axis after the other (Rueckert et al. 1999).
+    """
+    field = controls.movedim(0, -1)
+    for axis, length in enumerate(space):
+        field = torch.tensordot(field, _spline(length), dims=([0], [1]))  # (..., S, length)
+    return field

@@ -1,0 +1,229 @@
+"""The command line: one thin command a stage. Errors are one paragraph on stderr and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+
+from medopt import __version__
+from medopt.config import data_folder, load_study
+from medopt.errors import ConfigError, DataError, GateRefused, MedoptError, listed
+
+app = typer.Typer(
+    help="From a study's scans to a checked int8 release for the PACS, every step measured.",
+    epilog="Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 training failed, 5 gate refused, "
+    "6 release refused, 130 interrupted (the same command goes on).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="A study file, as in pipelines/.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else ./data.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder for runs, the cache and MLflow's store.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as in training.epochs=3. Repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ["MEDOPT_DEBUG"] = "1"
+
+
+@app.command()
+def run(
+    study_file: StudyFile,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved study and the plan, do nothing.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with the same run.")] = False,
+) -> None:
+    """Take a study's scans to a checked int8 release, all of it in MLflow.
+
+    Interrupted or killed, the same command goes on where it was. A run whose inputs are unchanged is not repeated.
+
+    Example: medopt run pipelines/busi.yaml --set seed=1 --set training.epochs=40
+    """
+    study = load_study(study_file, overrides)
+    from medopt.console import ConsoleReporter, print_summary
+    from medopt.pipeline import plan_run, run_study
+
+    if dry_run:
+        plan = plan_run(study, study_file, data_folder(data), runs)
+        resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+        typer.echo(f"{resolved}\n# the plan\n{yaml.safe_dump(plan, sort_keys=False)}".rstrip())
+        return
+    reporter = ConsoleReporter()
+    try:
+        summary = run_study(study, study_file, data_folder(data), runs, reporter, fresh)
+    finally:
+        reporter.close()
+    print_summary(summary)
+    if as_json:
+        typer.echo(json.dumps(summary, allow_nan=False))
+    if not summary["gate"]["passed"]:
+        raise GateRefused(
+            f"The int8 model of {study.name} is refused: {listed(summary['gate']['reasons'])}. The float model and all "
+            f"figures are in {summary['folder']}; there is no release. Limits: compression.gate in the study file."
+        )
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Where to write it: images/ and manifest.csv.")],
+    patients: Annotated[int, typer.Option(help="Number of patients.")] = 420,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same study, to the byte.")] = 7,
+) -> None:
+    """Draw the embedded study: chest-radiograph-like DICOM of three sites, with and without a nodule.
+
+    No labelled set may be shipped with medopt, so it draws one. Nothing in it is a patient.
+    """
+    from medopt.console import ConsoleReporter
+    from medopt.phantom import draw_study
+
+    reporter = ConsoleReporter()
+    try:
+        typer.echo(draw_study(folder, patients=patients, seed=seed, reporter=reporter))
+    finally:
+        reporter.close()
+
+
+@app.command()
+def fetch(study_file: StudyFile, data: DataOption = None) -> None:
+    """Download a study's public data from their official address, and check them against the published checksum."""
+    study_file = study_file if study_file.suffix else Path("pipelines") / f"{study_file}.yaml"
+    study = load_study(study_file)
+    from medopt.console import ConsoleReporter
+    from medopt.manifest.card import load_card
+    from medopt.manifest.fetch import fetch as fetch_files
+
+    card = load_card(study_file.parent / study.data.manifest)
+    if card is None:
+        raise ConfigError(f"The study {study.name} has no card that names an address; see its manifest's README.")
+    reporter = ConsoleReporter()
+    try:
+        for path in fetch_files(card, data_folder(data), reporter):
+            typer.echo(path)
+    finally:
+        reporter.close()
+
+
+@app.command()
+def verify(
+    release: Annotated[Path, typer.Argument(help="A release folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built."""
+    from medopt.console import print_rows
+    from medopt.release.verify import verify_release
+
+    rows = verify_release(release)
+    shown = [{key: row[key] for key in ("case", "model", "difference")} for row in rows]
+    print_rows(f"{release}: unchanged; golden cases replayed", shown)
+    if as_json:
+        typer.echo(json.dumps({"release": str(release), "golden": rows}))
+
+
+@app.command()
+def predict(
+    release: Annotated[Path, typer.Argument(help="A release folder.")],
+    paths: Annotated[list[Path], typer.Argument(help="DICOM, NIfTI or image files, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("predictions.csv"),
+    model: Annotated[str, typer.Option(help="int8 or float.")] = "int8",
+    engine: Annotated[str | None, typer.Option(help="onnxruntime or openvino; else the fastest that passed.")] = None,
+) -> None:
+    """Predict scans with a release: a table, and a CSV with the reason of every refusal.
+
+    Exit code 3 where a scan was refused; the others are predicted all the same.
+    """
+    if model not in ("int8", "float"):
+        raise ConfigError(f"--model takes int8 or float; got {model!r}.")
+    from medopt.console import ConsoleReporter, print_predictions
+    from medopt.release.predictor import Predictor
+    from medopt.serving.batch import find_scans, predict_scans, write_answers
+
+    predictor = Predictor.open(release, "float" if model == "float" else "int8", engine)
+    scans = find_scans(paths, len(predictor.info.prepare.size))
+    reporter = ConsoleReporter()
+    try:
+        rows = predict_scans(predictor, scans, reporter)
+    finally:
+        reporter.close()
+    write_answers(out, rows, predictor.info.labels)
+    print_predictions(rows, predictor.info.labels)
+    typer.echo(f"{len(rows)} scans, written to {out}")
+    refused = [f"{row.path}: {row.refused}" for row in rows if row.answer is None]
+    if refused:
+        raise DataError(f"{len(refused)} of {len(rows)} scans were refused: {listed(refused)}")
+
+
+@app.command()
+def ui(
+    runs: RunsOption = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+) -> None:
+    """Open MLflow's pages on the runs' store (Ctrl-C ends it)."""
+    from medopt.tracking import serve_ui
+
+    serve_ui(runs, port)
+
+
+@app.command()
+def version() -> None:
+    """Print medopt's version."""
+    typer.echo(__version__)
+
+
+def main() -> NoReturn:
+    """Run the command line; a refusal becomes one paragraph on stderr and its exit code."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # A scheduler ends a job with SIGTERM: treat it as Ctrl-C, so that the MLflow run says so.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app(standalone_mode=False)
+    except MedoptError as error:
+        _leave(error, str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        text = f"This command needs {error.name}, which is not installed: pip install 'medopt[train]'."
+        _leave(error, text, ConfigError.exit_code)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _leave(error, "Interrupted. The same command goes on where it was.", 130)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except Exception as error:
+        usage: Any = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        _leave(error, f"{usage()} See medopt --help.", ConfigError.exit_code)
+    sys.exit(0)
+
+
+def _leave(error: BaseException, text: str, code: int) -> NoReturn:
+    if os.environ.get("MEDOPT_DEBUG"):
+        raise error
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]:", end=" ")
+    sys.stderr.write(f"{text}\n")
+    sys.exit(code)

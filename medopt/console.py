@@ -1,0 +1,125 @@
+"""What a person sees: stages, bars with a rate and the time left, and tables. Everything else stays silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from medopt.release.card import shown
+from medopt.serving.batch import Row
+
+
+class ConsoleReporter:
+    """Stages as lines and bars on stderr, so that stdout holds results only."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._progress: Progress | None = None
+        self._started = 0.0
+
+    def stage(self, name: str, note: str) -> None:
+        """A stage begins, or is skipped."""
+        self._close()
+        self.console.print(Text(f"{name:<10}", "bold cyan") + Text(note, "dim"))
+
+    def message(self, text: str) -> None:
+        """One line."""
+        self.console.print(Text(f"  {text}", "dim"))
+
+    def progress(self, total: int, what: str) -> Callable[..., None]:
+        """A bar with count, rate, time left and the fields given to advance; it stays when it is full."""
+        self._close()
+        bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=self.console,
+        )
+        task = bar.add_task(what, total=total, rate="", note="")
+        bar.start()
+        self._progress = bar
+
+        def advance(n: int = 1, **fields: object) -> None:
+            note = " ".join(f"{key} {value}" for key, value in fields.items())
+            bar.update(task, advance=n, note=note)
+            current = bar.tasks[0]
+            rate = current.finished_speed or current.speed
+            bar.update(task, rate=f"{rate:.0f}/s" if rate else "")
+            if current.finished:
+                bar.stop()
+
+        return advance
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    close = _close
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """The table at the end of a run: float and int8 side by side, then what to try next."""
+    console = Console(highlight=False)
+    table = Table(title=f"{summary['study']}, seed {summary['seed']}: test split (95 % interval)", title_justify="left")
+    table.add_column("")
+    for kind in ("float", "int8"):
+        table.add_column(f"{kind} ({summary['engine'][kind]})", justify="right")
+    test, sites = summary["test"], summary["sites"]
+    for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity"):
+        table.add_row(name.replace("_", " "), shown(test["float"][name]), shown(test["int8"][name]))
+    if len(sites) > 1:
+        for site, found in sites.items():
+            table.add_row(f"auc at {site}", shown(found["float"]["auc"]), shown(found["int8"]["auc"]))
+    latency, size, engine = summary["latency_ms"], summary["size_bytes"], summary["engine"]
+    times = [latency[f"{engine[kind]}_{kind}"] for kind in ("float", "int8")]
+    table.add_row(
+        "one image", f"{times[0]:.2f} ms", f"{times[1]:.2f} ms ({latency['torch_float'] / times[1]:.1f}x torch)"
+    )
+    table.add_row("size", *(f"{size[kind] / 1e6:.2f} MB" for kind in ("float", "int8")))
+    console.print(table)
+    gate, folder = summary["gate"], summary["folder"]
+    if not gate["passed"]:
+        return
+    flips = gate["figures"]["engines"][gate["figures"]["engine"]]["decision_flips"]
+    console.print(Text.assemble(("gate passed", "bold green"), f": {flips:.1%} of validation decisions flip"))
+    console.print(f"run      {folder}\nMLflow   {summary['mlflow_link']}")
+    console.print(Text("\nNext:", "bold"))
+    for command, what in (
+        (f"medopt verify {folder}/release", "replay the release's golden cases"),
+        (f"medopt predict {folder}/release PATH...", "predict DICOM, NIfTI or image files"),
+        (f"medopt ui --runs {Path(folder).parent.parent}", "review the run in MLflow"),
+    ):
+        console.print(f"  {command}", Text(f"  # {what}", "dim"), soft_wrap=True)
+
+
+def print_predictions(rows: Sequence[Row], labels: Sequence[str], most: int = 40) -> None:
+    """A table of answers, and the reason of each refusal."""
+    table = Table("scan", "decision", *labels)
+    for row in rows[:most]:
+        if row.answer is None:
+            table.add_row(row.path, Text("refused", "red"), Text(row.refused, "red"))
+        else:
+            values = [f"{row.answer.probabilities[label]:.3f}" for label in labels]
+            table.add_row(row.path, row.answer.decision, *values)
+    console = Console(highlight=False)
+    console.print(table)
+    if len(rows) > most:
+        console.print(f"and {len(rows) - most} more in the CSV")
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Any list of equal mappings as a table."""
+    table = Table(*(str(key) for key in rows[0]), title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(highlight=False).print(table)

@@ -1,0 +1,241 @@
+"""One study from its manifest to its release: the stages in order, all of it in MLflow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medopt.config import Study, find_manifest
+from medopt.data.cache import PreparedCache
+from medopt.errors import MedoptError
+from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.manifest.card import load_card
+from medopt.manifest.check import check_cases, refuse
+from medopt.manifest.table import manifest_digest, read_manifest, write_run_manifest
+from medopt.pipeline.report import draw_figures, release_info, summarize
+from medopt.pipeline.run_folder import RunFolder, find_run, open_run
+from medopt.pipeline.stages import KINDS, Judged, compress, judge_models, predict_splits, validation_score
+from medopt.provenance import code_version, digest, machine, package_versions, write_json, write_text
+from medopt.records import SPLITS, Case, EpochRecord, Reporter
+from medopt.release.build import build_release
+from medopt.release.contents import SUMS
+from medopt.tracking import Tracker
+from medopt.training.loop import BEST, Prepared, train
+from medopt.transforms.prepare import PrepareChain
+
+STAGES = ("prepare", "train", "compress", "judge", "evaluate", "release", "record")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A study's checked cases, and where they came from."""
+
+    study: Study
+    cases: tuple[Case, ...]
+    root: Path
+    digest: str
+    notes: tuple[str, ...]
+
+
+def read_source(study: Study, study_file: Path, data: Path) -> Source:
+    """Read and check a study's manifest; raises ConfigError or DataError with every reason."""
+    manifest = find_manifest(study, study_file, data)
+    card = load_card(manifest)
+    cases = read_manifest(manifest, study)
+    root = data / study.data.root
+    findings = check_cases(cases, root, study, card)
+    refuse(findings, study)
+    notes = [f"{finding.name}, accepted by the study: {finding.text}" for finding in findings]
+    return Source(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
+
+
+def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:
+    """What a run would do, without doing it: the cases, the folder, and the stages that are done already."""
+    source = read_source(study, study_file, data)
+    found = find_run(runs, study, source.digest)
+    done = RunFolder(found, False).seconds() if found else {}
+    return {
+        "cases": {split: sum(case.split == split for case in source.cases) for split in SPLITS},
+        "folder": str(found) if found else f"a new one below {runs / study.name}",
+        "stages": {stage: "done" if stage in done else "to do" for stage in STAGES},
+        "chain": PrepareChain(study.prepare).fingerprint,
+    }
+
+
+def run_study(
+    study: Study, study_file: Path, data: Path, runs: Path, reporter: Reporter, fresh: bool = False
+) -> dict[str, Any]:
+    """Run a study, or go on with it, and return its summary: `metrics.json` with the folder and the MLflow link.
+
+    Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or KILLED after Ctrl-C.
+    """
+    source = read_source(study, study_file, data)
+    with open_run(runs, study, source.digest, fresh) as folder:
+        write_text(folder.path / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        write_run_manifest(folder.path / "manifest.csv", source.cases, study)
+        tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), f"{study.name} {folder.path.name}")
+        folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running")
+        try:
+            summary = _Run(source, folder, tracker, reporter).all_stages(runs)
+        except KeyboardInterrupt:
+            _close(folder, tracker, "interrupted", "KILLED")
+            raise
+        except BaseException as error:
+            _close(folder, tracker, type(error).__name__ if isinstance(error, MedoptError) else "crashed", "FAILED")
+            raise
+        _close(folder, tracker, "released" if summary["gate"]["passed"] else "gate refused", "FINISHED")
+        return summary
+
+
+def _close(folder: RunFolder, tracker: Tracker, outcome: str, status: str) -> None:
+    tracker.end(outcome, status)
+    folder.write_facts(outcome=outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run under way."""
+
+    source: Source
+    folder: RunFolder
+    tracker: Tracker
+    reporter: Reporter
+
+    def all_stages(self, runs: Path) -> dict[str, Any]:
+        study, path = self.source.study, self.folder.path
+        chain = PrepareChain(study.prepare)
+        self._log_start(chain)
+        sets = self._prepare(runs, chain)
+        identity = {"study": study.digest(), "chain": chain.fingerprint, "data": _content(sets)}
+        history = self._train(sets, identity)
+        weights, models = path / "checkpoints" / BEST, [self.folder.models / f"{kind}.onnx" for kind in KINDS]
+
+        def compressing() -> dict[str, Any]:
+            return compress(study, sets, weights, self.folder, self.reporter)
+
+        compressed = self._stage("compress", identity | {"history": history}, models, compressing)
+        inputs = identity | {"compressed": compressed, "history": history}
+        judged = Judged.from_facts(
+            self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
+        )
+        outputs = [path / "predictions.csv", path / "metrics.json"]
+        inputs = identity | {"judged": judged.facts()}
+        self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history))
+        metrics = json.loads(outputs[1].read_text())
+        if judged.verdict.passed:
+            sums = [self.folder.release / SUMS]
+            self._stage("release", {"metrics": metrics}, sums, lambda: self._release(judged, metrics, chain))
+        else:
+            shutil.rmtree(self.folder.release, ignore_errors=True)
+        self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
+        return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
+
+    def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
+        return self.folder.stage(name, inputs, outputs, work, self.reporter)
+
+    def _log_start(self, chain: PrepareChain) -> None:
+        code = code_version()
+        tags = {
+            "study": self.source.study.name,
+            "manifest_digest": self.source.digest,
+            "chain_fingerprint": chain.fingerprint,
+            "code": code.get("commit", code["version"]),
+            "code_clean": str(code.get("clean", "unknown")),
+            "machine": machine()["cpu"],
+            "run_folder": self.folder.path.name,
+        }
+        splits = Counter(str(case.split) for case in self.source.cases)
+        self.tracker.log_start(self.source.study, self.source.digest, tags, splits)
+
+    def _prepare(self, runs: Path, chain: PrepareChain) -> dict[Any, Prepared]:
+        self.reporter.stage("prepare", "")
+        cache, cases = PreparedCache(runs / "cache", chain), self.source.cases
+        files = cache.fill(cases, self.source.root, self.reporter)
+        sets = {}
+        for split in SPLITS:
+            rows = [index for index, case in enumerate(cases) if case.split == split]
+            sets[split] = Prepared([cases[index] for index in rows], [files[index] for index in rows])
+        return sets
+
+    def _train(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> list[dict[str, Any]]:
+        folder, study = self.folder.path / "checkpoints", self.source.study
+
+        def work() -> dict[str, Any]:
+            trained = train(
+                study,
+                sets["train"],
+                sets["val"],
+                folder,
+                facts=identity,
+                score=validation_score(study, sets),
+                on_epoch=self._on_epoch,
+                reporter=self.reporter,
+            )
+            history = [asdict(record) for record in trained.history]
+            return {"best_epoch": trained.best, "device": trained.device, "history": history}
+
+        facts = self._stage("train", identity, [folder / BEST], work)
+        history: list[dict[str, Any]] = facts["history"]
+        self._on_epoch([EpochRecord(**record) for record in history])
+        return history
+
+    def _on_epoch(self, history: Sequence[EpochRecord]) -> None:
+        trouble = self.tracker.sync_history(history)
+        if trouble:
+            self.reporter.message(trouble)
+
+    def _evaluate(self, sets: Any, judged: Judged, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """Score the test split, once: everything was chosen before."""
+        study, path = self.source.study, self.folder.path
+        tables = predict_splits(study, sets, self.folder, judged)
+        write_predictions(
+            path / "predictions.csv", tables, study.data.labels, study.data.task, dict(judged.temperatures)
+        )
+        tables = read_predictions(path / "predictions.csv")  # every figure can be recomputed from that file
+        sizes = {kind: (self.folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
+        metrics = summarize(study, tables, judged, sizes)
+        records = [EpochRecord(**record) for record in history]
+        draw_figures(study, records, tables, judged, path / "figures")
+        kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id}
+        write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
+        return {}
+
+    def _release(self, judged: Judged, metrics: dict[str, Any], chain: PrepareChain) -> dict[str, Any]:
+        provenance = {
+            "manifest_digest": self.source.digest,
+            "mlflow_run_id": self.tracker.run_id,
+            "code": code_version(),
+            "packages": package_versions(),
+            "machine": machine(),
+            "data_notes": list(self.source.notes),
+        }
+        info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance)
+        models = {"int8": self.folder.models / "int8.onnx", "float": self.folder.models / "float.onnx"}
+        build_release(self.folder.release, info, models)  # type: ignore[arg-type]
+        return {"release": digest((self.folder.release / SUMS).read_text())}
+
+    def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        path, passed = self.folder.path, metrics["gate"]["passed"]
+        figures = {key: metrics[key] for key in ("test", "validation", "sites", "latency_ms", "size_bytes")}
+        self.tracker.log_figures(figures)
+        files = {"figures": path / "figures", "": path / "metrics.json"}
+        self.tracker.log_files(files)
+        self.tracker.log_files({"": path / "study.yaml", "tables": path / "predictions.csv"})
+        if passed:
+            self.tracker.log_files({"release": self.folder.release})
+        models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}
+        return {"registered_version": self.tracker.log_models(self.source.study, models, register=passed)}
+
+
+def _content(sets: dict[Any, Prepared]) -> str:
+    """What the prepared images and their labels are: the cache's names are hashes of content."""
+    return digest(
+        {split: [(p.name, c.label) for p, c in zip(s.files, s.cases, strict=True)] for split, s in sets.items()}
+    )

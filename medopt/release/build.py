@@ -1,0 +1,41 @@
+"""Build a release folder: whole or not at all, and verified before it gets its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from medopt.provenance import storage, write_text
+from medopt.release.card import render_card
+from medopt.release.contents import CARD, INFO, Kind, ReleaseInfo, write_sums
+from medopt.release.golden import draw_golden, record_answers
+from medopt.release.verify import all_predictors, verify_release
+
+
+def build_release(target: Path, info: ReleaseInfo, models: Mapping[Kind, Path]) -> None:
+    """Write the release to `target`, replacing an earlier one of the same run.
+
+    `models` are the ONNX files. The folder is built beside `target`, verified as a user would, and renamed.
+    Raises ReleaseError where it does not verify, StorageError where it cannot be written.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with storage(target):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            for kind, path in models.items():
+                shutil.copyfile(path, part / info.models[kind].file)
+        write_text(part / INFO, info.model_dump_json(indent=2) + "\n")
+        write_text(part / CARD, render_card(info))
+        scans = draw_golden(part / "golden", len(info.prepare.size))
+        write_sums(part)
+        record_answers(part, all_predictors(part), scans)
+        write_sums(part)
+        verify_release(part)
+        with storage(target):
+            if target.exists():
+                shutil.rmtree(target)
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

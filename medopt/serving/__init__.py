@@ -1,0 +1,1 @@
+"""Releases at work: batch prediction now; the inference server stands on the same predictor."""

@@ -1,0 +1,94 @@
+"""`medopt predict`: a release over files and folders, one row a scan; what cannot be read is a row with its reason."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from medopt.errors import DataError
+from medopt.provenance import atomic
+from medopt.records import Reporter, SilentReporter
+from medopt.release.predictor import Answer, Predictor
+
+# Names that belong to a data folder but are no scans.
+IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scan's answer, or the reason why there is none."""
+
+    path: str
+    answer: Answer | None
+    refused: str = ""
+
+
+def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:
+    """The scans below the paths, sorted.
+
+    A 3-D release takes each folder that directly holds files without a NIfTI suffix as one series; a 2-D one takes each
+    file. Raises DataError where a path does not exist or nothing is found.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += _below(path, spatial_dims)
+        elif path.exists() or "#" in path.name:
+            found.append(path)
+        else:
+            raise DataError(f"There is no file or folder {path}.")
+    if not found:
+        raise DataError("There is no scan below the paths given.")
+    return found
+
+
+def _below(folder: Path, spatial_dims: int) -> list[Path]:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() not in IGNORED]
+    files = [p for p in files if not p.name.startswith(".") and p.name != "DICOMDIR"]
+    if spatial_dims == 2:
+        return files
+    volumes = [p for p in files if p.name.lower().endswith((".nii", ".nii.gz"))]
+    return volumes + sorted({p.parent for p in files} - {p.parent for p in volumes})
+
+
+def predict_scans(
+    predictor: Predictor, scans: Sequence[Path], reporter: Reporter | None = None, workers: int = 2
+) -> list[Row]:
+    """Predict scans in order; decoding runs ahead of the model in threads, at most a few scans in memory."""
+    advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
+    rows = []
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(scans), 4 * workers):
+            part = scans[start : start + 4 * workers]
+            for path, prepared in zip(part, pool.map(lambda p: _prepare(predictor, p), part), strict=True):
+                if isinstance(prepared, DataError):
+                    rows.append(Row(str(path), None, str(prepared)))
+                else:
+                    rows.append(Row(str(path), predictor.predict(prepared.numpy()[None])[0]))
+                advance(1)
+    return rows
+
+
+def _prepare(predictor: Predictor, path: Path) -> Tensor | DataError:
+    try:
+        return predictor.chain(path)
+    except DataError as error:
+        return error
+
+
+def write_answers(path: Path, rows: Sequence[Row], labels: Sequence[str]) -> None:
+    """Write the rows as CSV: path, decision, a probability for each label, and the reason of a refusal."""
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["path", "decision", *(f"probability_{label}" for label in labels), "refused"])
+        for row in rows:
+            if row.answer is None:
+                writer.writerow([row.path, "", *[""] * len(labels), row.refused])
+            else:
+                values = [f"{row.answer.probabilities[label]:.6f}" for label in labels]
+                writer.writerow([row.path, row.answer.decision, *values, ""])

@@ -1,0 +1,218 @@
+"""Everything that medopt says to MLflow, and the only module that imports it.
+
+The store is MLFLOW_TRACKING_URI, else an sqlite file in the runs folder. A server that is gone for a while stops
+nothing: the history is compared with what the store holds, and what is missing is logged at the next epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made when mlflow is imported
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
+
+from medopt.config import Study
+from medopt.errors import ConfigError
+from medopt.inference.engines import INPUT, OUTPUT
+from medopt.provenance import package_versions
+from medopt.records import EpochRecord
+
+CANDIDATE = "candidate"
+
+
+def tracking_uri(runs: Path) -> str:
+    """MLFLOW_TRACKING_URI, else `mlflow.db` in the runs folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
+
+class Tracker:
+    """One MLflow run, begun or continued."""
+
+    def __init__(self, study: Study, runs: Path, run_id: str | None, run_name: str) -> None:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        # MLflow's own bound keeps a training waiting for minutes when its server is gone.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        self.uri = tracking_uri(runs)
+        mlflow.set_tracking_uri(self.uri)
+        self._client = MlflowClient(self.uri)
+        self._logged: int | None = None
+        try:
+            self.experiment_id = self._experiment(study.name, runs)
+            known = run_id if run_id and self._is_known(run_id) else None
+            run = mlflow.start_run(
+                run_id=known,
+                experiment_id=self.experiment_id,
+                run_name=None if known else run_name,
+                log_system_metrics=True,
+            )
+        except mlflow.MlflowException as error:
+            raise ConfigError(
+                f"MLflow at {self.uri} does not answer: {str(error)[:300]} Start its server, or unset "
+                "MLFLOW_TRACKING_URI to track into the runs folder."
+            ) from None
+        self.run_id: str = run.info.run_id
+
+    def _experiment(self, name: str, runs: Path) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = (runs / "mlartifacts" / name).resolve().as_uri() if self.uri.startswith("sqlite") else None
+        return str(self._client.create_experiment(name, artifact_location=place))
+
+    def _is_known(self, run_id: str) -> bool:
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except mlflow.MlflowException:
+            return False
+
+    @property
+    def link(self) -> str:
+        """Where the run's page is, below the address that `medopt ui` prints."""
+        base = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
+
+    def log_start(self, study: Study, digest: str, tags: Mapping[str, str], splits: Mapping[str, int]) -> None:
+        """The resolved study as parameters, the manifest as dataset input, and where the run comes from as tags."""
+        params = [Param(key, str(value)[:6000]) for key, value in flatten(study.model_dump(mode="json")).items()]
+        notes = [RunTag("mlflow.note.content", study.question), RunTag("outcome", "running")]
+        self._client.log_batch(
+            self.run_id, params=params, tags=notes + [RunTag(key, value) for key, value in tags.items()]
+        )
+        run = self._client.get_run(self.run_id)
+        if run.inputs is None or not run.inputs.dataset_inputs:
+            source = LocalArtifactDatasetSource(study.data.manifest)
+            for split in splits:
+                name = f"{study.name}-{split}"
+                dataset = MetaDataset(source, name, digest[:16])  # type: ignore[abstract]  # it has a profile
+                mlflow.log_input(dataset, context=split, tags={"images": str(splits[split])})
+
+    def sync_history(self, history: Sequence[EpochRecord]) -> str | None:
+        """Log the epochs that the store does not hold yet: no gap and no double point, also after a crash.
+
+        Returns why it could not, where the store does not answer; the next call makes up for it.
+        """
+        try:
+            if self._logged is None:
+                self._logged = len(self._client.get_metric_history(self.run_id, "loss/train"))
+            for record in history[self._logged :]:
+                self._client.log_batch(self.run_id, metrics=_epoch_metrics(record))
+                self._logged += 1
+        except mlflow.MlflowException as error:
+            self._logged = None
+            return f"MLflow does not answer and will be caught up later: {str(error)[:120]}"
+        return None
+
+    def log_figures(self, figures: Mapping[str, Any]) -> None:
+        """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
+        now = int(time.time() * 1000)
+        found = flatten(figures, separator="/")
+        metrics = [
+            Metric(_metric_name(key), float(value), now, 0)
+            for key, value in found.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        self._client.log_batch(self.run_id, metrics=metrics)
+
+    def log_files(self, paths: Mapping[str, Path]) -> None:
+        """Files and folders as artifacts, by the folder they are to stand in ('' is the top)."""
+        for place, path in paths.items():
+            if path.is_dir():
+                mlflow.log_artifacts(str(path), place)
+            else:
+                mlflow.log_artifact(str(path), place or None)
+
+    def log_models(self, study: Study, models: Mapping[str, Path], register: bool) -> str | None:
+        """Both ONNX models with their signature; the int8 one is registered with alias `candidate` if `register`.
+
+        Returns the registered version.
+        """
+        shape = (-1, study.prepare.channels, *study.prepare.size)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), shape, INPUT)]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, study.data.outputs), OUTPUT)]),
+        )
+        versions = package_versions()
+        needs = [f"{name}=={versions[name]}" for name in ("onnx", "onnxruntime", "numpy")]
+        version = None
+        for kind, path in models.items():
+            chosen = register and kind == "int8"
+            info = mlflow.onnx.log_model(
+                onnx.load(path),
+                name=kind,
+                signature=signature,
+                pip_requirements=needs,
+                registered_model_name=study.name if chosen else None,
+                save_as_external_data=False,
+            )
+            if chosen:
+                version = str(info.registered_model_version)
+                self._client.set_registered_model_alias(study.name, CANDIDATE, version)
+        return version
+
+    def end(self, outcome: str, status: str = "FINISHED") -> None:
+        """Close the run: FINISHED, FAILED, or KILLED (to be continued); `outcome` says it in a word."""
+        with contextlib.suppress(mlflow.MlflowException):  # one of the two may still arrive
+            self._client.set_tag(self.run_id, "outcome", outcome)
+        mlflow.end_run(status)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """Nested mappings as one with joined keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{separator}{key}" if prefix else str(key)
+        flat |= flatten(item, name, separator) if isinstance(item, Mapping) else {name: item}
+    return flat
+
+
+def _metric_name(key: str) -> str:
+    """`test/float/auc/value` reads `test_float/auc` in the UI, which groups by the part before the slash."""
+    parts = key.removesuffix("/value").split("/")
+    if len(parts) < 3:
+        return "/".join(parts)
+    return f"{'_'.join(parts[:2])}/{'_'.join(parts[2:])}"
+
+
+def _epoch_metrics(record: EpochRecord) -> list[Metric]:
+    values = {
+        "loss/train": record.train_loss,
+        "loss/val": record.val_loss,
+        "score/val": record.val_metric,
+        "learning_rate": record.learning_rate,
+        "speed/images_per_second": record.images_per_second,
+        "speed/data_wait_share": record.data_wait,
+        "speed/epoch_seconds": record.seconds,
+    }
+    now = int(time.time() * 1000)
+    return [Metric(name, value, now, record.epoch + 1) for name, value in values.items()]
+
+
+def serve_ui(runs: Path, port: int) -> None:
+    """Replace this process by MLflow's server on the runs' store, on the loopback address, job runners off.
+
+    Raises ConfigError where there is no store yet, or where the store is a server with pages of its own.
+    """
+    uri = tracking_uri(runs)
+    if uri.startswith("http"):
+        raise ConfigError(f"The store is a server: open {uri}/?workflowType=machine_learning in a browser.")
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ConfigError(f"There is no MLflow store in {runs} yet; run a study first, or name its folder with --runs.")
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # 0.6 GB instead of 2.4 GB
+    words = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *words])

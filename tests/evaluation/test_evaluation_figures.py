@@ -1,0 +1,107 @@
+"""Every picture is a whole PNG with both models in it, for every task and for degenerate sets."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from medopt.evaluation.figures import (
+    COLOURS,
+    confusion_figure,
+    learning_curves,
+    reliability_figure,
+    roc_figure,
+    shown,
+)
+from medopt.evaluation.scored import Scored
+from medopt.evaluation.thresholds import choose_threshold
+from medopt.records import EpochRecord, Estimate
+
+SETTINGS = {"bootstrap": 100, "confidence": 0.95, "seed": 0}
+NAMES = ["normal", "benign", "malignant", "other"]
+
+
+def models(drawn, task, cases=90, change=lambda table: table):
+    outputs = {"binary": 1, "multiclass": 4, "multilabel": 4}[task]
+    table = change(drawn(cases, outputs, task=task))
+    noisy = table.logits + np.random.default_rng(1).normal(scale=0.4, size=table.logits.shape)
+    both = [Scored(table, task), Scored(replace(table, model="int8", logits=noisy), task)]
+    return [replace(one, operating_point=choose_threshold(one.probability, table.labels, "youden")) for one in both]
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        image.verify()
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def holds(picture, colour, at_least=150):
+    wanted = 255 * np.array(to_rgb(colour))
+    return int((np.abs(picture - wanted).max(axis=2) <= 2).sum()) >= at_least
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_roc_and_reliability_show_both_models(drawn, tmp_path, task):
+    labels = NAMES[:2] if task == "binary" else NAMES
+    both = models(drawn, task)
+    roc_figure(both, labels, tmp_path / "roc.png", **SETTINGS)
+    reliability_figure(both, labels, tmp_path / "reliability.png")
+    for name in ("roc", "reliability"):
+        picture = pixels(tmp_path / f"{name}.png")
+        assert holds(picture, COLOURS[0]) and holds(picture, COLOURS[1])
+        assert picture.shape[1] == pytest.approx(690 if task == "binary" else 1380, abs=2)
+    roc_figure(both[:1], labels, tmp_path / "one.png", **SETTINGS)
+    assert not holds(pixels(tmp_path / "one.png"), COLOURS[1], at_least=1)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_confusion_shows_each_models_tables(drawn, tmp_path, task):
+    labels = NAMES[:2] if task == "binary" else NAMES
+    both = models(drawn, task)
+    confusion_figure(both, labels, tmp_path / "two.png")
+    confusion_figure(both[:1], labels, tmp_path / "one.png")
+    two, one = pixels(tmp_path / "two.png"), pixels(tmp_path / "one.png")
+    assert two.shape[0] * two.shape[1] > 1.8 * one.shape[0] * one.shape[1]
+    assert len(np.unique(two @ [65536, 256, 1])) > 50
+
+
+def test_degenerate_sets_are_drawn(drawn, tmp_path):
+    one_class = models(drawn, "binary", change=lambda table: replace(table, labels=np.zeros(90, dtype=np.int64)))
+    few = models(drawn, "binary", cases=3)
+    for index, both in enumerate((one_class, few)):
+        roc_figure(both, NAMES[:2], tmp_path / f"{index}a.png", **SETTINGS)
+        reliability_figure(both, NAMES[:2], tmp_path / f"{index}b.png")
+        confusion_figure(both, NAMES[:2], tmp_path / f"{index}c.png")
+    assert len([pixels(path) for path in tmp_path.iterdir()]) == 6
+
+
+def history(epochs, metric=0.8):
+    return [
+        EpochRecord(e, 1 / e, 1.2 / e, metric + 0.01 * e, 1e-3 / e, 100.0 + e, 3.0, 0.1) for e in range(1, epochs + 1)
+    ]
+
+
+def test_learning_curves_of_many_one_and_undefined_epochs(tmp_path):
+    learning_curves(history(30), tmp_path / "many.png")
+    learning_curves(history(1), tmp_path / "one.png", metric="loss")
+    learning_curves(history(3, metric=float("nan")), tmp_path / "undefined.png")
+    many = pixels(tmp_path / "many.png")
+    assert holds(many, COLOURS[0]) and holds(many, COLOURS[1])
+    assert pixels(tmp_path / "one.png").shape == pixels(tmp_path / "undefined.png").shape == many.shape
+
+
+def test_nothing_global_is_left_and_nothing_half_written(drawn, tmp_path):
+    before = dict(pyplot.rcParams)
+    learning_curves(history(3), tmp_path / "curves.png")
+    assert pyplot.get_fignums() == [] and dict(pyplot.rcParams) == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["curves.png"]
+
+
+def test_estimates_read_as_people_write_them():
+    assert shown(Estimate(0.91234, 0.8741, 0.9409, 20)) == "0.912 (0.874 to 0.941)"
+    assert shown(Estimate(1.0, None, None, 20, "no interval")) == "1.000"
+    assert shown(Estimate(None, None, None, 20, "one class")) == "not defined"

@@ -1,0 +1,118 @@
+"""One call gives every figure, by site too, and never NaN."""
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+
+from medopt.errors import DataError
+from medopt.evaluation.calibration import probabilities
+from medopt.evaluation.summary import METRICS, by_site, evaluate
+from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
+
+SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 11}
+HALF = OperatingPoint(0.5, "fixed")
+
+
+def test_binary_figures_equal_scikit_learn_and_lie_in_their_intervals(drawn):
+    predictions = drawn(180, patients=120, decimals=1)
+    probability = probabilities(predictions.logits, 1.4, "binary")
+    point = choose_threshold(probability, predictions.labels, "youden")
+    found = evaluate(predictions, 1.4, point, "binary", **SETTINGS)
+    assert tuple(found) == METRICS
+    truth, called = predictions.labels, probability[:, 0] >= point.threshold
+    expected = {
+        "auc": oracle.roc_auc_score(truth, probability),
+        "average_precision": oracle.average_precision_score(truth, probability),
+        "accuracy": oracle.accuracy_score(truth, called),
+        "sensitivity": oracle.recall_score(truth, called),
+        "specificity": oracle.recall_score(truth, called, pos_label=0),
+        "ppv": oracle.precision_score(truth, called),
+        "npv": oracle.precision_score(truth, called, pos_label=0),
+        "f1": oracle.f1_score(truth, called),
+        "brier": oracle.brier_score_loss(truth, probability[:, 0]),
+    }
+    assert {name: found[name].value for name in expected} == pytest.approx(expected, abs=1e-12)
+    for name in expected:
+        assert found[name].low < found[name].value < found[name].high, name
+        assert found[name].n == 180
+    assert found["ece"].value > 0 and found["ece"].low is None and "no interval" in found["ece"].note
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("multiclass", 4), ("multilabel", 3)])
+def test_studies_with_several_outputs(drawn, task, outputs):
+    predictions = drawn(200, outputs, task=task)
+    point = choose_threshold(probabilities(predictions.logits, 1.0, task), predictions.labels, "youden")
+    found = evaluate(predictions, 1.0, point, task, **SETTINGS)
+    assert all(0 < found[name].value < 1 for name in METRICS)
+    assert found["auc"].low < found["auc"].value < found["auc"].high
+    if task == "multiclass":
+        expected = oracle.balanced_accuracy_score(predictions.labels, predictions.logits.argmax(axis=1))
+        assert found["sensitivity"].value == pytest.approx(expected)
+
+
+def test_the_same_seed_gives_the_same_intervals_in_any_order_of_rows(drawn):
+    predictions = drawn(100, patients=70)
+    again = predictions.where(np.random.default_rng(0).permutation(100))
+    one, other = (evaluate(rows, 1.0, HALF, "binary", **SETTINGS) for rows in (predictions, again))
+    for name in METRICS:
+        assert (one[name].value, one[name].low) == pytest.approx((other[name].value, other[name].low), abs=1e-12)
+    elsewhere = evaluate(predictions, 1.0, HALF, "binary", **(SETTINGS | {"seed": 12}))
+    assert elsewhere["auc"].low != one["auc"].low
+
+
+def degenerate(drawn):
+    both = drawn(40)
+    yield "one class", replace(both, labels=np.ones(40, dtype=np.int64))
+    yield "one patient", drawn(40, patients=1)
+    yield "one case", both.where(np.arange(40) == 0)
+    yield "no case", both.where(np.arange(40) < 0)
+    yield "two cases", both.where(np.array([both.labels.argmin(), both.labels.argmax()]))
+    yield "constant", replace(both, logits=np.zeros((40, 1)))
+    yield "perfect", replace(both, logits=(2.0 * both.labels - 1)[:, None] * 50)
+
+
+def test_degenerate_sets_say_why_and_never_nan(drawn):
+    for name, predictions in degenerate(drawn):
+        found = evaluate(predictions, 1.0, HALF, "binary", **SETTINGS)
+        assert tuple(found) == METRICS
+        for metric, estimate in found.items():
+            json.dumps(estimate.as_dict(), allow_nan=False)
+            assert estimate.n == len(predictions)
+            assert (estimate.low is None) == (estimate.high is None)
+            assert estimate.note or (estimate.value is not None and estimate.low is not None), (name, metric)
+    perfect = found["auc"]
+    assert (perfect.value, perfect.low) == (1.0, None) and "every draw gives this value" in perfect.note
+
+
+def test_one_class_keeps_what_is_defined(drawn):
+    predictions = replace(drawn(40), labels=np.ones(40, dtype=np.int64))
+    found = evaluate(predictions, 1.0, HALF, "binary", **SETTINGS)
+    assert found["auc"].value is None and found["specificity"].value is None
+    assert found["sensitivity"].value == found["accuracy"].value > 0
+
+
+def test_sites_are_evaluated_alone(drawn):
+    predictions = drawn(120)
+    found = by_site(predictions, 1.0, HALF, "binary", **SETTINGS)
+    assert list(found) == ["north", "south"]
+    north = predictions.where(predictions.site == "north")
+    assert found["north"] == evaluate(north, 1.0, HALF, "binary", **SETTINGS)
+    assert found["north"]["auc"].n + found["south"]["auc"].n == 120
+
+
+def test_damaged_logits_are_refused(drawn):
+    predictions = drawn(20)
+    predictions.logits[3] = np.inf
+    with pytest.raises(DataError, match="not a finite number"):
+        evaluate(predictions, 1.0, HALF, "binary", **SETTINGS)
+
+
+def test_two_thousand_draws_of_five_hundred_cases_take_less_than_two_seconds(drawn):
+    predictions = drawn(500, patients=400)
+    start = time.process_time()
+    evaluate(predictions, 1.0, HALF, "binary", bootstrap=2000, confidence=0.95, seed=0)
+    assert time.process_time() - start < 2

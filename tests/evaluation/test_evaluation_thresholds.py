@@ -1,0 +1,110 @@
+"""Operating points against an exhaustive search, with ties, neighbouring floats and one class."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_curve
+
+from medopt.evaluation.thresholds import OperatingPoint, choose_threshold, operating_characteristics
+
+CASES = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0, np.nextafter(0.5, 1)]), st.booleans()), min_size=2
+)
+
+
+def rates(probability, labels, threshold):
+    called = probability >= threshold
+    return called[labels == 1].mean(), (~called)[labels == 0].mean()
+
+
+def columns(rows):
+    probability, labels = (np.array(column) for column in zip(*rows, strict=True))
+    return probability.astype(float), labels.astype(int)
+
+
+@given(CASES, st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0]))
+@settings(max_examples=300, deadline=None)
+def test_targets_are_reached_by_the_last_threshold_that_reaches_them(rows, target):
+    probability, labels = columns(rows)
+    if labels.min() == labels.max():
+        return
+    cuts, sensitivity, specificity = operating_characteristics(probability, labels == 1)
+    assert (np.diff(cuts) > 0).all() and len(cuts) == len(np.unique(probability)) + 1
+    expected = np.array([rates(probability, labels, cut) for cut in cuts])
+    assert expected == pytest.approx(np.stack([sensitivity, specificity], axis=1))
+    high = choose_threshold(probability, labels, "sensitivity", target).threshold
+    assert rates(probability, labels, high)[0] >= target
+    assert all(rates(probability, labels, cut)[0] < target for cut in cuts[cuts > high])
+    low = choose_threshold(probability, labels, "specificity", target).threshold
+    assert rates(probability, labels, low)[1] >= target
+    assert all(rates(probability, labels, cut)[1] < target for cut in cuts[cuts < low])
+
+
+@given(CASES)
+@settings(max_examples=200, deadline=None)
+def test_youden_is_the_largest_that_scikit_learns_curve_knows(rows):
+    probability, labels = columns(rows)
+    if labels.min() == labels.max():
+        return
+    false_positive_rate, true_positive_rate, _ = roc_curve(labels, probability, drop_intermediate=False)
+    found = choose_threshold(probability, labels, "youden")
+    assert sum(rates(probability, labels, found.threshold)) - 1 == pytest.approx(
+        (true_positive_rate - false_positive_rate).max()
+    )
+
+
+def test_threshold_lies_midway_and_the_lower_of_equals_wins():
+    probability, labels = np.array([0.2, 0.4, 0.6, 0.8]), np.array([0, 1, 0, 1])
+    # 0.3 gives sensitivity 1 and specificity 1/2, 0.7 the other way round: the same index.
+    assert choose_threshold(probability, labels, "youden").threshold == pytest.approx(0.3)
+    assert choose_threshold(probability, labels, "sensitivity", 0.5).threshold == pytest.approx(0.7)
+    assert choose_threshold(probability, labels, "sensitivity", 0.51).threshold == pytest.approx(0.3)
+    assert choose_threshold(probability, labels, "specificity", 1.0).threshold == pytest.approx(0.7)
+
+
+def test_equal_indices_stay_equal_although_their_rates_round():
+    """Three positives and seven negatives: 1/3 + 6/7 and the like are not exact, whole numbers are."""
+    probability = np.arange(1, 11) / 11
+    labels = np.array([0, 0, 0, 0, 0, 1, 0, 0, 1, 1])
+    cuts, sensitivity, specificity = operating_characteristics(probability, labels == 1)
+    index = [7 * round(3 * a) + 3 * round(7 * b) for a, b in zip(sensitivity, specificity, strict=True)]
+    lowest = cuts[int(np.argmax(index))]
+    assert choose_threshold(probability, labels, "youden").threshold == lowest
+
+
+def test_order_of_the_cases_does_not_matter(drawn):
+    predictions = drawn(100, decimals=1)
+    probability = 1 / (1 + np.exp(-predictions.logits))
+    shuffle = np.random.default_rng(0).permutation(100)
+    one = choose_threshold(probability, predictions.labels, "youden")
+    assert one == choose_threshold(probability[shuffle], predictions.labels[shuffle], "youden")
+
+
+def test_one_class_gives_one_half_and_a_note():
+    found = choose_threshold(np.array([[0.1], [0.9]]), np.array([1, 1]), "youden")
+    assert found.threshold == 0.5 and "one class only" in found.note
+    assert choose_threshold(np.array([[0.1], [0.9]]), np.array([1, 1]), "fixed", 0.3) == OperatingPoint(0.3, "fixed")
+
+
+def test_multiclass_takes_the_most_probable():
+    probability = np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]])
+    point = choose_threshold(probability, np.array([1, 2]), "youden")
+    assert point == OperatingPoint(None, "argmax")
+    assert point.decide(probability).tolist() == [1, 0]
+    assert json.loads(json.dumps(point.as_dict())) == {"threshold": None, "rule": "argmax"}
+
+
+def test_multilabel_has_one_threshold_a_label():
+    probability = np.array([[0.2, 0.7], [0.8, 0.9], [0.4, 0.1]])
+    point = choose_threshold(probability, np.array([[0, 1], [1, 1], [0, 1]]), "youden")
+    assert point.threshold == pytest.approx((0.6, 0.5))
+    assert point.note.startswith("label 1: validation holds one class only")
+    assert point.decide(probability).tolist() == [[0, 1], [1, 1], [0, 0]]
+    assert json.loads(json.dumps(point.as_dict()))["threshold"] == list(point.threshold)
+
+
+def test_a_case_on_the_threshold_is_called():
+    assert OperatingPoint(0.5, "fixed").decide(np.array([[0.5], [np.nextafter(0.5, 0)]])).tolist() == [1, 0]

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.pixels import apply_modality_lut, apply_windowing
+from scans_made import image, lookup, radiograph, saved
+
+from medopt.errors import DataError
+from medopt.imaging import read_scan
+
+RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
+
+
+def read(tmp_path, dataset):
+    return read_scan(saved(dataset, tmp_path / "one.dcm"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([8, 16, 32]),
+    st.booleans(),
+    st.integers(1, 32),
+    st.sampled_from([1.0, 0.5, -2.0]),
+    st.sampled_from([0.0, -1024.0]),
+    st.sampled_from(["MONOCHROME1", "MONOCHROME2"]),
+)
+def test_every_bit_depth_sign_and_rescale(tmp_path, allocated, signed, stored, slope, intercept, photometric):
+    stored = min(stored, allocated)
+    low = -(2 ** (stored - 1)) if signed else 0
+    high = low + 2**stored - 1
+    values = np.linspace(low, high, 12).astype(np.int64).reshape(3, 4)
+    dtype = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
+    dataset = image(values.astype(dtype), BitsStored=stored, PhotometricInterpretation=photometric)
+    dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+    shown = values if photometric == "MONOCHROME2" else low + high - values
+    assert np.allclose(read(tmp_path, dataset).array[0], (shown * slope + intercept).astype(np.float32), rtol=1e-6)
+
+
+def test_single_bits_are_read(tmp_path):
+    bits = np.array([[1, 0, 0, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 0, 0, 1]], np.uint8)
+    dataset = image(bits, BitsAllocated=1, BitsStored=1)
+    dataset.PixelData = np.packbits(bits, bitorder="little").tobytes()
+    assert np.array_equal(read(tmp_path, dataset).array[0], bits)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_overlay_bits_above_the_stored_ones_are_cleared(tmp_path, signed):
+    values = np.array([[0, 5, 2047], [1, 7, 9]], np.uint16)
+    dataset = image(values | 0x8000 | 0x1000, BitsStored=12, PixelRepresentation=int(signed))
+    assert np.array_equal(read(tmp_path, dataset).array[0], values)
+
+
+def test_the_first_window_is_reported_and_not_applied(tmp_path):
+    found = read(tmp_path, image(RAMP, WindowCenter=[40, 600], WindowWidth=[80, 2800], RescaleSlope=2, RescaleIntercept=-4))
+    assert found.window == (40.0, 80.0)
+    assert np.array_equal(found.array[0], RAMP * 2 - 4)
+
+
+@pytest.mark.parametrize("width", [0, -5, None])
+def test_a_window_without_width_is_none(tmp_path, width):
+    assert read(tmp_path, image(RAMP, WindowCenter=40, WindowWidth=width)).window is None
+
+
+def test_the_window_of_a_mirrored_image_shows_the_mirrored_picture(tmp_path):
+    dataset = radiograph(RAMP * 300, BitsStored=12, WindowCenter=1200, WindowWidth=1000, RescaleSlope=2, RescaleIntercept=7)
+    dataset.VOILUTFunction = "LINEAR_EXACT"
+    shown = apply_windowing(apply_modality_lut(RAMP * 300, dataset), dataset)
+    expected = 1 - (shown - shown.min()) / (shown.max() - shown.min())
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    found = read(tmp_path, dataset)
+    center, width = found.window
+    windowed = np.clip((found.array[0] - (center - width / 2)) / width, 0, 1)
+    assert np.allclose(windowed, expected, atol=1e-6)
+
+
+def test_a_modality_table_replaces_the_rescale(tmp_path):
+    dataset = image(RAMP, ModalityLUTSequence=lookup([10, 20, 40, 80], 2, 16), RescaleSlope=9, RescaleIntercept=9)
+    expected = np.array([[10, 10, 10, 20], [40, 80, 80, 80], [80, 80, 80, 80]])
+    assert np.array_equal(read(tmp_path, dataset).array[0], expected)
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    assert np.array_equal(read(tmp_path, dataset).array[0], 65535 - expected)
+
+
+def test_a_modality_table_of_signed_values(tmp_path):
+    values = np.array([[-3, -1], [0, 5]], np.int16)
+    dataset = image(values, ModalityLUTSequence=lookup([1, 2, 3, 4], -2, 8))
+    assert np.array_equal(read(tmp_path, dataset).array[0], [[1, 2], [3, 4]])
+
+
+CURVE = [0, 1, 4, 9, 16, 25, 36, 49, 64, 81, 100, 121]
+
+
+@pytest.mark.parametrize(("modality", "window", "applied"), [("DX", None, True), ("MG", None, True), ("CT", None, False), ("DX", 8, False)])  # fmt: skip
+def test_a_voi_table_alone_is_applied_to_projections(tmp_path, modality, window, applied):
+    dataset = radiograph(RAMP, Modality=modality, VOILUTSequence=lookup(CURVE, 0, 10), WindowCenter=window, WindowWidth=window)
+    found = read(tmp_path, dataset)
+    assert np.array_equal(found.array[0], RAMP**2 if applied else RAMP)
+    assert found.window == ((512.0, 1024.0) if applied else (8.0, 8.0) if window else None)
+
+
+def test_a_voi_table_is_mirrored_for_monochrome1(tmp_path):
+    dataset = radiograph(RAMP, VOILUTSequence=lookup(CURVE, 0, 10), PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(read(tmp_path, dataset).array[0], 1023 - RAMP.astype(int) ** 2)
+
+
+def palette_image(bits: int, width: int, big_endian: bool = False) -> Dataset:
+    dataset = image(RAMP.astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
+    scale = 256 if bits == 16 else 1
+    for name, first in (("Red", 10), ("Green", 60), ("Blue", 110)):
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [12, 0, bits])
+        entries = (np.arange(first, first + 12) * scale).astype(f"{'>' if big_endian else '<'}u{width}")
+        setattr(dataset, f"{name}PaletteColorLookupTableData", entries.tobytes())
+    return dataset
+
+
+@pytest.mark.parametrize(("bits", "width"), [(8, 1), (8, 2), (16, 2)])
+def test_a_palette_becomes_rgb_from_0_to_255(tmp_path, bits, width):
+    found = read(tmp_path, palette_image(bits, width)).array
+    assert np.array_equal(found, np.stack([RAMP + 10, RAMP + 60, RAMP + 110]))
+
+
+def test_a_palette_that_is_cut_off_is_refused(tmp_path):
+    dataset = palette_image(16, 2)
+    dataset.GreenPaletteColorLookupTableData = dataset.GreenPaletteColorLookupTableData[:4]
+    with pytest.raises(DataError, match="palette"):
+        read(tmp_path, dataset)
+
+
+def test_colour_keeps_rows_and_columns_and_comes_first(tmp_path):
+    pixels = np.arange(30, dtype=np.uint8).reshape(2, 5, 3)
+    assert np.array_equal(read(tmp_path, image(pixels)).array, pixels.transpose(2, 0, 1))
+
+
+def test_ybr_becomes_rgb(tmp_path):
+    pixels = np.full((2, 4, 3), (128, 128, 128), np.uint8)
+    pixels[0] = (76, 85, 255)  # red
+    found = read(tmp_path, image(pixels, PhotometricInterpretation="YBR_FULL")).array
+    assert np.allclose(found[:, 0, 0], (255, 0, 0), atol=2) and np.allclose(found[:, 1, 0], 128)
+
+
+def test_16_bit_colour_is_brought_to_255(tmp_path):
+    pixels = np.array([[[0, 32768, 65535]] * 2], np.uint16)
+    dataset = image(np.zeros((1, 2), np.uint16), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    dataset.PixelData = pixels.tobytes()
+    assert np.allclose(read(tmp_path, dataset).array[:, 0, 0], (0, 127.502, 255), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("element", "value", "says"),
+    [
+        ("RescaleSlope", 0, "RescaleSlope"),
+        ("ModalityLUTSequence", lookup([1, 2], 0, 16)[:1], None),
+        ("BitsStored", None, None),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(tmp_path, element, value, says):
+    dataset = image(RAMP, PhotometricInterpretation="MONOCHROME1")
+    setattr(dataset, element, value)
+    if element == "ModalityLUTSequence":
+        value[0].LUTDescriptor = [5, 0, 16]
+    dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    with pytest.raises(DataError, match=says or "one.dcm"):
+        read_scan(tmp_path / "one.dcm")
+
+
+SPACINGS = [
+    ({"PixelSpacing": [0.2, 0.3], "ImagerPixelSpacing": [9, 9]}, (0.2, 0.3), "PixelSpacing"),
+    ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.4, 0.5]}, (0.4, 0.5), "detector"),
+    ({"NominalScannedPixelSpacing": [0.1, 0.1]}, (0.1, 0.1), "film"),
+    ({"PixelAspectRatio": [4, 3]}, (4 / 3, 1.0), "unknown"),
+    ({}, (1.0, 1.0), "unknown"),
+]
+
+
+@pytest.mark.parametrize(("elements", "spacing", "note"), SPACINGS)
+def test_the_spacing_of_a_projection_says_where_it_is_from(tmp_path, elements, spacing, note):
+    found = read(tmp_path, radiograph(RAMP, **elements))
+    assert found.spacing_mm == pytest.approx(spacing)
+    assert note in found.source["spacing"]
+    assert np.allclose(found.affine[:3, 1:3], [[0, spacing[1]], [spacing[0], 0], [0, 0]])
+
+
+def test_the_spacing_of_ultrasound_comes_from_its_region(tmp_path):
+    region = Dataset()
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX, region.PhysicalDeltaY = 0.02, -0.03
+    found = read(tmp_path, image(RAMP, Modality="US", SequenceOfUltrasoundRegions=[region]))
+    assert found.spacing_mm == pytest.approx((0.3, 0.2))
