@@ -173,7 +173,7 @@ class Training(Section):
     """auto: bf16 where the GPU has it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int = Field(0, ge=0, le=64)
-    """Processes that augment ahead of the model; 0 augments in a thread of this one."""
+    """Processes that augment ahead of the model; 0 augments in this one, between the steps."""
 
 
 class Evaluation(Section):
@@ -205,8 +205,8 @@ class Compression(Section):
     """Export and static int8 after training."""
 
     opset: int = Field(18, ge=18, le=23)
-    calibration_images: int = Field(200, ge=8)
-    engines: list[Literal["onnxruntime", "openvino"]] = ["onnxruntime", "openvino"]
+    calibration_images: int = Field(300, ge=8)
+    engines: list[Literal["onnxruntime", "openvino"]] = Field(["onnxruntime", "openvino"], min_length=1)
     threads: int = Field(0, ge=0)
     """Processor threads for inference; 0 takes all cores."""
     gate: Gate = Gate()
@@ -217,7 +217,7 @@ class Study(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     question: str
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     data: Data
     prepare: Prepare
     augment: Augment = Augment()

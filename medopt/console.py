@@ -33,7 +33,7 @@ class ConsoleReporter:
         self.console.print(Text(f"  {text}", "dim"))
 
     def progress(self, total: int, what: str) -> Callable[..., None]:
-        """A bar with count, rate, time left and the fields given to advance; it stays when it is full."""
+        """A bar with count, rate, time left and the fields given to advance; it goes when it is full."""
         self._close()
         bar = Progress(
             TextColumn("  {task.description}"),
@@ -43,6 +43,7 @@ class ConsoleReporter:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", style="dim"),
             console=self.console,
+            transient=True,
         )
         task = bar.add_task(what, total=total, rate="", note="")
         bar.start()
@@ -91,8 +92,10 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     if not gate["passed"]:
         return
     flips = gate["figures"]["engines"][gate["figures"]["engine"]]["decision_flips"]
+    seconds = summary["stages"]
     console.print(Text.assemble(("gate passed", "bold green"), f": {flips:.1%} of validation decisions flip"))
-    console.print(f"run      {folder}\nMLflow   {summary['mlflow_link']}")
+    console.print("seconds  " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    console.print(f"run      {folder}\nMLflow   {summary['mlflow_link']}", soft_wrap=True)
     console.print(Text("\nNext:", "bold"))
     for command, what in (
         (f"medopt verify {folder}/release", "replay the release's golden cases"),

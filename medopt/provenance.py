@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -119,7 +120,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises StorageError where the disk is full or the folder may not be written to.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with storage(path):
             path.parent.mkdir(parents=True, exist_ok=True)

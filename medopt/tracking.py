@@ -7,6 +7,7 @@ nothing: the history is compared with what the store holds, and what is missing 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -152,14 +153,15 @@ class Tracker:
         version = None
         for kind, path in models.items():
             chosen = register and kind == "int8"
-            info = mlflow.onnx.log_model(
-                onnx.load(path),
-                name=kind,
-                signature=signature,
-                pip_requirements=needs,
-                registered_model_name=study.name if chosen else None,
-                save_as_external_data=False,
-            )
+            with contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered model ..."
+                info = mlflow.onnx.log_model(
+                    onnx.load(path),
+                    name=kind,
+                    signature=signature,
+                    pip_requirements=needs,
+                    registered_model_name=study.name if chosen else None,
+                    save_as_external_data=False,
+                )
             if chosen:
                 version = str(info.registered_model_version)
                 self._client.set_registered_model_alias(study.name, CANDIDATE, version)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from medopt.config import Gate, Task
+from medopt.errors import DataError
 from medopt.evaluation.calibration import probabilities
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.records import Estimate, Predictions, Verdict
@@ -48,8 +49,13 @@ def disagreement(
 ) -> tuple[float, float, float]:
     """Share of decisions that flip, and the mean and largest change of a probability, on the same cases.
 
-    Each model is read as it will be used: with its own temperature and operating point.
+    Each model is read as it will be used: with its own temperature and operating point. Raises DataError where the
+    cases differ.
     """
+    if not np.array_equal(before.case_id, after.case_id):
+        raise DataError(
+            f"{before.model} and {after.model} predicted other cases, or in another order; predict them again."
+        )
     first = probabilities(before.logits, temperatures[0], task)
     second = probabilities(after.logits, temperatures[1], task)
     flips = points[0].decide(first) != points[1].decide(second)
@@ -65,11 +71,12 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
     """
     found = {item.engine: _faults(item, limits) for item in candidates}
     passed = sorted((item for item in candidates if not found[item.engine]), key=lambda item: item.int8_ms)
-    reasons = tuple(f"{engine}: {fault}" for engine, faults in found.items() for fault in faults)
+    faults = [f"{engine}: {fault}" for engine, told in found.items() for fault in told]
     chosen = passed[0] if passed else min(candidates, key=lambda item: item.int8_ms)
     figures = {
         "engine": chosen.engine,
         "engines_passed": [item.engine for item in passed],
+        "engines_refused": faults if passed else [],
         "auc_float": auc[0],
         "auc_int8": auc[1],
         "limits": limits.model_dump(),
@@ -82,26 +89,27 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
             for item in candidates
         },
     }
-    return Verdict(bool(passed), reasons, figures)
+    return Verdict(bool(passed), () if passed else tuple(faults), figures)
 
 
 def _faults(item: Candidate, limits: Gate) -> list[str]:
+    # Asked the other way round (not x <= limit), so that what is not a number is a fault, too.
     difference, faults = item.auc_difference, []
     bound = difference.low if limits.strict else difference.value
     if bound is None:
         faults.append(f"the AUC difference is not defined on validation ({difference.note})")
-    elif bound < -limits.auc_margin:
+    elif not bound >= -limits.auc_margin:
         what = "may lose" if limits.strict else "loses"
         faults.append(f"int8 {what} {-bound:.4f} AUC, more than {limits.auc_margin:g}")
-    if item.decision_flips > limits.max_decision_flips:
+    if not item.decision_flips <= limits.max_decision_flips:
         faults.append(f"{item.decision_flips:.1%} of the decisions flip, more than {limits.max_decision_flips:.1%}")
-    if item.probability_shift > limits.max_probability_shift:
+    if not item.probability_shift <= limits.max_probability_shift:
         faults.append(
             f"probabilities move by {item.probability_shift:.3f} on average, more than {limits.max_probability_shift:g}"
         )
-    if item.size_ratio > limits.max_size_ratio:
+    if not item.size_ratio <= limits.max_size_ratio:
         faults.append(f"the file has {item.size_ratio:.0%} of the float size, more than {limits.max_size_ratio:.0%}")
-    if item.speedup <= limits.min_speedup:
+    if not item.speedup > limits.min_speedup:
         faults.append(
             f"not faster: {item.int8_ms:.2f} ms against {item.float_ms:.2f} ms of the fastest float engine "
             f"({item.speedup:.2f}x, wanted above {limits.min_speedup:g}x)"

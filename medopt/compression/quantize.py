@@ -1,8 +1,9 @@
 """Static int8 after training: one portable QDQ ONNX file for ONNX Runtime and OpenVINO.
 
 The tools' defaults keep 93 % of the decisions where this recipe keeps 99 %: ranges by minimum and maximum, no bias
-correction, the classifier left in float, and 7-bit weights' headroom (`overflow_fix`), without which processors that
-lack VNNI saturate and are wrong.
+correction, the first convolution and the classifier left in float, and 7-bit weights' headroom (`overflow_fix`), without
+which processors that lack VNNI saturate and are wrong. On BreastMNIST the float first convolution alone takes a quarter
+off the error of the logits: every rounding of the pixels themselves is carried through the whole network.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray])
         disable_bias_correction=True,
         activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
     )
+    first = next(node.name for node in model.graph.node if node.op_type == "Conv")
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         quantized = nncf.quantize(
             model,
             data,
             subset_size=len(calibration),
-            ignored_scope=nncf.IgnoredScope(types=["Gemm"]),
+            ignored_scope=nncf.IgnoredScope(names=[first], types=["Gemm"]),
             advanced_parameters=parameters,
         )
     with atomic(target) as part:

@@ -7,6 +7,7 @@ all; a damaged one is made again.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,8 +79,10 @@ class PreparedCache:
         if not self._is_whole(path):
             # The full path goes to the reader, the manifest's own to the message.
             array = self.chain(f"{root / case.image}").numpy()
-            with atomic(path) as part, part.open("wb") as stream:
-                np.save(stream, np.ascontiguousarray(array, np.float32))
+            entry = io.BytesIO()
+            np.save(entry, np.ascontiguousarray(array, np.float32))
+            with atomic(path) as part:
+                part.write_bytes(entry.getbuffer())  # saved to a file, numpy would not say that the disk is full
         return path
 
     def _is_whole(self, path: Path) -> bool:

@@ -87,6 +87,18 @@ def guarded(estimate: Estimate) -> Estimate:
     return replace(estimate, low=None, high=None, note=note)
 
 
+def exact_proportion(estimate: Estimate, patients: int, confidence: float) -> Estimate:
+    """A proportion of 0 or 1, to which the bootstrap gives no interval, with the exact one (Clopper & Pearson 1934).
+
+    `patients` are those it is a share of: clustered images of one patient count as one witness.
+    """
+    if estimate.low is not None or estimate.value not in (0, 1) or patients < 1:
+        return estimate
+    reach = ((1 - confidence) / 2) ** (1 / patients)
+    low, high = (reach, 1.0) if estimate.value == 1 else (0.0, 1 - reach)
+    return replace(estimate, low=low, high=high, note=f"exact interval from {patients} patients")
+
+
 def paired_difference(
     a: Predictions,
     b: Predictions,
@@ -108,15 +120,16 @@ def paired_difference(
                 f"{a.model} ({len(a)} cases) and {b.model} ({len(b)} cases) cannot be compared: their {column} differ. "
                 "A paired difference needs predictions of both models on the very same cases; predict them again."
             )
+    if len(first) == 0:
+        return Estimate(None, None, None, 0, "no cases")
     scored = (Scored(one, task, temperature) for one, temperature in zip((first, second), temperatures, strict=True))
     before, after = (ranking_statistic(one.score, one.target) for one in scored)
 
     def statistic(weights: Weights) -> dict[str, Floats]:
         return {"auc": after(weights)["auc"] - before(weights)["auc"]}
 
-    return estimates(statistic, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)[
-        "auc"
-    ]
+    found = estimates(statistic, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
+    return found["auc"]
 
 
 def _by_case(predictions: Predictions) -> Predictions:

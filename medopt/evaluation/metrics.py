@@ -83,11 +83,11 @@ def decision_statistic(decided: NDArray[np.bool_], target: NDArray[np.bool_], *,
     `exclusive`: the K columns are classes that exclude each other, so a case is right when its one class is.
     PPV and NPV hold at the prevalence of these cases.
     """
-    hits, truth, calls = (decided & target).astype(float), target.astype(float), decided.astype(float)
+    columns = np.hstack([decided & target, target, decided]).astype(float)
 
     def statistic(weights: Weights) -> dict[str, Floats]:
         total = weights.sum(axis=1, keepdims=True)
-        true, positives, called = weights @ hits, weights @ truth, weights @ calls
+        true, positives, called = np.split(weights @ columns, 3, axis=1)
         rejected = total - positives - called + true  # true negatives
         right = true.sum(axis=1) / total[:, 0] if exclusive else ((true + rejected) / total).mean(axis=1)
         return {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medopt.config import Task
-from medopt.evaluation.bootstrap import estimates, guarded
+from medopt.evaluation.bootstrap import estimates, exact_proportion, guarded
 from medopt.evaluation.calibration import expected_calibration_error
 from medopt.evaluation.metrics import brier_statistic, decision_statistic, ranking_statistic, together
 from medopt.evaluation.scored import Scored
@@ -51,7 +52,19 @@ def evaluate(
     )
     error = expected_calibration_error(scored.probability, scored.predictions.labels, task)
     note = "no interval: resampling adds to a binned error, so its draws lie above the value"
-    return {name: guarded(one) for name, one in found.items()} | {"ece": Estimate(error, None, None, cases, note)}
+    found = {name: guarded(one) for name, one in found.items()}
+    if task == "binary":
+        for name, share in _shares(scored).items():
+            patients = len(np.unique(scored.predictions.patient_id[share]))
+            found[name] = exact_proportion(found[name], patients, confidence)
+    return found | {"ece": Estimate(error, None, None, cases, note)}
+
+
+def _shares(scored: Scored) -> dict[str, NDArray[np.bool_]]:
+    """Which cases (N,) each proportion of a binary study is a share of."""
+    target, decided = scored.target[:, 0], scored.decided[:, 0]
+    every = np.ones_like(target)
+    return {"accuracy": every, "sensitivity": target, "specificity": ~target, "ppv": decided, "npv": ~decided}
 
 
 def by_falling_score(predictions: Predictions) -> Predictions:

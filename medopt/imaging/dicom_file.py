@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.config import IGNORE, settings
-from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import iter_pixels, pixel_array
 from pydicom.uid import (
     UID,
@@ -29,7 +28,7 @@ from medopt.provenance import pseudonym
 # pydicom's remarks on odd headers may quote identifiers; what matters of them is refused below, with a reason.
 settings.reading_validation_mode = IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom\.")
-logging.getLogger("pydicom").addHandler(logging.NullHandler())
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 # What a file without the prefix begins with: (0002,0000), or an early tag of group 8, in either byte order.
 _FIRST_TAGS = {
@@ -78,8 +77,6 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
 
 def _with_transfer_syntax(dataset: Dataset) -> Dataset:
     """Files from before PS3.10 name no transfer syntax; the encoding found by parsing is then the only one possible."""
-    if not hasattr(dataset, "file_meta"):
-        dataset.file_meta = FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -119,28 +116,22 @@ def decoded(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
     where pixels are truncated, damaged, or of a transfer syntax that no installed decoder knows.
     """
     count = number_of_frames(dataset, name)
-    found = 0
-    options: dict[str, Any] = {
-        "view_only": True,
-        "allow_excess_frames": False,
-        "correct_unused_bits": not unused_bits(dataset),
-    }
+    options: dict[str, Any] = {"view_only": True, "correct_unused_bits": not unused_bits(dataset)}
     try:
         if count == 1:
             pixels = pixel_array(dataset, **options)
-            yield pixels[0] if pixels.ndim == 4 else pixels
-            return
-        for pixels in iter_pixels(dataset, **options):
+            if pixels.ndim > 2 + (dataset.get("SamplesPerPixel", 1) > 1):
+                raise ValueError(f"there are {len(pixels)} frames where NumberOfFrames says one")
             yield pixels
-            found += 1
+        else:
+            for _, pixels in zip(range(count), iter_pixels(dataset, **options), strict=True):
+                yield pixels
     except Exception as error:
         syntax = dataset.file_meta.TransferSyntaxUID
         raise DataError(
             f"{name}: the pixels cannot be decoded (transfer syntax {syntax.name}): {_reason(error)} "
             "If the file is damaged, get it again from its source."
         ) from error
-    if found != count:
-        raise DataError(f"{name}: {found} frames where NumberOfFrames (0028,0008) says {count}. Get it again.")
 
 
 def unused_bits(dataset: Dataset) -> int:

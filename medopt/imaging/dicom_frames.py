@@ -43,46 +43,43 @@ class FrameHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class Plane:
-    """One frame in space. `position` (x, y, z) is the centre of its first pixel in LPS mm, `right` and `down` are unit
-    vectors along its rows and columns; all three are None where the file does not place the frame.
+class Pose:
+    """How a frame lies in the patient: the centre of its first pixel in LPS mm, and unit vectors along its rows
+    (`right`) and down its columns (`down`).
     """
 
-    name: str
-    header: FrameHeader
-    index: int | None
-    size: tuple[int, int]
-    spacing: tuple[float, float]
-    spacing_from: str
-    position: _Vector | None
-    right: _Vector | None
-    down: _Vector | None
+    position: _Vector
+    right: _Vector
+    down: _Vector
 
     @property
     def normal(self) -> _Vector:
         """The unit vector perpendicular to the frame."""
-        return np.cross(self._placed(self.right), self._placed(self.down))
+        return np.cross(self.right, self.down)
 
-    def _placed(self, found: _Vector | None) -> _Vector:
-        if found is None:
-            raise DataError(f"{self.name}: no ImagePositionPatient and ImageOrientationPatient.")
-        return found
+    def affine(self, step: _Vector, spacing: tuple[float, float]) -> geometry.Affine:
+        """Index (slice, row, column) to LPS mm, where `step` (mm) leads from one slice to the next."""
+        return geometry.placed(self.position, step, self.down * spacing[0], self.right * spacing[1])
 
-    def affine(self, step: _Vector | None = None) -> geometry.Affine:
-        """Index (slice, row, column) to LPS mm; `step` (mm) leads to the next slice, by default along the normal."""
-        if self.position is None:
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One frame: its name for messages, its header, its size in pixels and mm, and its pose where the file has one."""
+
+    name: str
+    header: FrameHeader
+    size: tuple[int, int]
+    spacing: tuple[float, float]
+    spacing_from: str
+    pose: Pose | None
+
+    def affine(self) -> geometry.Affine:
+        """Index (0, row, column) of this frame alone to LPS mm; the step leads along the normal by its thickness."""
+        if self.pose is None:
             return geometry.unplaced((1.0, *self.spacing))
-        if step is None:
-            step = self.normal * self._thickness()
-        down, right = self._placed(self.down), self._placed(self.right)
-        return geometry.placed(self.position, step, down * self.spacing[0], right * self.spacing[1])
-
-    def _thickness(self) -> float:
-        for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-            found = vector([self.header.get(keyword)], 1)
-            if found is not None and found[0] > 0:
-                return float(found[0])
-        return 1.0
+        thickness = vector([self.header.get("SliceThickness")], 1)
+        step = float(thickness[0]) if thickness is not None and thickness[0] > 0 else 1.0
+        return self.pose.affine(self.pose.normal * step, self.spacing)
 
 
 def planes(dataset: Dataset, name: str) -> list[Plane]:
@@ -98,8 +95,7 @@ def planes(dataset: Dataset, name: str) -> list[Plane]:
             header = FrameHeader(dataset, index)
             label = f"{name} frame {index + 1}" if count > 1 else name
             spacing, spacing_from = pixel_spacing(header)
-            placing = _placing(header)
-            found.append(Plane(label, header, index if count > 1 else None, size, spacing, spacing_from, *placing))
+            found.append(Plane(label, header, size, spacing, spacing_from, _pose(header)))
     except DataError:
         raise
     except Exception as error:
@@ -111,17 +107,17 @@ def planes(dataset: Dataset, name: str) -> list[Plane]:
     return found
 
 
-def _placing(header: FrameHeader) -> tuple[_Vector, _Vector, _Vector] | tuple[None, None, None]:
-    """Position and the two direction cosines (PS3.3 C.7.6.2.1.1), or nothing where they are absent or skew."""
+def _pose(header: FrameHeader) -> Pose | None:
+    """Position and direction cosines (PS3.3 C.7.6.2.1.1), or None where they are absent or not orthonormal."""
     position = vector(header.get("ImagePositionPatient"), 3)
     orientation = vector(header.get("ImageOrientationPatient"), 6)
     if position is None or orientation is None:
-        return None, None, None
+        return None
     right, down = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(right), np.linalg.norm(down)
     if abs(lengths[0] - 1) > 0.01 or abs(lengths[1] - 1) > 0.01 or abs(right @ down) > 0.01:
-        return None, None, None
-    return position, right / lengths[0], down / lengths[1]
+        return None
+    return Pose(position, right / lengths[0], down / lengths[1])
 
 
 # Where the distance of pixels is looked for, and what it then means (PS3.3 10.7.1.3).

@@ -11,10 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import Dataset
 
 from medopt.errors import DataError, listed
@@ -28,11 +26,10 @@ from medopt.records import FloatArray, Volume
 MOST_FILES = 20_000
 # What scanners, viewers and media writers leave beside the images.
 _BESIDE = re.compile(
-    r".*\.(txt|md|json|xml|csv|tsv|pdf|html?|log|ini|inf|exe|db|bval|bvec|license)|(dicomdir|license|readme|version|lockfile)(\..*)?",
-    re.I,
+    r".*\.(txt|md|json|xml|csv|tsv|pdf|html?|log|ini|inf|exe|db|bval|bvec|license)"
+    r"|(dicomdir|license|readme|version|lockfile)(\..*)?",
+    re.IGNORECASE,
 )
-
-
 # What files of one series share (PS3.3 A.1.2.3).
 _ALIKE = ("PatientID", "FrameOfReferenceUID", "Modality")
 
@@ -126,10 +123,8 @@ def _volume(files: Sequence[_File], path: Path) -> Volume:
     facts = source(first.dataset) | {"spacing": plane.spacing_from}
     if len(frames) == 1:
         array = np.empty((channels(first.dataset), *plane.size), dtype=np.float32)
-        pixels = next(decoded(first.dataset, first.name))
-        _check_size(pixels, array, first.name)
-        meanings[0].write(pixels, array)
-        facts["orientation"] = "patient" if plane.position is not None else "unknown"
+        meanings[0].write(next(decoded(first.dataset, first.name)), array)
+        facts["orientation"] = "patient" if plane.pose is not None else "unknown"
         return Volume(array, plane.affine(), plane.spacing, _modality(first), meanings[0].window, facts)
     _same_kind(frames, meanings, path)
     stack = stacked([plane for _, plane in frames], path)
@@ -149,17 +144,10 @@ def _fill(slots: FloatArray, files: Sequence[_File], meanings: Sequence[Meaning]
     frame = 0
     for file in files:
         for pixels in decoded(file.dataset, file.name):
-            out = slots[:, place[frame]]
-            _check_size(pixels, out, file.name)
-            meanings[frame].write(pixels, out)
+            meanings[frame].write(pixels, slots[:, place[frame]])
             frame += 1
         if "PixelData" in file.dataset:
             del file.dataset.PixelData  # its room is wanted for the next file
-
-
-def _check_size(pixels: NDArray[Any], out: FloatArray, name: str) -> None:
-    if pixels.shape[:2] != out.shape[1:]:
-        raise DataError(f"{name}: decoded to {pixels.shape[:2]} pixels where the header says {out.shape[1:]}.")
 
 
 def _modality(file: _File) -> str:

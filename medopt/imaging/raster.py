@@ -16,10 +16,7 @@ from medopt.imaging import geometry
 from medopt.records import Volume
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_GREY = {"1": "L", "L": "", "I": "", "F": "", "I;16": "", "I;16B": "", "I;16L": "", "I;16N": ""}
-_COLOUR = {"RGB": "", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
-
-
+_NUMBERS = {"L", "I", "F", "RGB", "I;16", "I;16B", "I;16L", "I;16N"}
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM")
 
 
@@ -59,16 +56,15 @@ def _opaque(image: Image.Image, path: Path) -> Image.Image:
                 f"{path} is partly transparent, so what its pixels show is not defined. Save it without alpha."
             )
         return with_alpha.convert("L" if image.mode == "LA" else "RGB")
-    target = (_GREY | _COLOUR).get(image.mode)
-    if target is None:
-        raise DataError(f"{path}: pixels of mode {image.mode} are not supported. Save it as grey or RGB.")
-    return image.convert(target) if target else image
+    if image.mode in _NUMBERS:
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _flat(pixels: NDArray[Any], facts: dict[str, str]) -> Volume:
     """(H, W) or (H, W, 3) to a Volume of 1 mm pixels."""
     stacked = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    array = np.ascontiguousarray(stacked, dtype=np.float32)
+    array = np.array(stacked, dtype=np.float32, order="C")
     return Volume(array, geometry.unplaced(), (1.0, 1.0), source=facts | _NOWHERE)
 
 
@@ -132,5 +128,5 @@ def _member(pixels: NDArray[Any], name: str) -> Volume:
     if pixels.ndim - colour == 2:
         return _flat(pixels, {"format": "npz"})
     stacked = np.moveaxis(pixels, -1, 0) if colour else pixels[None]
-    array = np.ascontiguousarray(stacked, dtype=np.float32)
+    array = np.array(stacked, dtype=np.float32, order="C")
     return Volume(array, geometry.unplaced(), (1.0, 1.0, 1.0), source={"format": "npz"} | _NOWHERE)

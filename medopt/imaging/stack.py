@@ -8,21 +8,20 @@ say by how many degrees. Source: PS3.3 C.7.6.2.1.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.errors import DataError, listed
-from medopt.imaging.dicom_frames import Plane
+from medopt.imaging.dicom_frames import Plane, Pose
 from medopt.imaging.geometry import Affine
 
 TOLERANCE = 0.1  # of the slice spacing
 _SAME_DIRECTION = 1e-3  # largest difference of direction cosines, 0.06 degrees
-_SAME_SPACING = 1e-3  # relative
+_SAME_SPACING = 1e-3  # mm
 _SAME_PLACE_MM = 1e-3
 _TILT_DEGREES = 0.1  # less is rounding
 _MOST_TILT_DEGREES = 45.0  # beyond it, the axes of the volume could not be told apart
@@ -43,26 +42,13 @@ def stacked(planes: Sequence[Plane], path: Path) -> Stack:
     Raises DataError naming the files: frames without a position, a scout, mixed size, spacing or orientation, two
     frames in one place, a gap, uneven steps.
     """
-    _all_placed(planes, path)
-    _no_scout(planes, path)
-    if any(plane.spacing_from != "PixelSpacing" for plane in planes):
-        raise DataError(f"{path}: its slices have no usable PixelSpacing (0028,0030), so the volume has no scale.")
-    _uniform(planes, path, "size", lambda plane: plane.size, lambda a, b: a == b)
-    _uniform(
-        planes,
-        path,
-        "pixel spacing",
-        lambda plane: plane.spacing,
-        lambda a, b: np.allclose(a, b, rtol=_SAME_SPACING, atol=0),
-    )
-    _uniform(
-        planes, path, "orientation", _orientation, lambda a, b: bool(np.abs(np.subtract(a, b)).max() < _SAME_DIRECTION)
-    )
-    positions = np.array([plane.position for plane in planes])
-    normal = planes[0].normal
+    poses = _poses(planes, path)
+    _alike(planes, poses, path)
+    positions = np.array([pose.position for pose in poses])
+    normal = poses[0].normal
     normal = normal * np.sign(normal[np.abs(normal).argmax()])  # toward left, posterior or superior, as volumes are
     along = positions @ normal
-    order = tuple(int(index) for index in np.argsort(along, kind="stable"))
+    order = tuple(np.argsort(along, kind="stable").tolist())
     names = [planes[index].name for index in order]
     _even(along[list(order)], names, path)
     step = (positions[order[-1]] - positions[order[0]]) / (len(order) - 1)
@@ -70,25 +56,32 @@ def stacked(planes: Sequence[Plane], path: Path) -> Stack:
     sideways = float(np.linalg.norm(step - (step @ normal) * normal))
     tilt = float(np.degrees(np.arctan2(sideways, step @ normal)))
     if tilt > _MOST_TILT_DEGREES:
-        raise DataError(
-            f"{path}: its slices slide sideways by {tilt:.0f} degrees; no gantry tilts so far. Check the export."
-        )
+        raise DataError(f"{path}: its slices slide sideways by {tilt:.0f} degrees; no gantry tilts so far.")
     facts = {"tilt_degrees": f"{tilt:.2f}"} if tilt > _TILT_DEGREES else {}
-    return Stack(order, planes[order[0]].affine(step), facts)
+    return Stack(order, poses[order[0]].affine(step, planes[order[0]].spacing), facts)
 
 
-def _all_placed(planes: Sequence[Plane], path: Path) -> None:
-    lost = [plane.name for plane in planes if plane.position is None]
-    if not lost:
-        return
-    if planes[0].index is not None:
-        what = "a cine loop, views, tiles or time points: which is meant is not said. Export that frame as a file"
-    else:
-        what = "several images, not the slices of one volume: which is meant is not said. Give that file"
-    raise DataError(
-        f"{path} holds {len(planes)} frames and {len(lost)} of them have no usable ImagePositionPatient and "
-        f"ImageOrientationPatient ({listed(lost, most=3)}). They are {what}."
-    )
+def _poses(planes: Sequence[Plane], path: Path) -> list[Pose]:
+    lost = [plane.name for plane in planes if plane.pose is None]
+    if lost:
+        raise DataError(
+            f"{path} holds {len(planes)} frames, and {len(lost)} of them have no usable ImagePositionPatient and "
+            f"ImageOrientationPatient: {listed(lost, most=3)}. They are no slices of one volume but a cine loop, "
+            "views, tiles or time points, and which is meant is not said. Give one frame as a file."
+        )
+    return [plane.pose for plane in planes if plane.pose is not None]
+
+
+def _alike(planes: Sequence[Plane], poses: Sequence[Pose], path: Path) -> None:
+    """Refuse frames that are no slices of the same kind."""
+    _no_scout(planes, path)
+    if any(plane.spacing_from != "PixelSpacing" for plane in planes):
+        raise DataError(f"{path}: its slices have no usable PixelSpacing (0028,0030), so the volume has no scale.")
+    names = [plane.name for plane in planes]
+    directions = [(*pose.right, *pose.down) for pose in poses]
+    _uniform(names, [plane.size for plane in planes], "size", 0, path)
+    _uniform(names, [plane.spacing for plane in planes], "pixel spacing", _SAME_SPACING, path)
+    _uniform(names, directions, "orientation", _SAME_DIRECTION, path)
 
 
 def _no_scout(planes: Sequence[Plane], path: Path) -> None:
@@ -99,33 +92,26 @@ def _no_scout(planes: Sequence[Plane], path: Path) -> None:
         )
 
 
-def _orientation(plane: Plane) -> tuple[float, ...]:
-    right = plane.right if plane.right is not None else ()
-    down = plane.down if plane.down is not None else ()
-    return (*right, *down)
-
-
 def _uniform(
-    planes: Sequence[Plane], path: Path, what: str, value: Callable[[Plane], Any], same: Callable[[Any, Any], bool]
+    names: Sequence[str], values: Sequence[tuple[float, ...]], what: str, tolerance: float, path: Path
 ) -> None:
-    """Refuse frames that differ from the most frequent kind, and name the fewest."""
-    kinds: list[tuple[Any, list[str]]] = []
-    for plane in planes:
-        own = value(plane)
-        known = next((names for kind, names in kinds if same(kind, own)), None)
+    """Refuse frames whose values differ by more than the tolerance from the most frequent, and name the fewest."""
+    kinds: list[tuple[tuple[float, ...], list[str]]] = []
+    for name, own in zip(names, values, strict=True):
+        known = next((members for kind, members in kinds if np.abs(np.subtract(kind, own)).max() <= tolerance), None)
         if known is None:
             kinds.append((own, known := []))
-        known.append(plane.name)
+        known.append(name)
     if len(kinds) > 1:
         usual, *others = sorted(kinds, key=lambda kind: -len(kind[1]))
-        odd = [f"{name} ({_short(kind)})" for kind, names in others for name in names]
+        odd = [f"{name} ({_short(kind)})" for kind, members in others for name in members]
         raise DataError(
             f"{path}: mixed {what} within one series. {len(usual[1])} frames have {_short(usual[0])}, others differ: "
             f"{listed(odd)}. A scout or another acquisition lies among the slices; move it elsewhere."
         )
 
 
-def _short(value: tuple[Any, ...]) -> str:
+def _short(value: tuple[float, ...]) -> str:
     return "\\".join(f"{item:.4g}" for item in value)
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from medopt import __version__
 from medopt.config import Study
 from medopt.errors import ConfigError
 from medopt.provenance import digest, file_digest, storage, write_json
@@ -56,7 +57,7 @@ class RunFolder:
         reporter: Reporter,
     ) -> dict[str, Any]:
         """Run a stage, or skip it where its inputs are as before and its outputs are untouched; returns its facts."""
-        wanted, record = digest(inputs), self._record(name)
+        wanted, record = digest({"medopt": __version__, "inputs": inputs}), self._record(name)
         if record is not None and record.inputs == wanted and record.outputs == self._hashes(outputs):
             reporter.stage(name, "unchanged, skipped")
             return record.facts

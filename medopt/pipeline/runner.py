@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -157,7 +158,10 @@ class _Run:
     def _prepare(self, runs: Path, chain: PrepareChain) -> dict[Any, Prepared]:
         self.reporter.stage("prepare", "")
         cache, cases = PreparedCache(runs / "cache", chain), self.source.cases
+        started = time.perf_counter()
         files = cache.fill(cases, self.source.root, self.reporter)
+        seconds = time.perf_counter() - started
+        self.reporter.message(f"{len(files)} images in {seconds:.1f} s, chain {chain.fingerprint[:16]}")
         sets = {}
         for split in SPLITS:
             rows = [index for index, case in enumerate(cases) if case.split == split]

@@ -6,6 +6,7 @@ header. The two newest are kept; a damaged newest one falls back to the one befo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,10 +41,9 @@ class TrainingState:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON facts to one safetensors file, whole or not at all."""
-    data = save(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"facts": json.dumps(dict(facts))}
-    )
+    """Write tensors and JSON facts, with a checksum, to one safetensors file, whole or not at all."""
+    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    data = save(kept, {"facts": json.dumps(dict(facts)), "sha256": _checksum(kept)})
     with atomic(path) as part:
         part.write_bytes(data)
 
@@ -55,10 +55,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as stream:
-            facts = json.loads((stream.metadata() or {})["facts"])
-        return load_file(path), facts
+            notes = stream.metadata() or {}
+        tensors, facts = load_file(path), json.loads(notes["facts"])
+        if notes["sha256"] != _checksum(tensors):
+            raise ValueError("its checksum is wrong")
+        return tensors, facts
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise TrainingError(f"The checkpoint {path} is damaged or missing ({error}).") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the values, in the order of the names: safetensors itself notices a short file, not a changed byte."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(tensors[name].numpy().data)
+    return found.hexdigest()
 
 
 def save_epoch(folder: Path, state: TrainingState, facts: Mapping[str, Any]) -> None:
@@ -91,7 +102,13 @@ def restore_newest(folder: Path, state: TrainingState, facts: Mapping[str, Any],
             continue
         if {key: found.get(key) for key in facts} != dict(facts):
             raise TrainingError(f"{path} belongs to another study or another chain; give this run a folder of its own.")
-        _restore(state, tensors, found["history"])
+        try:
+            _restore(state, tensors, found["history"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{path} was written by another version of the program and does not fit its network "
+                f"({' '.join(str(error).split())[:200]}); give this run a folder of its own."
+            ) from error
         return
     if files:
         raise TrainingError(

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from medopt.config import Study
 from medopt.data.loaders import make_loader
-from medopt.errors import TrainingError
+from medopt.errors import ConfigError, TrainingError
 from medopt.models import build_model
 from medopt.records import Case, EpochRecord, Reporter, SilentReporter
 from medopt.training.checkpoint import TrainingState, read_tensors, restore_newest, save_best, save_epoch
@@ -97,7 +97,9 @@ def train(
         metric = score(logits, targets.double().numpy()) if study.training.metric == "auc" else -val_loss
         record = EpochRecord(epoch=len(scores), val_loss=val_loss, val_metric=metric, seconds=seconds, **measured)
         state.history.append(record)
-        if best_epoch([*scores, metric]) == record.epoch:
+        is_best = best_epoch([*scores, metric]) == record.epoch
+        reporter.message(_epoch_line(study, record, is_best))
+        if is_best:
             save_best(folder / BEST, state, facts)
         save_epoch(folder, state, facts)
         on_epoch(state.history)
@@ -105,6 +107,15 @@ def train(
     if best is None:
         raise TrainingError("No epoch gave a defined validation metric; is one class absent from validation?")
     return Trained(folder / BEST, tuple(state.history), best, str(fabric.device))
+
+
+def _epoch_line(study: Study, record: EpochRecord, is_best: bool) -> str:
+    score = f"val {study.training.metric} {abs(record.val_metric):.4f}{' *' if is_best else '  '}"
+    return (
+        f"epoch {record.epoch + 1:>3}/{study.training.epochs}  train loss {record.train_loss:.4f}  "
+        f"val loss {record.val_loss:.4f}  {score}  lr {record.learning_rate:.1e}  "
+        f"{record.images_per_second:.0f} images/s  {record.seconds:.1f} s"
+    )
 
 
 def load_best(study: Study, weights: Path) -> nn.Module:
@@ -119,7 +130,13 @@ def _fabric(study: Study) -> Fabric:
     cuda = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
     if precision == "auto":
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    except (RuntimeError, ValueError) as error:  # Fabric's own refusals are both
+        raise ConfigError(
+            f"Training on {accelerator} with {precision} is not possible here ({' '.join(str(error).split())[:200]}). "
+            "Let training.accelerator and training.precision be auto."
+        ) from error
 
 
 def _start(study: Study, fabric: Fabric) -> TrainingState:
@@ -149,31 +166,23 @@ class _Engine:
 
 def _train_epoch(engine: _Engine, scores: list[float]) -> dict[str, float]:
     config, epoch, steps = engine.study.training, len(scores), len(engine.loader)
-    fabric, model, optimizer = engine.fabric, engine.model, engine.optimizer
     advance = engine.reporter.progress(steps * config.batch_size, f"epoch {epoch + 1}/{config.epochs}")
-    model.train()
+    engine.model.train()
     total = waited = seen = 0.0
     started = mark = time.perf_counter()
     for step, (image, target, _) in enumerate(engine.loader):
         waited += time.perf_counter() - mark
         rate = learning_rate(config.schedule, config.optimizer.lr, epoch * steps + step, steps, config.epochs, scores)
-        for group in optimizer.param_groups:
+        for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        value = engine.loss(model(image.to(fabric.device)), target.to(fabric.device))  # logits (N, K)
-        current = value.item()
-        if not math.isfinite(current):
+        current, norm = _step(engine, image, target)
+        if not math.isfinite(current + norm):
+            what = "loss" if math.isfinite(norm) or not math.isfinite(current) else "gradient"
             raise TrainingError(
-                f"The loss is {current} in epoch {epoch + 1}, step {step + 1}. Lower the learning rate "
+                f"The {what} is not a finite number in epoch {epoch + 1}, step {step + 1}. Lower the learning rate "
                 f"(--set training.optimizer.lr={config.optimizer.lr / 10:g}) or clip more (training.clip_norm); "
                 f"the checkpoints up to epoch {epoch} are kept."
             )
-        optimizer.zero_grad()
-        fabric.backward(value)
-        if config.clip_norm:
-            fabric.clip_gradients(model, optimizer, max_norm=config.clip_norm)
-        optimizer.step()
-        if isinstance(engine.state.average, AveragedModel):
-            engine.state.average.update_parameters(engine.state.model)
         total, seen = total + current * len(image), seen + len(image)
         advance(len(image), loss=f"{total / seen:.3f}")
         mark = time.perf_counter()
@@ -184,3 +193,20 @@ def _train_epoch(engine: _Engine, scores: list[float]) -> dict[str, float]:
         "images_per_second": seen / seconds,
         "data_wait": waited / seconds,
     }
+
+
+def _step(engine: _Engine, image: Tensor, target: Tensor) -> tuple[float, float]:
+    """One step of the optimizer, left out where the loss or its gradient is not finite; the loss and that norm."""
+    fabric, config = engine.fabric, engine.study.training
+    value = engine.loss(engine.model(image.to(fabric.device)), target.to(fabric.device))  # logits (N, K)
+    engine.optimizer.zero_grad()
+    fabric.backward(value)
+    limit = config.clip_norm or math.inf
+    found = fabric.clip_gradients(engine.model, engine.optimizer, max_norm=limit, error_if_nonfinite=False)
+    # Half precision overflows now and then by design: its scaler leaves out such a step by itself.
+    norm = 0.0 if config.precision == "16-mixed" or found is None else found.item()
+    if math.isfinite(value.item() + norm):
+        engine.optimizer.step()
+        if isinstance(engine.state.average, AveragedModel):
+            engine.state.average.update_parameters(engine.state.model)
+    return value.item(), norm

@@ -36,6 +36,20 @@ class ReadScan(Transform):
         return read_scan(path)
 
 
+class CheckAxes(Transform):
+    """The scan has as many axes as the study's input; the first step."""
+
+    def __init__(self, axes: int) -> None:
+        self.axes = axes
+
+    def __call__(self, volume: Volume) -> Volume:
+        """The volume as it is; raises DataError where it is an image and the study takes volumes, or the reverse."""
+        if volume.spatial_dims != self.axes:
+            kind = "a volume" if volume.spatial_dims == 3 else "a single image"
+            raise DataError(f"The scan is {kind}, and this study takes {self.axes}-D input (prepare.size).")
+        return volume
+
+
 class SetChannels(Transform):
     """One channel (luminance of colour) or three (grey repeated)."""
 
@@ -63,10 +77,16 @@ class MapIntensity(Transform):
 
     def __call__(self, volume: Volume) -> Volume:
         """(C, *space) to the same shape; raises DataError where the scan gives no range."""
-        low, high = self._range(volume)
-        if not np.isfinite([low, high]).all():
+        least, most = float(volume.array.min()), float(volume.array.max())
+        if not np.isfinite([least, most]).all():
             raise DataError("The scan holds values that are not finite numbers; export it again or leave it out.")
+        low, high = self._range(volume)
         if high <= low:
+            if least < most:
+                raise DataError(
+                    f"The scan has values from {least:g} to {most:g}, but its range for 0 to 1 is empty ({low:g} to "
+                    f"{high:g}), so all of it would become black; map intensities in another way (intensity.method)."
+                )
             return replace(volume, array=np.zeros_like(volume.array))
         out = np.subtract(volume.array, np.float32(low))
         out *= np.float32(1 / (high - low))
@@ -93,7 +113,9 @@ class ResampleSpacing(Transform):
         self.spacing_mm = spacing_mm
 
     def __call__(self, volume: Volume) -> Volume:
-        """(C, *space) to (C, *round(space * have / wanted))."""
+        """(C, *space) to (C, *round(space * have / wanted)); raises DataError where the scan names no spacing."""
+        if volume.source.get("spacing", "").startswith("unknown"):
+            raise DataError("The scan does not say how large its pixels are, and this study resamples to spacing_mm.")
         shape = volume.array.shape[1:]
         wanted = zip(shape, volume.spacing_mm, self.spacing_mm, strict=True)
         size = [max(1, round(n * have / want)) for n, have, want in wanted]
@@ -109,9 +131,6 @@ class FitSize(Transform):
 
     def __call__(self, volume: Volume) -> Tensor:
         """(C, *space) to a float32 tensor (C, *size)."""
-        if volume.spatial_dims != len(self.size):
-            kind = "a volume" if volume.spatial_dims == 3 else "a single image"
-            raise DataError(f"The scan is {kind}, and this study takes {len(self.size)}-D input (prepare.size).")
         return fit(torch.from_numpy(np.ascontiguousarray(volume.array)), self.size, self.how)
 
 
@@ -121,7 +140,11 @@ class PrepareChain(Transform):
     def __init__(self, config: Prepare) -> None:
         self.config = config
         self.fingerprint = digest({"chain": CHAIN_VERSION, "prepare": config.model_dump(mode="json")})
-        steps: list[Transform] = [SetChannels(config.channels), MapIntensity(config.intensity)]
+        steps: list[Transform] = [
+            CheckAxes(len(config.size)),
+            SetChannels(config.channels),
+            MapIntensity(config.intensity),
+        ]
         if config.spacing_mm is not None:
             steps.append(ResampleSpacing(config.spacing_mm))
         self._read = ReadScan()

@@ -6,11 +6,13 @@ Parameters are drawn apart from applying them, so that a drawing can be logged, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medopt.config import Augment
@@ -88,32 +90,38 @@ def apply_geometry(image: Tensor, geometry: Geometry) -> Tensor:
     grid = _grid(geometry.matrix, image.shape[1:])
     if geometry.elastic is not None:
         grid = grid + _displacements(geometry.elastic, image.shape[1:])
-    return F.grid_sample(image[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    return F.grid_sample(image[None], grid.movedim(0, -1)[None], padding_mode="zeros", align_corners=False)[0]
 
 
 def _grid(matrix: NDArray[np.float64], space: Sequence[int]) -> Tensor:
-    """Where each output pixel comes from, (*space, S) in grid units, the axes in torch's order x, y, z.
+    """Where each output pixel comes from: (S, *space) in grid units, coordinates in torch's order x, y, z.
 
     The matrix is scaled by the axes' lengths, so that a rotation of a non-square image is a rotation.
     """
-    lengths = np.array(space[::-1])
+    dims, lengths = len(space), np.array(space[::-1])
     scaled = matrix.copy()
     scaled[:, :-1] *= lengths[None, :] / lengths[:, None]
-    columns = torch.from_numpy(scaled).float().unbind(1)
-    out = columns[-1]
-    # Each axis adds its own line by broadcasting, the smallest arrays first; affine_grid's product is 4 times slower.
-    for axis in range(len(space)):
-        place = (torch.arange(space[axis]) * 2 + 1) / space[axis] - 1
-        out = out + place.reshape(-1, *[1] * (len(space) - axis)) * columns[len(space) - 1 - axis]
+    *columns, out = torch.from_numpy(scaled).float().T.reshape(dims + 1, dims, *[1] * dims)
+    # Each axis adds its own line by broadcasting: ten times faster than affine_grid's matrix product.
+    for axis, (length, column) in enumerate(zip(space, reversed(columns), strict=True)):
+        line = (torch.arange(length) * 2 + 1) / length - 1  # centres of the pixels
+        out = out + column * line.reshape(-1, *[1] * (dims - 1 - axis))
     return out
 
 
 def _displacements(controls: Tensor, space: Sequence[int]) -> Tensor:
-    """A smooth field (*space, S) of the control points' (S, 7, ...) displacements, never larger than they are.
+    """The smooth field (S, *space) of control points' displacements (S, 7, ...), never larger than the largest of them.
 
     Cubic B-splines, one axis after the other (Rueckert et al. 1999).
     """
     field = controls.movedim(0, -1)
-    for axis, length in enumerate(space):
-        field = torch.tensordot(field, _spline(length), dims=([0], [1]))  # (..., S, length)
+    for length in space:
+        field = torch.tensordot(field, _spline(length), dims=([0], [1]))  # drops an axis in front, adds one behind
     return field
+
+
+def _spline(length: int) -> Tensor:
+    """Weights (length, 7) of the control points at each of `length` positions; every row sums to 1."""
+    place = torch.linspace(0, _CONTROLS - 3, length)[:, None]
+    away = (place + 1 - torch.arange(_CONTROLS)).abs()
+    return torch.where(away < 1, 2 / 3 - away**2 + away**3 / 2, (2 - away).clamp_min(0) ** 3 / 6)

@@ -94,6 +94,8 @@ def test_calibration_error_of_worked_cases():
     # The mirror image of the probabilities: |0.9 - 0.5| and |0.1 - 1.0|, so 0.65.
     both, twice = np.hstack([probability, 1 - probability]), np.stack([labels, labels], axis=1)
     assert expected_calibration_error(both, twice, "multilabel") == pytest.approx((0.25 + 0.65) / 2)
+    # Certainty shares the last bin: |0.975 - 0.5|.
+    assert expected_calibration_error(np.array([[0.95], [1.0]]), np.array([1, 0]), "binary") == pytest.approx(0.475)
     # Multi-class: confidence 0.8 and 0.6, the first right, the second wrong.
     table = np.array([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2]])
     assert expected_calibration_error(table, np.array([0, 2]), "multiclass") == pytest.approx((0.2 + 0.6) / 2)

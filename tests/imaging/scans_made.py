@@ -31,7 +31,9 @@ def letter_f(shape: tuple[int, int, int] = (4, 9, 7)) -> np.ndarray:
     return volume
 
 
-def canonical_affine(spacing: tuple[float, float, float] = (2.5, 0.75, 0.5), turn: np.ndarray | None = None) -> np.ndarray:
+def canonical_affine(
+    spacing: tuple[float, float, float] = (2.5, 0.75, 0.5), turn: np.ndarray | None = None
+) -> np.ndarray:
     """Index (d, h, w) to LPS mm of a volume in canonical order, turned by a rotation (3, 3)."""
     directions = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])  # columns: superior, posterior, left
     affine = np.eye(4)
@@ -40,7 +42,9 @@ def canonical_affine(spacing: tuple[float, float, float] = (2.5, 0.75, 0.5), tur
     return affine
 
 
-def regridded(volume: np.ndarray, affine: np.ndarray, order: tuple[int, ...], flip: tuple[bool, ...]) -> tuple[np.ndarray, np.ndarray]:
+def regridded(
+    volume: np.ndarray, affine: np.ndarray, order: tuple[int, ...], flip: tuple[bool, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """The same voxels with exchanged and reversed axes, and the affine that says so."""
     grid, moved = volume.transpose(order), affine.copy()
     moved[:, :3] = affine[:, list(order)]

@@ -6,7 +6,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.uid import ComprehensiveSRStorage, SegmentationStorage
-from scans_made import canonical_affine, enhanced, image, letter_f, nifti, radiograph, regridded, rotation, saved, series, slices  # fmt: skip
+from scans_made import (
+    canonical_affine,
+    enhanced,
+    image,
+    letter_f,
+    nifti,
+    radiograph,
+    regridded,
+    rotation,
+    saved,
+    series,
+    slices,
+)
 
 from medopt.errors import DataError
 from medopt.imaging import read_scan
@@ -151,7 +163,9 @@ def test_several_series_are_listed_without_their_uids(tmp_path):
     first = slices(letter_f(), canonical_affine(), SeriesNumber=3, SeriesDescription="T1 post")
     other = slices(letter_f()[:2], canonical_affine(), SeriesNumber=4, SeriesInstanceUID="1.2.826.0.1.3")
     message = refusal(series(tmp_path / "s", first + other))
-    assert "2 series" in message and "'T1 post' (4 files)" in message and "number 4" in message and "(2 files)" in message
+    assert (
+        "2 series" in message and "'T1 post' (4 files)" in message and "number 4" in message and "(2 files)" in message
+    )
 
 
 def test_reports_and_notes_beside_a_series_do_not_disturb_it(tmp_path):
@@ -188,6 +202,17 @@ def test_a_truncated_slice_is_refused_by_name(tmp_path):
     assert last.name in refusal(folder)
 
 
+def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("medopt.imaging.dicom_series.MOST_FILES", 3)
+    assert "more than 3" in refusal(series(tmp_path / "s", slices(letter_f(), canonical_affine())))
+
+
+def test_functional_groups_that_cannot_be_read_are_refused(tmp_path):
+    dataset = enhanced(letter_f(), canonical_affine())
+    dataset.add_new("PerFrameFunctionalGroupsSequence", "LO", ["a", "b", "c", "d"])
+    assert "functional groups" in refusal(saved(dataset, tmp_path / "e.dcm"))
+
+
 def test_folders_without_images_are_refused(tmp_path):
     assert "holds no DICOM image" in refusal(tmp_path)
     saved(image(np.zeros((2, 2), np.uint8), SegmentationStorage), tmp_path / "seg.dcm")
@@ -196,7 +221,7 @@ def test_folders_without_images_are_refused(tmp_path):
 
 def test_two_radiographs_are_no_volume(tmp_path):
     views = [radiograph(np.full((5, 4), value, np.uint16)) for value in (1, 2)]
-    assert "several images" in refusal(series(tmp_path / "s", views))
+    assert "no slices of one volume" in refusal(series(tmp_path / "s", views))
 
 
 def test_a_folder_of_one_slice_is_an_image(tmp_path):
@@ -238,7 +263,9 @@ def test_the_window_of_a_series_is_its_middle_slices(tmp_path):
 
 
 def test_monochrome1_series_is_mirrored(tmp_path):
-    made = slices(letter_f().astype(np.uint16), canonical_affine(), PhotometricInterpretation="MONOCHROME1", BitsStored=12)
+    made = slices(
+        letter_f().astype(np.uint16), canonical_affine(), PhotometricInterpretation="MONOCHROME1", BitsStored=12
+    )
     assert np.array_equal(read_scan(series(tmp_path / "s", made)).array[0], 4095 - letter_f())
 
 

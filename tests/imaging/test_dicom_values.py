@@ -10,6 +10,7 @@ from scans_made import image, lookup, radiograph, saved
 
 from medopt.errors import DataError
 from medopt.imaging import read_scan
+from medopt.imaging.dicom_tables import palette
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
 
@@ -54,9 +55,11 @@ def test_overlay_bits_above_the_stored_ones_are_cleared(tmp_path, signed):
 
 
 def test_the_first_window_is_reported_and_not_applied(tmp_path):
-    found = read(tmp_path, image(RAMP, WindowCenter=[40, 600], WindowWidth=[80, 2800], RescaleSlope=2, RescaleIntercept=-4))
+    found = read(
+        tmp_path, image(RAMP, WindowCenter=[40, 600], WindowWidth=[80, 2800], RescaleSlope=2, RescaleIntercept=-4)
+    )
     assert found.window == (40.0, 80.0)
-    assert np.array_equal(found.array[0], RAMP * 2 - 4)
+    assert np.array_equal(found.array[0], RAMP * 2.0 - 4)
 
 
 @pytest.mark.parametrize("width", [0, -5, None])
@@ -65,7 +68,9 @@ def test_a_window_without_width_is_none(tmp_path, width):
 
 
 def test_the_window_of_a_mirrored_image_shows_the_mirrored_picture(tmp_path):
-    dataset = radiograph(RAMP * 300, BitsStored=12, WindowCenter=1200, WindowWidth=1000, RescaleSlope=2, RescaleIntercept=7)
+    dataset = radiograph(
+        RAMP * 300, BitsStored=12, WindowCenter=1200, WindowWidth=1000, RescaleSlope=2, RescaleIntercept=7
+    )
     dataset.VOILUTFunction = "LINEAR_EXACT"
     shown = apply_windowing(apply_modality_lut(RAMP * 300, dataset), dataset)
     expected = 1 - (shown - shown.min()) / (shown.max() - shown.min())
@@ -93,9 +98,13 @@ def test_a_modality_table_of_signed_values(tmp_path):
 CURVE = [0, 1, 4, 9, 16, 25, 36, 49, 64, 81, 100, 121]
 
 
-@pytest.mark.parametrize(("modality", "window", "applied"), [("DX", None, True), ("MG", None, True), ("CT", None, False), ("DX", 8, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("modality", "window", "applied"), [("DX", None, True), ("MG", None, True), ("CT", None, False), ("DX", 8, False)]
+)
 def test_a_voi_table_alone_is_applied_to_projections(tmp_path, modality, window, applied):
-    dataset = radiograph(RAMP, Modality=modality, VOILUTSequence=lookup(CURVE, 0, 10), WindowCenter=window, WindowWidth=window)
+    dataset = radiograph(
+        RAMP, Modality=modality, VOILUTSequence=lookup(CURVE, 0, 10), WindowCenter=window, WindowWidth=window
+    )
     found = read(tmp_path, dataset)
     assert np.array_equal(found.array[0], RAMP**2 if applied else RAMP)
     assert found.window == ((512.0, 1024.0) if applied else (8.0, 8.0) if window else None)
@@ -129,6 +138,34 @@ def test_a_palette_that_is_cut_off_is_refused(tmp_path):
         read(tmp_path, dataset)
 
 
+def test_a_palette_follows_the_byte_order_of_its_file():
+    dataset = palette_image(16, 2, big_endian=True)
+    dataset.set_original_encoding(False, False)
+    assert np.array_equal(palette(dataset, "p").entries[:, 0], (10, 60, 110))
+    dataset = palette_image(8, 1)
+    dataset.set_original_encoding(False, False)
+    with pytest.raises(DataError, match="big endian"):
+        palette(dataset, "p")
+
+
+def segmented(bits, *segments):
+    dataset = image(RAMP.astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
+    values = np.array([value for segment in segments for value in segment], f"<u{bits // 8}")
+    for name in ("Red", "Green", "Blue"):
+        length = sum(segment[1] for segment in segments)
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [length, 0, bits])
+        setattr(dataset, f"Segmented{name}PaletteColorLookupTableData", values.tobytes())
+    return dataset
+
+
+def test_a_segmented_palette_is_unrolled():
+    # PS3.3 C.7.9.2: two discrete values, then a line of four steps to 60
+    entries = palette(segmented(8, (0, 2, 7, 20), (1, 4, 60)), "p").entries
+    assert np.array_equal(entries[0], (7, 20, 30, 40, 50, 60))
+    with pytest.raises(DataError, match="256"):
+        palette(segmented(8, (0, 2, 7, 20), (1, 200, 60), (1, 200, 90)), "p")
+
+
 def test_colour_keeps_rows_and_columns_and_comes_first(tmp_path):
     pixels = np.arange(30, dtype=np.uint8).reshape(2, 5, 3)
     assert np.array_equal(read(tmp_path, image(pixels)).array, pixels.transpose(2, 0, 1))
@@ -143,7 +180,9 @@ def test_ybr_becomes_rgb(tmp_path):
 
 def test_16_bit_colour_is_brought_to_255(tmp_path):
     pixels = np.array([[[0, 32768, 65535]] * 2], np.uint16)
-    dataset = image(np.zeros((1, 2), np.uint16), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    dataset = image(
+        np.zeros((1, 2), np.uint16), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0
+    )
     dataset.PixelData = pixels.tobytes()
     assert np.allclose(read(tmp_path, dataset).array[:, 0, 0], (0, 127.502, 255), atol=1e-3)
 
@@ -164,6 +203,25 @@ def test_values_that_mean_nothing_are_refused(tmp_path, element, value, says):
     dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
     with pytest.raises(DataError, match=says or "one.dcm"):
         read_scan(tmp_path / "one.dcm")
+
+
+def test_a_rescale_that_is_no_number_is_refused(tmp_path):
+    dataset = image(RAMP)
+    dataset.add_new("RescaleSlope", "LO", "steep")
+    with pytest.raises(DataError, match="RescaleSlope is not a number"):
+        read(tmp_path, dataset)
+
+
+def test_floating_point_pixels(tmp_path):
+    dataset = image(RAMP, BitsAllocated=32, RescaleSlope=2, RescaleIntercept=1)
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.FloatPixelData = (RAMP / 8).astype("<f4").tobytes()
+    dataset.save_as(tmp_path / "f.dcm", enforce_file_format=True)
+    assert np.allclose(read_scan(tmp_path / "f.dcm").array[0], RAMP / 4 + 1)
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.save_as(tmp_path / "f.dcm", enforce_file_format=True)
+    with pytest.raises(DataError, match="floating-point"):
+        read_scan(tmp_path / "f.dcm")
 
 
 SPACINGS = [

@@ -39,7 +39,10 @@ def test_undone_is_a_view_in_the_grids_own_order(order, flip):
     assert not volume.any()
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.array([[1.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]])])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [np.zeros((4, 4)), np.full((4, 4), np.nan), np.array([[1.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]])],
+)
 def test_an_affine_without_three_directions_is_refused(bad):
     with pytest.raises(DataError, match="singular"):
         geometry.canonical_axes(bad)
