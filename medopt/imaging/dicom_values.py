@@ -112,7 +112,7 @@ def _mirrored(dataset: Dataset, plain: Meaning, name: str) -> Meaning:
         total = -1.0 if signed else 2.0 ** int(dataset.BitsStored) - 1
     # slope * (total - v) + intercept, and the same mirror for the window's centre
     window = (plain.slope * total + 2 * plain.intercept - plain.window[0], plain.window[1]) if plain.window else None
-    return replace(plain, slope=-plain.slope, intercept=plain.slope * total, window=window)
+    return replace(plain, slope=-plain.slope, intercept=plain.slope * total + plain.intercept, window=window)
 
 
 def _rescale(frame: FrameHeader, name: str) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def read_image(path: Path) -> Volume:
         with Image.open(path, formats=FORMATS) as opened:
             kind = str(opened.format)
             pages = getattr(opened, "n_frames", 1)
-            pixels = np.asarray(_opaque(ImageOps.exif_transpose(opened), path)) if pages == 1 else None
+            pixels = np.asarray(_opaque(opened, path)) if pages == 1 else None
     except DataError:
         raise
     except Exception as error:

@@ -68,7 +68,10 @@ def draw_figures(
         for table in tables
     ]
     labels, confidence = study.data.labels, study.evaluation.confidence
-    roc_figure(models, labels, paths[1], bootstrap=500, confidence=confidence, seed=study.seed, title="ROC, test split")
+    draws = study.evaluation.bootstrap
+    roc_figure(
+        models, labels, paths[1], bootstrap=draws, confidence=confidence, seed=study.seed, title="ROC, test split"
+    )
     reliability_figure(models, labels, paths[2], confidence=confidence, title="Reliability, test split")
     confusion_figure(models, labels, paths[3], title="Confusion, test split")
     return paths

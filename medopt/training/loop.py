@@ -177,7 +177,7 @@ def _train_epoch(engine: _Engine, scores: list[float]) -> dict[str, float]:
             group["lr"] = rate
         current, norm = _step(engine, image, target)
         if not math.isfinite(current + norm):
-            what = "loss" if math.isfinite(norm) or not math.isfinite(current) else "gradient"
+            what = "gradient" if math.isfinite(current) else "loss"
             raise TrainingError(
                 f"The {what} is not a finite number in epoch {epoch + 1}, step {step + 1}. Lower the learning rate "
                 f"(--set training.optimizer.lr={config.optimizer.lr / 10:g}) or clip more (training.clip_norm); "

@@ -1,0 +1,39 @@
+# `make demo` and `make test` set everything up first. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DATA ?= data
+RUNS ?= runs
+PYTEST_WORKERS ?= 2
+
+.PHONY: help setup demo test lint clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+setup: $(READY)  ## a virtual environment in .venv with all pinned packages (3 to 5 minutes)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "medopt needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing medopt and its pinned packages (about 2.3 GB) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## draw the embedded study, run the whole pipeline on it, show what was reached
+	$(BIN)/medopt phantom $(DATA)/phantom
+	$(BIN)/medopt run pipelines/phantom.yaml --data $(DATA) --runs $(RUNS)
+
+lint: $(READY)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: lint  ## all checks and tests, with line coverage of medopt/ over 90 %
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+clean:  ## remove the environment and the caches; runs and data stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medopt.config import Study
+from medopt.data.cache import load_prepared
+from medopt.records import Case
+from medopt.training.loop import Prepared
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "question": "Is the left half brighter?",
+    "data": {"manifest": "m.csv", "labels": ["no", "yes"]},
+    "prepare": {"size": [16, 16]},
+    "model": {"depth": 26, "width": 0.125, "stem": "small"},
+    "training": {"epochs": 2, "batch_size": 4, "optimizer": {"lr": 0.01}},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_study() -> Callable[..., Study]:
+    """tiny_study(training={"epochs": 3}): a study that trains in seconds; sections are laid over the defaults."""
+
+    def make(**sections: Any) -> Study:
+        merged = {key: {**value, **sections.get(key, {})} if isinstance(value, dict) else value for key, value in TINY.items()}
+        return Study.model_validate({**{k: v for k, v in sections.items() if k not in TINY}, **merged})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_set() -> Callable[..., Prepared]:
+    """tiny_set(folder, study, count): prepared images on disk whose label can be learned, two cases a patient."""
+
+    def make(folder: Path, study: Study, count: int, split: str = "train", seed: int = 0) -> Prepared:
+        random, files, cases = np.random.default_rng(seed), [], []
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            label = index % len(study.data.labels)
+            image = random.uniform(0, 0.6, (study.prepare.channels, *study.prepare.size)).astype(np.float32)
+            width = study.prepare.size[-1] // 2
+            image[..., :width] += 0.4 * label / (len(study.data.labels) - 1)
+            files.append(folder / f"{split}{index}.npy")
+            np.save(files[-1], image)
+            many = study.data.task == "multilabel"
+            truth = tuple(int(k == label) for k in range(study.data.outputs)) if many else (label,)
+            cases.append(Case(f"{split}{index}", f"p{index // 2}", files[-1].name, truth, split))  # type: ignore[arg-type]
+        return Prepared(cases, files)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stacked() -> Callable[[Prepared], Any]:
+    """All images of a set as one array (N, C, *size)."""
+    return lambda prepared: np.stack([load_prepared(path) for path in prepared.files])

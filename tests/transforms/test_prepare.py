@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medopt.config import Intensity, Prepare
+from medopt.errors import DataError
+from medopt.records import Volume
+from medopt.transforms import prepare
+from medopt.transforms.prepare import LUMINANCE, MapIntensity, PrepareChain, percentiles
+
+DATA = Path(os.environ.get("MEDOPT_DATA") or Path(__file__).parents[3] / "shared" / "data")
+
+
+def volume(array: Any, **facts: Any) -> Volume:
+    values = np.asarray(array, np.float32)
+    return Volume(values, np.eye(4), facts.pop("spacing_mm", (1.0,) * (values.ndim - 1)), **facts)
+
+
+def chain(**settings: Any) -> PrepareChain:
+    return PrepareChain(Prepare.model_validate({"size": [16, 16], **settings}))
+
+
+def mapped(array: Any, intensity: dict[str, Any], **facts: Any) -> np.ndarray:
+    return MapIntensity(Intensity.model_validate(intensity))(volume(array, **facts)).array
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).normal(100, 20, 500_000),
+        np.random.default_rng(0).gamma(2, 30, 300_000),
+        np.random.default_rng(0).integers(0, 4096, 300_000),
+        np.append(np.random.default_rng(0).normal(0, 1, 400_000), [-50, 50]),
+    ],
+    ids=["normal", "skewed", "12 bits", "two outliers"],
+)
+@pytest.mark.parametrize("q", [(0.5, 99.5), (0, 100), (1, 50)])
+def test_percentiles_of_a_large_array_are_numpys(values: np.ndarray, q: tuple[float, float]) -> None:
+    found = percentiles(values.astype(np.float32), *q)
+    expected = np.percentile(values, q)
+    np.testing.assert_allclose(found, expected, atol=np.ptp(values) / 4096**2 + 2e-3 * values.std())
+
+
+def test_one_extreme_voxel_does_not_move_the_percentiles() -> None:
+    values = np.random.default_rng(0).uniform(0, 112, 250_000).astype(np.float32)
+    clean = np.percentile(values, [0.5, 99.5])
+    values[1234] = 1.7e6
+    np.testing.assert_allclose(percentiles(values, 0.5, 99.5), clean, atol=0.15)  # 1.7e6 / 4096 / 4096 = 0.1
+    assert mapped(values.reshape(1, 500, 500), {"method": "percentiles"}).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_percentiles_of_a_small_array_are_exact_and_of_a_constant_one_its_value() -> None:
+    values = np.random.default_rng(0).random(1000).astype(np.float32)
+    assert percentiles(values, 2, 97) == tuple(float(v) for v in np.percentile(values, [2, 97]))
+    assert percentiles(np.full(300_000, 7, np.float32), 1, 99) == (7, 7)
+
+
+def test_range_maps_hounsfield_units() -> None:
+    found = mapped([[[-2000, -1000, 0, 1000, 3000]]], {"method": "range", "low": -1000, "high": 1000})
+    np.testing.assert_allclose(found, [[[0, 0, 0.5, 1, 1]]])
+
+
+def test_window_maps_center_and_width_of_the_scan() -> None:
+    found = mapped([[[-200, -110, 40, 190, 900]]], {"method": "window"}, window=(40, 300))
+    np.testing.assert_allclose(found, [[[0, 0, 0.5, 1, 1]]])
+
+
+def test_minmax_maps_the_extremes() -> None:
+    np.testing.assert_allclose(mapped([[[5, 10, 25]]], {"method": "minmax"}), [[[0, 0.25, 1]]])
+
+
+def test_a_scan_without_a_window_is_refused_where_the_study_maps_by_it() -> None:
+    with pytest.raises(DataError, match="names no window"):
+        mapped([[[0, 1]]], {"method": "window"})
+
+
+METHODS = [{"method": "percentiles"}, {"method": "minmax"}, {"method": "window"}, {"method": "range", "low": 0, "high": 9}]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m["method"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [20, 460])
+def test_values_that_are_not_finite_are_refused_by_every_method(method: dict[str, Any], bad: float, side: int) -> None:
+    array = np.random.default_rng(0).random((1, side, side))
+    array[0, 3, 4] = bad
+    with pytest.raises(DataError, match="not finite"):
+        mapped(array, method, window=(0.5, 1))
+
+
+@pytest.mark.parametrize("method", METHODS[:2], ids=lambda m: m["method"])
+def test_a_constant_image_becomes_black(method: dict[str, Any]) -> None:
+    assert not mapped(np.full((1, 9, 9), 42), method).any()
+
+
+def test_an_image_whose_range_is_empty_is_refused_rather_than_made_black() -> None:
+    array = np.zeros((1, 40, 40))
+    array[0, 20, 20] = 100
+    with pytest.raises(DataError, match=r"from 0 to 100.*range for 0 to 1 is empty"):
+        mapped(array, {"method": "percentiles"})
+
+
+def test_the_volume_given_is_left_as_it_was() -> None:
+    given = volume(np.random.default_rng(0).random((1, 30, 30)))
+    before = given.array.copy()
+    chain()(given)
+    np.testing.assert_array_equal(given.array, before)
+
+
+def test_colour_becomes_luminance() -> None:
+    colour = np.random.default_rng(0).random((3, 16, 16))
+    grey = np.tensordot(LUMINANCE, colour, axes=1)[None]
+    settings = {"method": "range", "low": 0, "high": 1}
+    found = chain(intensity=settings)(volume(colour))
+    np.testing.assert_allclose(found, grey, atol=1e-6)
+    assert sum(LUMINANCE) == pytest.approx(1)
+
+
+def test_grey_is_repeated_for_three_channels_and_colour_is_kept() -> None:
+    grey = chain(channels=3)(volume(np.random.default_rng(0).random((1, 16, 16))))
+    assert grey.shape == (3, 16, 16) and torch.equal(grey[0], grey[2])
+    colour = chain(channels=3)(volume(np.random.default_rng(0).random((3, 16, 16))))
+    assert not torch.equal(colour[0], colour[2])
+
+
+def test_two_channels_are_refused() -> None:
+    with pytest.raises(DataError, match="has 2 channels"):
+        chain()(volume(np.ones((2, 16, 16))))
+
+
+def test_spacing_is_resampled_before_fitting() -> None:
+    ramp = np.broadcast_to(np.arange(40.0), (1, 40, 40))
+    settings = {"spacing_mm": [1.0, 2.0], "fit": "crop_or_pad", "intensity": {"method": "minmax"}}
+    found = chain(**settings)(volume(ramp, spacing_mm=(0.5, 0.5)))
+    # 40 pixels of 0.5 mm are 20 rows of 1 mm and 10 columns of 2 mm: columns are padded, rows are cut.
+    assert torch.equal((found[0] > 0).any(0).nonzero().flatten(), torch.arange(3, 13))
+    assert (found[0] > 0).any(1).all()
+
+
+@pytest.mark.parametrize("spacing", [None, [1.0, 1.0, 1.0]])
+def test_an_image_is_refused_where_the_study_takes_volumes(spacing: list[float] | None) -> None:
+    with pytest.raises(DataError, match=r"single image.*takes 3-D"):
+        chain(size=[8, 8, 8], spacing_mm=spacing)(volume(np.random.default_rng(0).random((1, 9, 9))))
+
+
+def test_a_volume_is_refused_where_the_study_takes_images() -> None:
+    with pytest.raises(DataError, match=r"a volume.*takes 2-D"):
+        chain(spacing_mm=[1.0, 1.0])(volume(np.random.default_rng(0).random((1, 9, 9, 9))))
+
+
+def test_resampling_needs_a_spacing_that_the_scan_names() -> None:
+    scan = volume(np.random.default_rng(0).random((1, 9, 9)), source={"spacing": "unknown: 1.0 is assumed"})
+    with pytest.raises(DataError, match="does not say how large its pixels are"):
+        chain(spacing_mm=[1.0, 1.0])(scan)
+    assert chain()(scan).shape == (1, 16, 16)
+
+
+def test_a_refusal_keeps_its_own_words_and_names_the_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 9, 9, 9), np.float32))
+    with pytest.raises(DataError) as refused:
+        chain()(tmp_path / "a.npz#images/1")
+    assert str(refused.value).startswith(f"{tmp_path}/a.npz#images/1: The scan is a volume")
+    assert refused.value.__suppress_context__
+
+
+def test_an_error_that_is_no_refusal_is_not_dressed_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(prepare, "fit", broken)
+    with pytest.raises(RuntimeError) as raised:
+        chain()(volume(np.random.default_rng(0).random((1, 9, 9))))
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_a_file_gives_what_its_pixels_give(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = chain()(tmp_path / "a.png")
+    assert torch.equal(found, chain()(volume(pixels[None])))
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    assert found.min() == 0 and found.max() <= 1
+    with pytest.raises(DataError, match=r"missing\.png"):
+        chain()(tmp_path / "missing.png")
+
+
+def test_the_fingerprint_is_the_same_in_every_process() -> None:
+    assert chain().fingerprint == "0e4db1e51c8e0f8e", "raise CHAIN_VERSION only if the chain gives other values"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [16, 17]},
+        {"channels": 3},
+        {"spacing_mm": [1, 1]},
+        {"fit": "stretch"},
+        {"intensity": {"method": "minmax"}},
+        {"intensity": {"low": 1}},
+        {"intensity": {"high": 99}},
+    ],
+    ids=str,
+)
+def test_every_setting_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert chain(**change).fingerprint != chain().fingerprint
+
+
+def test_a_new_version_of_the_chain_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = chain().fingerprint
+    monkeypatch.setattr(prepare, "CHAIN_VERSION", prepare.CHAIN_VERSION + 1)
+    assert chain().fingerprint != before
+
+
+@pytest.mark.skipif(not (DATA / "hippocampus").is_dir(), reason="the hippocampus images (MEDOPT_DATA) are not there")
+def test_real_mr_volumes_fill_the_range_whatever_their_largest_value() -> None:
+    files = sorted((DATA / "hippocampus").rglob("*.nii*"))
+    images = [path for path in files if "label" not in str(path.parent).lower()][:6]
+    for path in images:
+        found = chain(size=[32, 48, 32])(path)
+        assert 0.1 < float(found[found > 0].mean()) < 0.9, path.name
+        assert float(found.max()) == pytest.approx(1, abs=0.05)
