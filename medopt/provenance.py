@@ -11,7 +11,7 @@ import platform
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,23 @@ def machine() -> dict[str, Any]:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write below `path` into an error with the way out."""
+    """Turn the system's refusal to write below `path` into a StorageError with the way out."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
-                f"The disk is full: writing {path} failed. Nothing half-written was left behind. Free some space or "
-                "choose another disk (--runs DIR), then give the same command again: it goes on where it was."
+                f"The disk is full: writing {path} failed. Nothing half-written was left behind. Free some space, then "
+                "give the same command again (a run goes on where it was), or write to another disk."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
-                f"{path} may not be written to. Change its permissions or choose another folder."
+                f"{path} may not be written to ({error.strerror}). Change its permissions or choose another folder."
+            ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            raise StorageError(
+                f"{path} cannot be written: a file stands where a folder is needed, or a folder where a file is "
+                f"({error.filename}). Move it away or choose another name."
             ) from error
         raise
 
@@ -118,7 +123,7 @@ def storage(path: Path) -> Iterator[None]:
 def atomic(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: yields a temporary name, then flushes it to disk and renames it.
 
-    Raises StorageError where the disk is full or the folder may not be written to.
+    Raises StorageError where the disk is full, the folder may not be written to, or is none.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
@@ -129,7 +134,8 @@ def atomic(path: Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
             part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that may not be written to refuses this, too
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

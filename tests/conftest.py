@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from medopt.config import Study
-from medopt.data.cache import load_prepared
 from medopt.records import Case
-from medopt.training.loop import Prepared
+
+if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
+    from medopt.training.loop import Prepared
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -27,7 +29,9 @@ def tiny_study() -> Callable[..., Study]:
     """tiny_study(training={"epochs": 3}): a study that trains in seconds; sections are laid over the defaults."""
 
     def make(**sections: Any) -> Study:
-        merged = {key: {**value, **sections.get(key, {})} if isinstance(value, dict) else value for key, value in TINY.items()}
+        merged = {
+            key: {**value, **sections.get(key, {})} if isinstance(value, dict) else value for key, value in TINY.items()
+        }
         return Study.model_validate({**{k: v for k, v in sections.items() if k not in TINY}, **merged})
 
     return make
@@ -36,6 +40,8 @@ def tiny_study() -> Callable[..., Study]:
 @pytest.fixture(scope="session")
 def tiny_set() -> Callable[..., Prepared]:
     """tiny_set(folder, study, count): prepared images on disk whose label can be learned, two cases a patient."""
+
+    from medopt.training.loop import Prepared
 
     def make(folder: Path, study: Study, count: int, split: str = "train", seed: int = 0) -> Prepared:
         random, files, cases = np.random.default_rng(seed), [], []
@@ -58,4 +64,23 @@ def tiny_set() -> Callable[..., Prepared]:
 @pytest.fixture(scope="session")
 def stacked() -> Callable[[Prepared], Any]:
     """All images of a set as one array (N, C, *size)."""
-    return lambda prepared: np.stack([load_prepared(path) for path in prepared.files])
+    return lambda prepared: np.stack([np.load(path) for path in prepared.files])
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """tiny_disk(kilobytes): a real file system that fills up soon; skips where it may not be mounted."""
+    place = tmp_path / "disk"
+
+    def mount(kilobytes: int) -> Path:
+        place.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        try:
+            subprocess.run(words, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"a file system of its own needs the right to mount ({error})")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)

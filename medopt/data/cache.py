@@ -87,7 +87,8 @@ class PreparedCache:
 
     def _is_whole(self, path: Path) -> bool:
         try:
-            return bool(np.load(path, mmap_mode="r").shape == self.shape)
+            found = np.load(path, mmap_mode="r")
+            return bool(found.shape == self.shape and found.dtype == np.float32)
         except (OSError, ValueError, EOFError):
             return False
 

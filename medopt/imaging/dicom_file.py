@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ def is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or head[:4] in _FIRST_TAGS
 
 
+@contextmanager
+def interpreting(name: str) -> Iterator[None]:
+    """Header elements are parsed when they are asked for: one that cannot be is a refusal of the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{name}: an element of the header cannot be read ({type(error).__name__}), so the file is damaged or "
+            "written wrongly. Get it again from its source."
+        ) from error
+
+
 def read_header(path: Path, *, defer: bool = False) -> Dataset:
     """Parse a DICOM file. With `defer`, pixels stay in the file until they are decoded.
 
@@ -72,15 +87,15 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
         ) from error
     if not len(dataset):
         raise DataError(f"{path} is not readable as DICOM: it is truncated or damaged. Get it again from its source.")
-    return _with_transfer_syntax(dataset)
-
-
-def _with_transfer_syntax(dataset: Dataset) -> Dataset:
-    """Files from before PS3.10 name no transfer syntax; the encoding found by parsing is then the only one possible."""
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit, little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    with interpreting(str(path)):
+        if "TransferSyntaxUID" not in dataset.file_meta:  # from before PS3.10: only what parsing found is possible
+            implicit, little = dataset.original_encoding
+            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+            raise DataError(
+                f"{path} names a transfer syntax that does not exist (0002,0010): it is damaged. Get it again."
+            )
     return dataset
 
 
@@ -150,10 +165,8 @@ def _reason(error: Exception) -> str:
 
 def number_of_frames(dataset: Dataset, name: str) -> int:
     """NumberOfFrames (0028,0008), 1 where it is absent."""
-    try:
+    with interpreting(name):
         count = int(dataset.get("NumberOfFrames") or 1)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name}: NumberOfFrames (0028,0008) is not a number.") from error
     if count < 1:
         raise DataError(f"{name}: NumberOfFrames (0028,0008) is {count}.")
     return count

@@ -88,20 +88,13 @@ def planes(dataset: Dataset, name: str) -> list[Plane]:
     Raises DataError where the size, the spacing or the functional groups cannot be used.
     """
     count = number_of_frames(dataset, name)
-    try:
-        size = (int(dataset.Rows), int(dataset.Columns))
-        found = []
-        for index in range(count):
-            header = FrameHeader(dataset, index)
-            label = f"{name} frame {index + 1}" if count > 1 else name
-            spacing, spacing_from = pixel_spacing(header)
-            found.append(Plane(label, header, size, spacing, spacing_from, _pose(header)))
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{name}: the functional groups or the image size cannot be read ({type(error).__name__})."
-        ) from error
+    size = (int(dataset.Rows), int(dataset.Columns))
+    found = []
+    for index in range(count):
+        header = FrameHeader(dataset, index)
+        spacing, spacing_from = pixel_spacing(header)
+        label = f"{name} frame {index + 1}" if count > 1 else name
+        found.append(Plane(label, header, size, spacing, spacing_from, _pose(header)))
     if min(size) < 1:
         raise DataError(f"{name}: Rows is {size[0]} and Columns is {size[1]}: there is nothing to read.")
     return found

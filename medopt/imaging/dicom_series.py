@@ -17,7 +17,7 @@ from pydicom import Dataset
 
 from medopt.errors import DataError, listed
 from medopt.imaging import geometry
-from medopt.imaging.dicom_file import decoded, flaw, is_dicom, other_object, read_header, source
+from medopt.imaging.dicom_file import decoded, flaw, interpreting, is_dicom, other_object, read_header, source
 from medopt.imaging.dicom_frames import Plane, planes
 from medopt.imaging.dicom_values import Meaning, channels, meaning
 from medopt.imaging.stack import stacked
@@ -46,7 +46,8 @@ def read_dicom(path: Path) -> Volume:
     Raises DataError with the reason where it is no image, is damaged, or its frames form no volume.
     """
     dataset = read_header(path)
-    reason = other_object(dataset) or flaw(dataset)
+    with interpreting(str(path)):
+        reason = other_object(dataset) or flaw(dataset)
     if reason:
         raise DataError(f"{path} is not read: {reason}.")
     return _volume([_File(path.name, dataset)], path)
@@ -61,12 +62,13 @@ def read_series(folder: Path) -> Volume:
     files, others, flawed = [], [], []
     for path in _candidates(folder):
         dataset, name = read_header(path, defer=True), str(path.relative_to(folder))
-        if other := other_object(dataset):
-            others.append(f"{name}: {other}")
-        elif reason := flaw(dataset):
-            flawed.append(f"{name}: {reason}")
-        else:
-            files.append(_File(name, dataset))
+        with interpreting(name):
+            if other := other_object(dataset):
+                others.append(f"{name}: {other}")
+            elif reason := flaw(dataset):
+                flawed.append(f"{name}: {reason}")
+            else:
+                files.append(_File(name, dataset))
     if flawed:
         raise DataError(f"{folder} is not read, since part of it cannot be: {listed(flawed)}. Get these files again.")
     if not files:
@@ -117,8 +119,12 @@ def _described(members: Sequence[Dataset]) -> str:
 
 def _volume(files: Sequence[_File], path: Path) -> Volume:
     """Place every frame, give every value its meaning, and decode each frame to where it belongs."""
-    frames = [(file, plane) for file in files for plane in planes(file.dataset, file.name)]
-    meanings = [meaning(file.dataset, plane.header, plane.name) for file, plane in frames]
+    frames, meanings = [], []
+    for file in files:
+        with interpreting(file.name):
+            own = planes(file.dataset, file.name)
+            frames += [(file, plane) for plane in own]
+            meanings += [meaning(file.dataset, plane.header, plane.name) for plane in own]
     first, plane = frames[0]
     facts = source(first.dataset) | {"spacing": plane.spacing_from}
     if len(frames) == 1:

@@ -18,6 +18,7 @@ from medopt.records import Volume
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _NUMBERS = {"L", "I", "F", "RGB", "I;16", "I;16B", "I;16L", "I;16N"}
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM")
+_NOWHERE = {"spacing": "unknown: 1.0 is assumed", "orientation": "unknown"}
 
 
 def is_image(head: bytes) -> bool:
@@ -34,7 +35,7 @@ def read_image(path: Path) -> Volume:
         with Image.open(path, formats=FORMATS) as opened:
             kind = str(opened.format)
             pages = getattr(opened, "n_frames", 1)
-            pixels = np.asarray(_opaque(opened, path)) if pages == 1 else None
+            pixels = np.asarray(_opaque(ImageOps.exif_transpose(opened), path)) if pages == 1 else None
     except DataError:
         raise
     except Exception as error:
@@ -66,9 +67,6 @@ def _flat(pixels: NDArray[Any], facts: dict[str, str]) -> Volume:
     stacked = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     array = np.array(stacked, dtype=np.float32, order="C")
     return Volume(array, geometry.unplaced(), (1.0, 1.0), source=facts | _NOWHERE)
-
-
-_NOWHERE = {"spacing": "unknown: 1.0 is assumed", "orientation": "unknown"}
 
 
 def read_npz(archive: Path, member: str) -> Volume:

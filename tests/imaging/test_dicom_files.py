@@ -109,6 +109,18 @@ def test_a_dicomdir_is_refused():
     assert "DICOMDIR" in outcome(STORES[0] / "dicomdirtests" / "DICOMDIR")
 
 
+def test_a_transfer_syntax_that_does_not_exist_is_refused(tmp_path):
+    path = saved(image(np.zeros((4, 4), np.uint16)), tmp_path / "t.dcm")
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.7\0"))
+    assert "transfer syntax" in outcome(path)
+
+
+def test_an_element_of_no_known_type_is_refused(tmp_path):
+    path = saved(image(np.zeros((4, 4), np.uint16)), tmp_path / "t.dcm")
+    path.write_bytes(path.read_bytes().replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00QQ"))
+    assert "t.dcm: an element of the header" in outcome(path)
+
+
 def test_a_siemens_mosaic_is_refused(tmp_path):
     dataset = image(np.zeros((8, 8), np.uint16), ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
     assert "mosaic" in outcome(saved(dataset, tmp_path / "m.dcm"))

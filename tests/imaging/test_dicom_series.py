@@ -202,6 +202,14 @@ def test_a_truncated_slice_is_refused_by_name(tmp_path):
     assert last.name in refusal(folder)
 
 
+def test_a_frames_own_values_go_before_the_files(tmp_path):
+    dataset = enhanced(letter_f(), canonical_affine(), slope=2.0, intercept=5.0)
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.WindowCenter, dataset.WindowWidth = 9, 9, 9, 9
+    found = read_scan(saved(dataset, tmp_path / "e.dcm"))
+    assert np.array_equal(found.array[0, 3], letter_f()[3] * 2 + 8)
+    assert found.window == (42.0, 400.0)
+
+
 def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("medopt.imaging.dicom_series.MOST_FILES", 3)
     assert "more than 3" in refusal(series(tmp_path / "s", slices(letter_f(), canonical_affine())))
@@ -210,7 +218,7 @@ def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):
 def test_functional_groups_that_cannot_be_read_are_refused(tmp_path):
     dataset = enhanced(letter_f(), canonical_affine())
     dataset.add_new("PerFrameFunctionalGroupsSequence", "LO", ["a", "b", "c", "d"])
-    assert "functional groups" in refusal(saved(dataset, tmp_path / "e.dcm"))
+    assert "an element of the header" in refusal(saved(dataset, tmp_path / "e.dcm"))
 
 
 def test_folders_without_images_are_refused(tmp_path):

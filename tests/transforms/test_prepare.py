@@ -82,7 +82,12 @@ def test_a_scan_without_a_window_is_refused_where_the_study_maps_by_it() -> None
         mapped([[[0, 1]]], {"method": "window"})
 
 
-METHODS = [{"method": "percentiles"}, {"method": "minmax"}, {"method": "window"}, {"method": "range", "low": 0, "high": 9}]
+METHODS = [
+    {"method": "percentiles"},
+    {"method": "minmax"},
+    {"method": "window"},
+    {"method": "range", "low": 0, "high": 9},
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m["method"])
@@ -192,7 +197,8 @@ def test_a_file_gives_what_its_pixels_give(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
-    assert chain().fingerprint == "0e4db1e51c8e0f8e", "raise CHAIN_VERSION only if the chain gives other values"
+    # A release is refused where this differs: change it only together with CHAIN_VERSION or the settings.
+    assert chain().fingerprint.startswith("cd97288f9c5764b0")
 
 
 @pytest.mark.parametrize(

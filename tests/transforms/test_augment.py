@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from medopt.config import Augment
+from medopt.transforms.augment import Drawn, RandomAugment, apply, draw
+from medopt.transforms.shift import SCANNERS, draw_scanner
+
+OFF: dict[str, Any] = {
+    "probability": 1,
+    "flip": [],
+    "rotate_degrees": 0,
+    "scale": 0,
+    "translate": 0,
+    "gamma": 0,
+    "contrast": 0,
+    "brightness": 0,
+    "gaussian_noise": 0,
+}
+STRONG: dict[str, Any] = {
+    "shear": 0.1,
+    "elastic": 0.05,
+    "rician_noise": 0.1,
+    "photons": 50,
+    "blur_pixels": 2,
+    "low_resolution": 3,
+    "bias_field": 0.4,
+    "erase": 0.4,
+}
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def augment(**settings: Any) -> Augment:
+    return Augment.model_validate(settings)
+
+
+def once(config: Augment, image: torch.Tensor, seed: int) -> torch.Tensor:
+    return apply(image, draw(config, image.ndim - 1, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 12), (1, 8, 10, 12)])
+def test_without_strength_or_without_probability_nothing_happens(shape: tuple[int, ...]) -> None:
+    image = noise(*shape)
+    for seed in range(20):
+        assert once(augment(**OFF), image, seed) is image
+        assert once(augment(**STRONG, probability=0, flip=[]), image, seed) is image
+
+
+EACH: list[dict[str, Any]] = [
+    {"flip": ["left_right"]},
+    {"rotate_degrees": 20},
+    {"scale": 0.3},
+    {"shear": 0.3},
+    {"translate": 0.2},
+    {"elastic": 0.08},
+    {"gamma": 0.5},
+    {"contrast": 0.5},
+    {"brightness": 0.2},
+    {"gaussian_noise": 0.1},
+    {"rician_noise": 0.1},
+    {"photons": 20},
+    {"blur_pixels": 2},
+    {"low_resolution": 3},
+    {"bias_field": 0.5},
+    {"erase": 0.5},
+]
+
+
+@pytest.mark.parametrize("effect", EACH, ids=lambda e: next(iter(e)))
+@pytest.mark.parametrize("shape", [(1, 24, 20), (1, 10, 12, 14)])
+def test_each_setting_of_the_study_changes_images_alone(effect: dict[str, Any], shape: tuple[int, ...]) -> None:
+    image = noise(*shape)
+    changes = [float((once(augment(**OFF | effect), image, seed) - image).abs().mean()) for seed in range(8)]
+    assert max(changes) > 0.01
+
+
+@pytest.mark.parametrize("shift", ["none", *SCANNERS])
+@pytest.mark.parametrize("shape", [(1, 24, 20), (3, 16, 16), (1, 10, 12, 14)])
+def test_images_keep_shape_and_range_and_are_left_as_they_were(shift: str, shape: tuple[int, ...]) -> None:
+    image = noise(*shape)
+    before = image.clone()
+    for seed in range(10):
+        out = once(augment(**STRONG, probability=0.8, shift=shift), image, seed)
+        assert out.shape == image.shape and out.dtype == torch.float32
+        assert out.min() >= 0 and out.max() <= 1 and out.isfinite().all()
+    assert torch.equal(image, before)
+
+
+def test_the_same_generator_gives_the_same_image_and_another_another() -> None:
+    config, image = augment(**STRONG, probability=1), noise(1, 20, 20)
+    assert torch.equal(once(config, image, 4), once(config, image, 4))
+    assert not torch.equal(once(config, image, 4), once(config, image, 5))
+
+
+def test_turning_one_effect_off_leaves_the_others_as_drawn() -> None:
+    looks = [
+        draw(augment(**OFF | {"gamma": 0.3, "blur_pixels": blur}), 2, np.random.default_rng(0)).look for blur in (0, 2)
+    ]
+    assert looks[0].gamma == looks[1].gamma != 1
+    assert looks[0].blur == 0 < looks[1].blur
+
+
+def test_an_erased_box_is_filled_with_the_mean_and_no_larger_than_named() -> None:
+    config, image = augment(**OFF | {"erase": 0.5}), noise(1, 40, 60)
+    areas = []
+    for seed in range(30):
+        out = once(config, image, seed)
+        erased = out != image
+        assert out[erased].unique().numel() == 1 and float(out[erased][0]) == pytest.approx(float(image.mean()))
+        assert erased.any(1).sum() <= 31 and erased.any(2).sum() <= 21
+        areas.append(float(erased.float().mean()))
+    assert min(areas) > 0.01 and max(areas) > 0.1
+
+
+def test_a_drawing_can_be_applied_again() -> None:
+    drawn = draw(augment(**STRONG, probability=1), 2, np.random.default_rng(0))
+    assert isinstance(drawn, Drawn)
+    assert torch.equal(apply(noise(1, 20, 20), drawn), apply(noise(1, 20, 20), drawn))
+
+
+def test_a_shift_draws_the_scanner_whole_and_in_its_share_of_images() -> None:
+    config = augment(shift="radiograph", shift_probability=0.4, photons=0)
+    looks = [draw(config, 2, np.random.default_rng(seed)).look for seed in range(300)]
+    shifted = [look for look in looks if look.photons]
+    assert len(shifted) / 300 == pytest.approx(0.4, abs=0.08)
+    assert all(look.bias_field and look.gamma != 1 and look.contrast != 1 for look in shifted)
+
+
+@pytest.mark.parametrize("modality", sorted(SCANNERS))
+def test_a_scanner_has_the_traits_of_its_modality(modality: str) -> None:
+    random = np.random.default_rng(0)
+    looks = [draw_scanner(modality, 3, random) for _ in range(50)]
+    assert len(set(looks)) == 50
+    physics = {
+        "radiograph": lambda look: look.photons >= 60 and not look.rician and len(look.bias_field) == 6,
+        "ct": lambda look: look.gaussian > 0 and look.gamma == look.contrast == 1 and not look.bias_field,
+        "mr": lambda look: look.rician > 0 and not look.photons and len(look.bias_field) == 6,
+        "ultrasound": lambda look: look.speckle > 0 and not look.photons and not look.rician,
+    }
+    assert all(physics[modality](look) for look in looks)
+
+
+def test_a_sharper_ct_kernel_is_noisier() -> None:
+    random = np.random.default_rng(0)
+    looks = [draw_scanner("ct", 2, random) for _ in range(400)]
+    sharp, soft = ([look.gaussian for look in looks if (look.blur < 0.75) == side] for side in (True, False))
+    assert np.mean(sharp) > 1.3 * np.mean(soft)
+
+
+def test_the_monai_transform_follows_its_random_state() -> None:
+    image = noise(1, 20, 20)
+
+    def run(seed: int) -> list[torch.Tensor]:
+        chain = Compose([RandomAugment(augment(**STRONG, probability=1))])
+        chain.set_random_state(seed)
+        return [chain(image) for _ in range(3)]
+
+    first, again, other = run(1), run(1), run(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], other[0])
+    assert all(float(out.min()) >= 0 and float(out.max()) <= 1 for out in first)
