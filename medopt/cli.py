@@ -74,6 +74,8 @@ def run(
         plan = plan_run(study, study_file, data_folder(data), runs)
         resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
         typer.echo(f"{resolved}\n# the plan\n{yaml.safe_dump(plan, sort_keys=False)}".rstrip())
+        if as_json:
+            typer.echo(json.dumps({"study": study.model_dump(mode="json"), "plan": plan}))
         return
     reporter = ConsoleReporter()
     try:
@@ -93,7 +95,7 @@ def run(
 @app.command()
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Where to write it: images/ and manifest.csv.")],
-    patients: Annotated[int, typer.Option(help="Number of patients.")] = 420,
+    patients: Annotated[int, typer.Option(help="Number of patients.")] = 640,
     seed: Annotated[int, typer.Option(help="The same seed draws the same study, to the byte.")] = 7,
 ) -> None:
     """Draw the embedded study: chest-radiograph-like DICOM of three sites, with and without a nodule.
@@ -111,8 +113,14 @@ def phantom(
 
 
 @app.command()
-def fetch(study_file: StudyFile, data: DataOption = None) -> None:
-    """Download a study's public data from their official address, and check them against the published checksum."""
+def fetch(
+    study_file: Annotated[Path, typer.Argument(help="A study file, or the name of one in pipelines/.")],
+    data: DataOption = None,
+) -> None:
+    """Download a study's public data from their official address, and check them against the published checksum.
+
+    Example: medopt fetch breastmnist --data data
+    """
     study_file = study_file if study_file.suffix else Path("pipelines") / f"{study_file}.yaml"
     study = load_study(study_file)
     from medopt.console import ConsoleReporter
@@ -168,13 +176,12 @@ def predict(
     scans = find_scans(paths, len(predictor.info.prepare.size))
     reporter = ConsoleReporter()
     try:
-        rows = predict_scans(predictor, scans, reporter)
+        rows = write_answers(out, predict_scans(predictor, scans, reporter), predictor.info.labels)
     finally:
         reporter.close()
-    write_answers(out, rows, predictor.info.labels)
-    print_predictions(rows, predictor.info.labels)
+    print_predictions(rows, predictor)
     typer.echo(f"{len(rows)} scans, written to {out}")
-    refused = [f"{row.path}: {row.refused}" for row in rows if row.answer is None]
+    refused = [row.refused for row in rows if row.answer is None]
     if refused:
         raise DataError(f"{len(refused)} of {len(rows)} scans were refused: {listed(refused)}")
 
@@ -205,25 +212,27 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=False)
     except MedoptError as error:
-        _leave(error, str(error), error.exit_code)
+        _leave(error, type(error).__name__, str(error), error.exit_code)
     except ModuleNotFoundError as error:
         text = f"This command needs {error.name}, which is not installed: pip install 'medopt[train]'."
-        _leave(error, text, ConfigError.exit_code)
+        _leave(error, "ConfigError", text, ConfigError.exit_code)
     except (KeyboardInterrupt, typer.Abort) as error:
-        _leave(error, "Interrupted. The same command goes on where it was.", 130)
+        _leave(error, "Interrupted", "A run goes on where it was when the same command is given again.", 130)
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except Exception as error:
         usage: Any = getattr(error, "format_message", None)
         if usage is None:
             raise
-        _leave(error, f"{usage()} See medopt --help.", ConfigError.exit_code)
+        if not usage():  # no arguments at all: the help was shown
+            sys.exit(ConfigError.exit_code)
+        _leave(error, "UsageError", f"{usage()} See medopt --help.", ConfigError.exit_code)
     sys.exit(0)
 
 
-def _leave(error: BaseException, text: str, code: int) -> NoReturn:
+def _leave(error: BaseException, kind: str, text: str, code: int) -> NoReturn:
     if os.environ.get("MEDOPT_DEBUG"):
         raise error
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]:", end=" ")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]{kind}[/]:", end=" ")
     sys.stderr.write(f"{text}\n")
     sys.exit(code)

@@ -37,6 +37,14 @@ class Data(Section):
     accept: list[str] = []
     """Findings of the data check that this study accepts by name."""
 
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"a label stands twice in {self.labels}")
+        if self.task == "binary" and len(self.labels) != 2:
+            raise ValueError(f"a binary study has two labels, not {len(self.labels)}; multiclass takes more")
+        return self
+
     @property
     def outputs(self) -> int:
         """Logits that the model gives: one for a binary study, else one a label."""
@@ -56,6 +64,8 @@ class Intensity(Section):
     def _ordered(self) -> Self:
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.method == "percentiles" and not 0 <= self.low < self.high <= 100:
+            raise ValueError(f"percentiles go from 0 to 100; low is {self.low}, high is {self.high}")
         return self
 
 
@@ -236,13 +246,23 @@ class Study(Section):
         return digest(self.model_dump(mode="json"))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: else the last would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [str(key) for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_study(path: Path, overrides: list[str] | None = None) -> Study:
     """Read a study file and apply overrides of the form `training.epochs=3`.
 
     Raises ConfigError naming the file, the key and the nearest known key.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"There is no study file {path}. Study files beside it: {near}.") from None
@@ -265,7 +285,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     place = raw
     for parent in parents:
-        place = place.setdefault(parent, {})
+        place[parent] = {} if place.get(parent) is None else place[parent]
+        place = place[parent]
         if not isinstance(place, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section.")
     try:
@@ -282,11 +303,12 @@ def _explain(item: Any) -> str:
             section = section.model_fields[part].annotation
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}."
+        hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}."
         return f"unknown key {where}: {hint}"
     if item["type"] == "missing":
         return f"{where} is missing."
-    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})."
+    got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}{got}."
 
 
 def data_folder(given: Path | None) -> Path:

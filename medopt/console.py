@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medopt.release.card import shown
+from medopt.release.predictor import Predictor
 from medopt.serving.batch import Row
 
 
@@ -19,7 +20,7 @@ class ConsoleReporter:
     """Stages as lines and bars on stderr, so that stdout holds results only."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
         self._progress: Progress | None = None
         self._started = 0.0
 
@@ -29,8 +30,8 @@ class ConsoleReporter:
         self.console.print(Text(f"{name:<10}", "bold cyan") + Text(note, "dim"))
 
     def message(self, text: str) -> None:
-        """One line."""
-        self.console.print(Text(f"  {text}", "dim"))
+        """One line, not broken where it is long."""
+        self.console.print(Text(f"  {text}", "dim"), soft_wrap=True)
 
     def progress(self, total: int, what: str) -> Callable[..., None]:
         """A bar with count, rate, time left and the fields given to advance; it goes when it is full."""
@@ -44,6 +45,7 @@ class ConsoleReporter:
             TextColumn("{task.fields[note]}", style="dim"),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,  # a log file takes no bars, and would keep their empty lines
         )
         task = bar.add_task(what, total=total, rate="", note="")
         bar.start()
@@ -70,12 +72,14 @@ class ConsoleReporter:
 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """The table at the end of a run: float and int8 side by side, then what to try next."""
-    console = Console(highlight=False)
-    table = Table(title=f"{summary['study']}, seed {summary['seed']}: test split (95 % interval)", title_justify="left")
+    console = Console(highlight=False, markup=False)
+    test, sites = summary["test"], summary["sites"]
+    cases, confidence = test["int8"]["auc"]["n"], f"{100 * summary['confidence']:g} % interval"
+    title = f"{summary['study']}, seed {summary['seed']}: {cases} cases of the test split ({confidence})"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for kind in ("float", "int8"):
         table.add_column(f"{kind} ({summary['engine'][kind]})", justify="right")
-    test, sites = summary["test"], summary["sites"]
     for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity"):
         table.add_row(name.replace("_", " "), shown(test["float"][name]), shown(test["int8"][name]))
     if len(sites) > 1:
@@ -83,19 +87,18 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             table.add_row(f"auc at {site}", shown(found["float"]["auc"]), shown(found["int8"]["auc"]))
     latency, size, engine = summary["latency_ms"], summary["size_bytes"], summary["engine"]
     times = [latency[f"{engine[kind]}_{kind}"] for kind in ("float", "int8")]
-    table.add_row(
-        "one image", f"{times[0]:.2f} ms", f"{times[1]:.2f} ms ({latency['torch_float'] / times[1]:.1f}x torch)"
-    )
+    table.add_row("time for an image", *(f"{time:.2f} ms" for time in times))
+    table.add_row("speed over torch", *(f"{latency['torch_float'] / time:.1f}x" for time in times))
     table.add_row("size", *(f"{size[kind] / 1e6:.2f} MB" for kind in ("float", "int8")))
     console.print(table)
-    gate, folder = summary["gate"], summary["folder"]
-    if not gate["passed"]:
-        return
+    gate, folder, seconds = summary["gate"], summary["folder"], summary["stages"]
     flips = gate["figures"]["engines"][gate["figures"]["engine"]]["decision_flips"]
-    seconds = summary["stages"]
-    console.print(Text.assemble(("gate passed", "bold green"), f": {flips:.1%} of validation decisions flip"))
+    says = ("gate passed", "bold green") if gate["passed"] else ("gate refused", "bold red")
+    console.print(Text.assemble(says, f": {flips:.1%} of validation decisions flip"))
     console.print("seconds  " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     console.print(f"run      {folder}\nMLflow   {summary['mlflow_link']}", soft_wrap=True)
+    if not gate["passed"]:
+        return
     console.print(Text("\nNext:", "bold"))
     for command, what in (
         (f"medopt verify {folder}/release", "replay the release's golden cases"),
@@ -105,19 +108,24 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         console.print(f"  {command}", Text(f"  # {what}", "dim"), soft_wrap=True)
 
 
-def print_predictions(rows: Sequence[Row], labels: Sequence[str], most: int = 40) -> None:
-    """A table of answers, and the reason of each refusal."""
+def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40) -> None:
+    """A table of answers and how they were decided; why a scan was refused stands in the CSV and in the error."""
+    labels, model = predictor.info.labels, predictor.info.models[predictor.kind]
     table = Table("scan", "decision", *labels)
     for row in rows[:most]:
         if row.answer is None:
-            table.add_row(row.path, Text("refused", "red"), Text(row.refused, "red"))
+            table.add_row(row.path, Text("refused", "red"))
         else:
             values = [f"{row.answer.probabilities[label]:.3f}" for label in labels]
             table.add_row(row.path, row.answer.decision, *values)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     if len(rows) > most:
         console.print(f"and {len(rows) - most} more in the CSV")
+    limits = model.threshold if isinstance(model.threshold, tuple) else (model.threshold,)
+    told = [f"{name} from {limit:.4f} on" for name, limit in zip(labels[-len(limits) :], limits, strict=True) if limit]
+    rule = ", ".join(told) or "the most probable label"
+    console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}", soft_wrap=True)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -125,4 +133,4 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(*(str(key) for key in rows[0]), title=title, title_justify="left")
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)

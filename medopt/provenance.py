@@ -129,6 +129,8 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         with storage(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
             yield part
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())

@@ -10,9 +10,10 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.errors import ConfigError, StorageError
 from medopt.inference.engines import INPUT, OUTPUT
 from medopt.provenance import package_versions
-from medopt.records import EpochRecord
+from medopt.records import EpochRecord, batches
 
 CANDIDATE = "candidate"
+_BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
 
 
 def tracking_uri(runs: Path) -> str:
@@ -45,15 +48,18 @@ class Tracker:
 
     def __init__(self, study: Study, runs: Path, run_id: str | None, run_name: str) -> None:
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they raise becomes an error of ours
         # MLflow's own bound keeps a training waiting for minutes when its server is gone.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         self.uri = tracking_uri(runs)
+        given = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)
-        self._client = MlflowClient(self.uri)
+        if given is None:  # MLflow writes it there, where the next run of this process would find it
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
         self._logged: int | None = None
-        try:
+        with _answering(self.uri):
+            self._client = MlflowClient(self.uri)
             self.experiment_id = self._experiment(study.name, runs)
             known = run_id if run_id and self._is_known(run_id) else None
             run = mlflow.start_run(
@@ -62,11 +68,6 @@ class Tracker:
                 run_name=None if known else run_name,
                 log_system_metrics=True,
             )
-        except mlflow.MlflowException as error:
-            raise ConfigError(
-                f"MLflow at {self.uri} does not answer: {str(error)[:300]} Start its server, or unset "
-                "MLFLOW_TRACKING_URI to track into the runs folder."
-            ) from None
         self.run_id: str = run.info.run_id
 
     def _experiment(self, name: str, runs: Path) -> str:
@@ -74,12 +75,20 @@ class Tracker:
         if found is not None:
             return str(found.experiment_id)
         place = (runs / "mlartifacts" / name).resolve().as_uri() if self.uri.startswith("sqlite") else None
-        return str(self._client.create_experiment(name, artifact_location=place))
+        try:
+            return str(self._client.create_experiment(name, artifact_location=place))
+        except mlflow.MlflowException as error:
+            found = self._client.get_experiment_by_name(name)  # another process was faster
+            if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(found.experiment_id)
 
     def _is_known(self, run_id: str) -> bool:
         try:
             return self._client.get_run(run_id).info.lifecycle_stage == "active"
-        except mlflow.MlflowException:
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return False
 
     @property
@@ -89,14 +98,19 @@ class Tracker:
         return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
 
     def log_start(self, study: Study, digest: str, tags: Mapping[str, str], splits: Mapping[str, int]) -> None:
-        """The resolved study as parameters, the manifest as dataset input, and where the run comes from as tags."""
-        params = [Param(key, str(value)[:6000]) for key, value in flatten(study.model_dump(mode="json")).items()]
-        notes = [RunTag("mlflow.note.content", study.question), RunTag("outcome", "running")]
-        self._client.log_batch(
-            self.run_id, params=params, tags=notes + [RunTag(key, value) for key, value in tags.items()]
-        )
-        run = self._client.get_run(self.run_id)
-        if run.inputs is None or not run.inputs.dataset_inputs:
+        """The resolved study as parameters, the manifest as dataset input, and where the run comes from as tags.
+
+        A run that is continued keeps what it was begun with, code version and machine included.
+        """
+        with _answering(self.uri):
+            self._client.set_tag(self.run_id, "outcome", "running")
+            begun = self._client.get_run(self.run_id).inputs
+            known = {item.dataset.name for item in begun.dataset_inputs} if begun else set()
+            if known >= {f"{study.name}-{split}" for split in splits}:
+                return
+            params = [Param(key, str(value)[:6000]) for key, value in flatten(study.model_dump(mode="json")).items()]
+            notes = [RunTag("mlflow.note.content", study.question), *(RunTag(*tag) for tag in tags.items())]
+            self._client.log_batch(self.run_id, params=params, tags=notes)
             source = LocalArtifactDatasetSource(study.data.manifest)
             for split in splits:
                 name = f"{study.name}-{split}"
@@ -109,34 +123,38 @@ class Tracker:
         Returns why it could not, where the store does not answer; the next call makes up for it.
         """
         try:
-            if self._logged is None:
-                self._logged = len(self._client.get_metric_history(self.run_id, "loss/train"))
-            for record in history[self._logged :]:
-                self._client.log_batch(self.run_id, metrics=_epoch_metrics(record))
-                self._logged += 1
-        except mlflow.MlflowException as error:
+            with _answering(self.uri):
+                if self._logged is None:
+                    self._logged = len(self._client.get_metric_history(self.run_id, "loss/train"))
+                for record in history[self._logged :]:
+                    self._client.log_batch(self.run_id, metrics=_epoch_metrics(record))
+                    self._logged += 1
+        except ConfigError as error:
             self._logged = None
-            return f"MLflow does not answer and will be caught up later: {str(error)[:120]}"
+            return f"Training goes on, and MLflow is caught up later. {error}"
         return None
 
     def log_figures(self, figures: Mapping[str, Any]) -> None:
         """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
         now = int(time.time() * 1000)
-        found = flatten(figures, separator="/")
+        found = flatten(figures, separator=_BREAK)
         metrics = [
             Metric(_metric_name(key), float(value), now, 0)
             for key, value in found.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         ]
-        self._client.log_batch(self.run_id, metrics=metrics)
+        with _answering(self.uri):
+            for part in batches(len(metrics), 1000):  # the most that MLflow takes at once
+                self._client.log_batch(self.run_id, metrics=metrics[part])
 
     def log_files(self, paths: Mapping[str, Path]) -> None:
         """Files and folders as artifacts, by the folder they are to stand in ('' is the top)."""
-        for place, path in paths.items():
-            if path.is_dir():
-                mlflow.log_artifacts(str(path), place)
-            else:
-                mlflow.log_artifact(str(path), place or None)
+        with _answering(self.uri):
+            for place, path in paths.items():
+                if path.is_dir():
+                    mlflow.log_artifacts(str(path), place)
+                else:
+                    mlflow.log_artifact(str(path), place or None)
 
     def log_models(self, study: Study, models: Mapping[str, Path], register: bool) -> str | None:
         """Both ONNX models with their signature; the int8 one is registered with alias `candidate` if `register`.
@@ -153,7 +171,7 @@ class Tracker:
         version = None
         for kind, path in models.items():
             chosen = register and kind == "int8"
-            with contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered model ..."
+            with _answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
                 info = mlflow.onnx.log_model(
                     onnx.load(path),
                     name=kind,
@@ -164,14 +182,42 @@ class Tracker:
                 )
             if chosen:
                 version = str(info.registered_model_version)
-                self._client.set_registered_model_alias(study.name, CANDIDATE, version)
+                with _answering(self.uri):
+                    self._client.set_registered_model_alias(study.name, CANDIDATE, version)
         return version
 
     def end(self, outcome: str, status: str = "FINISHED") -> None:
-        """Close the run: FINISHED, FAILED, or KILLED (to be continued); `outcome` says it in a word."""
-        with contextlib.suppress(mlflow.MlflowException):  # one of the two may still arrive
-            self._client.set_tag(self.run_id, "outcome", outcome)
-        mlflow.end_run(status)
+        """Close the run: FINISHED, FAILED, or KILLED (to be continued); `outcome` says it in a word.
+
+        Raises ConfigError where a finished run cannot be closed; a failed one has a worse thing to tell.
+        """
+        try:
+            with _answering(self.uri):
+                try:
+                    self._client.set_tag(self.run_id, "outcome", outcome)
+                finally:  # else MLflow itself would call the run FINISHED when this process ends
+                    mlflow.end_run(status)
+        except ConfigError:
+            if status == "FINISHED":
+                raise
+
+
+@contextlib.contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Turn what MLflow, its database and its artifact store raise into a ConfigError with the way out."""
+    try:
+        yield
+    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if uri.startswith("sqlite"):
+            raise StorageError(
+                f"MLflow's store {uri.removeprefix('sqlite:///')} cannot be used: {reason}. Look whether the disk is "
+                "full or may not be written to, then give the same command again: it goes on where it was."
+            ) from error
+        raise ConfigError(
+            f"MLflow at {uri} does not take what it is sent: {reason}. Look whether its server runs, or unset "
+            "MLFLOW_TRACKING_URI to track into the runs folder; the same command then goes on where it was."
+        ) from error
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
@@ -184,8 +230,8 @@ def flatten(value: Mapping[str, Any], prefix: str = "", separator: str = ".") ->
 
 
 def _metric_name(key: str) -> str:
-    """`test/float/auc/value` reads `test_float/auc` in the UI, which groups by the part before the slash."""
-    parts = key.removesuffix("/value").split("/")
+    """`test, float, auc, value` reads `test_float/auc` in the UI, which groups by the part before the slash."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in key.removesuffix(f"{_BREAK}value").split(_BREAK)]
     if len(parts) < 3:
         return "/".join(parts)
     return f"{'_'.join(parts[:2])}/{'_'.join(parts[2:])}"

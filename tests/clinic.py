@@ -1,6 +1,6 @@
 """A made-up clinic: small DICOM radiographs of three sites with a bright blob or none, and a study of them.
 
-Names, numbers and UIDs in the headers and the manifest are planted, so that a test can look for them in what is written.
+Names, numbers and UIDs are planted in headers and manifest, so that a test can look for them in what is written.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def tiny_set() -> Callable[..., Prepared]:
             label = index % len(study.data.labels)
             image = random.uniform(0, 0.6, (study.prepare.channels, *study.prepare.size)).astype(np.float32)
             width = study.prepare.size[-1] // 2
-            image[..., :width] += 0.4 * label / (len(study.data.labels) - 1)
+            image[..., :width] += 0.3 * label / (len(study.data.labels) - 1) + random.normal(0, 0.12)
             files.append(folder / f"{split}{index}.npy")
             np.save(files[-1], image)
             many = study.data.task == "multilabel"
@@ -84,3 +85,42 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     if place.is_mount():
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(
+    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+) -> SimpleNamespace:
+    """A network that has learned: torch model, float ONNX and int8 ONNX, with its study and images."""
+    from medopt.compression.export import export_onnx
+    from medopt.compression.quantize import quantize_int8
+    from medopt.training.loop import load_best, train
+
+    folder = tmp_path_factory.mktemp("models")
+    study = tiny_study(
+        model={"zero_init_residual": False},
+        augment={"probability": 0, "flip": []},
+        training={"epochs": 8, "batch_size": 8},
+    )
+    train_set, val_set = tiny_set(folder, study, 48), tiny_set(folder, study, 60, "val", seed=1)
+    trained = train(
+        study,
+        train_set,
+        val_set,
+        folder,
+        facts={},
+        score=lambda logits, targets: len(targets) - np.abs(targets - 1 / (1 + np.exp(-logits))).sum(),
+    )
+    model = load_best(study, trained.weights)
+    images = [np.load(path) for path in train_set.files]
+    parity = export_onnx(model, np.stack(images[:4]), folder / "float.onnx", study.compression.opset)
+    quantize_int8(folder / "float.onnx", folder / "int8.onnx", images[:16])
+    return SimpleNamespace(
+        study=study,
+        model=model,
+        train=train_set,
+        val=val_set,
+        parity=parity,
+        float=folder / "float.onnx",
+        int8=folder / "int8.onnx",
+    )

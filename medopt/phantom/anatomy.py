@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from medopt.phantom.bones import skeleton
 from medopt.phantom.chest import Chest, Pose, bend, thorax_width
-from medopt.phantom.projection import Grid, stamp, tube
+from medopt.phantom.projection import Grid, Reals, stamp, tube
 from medopt.records import FloatArray
 
 SOFT, BONE, LUNG_FILLING = 0.0165, 0.042, 0.24
@@ -43,9 +43,9 @@ def project_chest(chest: Chest, pose: Pose, grid: Grid) -> Scene:
     return Scene(absorbance.astype(np.float32), lungs, grid)
 
 
-def _step(value: FloatArray, softness: float) -> FloatArray:
+def _step(value: Reals, softness: float) -> FloatArray:
     """0 to 1 across an edge, `softness` mm wide on either side, without corners."""
-    t = np.clip(value / np.float32(2 * softness) + np.float32(0.5), 0, 1)
+    t = np.clip(value / (2 * softness) + 0.5, 0, 1).astype(np.float32)
     return t * t * (3 - 2 * t)
 
 

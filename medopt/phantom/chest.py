@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medopt.phantom.projection import Reals
 from medopt.records import FloatArray
 
 
@@ -93,7 +94,7 @@ def draw_pose(rng: np.random.Generator) -> Pose:
     )
 
 
-def thorax_width(chest: Chest, y: FloatArray) -> FloatArray:
+def thorax_width(chest: Chest, y: Reals) -> FloatArray:
     """Inner half-width of the thorax at a height: a dome above, nearly straight below."""
     middle = 40.0
     up = np.clip((middle - y) / (middle - (chest.apex - 8)), 0, 1)
@@ -101,6 +102,6 @@ def thorax_width(chest: Chest, y: FloatArray) -> FloatArray:
     return np.float32(chest.width) * ((1 - up**2.5) ** (1 / 2.1) * (1 - 0.06 * down**2)).astype(np.float32)
 
 
-def bend(chest: Chest, y: FloatArray) -> FloatArray:
+def bend(chest: Chest, y: Reals) -> FloatArray:
     """Sideways deviation (mm) of the spine and of what hangs on it: scoliosis."""
     return np.asarray(chest.scoliosis * np.sin(y / 75 + chest.scoliosis_phase), np.float32)

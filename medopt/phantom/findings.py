@@ -15,10 +15,12 @@ from medopt.phantom.chest import Chest
 from medopt.phantom.projection import polyline, stamp, tube
 from medopt.records import FloatArray
 
-NODULE_RADIUS_MM = (12.0, 21.0)
+# Larger and denser than most nodules of life (as if calcified): some 260 training images have to be enough for a network
+# that starts from nothing, while a thumbnail of the image must not be.
+NODULE_RADIUS_MM = (13.0, 23.0)
 NODULE_DENSITY = (1.8, 3.0)
-NODULE_ABSORBANCE = 0.0125
-"""Absorbance that a mm of solid nodule adds where it displaces lung."""
+NODULE_ABSORBANCE = 0.0165
+"""Absorbance that a mm of nodule of density 1 adds where it displaces lung."""
 
 LETTERS = {
     "L": [[(0, 0), (0, 20), (11, 20)]],
@@ -53,7 +55,7 @@ def add_nodule(absorbance: FloatArray, nodule: Nodule, chest: Chest, scene: Scen
     grid = scene.grid
     held = gaussian_filter(scene.lungs, 0.8 * nodule.radius / grid.spacing) > 1.15 * (chest.depth - 8)
     rows, cols = np.nonzero(held)
-    row = np.quantile(rows, nodule.place[0], method="nearest")
+    row = int(np.quantile(rows, nodule.place[0], method="nearest"))
     choices = cols[rows == row]
     at = float(grid.x[0, choices[int(nodule.place[1] * (len(choices) - 1))]]), float(grid.y[row, 0])
     window = grid.window(at, (1.3 * nodule.radius, 1.3 * nodule.radius))

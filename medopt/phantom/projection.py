@@ -7,6 +7,7 @@ downward, z toward the detector (a postero-anterior view: the chest faces it).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from medopt.records import FloatArray
 
 Points = NDArray[np.float64]
+Reals = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,14 @@ PREVALENCE = 0.45
 TWO_IMAGES = 0.15
 """Share of the patients who come a second time."""
 GRID_MM = 0.9
-MARGIN_MM = 14.0
 """The anatomy is drawn this coarsely; the detector's pixels are finer."""
-SHARES = {"site_a": (150 / 420, (0.62, 0.24)), "site_b": (150 / 420, (0.62, 0.24)), "site_c": (120 / 420, (0.0, 0.0))}
+MARGIN_MM = 14.0
+"""Drawn beyond the detector's edge, so that a tilted patient fills it."""
+SHARES = {"site_a": (0.4, (0.68, 0.20)), "site_b": (0.4, (0.68, 0.20)), "site_c": (0.2, (0.0, 0.0))}
 """Share of the patients at each site, and the parts of them for training and validation; the rest is for the test."""
-VERSION = 1
+VERSION = 2
 """Raised whenever the same seed would give other pixels."""
+PARAMETERS = ("patients", "seed", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,9 @@ def plan_patients(patients: int, seed: int) -> list[Patient]:
     for letter, (site, (share, parts)) in zip("ABC", SHARES.items(), strict=True):
         count = round(patients * share)
         train, val = (round(count * part) for part in parts)
-        splits: list[Split] = ["train"] * train + ["val"] * val + ["test"] * (count - train - val)
-        nodules = np.concatenate([_alternating(splits.count(name)) for name in ("train", "val", "test")])
+        sizes: dict[Split, int] = {"train": train, "val": val, "test": count - train - val}
+        splits = [split for split, size in sizes.items() for _ in range(size)]
+        nodules = [nodule for size in sizes.values() for nodule in _alternating(size)]
         twice = rng.permutation(count) < round(count * TWO_IMAGES)
         for at, place in enumerate(rng.permutation(count)):
             plan.append(
@@ -119,7 +122,7 @@ def plan_patients(patients: int, seed: int) -> list[Patient]:
                     identifier=f"PHANTOM-{letter}{at + 1:03d}",
                     site=site,
                     split=splits[place],
-                    nodule=bool(nodules[place]),
+                    nodule=nodules[place],
                     sex="MF"[rng.integers(2)],
                     age=int(rng.integers(35, 86)),
                     images=1 + int(twice[at]),
@@ -133,7 +136,7 @@ def draw_study(
     *,
     patients: int = 420,
     seed: int = 7,
-    reporter: Reporter = SilentReporter(),
+    reporter: Reporter | None = None,
     workers: int | None = None,
 ) -> Path:
     """Draw the whole study below `folder` and return its manifest's path.
@@ -161,7 +164,7 @@ def draw_study(
     missing = [shot for shot in shots if not (folder / shot.file).is_file()]
     if missing:
         manifest.unlink(missing_ok=True)
-        advance = reporter.progress(len(missing), "radiographs")
+        advance = (reporter or SilentReporter()).progress(len(missing), "radiographs")
         for _ in _draw_all(folder, missing, seed, workers or os.cpu_count() or 1):
             advance(1)
     if not manifest.is_file() or manifest.read_text(encoding="utf-8") != text:
@@ -178,11 +181,15 @@ def _claim(folder: Path, facts: dict[str, object]) -> None:
     """Make sure that the folder is this study's, or free to become it."""
     card = folder / "phantom.json"
     if card.is_file():
-        found = json.loads(card.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(card.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
         if found != facts:
+            was, wanted = (", ".join(f"{key} {of.get(key)}" for key in PARAMETERS) for of in (found, facts))
             raise ConfigError(
-                f"{folder} holds another phantom study (patients {found.get('patients')}, seed {found.get('seed')}, version "
-                f"{found.get('version')}). Choose another folder, or remove this one first."
+                f"{folder} holds another phantom study ({was}) than the one asked for ({wanted}). "
+                "Choose another folder, or remove this one first."
             )
     elif any((folder / name).exists() for name in ("manifest.csv", "images")):
         raise ConfigError(f"{folder} holds data that medopt phantom did not draw. Choose another folder.")
@@ -190,8 +197,8 @@ def _claim(folder: Path, facts: dict[str, object]) -> None:
         write_json(card, facts)
 
 
-def _draw_all(folder: Path, shots: list[Shot], seed: int, workers: int) -> Iterator[None]:
-    """Draw the images, in this process or in several."""
+def _draw_all(folder: Path, shots: list[Shot], seed: int, workers: int) -> Iterator[Path]:
+    """Draw the images, in this process or in several; their paths come as they are done."""
     if workers == 1:
         for shot in shots:
             yield _draw(folder, shot, seed)
@@ -205,7 +212,8 @@ def _draw_all(folder: Path, shots: list[Shot], seed: int, workers: int) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
-def _draw(folder: Path, shot: Shot, seed: int) -> None:
+def _draw(folder: Path, shot: Shot, seed: int) -> Path:
+    """Draw and write one image."""
     who = shot.patient
     site = site_named(who.site)
     pixels = draw_case(seed, who.site, nodule=who.nodule, patient=who.number, image=shot.index, sex=who.sex)
@@ -227,7 +235,7 @@ def _draw(folder: Path, shot: Shot, seed: int) -> None:
         photometric=site.photometric,
         transfer_syntax=site.transfer_syntax,
     )
-    write_radiograph(folder / shot.file, pixels, header)
+    return write_radiograph(folder / shot.file, pixels, header)
 
 
 def _uids(shot: Shot, seed: int) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import by_site, evaluate
 from medopt.pipeline.stages import KINDS, Judged
 from medopt.records import EpochRecord, Estimate, Predictions
-from medopt.release.contents import Kind, ModelInfo, ReleaseInfo
+from medopt.release.contents import MODELS, ModelInfo, ReleaseInfo
 
 
 def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _as_dict(figures: Mapping[str, Estimate]) -> dict[str, Any]:
 
 def draw_figures(
     study: Study, history: Sequence[EpochRecord], tables: Sequence[Predictions], judged: Judged, folder: Path
-) -> list[Path]:
+) -> None:
     """Learning curves; ROC, reliability and confusion on the test split, float and int8 together."""
     paths = [folder / f"{name}.png" for name in ("learning_curves", "roc", "reliability", "confusion")]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
@@ -74,23 +74,21 @@ def draw_figures(
     )
     reliability_figure(models, labels, paths[2], confidence=confidence, title="Reliability, test split")
     confusion_figure(models, labels, paths[3], title="Confusion, test split")
-    return paths
 
 
 def release_info(
     study: Study, judged: Judged, metrics: Mapping[str, Any], fingerprint: str, provenance: Mapping[str, Any]
 ) -> ReleaseInfo:
     """What the release says of itself."""
-    kinds: tuple[Kind, ...] = ("int8", "float")
     models = {
         kind: ModelInfo(
-            file=f"model.{kind}.onnx",
+            file=file,
             temperature=judged.temperatures[kind],
             threshold=judged.points[kind].threshold,
             rule=judged.points[kind].rule,
             engines=judged.engines[kind],
         )
-        for kind in kinds
+        for kind, file in MODELS.items()
     }
     return ReleaseInfo(
         format=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from typing import Any
 
 from medopt import __version__
 from medopt.config import Study
+from medopt.data.cache import content_digest
 from medopt.errors import ConfigError
-from medopt.provenance import digest, file_digest, storage, write_json
+from medopt.provenance import digest, storage, write_json, write_text
 from medopt.records import Reporter, StageRecord
 
 
@@ -56,7 +58,10 @@ class RunFolder:
         work: Callable[[], dict[str, Any]],
         reporter: Reporter,
     ) -> dict[str, Any]:
-        """Run a stage, or skip it where its inputs are as before and its outputs are untouched; returns its facts."""
+        """Run a stage, or skip it where its inputs are as before and its outputs are untouched; returns its facts.
+
+        `outputs` are files, or folders with all that is in them.
+        """
         wanted, record = digest({"medopt": __version__, "inputs": inputs}), self._record(name)
         if record is not None and record.inputs == wanted and record.outputs == self._hashes(outputs):
             reporter.stage(name, "unchanged, skipped")
@@ -65,12 +70,14 @@ class RunFolder:
         started = time.perf_counter()
         facts = work()
         done = StageRecord(name, wanted, self._hashes(outputs), round(time.perf_counter() - started, 2), facts)
-        write_json(self._record_path(name), asdict(done))
+        # Not write_json: an epoch's figure may be NaN, and Python reads it back.
+        write_text(self._record_path(name), json.dumps(asdict(done), indent=2) + "\n")
         return facts
 
     def seconds(self) -> dict[str, float]:
-        """How long each finished stage took."""
-        records = [self._record(path.stem) for path in sorted((self.path / "stages").glob("*.json"))]
+        """How long each finished stage took, in the order of their end."""
+        files = sorted((self.path / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        records = [self._record(path.stem) for path in files]
         return {record.stage: record.seconds for record in records if record is not None}
 
     def _record_path(self, name: str) -> Path:
@@ -83,7 +90,7 @@ class RunFolder:
             return None
 
     def _hashes(self, outputs: Sequence[Path]) -> dict[str, str]:
-        return {str(path.relative_to(self.path)): file_digest(path) if path.is_file() else "" for path in outputs}
+        return {str(path.relative_to(self.path)): content_digest(path) if path.exists() else "" for path in outputs}
 
 
 def short_hash(study: Study, manifest_digest: str) -> str:
@@ -101,7 +108,8 @@ def find_run(runs: Path, study: Study, manifest_digest: str) -> Path | None:
 def open_run(runs: Path, study: Study, manifest_digest: str, fresh: bool = False) -> Iterator[RunFolder]:
     """Go on in the folder of the same study and manifest, or make a new one; held against other processes.
 
-    Raises ConfigError where another process runs in it, StorageError where it cannot be made.
+    A new folder in which nothing was begun is taken away again. Raises ConfigError where another process runs in it,
+    StorageError where it cannot be made.
     """
     found = None if fresh else find_run(runs, study, manifest_digest)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -116,4 +124,13 @@ def open_run(runs: Path, study: Study, manifest_digest: str, fresh: bool = False
             raise ConfigError(
                 f"Another process is running in {path}. Wait for it, or start a run of its own with --fresh."
             ) from None
-        yield RunFolder(path, found is None)
+        for part in path.rglob(".*.part"):  # of a process that was killed while it wrote
+            if part.is_file():
+                part.unlink()
+        folder = RunFolder(path, found is None)
+        try:
+            yield folder
+        except BaseException:
+            if folder.is_new and not folder.facts():
+                shutil.rmtree(path, ignore_errors=True)
+            raise

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 
 from medopt.config import Study, find_manifest
 from medopt.data.cache import PreparedCache
-from medopt.errors import MedoptError
+from medopt.errors import MedoptError, StorageError
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases, refuse
@@ -26,12 +27,12 @@ from medopt.pipeline.stages import KINDS, Judged, compress, judge_models, predic
 from medopt.provenance import code_version, digest, machine, package_versions, write_json, write_text
 from medopt.records import SPLITS, Case, EpochRecord, Reporter
 from medopt.release.build import build_release
-from medopt.release.contents import SUMS
+from medopt.release.contents import MODELS, SUMS
 from medopt.tracking import Tracker
 from medopt.training.loop import BEST, Prepared, train
 from medopt.transforms.prepare import PrepareChain
 
-STAGES = ("prepare", "train", "compress", "judge", "evaluate", "release", "record")
+STAGES = ("train", "compress", "judge", "evaluate", "release", "record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,10 @@ def read_source(study: Study, study_file: Path, data: Path) -> Source:
 
 
 def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:
-    """What a run would do, without doing it: the cases, the folder, and the stages that are done already."""
+    """What a run would do, without doing it: the cases, the folder, and the stages that are done already.
+
+    Preparing is no stage of a run: what was prepared is kept for all runs, and looked up by content.
+    """
     source = read_source(study, study_file, data)
     found = find_run(runs, study, source.digest)
     done = RunFolder(found, False).seconds() if found else {}
@@ -82,22 +86,26 @@ def run_study(
         write_text(folder.path / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
         write_run_manifest(folder.path / "manifest.csv", source.cases, study)
         tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), f"{study.name} {folder.path.name}")
-        folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running")
         try:
+            folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running")
             summary = _Run(source, folder, tracker, reporter).all_stages(runs)
-        except KeyboardInterrupt:
-            _close(folder, tracker, "interrupted", "KILLED")
-            raise
         except BaseException as error:
-            _close(folder, tracker, type(error).__name__ if isinstance(error, MedoptError) else "crashed", "FAILED")
+            outcome, status = _ending(error)
+            tracker.end(outcome, status)
+            with suppress(StorageError):  # what ended the run is the news
+                folder.write_facts(outcome=outcome)
             raise
-        _close(folder, tracker, "released" if summary["gate"]["passed"] else "gate refused", "FINISHED")
+        outcome = "released" if summary["gate"]["passed"] else "gate refused"
+        folder.write_facts(outcome=outcome)
+        tracker.end(outcome)
         return summary
 
 
-def _close(folder: RunFolder, tracker: Tracker, outcome: str, status: str) -> None:
-    tracker.end(outcome, status)
-    folder.write_facts(outcome=outcome)
+def _ending(error: BaseException) -> tuple[str, str]:
+    """What a run that did not reach its end is called, and its status in MLflow."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "KILLED"
+    return type(error).__name__ if isinstance(error, MedoptError) else "crashed", "FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +134,13 @@ class _Run:
         judged = Judged.from_facts(
             self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
         )
-        outputs = [path / "predictions.csv", path / "metrics.json"]
-        inputs = identity | {"judged": judged.facts()}
+        outputs = [path / "metrics.json", path / "predictions.csv", path / "figures"]
+        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id}
         self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history))
-        metrics = json.loads(outputs[1].read_text())
+        metrics = json.loads(outputs[0].read_text())
         if judged.verdict.passed:
-            sums = [self.folder.release / SUMS]
-            self._stage("release", {"metrics": metrics}, sums, lambda: self._release(judged, metrics, chain))
+            folder = [self.folder.release]
+            self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
         else:
             shutil.rmtree(self.folder.release, ignore_errors=True)
         self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
@@ -221,8 +229,8 @@ class _Run:
             "data_notes": list(self.source.notes),
         }
         info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance)
-        models = {"int8": self.folder.models / "int8.onnx", "float": self.folder.models / "float.onnx"}
-        build_release(self.folder.release, info, models)  # type: ignore[arg-type]
+        models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}
+        build_release(self.folder.release, info, models)
         return {"release": digest((self.folder.release / SUMS).read_text())}
 
     def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from medopt.transforms.prepare import PrepareChain
 
 INFO, SUMS, CARD, GOLDEN = "release.json", "SHA256SUMS", "CARD.md", "golden.json"
 Kind = Literal["int8", "float"]
+MODELS: dict[Kind, str] = {"int8": "model.int8.onnx", "float": "model.float.onnx"}
 FORMAT = 1
 
 
@@ -66,29 +67,40 @@ def read_info(folder: Path) -> ReleaseInfo:
         raise ReleaseError(f"{folder / INFO} is not a release of format {FORMAT}: {where}: {first['msg']}.") from None
 
 
+def _sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of the release but the list itself, by its path from there."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    return {name: file_digest(path) for name, path in sorted(files.items()) if name != SUMS}
+
+
+def _listing(sums: dict[str, str]) -> str:
+    return "".join(f"{value}  {name}\n" for name, value in sums.items())
+
+
 def write_sums(folder: Path) -> None:
     """List the SHA-256 of every file of the release, in the form that `sha256sum -c` reads."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SUMS]
-    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    write_text(folder / SUMS, "".join(lines))
+    write_text(folder / SUMS, _listing(_sums(folder)))
 
 
 def check_sums(folder: Path) -> None:
     """Refuse a release of which a file was changed, added or taken away since it was built.
 
-    Raises ReleaseError naming the files.
+    That finds damage and mistakes; who can write to the folder can write the list, too. Raises ReleaseError naming
+    the files.
     """
     try:
-        rows = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
-        expected = {name: value for value, name in rows}
-    except (OSError, ValueError):
-        raise ReleaseError(f"{folder} has no readable {SUMS}: it is not a release, or was tampered with.") from None
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    found.pop(SUMS, None)
+        listing = (folder / SUMS).read_bytes().decode("utf-8")
+        expected = {name: value for value, name in (line.split("  ", 1) for line in listing.splitlines())}
+        found = _sums(folder)
+    except OSError as error:
+        raise ReleaseError(f"{folder} is not a release: {error.filename}: {error.strerror}.") from None
+    except ValueError:
+        raise ReleaseError(f"{folder / SUMS} is no list of checksums: the release was tampered with.") from None
     faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     faults += [f"{name} does not belong to it" for name in sorted(found.keys() - expected.keys())]
-    both = sorted(expected.keys() & found.keys())
-    faults += [f"{name} was changed" for name in both if file_digest(found[name]) != expected[name]]
+    faults += [f"{name} was changed" for name, value in found.items() if expected.get(name, value) != value]
+    if not faults and listing != _listing({name: found[name] for name in expected}):
+        faults = [f"{SUMS} was changed"]
     if faults:
         raise ReleaseError(f"The release {folder} is refused: {listed(faults)}. Take it again from where it was built.")
 

@@ -7,6 +7,7 @@ and judged on this machine as they were where the release was built.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import nibabel
 import numpy as np
 
 from medopt.errors import ReleaseError, listed
+from medopt.imaging import read_scan
 from medopt.phantom import write_radiograph
 from medopt.provenance import write_json
-from medopt.records import FloatArray
+from medopt.records import FloatArray, Volume
 from medopt.release.contents import GOLDEN, ReleaseInfo
 from medopt.release.predictor import Predictor
 
@@ -55,15 +57,22 @@ def _blobs(shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
 def record_answers(folder: Path, predictors: list[Predictor], scans: list[Path]) -> None:
     """Write `golden.json`: for every scan the prepared pixels' figures and each model's and engine's answer."""
     cases = []
-    for scan in scans:
+    for path in scans:
+        scan = _read(path)
         answers = {f"{p.kind}/{p.engine.name}": p.predict_scan(scan).probabilities for p in predictors}
-        name = scan.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
         cases.append({"scan": name, "pixels": _pixels(predictors[0], scan), "answers": answers})
     tolerance = {"probability": PROBABILITY_TOLERANCE, "pixels": PIXEL_TOLERANCE}
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
 
 
-def _pixels(predictor: Predictor, scan: Path) -> list[float]:
+def _read(path: Path) -> Volume:
+    """A golden scan; NIfTI names no window, so that a study that takes the scan's own gets that of the drawing."""
+    volume = read_scan(path)
+    return volume if volume.window else replace(volume, window=(500, 1000))
+
+
+def _pixels(predictor: Predictor, scan: Volume) -> list[float]:
     """Mean, standard deviation and 16 sampled values of the prepared image."""
     image = predictor.chain(scan).numpy()
     sampled = image.ravel()[np.linspace(0, image.size - 1, 16).astype(int)]
@@ -79,7 +88,7 @@ def replay(folder: Path, info: ReleaseInfo, predictors: list[Predictor]) -> list
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     rows, faults = [], []
     for case in golden["cases"]:
-        scan = folder / case["scan"]
+        scan = _read(folder / case["scan"])
         pixels = float(np.abs(np.subtract(_pixels(predictors[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
             faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")

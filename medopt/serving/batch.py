@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:
     for path in paths:
         if path.is_dir():
             found += _below(path, spatial_dims)
-        elif path.exists() or "#" in path.name:
+        elif path.exists() or ".npz#" in str(path):
             found.append(path)
         else:
             raise DataError(f"There is no file or folder {path}.")
@@ -53,25 +53,29 @@ def _below(folder: Path, spatial_dims: int) -> list[Path]:
     if spatial_dims == 2:
         return files
     volumes = [p for p in files if p.name.lower().endswith((".nii", ".nii.gz"))]
-    return volumes + sorted({p.parent for p in files} - {p.parent for p in volumes})
+    return volumes + sorted({p.parent for p in set(files) - set(volumes)})
 
 
 def predict_scans(
     predictor: Predictor, scans: Sequence[Path], reporter: Reporter | None = None, workers: int = 2
-) -> list[Row]:
+) -> Iterator[Row]:
     """Predict scans in order; decoding runs ahead of the model in threads, at most a few scans in memory."""
     advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
-    rows = []
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(scans), 4 * workers):
             part = scans[start : start + 4 * workers]
             for path, prepared in zip(part, pool.map(lambda p: _prepare(predictor, p), part), strict=True):
-                if isinstance(prepared, DataError):
-                    rows.append(Row(str(path), None, str(prepared)))
-                else:
-                    rows.append(Row(str(path), predictor.predict(prepared.numpy()[None])[0]))
+                yield _row(predictor, path, prepared)
                 advance(1)
-    return rows
+
+
+def _row(predictor: Predictor, path: Path, prepared: Tensor | DataError) -> Row:
+    if isinstance(prepared, DataError):
+        return Row(str(path), None, str(prepared))
+    try:
+        return Row(str(path), predictor.predict(prepared.numpy()[None])[0])
+    except DataError as error:  # a logit that is not a number
+        return Row(str(path), None, f"{path}: {error}")
 
 
 def _prepare(predictor: Predictor, path: Path) -> Tensor | DataError:
@@ -81,14 +85,21 @@ def _prepare(predictor: Predictor, path: Path) -> Tensor | DataError:
         return error
 
 
-def write_answers(path: Path, rows: Sequence[Row], labels: Sequence[str]) -> None:
-    """Write the rows as CSV: path, decision, a probability for each label, and the reason of a refusal."""
+def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> list[Row]:
+    """Write the rows as CSV: path, decision, a probability for each label, and the reason of a refusal.
+
+    The file is opened before the first row is asked for, so that no prediction is made in vain. Returns the rows.
+    Raises StorageError.
+    """
+    written = []
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["path", "decision", *(f"probability_{label}" for label in labels), "refused"])
         for row in rows:
+            written.append(row)
             if row.answer is None:
                 writer.writerow([row.path, "", *[""] * len(labels), row.refused])
             else:
                 values = [f"{row.answer.probabilities[label]:.6f}" for label in labels]
                 writer.writerow([row.path, row.answer.decision, *values, ""])
+    return written

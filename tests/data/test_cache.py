@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from medopt.config import Prepare
 from medopt.data.cache import PreparedCache, as_tensor, content_digest, load_prepared
 from medopt.errors import DataError, StorageError
+from medopt.provenance import atomic, write_text
 from medopt.records import Case
 from medopt.transforms.prepare import PrepareChain
 
@@ -88,6 +90,21 @@ def test_many_threads_may_make_one_entry(cache: PreparedCache, root: Path) -> No
     assert [path.name for path in cache.folder.rglob("*") if path.is_file()] == [files[0].name]
 
 
+def test_two_threads_writing_one_file_do_not_share_their_unfinished_copy(tmp_path: Path) -> None:
+    path = tmp_path / "entry"
+
+    def other() -> None:
+        write_text(path, "the other's")
+
+    with atomic(path) as part:
+        part.write_text("mine")
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert part.read_text() == "mine" and path.read_text() == "the other's"
+    assert path.read_text() == "mine"
+
+
 def test_changed_content_under_the_same_path_has_another_entry(cache: PreparedCache, root: Path) -> None:
     (before,) = cache.fill([case("0.png")], root)
     draw(root / "0.png", 99)
@@ -136,7 +153,9 @@ def test_members_of_an_archive_are_entries_of_their_own(cache: PreparedCache, ro
     np.savez(root / "a.npz", train=images, test=images[::-1])
     files = cache.fill([case("a.npz#train/1"), case("a.npz#train/3"), case("a.npz#test/1")], root)
     assert len(set(files)) == 3
-    assert torch.equal(as_tensor(files[1]), as_tensor(files[2])) and not torch.equal(as_tensor(files[0]), as_tensor(files[1]))
+    assert torch.equal(as_tensor(files[1]), as_tensor(files[2])) and not torch.equal(
+        as_tensor(files[0]), as_tensor(files[1])
+    )
 
 
 def test_a_series_is_its_files_whatever_they_are_called(tmp_path: Path) -> None:

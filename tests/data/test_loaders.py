@@ -58,6 +58,16 @@ def test_an_image_is_augmented_the_same_way_wherever_it_stands(
     assert not torch.equal(dataset[(6, 0)][0], forward[0])
 
 
+def test_images_of_one_epoch_are_augmented_apart(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+) -> None:
+    study = tiny_study(augment={"probability": 1})
+    cases = tiny_set(tmp_path, study, 1)
+    dataset = PreparedDataset(study, [*cases.cases] * 5, [*cases.files] * 5)
+    images = {dataset[(0, index)][0].numpy().tobytes() for index in range(len(dataset))}
+    assert len(images) == 5
+
+
 def test_prediction_reads_images_in_order_and_untouched(
     tmp_path: Path,
     tiny_study: Callable[..., Study],

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from medopt.compression import export
+from medopt.compression.export import export_onnx
+from medopt.errors import TrainingError
+from medopt.inference.engines import open_engine
+from medopt.models import BottleneckLayer
+
+
+def small_net(dims: int, outputs: int) -> nn.Module:
+    torch.manual_seed(0)
+    pool = nn.AdaptiveAvgPool2d(1) if dims == 2 else nn.AdaptiveAvgPool3d(1)
+    block = BottleneckLayer(1, 4, 8, spatial_dims=dims, stride=2)
+    return nn.Sequential(block, pool, nn.Flatten(), nn.Linear(8, outputs))
+
+
+def images(dims: int, count: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).random((count, 1, *(8, 12, 10)[:dims]), dtype=np.float32)
+
+
+def test_the_networks_logits_are_kept(tiny_models: SimpleNamespace) -> None:
+    assert 0 <= tiny_models.parity < 1e-4
+    model = onnx.load(tiny_models.float)
+    onnx.checker.check_model(model)
+    assert [item.name for item in model.graph.input] == ["image"]
+    assert [item.name for item in model.graph.output] == ["logits"]
+    shape = [size.dim_param or size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", 1, 16, 16]
+    assert model.opset_import[0].version == tiny_models.study.compression.opset
+
+
+@pytest.mark.parametrize(("dims", "outputs"), [(3, 1), (2, 4)], ids=["volume", "four classes"])
+def test_volumes_and_classes_are_exported(dims: int, outputs: int, tmp_path: Path) -> None:
+    model, path = small_net(dims, outputs), tmp_path / "a.onnx"
+    assert export_onnx(model, images(dims), path, 18) < 1e-5
+    more = images(dims, 7)
+    found = open_engine("openvino", path).run(more)
+    np.testing.assert_allclose(found, model.eval()(torch.from_numpy(more)).detach(), atol=1e-4)
+
+
+def test_one_example_is_enough_for_any_batch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_onnx(small_net(2, 1), images(2, 1), tmp_path / "a.onnx", 18)
+    for count in (1, 2, 5):
+        assert open_engine("onnxruntime", tmp_path / "a.onnx").run(images(2, count)).shape == (count, 1)
+    assert capfd.readouterr().out == ""
+
+
+def test_the_file_tells_nothing_of_the_machine_it_was_made_on(tiny_models: SimpleNamespace) -> None:
+    for path in (tiny_models.float, tiny_models.int8):
+        content = path.read_bytes()
+        assert b"site-packages" not in content and b".py" not in content
+        assert sys.prefix.encode() not in content and str(Path(export.__file__).parents[2]).encode() not in content
+
+
+def test_an_export_that_differs_is_refused_and_the_old_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"the old one")
+    original = onnx.save
+
+    def wrong(model: onnx.ModelProto, target: Any) -> None:
+        weight = next(item for item in model.graph.initializer if len(item.dims) == 4)
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[0] += 0.5
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        original(model, target)
+
+    monkeypatch.setattr(export.onnx, "save", wrong)
+    with pytest.raises(TrainingError, match=r"differs from the network by .* not exported"):
+        export_onnx(small_net(2, 1), images(2), path, 18)
+    assert [item.name for item in tmp_path.iterdir()] == ["a.onnx"] and path.read_bytes() == b"the old one"
+
+
+def test_a_network_that_gives_no_number_is_refused(tmp_path: Path) -> None:
+    model = small_net(2, 1)
+    nn.init.constant_(model[3].bias, float("nan"))
+    with pytest.raises(TrainingError, match="not exported"):
+        export_onnx(model, images(2), tmp_path / "a.onnx", 18)
+    assert list(tmp_path.iterdir()) == []

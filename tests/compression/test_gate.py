@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from scipy.special import expit
+
+from medopt.compression.gate import Candidate, disagreement, judge
+from medopt.config import Gate
+from medopt.errors import DataError
+from medopt.evaluation.bootstrap import paired_difference
+from medopt.evaluation.calibration import fit_temperature, probabilities
+from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
+from medopt.inference.engines import open_engine, run_files
+from medopt.records import Estimate, Predictions
+
+HALF = OperatingPoint(0.5, "fixed")
+
+
+def candidate(**changes: Any) -> Candidate:
+    good: dict[str, Any] = {
+        "engine": "openvino",
+        "auc_difference": Estimate(-0.002, -0.008, 0.004, 80),
+        "decision_flips": 0.01,
+        "probability_shift": 0.02,
+        "largest_shift": 0.1,
+        "int8_ms": 2.0,
+        "float_ms": 5.0,
+        "size_ratio": 0.27,
+    }
+    return Candidate(**good | changes)
+
+
+def predictions(logits: Any, labels: Any = None, model: str = "float") -> Predictions:
+    table = np.asarray(logits, np.float64).reshape(len(logits), -1)
+    names = np.array([f"c{k:03d}" for k in range(len(table))])
+    truth = np.asarray(labels if labels is not None else np.zeros(len(table)), np.int64)
+    blank = np.full(len(table), "val")
+    return Predictions(model, names, names, blank, blank, truth, table)
+
+
+def test_a_good_model_passes_with_its_figures() -> None:
+    verdict = judge([candidate()], Gate(), (0.91, 0.908))
+    assert verdict.passed and verdict.reasons == ()
+    assert verdict.figures["engine"] == "openvino" and verdict.figures["engines_passed"] == ["openvino"]
+    found = verdict.figures["engines"]["openvino"]
+    assert found["speedup"] == 2.5 and found["auc_difference"]["low"] == -0.008
+    assert (verdict.figures["auc_float"], verdict.figures["auc_int8"]) == (0.91, 0.908)
+    json.dumps(verdict.figures, allow_nan=False)
+
+
+def estimate(value: float | None, low: float | None = None) -> dict[str, Any]:
+    return {"auc_difference": Estimate(value, low, 0.0, 80, "" if value is not None else "one class only")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "reason"),
+    [
+        (estimate(-0.011), {}, "int8 loses 0.0110 AUC, more than 0.01"),
+        (estimate(-0.002, -0.03), {"strict": True}, "int8 may lose 0.0300 AUC, more than 0.01"),
+        (estimate(-0.002, None), {"strict": True}, "not defined on validation"),
+        (estimate(None), {}, "the AUC difference is not defined on validation (one class only)"),
+        (estimate(math.nan), {}, "loses nan AUC"),
+        ({"decision_flips": 0.06}, {}, "6.0% of the decisions flip, more than 5.0%"),
+        ({"decision_flips": math.nan}, {}, "of the decisions flip"),
+        ({"probability_shift": 0.11}, {}, "probabilities move by 0.110 on average, more than 0.1"),
+        ({"probability_shift": math.nan}, {}, "probabilities move by nan"),
+        ({"size_ratio": 0.51}, {}, "the file has 51% of the float size, more than 50%"),
+        ({"size_ratio": math.nan}, {}, "of the float size"),
+        ({"int8_ms": 5.5}, {}, "not faster: 5.50 ms against 5.00 ms"),
+        ({"int8_ms": 5.0}, {}, "not faster"),
+        ({"float_ms": math.nan}, {}, "not faster"),
+        ({"int8_ms": 3.0}, {"min_speedup": 2}, "(1.67x, wanted above 2x)"),
+    ],
+)
+def test_each_fault_alone_is_refused_for_its_own_reason(
+    changes: dict[str, Any], limits: dict[str, Any], reason: str
+) -> None:
+    verdict = judge([candidate(**changes)], Gate.model_validate(limits), (0.9, 0.9))
+    assert not verdict.passed and len(verdict.reasons) == 1
+    assert verdict.reasons[0].startswith("openvino: ") and reason in verdict.reasons[0]
+    assert verdict.figures["engines_passed"] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [estimate(-0.01), {"decision_flips": 0.05}, {"probability_shift": 0.1}, {"size_ratio": 0.5}, {"int8_ms": 4.99}],
+    ids=["auc", "flips", "shift", "size", "speed"],
+)
+def test_exactly_the_limit_passes(changes: dict[str, Any]) -> None:
+    assert judge([candidate(**changes)], Gate(), (0.9, 0.9)).passed
+
+
+def test_a_better_model_passes() -> None:
+    assert judge([candidate(**estimate(0.03))], Gate(), (0.9, 0.93)).passed
+
+
+def test_the_fastest_engine_that_passes_is_chosen() -> None:
+    slow, fast = candidate(engine="onnxruntime", int8_ms=3.0), candidate(int8_ms=1.5)
+    wrong = candidate(engine="third", int8_ms=0.5, decision_flips=0.4)
+    verdict = judge([slow, wrong, fast], Gate(), (0.9, 0.9))
+    assert verdict.passed and verdict.figures["engine"] == "openvino"
+    assert verdict.figures["engines_passed"] == ["openvino", "onnxruntime"]
+    assert any("third: 40.0% of the decisions flip" in fault for fault in verdict.figures["engines_refused"])
+
+
+def test_where_none_passes_every_engine_says_why() -> None:
+    first, second = (
+        candidate(engine="onnxruntime", size_ratio=0.9),
+        candidate(decision_flips=0.3, probability_shift=0.3),
+    )
+    verdict = judge([first, second], Gate(), (0.9, 0.9))
+    assert [reason.split(":")[0] for reason in verdict.reasons] == ["onnxruntime", "openvino", "openvino"]
+
+
+def test_disagreement_counts_flips_and_changes_of_probability() -> None:
+    before, after = predictions([-2.0, -0.1, 0.5, 3.0]), predictions([-2.0, 0.1, 0.5, 1.0], model="int8")
+    flips, mean, largest = disagreement(before, after, "binary", (1, 1), (HALF, HALF))
+    changes = np.abs(expit(before.logits) - expit(after.logits))
+    assert (flips, mean, largest) == pytest.approx((0.25, changes.mean(), changes.max()))
+
+
+def test_each_model_is_read_with_its_own_temperature_and_operating_point() -> None:
+    before, after = predictions([-2.0, 0.5, 3.0]), predictions([-4.0, 1.0, 6.0], model="int8")
+    assert disagreement(before, after, "binary", (1, 2), (HALF, HALF)) == pytest.approx((0, 0, 0))
+    flips, _, _ = disagreement(before, after, "binary", (1, 2), (HALF, OperatingPoint(0.9, "fixed")))
+    assert flips == pytest.approx(1 / 3)
+
+
+def test_classes_and_labels_disagree_in_their_own_way() -> None:
+    before, after = predictions([[2.0, 0, 0], [0, 1, 0]]), predictions([[2.0, 0, 0], [0, 0, 1]], model="int8")
+    chosen = OperatingPoint(None, "argmax")
+    assert disagreement(before, after, "multiclass", (1, 1), (chosen, chosen))[0] == 0.5
+    both = OperatingPoint((0.5, 0.5, 0.5), "fixed")
+    before, after = predictions([[2.0, -1, -1]]), predictions([[2.0, 1, -1]], model="int8")
+    assert disagreement(before, after, "multilabel", (1, 1), (both, both))[0] == pytest.approx(1 / 3)
+
+
+def test_predictions_in_another_order_are_not_compared() -> None:
+    before, after = predictions([1.0, 2.0]), predictions([1.0, 2.0], model="int8")
+    with pytest.raises(DataError, match="float and int8 predicted other cases, or in another order"):
+        disagreement(before, after.where(np.array([1, 0])), "binary", (1, 1), (HALF, HALF))
+
+
+@pytest.fixture
+def measured(tiny_models: SimpleNamespace) -> Callable[[Path], Any]:
+    """The verdict on an int8 file, all but its latency measured on validation."""
+    labels = [case.label[0] for case in tiny_models.val.cases]
+
+    def predict(path: Path, model: str) -> tuple[Predictions, float, OperatingPoint]:
+        table = predictions(run_files(open_engine("onnxruntime", path, 1), tiny_models.val.files), labels, model)
+        temperature = fit_temperature(table.logits, table.labels, "binary")
+        point = choose_threshold(probabilities(table.logits, temperature, "binary"), table.labels, "fixed")
+        return table, temperature, point
+
+    def verdict(path: Path) -> Any:
+        (before, warm, point), (after, warmed, other) = predict(tiny_models.float, "float"), predict(path, "int8")
+        flips, shift, largest = disagreement(before, after, "binary", (warm, warmed), (point, other))
+        random = np.random.default_rng(0)
+        difference = paired_difference(before, after, "binary", bootstrap=200, confidence=0.95, generator=random)
+        size = path.stat().st_size / tiny_models.float.stat().st_size
+        return judge([Candidate("onnxruntime", difference, flips, shift, largest, 1.0, 2.0, size)], Gate(), (0.9, 0.9))
+
+    return verdict
+
+
+def test_a_real_int8_model_passes(measured: Callable[[Path], Any], tiny_models: SimpleNamespace) -> None:
+    verdict = measured(tiny_models.int8)
+    assert verdict.passed, verdict.reasons
+
+
+@pytest.mark.parametrize(("layer", "factor"), [(0, 12), (-1, -1)])
+def test_a_real_int8_model_with_one_damaged_layer_is_refused(
+    measured: Callable[[Path], Any], tiny_models: SimpleNamespace, tmp_path: Path, layer: int, factor: float
+) -> None:
+    model = onnx.load(tiny_models.int8)
+    values = {item.name: item for item in model.graph.initializer}
+    layers = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and len(getattr(values.get(node.input[0]), "dims", ())) == 4
+    ]
+    scale = values[layers[layer].input[1]]
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(factor), scale.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    verdict = measured(tmp_path / "damaged.onnx")
+    assert not verdict.passed
+    assert any("decisions flip" in reason or "probabilities move" in reason for reason in verdict.reasons)

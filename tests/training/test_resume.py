@@ -1,0 +1,239 @@
+"""A run that was killed and goes on ends with the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from medopt.config import Study
+from medopt.errors import StorageError, TrainingError
+from medopt.records import EpochRecord
+from medopt.training import loop
+from medopt.training.checkpoint import read_tensors
+from medopt.training.loop import Prepared, Trained, load_best, train
+
+FACTS = {"study": "a", "chain": "b"}
+MEASURED = ("train_loss", "val_loss", "val_metric", "learning_rate", "epoch")
+
+
+class Killed(BaseException):
+    """What no `except Exception` stops, like kill -9 as far as the files are concerned."""
+
+
+def auc(logits: np.ndarray, targets: np.ndarray) -> float:
+    return float(roc_auc_score(targets[:, 0], logits[:, 0]))
+
+
+class Runs:
+    """Runs of one tiny study, each in a folder of its own."""
+
+    def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., Prepared]) -> None:
+        self.folder, self.study = folder, study
+        self.sets = tiny_set(folder / "data", study, 9), tiny_set(folder / "data", study, 8, "val", seed=1)
+
+    def run(self, name: str, kill_after: int | None = None, **options: Any) -> Trained:
+        def on_epoch(history: Sequence[EpochRecord]) -> None:
+            if kill_after is not None and len(history) == kill_after:
+                raise Killed
+
+        settings = {"facts": FACTS, "score": auc, "on_epoch": on_epoch} | options
+        return train(self.study, *self.sets, self.folder / name, **settings)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]) -> Callable[..., Runs]:
+    def make(training: dict[str, Any] | None = None, **sections: Any) -> Runs:
+        settings = {"epochs": 4, "optimizer": {"lr": 0.01}} | (training or {})
+        return Runs(tmp_path, tiny_study(training=settings, **sections), tiny_set)
+
+    return make
+
+
+def same(one: Trained, other: Trained) -> None:
+    """Histories and all tensors of the last checkpoint and of the best weights agree in every bit."""
+    assert one.best == other.best
+    for first, second in zip(one.history, other.history, strict=True):
+        assert {k: asdict(first)[k] for k in MEASURED} == {k: asdict(second)[k] for k in MEASURED}
+    last = f"epoch-{len(one.history):04d}.safetensors"
+    for name in (last, "best.safetensors"):
+        (left, _), (right, _) = (read_tensors(run.weights.parent / name) for run in (one, other))
+        assert left.keys() == right.keys()
+        different = [key for key in left if not torch.equal(left[key], right[key])]
+        assert not different
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"optimizer": {"name": "adamw", "lr": 0.01}, "schedule": {"name": "one_cycle"}, "ema_decay": 0.7},
+        {"optimizer": {"name": "nadam", "lr": 0.01}, "schedule": {"name": "cosine_restarts", "t_0": 1, "t_mult": 2}},
+        {"optimizer": {"name": "sgd", "lr": 0.05}, "schedule": {"name": "plateau", "patience": 1, "factor": 0.5}},
+        {"optimizer": {"name": "adam", "lr": 0.01}, "schedule": {"name": "cosine"}, "label_smoothing": 0.1},
+        {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0}, "class_weights": "balanced", "clip_norm": 0},
+    ],
+    ids=["adamw one-cycle ema", "nadam restarts", "sgd plateau", "adam cosine", "sgd without momentum"],
+)
+def test_a_killed_run_ends_like_one_that_was_left_alone(runs: Callable[..., Runs], training: dict[str, Any]) -> None:
+    made = runs(training, model={"dropout": 0.3}, augment={"elastic": 0.03, "shift": "mr"})
+    whole = made.run("whole")
+    for epoch in (1, 3):
+        with pytest.raises(Killed):
+            made.run("killed", kill_after=epoch)
+    same(whole, made.run("killed"))
+
+
+def test_a_volume_run_goes_on_as_well(runs: Callable[..., Runs]) -> None:
+    made = runs({"epochs": 2}, prepare={"size": [8, 8, 8]})
+    whole = made.run("whole")
+    with pytest.raises(Killed):
+        made.run("killed", kill_after=1)
+    same(whole, made.run("killed"))
+
+
+def test_killed_between_the_best_weights_and_the_checkpoint(
+    runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs()
+    whole = made.run("whole")
+    original = loop.save_epoch
+
+    def dying(folder: Path, state: Any, facts: Any) -> None:
+        if len(state.history) == 2:
+            raise Killed
+        original(folder, state, facts)
+
+    monkeypatch.setattr(loop, "save_epoch", dying)
+    with pytest.raises(Killed):
+        made.run("killed")
+    monkeypatch.undo()
+    same(whole, made.run("killed"))
+
+
+def test_killed_in_the_middle_of_an_epoch(runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = runs()
+    whole = made.run("whole")
+    original, calls = loop._step, []
+
+    def dying(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:  # two steps an epoch
+            raise Killed
+        return original(*args)
+
+    monkeypatch.setattr(loop, "_step", dying)
+    with pytest.raises(Killed):
+        made.run("killed")
+    monkeypatch.undo()
+    same(whole, made.run("killed"))
+
+
+def test_a_finished_run_is_not_trained_again(runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = runs({"epochs": 2})
+    whole = made.run("whole")
+    monkeypatch.setattr(loop, "_train_epoch", lambda *args: pytest.fail("trained again"))
+    same(whole, made.run("whole"))
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    changed = {
+        "cut off": content[:middle],
+        "empty": b"",
+        "rubbish": b"\xff" * 1000,
+        "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    }
+    path.write_bytes(changed[how])
+
+
+@pytest.mark.parametrize("how", ["cut off", "empty", "rubbish", "one bit"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(runs: Callable[..., Runs], how: str) -> None:
+    made, told = runs({"epochs": 3}), []
+    whole = made.run("whole")
+
+    class Reporter(loop.SilentReporter):
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    with pytest.raises(Killed):
+        made.run("killed", kill_after=2)
+    damage(made.folder / "killed" / "epoch-0002.safetensors", how)
+    same(whole, made.run("killed", reporter=Reporter()))
+    assert "epoch-0002.safetensors is damaged" in told[0] and "Going on from the one before" in told[0]
+
+
+def test_only_damaged_checkpoints_are_refused(runs: Callable[..., Runs]) -> None:
+    made = runs({"epochs": 2})
+    made.run("whole")
+    for path in (made.folder / "whole").glob("epoch-*"):
+        damage(path, "cut off")
+    with pytest.raises(TrainingError, match=r"None of the 2 checkpoints .* remove that folder"):
+        made.run("whole")
+
+
+@pytest.mark.parametrize("facts", [{"study": "other", "chain": "b"}, {"study": "a", "chain": "b", "data": "c"}])
+def test_a_checkpoint_of_another_study_is_refused(runs: Callable[..., Runs], facts: dict[str, str]) -> None:
+    made = runs({"epochs": 1})
+    made.run("whole")
+    with pytest.raises(TrainingError, match="belongs to another study or another chain"):
+        made.run("whole", facts=facts)
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    runs: Callable[..., Runs], tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+) -> None:
+    made = runs({"epochs": 1})
+    made.run("whole")
+    wider = Runs(made.folder, tiny_study(model={"width": 0.25}), tiny_set)
+    with pytest.raises(TrainingError, match="does not fit its network"):
+        wider.run("whole")
+
+
+def test_the_two_newest_checkpoints_are_kept(runs: Callable[..., Runs]) -> None:
+    made = runs()
+    made.run("whole")
+    assert sorted(path.name for path in (made.folder / "whole").iterdir()) == [
+        "best.safetensors",
+        "epoch-0003.safetensors",
+        "epoch-0004.safetensors",
+    ]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_whole_files(
+    runs: Callable[..., Runs], tiny_disk: Callable[[int], Path]
+) -> None:
+    made = runs({"epochs": 3})
+    made.run("whole")
+    best, *checkpoints = sorted(path.stat().st_size for path in (made.folder / "whole").iterdir())
+    disk = tiny_disk((best + 2 * checkpoints[0]) // 1024 + 100)  # room for two checkpoints, not for a third
+    with pytest.raises(StorageError, match="disk is full"):
+        train(made.study, *made.sets, disk / "run", facts=FACTS, score=auc)
+    files = sorted((disk / "run").iterdir())
+    assert [path.name for path in files] == ["best.safetensors", "epoch-0001.safetensors", "epoch-0002.safetensors"]
+    assert all(read_tensors(path) for path in files)
+
+
+def test_the_best_weights_are_those_that_validation_saw(
+    runs: Callable[..., Runs], stacked: Callable[[Prepared], np.ndarray]
+) -> None:
+    made = runs({"epochs": 3, "ema_decay": 0.5})
+    seen: list[np.ndarray] = []
+
+    def score(logits: np.ndarray, targets: np.ndarray) -> float:
+        seen.append(logits)
+        return [0.6, 0.9, 0.7][len(seen) - 1]
+
+    trained = made.run("whole", score=score)
+    assert trained.best == 1 and read_tensors(trained.weights)[1]["epoch"] == 1
+    model = load_best(made.study, trained.weights)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(stacked(made.sets[1]))).numpy()
+    np.testing.assert_allclose(logits, seen[1], atol=1e-5)
+    assert np.abs(logits - seen[2]).max() > 1e-3
