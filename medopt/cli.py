@@ -210,16 +210,15 @@ def main() -> NoReturn:
     # A scheduler ends a job with SIGTERM: treat it as Ctrl-C, so that the MLflow run says so.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
     except MedoptError as error:
         _leave(error, type(error).__name__, str(error), error.exit_code)
     except ModuleNotFoundError as error:
         text = f"This command needs {error.name}, which is not installed: pip install 'medopt[train]'."
         _leave(error, "ConfigError", text, ConfigError.exit_code)
-    except (KeyboardInterrupt, typer.Abort) as error:
+    except KeyboardInterrupt as error:
         _leave(error, "Interrupted", "A run goes on where it was when the same command is given again.", 130)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
     except Exception as error:
         usage: Any = getattr(error, "format_message", None)
         if usage is None:

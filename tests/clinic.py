@@ -75,13 +75,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def make_clinic(folder: Path, images: int = 72) -> Clinic:
-    """Patients have two images each; splits go by patient, sites and labels are spread over them."""
+def make_clinic(folder: Path) -> Clinic:
+    """72 images of 36 patients; splits go by patient, sites and labels are spread over them. Drawn once a folder."""
     data, secret, rows = folder / "data", set(), []
-    (data / "scans").mkdir(parents=True)
-    for index in range(images):
+    study_file = folder / f"{STUDY['name']}.yaml"
+    is_drawn = study_file.exists()
+    for index in range(72):
         patient, label = index // 2, index % 2
-        site, split = SITES[patient % 3], SPLITS[patient // 3 % 12 if images >= 72 else patient % 12]
+        site, split = SITES[patient % 3], SPLITS[patient // 3]
         number, name = f"MRN{7100 + 37 * patient}Q", f"ZWICKELHUBER{patient}^XAVERIA"
         study_uid, series_uid = f"1.2.826.0.1.4711.{patient}.77", f"1.2.826.0.1.4711.{patient}.77.{index}"
         header = Radiograph(
@@ -92,11 +93,14 @@ def make_clinic(folder: Path, images: int = 72) -> Clinic:
             instance_uid=f"{series_uid}.5",
             accession=f"ACC{9000 + patient}X",
         )
-        write_radiograph(data / "scans" / f"{index:03d}.dcm", draw_scan(label, index), header)
+        if not is_drawn:
+            write_radiograph(data / "scans" / f"{index:03d}.dcm", draw_scan(label, index), header)
         rows.append(
             {"image": f"{index:03d}.dcm", "patient_id": number, "label": LABELS[label], "split": split, "site": site}
             | {"study_uid": study_uid, "series_uid": series_uid, "age": 40 + patient, "name": name}
         )
         secret |= {number, name.partition("^")[0], study_uid, header.accession}
-    write_rows(data / "manifest.csv", rows)
-    return Clinic(write_study(folder, STUDY), data, frozenset(secret))
+    if not is_drawn:
+        write_rows(data / "manifest.csv", rows)
+        write_study(folder, STUDY)
+    return Clinic(study_file, data, frozenset(secret))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from clinic import Clinic, make_clinic
 
-MEDOPT = [sys.executable, "-m", "medopt.cli"]
+MEDOPT = Path(sys.executable).with_name("medopt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(*words: object, **more: str) -> subprocess.Popen[str]:
     """A process of its own."""
-    command = [*MEDOPT, *map(str, words)]
+    command = [str(MEDOPT), *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more))
 
 

@@ -15,6 +15,8 @@ from medopt.records import Case
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
     from medopt.training.loop import Prepared
 
+pytest_plugins = ["clinic_fixtures"]
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "question": "Is the left half brighter?",

@@ -1,9 +1,9 @@
 """Static int8 after training: one portable QDQ ONNX file for ONNX Runtime and OpenVINO.
 
 The tools' defaults keep 93 % of the decisions where this recipe keeps 99 %: ranges by minimum and maximum, no bias
-correction, the first convolution and the classifier left in float, and 7-bit weights' headroom (`overflow_fix`), without
-which processors that lack VNNI saturate and are wrong. On BreastMNIST the float first convolution alone takes a quarter
-off the error of the logits: every rounding of the pixels themselves is carried through the whole network.
+correction, the first convolution and the classifier left in float, and 7-bit weights' headroom (`overflow_fix`),
+without which processors that lack VNNI saturate and are wrong. On BreastMNIST the float first convolution alone takes a
+quarter off the error of the logits: every rounding of the pixels themselves is carried through the whole network.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from PIL import Image
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless
 from scipy.ndimage import gaussian_filter
 
+from medopt.errors import ConfigError
 from medopt.records import FloatArray
 
 DIRECT = 1.0
@@ -100,8 +101,11 @@ SITES = (
 
 
 def site_named(name: str) -> Site:
-    """The site of that name."""
-    return next(site for site in SITES if site.name == name)
+    """The site of that name; raises ConfigError where there is none."""
+    for site in SITES:
+        if site.name == name:
+            return site
+    raise ConfigError(f"The phantom study has no site {name!r}. Its sites: {', '.join(site.name for site in SITES)}.")
 
 
 def expose(absorbance: FloatArray, site: Site, rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:

@@ -15,8 +15,8 @@ from medopt.phantom.chest import Chest
 from medopt.phantom.projection import polyline, stamp, tube
 from medopt.records import FloatArray
 
-# Larger and denser than most nodules of life (as if calcified): some 260 training images have to be enough for a network
-# that starts from nothing, while a thumbnail of the image must not be.
+# Larger and denser than most nodules of life, as if calcified: some 260 training images have to be enough for a network
+# that starts from nothing, while a thumbnail must not be enough.
 NODULE_RADIUS_MM = (13.0, 23.0)
 NODULE_DENSITY = (1.8, 3.0)
 NODULE_ABSORBANCE = 0.0165
@@ -53,8 +53,8 @@ def draw_nodule(rng: np.random.Generator) -> Nodule:
 def add_nodule(absorbance: FloatArray, nodule: Nodule, chest: Chest, scene: Scene) -> None:
     """Add a nodule in place, where there is lung to hold it: ribs, vessels and the heart's edge may cover a part."""
     grid = scene.grid
-    held = gaussian_filter(scene.lungs, 0.8 * nodule.radius / grid.spacing) > 1.15 * (chest.depth - 8)
-    rows, cols = np.nonzero(held)
+    room = gaussian_filter(scene.lungs, 0.8 * nodule.radius / grid.spacing)
+    rows, cols = np.nonzero(room > min(1.15 * (chest.depth - 8), 0.9 * room.max()))
     row = int(np.quantile(rows, nodule.place[0], method="nearest"))
     choices = cols[rows == row]
     at = float(grid.x[0, choices[int(nodule.place[1] * (len(choices) - 1))]]), float(grid.y[row, 0])

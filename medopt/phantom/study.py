@@ -109,7 +109,7 @@ def plan_patients(patients: int, seed: int) -> list[Patient]:
     rng = np.random.default_rng([seed, patients, 99])
     plan: list[Patient] = []
     for letter, (site, (share, parts)) in zip("ABC", SHARES.items(), strict=True):
-        count = round(patients * share)
+        count = patients - len(plan) if letter == "C" else round(patients * share)
         train, val = (round(count * part) for part in parts)
         sizes: dict[Split, int] = {"train": train, "val": val, "test": count - train - val}
         splits = [split for split, size in sizes.items() for _ in range(size)]
