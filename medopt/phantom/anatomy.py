@@ -55,7 +55,8 @@ def _trunk(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
     side = thorax_width(chest, np.maximum(y, -20)) + np.float32(chest.wall)
     shoulder = chest.apex - 62 + 0.30 * np.abs(x) + pose.arms * x / 200
     depth = np.float32(2 * chest.depth + 44) * (0.62 + 0.38 * _step(y - chest.apex - 10, 60))
-    body = depth * np.maximum(1 - (x / side) ** 6, 0) ** np.float32(0.45) * np.sqrt(_step(y - shoulder, 24))
+    across = np.square(x / side)
+    body = depth * np.sqrt(np.maximum(1 - across * across * across, 0) * _step(y - shoulder, 24))
     for sign in (-1, 1):
         arm = (sign * (chest.width + 42), chest.apex + 26 + sign * pose.arms)
         stamp(body, grid, arm, (88, 52), 115, turn=sign * 0.45, merge=np.maximum)
