@@ -223,9 +223,11 @@ def main() -> NoReturn:
         usage: Any = getattr(error, "format_message", None)
         if usage is None:
             raise
-        if not usage():  # no arguments at all: the help was shown
+        text = usage()
+        if not text:  # no arguments at all: the help was shown
             sys.exit(ConfigError.exit_code)
-        _leave(error, "UsageError", f"{usage()} See medopt --help.", ConfigError.exit_code)
+        stop = "" if text.endswith((".", "?")) else "."
+        _leave(error, "UsageError", f"{text}{stop} See medopt --help.", ConfigError.exit_code)
     sys.exit(0)
 
 

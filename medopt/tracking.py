@@ -11,7 +11,9 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -206,7 +208,8 @@ class Tracker:
 def _answering(uri: str) -> Iterator[None]:
     """Turn what MLflow, its database and its artifact store raise into a ConfigError with the way out."""
     try:
-        yield
+        with _uninterrupted():
+            yield
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         if uri.startswith("sqlite"):
@@ -218,6 +221,28 @@ def _answering(uri: str) -> Iterator[None]:
             f"MLflow at {uri} does not take what it is sent: {reason}. Look whether its server runs, or unset "
             "MLFLOW_TRACKING_URI to track into the runs folder; the same command then goes on where it was."
         ) from error
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block is done.
+
+    An SQLite session that is torn in the middle keeps the store locked, so that the run could not be closed.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda found, _frame: held.append(found))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for found in held[:1]:
+            signal.raise_signal(found)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:

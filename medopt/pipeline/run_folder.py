@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,14 @@ def find_run(runs: Path, study: Study, manifest_digest: str) -> Path | None:
     return max((path for path in (runs / study.name).glob(pattern) if path.is_dir()), default=None)
 
 
+def _new_path(folder: Path, short: str) -> Path:
+    """A name of this second, or of the next that is free."""
+    moment = datetime.now()
+    while (path := folder / f"{moment:%Y%m%d-%H%M%S}-{short}").exists():
+        moment += timedelta(seconds=1)
+    return path
+
+
 @contextmanager
 def open_run(runs: Path, study: Study, manifest_digest: str, fresh: bool = False) -> Iterator[RunFolder]:
     """Go on in the folder of the same study and manifest, or make a new one; held against other processes.
@@ -112,8 +120,7 @@ def open_run(runs: Path, study: Study, manifest_digest: str, fresh: bool = False
     StorageError where it cannot be made.
     """
     found = None if fresh else find_run(runs, study, manifest_digest)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = found or runs / study.name / f"{stamp}-{short_hash(study, manifest_digest)}"
+    path = found or _new_path(runs / study.name, short_hash(study, manifest_digest))
     with storage(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")

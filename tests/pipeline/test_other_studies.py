@@ -1,0 +1,145 @@
+"""The whole pipeline for the other kinds of question: several classes, several labels, volumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from clinic import STUDY, write_rows, write_study
+from clinic_fixtures import Done, call, only_folder
+from PIL import Image
+
+from medopt.evaluation.predictions_io import read_predictions
+from medopt.evaluation.summary import METRICS
+from medopt.release.contents import read_info
+from medopt.release.predictor import Predictor
+
+SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all: to make one takes longer than to train."""
+    return tmp_path_factory.mktemp("other-runs")
+
+
+def study(name: str, **data: Any) -> dict[str, Any]:
+    """The clinic's study, smaller: one engine, so that the machine's speed decides about nothing."""
+    changed = {
+        "name": name,
+        "question": f"Which of {', '.join(data['labels'])}?",
+        "data": {"manifest": "manifest.csv", "root": "scans"} | data,
+        "prepare": {"size": [16, 16], "intensity": {"method": "minmax"}},
+        "training": {"epochs": 2, "batch_size": 8, "optimizer": {"lr": 0.003}},
+        "compression": STUDY["compression"] | {"engines": ["onnxruntime"]},
+    }
+    return STUDY | changed
+
+
+def rows(suffix: str, truth: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two images a patient, splits by patient."""
+    return [
+        {"image": f"{at:03d}{suffix}", "patient_id": f"P{at // 2}", "split": SPLITS[at // 2 % 8], "site": "one"} | label
+        for at, label in enumerate(truth)
+    ]
+
+
+def run(folder: Path, runs: Path, described: dict[str, Any], listed: list[dict[str, Any]]) -> tuple[Done, Path]:
+    write_rows(folder / "manifest.csv", listed)
+    done = call("run", write_study(folder, described), "--data", folder, "--runs", runs, "--json")
+    assert done.code == 0, done.stderr
+    return done, only_folder(runs, described["name"])
+
+
+def drawn(at: int, parts: list[bool], shape: tuple[int, ...]) -> np.ndarray:
+    """Noise, with a bright bar across each part of the last axis that is on."""
+    image = np.random.default_rng(at).integers(0, 60, shape).astype(np.uint8)
+    width = shape[-1] // len(parts)
+    for part, on in enumerate(parts):
+        image[..., part * width + 1 : (part + 1) * width - 1] += np.uint8(120 * on)
+    return image
+
+
+def same_as_table(folder: Path, scans: Path) -> None:
+    """The release answers for files as the run did."""
+    with (folder / "manifest.csv").open(newline="") as stream:
+        images = {row["case_id"]: row["image"] for row in csv.DictReader(stream)}
+    predictor = Predictor.open(folder / "release", "int8", threads=1)
+    table = next(table for table in read_predictions(folder / "predictions.csv") if table.model == "int8")
+    assert len(table) == COUNT // 2
+    for case, logits in list(zip(table.case_id, table.logits, strict=True))[:8]:
+        assert predictor.predict_scan(scans / images[case]).logits == pytest.approx(logits.tolist(), abs=1e-4)
+
+
+def test_multiclass_study(tmp_path: Path, runs: Path) -> None:
+    names = ["left", "middle", "right"]
+    (tmp_path / "scans").mkdir()
+    for at in range(COUNT):
+        image = drawn(at, [at % 3 == part for part in range(3)], (18, 24))
+        Image.fromarray(image).save(tmp_path / "scans" / f"{at:03d}.png")
+    described = study("classes", task="multiclass", labels=names) | {"augment": {"flip": []}}
+    done, folder = run(tmp_path, runs, described, rows(".png", [{"label": names[at % 3]} for at in range(COUNT)]))
+    metrics = done.summary
+    assert list(metrics["test"]["int8"]) == list(METRICS)
+    assert metrics["test"]["float"]["auc"]["value"] > 0.6
+    assert metrics["operating_point"]["int8"] == {"threshold": None, "rule": "argmax"}
+    assert read_info(folder / "release").models["int8"].threshold is None
+    answer = Predictor.open(folder / "release").predict_scan(tmp_path / "scans" / "000.png")
+    assert list(answer.probabilities) == names
+    assert sum(answer.probabilities.values()) == pytest.approx(1)
+    assert answer.decision == max(answer.probabilities, key=lambda name: answer.probabilities[name])
+    same_as_table(folder, tmp_path / "scans")
+    assert call("verify", folder / "release").code == 0
+
+
+def test_multilabel_study(tmp_path: Path, runs: Path) -> None:
+    names = ["upper", "lower"]
+    truth = [(at % 2, at // 2 % 3 % 2) for at in range(COUNT)]
+    (tmp_path / "scans").mkdir()
+    for at, parts in enumerate(truth):
+        Image.fromarray(drawn(at, [part == 1 for part in parts], (20, 20)).T).save(tmp_path / "scans" / f"{at:03d}.png")
+    described = study("labels", task="multilabel", labels=names)
+    listed = rows(".png", [dict(zip(names, parts, strict=True)) for parts in truth])
+    done, folder = run(tmp_path, runs, described, listed)
+    assert list(done.summary["test"]["int8"]) == list(METRICS)
+    assert len(done.summary["operating_point"]["float"]["threshold"]) == 2
+    info = read_info(folder / "release")
+    thresholds = info.models["int8"].threshold
+    assert isinstance(thresholds, tuple)
+    answer = Predictor.open(folder / "release").predict_scan(tmp_path / "scans" / "001.png")
+    wanted = [name for name, at in zip(names, thresholds, strict=True) if answer.probabilities[name] >= at]
+    assert answer.decision == ";".join(wanted)
+    same_as_table(folder, tmp_path / "scans")
+    again = call("run", tmp_path / "labels.yaml", "--data", tmp_path, "--runs", runs, "--json")
+    assert again.stderr.count("unchanged, skipped") == 6  # thresholds that were read back are the same facts
+
+
+def test_study_of_volumes(tmp_path: Path, runs: Path) -> None:
+    names = ["near", "far"]
+    (tmp_path / "scans").mkdir()
+    for at in range(COUNT):
+        volume = drawn(at, [at % 2 == 0, at % 2 == 1], (10, 12, 14)).astype(np.int16)
+        nibabel.save(
+            nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / "scans" / f"{at:03d}.nii.gz"
+        )
+    described = study("volumes", labels=names) | {
+        "prepare": {"size": [12, 12, 12], "intensity": {"method": "minmax"}},
+        "augment": {"flip": ["left_right", "slice"], "rotate_degrees": 5},
+        "training": {"epochs": 1, "batch_size": 8},
+    }
+    done, folder = run(tmp_path, runs, described, rows(".nii.gz", [{"label": names[at % 2]} for at in range(COUNT)]))
+    assert done.summary["test"]["int8"]["auc"]["n"] == COUNT // 4
+    golden = json.loads((folder / "release" / "golden.json").read_text())
+    assert [case["scan"] for case in golden["cases"]] == [f"golden/case-{number}.nii.gz" for number in (1, 2, 3)]
+    same_as_table(folder, tmp_path / "scans")
+    out = tmp_path / "out.csv"
+    assert call("predict", folder / "release", tmp_path / "scans", "--out", out).code == 0
+    with out.open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == COUNT
+    assert call("verify", folder / "release").code == 0

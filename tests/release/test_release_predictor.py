@@ -1,0 +1,147 @@
+"""A release answers as the run did, for every kind of question, and its card says what was measured."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from clinic_fixtures import Finished
+from numpy.typing import NDArray
+
+from medopt.errors import DataError
+from medopt.imaging import read_scan
+from medopt.records import FloatArray
+from medopt.release.card import render_card
+from medopt.release.contents import Kind, ReleaseInfo, read_info
+from medopt.release.predictor import Predictor
+from medopt.transforms.prepare import PrepareChain
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_probabilities_are_those_of_the_predictions_table(finished: Finished, kind: Kind) -> None:
+    """The same scans, read anew from DICOM through the release alone."""
+    with (finished.folder / "manifest.csv").open(newline="") as stream:
+        images = {row["case_id"]: row["image"] for row in csv.DictReader(stream)}
+    with (finished.folder / "predictions.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["model"] == kind]
+    assert len(rows) == 36
+    predictor = Predictor.open(finished.release, kind, threads=1)
+    threshold = finished.metrics["operating_point"][kind]["threshold"]
+    for row in rows:
+        answer = predictor.predict_scan(finished.clinic.data / "scans" / images[row["case_id"]])
+        probability = float(row["probability"])
+        assert answer.probabilities["blob"] == pytest.approx(probability, abs=1e-6)
+        assert answer.probabilities["clear"] == pytest.approx(1 - probability, abs=1e-6)
+        assert answer.logits == pytest.approx([float(row["logit"])], abs=1e-5)
+        assert answer.decision == ("blob" if probability >= threshold else "clear")
+
+
+def test_both_engines_answer_alike_and_a_batch_as_its_scans(finished: Finished) -> None:
+    paths = [finished.clinic.data / "scans" / f"{index:03d}.dcm" for index in range(6)]
+    for engine in ("onnxruntime", "openvino"):
+        predictor = Predictor.open(finished.release, "float", engine, threads=1)
+        batch = np.stack([predictor.chain(path).numpy() for path in paths])
+        singly = [predictor.predict_scan(read_scan(path)).probabilities["blob"] for path in paths]
+        together = [answer.probabilities["blob"] for answer in predictor.predict(batch)]
+        assert together == pytest.approx(singly, abs=1e-5)
+        if engine == "onnxruntime":
+            first = singly
+    assert singly == pytest.approx(first, abs=1e-4)
+
+
+@dataclass(slots=True)
+class Fixed:
+    """An engine that answers with given logits."""
+
+    logits: NDArray[np.float64]
+    name: str = "fixed"
+
+    def run(self, batch: FloatArray) -> NDArray[np.float64]:
+        return np.tile(self.logits, (len(batch), 1))
+
+
+def with_logits(info: ReleaseInfo, logits: list[float], **model: Any) -> Predictor:
+    changed = info.models["int8"].model_copy(update=model)
+    info = info.model_copy(update={"models": {"int8": changed, "float": changed}})
+    return Predictor(info, "int8", PrepareChain(info.prepare), Fixed(np.array(logits)))
+
+
+@pytest.fixture
+def info(finished: Finished) -> ReleaseInfo:
+    return read_info(finished.release)
+
+
+IMAGE = np.zeros((1, 1, 32, 32), np.float32)
+
+
+@pytest.mark.parametrize(("threshold", "decision"), [(0.73, "blob"), (0.74, "clear")])
+def test_binary_answer(info: ReleaseInfo, threshold: float, decision: str) -> None:
+    (answer,) = with_logits(info, [2.0], temperature=2.0, threshold=threshold).predict(IMAGE)
+    assert answer.probabilities == pytest.approx({"clear": 0.26894142, "blob": 0.73105858})
+    assert (answer.decision, answer.logits) == (decision, (2.0,))
+
+
+def test_multiclass_answer(info: ReleaseInfo) -> None:
+    three = info.model_copy(update={"task": "multiclass", "labels": ["a", "b", "c"]})
+    (answer,) = with_logits(three, [0.0, np.log(9), np.log(4)], temperature=2.0, threshold=None).predict(IMAGE)
+    assert answer.probabilities == pytest.approx({"a": 1 / 6, "b": 3 / 6, "c": 2 / 6})  # square roots of 1, 9 and 4
+    assert answer.decision == "b"
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "decision"), [((0.4, 0.4, 0.4), "a;c"), ((0.6, 0.1, 0.9), "b"), ((0.9, 0.9, 0.9), "")]
+)
+def test_multilabel_answer(info: ReleaseInfo, thresholds: tuple[float, ...], decision: str) -> None:
+    several = info.model_copy(update={"task": "multilabel", "labels": ["a", "b", "c"]})
+    logits = [0.0, -np.log(3), np.log(3)]
+    (answer,) = with_logits(several, logits, temperature=1.0, threshold=thresholds).predict(IMAGE)
+    assert answer.probabilities == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.75})
+    assert answer.decision == decision
+
+
+def test_logit_that_is_not_a_number_is_no_answer(info: ReleaseInfo) -> None:
+    with pytest.raises(DataError, match="not a finite number"):
+        with_logits(info, [float("nan")]).predict(IMAGE)
+
+
+def test_release_json_says_what_the_run_found(finished: Finished, info: ReleaseInfo) -> None:
+    metrics = finished.metrics
+    assert (info.task, info.labels, info.study) == ("binary", ["clear", "blob"], "clinic")
+    for kind in ("float", "int8"):
+        assert info.models[kind].temperature == metrics["temperature"][kind]
+        assert info.models[kind].threshold == metrics["operating_point"][kind]["threshold"]
+        assert info.models[kind].engines[0] == metrics["engine"][kind]
+    assert info.models["int8"].engines == metrics["gate"]["figures"]["engines_passed"]
+    assert info.figures["test"] == metrics["test"]
+    assert info.provenance["mlflow_run_id"] == metrics["mlflow_run_id"]
+
+
+def written(figure: dict[str, Any]) -> str:
+    value = f"{figure['value']:.3f}"
+    return value if figure["low"] is None else f"{value} ({figure['low']:.3f}-{figure['high']:.3f})"
+
+
+def test_card_holds_the_figures(finished: Finished, info: ReleaseInfo) -> None:
+    card, metrics = (finished.release / "CARD.md").read_text(), finished.metrics
+    for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "brier"):
+        shown = [written(metrics["test"][kind][name]) for kind in ("float", "int8")]
+        assert f"| {name.replace('_', ' ')} | {shown[0]} | {shown[1]} |" in card
+    for site, found in metrics["sites"].items():
+        auc = found["int8"]["auc"]
+        assert f"| {site} | {written(auc)} | {auc['n']} |" in card
+    assert f"temperature {metrics['temperature']['int8']:.4g}" in card
+    for words in (info.chain_fingerprint, metrics["mlflow_run_id"], info.question, "clear, blob (binary)", "passed"):
+        assert words in card
+
+
+def test_card_says_where_a_figure_is_not_defined(info: ReleaseInfo) -> None:
+    nothing = {"value": None, "low": None, "high": None, "n": 4, "note": "one class only"}
+    bare = {"value": 0.5, "low": None, "high": None, "n": 4}
+    sites = {"hill": {"int8": {"auc": nothing}}, "lake": {"int8": {"auc": bare}}}
+    card = render_card(info.model_copy(update={"figures": info.figures | {"sites": sites, "confidence": 0.9}}))
+    assert "| hill | not defined (one class only) | 4 |" in card
+    assert "| lake | 0.500 | 4 |" in card
+    assert "95 %" not in card

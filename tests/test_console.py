@@ -1,0 +1,187 @@
+"""What a person sees: the summary of a run that passed and of one that was refused, answers, bars."""
+
+from __future__ import annotations
+
+from io import StringIO
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from medopt.console import ConsoleReporter, print_predictions, print_rows, print_summary
+from medopt.release.predictor import Answer, Predictor
+from medopt.serving.batch import Row
+
+METRICS = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
+
+
+def figures(value: float) -> dict[str, Any]:
+    return {name: {"value": value, "low": value - 0.1, "high": value + 0.05, "n": 18} for name in METRICS}
+
+
+def summary(passed: bool, **more: Any) -> dict[str, Any]:
+    undefined = {"auc": {"value": None, "low": None, "high": None, "n": 4, "note": "one class only"}}
+    return {
+        "study": "clinic",
+        "seed": 3,
+        "confidence": 0.95,
+        "test": {"float": figures(0.9), "int8": figures(0.875)},
+        "sites": {"hill": {"float": figures(0.8), "int8": figures(0.7)}}
+        | {"[bold]": {"float": undefined, "int8": undefined}},
+        "engine": {"float": "onnxruntime", "int8": "openvino"},
+        "latency_ms": {"onnxruntime_float": 9.0, "openvino_int8": 3.0, "torch_float": 20.0},
+        "size_bytes": {"float": 4_000_000, "int8": 1_100_000},
+        "gate": {
+            "passed": passed,
+            "reasons": [] if passed else ["the decision flips"],
+            "figures": {"engine": "openvino", "engines": {"openvino": {"decision_flips": 0.0556}}},
+        },
+        "folder": "runs/clinic/20260101-000000-abcdef01",
+        "stages": {"train": 12.4, "compress": 3.0},
+        "mlflow_link": "http://127.0.0.1:5000/#/experiments/1/runs/" + "f" * 32,
+    } | more
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+
+
+def cells(text: str, first: str) -> list[str]:
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines()]
+    (row,) = [row for row in rows if row[0] == first]
+    return row[1:]
+
+
+def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(summary(passed=True))
+    text = capsys.readouterr().out
+    assert "clinic, seed 3: 18 cases of the test split (95 % interval)" in text
+    assert "float (onnxruntime)" in text
+    assert "int8 (openvino)" in text
+    assert cells(text, "auc") == ["0.900 (0.800-0.950)", "0.875 (0.775-0.925)"]
+    assert cells(text, "average precision") == cells(text, "auc")
+    assert cells(text, "auc at hill") == ["0.800 (0.700-0.850)", "0.700 (0.600-0.750)"]
+    assert cells(text, "auc at [bold]") == ["not defined (one class only)"] * 2
+    assert cells(text, "time for an image") == ["9.00 ms", "3.00 ms"]
+    assert cells(text, "speed over float") == ["", "3.0x"]
+    assert cells(text, "size") == ["4.00 MB", "1.10 MB"]
+    assert "gate passed: 5.6% of validation decisions flip" in text
+    assert "train 12, compress 3" in text
+    assert "medopt verify runs/clinic/20260101-000000-abcdef01/release" in text
+    assert "medopt ui --runs runs " in text
+
+
+def test_refused_run_names_no_release(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(summary(passed=False))
+    text = capsys.readouterr().out
+    assert "gate refused: 5.6%" in text
+    assert "gate passed" not in text
+    assert "medopt verify" not in text
+    assert "/release" not in text
+    assert f"MLflow   http://127.0.0.1:5000/#/experiments/1/runs/{'f' * 32}\n" in text
+
+
+def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(summary(passed=True, sites={"unknown": {"float": figures(0.9), "int8": figures(0.9)}}))
+    assert "auc at" not in capsys.readouterr().out
+
+
+def predictor(labels: list[str], threshold: Any) -> Predictor:
+    model = SimpleNamespace(threshold=threshold)
+    info = SimpleNamespace(labels=labels, models={"int8": model})
+    return cast(Predictor, SimpleNamespace(info=info, kind="int8", engine=SimpleNamespace(name="openvino")))
+
+
+def answered(name: str) -> Row:
+    return Row(name, Answer({"no": 0.25, "yes": 0.75}, "yes", (1.1,)))
+
+
+def test_answers_and_refusals_stand_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_predictions([answered("a[0].dcm"), Row("b.dcm", None, "not a scan")], predictor(["no", "yes"], 0.61234))
+    text = capsys.readouterr().out
+    assert cells(text, "a[0].dcm") == ["yes", "0.250", "0.750"]
+    assert cells(text, "b.dcm") == ["refused", "", ""]
+    assert "int8 model in openvino; decided: yes from 0.6123 on" in text
+
+
+def test_long_list_is_cut_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_predictions([answered(f"{index}.dcm") for index in range(45)], predictor(["no", "yes"], 0.5))
+    text = capsys.readouterr().out
+    assert "│ 39.dcm" in text
+    assert "│ 40.dcm" not in text
+    assert "and 5 more in the CSV" in text
+
+
+@pytest.mark.parametrize(
+    ("threshold", "said"),
+    [((0.25, 0.5), "no from 0.2500 on, yes from 0.5000 on"), (None, "the most probable label")],
+)
+def test_rule_of_the_decision_is_told(capsys: pytest.CaptureFixture[str], threshold: Any, said: str) -> None:
+    print_predictions([answered("a.dcm")], predictor(["no", "yes"], threshold))
+    assert f"decided: {said}\n" in capsys.readouterr().out
+
+
+def test_rows_round_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows("replayed", [{"case": "golden/1.dcm", "difference": 0.000123456}])
+    text = capsys.readouterr().out
+    assert text.startswith("replayed")
+    assert cells(text, "golden/1.dcm") == ["0.0001235"]
+
+
+def on_terminal(reporter: ConsoleReporter) -> StringIO:
+    reporter.console = Console(file=StringIO(), force_terminal=True, width=140, highlight=False, markup=False)
+    return cast(StringIO, reporter.console.file)
+
+
+def test_bar_shows_count_and_fields_and_goes_when_full() -> None:
+    reporter = ConsoleReporter()
+    seen = on_terminal(reporter)
+    advance = reporter.progress(10, "epoch 1/4")
+    advance(4, loss="0.693")
+    bar = reporter._progress
+    assert bar is not None
+    bar.refresh()
+    text = seen.getvalue()
+    assert "epoch 1/4" in text
+    assert "4/10" in text
+    assert "loss 0.693" in text
+    assert not bar.finished
+    advance(6, loss="0.5")
+    assert bar.finished
+    assert not bar.live.is_started
+
+
+def test_new_stage_ends_the_bar_before_it() -> None:
+    reporter = ConsoleReporter()
+    seen = on_terminal(reporter)
+    reporter.progress(10, "reading")
+    bar = reporter._progress
+    assert bar is not None
+    reporter.stage("train", "unchanged, skipped")
+    assert not bar.live.is_started
+    assert "unchanged, skipped" in seen.getvalue()
+    reporter.close()  # a second time does no harm
+
+
+def test_log_file_takes_lines_but_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter()
+    reporter.stage("train", "")
+    advance = reporter.progress(2, "epoch")
+    advance(2, loss=1)
+    reporter.message("a long line with [brackets] " + "x" * 200)
+    reporter.close()
+    caught = capsys.readouterr()
+    assert caught.out == ""
+    assert [line.rstrip() for line in caught.err.splitlines()] == [
+        "train",
+        "  a long line with [brackets] " + "x" * 200,
+    ]
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter(quiet=True)
+    reporter.stage("train", "note")
+    reporter.message("line")
+    assert capsys.readouterr() == ("", "")

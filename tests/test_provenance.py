@@ -1,0 +1,153 @@
+"""Hashes, pseudonyms, versions, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medopt import __version__, provenance
+from medopt.errors import StorageError
+from medopt.provenance import (
+    atomic,
+    code_version,
+    digest,
+    file_digest,
+    machine,
+    package_versions,
+    pseudonym,
+    storage,
+    write_json,
+    write_text,
+)
+
+
+def test_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1, "b": [1, 2]}) != digest({"a": 1, "b": [2, 1]})
+    assert digest({"a": 1}) == hashlib.sha256(b'{"a":1}').hexdigest()
+
+
+def test_file_digest_is_sha256_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 5000)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(bytes(range(256)) * 5000).hexdigest()
+
+
+def test_pseudonym_is_stable_keyed_and_hides_the_identifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDOPT_PSEUDONYM_KEY", raising=False)
+    first = pseudonym("MRN4711")
+    assert len(first) == 16
+    assert int(first, 16)
+    assert first == pseudonym("MRN4711") != pseudonym("MRN4712")
+    assert first != hashlib.sha256(b"MRN4711").hexdigest()[:16]
+    monkeypatch.setenv("MEDOPT_PSEUDONYM_KEY", "of this site")
+    assert pseudonym("MRN4711") != first
+
+
+def test_package_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy
+
+    assert package_versions()["numpy"] == numpy.__version__
+    monkeypatch.setattr(provenance, "PACKAGES", ("numpy", "surely-not-installed"))
+    assert list(package_versions()) == ["numpy"]
+
+
+def test_code_version_outside_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "medopt" / "provenance.py"))
+    assert code_version() == {"version": __version__}
+    (tmp_path / ".git").mkdir()  # a checkout that git refuses
+    assert code_version() == {"version": __version__}
+
+
+def test_machine_names_processor_and_cores() -> None:
+    found = machine()
+    assert found["cpu"]
+    assert found["cores"] >= 1
+    assert found["python"].count(".") == 2
+
+
+def test_text_and_json_are_written_with_their_folders(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "c.txt", "Übersicht\n")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text(encoding="utf-8") == "Übersicht\n"
+    write_json(tmp_path / "d.json", {"x": [1, 2.5, None]})
+    assert json.loads((tmp_path / "d.json").read_text()) == {"x": [1, 2.5, None]}
+
+
+def test_json_refuses_what_is_not_a_number_and_keeps_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "d.json", {"x": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "d.json", {"x": float("nan")})
+    assert json.loads((tmp_path / "d.json").read_text()) == {"x": 1}
+
+
+def test_interrupted_write_keeps_the_old_file_and_leaves_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic(path) as part:
+        part.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_threads_write_the_same_file_without_mixing(tmp_path: Path) -> None:
+    path, texts = tmp_path / "a.txt", ["x" * 50_000, "y" * 50_000]
+    threads = [threading.Thread(target=write_text, args=(path, text)) for text in texts * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_keeps_the_old_file(tiny_disk: Callable[[int], Path]) -> None:
+    path = tiny_disk(64) / "a.bin"
+    write_text(path, "old")
+    with pytest.raises(StorageError, match=r"The disk is full: writing .*a\.bin failed"):
+        write_text(path, "n" * 200_000)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_folder_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(StorageError, match="a folder where a file is"):
+        write_text(tmp_path / "a.txt", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+        write_text(tmp_path / "a" / "b.txt", "x")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "The disk is full"),
+        (errno.EDQUOT, "The disk is full"),
+        (errno.EACCES, "may not be written to"),
+        (errno.EPERM, "may not be written to"),
+        (errno.EROFS, "may not be written to"),
+        (errno.ENOTDIR, "a file stands where a folder is needed"),
+    ],
+)
+def test_refusals_of_the_system_become_storage_errors(number: int, said: str) -> None:
+    with pytest.raises(StorageError, match=said) as refused, storage(Path("place")):
+        raise OSError(number, "as the system says", "file")
+    assert refused.value.exit_code == 2
+    assert "place" in str(refused.value)
+
+
+def test_another_fault_of_the_system_stays_what_it_is() -> None:
+    with pytest.raises(OSError, match="broken wire"), storage(Path("place")):
+        raise OSError(errno.EIO, "broken wire")

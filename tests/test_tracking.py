@@ -1,0 +1,311 @@
+"""What MLflow knows of a run: asked of its own client, on sqlite and on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+from clinic import STUDY, make_clinic, write_study
+from clinic_fixtures import Finished, call, only_folder
+from mlflow import MlflowClient, MlflowException
+from mlflow.entities import Run
+
+from medopt.config import Study
+from medopt.inference.engines import load_batch
+from medopt.records import EpochRecord
+from medopt.release.contents import Kind
+from medopt.release.predictor import Predictor
+from medopt.tracking import Tracker, flatten
+
+SERVER = Path(__file__).parents[1] / "mlflow" / "server.sh"
+
+
+@pytest.fixture
+def store(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    """The finished run's store, also for MLflow's functions that take no address."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.store)
+    mlflow.set_tracking_uri(finished.store)
+    yield MlflowClient(finished.store)
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def tracked(store: MlflowClient, finished: Finished) -> Run:
+    return store.get_run(finished.metrics["mlflow_run_id"])
+
+
+@pytest.fixture
+def runs(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runs folder with a store (copied: to make one takes seconds) and prepared images."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "runs"
+    shutil.copytree(finished.runs / "cache", folder / "cache")
+    shutil.copy(finished.runs / "mlflow.db", folder)
+    return folder
+
+
+def test_parameters_are_the_resolved_study(tracked: Run, finished: Finished) -> None:
+    resolved = flatten(yaml.safe_load((finished.folder / "study.yaml").read_text()))
+    assert tracked.data.params == {key: str(value) for key, value in resolved.items()}
+    assert tracked.data.params["training.epochs"] == "4"
+    assert tracked.data.params["training.patience"] == "20"  # a default
+    assert tracked.data.params["data.labels"] == "['clear', 'blob']"
+
+
+def test_dataset_inputs_have_the_digest_and_their_split(tracked: Run) -> None:
+    found = {
+        item.dataset.name: (item.dataset, {tag.key: tag.value for tag in item.tags})
+        for item in tracked.inputs.dataset_inputs
+    }
+    assert set(found) == {"clinic-train", "clinic-val", "clinic-test"}
+    for split, count in (("train", 36), ("val", 18), ("test", 18)):
+        dataset, tags = found[f"clinic-{split}"]
+        assert dataset.digest == tracked.data.tags["manifest_digest"][:16]
+        assert tags == {"mlflow.data.context": split, "images": str(count)}
+
+
+def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> None:
+    provenance = json.loads((finished.release / "release.json").read_text())["provenance"]
+    tags = tracked.data.tags
+    assert tracked.info.status == "FINISHED"
+    assert (tags["study"], tags["outcome"], tags["run_folder"]) == ("clinic", "released", finished.folder.name)
+    assert tags["mlflow.note.content"] == "Is there a bright blob?"
+    assert tags["manifest_digest"] == provenance["manifest_digest"]
+    assert tags["code"] == provenance["code"].get("commit", provenance["code"]["version"])
+    assert tags["machine"] == provenance["machine"]["cpu"]
+
+
+def test_every_epoch_stands_there_once(store: MlflowClient, tracked: Run, finished: Finished) -> None:
+    history = json.loads((finished.folder / "stages" / "train.json").read_text())["facts"]["history"]
+    for name, key in (("loss/train", "train_loss"), ("loss/val", "val_loss"), ("score/val", "val_metric")):
+        points = store.get_metric_history(tracked.info.run_id, name)
+        assert [point.step for point in points] == [1, 2, 3, 4]
+        assert [point.value for point in points] == [epoch[key] for epoch in history]
+    assert [name for name in tracked.data.metrics if name.startswith("system/")]
+
+
+def test_figures_are_metrics(tracked: Run, finished: Finished) -> None:
+    found, metrics = tracked.data.metrics, finished.metrics
+    for kind in ("float", "int8"):
+        for name, figure in metrics["test"][kind].items():
+            assert found[f"test_{kind}/{name}"] == figure["value"]
+        assert found[f"size_bytes/{kind}"] == metrics["size_bytes"][kind]
+    assert found["latency_ms/onnxruntime_int8"] == metrics["latency_ms"]["onnxruntime_int8"]
+
+
+def test_artifacts_are_the_files_of_the_run(
+    store: MlflowClient, tracked: Run, finished: Finished, tmp_path: Path
+) -> None:
+    got = Path(store.download_artifacts(tracked.info.run_id, "", str(tmp_path)))
+    files = {path.relative_to(got).as_posix(): path.read_bytes() for path in got.rglob("*") if path.is_file()}
+    kept = {"tables/predictions.csv": "predictions.csv", "study.yaml": "study.yaml", "metrics.json": "metrics.json"}
+    for place in ("figures", "release"):
+        kept |= {
+            name: name
+            for path in (finished.folder / place).rglob("*")
+            if path.is_file()
+            for name in [path.relative_to(finished.folder).as_posix()]
+        }
+    assert files == {name: (finished.folder / place).read_bytes() for name, place in kept.items()}
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_logged_models_are_those_of_the_release(
+    store: MlflowClient, tracked: Run, finished: Finished, kind: Kind
+) -> None:
+    models = {m.name: m for m in (store.get_logged_model(out.model_id) for out in tracked.outputs.model_outputs)}
+    assert set(models) == {"float", "int8"}
+    model = mlflow.onnx.load_model(models[kind].model_uri)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    batch = load_batch(sorted((finished.runs / "cache").rglob("*.npy"))[:4])
+    wanted = [list(answer.logits) for answer in Predictor.open(finished.release, kind, "onnxruntime").predict(batch)]
+    np.testing.assert_allclose(session.run(["logits"], {"image": batch})[0], wanted, atol=1e-5)
+
+
+def test_int8_model_is_the_registered_candidate(store: MlflowClient, tracked: Run) -> None:
+    version = store.get_model_version_by_alias("clinic", "candidate")
+    assert version.run_id == tracked.info.run_id
+    assert [found.version for found in store.search_model_versions("name='clinic'")] == [version.version]
+    info = mlflow.models.get_model_info("models:/clinic@candidate")
+    assert info.signature.inputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 1, 32, 32)
+    assert store.get_logged_model(info.model_id).name == "int8"
+
+
+def epochs(count: int) -> list[EpochRecord]:
+    return [EpochRecord(e, 1 / (e + 1), 0.5, 0.1 * e, 1e-3, 100.0, 1.0, 0.01) for e in range(count)]
+
+
+def steps(client: MlflowClient, run_id: str) -> list[int]:
+    found = [
+        [p.step for p in client.get_metric_history(run_id, name)] for name in ("loss/train", "speed/epoch_seconds")
+    ]
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_history_goes_on_after_a_crash(runs: Path, tiny_study: Callable[..., Study]) -> None:
+    study, client = tiny_study(), MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    first = Tracker(study, runs, None, "tiny")
+    assert first.sync_history(epochs(2)) is None
+    mlflow.end_run("RUNNING")  # what a killed process leaves
+    second = Tracker(study, runs, first.run_id, "tiny")
+    assert second.run_id == first.run_id
+    for count in (2, 3, 3, 5):
+        assert second.sync_history(epochs(count)) is None
+    second.end("released")
+    assert steps(client, first.run_id) == [1, 2, 3, 4, 5]
+    assert [p.value for p in client.get_metric_history(first.run_id, "loss/train")] == [1 / e for e in range(1, 6)]
+
+
+def test_history_has_no_gap_after_a_store_that_failed(
+    runs: Path, tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, real = Tracker(tiny_study(), runs, None, "tiny"), MlflowClient.log_batch
+    fails = iter(["before", "before", "after", "no", "no", "no", "no", "no"])
+
+    def log_batch(client: MlflowClient, *args: Any, **named: Any) -> None:
+        """Gone before it wrote, or gone after, so that its answer was lost."""
+        fault = next(fails)
+        if fault != "before":
+            real(client, *args, **named)
+        if fault != "no":
+            raise MlflowException("the store is gone")
+
+    assert tracker.sync_history(epochs(1)) is None
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    for count in (2, 3, 4):
+        told = tracker.sync_history(epochs(count)) or ""
+        assert "Training goes on" in told and "the store is gone" in told
+    assert tracker.sync_history(epochs(5)) is None
+    assert tracker.sync_history(epochs(5)) is None
+    monkeypatch.undo()
+    tracker.end("released")
+    assert steps(MlflowClient(tracker.uri), tracker.run_id) == [1, 2, 3, 4, 5]
+
+
+def only_run(runs: Path, name: str) -> Run:
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    return found
+
+
+def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, runs: Path, tmp_path: Path) -> None:
+    study = STUDY | {"name": "strict", "compression": STUDY["compression"] | {"engines": ["onnxruntime"]}}
+    words = [write_study(tmp_path, study), "--data", finished.clinic.data, "--runs", runs, "--json"]
+    done = call("run", *words, "--set", "training.epochs=1", "--set", "compression.gate.min_speedup=1000")
+    done.refused(5, "GateRefused", "not faster", "wanted above 1000x", "there is no release")
+    folder, found = only_folder(runs, "strict"), only_run(runs, "strict")
+    gate = json.loads((folder / "metrics.json").read_text())["gate"]
+    assert gate["passed"] is False
+    assert "wanted above 1000x" in gate["reasons"][0]
+    assert done.summary["gate"] == gate
+    assert not (folder / "release").exists()
+    assert (found.info.status, found.data.tags["outcome"]) == ("FINISHED", "gate refused")
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    assert [model.name for model in client.search_registered_models()] == ["clinic"]
+    assert "release" not in {item.path for item in client.list_artifacts(found.info.run_id)}
+    assert len(found.outputs.model_outputs) == 2  # kept, to see what was refused
+
+
+def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medopt.pipeline import runner
+
+    clinic = make_clinic(tmp_path)
+    study = write_study(tmp_path, STUDY | {"name": "failing"})
+    words = ["run", study, "--data", clinic.data, "--runs", runs]
+    scan = clinic.data / "scans" / "007.dcm"
+    whole = scan.read_bytes()
+    scan.write_bytes(whole[:-500])
+    call(*words).refused(3, "DataError", "007.dcm")
+    first = only_run(runs, "failing")
+    assert (first.info.status, first.data.tags["outcome"]) == ("FAILED", "DataError")
+    scan.write_bytes(whole)
+
+    def broken(*args: Any, **named: Any) -> None:
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(runner, "train", broken)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        call(*words)
+    second = only_run(runs, "failing")
+    assert second.info.run_id == first.info.run_id  # it went on in the same run
+    assert (second.info.status, second.data.tags["outcome"]) == ("FAILED", "crashed")
+    assert mlflow.active_run() is None
+
+
+@pytest.fixture
+def server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """mlflow/server.sh on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["bash", str(SERVER), str(runs), str(port)]
+    kept = os.environ | {"PYTHON": sys.executable}
+    process = subprocess.Popen(
+        command, env=kept, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    uri, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
+                    assert answer.status == 200
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.2)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri, process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        mlflow.set_tracking_uri(None)
+
+
+def test_server_is_used_and_may_go(
+    server: tuple[str, subprocess.Popen[bytes]],
+    runs: Path,
+    tmp_path: Path,
+    tiny_study: Callable[..., Study],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri, process = server
+    study, elsewhere = tiny_study(), tmp_path / "elsewhere"
+    tracker = Tracker(study, elsewhere, None, "tiny")
+    assert tracker.link.startswith(f"{uri}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}")
+    tracker.log_start(study, "d" * 64, {"study": "tiny"}, {"train": 4})
+    assert tracker.sync_history(epochs(3)) is None
+    (tmp_path / "note.txt").write_text("kept by the server")
+    tracker.log_files({"tables": tmp_path / "note.txt"})
+    tracker.end("released")
+    assert not elsewhere.exists()
+    client = MlflowClient(uri)
+    found = client.get_run(tracker.run_id)
+    assert (found.info.status, found.data.tags["outcome"]) == ("FINISHED", "released")
+    assert found.data.params["name"] == "tiny"
+    assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 16
+    assert steps(client, tracker.run_id) == [1, 2, 3]
+    (kept,) = (runs / "artifacts").rglob("note.txt")
+    assert kept.read_text() == "kept by the server"
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    told = [tracker.sync_history(epochs(4)) or "" for _ in range(2)]
+    assert all("Training goes on" in text and uri in text and "unset MLFLOW_TRACKING_URI" in text for text in told)
