@@ -20,6 +20,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGLSTransferSyntaxes,
     MediaStorageDirectoryStorage,
 )
 
@@ -132,6 +133,8 @@ def decoded(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
     """
     count = number_of_frames(dataset, name)
     options: dict[str, Any] = {"view_only": True, "correct_unused_bits": not unused_bits(dataset)}
+    if dataset.file_meta.TransferSyntaxUID in JPEGLSTransferSyntaxes:
+        options["decoding_plugin"] = "pyjpegls"  # 40 ms for 2 megapixels; pydicom's own choice takes 145 ms
     try:
         if count == 1:
             pixels = pixel_array(dataset, **options)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.transforms import Compose, Transform
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medopt.config import Intensity, Prepare
@@ -26,6 +27,7 @@ CHAIN_VERSION = 1
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2 (YBR_FULL)
 _EXACT_BELOW = 200_000
 _BINS = 4096
+_COUNTED = 2**17
 
 
 class ReadScan(Transform):
@@ -164,10 +166,10 @@ class PrepareChain(Transform):
 
 
 def percentiles(array: FloatArray, low: float, high: float) -> tuple[float, float]:
-    """Two percentiles of an array, exact below 200 000 values.
+    """Two percentiles of an array, exact below 200 000 values and where all are whole numbers, as stored ones are.
 
-    Above, a histogram finds the bin and a second one inside it finds the value: the error stays below 1/4096 of a
-    4096th of the range, at a fraction of a sort's cost.
+    Else a histogram finds the bin and a second one inside it finds the value: the error stays below 1/4096 of a
+    4096th of the range. Either way at a fraction of a sort's cost.
     """
     flat = array.ravel()
     if flat.size < _EXACT_BELOW:
@@ -177,7 +179,17 @@ def percentiles(array: FloatArray, low: float, high: float) -> tuple[float, floa
     bottom, top = (float(edge) for edge in torch.aminmax(tensor))
     if not np.isfinite([bottom, top]).all() or bottom == top:
         return bottom, top
+    if top - bottom < _COUNTED and torch.equal(whole := tensor.to(torch.int32), tensor):
+        ranks = np.cumsum(np.bincount((whole - int(bottom)).numpy()))
+        first, second = (bottom + _counted(ranks, q / 100 * (flat.size - 1)) for q in (low, high))
+        return first, second
     return _quantile(tensor, low / 100, bottom, top), _quantile(tensor, high / 100, bottom, top)
+
+
+def _counted(ranks: NDArray[np.int64], rank: float) -> float:
+    """The value at a fractional rank, from cumulated counts, interpolated as numpy does."""
+    lower, upper = np.searchsorted(ranks, [np.floor(rank), np.ceil(rank)], side="right")
+    return float(lower + (upper - lower) * (rank % 1))
 
 
 def _quantile(values: Tensor, q: float, bottom: float, top: float) -> float:
