@@ -43,7 +43,8 @@ class TrainingState:
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON facts, with a checksum, to one safetensors file, whole or not at all."""
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    data = save(kept, {"facts": json.dumps(dict(facts)), "sha256": _checksum(kept)})
+    # One note only: safetensors writes several in an order of its own, and equal weights shall be equal files.
+    data = save(kept, {"medopt": json.dumps({"facts": dict(facts), "sha256": _checksum(kept)})})
     with atomic(path) as part:
         part.write_bytes(data)
 
@@ -55,11 +56,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as stream:
-            notes = stream.metadata() or {}
-        tensors, facts = load_file(path), json.loads(notes["facts"])
+            notes = json.loads((stream.metadata() or {})["medopt"])
+        tensors = load_file(path)
         if notes["sha256"] != _checksum(tensors):
             raise ValueError("its checksum is wrong")
-        return tensors, facts
+        return tensors, notes["facts"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise TrainingError(f"The checkpoint {path} is damaged or missing ({error}).") from None
 

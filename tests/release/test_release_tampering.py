@@ -213,7 +213,7 @@ def test_files_are_what_their_names_say_and_no_pickle(finished: Finished) -> Non
     for path in checkpoints:
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")
-        assert {"facts", "sha256"} == set(json.loads(content[8 : 8 + length])["__metadata__"])
+        assert {"medopt"} == set(json.loads(content[8 : 8 + length])["__metadata__"])
     prepared = list((finished.runs / "cache").rglob("*.npy"))
     assert len(prepared) == 72
     assert all(np.load(path, allow_pickle=False).dtype == np.float32 for path in prepared)
