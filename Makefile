@@ -33,14 +33,9 @@ lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Tests that fork or kill run in a process of their own, after the others.
-ALONE := tests/pipeline/test_interrupted.py tests/test_tracking_limits.py
-
 test: lint  ## all checks and tests, with line coverage of medopt/ over 90 %
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --max-worker-restart=0 \
-		$(ALONE:%=--ignore=%) --cov --cov-report=
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ALONE) --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 clean:  ## remove the environment and the caches; runs and data stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,27 @@ def test_sites_with_any_name_can_be_recorded(tracker: Tracker, site: str, name: 
 def test_store_of_one_run_is_not_that_of_the_next(tracker: Tracker) -> None:
     """MLflow writes the address into the environment, where it would go before every other folder."""
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_ctrl_c_waits_until_the_store_has_been_told(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torn session keeps SQLite locked against the process itself, so that the run could not be closed."""
+    real, done = MlflowClient.log_batch, []
+
+    def log_batch(*words: object, **named: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(*words, **named)  # type: ignore[arg-type]
+        done.append("logged")
+
+    # A test worker may have no handler of its own: the signal would end it.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.log_figures({"latency_ms": {"float": 2.0}})
+        assert done == ["logged"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outer)
 
 
 def test_experiment_that_another_process_makes_first(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,17 @@ class OnnxRuntimeEngine:
         return np.asarray(self._session.run([OUTPUT], {INPUT: batch})[0], np.float64)
 
 
+@cache
+def openvino_core() -> openvino.Core:
+    """The one core of this process.
+
+    A core's CPU plugin takes over the thread's alternate signal stack (sigaltstack) and gives back what it found when it
+    goes. Of two cores the first to go leaves the second a stack that is no longer mapped, and the next signal, a child
+    process that ends or SIGTERM, then ends the process. So there is one, and it stays.
+    """
+    return openvino.Core()
+
+
 class OpenVinoEngine:
     """OpenVINO on the CPU, in float32 where the model is float (no silent bfloat16)."""
 
@@ -52,7 +64,7 @@ class OpenVinoEngine:
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
-        core = openvino.Core()
+        core = openvino_core()
         self._request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
 
     def run(self, batch: FloatArray) -> NDArray[np.float64]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,3 +68,23 @@ def test_a_broken_file_is_refused_by_name_in_one_paragraph(
     with pytest.raises(ReleaseError, match=rf"{name} cannot load broken\.onnx") as refused:
         open_engine(name, path)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+SIGNALLED = """
+import gc, signal, subprocess, sys
+from pathlib import Path
+from medopt.inference.engines import open_engine
+first, second = (open_engine("openvino", Path(sys.argv[1]), 1) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGCHLD, lambda number, frame: print("heard"))
+subprocess.run(["true"], check=True)
+"""
+
+
+def test_a_signal_after_two_openvino_engines_have_gone_does_not_end_the_process(tiny_models: SimpleNamespace) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(tiny_models.float)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -124,7 +124,7 @@ def test_release_of_the_broken_run_is_whole(broken: Broken) -> None:
 
 
 def test_second_process_is_refused_while_one_runs(clinic: Clinic, tmp_path: Path) -> None:
-    """The lock is the file system's own: it goes with the process that held it."""
+    """The lock is the file system's own, held by an open file: it goes with the process that held it."""
     import fcntl
 
     from medopt.config import load_study
@@ -133,19 +133,8 @@ def test_second_process_is_refused_while_one_runs(clinic: Clinic, tmp_path: Path
 
     study = load_study(clinic.study_file)
     source = read_source(study, clinic.study_file, clinic.data)
-    ready, go = os.pipe(), os.pipe()
-    if (child := os.fork()) == 0:
-        with open_run(tmp_path, study, source.digest):
-            os.write(ready[1], b"x")
-            os.read(go[0], 1)
-            os._exit(0)
-    try:
-        os.read(ready[0], 1)
-        done = call(*run_words(clinic, tmp_path))
-        done.refused(2, "Another process is running in", "--fresh")
-    finally:
-        os.write(go[1], b"x")
-        os.waitpid(child, 0)
+    with open_run(tmp_path, study, source.digest):
+        call(*run_words(clinic, tmp_path)).refused(2, "Another process is running in", "--fresh")
     lock = only_folder(tmp_path, "clinic") / ".lock"
     with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
