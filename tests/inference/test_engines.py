@@ -86,5 +86,5 @@ subprocess.run(["true"], check=True)
 
 def test_a_signal_after_two_openvino_engines_have_gone_does_not_end_the_process(tiny_models: SimpleNamespace) -> None:
     command = [sys.executable, "-c", SIGNALLED, str(tiny_models.float)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
