@@ -48,9 +48,9 @@ class OnnxRuntimeEngine:
 def openvino_core() -> openvino.Core:
     """The one core of this process.
 
-    A core's CPU plugin takes over the thread's alternate signal stack (sigaltstack) and, when it goes, gives back what it
-    found. Of two cores the first to go leaves the second a stack that is no longer mapped, and the next signal (SIGTERM, a
-    child process that ends) then kills the process. So there is one, and it stays.
+    A core's CPU plugin takes over the thread's alternate signal stack (sigaltstack) and, when it goes, gives back what
+    it found. Of two cores the first to go leaves the second a stack that is no longer mapped, and the next signal
+    (SIGTERM, a child process that ends) then kills the process. So there is one, and it stays.
     """
     return openvino.Core()
 
