@@ -28,6 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+manifest_app = typer.Typer(help="Build a manifest from a folder of scans, and check one.", no_args_is_help=True)
+app.add_typer(manifest_app, name="manifest")
+
 StudyFile = Annotated[Path, typer.Argument(help="A study file, as in pipelines/.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else ./data.")

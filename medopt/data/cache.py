@@ -17,16 +17,17 @@ import numpy as np
 import torch
 
 from medopt.errors import DataError, StorageError, listed
+from medopt.imaging.series_index import series_files
 from medopt.provenance import atomic, file_digest
 from medopt.records import Case, FloatArray, Reporter, SilentReporter
 from medopt.transforms.prepare import PrepareChain
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a series folder in the order of their digests."""
+def content_digest(path: Path, series: str = "") -> str:
+    """SHA-256 of a file, or of all files of a folder (of one series of it) in the order of their digests."""
     if path.is_dir():
-        parts = sorted(file_digest(item) for item in path.rglob("*") if item.is_file())
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
+        files = series_files(path, series) if series else [item for item in path.rglob("*") if item.is_file()]
+        return hashlib.sha256("".join(sorted(map(file_digest, files))).encode()).hexdigest()
     return file_digest(path)
 
 
@@ -48,8 +49,6 @@ class PreparedCache:
         """
         reporter = reporter or SilentReporter()
         digests: dict[str, str] = {}
-        for name in {case.image.partition("#")[0] for case in cases}:
-            digests[name] = ""
         advance = reporter.progress(len(cases), "preparing images")
         refused: list[str] = []
 
@@ -69,12 +68,13 @@ class PreparedCache:
         return [path for path in done if path is not None]
 
     def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
-        name, _, member = case.image.partition("#")
+        name, _, member = case.image.partition("#") if not (root / case.image).exists() else (case.image, "", "")
+        source = case.image if (root / name).is_dir() else name  # an archive is hashed once for all its members
         try:
-            digests[name] = digests[name] or content_digest(root / name)
+            digests[source] = digests.get(source) or content_digest(root / name, "" if source == name else member)
         except OSError as error:
             raise DataError(f"{case.image}: {error.strerror or error}.") from None
-        key = hashlib.sha256(f"{digests[name]}#{member}".encode()).hexdigest()
+        key = hashlib.sha256(f"{digests[source]}#{member}".encode()).hexdigest()
         path = self.folder / key[:2] / f"{key[2:34]}.npy"
         if not self._is_whole(path):
             # The full path goes to the reader, the manifest's own to the message.

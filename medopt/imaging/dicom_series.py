@@ -20,6 +20,7 @@ from medopt.imaging import geometry
 from medopt.imaging.dicom_file import decoded, flaw, interpreting, is_dicom, other_object, read_header, source
 from medopt.imaging.dicom_frames import Plane, planes
 from medopt.imaging.dicom_values import Meaning, channels, meaning
+from medopt.imaging.series_index import series_files
 from medopt.imaging.stack import stacked
 from medopt.records import FloatArray, Volume
 
@@ -53,14 +54,14 @@ def read_dicom(path: Path) -> Volume:
     return _volume([_File(path.name, dataset)], path)
 
 
-def read_series(folder: Path) -> Volume:
-    """A folder, with the folders below it, that holds the images of exactly one series.
+def read_series(folder: Path, uid: str = "") -> Volume:
+    """A folder, with the folders below it, that holds the images of exactly one series, or one of its series by UID.
 
     Objects that are no images (reports, segmentations, presentation states) may lie beside them. Raises DataError
     with the files where the folder holds no or several series, or where the slices form no even volume.
     """
     files, others, flawed = [], [], []
-    for path in _candidates(folder):
+    for path in series_files(folder, uid) if uid else _candidates(folder):
         dataset, name = read_header(path, defer=True), str(path.relative_to(folder))
         with interpreting(name):
             if other := other_object(dataset):
@@ -107,7 +108,8 @@ def _one_series(files: Sequence[_File], folder: Path) -> None:
     if len(series) > 1:
         raise DataError(
             f"{folder} holds {len(series)} series, and which one is meant is not said: "
-            f"{listed(sorted(_described(members) for members in series.values()), most=12)}. Give the folder of one."
+            f"{listed(sorted(_described(members) for members in series.values()), most=12)}. Give the folder of one, "
+            "or write its SeriesInstanceUID behind the folder: folder#UID."
         )
 
 

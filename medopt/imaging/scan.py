@@ -15,8 +15,9 @@ from medopt.records import Volume
 def read_scan(path: Path | str, *, data: Path | None = None) -> Volume:
     """Read a scan: its format is told from its content (NIfTI: from its name).
 
-    `path` is a DICOM, NIfTI (.nii, .nii.gz), PNG, JPEG, TIFF or BMP file; a folder that holds one DICOM series; or a
-    member of an archive, `file.npz#array/index`. A relative path is looked for below `data` where that is given.
+    `path` is a DICOM, NIfTI (.nii, .nii.gz), PNG, JPEG, TIFF or BMP file; a folder that holds one DICOM series; one of
+    the series of a folder, `folder#SeriesInstanceUID`; or a member of an archive, `file.npz#array/index`. A relative
+    path is looked for below `data` where that is given.
 
     Images come as (C, H, W) in display order, volumes as (C, D, H, W) with axes toward Superior, Posterior, Left
     (see `medopt.imaging.geometry`). Raises DataError, and nothing else, naming the file and the reason.
@@ -39,6 +40,8 @@ def _read(path: Path) -> Volume:
         return read_series(path)
     if not path.exists():
         archive, mark, member = str(path).rpartition("#")
+        if mark and Path(archive).is_dir():
+            return read_series(Path(archive), member)
         if mark and archive:
             return read_npz(Path(archive), member)
         raise DataError(f"There is no file {path}. Check the image path and the data folder (--data, MEDOPT_DATA).")

@@ -120,7 +120,9 @@ def _fault(folder: Path, image: str, shapes: dict[str, Shapes | str]) -> str:
     """The image and what is wrong with its file, without reading pixels; empty where nothing is."""
     member = npz_member(image)
     if member is None:
-        fault = _file_fault(folder / image)
+        place = folder / image
+        series_of = folder / image.rpartition("#")[0]  # folder#SeriesInstanceUID
+        fault = _file_fault(series_of if "#" in image and series_of.is_dir() else place)
         return fault and f"{image} ({fault})"
     if member.file not in shapes:
         shapes[member.file] = _file_fault(folder / member.file) or _npz_shapes(folder / member.file)
