@@ -1,7 +1,9 @@
 """Prepared tensors on disk, keyed by what the file holds and by the chain, never by the path.
 
 A changed file or a changed chain has another key, so nothing stale is ever read. Entries are written whole or not at
-all; a damaged one is made again.
+all, by however many processes at once; one that is cut off or whose bytes changed is made again.
+
+The chain's values are whole 65535ths: kept as 16-bit integers they lose nothing and take half the room of float32.
 """
 
 from __future__ import annotations
@@ -9,18 +11,24 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from medopt.errors import DataError, StorageError, listed
+from medopt.errors import ConfigError, DataError, StorageError, listed
 from medopt.imaging.series_index import series_files
 from medopt.provenance import atomic, file_digest
 from medopt.records import Case, FloatArray, Reporter, SilentReporter
-from medopt.transforms.prepare import PrepareChain
+from medopt.transforms.prepare import LEVELS, PrepareChain, from_levels
+
+_DEFAULT_GB = 100.0
 
 
 def content_digest(path: Path, series: str = "") -> str:
@@ -32,12 +40,18 @@ def content_digest(path: Path, series: str = "") -> str:
 
 
 class PreparedCache:
-    """A folder of `.npy` files, one a prepared image, memory-mapped when read."""
+    """A folder of `.npy` files, one a prepared image, memory-mapped when read.
 
-    def __init__(self, folder: Path, chain: PrepareChain) -> None:
+    It holds at most `most_gb` (MEDOPT_CACHE_GB, else 100): what was not used for the longest time goes first, and never
+    what the present cases need.
+    """
+
+    def __init__(self, folder: Path, chain: PrepareChain, most_gb: float | None = None) -> None:
+        self.root = folder
         self.folder = folder / chain.fingerprint[:16]
         self.chain = chain
         self.shape = (chain.config.channels, *chain.config.size)
+        self.most_bytes = int((_limit_gb() if most_gb is None else most_gb) * 1e9)
 
     def fill(
         self, cases: Sequence[Case], root: Path, reporter: Reporter | None = None, workers: int | None = None
@@ -65,7 +79,9 @@ class PreparedCache:
             done = list(pool.map(make, cases))
         if refused:
             raise DataError(f"{len(refused)} of {len(cases)} images were refused: {listed(sorted(refused))}")
-        return [path for path in done if path is not None]
+        found = [path for path in done if path is not None]
+        self._make_room(found)
+        return found
 
     def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
         name, _, member = case.image.partition("#") if not (root / case.image).exists() else (case.image, "", "")
@@ -76,35 +92,76 @@ class PreparedCache:
             raise DataError(f"{case.image}: {error.strerror or error}.") from None
         key = hashlib.sha256(f"{digests[source]}#{member}".encode()).hexdigest()
         path = self.folder / key[:2] / f"{key[2:34]}.npy"
-        if not self._is_whole(path):
+        if self._is_whole(path):
+            os.utime(path)  # used now: the last to go
+        else:
             # The full path goes to the reader, the manifest's own to the message.
-            array = self.chain(f"{root / case.image}").numpy()
-            entry = io.BytesIO()
-            np.save(entry, np.ascontiguousarray(array, np.float32))
-            with atomic(path) as part:
-                part.write_bytes(entry.getbuffer())  # saved to a file, numpy would not say that the disk is full
+            _write_entry(path, self.chain(f"{root / case.image}").numpy())
         return path
 
     def _is_whole(self, path: Path) -> bool:
         try:
             found = np.load(path, mmap_mode="r")
-            return bool(found.shape == self.shape and found.dtype == np.float32)
+            with path.open("rb") as stream:
+                stream.seek(-4, os.SEEK_END)
+                checksum = int.from_bytes(stream.read(), "little")
+            return bool(found.shape == self.shape and found.dtype == np.uint16 and zlib.crc32(found) == checksum)
         except (OSError, ValueError, EOFError):
             return False
 
+    def _make_room(self, needed: Iterable[Path]) -> None:
+        kept, entries = set(needed), []
+        for path in self.root.rglob("*.npy"):
+            with suppress(FileNotFoundError):  # another process makes room as well
+                status = path.stat()
+                entries.append((status.st_mtime_ns, status.st_size, path))
+        excess = sum(size for _, size, _ in entries) - self.most_bytes
+        for _, size, path in sorted(entries):
+            if excess <= 0:
+                break
+            if path not in kept:
+                path.unlink(missing_ok=True)
+                excess -= size
 
-def load_prepared(path: Path) -> FloatArray:
-    """One cached image, (C, *size), mapped from disk.
 
-    Raises StorageError where the entry vanished since the cache was filled.
-    """
+def _limit_gb() -> float:
+    text = os.environ.get("MEDOPT_CACHE_GB", "")
     try:
-        array: FloatArray = np.load(path, mmap_mode="r")
-        return array
+        limit = float(text or _DEFAULT_GB)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1e9:
+        raise ConfigError(f"MEDOPT_CACHE_GB is {text!r}: give the largest size of the cache in gigabytes, as in 50.")
+    return limit
+
+
+def _write_entry(path: Path, image: FloatArray) -> None:
+    """`image` (C, *size) in 0..1, and behind it a CRC-32 of its integers."""
+    stored = np.rint(np.ascontiguousarray(image) * np.float32(LEVELS)).astype(np.uint16)
+    entry = io.BytesIO()
+    np.save(entry, stored)
+    entry.write(zlib.crc32(stored).to_bytes(4, "little"))
+    with atomic(path) as part:
+        part.write_bytes(entry.getbuffer())  # saved to a file, numpy would not say that the disk is full
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r")
+        return found
     except (OSError, ValueError, EOFError) as error:
         raise StorageError(f"The prepared image {path.name} vanished or was damaged ({error}); run again.") from None
 
 
+def load_prepared(path: Path) -> FloatArray:
+    """One cached image, (C, *size) in 0..1.
+
+    Raises StorageError where the entry vanished since the cache was filled.
+    """
+    found = _mapped(path)
+    return from_levels(found) if found.dtype == np.uint16 else found
+
+
 def as_tensor(path: Path) -> torch.Tensor:
-    """One cached image as a tensor of its own, (C, *size)."""
+    """One cached image as a tensor of its own, (C, *size) in 0..1."""
     return torch.from_numpy(np.array(load_prepared(path)))

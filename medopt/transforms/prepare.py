@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,15 @@ from medopt.errors import DataError, MedoptError
 from medopt.imaging import read_scan
 from medopt.provenance import digest
 from medopt.records import FloatArray, Volume
-from medopt.transforms.resize import fit, resize
+from medopt.transforms.resize import crop_or_pad, fitted, resize
 
 # Raise this whenever the chain gives other values for the same configuration.
-CHAIN_VERSION = 1
+CHAIN_VERSION = 2
+LEVELS = 65535
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2 (YBR_FULL)
-_EXACT_BELOW = 200_000
-_BINS = 4096
-_COUNTED = 2**17
+_SORTED_BELOW = 200_000
+_SAMPLE = 2**14
+_BLOCK = 2**16
 
 
 class ReadScan(Transform):
@@ -71,30 +73,29 @@ class SetChannels(Transform):
         raise DataError(f"A scan has {have} channels; this study takes 1 or 3.")
 
 
-class MapIntensity(Transform):
-    """Stored values to 0..1, clipped."""
+class ClipIntensity(Transform):
+    """Choose which stored values become 0 and 1, and clip to them in place; the volume's window is then that range."""
 
     def __init__(self, config: Intensity) -> None:
         self.config = config
 
     def __call__(self, volume: Volume) -> Volume:
-        """(C, *space) to the same shape; raises DataError where the scan gives no range."""
-        least, most = float(volume.array.min()), float(volume.array.max())
+        """(C, *space) to the same array; raises DataError where the scan gives no range."""
+        least, most = (float(edge) for edge in torch.aminmax(torch.from_numpy(volume.array)))
         if not np.isfinite([least, most]).all():
             raise DataError("The scan holds values that are not finite numbers; export it again or leave it out.")
-        low, high = self._range(volume)
+        low, high = self._range(volume, least, most)
         if high <= low:
             if least < most:
                 raise DataError(
                     f"The scan has values from {least:g} to {most:g}, but its range for 0 to 1 is empty ({low:g} to "
                     f"{high:g}), so all of it would become black; map intensities in another way (intensity.method)."
                 )
-            return replace(volume, array=np.zeros_like(volume.array))
-        out = np.subtract(volume.array, np.float32(low))
-        out *= np.float32(1 / (high - low))
-        return replace(volume, array=np.clip(out, 0, 1, out=out))
+            low, high = least, least + 1  # a constant image is black
+        np.clip(volume.array, np.float32(low), np.float32(high), out=volume.array)
+        return replace(volume, window=((low + high) / 2, high - low))
 
-    def _range(self, volume: Volume) -> tuple[float, float]:
+    def _range(self, volume: Volume, least: float, most: float) -> tuple[float, float]:
         method = self.config.method
         if method == "range":
             return self.config.low, self.config.high
@@ -104,7 +105,7 @@ class MapIntensity(Transform):
             center, width = volume.window
             return center - width / 2, center + width / 2
         if method == "minmax":
-            return float(volume.array.min()), float(volume.array.max())
+            return least, most
         return percentiles(volume.array, self.config.low, self.config.high)
 
 
@@ -125,15 +126,41 @@ class ResampleSpacing(Transform):
         return replace(volume, array=array, spacing_mm=tuple(self.spacing_mm))
 
 
-class FitSize(Transform):
-    """Bring the image to the model's size; the last step: gives a tensor."""
+class Resize(Transform):
+    """Bring the image toward the model's size: each axis to it, or all by one factor so that the image fits."""
 
     def __init__(self, size: list[int], how: str) -> None:
         self.size, self.how = size, how
 
+    def __call__(self, volume: Volume) -> Volume:
+        """(C, *space) to (C, *resized)."""
+        image = torch.from_numpy(np.ascontiguousarray(volume.array))
+        return replace(volume, array=resize(image, fitted(image.shape[1:], self.size, self.how)).numpy())
+
+
+class ToUnitRange(Transform):
+    """The chosen range to 0..1, in steps of 1/65535. After resizing: both are linear, and fewer pixels are left.
+
+    The steps are those that the cache keeps, so that a cached image and a served one are the same to the bit.
+    """
+
+    def __call__(self, volume: Volume) -> Volume:
+        """(C, *space) to the same shape."""
+        center, width = volume.window or (0.5, 1.0)
+        array = (volume.array - np.float32(center - width / 2)) * np.float32(LEVELS / width)
+        return replace(volume, array=from_levels(np.rint(np.clip(array, 0, LEVELS, out=array), out=array)))
+
+
+class CropOrPad(Transform):
+    """Cut or zero-fill what is left around the centre; the last step: gives a tensor."""
+
+    def __init__(self, size: list[int]) -> None:
+        self.size = size
+
     def __call__(self, volume: Volume) -> Tensor:
         """(C, *space) to a float32 tensor (C, *size)."""
-        return fit(torch.from_numpy(np.ascontiguousarray(volume.array)), self.size, self.how)
+        image = crop_or_pad(torch.from_numpy(np.ascontiguousarray(volume.array)), self.size)
+        return image.contiguous(memory_format=torch.contiguous_format)
 
 
 class PrepareChain(Transform):
@@ -145,16 +172,17 @@ class PrepareChain(Transform):
         steps: list[Transform] = [
             CheckAxes(len(config.size)),
             SetChannels(config.channels),
-            MapIntensity(config.intensity),
+            ClipIntensity(config.intensity),
         ]
         if config.spacing_mm is not None:
             steps.append(ResampleSpacing(config.spacing_mm))
         self._read = ReadScan()
-        self._steps = Compose([*steps, FitSize(config.size, config.fit)])
+        self._steps = Compose([*steps, Resize(config.size, config.fit), ToUnitRange(), CropOrPad(config.size)])
 
     def __call__(self, scan: str | Path | Volume) -> Tensor:
         """Prepare one scan; raises DataError naming the file and the reason."""
-        volume = scan if isinstance(scan, Volume) else self._read(scan)
+        # The steps work in place, so that a large scan is never held twice; a caller's own Volume stays as it is.
+        volume = replace(scan, array=scan.array.copy()) if isinstance(scan, Volume) else self._read(scan)
         try:
             return self._steps(volume)
         except RuntimeError as error:
@@ -165,42 +193,42 @@ class PrepareChain(Transform):
             raise
 
 
-def percentiles(array: FloatArray, low: float, high: float) -> tuple[float, float]:
-    """Two percentiles of an array, exact below 200 000 values and where all are whole numbers, as stored ones are.
+def from_levels(levels: NDArray[Any]) -> FloatArray:
+    """Whole numbers from 0 to LEVELS to float32 in 0..1."""
+    return np.multiply(levels, np.float32(1 / LEVELS), dtype=np.float32)
 
-    Else a histogram finds the bin and a second one inside it finds the value: the error stays below 1/4096 of a
-    4096th of the range. Either way at a fraction of a sort's cost.
+
+def percentiles(array: FloatArray, low: float, high: float) -> tuple[float, float]:
+    """Two percentiles of finite values, as numpy interpolates them, at a fraction of a sort's cost.
+
+    A sample tells below (above) which value the lower (upper) one surely lies; only the values there are sorted. Where
+    the sample was misled, all are.
     """
     flat = array.ravel()
-    if flat.size < _EXACT_BELOW:
+    if flat.size < _SORTED_BELOW:
         first, second = np.percentile(flat, [low, high])
         return float(first), float(second)
-    tensor = torch.from_numpy(flat)
-    bottom, top = (float(edge) for edge in torch.aminmax(tensor))
-    if not np.isfinite([bottom, top]).all() or bottom == top:
-        return bottom, top
-    if top - bottom < _COUNTED and torch.equal(whole := tensor.to(torch.int32), tensor):
-        ranks = np.cumsum(np.bincount((whole - int(bottom)).numpy()))
-        first, second = (bottom + _counted(ranks, q / 100 * (flat.size - 1)) for q in (low, high))
-        return first, second
-    return _quantile(tensor, low / 100, bottom, top), _quantile(tensor, high / 100, bottom, top)
+    sample = flat[:: flat.size // _SAMPLE + 1]
+    shares = np.array([low, 100 - high]) / 100
+    sure = shares + 6 * np.sqrt(shares * (1 - shares) / sample.size) + 4 / sample.size
+    below, above = np.quantile(sample, [min(1, sure[0]), max(0, 1 - sure[1])])
+    lowest, highest = [], []
+    for start in range(0, flat.size, _BLOCK):  # a block is read from memory once
+        block = flat[start : start + _BLOCK]
+        lowest.append(block[block <= below])
+        highest.append(block[block >= above])
+    first = _at_rank(np.concatenate(lowest), shares[0] * (flat.size - 1))
+    second = _at_rank(-np.concatenate(highest), shares[1] * (flat.size - 1))
+    if first is None or second is None:
+        first, second = np.percentile(flat, [low, high])
+        return float(first), float(second)
+    return first, -second
 
 
-def _counted(ranks: NDArray[np.int64], rank: float) -> float:
-    """The value at a fractional rank, from cumulated counts, interpolated as numpy does."""
-    lower, upper = np.searchsorted(ranks, [np.floor(rank), np.ceil(rank)], side="right")
-    return float(lower + (upper - lower) * (rank % 1))
-
-
-def _quantile(values: Tensor, q: float, bottom: float, top: float) -> float:
-    rank = q * (values.numel() - 1)
-    below = 0.0
-    for _ in range(2):
-        counts = torch.histc(values, _BINS, bottom, top).double().cumsum(0) + below
-        bin_ = int(torch.searchsorted(counts, rank, right=True).clamp(max=_BINS - 1))
-        below = float(counts[bin_ - 1]) if bin_ else below
-        width = (top - bottom) / _BINS
-        bottom, top = bottom + bin_ * width, bottom + (bin_ + 1) * width
-        if top <= bottom:
-            break
-    return (bottom + top) / 2
+def _at_rank(tail: FloatArray, rank: float) -> float | None:
+    """The value at a fractional rank of an array whose lowest values are `tail`; None where these do not reach it."""
+    at = int(rank)
+    if len(tail) < at + 2:
+        return None
+    lower, upper = np.partition(tail, (at, at + 1))[at : at + 2].astype(np.float64)
+    return float(lower + (upper - lower) * (rank - at))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,9 +25,11 @@ def resize(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _resize_plane(images: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    """Rows first: the pass along rows, the slower one, then has less to do."""
+    for now in ((size[0], images.shape[-1]), (size[0], size[1])):
+        if tuple(images.shape[-2:]) != now:
+            images = F.interpolate(images, size=now, mode="bilinear", align_corners=False, antialias=True)
+    return images
 
 
 def crop_or_pad(image: Tensor, size: Sequence[int]) -> Tensor:
@@ -45,11 +46,11 @@ def crop_or_pad(image: Tensor, size: Sequence[int]) -> Tensor:
     return out
 
 
-def fit(image: Tensor, size: Sequence[int], how: str) -> Tensor:
-    """Bring an image to `size` by `how`: stretch, pad (keeps the aspect) or crop_or_pad (keeps the scale)."""
+def fitted(shape: Sequence[int], size: Sequence[int], how: str) -> list[int]:
+    """To what `shape` is resized: stretch, to `size`; pad, by one factor into it; crop_or_pad, not at all."""
     if how == "stretch":
-        return resize(image, size)
-    if how == "pad":
-        factor = min(wanted / have for wanted, have in zip(size, image.shape[1:], strict=True))
-        image = resize(image, [max(1, round(have * factor)) for have in image.shape[1:]])
-    return crop_or_pad(image, size).contiguous(memory_format=torch.contiguous_format)
+        return list(size)
+    if how == "crop_or_pad":
+        return list(shape)
+    factor = min(wanted / have for wanted, have in zip(size, shape, strict=True))
+    return [max(1, round(have * factor)) for have in shape]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from PIL import Image
 
 from medopt.config import Prepare
 from medopt.data.cache import PreparedCache, as_tensor, content_digest, load_prepared
-from medopt.errors import DataError, StorageError
+from medopt.errors import ConfigError, DataError, StorageError
 from medopt.provenance import atomic, write_text
 from medopt.records import Case
 from medopt.transforms.prepare import PrepareChain
@@ -66,7 +67,7 @@ def test_an_entry_holds_what_the_chain_gives_in_the_order_of_the_cases(cache: Pr
     for name, path in zip(names, files, strict=True):
         assert torch.equal(as_tensor(path), chain()(root / name))
         assert load_prepared(path).dtype == np.float32
-        assert isinstance(load_prepared(path), np.memmap)
+        assert np.load(path, mmap_mode="r").dtype == np.uint16
 
 
 def test_a_second_fill_prepares_nothing(cache: PreparedCache, root: Path, prepared: list[str]) -> None:
@@ -127,9 +128,10 @@ def test_another_chain_has_another_folder(cache: PreparedCache, root: Path, tmp_
         lambda path: path.write_bytes(b"not an array at all"),
         lambda path: np.save(path, np.zeros((1, 8, 8), np.float32)),
         lambda path: np.save(path, np.zeros((1, 16, 16), np.float64)),
+        lambda path: path.write_bytes(path.read_bytes()[:-9] + b"!" + path.read_bytes()[-8:]),
         lambda path: path.unlink(),
     ],
-    ids=["cut off", "empty", "rubbish", "another shape", "another type", "gone"],
+    ids=["cut off", "empty", "rubbish", "another shape", "another type", "one byte", "gone"],
 )
 def test_a_damaged_entry_is_made_again(cache: PreparedCache, root: Path, damage: Callable[[Path], Any]) -> None:
     (path,) = cache.fill([case("0.png")], root)
@@ -223,3 +225,31 @@ def test_a_tensor_of_an_entry_is_a_copy(cache: PreparedCache, root: Path) -> Non
     (path,) = cache.fill([case("0.png")], root)
     as_tensor(path).zero_()
     assert as_tensor(path).any()
+
+
+def size(cache: PreparedCache) -> int:
+    return sum(path.stat().st_size for path in cache.root.rglob("*.npy"))
+
+
+def test_the_cache_keeps_to_its_size_and_what_was_used_last(root: Path, tmp_path: Path) -> None:
+    first = PreparedCache(tmp_path / "cache", chain())
+    old, used = first.fill([case("0.png"), case("1.png")], root)
+    os.utime(old, (1, 1))
+    os.utime(used, (2, 2))
+    first.fill([case("1.png")], root)  # used once more
+    entry = size(first) // 2
+    bounded = PreparedCache(tmp_path / "cache", chain(fit="stretch"), most_gb=2.5 * entry / 1e9)
+    (new,) = bounded.fill([case("2.png")], root)
+    assert (old.exists(), used.exists(), new.exists()) == (False, True, True)
+
+
+def test_what_the_present_cases_need_is_never_taken_away(root: Path, tmp_path: Path) -> None:
+    files = PreparedCache(tmp_path / "cache", chain(), most_gb=0).fill([case(f"{k}.png") for k in range(4)], root)
+    assert all(path.exists() for path in files)
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "nan"])
+def test_a_limit_that_is_no_size_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDOPT_CACHE_GB", text)
+    with pytest.raises(ConfigError, match="MEDOPT_CACHE_GB"):
+        PreparedCache(tmp_path, chain())

@@ -216,7 +216,7 @@ def test_files_are_what_their_names_say_and_no_pickle(finished: Finished) -> Non
         assert {"medopt"} == set(json.loads(content[8 : 8 + length])["__metadata__"])
     prepared = list((finished.runs / "cache").rglob("*.npy"))
     assert len(prepared) == 72
-    assert all(np.load(path, allow_pickle=False).dtype == np.float32 for path in prepared)
+    assert all(np.load(path, allow_pickle=False).dtype == np.uint16 for path in prepared)
 
 
 def unsafe(tree: ast.AST) -> Iterator[str]:

@@ -6,11 +6,16 @@ import torch
 from PIL import Image
 from skimage.transform import resize as skimage_resize
 
-from medopt.transforms.resize import crop_or_pad, fit, resize
+from medopt.transforms.resize import crop_or_pad, fitted, resize
 
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def fit(image: torch.Tensor, size: tuple[int, int], how: str) -> torch.Tensor:
+    """As the chain does it."""
+    return crop_or_pad(resize(image, fitted(image.shape[1:], size, how)), size)
 
 
 def triangle(have: int, want: int) -> np.ndarray:

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from medopt import interrupts
+
+
+@pytest.fixture(autouse=True)
+def handlers_put_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interrupts._asked.clear()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_was_swallowed_comes_again_once(number: signal.Signals) -> None:
+    interrupts.listen()
+    with contextlib.suppress(KeyboardInterrupt):  # what a finalizer does with any exception
+        signal.raise_signal(number)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.stop_if_asked()
+    interrupts.stop_if_asked()
+
+
+def test_nothing_is_raised_where_nobody_asked_or_before_listening_anew() -> None:
+    interrupts.listen()
+    interrupts.stop_if_asked()
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    interrupts.listen()
+    interrupts.stop_if_asked()
