@@ -54,7 +54,9 @@ class Meaning:
             self._write(stored[..., start : start + rows, :], out[:, start : start + rows])
 
     def _write(self, values: NDArray[Any], out: FloatArray) -> None:
-        if self.unused_bits:
+        if self.unused_bits and values.dtype.kind == "u":
+            values = values & values.dtype.type(np.iinfo(values.dtype).max >> self.unused_bits)
+        elif self.unused_bits:  # the sign is the highest bit that is used
             values = (values << self.unused_bits) >> self.unused_bits
         for table in (self.colour, self.modality):
             values = table(values) if table is not None else values
@@ -62,10 +64,13 @@ class Meaning:
         if values.dtype.itemsize > 2:  # more digits than float32 holds: round once, at the end
             values, slope, intercept = values * self.slope + self.intercept, np.float32(1), np.float32(0)
         out[...] = values
-        if slope != 1:
-            out *= slope
-        if intercept != 0:
-            out += intercept
+        if slope == -1:  # MONOCHROME1, in one pass
+            np.subtract(intercept, out, out=out)
+        else:
+            if slope != 1:
+                out *= slope
+            if intercept != 0:
+                out += intercept
         if self.voi is not None:
             out[...] = self.voi(out)
 
