@@ -17,8 +17,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from medopt.manifest.duplicates import find_pairs
+from medopt.manifest.quality import read_facts, unusable
+from medopt.manifest.repair import plan_repair
 from medopt.provenance import file_digest, write_text
-from medopt.records import SPLITS
+from medopt.records import SPLITS, Case
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = ("image", "patient_id", "site", "label", "split")
@@ -28,12 +31,28 @@ Row = tuple[str, str, str, str, str]
 
 
 def busi(data: Path) -> list[Row]:
-    """BUSI on BreastMNIST's split. Patients are not published: each image stands for one."""
+    """BUSI near BreastMNIST's split, without its leaks. Patients are not published: each image stands for one.
+
+    Images that look the same move into the split that holds most of them (correlation over .98, not .99 as the check
+    asks, so that the original files pass as the resized copies do); the same pixels under two labels are dropped.
+    """
     with (data / "busi" / "breastmnist_split.csv").open(encoding="utf-8", newline="") as stream:
         table = list(csv.DictReader(stream))
     label = {"benign": "benign_or_normal", "normal": "benign_or_normal", "malignant": "malignant"}
     rows = [(row["file"], row["file"], "busi", label[row["busi_class"]], row["split"]) for row in table]
-    return sorted(rows, key=lambda row: (SPLITS.index(row[4]), row[0]))
+    return without_leaks(sorted(rows, key=lambda row: (SPLITS.index(row[4]), row[0])), data / "busi")
+
+
+def without_leaks(rows: list[Row], root: Path) -> list[Row]:
+    """The rows with groups of near-duplicates in one split, and without images under two labels."""
+    labels = sorted({row[3] for row in rows})
+    cases = [Case(row[0], row[1], row[0], (labels.index(row[3]),), row[4]) for row in rows]  # type: ignore[arg-type]
+    facts = read_facts(cases, root)
+    thumbnails = {row: one.thumbnail for row, one in enumerate(facts) if one.thumbnail is not None}
+    repair = plan_repair(cases, find_pairs(thumbnails, lambda row: facts[row].digest, alike=0.98), unusable(facts))
+    kept = [(index, row) for index, row in enumerate(rows) if index not in repair.dropped]
+    moved = [(*row[:4], str(repair.moved.get(index, row[4]))) for index, row in kept]
+    return sorted(moved, key=lambda row: (SPLITS.index(row[4]), row[0]))  # type: ignore[arg-type]
 
 
 def breastmnist(data: Path) -> list[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +13,11 @@ import typer
 import yaml
 from rich.console import Console
 
-from medopt import __version__
+from medopt import __version__, interrupts
+from medopt.commands.manifest_build import build
+from medopt.commands.manifest_check import check
+from medopt.commands.plan import plan
+from medopt.commands.series import series
 from medopt.config import data_folder, load_study
 from medopt.errors import ConfigError, DataError, GateRefused, MedoptError, listed
 
@@ -30,6 +33,9 @@ app = typer.Typer(
 
 manifest_app = typer.Typer(help="Build a manifest from a folder of scans, and check one.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
+manifest_app.command("check")(check)
+app.command()(series)
+app.command()(plan)
 
 StudyFile = Annotated[Path, typer.Argument(help="A study file, as in pipelines/.")]
 DataOption = Annotated[
@@ -206,12 +212,14 @@ def version() -> None:
     typer.echo(__version__)
 
 
+manifest_app.command("build")(build)
+
+
 def main() -> NoReturn:
     """Run the command line; a refusal becomes one paragraph on stderr and its exit code."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    # A scheduler ends a job with SIGTERM: treat it as Ctrl-C, so that the MLflow run says so.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.listen()
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medopt.errors import ConfigError
 from medopt.provenance import digest
@@ -24,6 +25,48 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
+
+
+class SeriesRules(Section):
+    """Which series of a DICOM study is the one to use. What is left empty asks for nothing; case never matters."""
+
+    modality: list[str] = []
+    """As the header writes it, as in [MR]."""
+    body_part: list[Pattern] = []
+    """Regular expressions; one of them has to be found in BodyPartExamined."""
+    description: list[Pattern] = []
+    """Regular expressions for SeriesDescription, in order of preference: the first that finds a series wins."""
+    exclude: list[Pattern] = []
+    """Regular expressions; a series in whose description one is found is left out."""
+    image_type: list[str] = []
+    """Values that ImageType must hold, as in [PRIMARY, AXIAL]."""
+    derived: bool = False
+    """True: images computed from others may be chosen, too. Localizers never are."""
+    orientation: list[Literal["axial", "coronal", "sagittal", "oblique"]] = []
+    slices: tuple[int, int] | None = None
+    """Least and most images of the series."""
+    thickness_mm: tuple[float, float] | None = None
+    """Least and most SliceThickness; a series that does not say it is left out."""
+    contrast: bool | None = None
+    """True: with contrast agent; false: without."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, limits in (("slices", self.slices), ("thickness_mm", self.thickness_mm)):
+            if limits is not None and limits[0] > limits[1]:
+                raise ValueError(f"{name} goes from the least to the most, not from {limits[0]} to {limits[1]}")
+        return self
+
+
 class Data(Section):
     """Which images, and what is asked of them."""
 
@@ -36,6 +79,8 @@ class Data(Section):
     """Class names as the manifest writes them. Binary: the second is the finding. Multi-label: the columns."""
     accept: list[str] = []
     """Findings of the data check that this study accepts by name."""
+    series: SeriesRules = SeriesRules()
+    """Which series of a DICOM study is meant; `medopt series DIR --rules THIS.yaml` shows what it chooses."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from medopt.manifest.check import ACCEPTED
 from medopt.release.card import shown
 from medopt.release.predictor import Predictor
 from medopt.serving.batch import Row
@@ -76,7 +77,8 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     test, sites = summary["test"], summary["sites"]
     cases, confidence = test["int8"]["auc"]["n"], f"{100 * summary['confidence']:g} % interval"
     title = f"{summary['study']}, seed {summary['seed']}: {cases} cases of the test split ({confidence})"
-    table = Table(title=title, title_justify="left")
+    caption = _caption(summary.get("data_notes", ()))
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("")
     for kind in ("float", "int8"):
         table.add_column(f"{kind} ({summary['engine'][kind]})", justify="right")
@@ -106,6 +108,12 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         (f"medopt ui --runs {Path(folder).parent.parent}", "review the run in MLflow"),
     ):
         console.print(f"  {command}", Text(f"  # {what}", "dim"), soft_wrap=True)
+
+
+def _caption(notes: Sequence[str]) -> str | None:
+    """What the study accepted of its data, in a line each: it belongs to every score of the table."""
+    parted = [note.split(": ", 2) for note in notes if f", {ACCEPTED}: " in note]
+    return "\n".join(": ".join(parts[:2]) for parts in parted) or None
 
 
 def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40) -> None:

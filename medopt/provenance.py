@@ -51,8 +51,8 @@ def pseudonym(identifier: str) -> str:
 
     The key is MEDOPT_PSEUDONYM_KEY. Set it at a site whose patient numbers are short enough to be tried one by one.
     """
-    key = os.environ.get("MEDOPT_PSEUDONYM_KEY", "medopt").encode()
-    return hmac.new(key, identifier.encode(), hashlib.sha256).hexdigest()[:16]
+    key = os.environb.get(b"MEDOPT_PSEUDONYM_KEY", b"medopt")
+    return hmac.digest(key, identifier.encode(), "sha256").hex()[:16]
 
 
 def package_versions() -> dict[str, str]:

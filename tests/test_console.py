@@ -185,3 +185,15 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     reporter.stage("train", "note")
     reporter.message("line")
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_the_study_accepted_stands_beneath_the_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    notes = [
+        "near_duplicates, accepted by the study: 42 of 156 test images leak: a.png and b.png",
+        "From two scanners.",
+    ]
+    print_summary(summary(passed=True, data_notes=notes))
+    text = capsys.readouterr().out
+    assert "near_duplicates, accepted by the study: 42 of 156 test images leak" in text
+    assert "a.png" not in text
+    assert "two scanners" not in text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import NamedTuple
+
+_PLAIN = re.compile(r"\w[\w .()+=@#-]*(/\w[\w .()+=@#-]*)*", re.UNICODE)
 
 
 class Member(NamedTuple):
@@ -19,6 +22,8 @@ def below(text: str) -> str:
 
     Raises ValueError, saying why, for a path that could lead out of its folder.
     """
+    if _PLAIN.fullmatch(text):
+        return text  # as nearly all are; a million of them are read in seconds
     path = PurePosixPath(text)
     if "\\" in text:
         raise ValueError("write / between folders, not \\")

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ class _Faults:
         return f"row {number}: {text!r} {reason}" if text else f"row {number}: {reason}"
 
 
+def read_header(path: Path) -> list[str]:
+    """The names of a manifest's columns. Raises DataError where it cannot be read as UTF-8 text."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return [cell.strip() for cell in next(csv.reader(stream), [])]
+    except OSError as error:
+        raise DataError(f"The manifest {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise DataError(f"The manifest {path} is not a CSV in UTF-8.") from None
+
+
 def _rows(path: Path, required: list[str], faults: _Faults) -> Iterator[tuple[int, Cells]]:
     """The rows as dictionaries of stripped cells, numbered as a spreadsheet does; blank rows are skipped."""
     try:
@@ -195,13 +207,14 @@ def _choice(text: str, known: Iterable[str]) -> int:
     )
 
 
+@cache
 def _split(text: str) -> str:
     return SPLITS[_choice(text, SPLITS)]
 
 
 def _label_reader(study: Study) -> Callable[[str], int]:
     known = ("0", "1") if study.data.task == "multilabel" else tuple(study.data.labels)
-    return lambda text: _choice(text, known)
+    return cache(lambda text: _choice(text, known))  # few texts, many rows
 
 
 def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:

@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
+from medopt import interrupts
 from medopt.config import Study, find_manifest
-from medopt.data.cache import PreparedCache
+from medopt.data.cache import PreparedCache, load_prepared
 from medopt.errors import MedoptError, StorageError
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.manifest.card import load_card
-from medopt.manifest.check import check_cases, refuse
+from medopt.manifest.check import ACCEPTABLE, accept, check_cases, refuse, told
+from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
+from medopt.manifest.quality import pixel_digest
 from medopt.manifest.table import manifest_digest, read_manifest, write_run_manifest
 from medopt.pipeline.report import draw_figures, release_info, summarize
 from medopt.pipeline.run_folder import RunFolder, find_run, open_run
@@ -54,7 +57,7 @@ def read_source(study: Study, study_file: Path, data: Path) -> Source:
     root = data / study.data.root
     findings = check_cases(cases, root, study, card)
     refuse(findings, study)
-    notes = [f"{finding.name}, accepted by the study: {finding.text}" for finding in findings]
+    notes = [told(finding, study) for finding in findings]
     return Source(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
 
 
@@ -122,6 +125,7 @@ class _Run:
         chain = PrepareChain(study.prepare)
         self._log_start(chain)
         sets = self._prepare(runs, chain)
+        notes = [*self._duplicates(sets), *self.source.notes]
         identity = {"study": study.digest(), "chain": chain.fingerprint, "data": _content(sets)}
         history = self._train(sets, identity)
         weights, models = path / "checkpoints" / BEST, [self.folder.models / f"{kind}.onnx" for kind in KINDS]
@@ -135,8 +139,8 @@ class _Run:
             self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
         )
         outputs = [path / "metrics.json", path / "predictions.csv", path / "figures"]
-        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id}
-        self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history))
+        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes}
+        self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes))
         metrics = json.loads(outputs[0].read_text())
         if judged.verdict.passed:
             folder = [self.folder.release]
@@ -147,6 +151,7 @@ class _Run:
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
     def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
+        interrupts.stop_if_asked()
         return self.folder.stage(name, inputs, outputs, work, self.reporter)
 
     def _log_start(self, chain: PrepareChain) -> None:
@@ -176,6 +181,16 @@ class _Run:
             sets[split] = Prepared([cases[index] for index in rows], [files[index] for index in rows])
         return sets
 
+    def _duplicates(self, sets: dict[Any, Prepared]) -> list[str]:
+        """Refuse pictures that stand in two splits or under two labels; what the study accepts comes back as notes."""
+        cases = [case for split in SPLITS for case in sets[split].cases]
+        files = [file for split in SPLITS for file in sets[split].files]
+        thumbnails = {row: thumbnail(load_prepared(file)) for row, file in enumerate(files)}
+        pairs = find_pairs(thumbnails, lambda row: pixel_digest(load_prepared(files[row])))
+        found = accept(duplicate_findings(cases, pairs), self.source.study)
+        refuse(found, self.source.study)
+        return [told(finding, self.source.study) for finding in found if finding.name in ACCEPTABLE]
+
     def _train(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> list[dict[str, Any]]:
         folder, study = self.folder.path / "checkpoints", self.source.study
 
@@ -199,11 +214,12 @@ class _Run:
         return history
 
     def _on_epoch(self, history: Sequence[EpochRecord]) -> None:
+        interrupts.stop_if_asked()
         trouble = self.tracker.sync_history(history)
         if trouble:
             self.reporter.message(trouble)
 
-    def _evaluate(self, sets: Any, judged: Judged, history: list[dict[str, Any]]) -> dict[str, Any]:
+    def _evaluate(self, sets: Any, judged: Judged, history: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
         """Score the test split, once: everything was chosen before."""
         study, path = self.source.study, self.folder.path
         tables = predict_splits(study, sets, self.folder, judged)
@@ -215,7 +231,7 @@ class _Run:
         metrics = summarize(study, tables, judged, sizes)
         records = [EpochRecord(**record) for record in history]
         draw_figures(study, records, tables, judged, path / "figures")
-        kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id}
+        kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id, "data_notes": notes}
         write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
         return {}
 
@@ -226,7 +242,7 @@ class _Run:
             "code": code_version(),
             "packages": package_versions(),
             "machine": machine(),
-            "data_notes": list(self.source.notes),
+            "data_notes": metrics["data_notes"],
         }
         info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance)
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}

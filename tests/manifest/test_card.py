@@ -98,10 +98,10 @@ def test_the_project_s_manifests_are_what_their_cards_describe(name, study):
     assert set(card.labels) == set(LABELS[name])
     assert f"medopt fetch {name}" in card.how_to_get(name) or "by hand" in card.how_to_get(name)
     cases = read_manifest(manifest, study(labels=LABELS[name]))
-    assert len(cases) == {"busi": 780, "breastmnist": 780, "hippocampus": 200}[name]
+    assert len(cases) == {"busi": 778, "breastmnist": 780, "hippocampus": 200}[name]
 
 
-def test_busi_and_breastmnist_have_the_same_split():
+def test_breastmnist_has_its_official_split_and_busi_that_one_without_leaks():
     def counts(name: str, finding: str) -> dict[str, tuple[int, int]]:
         rows = list(csv.DictReader((MANIFESTS / f"{name}.csv").read_text().splitlines()))
         return {
@@ -112,8 +112,8 @@ def test_busi_and_breastmnist_have_the_same_split():
             for split in ("train", "val", "test")
         }
 
-    expected = {"train": (546, 147), "val": (78, 21), "test": (156, 42)}
-    assert counts("busi", "malignant") == counts("breastmnist", "malignant") == expected
+    assert counts("breastmnist", "malignant") == {"train": (546, 147), "val": (78, 21), "test": (156, 42)}
+    assert counts("busi", "malignant") == {"train": (609, 153), "val": (57, 19), "test": (112, 37)}
 
 
 def test_both_sides_of_a_person_are_in_one_split():

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from medopt.errors import ConfigError, DataError
 from medopt.manifest.card import Card
-from medopt.manifest.check import check_cases, refuse
+from medopt.manifest.check import association, check_cases, refuse, shown_name
 from medopt.manifest.table import read_manifest
 from medopt.provenance import pseudonym
 from medopt.records import Case
@@ -151,3 +154,75 @@ def test_all_findings_are_told_at_once(tmp_path, study, case):
         refuse(check_cases(cases, tmp_path, study()), study())
     for name in ("patient_overlap", "class_absent", "split_absent", "file_missing"):
         assert f"{name}: " in str(caught.value)
+
+
+def at_sites(share: float, patients: int = 60) -> list[Case]:
+    """Two sites; at each, `share` of the patients have the label that is that site's."""
+    cases = []
+    for k in range(patients):
+        site, turn = k % 2, k // 2
+        label = site if turn < share * patients / 2 else 1 - site
+        cases.append(Case(f"c{k}", f"p{k}", f"{k}.png", (label,), ("train", "val", "test")[k % 3], f"site_{site}"))  # type: ignore[arg-type]
+    return cases
+
+
+@pytest.mark.parametrize(
+    ("share", "name", "severity"),
+    [(0.5, None, None), (0.8, "site_and_label", "note"), (1.0, "site_predicts_label", "refuse")],
+)
+def test_a_site_that_tells_the_label(tmp_path, study, share, name, severity):
+    cases = at_sites(share)
+    for one in cases:
+        (tmp_path / one.image).write_bytes(b"x")
+    found = [one for one in check_cases(cases, tmp_path, study()) if one.name.startswith("site")]
+    assert [(one.name, one.severity) for one in found] == ([(name, severity)] if name else [])
+    if severity == "refuse":
+        accepted = check_cases(cases, tmp_path, study(accept=["site_predicts_label"]))
+        assert [(one.name, one.severity) for one in accepted] == [("site_predicts_label", "note")]
+        assert "Cramer's V 1.00 (1.00-1.00) over 2 sites" in accepted[0].text
+
+
+def test_association_is_that_of_the_textbook_and_its_interval_covers_it():
+    """Bergsma's worked form on a 2 x 2 table: phi^2 = 0.36 of 60 cases."""
+    cases = at_sites(0.8)
+    value, low, high = association([c.site for c in cases], [c.label[0] for c in cases], cases)
+    phi2, n = 0.36, 60
+    expected = np.sqrt((phi2 - 1 / (n - 1)) / (2 - 1 / (n - 1) - 1))
+    assert value == pytest.approx(expected)
+    assert 0.3 < low < value < high < 0.85
+
+
+def test_images_of_few_patients_say_nothing_of_sites():
+    cases = at_sites(1.0, 18)
+    assert association([c.site for c in cases], [c.label[0] for c in cases], cases) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "patient", "shown"),
+    [
+        ("a/scan.png", "MRN7", "a/scan.png"),
+        ("MRN7/scan.png", "MRN7", f"{pseudonym('MRN7')}/scan.png"),
+        ("a/MRN7.dcm", "MRN7", f"a/{pseudonym('MRN7')}.dcm"),
+        ("export#1.2.840.113619.2.5", "MRN7", f"export#{pseudonym('1.2.840.113619.2.5')}"),
+        ("1.2.840.113619.2.5.dcm", "MRN7", f"{pseudonym('1.2.840.113619.2.5')}.dcm"),
+        ("x.npz#train/3", "train/3", "x.npz#train/3"),
+        ("scan.png", "scan.png", "scan.png"),
+    ],
+)
+def test_a_shown_name_holds_no_identifier(image, patient, shown):
+    assert shown_name(Case("c", pseudonym(patient), image, (0,), "train")) == shown
+
+
+def test_a_missing_image_is_told_without_its_patient(tmp_path, sound, study):
+    absent = Case("c", pseudonym("MRN7"), "MRN7/1.dcm", (0,), "train")
+    text = texts(check_cases([*sound, absent], tmp_path, study()))["file_missing"]
+    assert "MRN7" not in text
+
+
+def test_sixty_thousand_rows_are_checked_in_a_moment(tmp_path, study):
+    (tmp_path / "x.png").write_bytes(b"x")
+    cases = at_sites(0.5, 300)
+    many = [replace(one, image="x.png", patient_id=f"p{k}") for k, one in enumerate(cases * 200)]
+    started = time.perf_counter()
+    check_cases(many, tmp_path, study())
+    assert time.perf_counter() - started < 10  # under 2 s where nothing else runs

@@ -1,0 +1,172 @@
+"""`medopt manifest build`: options in, a manifest out, and a table of what it holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medopt.errors import ConfigError, listed
+from medopt.manifest.sources.found import Kind, SiteFrom, SourceOptions, by_number, by_reason
+from medopt.records import SPLITS
+
+if TYPE_CHECKING:  # reading DICOM takes an import that medopt --help need not wait for
+    from medopt.manifest.build import Built
+
+MOST_SITES = 12
+
+
+def build(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A folder of DICOM, NIfTI or images, a .zip of one, a MedMNIST .npz, a MONAI datalist."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Manifest CSV to write; its card is written beside it.")],
+    labels: Annotated[Path | None, typer.Option("--labels", help="CSV with a key column and a label column.")] = None,
+    label_column: Annotated[
+        list[str] | None, typer.Option("--label-column", help="Label column; several make a multi-label study.")
+    ] = None,
+    key: Annotated[str, typer.Option("--key", help="Key column of the labels; else the one that fits best.")] = "",
+    patient: Annotated[str, typer.Option("--patient", help="Regular expression: its group is the patient.")] = "",
+    patient_per_image: Annotated[
+        bool, typer.Option("--patient-per-image", help="Each image is another patient.")
+    ] = False,
+    split: Annotated[str, typer.Option("--split", help="Shares of train, val and test.")] = "0.7,0.15,0.15",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same splits.")] = 0,
+    folds: Annotated[int, typer.Option("--folds", help="Number of folds instead of shares.")] = 0,
+    fold: Annotated[int, typer.Option("--fold", help="Fold that tests, from 0; the next one validates.")] = 0,
+    hold_out: Annotated[str, typer.Option("--hold-out", help="Site that becomes the test.")] = "",
+    resplit: Annotated[bool, typer.Option("--resplit", help="Draw anew although the source has splits.")] = False,
+    site_from: Annotated[
+        SiteFrom, typer.Option("--site-from", help="auto: the institution, else the scanner; or one of them.")
+    ] = "auto",
+    kind: Annotated[Kind, typer.Option("--kind", help="What the source is; else told from its files.")] = "auto",
+    description: Annotated[
+        str, typer.Option("--description", help="Keep series (NIfTI: files) whose description this matches.")
+    ] = "",
+    modality: Annotated[str, typer.Option("--modality", help="Keep DICOM series of this modality.")] = "",
+    keep_derived: Annotated[bool, typer.Option("--keep-derived", help="Keep localizers and derived series.")] = False,
+    class_folders: Annotated[
+        bool, typer.Option("--class-folders", help="Folders are labels in a DICOM or NIfTI tree, too.")
+    ] = False,
+    root: Annotated[Path | None, typer.Option("--root", help="Folder that a datalist's paths start from.")] = None,
+    datalist: Annotated[Path | None, typer.Option("--datalist", help="Write a MONAI datalist, too.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Last line of stdout: the counts as one JSON object.")
+    ] = False,
+) -> None:
+    """Build a manifest: which image is whose, what it shows, and in which split it is.
+
+    Folders that are named for classes need no labels, with or without train and test folders above them. Splits are
+    drawn by patient, stratified by label and site. Patients and UIDs become pseudonyms.
+
+    Example: medopt manifest build scans --labels labels.csv --out manifest.csv
+    """
+    from medopt.console import ConsoleReporter
+    from medopt.manifest.assign import SplitRules
+    from medopt.manifest.build import BuildOptions, build_manifest
+
+    options = BuildOptions(
+        labels=labels,
+        label_columns=tuple(label_column or ["label"]),
+        key=key,
+        patient=patient,
+        patient_per_image=patient_per_image,
+        rules=SplitRules(_shares(split), seed, folds, fold, hold_out, resplit),
+        source=SourceOptions(
+            kind=kind,
+            keep_derived=keep_derived,
+            description=description,
+            modality=modality,
+            site_from=site_from,
+            class_folders=class_folders,
+            root=root,
+        ),
+        datalist=datalist,
+    )
+    reporter = ConsoleReporter()
+    try:
+        built = build_manifest(source, out, options, reporter)
+    finally:
+        reporter.close()
+    _show(built, datalist)
+    if as_json:
+        typer.echo(json.dumps(_summary(built)))
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--split takes three shares, as in --split 0.7,0.15,0.15; got {text!r}.") from None
+    return train, val, test
+
+
+def _tally(built: Built) -> list[dict[str, Any]]:
+    """One row a class (multi-label: a finding), one column a split."""
+    single = len(built.label_columns) == 1
+    found: Counter[tuple[str, str]] = Counter()
+    for row in built.rows:
+        named = [row["label"]] if single else [column for column in built.label_columns if row[column] == "1"]
+        found.update((name, row["split"]) for name in named)
+    names = sorted({name for name, _ in found}, key=by_number) if single else list(built.label_columns)
+    rows = [{"label": name, **{split: found[name, split] for split in SPLITS}} for name in names]
+    total = Counter(row["split"] for row in built.rows)
+    patients = {split: len({row["patient_id"] for row in built.rows if row["split"] == split}) for split in SPLITS}
+    return [*rows, {"label": "(rows)", **{s: total[s] for s in SPLITS}}, {"label": "(patients)", **patients}]
+
+
+def _show(built: Built, datalist: Path | None) -> None:
+    from medopt.console import print_rows
+
+    title = f"{len(built.rows)} rows, {built.found.kind}"
+    print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])
+    sites = Counter(row["site"] for row in built.rows).most_common()
+    more = f", and {len(sites) - MOST_SITES} more" if len(sites) > MOST_SITES else ""
+    manifest, root = quote(str(built.manifest)), quote(str(built.found.root))
+    lines = [
+        f"labels   {built.how_labelled}",
+        f"split    {built.how_split}",
+        f"sites    {', '.join(f'{site} ({count})' for site, count in sites[:MOST_SITES])}{more}",
+        f"root     {built.found.root}",
+        f"manifest {built.manifest}",
+        f"card     {built.card}",
+        *([f"datalist {datalist}"] if datalist else []),
+        *(
+            f"left out {count}: {reason} ({listed(first, 3) if count == len(first) else ', '.join(first) + ', ...'})"
+            for reason, count, first in by_reason(built.left_out)
+        ),
+        *([f"labels without a scan {len(built.orphans)}: {listed(list(built.orphans))}"] if built.orphans else []),
+        *(f"warning  {text}" for text in built.warnings),
+        "",
+        "Next:",
+        f"  medopt manifest check {manifest} --data {root}",
+        f"  medopt plan {manifest} --data {root} --out study.yaml",
+    ]
+    typer.echo("\n".join(lines))
+
+
+def _summary(built: Built) -> dict[str, Any]:
+    tally = {str(row.pop("label")): row for row in _tally(built)}
+    return {
+        "manifest": str(built.manifest),
+        "card": str(built.card),
+        "root": str(built.found.root),
+        "kind": built.found.kind,
+        "rows": len(built.rows),
+        "patients": len({row["patient_id"] for row in built.rows}),
+        "splits": tally.pop("(rows)"),
+        "patients_by_split": tally.pop("(patients)"),
+        "labels": tally,
+        "label_columns": list(built.label_columns),
+        "sites": dict(Counter(row["site"] for row in built.rows)),
+        "left_out": {reason: count for reason, count, _ in by_reason(built.left_out)},
+        "labels_without_scan": len(built.orphans),
+        "labelled_by": built.how_labelled,
+        "split_by": built.how_split,
+        "warnings": list(built.warnings),
+    }

@@ -1,0 +1,181 @@
+"""`medopt manifest check`: are these images what the manifest says, and is no score made too good by copies?"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from medopt.config import Study, data_folder, load_study
+from medopt.errors import DataError
+
+if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
+    from medopt.manifest.quality import Inspection
+    from medopt.manifest.repair import Repair
+
+
+def check(
+    manifest: Annotated[Path, typer.Argument(help="A manifest CSV.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else the manifest's."),
+    ] = None,
+    study_file: Annotated[
+        Path | None, typer.Option("--study", help="A study file: its labels, its root, and what it accepts.")
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT.csv", help="Write a manifest that passes; say what changed."),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="PNG", help="Draw the images, what is wrong first and in red.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")
+    ] = False,
+) -> None:
+    """Read every image of a manifest and look for what would make a score wrong: leaks, copies, damage.
+
+    Exit code 0 where nothing is refused (there may be notes) or --fix wrote a manifest that passes, else 3.
+
+    Example: medopt manifest check manifest.csv --data images --sheet sheet.png --fix mended.csv
+    """
+    from medopt.console import ConsoleReporter
+    from medopt.manifest.quality import inspect, read_facts
+    from medopt.manifest.table import read_manifest
+
+    study = load_study(study_file) if study_file else _guessed(manifest)
+    dims = study.spatial_dims if study_file else None
+    folder = _root(manifest, data, study if study_file else None)
+    cases = read_manifest(manifest, study)
+    reporter = ConsoleReporter()
+    try:
+        facts = read_facts(cases, folder, reporter)
+    finally:
+        reporter.close()
+    found = inspect(cases, facts, folder, study, dims)
+    _print(manifest, found, study)
+    if sheet:
+        _draw(sheet, found, study, dims)
+    repair = _fix(manifest, fix, found, folder, study, dims) if fix else None
+    if as_json:
+        typer.echo(json.dumps(_result(manifest, found, study, repair)))
+    if found.refused and repair is None:
+        names = ", ".join(dict.fromkeys(finding.name for finding in found.refused))
+        raise DataError(
+            f"The manifest {manifest} is refused: {names}. "
+            + " ".join(finding.text for finding in found.refused)
+            + " --fix OUT.csv writes one in which copies stand in one split and what cannot be used is left out."
+        )
+
+
+def _guessed(manifest: Path) -> Study:
+    """A study with the labels that the manifest has, in alphabetical order."""
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream, skipinitialspace=True)
+            labels = sorted({(row.get("label") or "").strip() for row in rows} - {""})
+    except (OSError, UnicodeDecodeError, csv.Error):
+        labels = []  # read_manifest says what is wrong
+    if len(labels) == 1:
+        raise DataError(f"The manifest {manifest} has one label only, {labels[0]!r}: there is nothing to tell apart.")
+    name = re.sub(r"[^a-z0-9_-]", "-", manifest.stem.lower()).lstrip("-_")[:60] or "manifest"
+    data = {"manifest": manifest.name, "labels": labels or ["no", "yes"]}
+    data |= {"task": "multiclass"} if len(labels) > 2 else {}
+    return Study.model_validate({"name": name, "question": "?", "data": data, "prepare": {"size": [32, 32]}})
+
+
+def _root(manifest: Path, data: Path | None, study: Study | None) -> Path:
+    if study:
+        return data_folder(data) / study.data.root
+    return data or (data_folder(None) if os.environ.get("MEDOPT_DATA") else manifest.parent)
+
+
+def _print(manifest: Path, found: Inspection, study: Study) -> None:
+    from medopt.console import print_rows
+    from medopt.manifest.quality import balance
+
+    console = Console(highlight=False, markup=False)
+    print_rows(f"{manifest}: {len(found.cases)} images", balance(found.cases, study))
+    if not found.findings:
+        console.print(Text("nothing is wrong", "green"))
+        return
+    table = Table("finding", "", "what", title="Findings", title_justify="left", show_lines=True)
+    for finding in sorted(found.findings, key=lambda one: one.severity == "note"):
+        accepted = "accepted" if finding.name in study.data.accept else "note"
+        severity = Text("refused", "bold red") if finding.severity == "refuse" else Text(accepted, "yellow")
+        table.add_row(finding.name, severity, finding.text)
+    console.print(table)
+
+
+def _draw(sheet: Path, found: Inspection, study: Study, dims: int | None) -> None:
+    from medopt.manifest.contact_sheet import draw_sheet
+    from medopt.manifest.quality import unusable
+
+    flagged = {row: reason[:24] for row, reason in unusable(found.facts, dims).items()}
+    flagged |= {row: "burned-in text" for row, fact in enumerate(found.facts) if fact.burned_in}
+    draw_sheet(sheet, found.cases, found.thumbnails, study, found.pairs, flagged)
+    typer.echo(f"drawn to {sheet}")
+
+
+def _fix(manifest: Path, out: Path, found: Inspection, folder: Path, study: Study, dims: int | None) -> Repair:
+    """Write the mended manifest where it passes; raises DataError with what no repair can mend."""
+    from medopt.console import print_rows
+    from medopt.manifest.quality import inspect, unusable
+    from medopt.manifest.repair import plan_repair, write_repaired
+
+    repair = plan_repair(found.cases, found.pairs, unusable(found.facts, dims))
+    left = [fact for row, fact in enumerate(found.facts) if row not in repair.dropped]
+    after = inspect(repair.applied(found.cases), left, folder, study, dims)
+    if after.refused:
+        texts = " ".join(f"{finding.name}: {finding.text}" for finding in after.refused)
+        raise DataError(f"{out} was not written: mended, the manifest would still be refused. {texts}")
+    write_repaired(manifest, out, repair)
+    rows = _changes(found, repair)
+    if rows:
+        print_rows(f"{out}: {len(repair.moved)} images moved, {len(repair.dropped)} dropped", rows[:40])
+        typer.echo(f"and {len(rows) - 40} more" if len(rows) > 40 else f"written to {out}")
+    else:
+        typer.echo(f"nothing had to change; written to {out}")
+    return repair
+
+
+def _changes(found: Inspection, repair: Repair) -> list[dict[str, str]]:
+    from medopt.manifest.check import shown_name
+
+    dropped = [
+        {"image": shown_name(found.cases[row]), "from": found.cases[row].split, "to": "dropped", "why": why}
+        for row, why in repair.dropped.items()
+    ]
+    moved = [
+        {"image": shown_name(found.cases[row]), "from": found.cases[row].split, "to": split}
+        | {"why": "to its copies, or its patient's images"}
+        for row, split in sorted(repair.moved.items())
+    ]
+    return dropped + moved
+
+
+def _result(manifest: Path, found: Inspection, study: Study, repair: Repair | None) -> dict[str, Any]:
+    from medopt.manifest.duplicates import leaked
+    from medopt.manifest.quality import balance
+
+    kinds: Sequence[tuple[str, bool]] = (("exact", True), ("near", False))
+    return {
+        "manifest": str(manifest),
+        "images": len(found.cases),
+        "refused": bool(found.refused) and repair is None,
+        "findings": [{"name": one.name, "severity": one.severity, "text": one.text} for one in found.findings],
+        "pairs": {name: sum(pair.exact is exact for pair in found.pairs) for name, exact in kinds},
+        "images_with_a_copy_in_another_split": leaked(found.cases, found.pairs),
+        "balance": balance(found.cases, study),
+        "changes": _changes(found, repair) if repair else [],
+    }

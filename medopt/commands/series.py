@@ -1,0 +1,101 @@
+"""`medopt series`: what a DICOM folder holds, and which series a study's rules take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from medopt.config import load_study
+from medopt.provenance import pseudonym
+
+if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
+    from medopt.imaging.select import Judgement
+    from medopt.imaging.series_index import Index, Series
+
+COLUMNS = (
+    "study", "number", "modality", "description", "body part", "orientation", "images", "thickness", "size",
+    "contrast", "image type", "rule",
+)  # fmt: skip
+
+
+def series(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of DICOM, as a PACS exports it.")],
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="A study file; its data.series says which series to take.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")
+    ] = False,
+) -> None:
+    """List the series of a DICOM folder and, with rules, the one that is taken of every study and why.
+
+    Exit code 3 where the rules leave no series of a study, or more than one. Identifiers are shown as pseudonyms.
+
+    Example: medopt series export/ --rules lesions.yaml
+    """
+    from medopt.console import ConsoleReporter
+    from medopt.imaging.select import judge, settled
+    from medopt.imaging.series_index import index_folder
+
+    study = load_study(rules) if rules else None
+    reporter = ConsoleReporter()
+    try:
+        index = index_folder(folder, reporter)
+    finally:
+        reporter.close()
+    judged = judge(index.series, study.data.series) if study else None
+    rows = [_row(one, judged) for one in index.series]
+    _print(index, rows)
+    if as_json:
+        refused = list(judged.refused) if judged else []
+        found = {"folder": str(folder), "series": rows, "other_files": len(index.others), "refused": refused}
+        typer.echo(json.dumps(found))
+    if judged:
+        settled(judged)
+
+
+def _row(one: Series, judged: Judgement | None) -> dict[str, Any]:
+    """One series without identifiers."""
+    from medopt.imaging.select import private
+
+    values = (
+        pseudonym(one.study_uid),
+        one.number,
+        one.modality,
+        private(one, one.description),
+        one.body_part,
+        one.orientation,
+        one.frames,
+        one.thickness_mm,
+        list(one.size),
+        one.contrast,
+        list(one.image_type),
+        judged.choice.reasons[one.uid] if judged else "",
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _print(index: Index, rows: list[dict[str, Any]]) -> None:
+    studies = len({one.study_uid for one in index.series})
+    title = f"{index.root}: {len(rows)} series of {studies} studies, {len(index.others)} other files"
+    table = Table(*COLUMNS, title=title, title_justify="left")
+    for row in rows:
+        cells = [_shown(row[name]) for name in COLUMNS]
+        cells[-1] = Text(str(row["rule"]), "green" if str(row["rule"]).startswith("taken") else "dim")
+        table.add_row(*cells)
+    Console(highlight=False, markup=False).print(table)
+
+
+def _shown(value: object) -> Text:
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, list):
+        joint = " x " if value and isinstance(value[0], int) else "\\"
+        return Text(joint.join(str(item) for item in value))
+    return Text("" if value is None else f"{value:g}" if isinstance(value, float) else str(value))

@@ -1,0 +1,125 @@
+"""MONAI datalists (the JSON of Decathlon and Auto3DSeg), read as a source and written beside a manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medopt.errors import DataError
+from medopt.manifest.sources.found import SCAN_SUFFIXES, Found, Scan, by_number, unwritable
+from medopt.provenance import write_json
+
+SECTIONS = {
+    **dict.fromkeys(("training", "train"), "train"),
+    **dict.fromkeys(("validation", "val", "valid"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def find_datalist(path: Path, root: Path | None = None) -> Found:
+    """The items of a datalist, whose paths start from `root`, else from the datalist's own folder.
+
+    Items without a label are left out. Raises DataError where it is no datalist, and where its labels are images: that
+    is a segmentation, which medopt does not train.
+    """
+    content = _read(path)
+    items = [(name, split, item) for name, split in SECTIONS.items() for item in _section(content, name, path)]
+    if not items:
+        raise DataError(f"{path} is no MONAI datalist: none of the keys {', '.join(SECTIONS)} holds items.")
+    names = content.get("labels") if isinstance(content.get("labels"), dict) else {}
+    places = [_image(item, f"{path}, {name}[{at}]") for at, (name, _, item) in enumerate(items)]
+    base = (root or path.parent).absolute()
+    if any(Path(place).is_absolute() and not Path(place).is_relative_to(base) for place in places):
+        base = Path(os.path.commonpath([str((base / place).parent) for place in places]))
+    scans, left_out, columns = [], [], 0
+    for (section, split, item), place in zip(items, places, strict=True):
+        image = Path(os.path.relpath(base / place, base)).as_posix() if Path(place).is_absolute() else place
+        image = image.removeprefix("./")
+        label = item.get("label") if isinstance(item, dict) else None
+        labels = _labels(label, names or {}, f"{path}, section {section}")
+        if reason := unwritable(image):
+            left_out.append((image, reason))
+        else:
+            columns = max(columns, len(labels))
+            told: Mapping[str, Any] = item if isinstance(item, dict) else {}
+            person, fold = str(told.get("patient_id") or ""), told.get("fold")
+            fold = fold if isinstance(fold, int) and not isinstance(fold, bool) else -1
+            site = str(told.get("site") or "")
+            scans.append(Scan(image, (image,), person, site=site, labels=labels, split=split, fold=fold))
+    if any(scan.labels and len(scan.labels) != columns for scan in scans):
+        raise DataError(f"{path}: some labels are lists of another length than others. Give each item the same labels.")
+    own = () if not columns else ("label",) if columns == 1 else tuple(f"label_{at}" for at in range(columns))
+    return Found("MONAI datalist", base, tuple(scans), tuple(left_out), own_labels=own)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a MONAI datalist: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no MONAI datalist: it must be an object with keys such as training and test.")
+    return content
+
+
+def _section(content: dict[str, Any], name: str, path: Path) -> Sequence[Any]:
+    found = content.get(name, [])
+    if not isinstance(found, list):
+        raise DataError(f"{path}: {name} must be a list of items.")
+    return found
+
+
+def _image(item: Any, place: str) -> str:
+    image = item.get("image") if isinstance(item, dict) else item
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if not isinstance(image, str) or not image:
+        raise DataError(
+            f"{place}: an item is a path, or an object with the path of one image under 'image'. Several images as "
+            "channels of one are not read."
+        )
+    return image
+
+
+def _labels(label: Any, names: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """One text a label column; empty where there is none."""
+    if label is None or label == "":
+        return ()
+    if isinstance(label, str) and (label.lower().endswith(SCAN_SUFFIXES) or "/" in label):
+        raise DataError(
+            f"{place}: the label is the path of an image, so this datalist is for segmentation. medopt classifies: "
+            "give labels as numbers or names under 'label', or a table with --labels."
+        )
+    if isinstance(label, bool):
+        label = int(label)
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    if isinstance(label, list) and label:
+        return tuple(text for one in label for text in _labels(one, {}, place))
+    if not isinstance(label, int | str):
+        raise DataError(f"{place}: a label must be a number, a name, or a list of 0 and 1.")
+    return (str(names.get(str(label), label)),)
+
+
+def write_datalist(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    """Write manifest rows as a datalist whose paths start from the manifest's root; classes become numbers.
+
+    `labels` in it names each number. Raises StorageError where it cannot be written.
+    """
+    content: dict[str, Any] = {"description": "Written by medopt; paths start from the manifest's root"}
+    classes = sorted({row[columns[0]] for row in rows}, key=by_number) if len(columns) == 1 else []
+    if classes:
+        content["labels"] = {str(at): name for at, name in enumerate(classes)}
+    for section, split in (("training", "train"), ("validation", "val"), ("test", "test")):
+        content[section] = [_item(row, columns, classes) for row in rows if row["split"] == split]
+    write_json(path, content)
+
+
+def _item(row: Mapping[str, str], columns: Sequence[str], classes: list[str]) -> dict[str, Any]:
+    label = classes.index(row[columns[0]]) if classes else [int(row[column]) for column in columns]
+    item: dict[str, Any] = {"image": row["image"], "label": label, "patient_id": row["patient_id"]}
+    item |= {"site": row["site"]} if row.get("site") else {}
+    return item | ({"fold": int(row["fold"])} if row.get("fold") else {})

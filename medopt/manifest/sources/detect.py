@@ -1,0 +1,101 @@
+"""Which kind of source a path is, and its scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medopt.errors import ConfigError, DataError
+from medopt.imaging.dicom_file import is_dicom
+from medopt.manifest.sources.archive import unpack
+from medopt.manifest.sources.datalist import find_datalist
+from medopt.manifest.sources.dicom import find_dicom
+from medopt.manifest.sources.folders import read_folders
+from medopt.manifest.sources.found import (
+    IMAGE_SUFFIXES,
+    NIFTI_SUFFIXES,
+    Found,
+    Kind,
+    SourceOptions,
+    files_below,
+)
+from medopt.manifest.sources.images import find_images
+from medopt.manifest.sources.medmnist import find_medmnist, is_medmnist
+from medopt.manifest.sources.nifti import find_nifti
+from medopt.records import Reporter
+
+_SNIFFED = 100
+"""Files with an image's ending that are opened to see whether they are DICOM all the same."""
+_NEVER = (".csv", ".tsv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".bval", ".bvec", ".npy")
+
+
+def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: Reporter) -> Found:
+    """The scans of a folder, a .zip (unpacked into `unpacked`), a MedMNIST .npz or a MONAI datalist.
+
+    Raises DataError where it is none of these, or holds no scan.
+    """
+    if not source.exists():
+        raise DataError(f"There is no file or folder {source}. Give the folder, .zip, .npz or .json of the scans.")
+    if source.is_dir():
+        return _folder(source, options, reporter)
+    suffix = source.suffix.lower()
+    if suffix == ".zip":
+        return _folder(unpack(source, unpacked, reporter), options, reporter)
+    if suffix == ".npz":
+        if not is_medmnist(source):
+            raise DataError(f"{source} is no MedMNIST archive: it has no arrays train_images and train_labels.")
+        return find_medmnist(source)
+    if suffix == ".json":
+        return find_datalist(source, options.root)
+    raise DataError(f"{source} is a single file. Give the folder that holds the scans, a .zip, an .npz or a datalist.")
+
+
+def _folder(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
+    kind = options.kind if options.kind != "auto" else _kind(root)
+    if kind == "medmnist":
+        return find_medmnist(_one_archive(root))
+    if kind == "datalist":
+        raise ConfigError(f"--kind datalist takes the datalist's JSON file, and {root} is a folder.")
+    if kind == "dicom":
+        return read_folders(find_dicom(root, options, reporter), options)
+    if kind == "nifti":
+        return read_folders(find_nifti(root, options, reporter), options)
+    return read_folders(find_images(root), options)
+
+
+def _kind(root: Path) -> Kind:
+    """DICOM where there is one DICOM file, else NIfTI, else images, else MedMNIST."""
+    paths = files_below(root)
+    lower = [path.lower() for path in paths]
+    images = [path for path, name in zip(paths, lower, strict=True) if name.endswith(IMAGE_SUFFIXES)]
+    nifti = [path for path, name in zip(paths, lower, strict=True) if name.endswith(NIFTI_SUFFIXES)]
+    told = (*_NEVER, *IMAGE_SUFFIXES, *NIFTI_SUFFIXES, ".npz")
+    others = [path for path, name in zip(paths, lower, strict=True) if not name.endswith(told)]
+    if any(_sniffed(root / path) for path in [*others, *images[:_SNIFFED]]):
+        return "dicom"
+    if nifti:
+        return "nifti"
+    if images:
+        return "images"
+    if any(name.endswith(".npz") for name in lower):
+        return "medmnist"
+    raise DataError(
+        f"{root} holds {len(paths)} files, and none is DICOM, NIfTI, PNG, JPEG, TIFF, BMP or a MedMNIST .npz. "
+        + ("An archive in it has to be unpacked, or given itself. " if any(n.endswith(".zip") for n in lower) else "")
+        + "Give the folder that holds the scans."
+    )
+
+
+def _sniffed(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return is_dicom(stream.read(132))
+    except OSError:
+        return False
+
+
+def _one_archive(root: Path) -> Path:
+    found = [root / path for path in files_below(root) if path.lower().endswith(".npz") and is_medmnist(root / path)]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found[:5]) or "none"
+        raise DataError(f"{root} holds {len(found)} MedMNIST archives ({names}). Give the one that is meant itself.")
+    return found[0]

@@ -1,0 +1,82 @@
+"""A plan as a study file: YAML that a person reads, each setting with its reason behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medopt.config import Study, load_study
+from medopt.errors import ConfigError
+from medopt.planning.decide import Decision
+from medopt.planning.fingerprint import Fingerprint
+from medopt.provenance import write_text
+
+_COLUMN = 56
+
+
+def write_plan(
+    out: Path, manifest: Path, root: Path, guessed: Study, found: Fingerprint, decisions: Sequence[Decision]
+) -> Study:
+    """Write the study file, and return the study as it is read from it.
+
+    Raises ConfigError where `out` is there already and was not planned: a study file may hold a person's work.
+    """
+    head = "# Planned by medopt from "
+    if out.exists() and not out.read_text(encoding="utf-8", errors="replace").startswith(head):
+        raise ConfigError(f"{out} is there already and was not planned, so it is not written over. Give another --out.")
+    write_text(
+        out, f"{head}{manifest.name}.\n" + "\n".join(_lines(out, manifest, root, guessed, found, decisions)) + "\n"
+    )
+    return load_study(out)
+
+
+def _lines(
+    out: Path, manifest: Path, root: Path, guessed: Study, found: Fingerprint, decisions: Sequence[Decision]
+) -> list[str]:
+    lines = [f"# {line}" for line in describe(found)]
+    lines += [
+        "# Every choice can be changed; medopt run STUDY --dry-run shows what is not said here.",
+        f"name: {guessed.name}",
+        _line("question", guessed.question, ""),
+        "data:",
+        _line("  manifest", os.path.relpath(str(manifest), str(out.parent)), ""),
+        _line("  root", str(root), "below --data, else MEDOPT_DATA, else ./data" if not root.is_absolute() else ""),
+    ]
+    if guessed.data.task != "binary":
+        lines.append(_line("  task", guessed.data.task, ""))
+    second = "the second is the finding" if guessed.data.task == "binary" else ""
+    lines.append(_line("  labels", guessed.data.labels, second))
+    for section, members in groupby(decisions, key=lambda decision: decision.key.partition(".")[0]):
+        lines.append(f"{section}:")
+        lines += [_line("  " + one.key.partition(".")[2], one.value, one.why) for one in members]
+    return lines
+
+
+def describe(found: Fingerprint) -> list[str]:
+    """The fingerprint in a few sentences."""
+    counts = "; ".join(
+        f"{split} {labels['']} ({', '.join(f'{name} {count}' for name, count in labels.items() if name)})"
+        for split, labels in found.counts.items()
+    )
+    low, high = found.sizes(0), found.sizes(1)
+    spacing = found.spacing_mm()
+    scans = " x ".join(
+        f"{small:.0f}" if small == large else f"{small:.0f}-{large:.0f}" for small, large in zip(low, high, strict=True)
+    )
+    in_mm = f", median spacing {' x '.join(f'{value:.3g}' for value in spacing)} mm" if spacing else ", spacing unknown"
+    return [
+        f"{found.images} scans of {found.patients} patients at {len(found.sites)} sites: {counts}.",
+        f"{len(found.looks)} training scans were read: {found.modality or 'modality unknown'}, {found.dims}-D, "
+        f"{scans} pixels{in_mm}.",
+    ]
+
+
+def _line(key: str, value: Any, why: str) -> str:
+    text = yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True).strip()
+    line = f"{key}: {text.removesuffix('...').strip()}"
+    return f"{line:<{_COLUMN}}  # {why}" if why else line

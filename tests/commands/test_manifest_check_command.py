@@ -1,0 +1,116 @@
+"""`medopt manifest check` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from clinic_fixtures import call
+from pictures import noisy, picture, write_manifest, write_set
+from PIL import Image
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A manifest of 24 pictures that lie beside it."""
+    return write_manifest(tmp_path / "m.csv", write_set(tmp_path))
+
+
+@pytest.fixture
+def leaking(sound: Path) -> Path:
+    """One picture again in another split, one again under the other label, one damaged."""
+    folder = sound.parent
+    Image.fromarray(noisy(picture(0))).save(folder / "020.png")
+    shutil.copy(folder / "002.png", folder / "005.png")
+    (folder / "007.png").write_bytes((folder / "007.png").read_bytes()[:200])
+    return sound
+
+
+def test_a_sound_manifest(sound: Path) -> None:
+    done = call("manifest", "check", sound, "--json")
+    assert done.code == 0, done.stderr
+    assert "nothing is wrong" in done.stdout
+    assert (done.summary["images"], done.summary["findings"], done.summary["refused"]) == (24, [], False)
+
+
+def test_leaks_are_refused_with_their_reasons_and_without_identifiers(leaking: Path) -> None:
+    done = call("manifest", "check", leaking, "--json", "--sheet", leaking.parent / "sheet.png")
+    said = done.refused(3, "DataError", "near_duplicates", "label_conflict", "unreadable", "--fix OUT.csv")
+    assert "1 of 6 test, 1 of 12 train images have a near-duplicate (correlation over 0.99) in another split" in said
+    names = {one["name"]: one["severity"] for one in done.summary["findings"]}
+    assert names == {
+        "near_duplicates": "refuse",
+        "exact_duplicates_within": "note",
+        "label_conflict": "refuse",
+        "unreadable": "refuse",
+    }
+    assert done.summary["pairs"] == {"exact": 1, "near": 1}
+    assert "MRNp" not in done.stdout + done.stderr
+    assert (leaking.parent / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fix_writes_a_manifest_that_passes(leaking: Path) -> None:
+    mended = leaking.parent / "mended.csv"
+    done = call("manifest", "check", leaking, "--fix", mended, "--json")
+    assert done.code == 0, done.stderr
+    changes = {row["image"]: row["to"] for row in done.summary["changes"]}
+    assert changes == {"002.png": "dropped", "005.png": "dropped", "007.png": "dropped", "020.png": "train"}
+    again = call("manifest", "check", mended, "--json")
+    assert (again.code, again.summary["images"]) == (0, 21)
+    assert [one["name"] for one in again.summary["findings"]] == ["near_duplicates_within"]
+
+
+def test_fix_writes_nothing_where_it_cannot_mend(sound: Path) -> None:
+    lines = sound.read_text().splitlines()
+    sound.write_text("\n".join(line for line in lines if ",val," not in line) + "\n")
+    done = call("manifest", "check", sound, "--fix", sound.parent / "mended.csv")
+    done.refused(3, "was not written: mended, the manifest would still be refused", "split_absent")
+    assert not (sound.parent / "mended.csv").exists()
+
+
+def test_a_study_accepts_by_name(leaking: Path) -> None:
+    (leaking.parent / "007.png").unlink()
+    Image.fromarray(picture(7)).save(leaking.parent / "007.png")
+    data = {"manifest": "m.csv", "labels": ["benign", "malignant"], "accept": ["near_duplicates", "label_conflict"]}
+    study = leaking.parent / "study.yaml"
+    study.write_text(yaml.safe_dump({"name": "s", "question": "?", "data": data, "prepare": {"size": [32, 32]}}))
+    done = call("manifest", "check", leaking, "--study", study, "--data", leaking.parent)
+    assert done.code == 0, done.stderr
+    assert "accepted" in done.stdout
+    study.write_text(study.read_text().replace("near_duplicates", "near_duplicate"))
+    call("manifest", "check", leaking, "--study", study, "--data", leaking.parent).refused(2, "did you mean near_dup")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ("image,patient_id,label,split\na.png,p,benign,train\n", "has one label only, 'benign'"),
+        ("image,patient_id,finding,split\na.png,p,1,train\n", "has no column label"),
+        ("image,patient_id,label,split\na.png,p,x,train\nb.png,p,y,test\n", "patient_overlap"),
+    ],
+)
+def test_manifests_that_cannot_be_used(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "m.csv").write_text(content)
+    call("manifest", "check", tmp_path / "m.csv").refused(3, "DataError", said)
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    call("manifest", "check", tmp_path / "none.csv").refused(3, "none.csv cannot be read")
+
+
+def test_json_is_one_object_on_the_last_line(leaking: Path) -> None:
+    last = call("manifest", "check", leaking, "--json").stdout.splitlines()[-1]
+    assert set(json.loads(last)) == {
+        "manifest",
+        "images",
+        "refused",
+        "findings",
+        "pairs",
+        "images_with_a_copy_in_another_split",
+        "balance",
+        "changes",
+    }

@@ -1,0 +1,122 @@
+"""Which series of a study the rules take, and what is said of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from medopt.config import SeriesRules
+from medopt.errors import DataError
+from medopt.imaging.select import choose, judge
+from medopt.imaging.series_index import Series, index_folder
+
+PLAIN: dict[str, Any] = {
+    "study_uid": "1.2.840.5",
+    "patient": "MRN-4711",
+    "accession": "ACC77",
+    "folder": Path("export"),
+    "files": (Path("export/1"),),
+    "frames": 30,
+    "number": "3",
+    "modality": "CT",
+    "description": "Thorax lung",
+    "protocol": "",
+    "body_part": "CHEST",
+    "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"),
+    "orientation": "axial",
+    "thickness_mm": 1.0,
+    "size": (512, 512),
+    "contrast": False,
+    "burned_in": False,
+} | dict.fromkeys(("manufacturer", "model", "institution", "station", "age", "sex"), "")
+
+
+def series(uid: str = "1.2.840.5.1", **fields: Any) -> Series:
+    return Series(**(PLAIN | {"uid": uid} | fields))
+
+
+@pytest.mark.parametrize(
+    ("rules", "fields", "reason"),
+    [
+        ({"modality": ["MR"]}, {}, "modality CT"),
+        ({"body_part": ["^head", "abdo"]}, {}, "body_part CHEST"),
+        ({"body_part": ["chest"]}, {"body_part": ""}, "body_part not said"),
+        ({"description": ["bone"]}, {}, "description matches no pattern"),
+        ({"exclude": ["mip", "lung"]}, {}, "exclude finds 'lung'"),
+        ({"image_type": ["primary", "M"]}, {}, "image_type has no M"),
+        ({}, {"image_type": ("DERIVED", "SECONDARY")}, "derived"),
+        ({"derived": True}, {"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}, "localizer"),
+        ({"orientation": ["coronal", "sagittal"]}, {}, "orientation axial"),
+        ({"slices": [31, 99]}, {}, "slices 30"),
+        ({"thickness_mm": [0, 0.9]}, {}, "thickness_mm 1.0"),
+        ({"thickness_mm": [0, 5]}, {"thickness_mm": None}, "thickness_mm not said"),
+        ({"contrast": True}, {}, "contrast not given"),
+        ({"contrast": False}, {"contrast": True}, "contrast given"),
+    ],
+)
+def test_each_rule_leaves_out_and_says_so(rules: dict[str, Any], fields: dict[str, Any], reason: str) -> None:
+    only = series(**fields)
+    assert judge([only], SeriesRules(**rules)).choice.reasons == {only.uid: reason}
+    with pytest.raises(DataError, match=rf"none of 1 series is left: number 3 CT '.*' \(30 images\): {reason}"):
+        choose([only], SeriesRules(**rules))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {},
+        {"modality": ["ct", "PT"], "body_part": ["che"], "description": ["LUNG$"], "image_type": ["axial"]},
+        {"orientation": ["axial"], "slices": [30, 30], "thickness_mm": [1, 1], "contrast": False, "exclude": ["bone"]},
+    ],
+)
+def test_what_fits_every_rule_is_taken(rules: dict[str, Any]) -> None:
+    only = series()
+    assert choose([only], SeriesRules(**rules)).taken == (only,)
+
+
+def test_derived_images_are_taken_where_they_are_asked_for() -> None:
+    only = series(image_type=("DERIVED", "SECONDARY"))
+    assert choose([only], SeriesRules(derived=True)).taken == (only,)
+
+
+def test_the_first_description_that_finds_something_wins() -> None:
+    soft, lung = series("1.2.840.5.1", description="Soft B30"), series("1.2.840.5.2", description="Lung B60")
+    for patterns, taken in ((["b60", "b30"], lung), (["b90", "b30", "b60"], soft)):
+        choice = choose([soft, lung], SeriesRules(description=patterns))
+        assert choice.taken == (taken,)
+        assert sorted(reason.split(":")[0] for reason in choice.reasons.values()) == ["description", "taken"]
+
+
+def test_every_study_gets_one_series_of_its_own() -> None:
+    several = [series(f"1.2.840.{k}.{n}", study_uid=f"1.2.840.{k}", number=str(n)) for k in (5, 6) for n in (1, 2)]
+    thin = [series("1.2.840.5.9", study_uid="1.2.840.5", frames=300), several[2]]
+    assert len(choose([several[0], several[2]], SeriesRules()).taken) == 2
+    refused = judge([*several[:2], *thin], SeriesRules(slices=(1, 99))).refused
+    assert len(refused) == 1
+    assert "2 of 3 series are left: number 1 CT" in refused[0]
+
+
+def test_a_refusal_shows_no_identifier() -> None:
+    two = [series(f"1.2.840.5.{n}", description="Lung of MRN-4711, ACC77") for n in (1, 2)]
+    with pytest.raises(DataError, match="In 1 of 1 studies the rules do not leave one series") as caught:
+        choose(two, SeriesRules())
+    assert not [word for word in ("1.2.840", "MRN-4711", "ACC77") if word in str(caught.value)]
+
+
+def test_of_a_real_study_the_rules_take_one_series(shared_data: Path) -> None:
+    found = index_folder(shared_data / "dicom" / "mr_study").series
+    rules = SeriesRules(modality=["MR"], description=["t1"], contrast=True)
+    assert [one.description for one in choose(found, rules).taken] == ["T1post"]
+    with pytest.raises(DataError, match=r"2 of 5 series are left: .*'T1post'.*'T1pre_reg'"):
+        choose(found, SeriesRules(description=["t1"]))
+
+
+@pytest.mark.parametrize(
+    "rules", [{"exclude": ["("]}, {"slices": [9, 3]}, {"orientation": ["up"]}, {"modalty": ["CT"]}]
+)
+def test_rules_that_cannot_be_meant_are_refused(rules: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        SeriesRules(**rules)

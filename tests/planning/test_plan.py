@@ -1,0 +1,205 @@
+"""`medopt plan`: the data decide, each choice has a reason, and the file runs as it is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clinic import Clinic
+from clinic_fixtures import call
+from PIL import Image
+
+from medopt.config import load_study
+from medopt.errors import DataError
+from medopt.manifest.guess import guess_study
+from medopt.manifest.table import read_manifest
+from medopt.planning.decide import LONGEST, VOXELS, decide
+from medopt.planning.fingerprint import SAMPLE, Fingerprint, Look, take_fingerprint
+
+CT = Look((200, 512, 512), (1.5, 0.7, 0.7), "CT", False, False, -1000, 1200)
+MR = Look((24, 512, 512), (5.0, 0.45, 0.45), "MR", False, False, 0, 900)
+DX = Look((2000, 1600), (0.15, 0.15), "DX", False, False, 10, 4000)
+PNG = Look((256, 256), (), "", False, True, 0, 250)
+
+
+def data(looks: Sequence[Look], train: int = 400, **counts: int) -> Fingerprint:
+    classes = counts or {"no": train // 2, "yes": train - train // 2}
+    part = {"": train} | classes
+    return Fingerprint(train, train, ("a",), {"train": part, "val": part, "test": part}, tuple(looks))
+
+
+def settings(found: Fingerprint, device: str = "cpu", modality: str = "") -> dict[str, Any]:
+    return {one.key: one.value for one in decide(found, device, modality)}
+
+
+def test_every_decision_has_a_reason() -> None:
+    for looks in ([CT], [MR], [DX], [PNG]):
+        assert all(len(one.why) > 8 for one in decide(data(looks), "cpu"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("look", [CT, MR], ids=["CT", "MR"])
+def test_a_volume_fits_the_device_and_the_finest_axis_gives_way_first(look: Look, device: str) -> None:
+    found = settings(data([look]), device)
+    assert np.prod(found["prepare.size"]) < 1.35 * VOXELS[device]
+    spacing = found["prepare.spacing_mm"]
+    assert all(new >= old for new, old in zip(spacing, look.spacing_mm, strict=True))
+    assert max(spacing) / min(spacing) <= max(look.spacing_mm) / min(look.spacing_mm)
+    extent, kept = np.multiply(look.size, look.spacing_mm), np.multiply(found["prepare.size"], spacing)
+    np.testing.assert_allclose(kept, extent, rtol=0.15)  # the whole body part is in it
+    assert found["prepare.fit"] == "crop_or_pad"
+
+
+def test_a_small_volume_keeps_its_spacing() -> None:
+    found = settings(data([Look((40, 52, 36), (1.0, 1.0, 1.0), "MR", False, False, 0, 90)]))
+    assert (found["prepare.spacing_mm"], found["prepare.size"]) == ([1, 1, 1], [40, 52, 36])
+
+
+def test_a_volume_without_spacing_is_fitted_as_a_whole() -> None:
+    found = settings(data([replace(CT, spacing_mm=())]))
+    assert found["prepare.fit"] == "stretch" and "prepare.spacing_mm" not in found
+    assert np.prod(found["prepare.size"]) < 1.35 * VOXELS["cpu"]
+
+
+def test_an_image_keeps_its_size_or_its_aspect() -> None:
+    assert (settings(data([PNG]))["prepare.size"], settings(data([PNG]))["prepare.fit"]) == ([256, 256], "stretch")
+    tiny = settings(data([replace(PNG, size=(28, 28))]))
+    assert (tiny["prepare.size"], tiny["model.stem"]) == ([28, 28], "small")
+    large = settings(data([DX]), "cuda")
+    assert large["prepare.size"] == [LONGEST["cuda"], 416]  # 2000 x 1600 in steps of 32
+    mixed = settings(data([DX, replace(DX, size=(1600, 2000))]))
+    assert mixed["prepare.fit"] == "pad"
+
+
+def test_intensities_follow_what_the_values_mean() -> None:
+    assert settings(data([CT]))["prepare.intensity"] == {"method": "range", "low": -1000, "high": 1200}
+    assert settings(data([PNG]))["prepare.intensity"] == {"method": "range", "low": 0, "high": 255}
+    assert settings(data([MR]))["prepare.intensity"]["method"] == "percentiles"
+    assert settings(data([PNG, DX]))["prepare.intensity"]["method"] == "percentiles"
+
+
+@pytest.mark.parametrize(
+    ("look", "given", "shift"), [(CT, "", "ct"), (MR, "", "mr"), (DX, "", "radiograph"), (PNG, "US", "ultrasound")]
+)
+def test_the_simulated_scanner_is_the_modalitys(look: Look, given: str, shift: str) -> None:
+    assert settings(data([look]), modality=given)["augment.shift"] == shift
+
+
+def test_without_a_modality_no_scanner_is_simulated() -> None:
+    assert settings(data([PNG]))["augment.shift"] == "none"
+
+
+def test_more_images_make_a_larger_network_and_fewer_epochs() -> None:
+    few, many = settings(data([DX], 300)), settings(data([DX], 60_000))
+    assert (few["model.depth"], many["model.depth"]) == (26, 50)
+    assert few["model.width"] < many["model.width"]
+    assert few["training.epochs"] > many["training.epochs"]
+
+
+def test_a_rare_class_is_weighted() -> None:
+    assert settings(data([DX], 300, no=280, yes=20))["training.class_weights"] == "balanced"
+    assert settings(data([DX]))["training.class_weights"] == "none"
+
+
+def test_colour_takes_three_channels_only_where_most_images_have_it() -> None:
+    colour = replace(PNG, colour=True)
+    assert settings(data([colour, colour, PNG]))["prepare.channels"] == 3
+    assert settings(data([colour, PNG, PNG]))["prepare.channels"] == 1
+
+
+def test_a_planned_study_runs_as_it_is(clinic: Clinic, tmp_path: Path) -> None:
+    manifest, out = clinic.data / load_study(clinic.study_file).data.manifest, tmp_path / "planned.yaml"
+    root = clinic.data / load_study(clinic.study_file).data.root
+    done = call("plan", manifest, "--data", root, "--out", out, "--json")
+    assert done.code == 0, done.stderr
+    study = load_study(out)
+    assert done.summary["study"] == study.model_dump(mode="json")
+    text = out.read_text()
+    assert text.count("#") > 15 and "the second is the finding" in text
+    assert call("run", out, "--dry-run", "--runs", tmp_path / "runs").code == 0
+
+
+def test_a_study_file_that_a_person_wrote_is_not_written_over(clinic: Clinic, tmp_path: Path) -> None:
+    manifest = clinic.data / load_study(clinic.study_file).data.manifest
+    root = clinic.data / load_study(clinic.study_file).data.root
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\n")
+    call("plan", manifest, "--data", root, "--out", mine).refused(2, "was not planned", "another --out")
+    assert mine.read_text() == "name: mine\n"
+    planned = tmp_path / "planned.yaml"
+    assert [call("plan", manifest, "--data", root, "--out", planned).code for _ in range(2)] == [0, 0]
+
+
+def test_images_that_are_elsewhere_are_refused_with_the_places(clinic: Clinic, tmp_path: Path) -> None:
+    manifest = clinic.data / load_study(clinic.study_file).data.manifest
+    call("plan", manifest, "--data", tmp_path, "--out", tmp_path / "a.yaml").refused(3, str(tmp_path), "--data DIR")
+    assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[list[dict[str, str]]], Path]:
+    def write(rows: list[dict[str, str]]) -> Path:
+        with (tmp_path / "m.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return tmp_path / "m.csv"
+
+    return write
+
+
+def row(number: int, **more: str) -> dict[str, str]:
+    return {"image": f"{number}.png", "patient_id": f"p{number}", "split": "train"} | more
+
+
+def test_what_is_no_finding_comes_first(written: Callable[..., Path]) -> None:
+    for labels, expected in (
+        (("benign", "malignant"), ["benign", "malignant"]),
+        (("tumour", "normal"), ["normal", "tumour"]),
+        (("pneumonia", "no pneumonia"), ["no pneumonia", "pneumonia"]),
+        (("10", "9", "0"), ["0", "9", "10"]),
+    ):
+        manifest = written([row(k, label=label) for k, label in enumerate(labels)])
+        assert guess_study(manifest).data.labels == expected
+
+
+def test_columns_of_zeros_and_ones_are_a_multi_label_study(written: Callable[..., Path]) -> None:
+    manifest = written([row(k, edema=str(k % 2), mass="0", remark="x") for k in range(4)])
+    study = guess_study(manifest)
+    assert (study.data.task, study.data.labels) == ("multilabel", ["edema", "mass"])
+
+
+def test_a_manifest_without_two_labels_is_refused(written: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="1 labels"):
+        guess_study(written([row(1, label="a"), row(2, label="a")]))
+    with pytest.raises(DataError, match="has no column label"):
+        guess_study(written([row(1)]))
+
+
+def test_a_sample_is_spread_over_sites_and_labels_and_bounded(written: Callable[..., Path], tmp_path: Path) -> None:
+    count = SAMPLE + 60
+    rows = [row(k, label="b" if k < 5 else "a", site="rare" if k == 7 else "usual") for k in range(count)]
+    for number in range(count):
+        side = 12 if number in (3, 7) else 10
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (side, side)).astype(np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
+    manifest = written(rows)
+    study = guess_study(manifest)
+    found = take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)
+    assert len(found.looks) == SAMPLE
+    assert [look.size for look in found.looks].count((12, 12)) == 2  # the one of the rare site, and a rare label's
+    assert found.counts["train"] == {"": count, "a": count - 5, "b": 5}
+
+
+def test_a_scan_that_cannot_be_read_is_named(written: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"")
+    manifest = written([row(1, label="a"), row(2, label="b")])
+    study = guess_study(manifest)
+    with pytest.raises(DataError, match=r"2 of 2 sampled images cannot be read.*medopt manifest check"):
+        take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)
