@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,9 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from medopt.manifest.check import ACCEPTED
-from medopt.release.card import shown
-from medopt.release.predictor import Predictor
-from medopt.serving.batch import Row
+
+if TYPE_CHECKING:  # a command that only reads headers does not wait for the engines
+    from medopt.release.predictor import Predictor
+    from medopt.serving.batch import Row
+
+WIDE = 180
+
+
+def plain_console() -> Console:
+    """For tables and text as they are: as wide as the terminal, or wide enough for a table in a file."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=WIDE)
 
 
 class ConsoleReporter:
@@ -73,7 +82,9 @@ class ConsoleReporter:
 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """The table at the end of a run: float and int8 side by side, then what to try next."""
-    console = Console(highlight=False, markup=False)
+    from medopt.release.card import shown
+
+    console = plain_console()
     test, sites = summary["test"], summary["sites"]
     cases, confidence = test["int8"]["auc"]["n"], f"{100 * summary['confidence']:g} % interval"
     title = f"{summary['study']}, seed {summary['seed']}: {cases} cases of the test split ({confidence})"
@@ -126,7 +137,7 @@ def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40)
         else:
             values = [f"{row.answer.probabilities[label]:.3f}" for label in labels]
             table.add_row(row.path, row.answer.decision, *values)
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     console.print(table)
     if len(rows) > most:
         console.print(f"and {len(rows) - most} more in the CSV")
@@ -141,4 +152,4 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(*(str(key) for key in rows[0]), title=title, title_justify="left")
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(highlight=False, markup=False).print(table)
+    plain_console().print(table)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medopt.config import load_study
+from medopt.console import ConsoleReporter, print_rows
 from medopt.errors import ConfigError, listed
 from medopt.manifest.sources.found import Kind, SiteFrom, SourceOptions, by_number, by_reason
 from medopt.records import SPLITS
@@ -48,6 +50,9 @@ def build(
     description: Annotated[
         str, typer.Option("--description", help="Keep series (NIfTI: files) whose description this matches.")
     ] = "",
+    series_rules: Annotated[
+        Path | None, typer.Option("--series-rules", help="Study file whose data.series chooses a study's series.")
+    ] = None,
     modality: Annotated[str, typer.Option("--modality", help="Keep DICOM series of this modality.")] = "",
     keep_derived: Annotated[bool, typer.Option("--keep-derived", help="Keep localizers and derived series.")] = False,
     class_folders: Annotated[
@@ -66,7 +71,6 @@ def build(
 
     Example: medopt manifest build scans --labels labels.csv --out manifest.csv
     """
-    from medopt.console import ConsoleReporter
     from medopt.manifest.assign import SplitRules
     from medopt.manifest.build import BuildOptions, build_manifest
 
@@ -82,6 +86,7 @@ def build(
             keep_derived=keep_derived,
             description=description,
             modality=modality,
+            rules=load_study(series_rules).data.series if series_rules else None,
             site_from=site_from,
             class_folders=class_folders,
             root=root,
@@ -121,7 +126,6 @@ def _tally(built: Built) -> list[dict[str, Any]]:
 
 
 def _show(built: Built, datalist: Path | None) -> None:
-    from medopt.console import print_rows
 
     title = f"{len(built.rows)} rows, {built.found.kind}"
     print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from medopt.config import Study, data_folder, load_study
+from medopt.console import ConsoleReporter, plain_console, print_rows
 from medopt.errors import DataError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
@@ -49,11 +47,11 @@ def check(
 
     Example: medopt manifest check manifest.csv --data images --sheet sheet.png --fix mended.csv
     """
-    from medopt.console import ConsoleReporter
+    from medopt.manifest.guess import guess_study
     from medopt.manifest.quality import inspect, read_facts
     from medopt.manifest.table import read_manifest
 
-    study = load_study(study_file) if study_file else _guessed(manifest)
+    study = load_study(study_file) if study_file else guess_study(manifest)
     dims = study.spatial_dims if study_file else None
     folder = _root(manifest, data, study if study_file else None)
     cases = read_manifest(manifest, study)
@@ -78,22 +76,6 @@ def check(
         )
 
 
-def _guessed(manifest: Path) -> Study:
-    """A study with the labels that the manifest has, in alphabetical order."""
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as stream:
-            rows = csv.DictReader(stream, skipinitialspace=True)
-            labels = sorted({(row.get("label") or "").strip() for row in rows} - {""})
-    except (OSError, UnicodeDecodeError, csv.Error):
-        labels = []  # read_manifest says what is wrong
-    if len(labels) == 1:
-        raise DataError(f"The manifest {manifest} has one label only, {labels[0]!r}: there is nothing to tell apart.")
-    name = re.sub(r"[^a-z0-9_-]", "-", manifest.stem.lower()).lstrip("-_")[:60] or "manifest"
-    data = {"manifest": manifest.name, "labels": labels or ["no", "yes"]}
-    data |= {"task": "multiclass"} if len(labels) > 2 else {}
-    return Study.model_validate({"name": name, "question": "?", "data": data, "prepare": {"size": [32, 32]}})
-
-
 def _root(manifest: Path, data: Path | None, study: Study | None) -> Path:
     if study:
         return data_folder(data) / study.data.root
@@ -101,10 +83,9 @@ def _root(manifest: Path, data: Path | None, study: Study | None) -> Path:
 
 
 def _print(manifest: Path, found: Inspection, study: Study) -> None:
-    from medopt.console import print_rows
     from medopt.manifest.quality import balance
 
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     print_rows(f"{manifest}: {len(found.cases)} images", balance(found.cases, study))
     if not found.findings:
         console.print(Text("nothing is wrong", "green"))
@@ -129,7 +110,6 @@ def _draw(sheet: Path, found: Inspection, study: Study, dims: int | None) -> Non
 
 def _fix(manifest: Path, out: Path, found: Inspection, folder: Path, study: Study, dims: int | None) -> Repair:
     """Write the mended manifest where it passes; raises DataError with what no repair can mend."""
-    from medopt.console import print_rows
     from medopt.manifest.quality import inspect, unusable
     from medopt.manifest.repair import plan_repair, write_repaired
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from medopt.config import Study, data_folder
+from medopt.console import ConsoleReporter, plain_console
 from medopt.errors import ConfigError, DataError
 from medopt.records import Case
 
@@ -36,7 +36,6 @@ def plan(
 
     Example: medopt plan manifest.csv --data images --out lesions.yaml && medopt run lesions.yaml
     """
-    from medopt.console import ConsoleReporter
     from medopt.manifest.guess import guess_study
     from medopt.manifest.table import read_manifest
     from medopt.planning.decide import decide
@@ -53,7 +52,7 @@ def plan(
         reporter.close()
     decisions = decide(found, _device(device), modality.upper())
     study = write_plan(out, manifest, folder.resolve(), guessed, found, decisions)
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     for line in describe(found):
         console.print(line)
     table = Table("setting", "value", "why", title=f"{out}", title_justify="left")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from medopt.config import load_study
+from medopt.console import ConsoleReporter, plain_console
 from medopt.provenance import pseudonym
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
@@ -39,7 +39,6 @@ def series(
 
     Example: medopt series export/ --rules lesions.yaml
     """
-    from medopt.console import ConsoleReporter
     from medopt.imaging.select import judge, settled
     from medopt.imaging.series_index import index_folder
 
@@ -84,12 +83,14 @@ def _row(one: Series, judged: Judgement | None) -> dict[str, Any]:
 def _print(index: Index, rows: list[dict[str, Any]]) -> None:
     studies = len({one.study_uid for one in index.series})
     title = f"{index.root}: {len(rows)} series of {studies} studies, {len(index.others)} other files"
-    table = Table(*COLUMNS, title=title, title_justify="left")
+    said = [name for name in COLUMNS if any(row[name] not in ("", None, []) for row in rows)]
+    table = Table(*said, title=title, title_justify="left")
     for row in rows:
-        cells = [_shown(row[name]) for name in COLUMNS]
-        cells[-1] = Text(str(row["rule"]), "green" if str(row["rule"]).startswith("taken") else "dim")
+        cells = [_shown(row[name]) for name in said]
+        if "rule" in said:
+            cells[-1].stylize("green" if str(row["rule"]).startswith("taken") else "dim")
         table.add_row(*cells)
-    Console(highlight=False, markup=False).print(table)
+    plain_console().print(table)
 
 
 def _shown(value: object) -> Text:

@@ -22,12 +22,15 @@ def guess_study(manifest: Path) -> Study:
     the manifest has no labels, or one alone.
     """
     header = read_header(manifest)
+    if not any(header):
+        raise DataError(f"The manifest {manifest} is empty: it needs a header, and a row for each image.")
     names = ["label"] if "label" in header else [name for name in header if name and name not in _OTHER]
     values = _values(manifest, names)
     if names == ["label"]:
         labels = _sorted(values["label"])
         if len(labels) < 2:
-            raise DataError(f"The manifest {manifest} has {len(labels)} labels ({', '.join(labels)}): two are needed.")
+            what = f"one label only, {labels[0]!r}" if labels else "no label in any row"
+            raise DataError(f"The manifest {manifest} has {what}: there is nothing to tell apart.")
         task = "binary" if len(labels) == 2 else "multiclass"
     else:
         labels, task = [name for name in names if values[name] <= {"0", "1"}], "multilabel"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from clinic_fixtures import call
-from scans_of_patients import png
+from scans_of_patients import mr_series, png
 
 from medopt.config import Study
 from medopt.imaging.scan import read_scan
@@ -114,6 +114,26 @@ def test_a_real_mr_study_as_tree_flat_and_zip(tmp_path: Path, form: str) -> None
     if form == "zip":
         shutil.rmtree(tmp_path / "n_files")
     refused.refused(3, "other has 1; t1 has 1, of 1 in all")
+
+
+def test_rules_of_a_study_file_choose_the_series(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        for description in ("FLAIR", "T1", "T2"):
+            place = tmp_path / "scans" / patient / description
+            mr_series(place, patient, f"1.2.{patient[1]}", description, name=description)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "name: flair\nquestion: Which?\nprepare: {size: [16, 64, 64]}\n"
+        "data: {manifest: m.csv, labels: [a, b], series: {description: [FLAIR, T2]}}\n"
+    )
+    labels = table(tmp_path / "labels.csv", [["patient_id", "label"], ["p1", "a"], ["p2", "b"]])
+    words = ("--labels", labels, "--split", "0,0,1")
+    refused = call("manifest", "build", tmp_path / "scans", "--out", tmp_path / "m.csv", *words)
+    refused.refused(3, "which series is meant", "--series-rules")
+    assert not (tmp_path / "m.csv").exists()
+    summary = built(tmp_path / "scans", tmp_path / "m.csv", *words, "--series-rules", rules)
+    assert summary["rows"] == 2
+    assert all("FLAIR" in row["image"] for row in csv.DictReader((tmp_path / "m.csv").open()))
 
 
 def test_a_phantom_with_labels_by_file(tmp_path: Path) -> None:

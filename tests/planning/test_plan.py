@@ -175,7 +175,7 @@ def test_columns_of_zeros_and_ones_are_a_multi_label_study(written: Callable[...
 
 
 def test_a_manifest_without_two_labels_is_refused(written: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match="1 labels"):
+    with pytest.raises(DataError, match="one label only, 'a'"):
         guess_study(written([row(1, label="a"), row(2, label="a")]))
     with pytest.raises(DataError, match="has no column label"):
         guess_study(written([row(1)]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydicom import dcmread
 
 from medopt.errors import DataError
+from medopt.imaging.select import Choice, choose
 from medopt.imaging.series_index import Index, Series, index_folder
 from medopt.manifest.sources.found import Found, Scan, SourceOptions, by_reason, unwritable
 from medopt.provenance import pseudonym
@@ -30,12 +31,13 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
     Raises DataError where nothing is left.
     """
     index = index_folder(root, reporter)
+    choice = choose(index.series, options.rules) if options.rules else None
     folders = _Folders(index)
     scans: list[Scan] = []
     left_out = [(_below(root, path), reason) for path, reason in index.others]
     burned_in = 0
     for series in index.series:
-        if reason := _unwanted(series, options):
+        if reason := _unwanted(series, options, choice):
             left_out.append((_below(root, series.files[0]), reason))
             continue
         burned_in += series.burned_in
@@ -56,8 +58,10 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
     return Found("DICOM", root, tuple(_sited(scans, index, options)), tuple(left_out), notes=notes)
 
 
-def _unwanted(series: Series, options: SourceOptions) -> str:
-    """Why a series is left out; empty where it is not."""
+def _unwanted(series: Series, options: SourceOptions, choice: Choice | None) -> str:
+    """Why a series is left out; empty where it is not. Rules decide alone."""
+    if choice:
+        return "" if series in choice.taken else f"the rules of data.series: {choice.reasons[series.uid]}"
     if options.modality and series.modality.upper() != options.modality.upper():
         return f"the modality is not {options.modality}"
     if not options.matches(series.description, series.protocol):

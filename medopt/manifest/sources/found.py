@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from medopt.config import SeriesRules
 from medopt.errors import ConfigError
 from medopt.manifest.paths import below, npz_member
 
@@ -80,6 +81,8 @@ class SourceOptions:
     description: str = ""
     """Regular expression that a 3-D series' description (NIfTI: name) must match."""
     modality: str = ""
+    rules: SeriesRules | None = None
+    """Choose one series of each study by these."""
     site_from: SiteFrom = "auto"
     class_folders: bool = False
     """Take the folders' names for labels in a DICOM or NIfTI tree, too."""
