@@ -18,8 +18,8 @@ from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
 from medopt.commands.plan import plan
 from medopt.commands.series import series
-from medopt.config import data_folder, load_study
 from medopt.errors import ConfigError, DataError, GateRefused, MedoptError, listed
+from medopt.study_file import data_folder, load_study
 
 app = typer.Typer(
     help="From a study's scans to a checked int8 release for the PACS, every step measured.",

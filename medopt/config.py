@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from medopt.errors import ConfigError
 from medopt.provenance import digest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -289,88 +284,3 @@ class Study(Section):
     def digest(self) -> str:
         """SHA-256 of the whole resolved study."""
         return digest(self.model_dump(mode="json"))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice: else the last would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [str(key) for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def load_study(path: Path, overrides: list[str] | None = None) -> Study:
-    """Read a study file and apply overrides of the form `training.epochs=3`.
-
-    Raises ConfigError naming the file, the key and the nearest known key.
-    """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"There is no study file {path}. Study files beside it: {near}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as a study file: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} is not a study file: it must hold keys such as name, data and prepare.")
-    for override in overrides or []:
-        _apply(raw, override)
-    try:
-        return Study.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: " + " ".join(_explain(item) for item in error.errors()[:5])) from None
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set takes key=value, as in --set training.epochs=3; got {override!r}.")
-    *parents, last = key.strip().split(".")
-    place = raw
-    for parent in parents:
-        place[parent] = {} if place.get(parent) is None else place[parent]
-        place = place[parent]
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {override}: {parent} is a value, not a section.")
-    try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML.") from None
-
-
-def _explain(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "the study"
-    if item["type"] == "extra_forbidden":
-        section: Any = Study
-        for part in item["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}."
-        return f"unknown key {where}: {hint}"
-    if item["type"] == "missing":
-        return f"{where} is missing."
-    got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}{got}."
-
-
-def data_folder(given: Path | None) -> Path:
-    """Where images lie: --data, else MEDOPT_DATA, else ./data."""
-    return given or Path(os.environ.get("MEDOPT_DATA") or "data")
-
-
-def find_manifest(study: Study, study_file: Path, data: Path) -> Path:
-    """The study's manifest, beside the study file or in the data folder.
-
-    Raises ConfigError naming both places.
-    """
-    places = [study_file.parent / study.data.manifest, data / study.data.manifest]
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError(
-        f"The manifest of study {study.name} is not there; looked for {places[0]} and {places[1]}. "
-        f"Give the folder that holds the data with --data DIR or MEDOPT_DATA, or get it: medopt fetch {study.name}."
-    )

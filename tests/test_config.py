@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from medopt.config import Study, data_folder, find_manifest, load_study
+from medopt.config import Study
 from medopt.errors import ConfigError
+from medopt.study_file import data_folder, find_manifest, load_study
 
 TEXT = """
 name: small

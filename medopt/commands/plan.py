@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from medopt.config import Study, data_folder
+from medopt.config import Study
 from medopt.console import ConsoleReporter, plain_console
 from medopt.errors import ConfigError, DataError
 from medopt.records import Case
+from medopt.study_file import data_folder
 
 
 def plan(

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from medopt import interrupts
-from medopt.config import Study, find_manifest
+from medopt.config import Study
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.errors import MedoptError, StorageError
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
@@ -31,6 +31,7 @@ from medopt.provenance import code_version, digest, machine, package_versions, w
 from medopt.records import SPLITS, Case, EpochRecord, Reporter
 from medopt.release.build import build_release
 from medopt.release.contents import MODELS, SUMS
+from medopt.study_file import find_manifest
 from medopt.tracking import Tracker
 from medopt.training.loop import BEST, Prepared, train
 from medopt.transforms.prepare import PrepareChain

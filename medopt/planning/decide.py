@@ -15,7 +15,7 @@ LONGEST = {"cpu": 256, "cuda": 512}
 VOXELS = {"cpu": 64**3, "cuda": 128**3}
 _EXPOSED = {"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"}
 SHIFTS = dict.fromkeys(_EXPOSED, "radiograph") | {"CT": "ct", "MR": "mr", "US": "ultrasound", "IVUS": "ultrasound"}
-STEPS = 2400
+STEPS = 1400
 """Training steps that a small network was seen to need; more data are then seen more often than needed."""
 
 
@@ -167,7 +167,7 @@ def _training(found: Fingerprint, batch: int) -> Iterator[Decision]:
     yield Decision("training.batch_size", batch, f"{steps} steps an epoch")
     yield Decision("training.epochs", epochs, f"about {epochs * steps} steps")
     yield Decision("training.patience", epochs, "the cycle ends near zero rate; its last third is where the gain is")
-    ema = 0.99 if epochs * steps > 1500 else 0.98
+    ema = 0.99 if epochs * steps > 1000 else 0.98
     yield Decision("training.ema_decay", ema, f"averages the last {round(1 / (1 - ema))} steps")
     classes = [count for label, count in found.counts["train"].items() if label]
     rare = min(classes) / max(1, found.train)

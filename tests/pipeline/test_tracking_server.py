@@ -19,10 +19,10 @@ from clinic import STUDY, Clinic, write_study
 from clinic_fixtures import call, only_folder
 from mlflow import MlflowClient
 
-from medopt.config import load_study
 from medopt.errors import ConfigError
 from medopt.pipeline import run_study
 from medopt.records import SilentReporter
+from medopt.study_file import load_study
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "server.sh"
 

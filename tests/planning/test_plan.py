@@ -14,12 +14,12 @@ from clinic import Clinic
 from clinic_fixtures import call
 from PIL import Image
 
-from medopt.config import load_study
 from medopt.errors import DataError
 from medopt.manifest.guess import guess_study
 from medopt.manifest.table import read_manifest
 from medopt.planning.decide import LONGEST, VOXELS, decide
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, Look, take_fingerprint
+from medopt.study_file import load_study
 
 CT = Look((200, 512, 512), (1.5, 0.7, 0.7), "CT", False, False, -1000, 1200)
 MR = Look((24, 512, 512), (5.0, 0.45, 0.45), "MR", False, False, 0, 900)
