@@ -97,7 +97,8 @@ def run(
     if not summary["gate"]["passed"]:
         raise GateRefused(
             f"The int8 model of {study.name} is refused: {listed(summary['gate']['reasons'])}. The float model and all "
-            f"figures are in {summary['folder']}; there is no release. Limits: compression.gate in the study file."
+            f"figures are in {summary['folder']}; there is no release. The same command trains nothing again and "
+            "measures anew, as for a machine that was busy; limits: compression.gate in the study file."
         )
 
 

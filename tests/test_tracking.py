@@ -207,7 +207,8 @@ def only_run(runs: Path, name: str) -> Run:
 def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, runs: Path, tmp_path: Path) -> None:
     study = STUDY | {"name": "strict", "compression": STUDY["compression"] | {"engines": ["onnxruntime"]}}
     words = [write_study(tmp_path, study), "--data", finished.clinic.data, "--runs", runs, "--json"]
-    done = call("run", *words, "--set", "training.epochs=1", "--set", "compression.gate.min_speedup=1000")
+    strict = ("--set", "training.epochs=1", "--set", "compression.gate.min_speedup=1000")
+    done = call("run", *words, *strict)
     done.refused(5, "GateRefused", "not faster", "wanted above 1000x", "there is no release")
     folder, found = only_folder(runs, "strict"), only_run(runs, "strict")
     gate = json.loads((folder / "metrics.json").read_text())["gate"]
@@ -220,6 +221,10 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     assert [model.name for model in client.search_registered_models()] == ["clinic"]
     assert "release" not in {item.path for item in client.list_artifacts(found.info.run_id)}
     assert len(found.outputs.model_outputs) == 2  # kept, to see what was refused
+    again = call("run", *words, *strict)
+    lines = [line.rstrip() for line in again.stderr.splitlines()]
+    assert again.code == 5
+    assert "train     unchanged, skipped" in lines and "judge" in lines  # the same command measures anew
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,10 @@ class RunFolder:
         write_text(self._record_path(name), json.dumps(asdict(done), indent=2) + "\n")
         return facts
 
+    def forget(self, name: str) -> None:
+        """Let a stage run again although its inputs are unchanged."""
+        self._record_path(name).unlink(missing_ok=True)
+
     def seconds(self) -> dict[str, float]:
         """How long each finished stage took, in the order of their end."""
         files = sorted((self.path / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)

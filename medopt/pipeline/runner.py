@@ -148,6 +148,7 @@ class _Run:
             self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
         else:
             shutil.rmtree(self.folder.release, ignore_errors=True)
+            self.folder.forget("judge")  # times differ from call to call: the same command measures anew
         self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
