@@ -105,7 +105,7 @@ def run(
 @app.command()
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Where to write it: images/ and manifest.csv.")],
-    patients: Annotated[int, typer.Option(help="Number of patients.")] = 420,
+    patients: Annotated[int, typer.Option(help="Number of patients.")] = 600,
     seed: Annotated[int, typer.Option(help="The same seed draws the same study, to the byte.")] = 7,
 ) -> None:
     """Draw the embedded study: chest-radiograph-like DICOM of three sites, with and without a nodule.

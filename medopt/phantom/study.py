@@ -134,7 +134,7 @@ def plan_patients(patients: int, seed: int) -> list[Patient]:
 def draw_study(
     folder: Path,
     *,
-    patients: int = 420,
+    patients: int = 600,
     seed: int = 7,
     reporter: Reporter | None = None,
     workers: int | None = None,

@@ -107,7 +107,7 @@ def test_site_named_gives_each_site() -> None:
 @pytest.fixture(scope="module")
 def thumbnails() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every image of the default study at a tenth of its matrix, brought to 32 x 32: features, label, split."""
-    shots = [(who, index) for who in plan_patients(420, 7) for index in range(who.images)]
+    shots = [(who, index) for who in plan_patients(600, 7) for index in range(who.images)]
     found = []
     for who, index in shots:
         image = draw_case(

@@ -138,7 +138,7 @@ def test_the_card_says_what_this_is(drawn: Path) -> None:
     assert card["manifest_sha256"] == file_digest(drawn / "manifest.csv")
 
 
-@pytest.mark.parametrize(("patients", "seed"), [(24, 1), (100, 2), (420, 7), (420, 8)])
+@pytest.mark.parametrize(("patients", "seed"), [(24, 1), (100, 2), (600, 7), (600, 8)])
 def test_plan_keeps_patients_splits_sites_and_prevalence_apart(patients: int, seed: int) -> None:
     plan = study.plan_patients(patients, seed)
     assert len(plan) == patients == len({who.identifier for who in plan})
@@ -156,7 +156,7 @@ def test_plan_keeps_patients_splits_sites_and_prevalence_apart(patients: int, se
 
 def test_default_study_is_large_enough() -> None:
     images = Counter()
-    for who in study.plan_patients(420, 7):
+    for who in study.plan_patients(600, 7):
         images[who.split] += who.images
     assert images["val"] >= 70
     assert images["train"] >= 240
@@ -164,6 +164,6 @@ def test_default_study_is_large_enough() -> None:
 
 
 def test_file_names_do_not_tell_the_label() -> None:
-    nodules = [who.nodule for who in study.plan_patients(420, 7) if who.site == "site_a"]
+    nodules = [who.nodule for who in study.plan_patients(600, 7) if who.site == "site_a"]
     first, second = nodules[: len(nodules) // 2], nodules[len(nodules) // 2 :]
     assert abs(sum(first) / len(first) - sum(second) / len(second)) < 0.2
