@@ -100,7 +100,7 @@ def stratified(patient: dict[str, str], value: dict[str, float]) -> dict[str, st
 
 def write(name: str, rows: list[Row]) -> None:
     """The manifest, and its checksum into its card."""
-    manifest, card = HERE / f"{name}.csv", HERE / f"{name}.yaml"
+    manifest, card = HERE / f"{name}.csv", HERE / f"{name}.card.yaml"
     with manifest.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([COLUMNS, *rows])

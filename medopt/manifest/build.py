@@ -82,7 +82,7 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     rows.sort(key=lambda row: row["image"])
     built = Built(
         manifest=out,
-        card=out.with_suffix(".yaml"),
+        card=out.with_suffix(".card.yaml"),
         found=found,
         rows=tuple(rows),
         label_columns=columns,
@@ -117,10 +117,10 @@ def _rows(scans: Sequence[Scan], patients: Sequence[str], columns: Sequence[str]
 def _free(source: Path, out: Path, options: BuildOptions) -> None:
     """Refuse to write over something that is no manifest, or no manifest's card."""
     if out.suffix.lower() != ".csv":
-        raise ConfigError(f"--out takes a file named .csv, since its card is named .yaml; got {out}.")
+        raise ConfigError(f"--out takes a file named .csv, since its card is named .card.yaml; got {out}.")
     if any(out.resolve() == given.resolve() for given in (source, options.labels, options.datalist) if given):
         raise ConfigError(f"--out {out} is another file of this command already. Give it a name of its own.")
-    card = out.with_suffix(".yaml")
+    card = out.with_suffix(".card.yaml")
     for path, first in ((out, "image,patient_id"), (card, "manifest_sha256:")):
         try:
             content = path.read_text(encoding="utf-8-sig", errors="replace")

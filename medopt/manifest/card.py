@@ -53,11 +53,11 @@ class Card(Section):
 
 
 def load_card(manifest: Path) -> Card | None:
-    """The card beside a manifest (same name, `.yaml`); None where there is none.
+    """The card beside a manifest (same name, `.card.yaml`); None where there is none.
 
     Raises DataError for a card that cannot be read, and for a manifest that is not the one its card describes.
     """
-    path = manifest.with_suffix(".yaml")
+    path = manifest.with_suffix(".card.yaml")
     try:
         card = Card.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

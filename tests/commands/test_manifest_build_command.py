@@ -105,7 +105,7 @@ def test_a_real_mr_study_as_tree_flat_and_zip(tmp_path: Path, form: str) -> None
     assert summary["labels"] == {name: {"train": 0, "val": 0, "test": 2} for name in ("other", "t1")}
     assert summary["left_out"] == {"derived from other images (--keep-derived keeps it)": 1}
     assert Path(summary["root"]) == (tmp_path / "m_files" if form == "zip" else place)
-    text = (tmp_path / "m.csv").read_text() + (tmp_path / "m.yaml").read_text()
+    text = (tmp_path / "m.csv").read_text() + (tmp_path / "m.card.yaml").read_text()
     assert series[0].patient not in text
     with (tmp_path / "m.csv").open(newline="") as stream:
         image = next(csv.DictReader(stream))["image"]

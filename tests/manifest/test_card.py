@@ -40,7 +40,7 @@ def carded(tmp_path: Path, **changes: object) -> Path:
         **changes,
     }
     text = yaml.safe_dump({key: value for key, value in card.items() if value is not None})
-    manifest.with_suffix(".yaml").write_text(text)
+    manifest.with_suffix(".card.yaml").write_text(text)
     return manifest
 
 
@@ -53,7 +53,7 @@ def test_a_changed_manifest_is_refused_with_its_new_checksum(tmp_path):
     assert load_card(manifest) is not None
     manifest.write_text("image,patient_id,label,split\nx,P,a,train\n")
     with pytest.raises(
-        DataError, match=f"manifest_sha256: {file_digest(manifest)} into {manifest.with_suffix('.yaml')}"
+        DataError, match=f"manifest_sha256: {file_digest(manifest)} into {manifest.with_suffix('.card.yaml')}"
     ):
         load_card(manifest)
 
@@ -77,7 +77,7 @@ FILE = {"url": "https://example.org/a", "path": "a", "checksum": "md5:" + "0" * 
 )
 def test_a_wrong_card_is_refused(tmp_path, changes, expected):
     manifest = carded(tmp_path, **changes)
-    with pytest.raises(DataError, match=r"The card .*m\.yaml") as caught:
+    with pytest.raises(DataError, match=r"The card .*m\.card\.yaml") as caught:
         load_card(manifest)
     assert expected in str(caught.value)
 
@@ -85,7 +85,7 @@ def test_a_wrong_card_is_refused(tmp_path, changes, expected):
 @pytest.mark.parametrize("content", [b"title: [", b"\xff\xfe", b"- a list"])
 def test_an_unreadable_card_is_refused(tmp_path, content):
     manifest = carded(tmp_path)
-    manifest.with_suffix(".yaml").write_bytes(content)
+    manifest.with_suffix(".card.yaml").write_bytes(content)
     with pytest.raises(DataError, match="The card"):
         load_card(manifest)
 
@@ -140,5 +140,5 @@ def test_the_manifests_can_be_made_again(tmp_path):
     command = [sys.executable, str(tmp_path / "make.py"), "--data", str(DATA)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     for name in LABELS:
-        for suffix in (".csv", ".yaml"):
+        for suffix in (".csv", ".card.yaml"):
             assert (tmp_path / f"{name}{suffix}").read_bytes() == (MANIFESTS / f"{name}{suffix}").read_bytes()

@@ -254,7 +254,7 @@ def test_nothing_else_is_written_over(classes, tmp_path):
             build_manifest(classes, tmp_path / out, options(labels))
     with pytest.raises(ConfigError, match="is not a manifest that medopt built"):
         build_manifest(classes, tmp_path / "labels.csv", options())
-    (tmp_path / "study.yaml").write_text("name: mine\n")
+    (tmp_path / "study.card.yaml").write_text("name: mine\n")
     with pytest.raises(ConfigError, match="is not a manifest's card"):
         build_manifest(classes, tmp_path / "study.csv", options())
     assert labels.read_text() == "file,label\nill/0.png,x\n"
