@@ -92,7 +92,7 @@ class ClipIntensity(Transform):
                     f"{high:g}), so all of it would become black; map intensities in another way (intensity.method)."
                 )
             low, high = least, least + 1  # a constant image is black
-        np.clip(volume.array, np.float32(low), np.float32(high), out=volume.array)
+        torch.from_numpy(volume.array).clamp_(low, high)
         return replace(volume, window=((low + high) / 2, high - low))
 
     def _range(self, volume: Volume, least: float, most: float) -> tuple[float, float]:
@@ -211,7 +211,8 @@ def percentiles(array: FloatArray, low: float, high: float) -> tuple[float, floa
     sample = flat[:: flat.size // _SAMPLE + 1]
     shares = np.array([low, 100 - high]) / 100
     sure = shares + 6 * np.sqrt(shares * (1 - shares) / sample.size) + 4 / sample.size
-    below, above = np.quantile(sample, [min(1, sure[0]), max(0, 1 - sure[1])])
+    # In float32, as the values: else each comparison would turn a block into float64.
+    below, above = np.quantile(sample, [min(1, sure[0]), max(0, 1 - sure[1])]).astype(np.float32)
     lowest, highest = [], []
     for start in range(0, flat.size, _BLOCK):  # a block is read from memory once
         block = flat[start : start + _BLOCK]
