@@ -71,7 +71,7 @@ def describe(found: Fingerprint) -> list[str]:
     )
     in_mm = f", median spacing {' x '.join(f'{value:.3g}' for value in spacing)} mm" if spacing else ", spacing unknown"
     return [
-        f"{found.images} scans of {found.patients} patients at {len(found.sites)} sites: {counts}.",
+        f"{found.images} scans of {found.patients} patients, {len(found.sites)} site(s): {counts}.",
         f"{len(found.looks)} training scans were read: {found.modality or 'modality unknown'}, {found.dims}-D, "
         f"{scans} pixels{in_mm}.",
     ]
