@@ -57,6 +57,7 @@ def evaluate(
         for name, share in _shares(scored).items():
             patients = len(np.unique(scored.predictions.patient_id[share]))
             found[name] = exact_proportion(found[name], patients, confidence)
+        found["auc"] = exact_proportion(found["auc"], _fewest_patients(scored), confidence)
     return found | {"ece": Estimate(error, None, None, cases, note)}
 
 
@@ -65,6 +66,16 @@ def _shares(scored: Scored) -> dict[str, NDArray[np.bool_]]:
     target, decided = scored.target[:, 0], scored.decided[:, 0]
     every = np.ones_like(target)
     return {"accuracy": every, "sensitivity": target, "specificity": ~target, "ppv": decided, "npv": ~decided}
+
+
+def _fewest_patients(scored: Scored) -> int:
+    """Patients of the smaller class.
+
+    A perfect AUC says that each of them lies beyond all of the other class seen. The share of such patients has an
+    exact interval, and the AUC against these others is at least that share: a cautious bound.
+    """
+    target, patients = scored.target[:, 0], scored.predictions.patient_id
+    return min(len(np.unique(patients[target])), len(np.unique(patients[~target])))
 
 
 def by_falling_score(predictions: Predictions) -> Predictions:

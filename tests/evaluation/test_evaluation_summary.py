@@ -84,8 +84,9 @@ def test_degenerate_sets_say_why_and_never_nan(drawn):
             assert estimate.n == len(predictions)
             assert (estimate.low is None) == (estimate.high is None)
             assert estimate.note or (estimate.value is not None and estimate.low is not None), (name, metric)
-    perfect = found["auc"]
-    assert (perfect.value, perfect.low) == (1.0, None) and "every draw gives this value" in perfect.note
+    perfect, fewest = found["auc"], min(int(predictions.labels.sum()), int((1 - predictions.labels).sum()))
+    assert (perfect.value, perfect.high, perfect.note) == (1.0, 1.0, f"exact interval from {fewest} patients")
+    assert perfect.low == pytest.approx(0.025 ** (1 / fewest))
 
 
 def test_one_class_keeps_what_is_defined(drawn):
