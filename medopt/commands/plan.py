@@ -12,6 +12,7 @@ from rich.table import Table
 from medopt.config import Study
 from medopt.console import ConsoleReporter, plain_console
 from medopt.errors import ConfigError, DataError
+from medopt.manifest.paths import parted
 from medopt.records import Case
 from medopt.study_file import data_folder
 
@@ -74,9 +75,8 @@ def _folder(manifest: Path, guessed: Study, cases: tuple[Case, ...], data: Path 
         below = [path for path in (usual / guessed.name, usual / manifest.stem) if path.is_dir()]
         places = [manifest.parent, manifest.with_name(f"{manifest.stem}_files"), usual, *below]
     image = cases[0].image
-    series_of = image.rpartition("#")[0] or image
     for place in places:
-        if (place / image).exists() or (place / series_of).exists():
+        if parted(place / image)[0].exists():
             return place
     looked = ", ".join(str(place) for place in dict.fromkeys(places))
     raise DataError(

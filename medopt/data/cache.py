@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from medopt.errors import ConfigError, DataError, StorageError, listed
 from medopt.imaging.series_index import series_files
+from medopt.manifest.paths import parted
 from medopt.provenance import atomic, file_digest
 from medopt.records import Case, FloatArray, Reporter, SilentReporter
 from medopt.transforms.prepare import LEVELS, PrepareChain, from_levels
@@ -84,13 +85,14 @@ class PreparedCache:
         return found
 
     def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
-        name, _, member = case.image.partition("#") if not (root / case.image).exists() else (case.image, "", "")
-        source = case.image if (root / name).is_dir() else name  # an archive is hashed once for all its members
+        place, part = parted(root / case.image)
+        series = part if place.is_dir() else ""
+        source = f"{place}#{series}"  # an archive is hashed once for all its members
         try:
-            digests[source] = digests.get(source) or content_digest(root / name, "" if source == name else member)
+            digests[source] = digests.get(source) or content_digest(place, series)
         except OSError as error:
             raise DataError(f"{case.image}: {error.strerror or error}.") from None
-        key = hashlib.sha256(f"{digests[source]}#{member}".encode()).hexdigest()
+        key = hashlib.sha256(f"{digests[source]}#{part}".encode()).hexdigest()
         path = self.folder / key[:2] / f"{key[2:34]}.npy"
         if self._is_whole(path):
             os.utime(path)  # used now: the last to go

@@ -9,6 +9,7 @@ from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.dicom_series import read_dicom, read_series
 from medopt.imaging.nifti import is_nifti, read_nifti
 from medopt.imaging.raster import is_image, read_image, read_npz
+from medopt.manifest.paths import parted
 from medopt.records import Volume
 
 
@@ -38,12 +39,10 @@ def read_scan(path: Path | str, *, data: Path | None = None) -> Volume:
 def _read(path: Path) -> Volume:
     if path.is_dir():
         return read_series(path)
+    place, part = parted(path)
+    if part:
+        return read_series(place, part) if place.is_dir() else read_npz(place, part)
     if not path.exists():
-        archive, mark, member = str(path).rpartition("#")
-        if mark and Path(archive).is_dir():
-            return read_series(Path(archive), member)
-        if mark and archive:
-            return read_npz(Path(archive), member)
         raise DataError(f"There is no file {path}. Check the image path and the data folder (--data, MEDOPT_DATA).")
     with path.open("rb") as stream:
         head = stream.read(132)

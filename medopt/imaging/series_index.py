@@ -24,8 +24,8 @@ from medopt.records import Reporter, SilentReporter
 _KEYWORDS = (
     "SOPClassUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "Modality",
     "SeriesDescription", "SeriesNumber", "BodyPartExamined", "ProtocolName", "ImageType", "Manufacturer",
-    "ManufacturerModelName", "InstitutionName", "StationName", "PatientAge", "PatientSex", "PatientBirthDate",
-    "StudyDate", "BurnedInAnnotation", "ContrastBolusAgent", "SliceThickness", "ImageOrientationPatient",
+    "ManufacturerModelName", "InstitutionName", "StationName", "PatientAge", "PatientSex",
+     "BurnedInAnnotation", "ContrastBolusAgent", "SliceThickness", "ImageOrientationPatient",
     "NumberOfFrames", "Rows", "Columns", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 _PLANES = ("sagittal", "coronal", "axial")  # by the axis of the patient that the normal is nearest to: x, y, z

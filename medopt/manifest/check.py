@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.errors import ConfigError, DataError, listed
 from medopt.manifest.card import Card
-from medopt.manifest.paths import npz_member
+from medopt.manifest.paths import npz_member, parted
 from medopt.provenance import pseudonym
 from medopt.records import SPLITS, Case
 
@@ -185,12 +185,10 @@ def _fault(folder: Path, case: Case, shapes: dict[str, Shapes | str]) -> str:
     image = case.image
     member = npz_member(image)
     if member is None:
-        place = folder / image
-        series_of = folder / image.rpartition("#")[0]  # folder#SeriesInstanceUID
-        fault = _file_fault(series_of if "#" in image and series_of.is_dir() else place)
+        fault = _file_fault(folder / image)
         return fault and f"{shown_name(case)} ({fault})"
     if member.file not in shapes:
-        shapes[member.file] = _file_fault(folder / member.file) or _npz_shapes(folder / member.file)
+        shapes[member.file] = _file_fault(folder / member.file) or npz_shapes(folder / member.file)
     arrays = shapes[member.file]
     if isinstance(arrays, str):
         return f"{member.file} ({arrays})"
@@ -202,7 +200,8 @@ def _fault(folder: Path, case: Case, shapes: dict[str, Shapes | str]) -> str:
 
 def _file_fault(path: Path) -> str:
     try:
-        status = path.stat()
+        whole = parted(path)[0] if "#" in path.name else path  # folder#SeriesInstanceUID
+        status = (whole if whole != path and whole.is_dir() else path).stat()
     except FileNotFoundError:
         return "not there"
     except OSError as error:
@@ -210,7 +209,7 @@ def _file_fault(path: Path) -> str:
     return "empty file" if path.is_file() and not status.st_size else ""
 
 
-def _npz_shapes(path: Path) -> Shapes | str:
+def npz_shapes(path: Path) -> Shapes | str:
     """Shapes of an `.npz` file's arrays from their headers alone, or why they cannot be had."""
     shapes = {}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 _PLAIN = re.compile(r"\w[\w .()+=@#-]*(/\w[\w .()+=@#-]*)*", re.UNICODE)
@@ -50,3 +50,12 @@ def npz_member(image: str) -> Member | None:
     if not array or not (index.isascii() and index.isdigit()):
         raise ValueError("an image in an .npz file is written file.npz#array/index")
     return Member(f"{file}.npz", array, int(index))
+
+
+def parted(path: Path) -> tuple[Path, str]:
+    """The file or folder that a path names, and the part of it that is meant.
+
+    The part is empty, a SeriesInstanceUID (`folder#UID`) or a member of an archive (`file.npz#array/index`).
+    """
+    place, mark, part = str(path).rpartition("#")
+    return (path, "") if path.exists() or not mark else (Path(place), part)

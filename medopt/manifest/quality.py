@@ -24,6 +24,7 @@ from medopt.imaging import read_scan
 from medopt.imaging.series_index import series_files
 from medopt.manifest.check import Finding, accept, check_cases, missing_images, shown_name
 from medopt.manifest.duplicates import Pair, duplicate_findings, find_pairs, thumbnail
+from medopt.manifest.paths import parted
 from medopt.provenance import pseudonym
 from medopt.records import SPLITS, Case, FloatArray, Reporter, SilentReporter
 
@@ -139,13 +140,10 @@ def _private(text: str, case: Case, folder: Path) -> str:
 
 
 def _files(case: Case, folder: Path) -> Sequence[Path]:
-    place = folder / case.image
+    place, series = parted(folder / case.image)
     if place.is_file():
         return [place]
-    if place.is_dir():
-        return [path for path in place.rglob("*") if path.is_file()]
-    name, _, uid = case.image.rpartition("#")
-    return series_files(folder / name, uid)
+    return series_files(place, series) if series else [path for path in place.rglob("*") if path.is_file()]
 
 
 def _burned_in(path: Path) -> bool:

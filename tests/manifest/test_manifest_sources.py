@@ -284,3 +284,16 @@ def test_sources_that_are_none(tmp_path):
     png(tmp_path / "a.png")
     with pytest.raises(DataError, match="is a single file"):
         find(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_damaged_in_the_middle_is_refused_however_it_is_packed(tmp_path, packed):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", packed) as archive:
+        archive.writestr("a.dcm", np.random.default_rng(0).bytes(50_000))
+    content = bytearray(path.read_bytes())
+    content[300:340] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged, or packed in a way that is not read"):
+        unpack(path, tmp_path / "files", SilentReporter())
+    assert [found.name for found in tmp_path.iterdir()] == ["a.zip"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import stat
@@ -19,6 +20,8 @@ MOST_RATIO = 200
 """Unpacked bytes for one packed byte; DICOM with black borders reaches 20 to 60."""
 FREE_RATIO_BELOW = 64 << 20
 """An archive that unpacks to no more than this may be packed as tightly as it likes."""
+# What the decoders raise; bz2's is an OSError. RuntimeError: a version or a compression that zipfile does not know.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError)
 _MARK = ".unpacked_from"
 _CHUNK = 1 << 20
 
@@ -49,7 +52,7 @@ def unpack(archive: Path, folder: Path, reporter: Reporter) -> Path:
             part.mkdir(parents=True, exist_ok=True)
             write_text(part / _MARK, digest)
             part.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{archive} is damaged, or packed in a way that is not read: {error}. Get it again.") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)

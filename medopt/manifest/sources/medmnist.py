@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from medopt.errors import DataError
+from medopt.manifest.check import npz_shapes
 from medopt.manifest.sources.found import Found, Scan
 from medopt.records import SPLITS
 
@@ -62,13 +62,12 @@ def _labels(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
 
 
 def _fitting(path: Path, split: str, count: int) -> None:
-    """Refuse a split whose images are not as many as its labels; only the header of the images is read."""
-    with zipfile.ZipFile(path) as archive:
-        name = f"{split}_images.npy"
-        if name not in archive.namelist():
-            raise DataError(f"{path} has {split}_labels and no {split}_images. Get it again from its source.")
-        with archive.open(name) as stream:
-            read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
-            shape = read(stream)[0]
+    """Refuse a split whose images are not as many as its labels; only the headers of the arrays are read."""
+    shapes = npz_shapes(path)
+    if isinstance(shapes, str):
+        raise DataError(f"{path} is {shapes}.")
+    shape = shapes.get(f"{split}_images")
+    if shape is None:
+        raise DataError(f"{path} has {split}_labels and no {split}_images. Get it again from its source.")
     if not shape or shape[0] != count:
         raise DataError(f"{path}: {split} has {count} labels for images of the shape {shape}. Get it again.")
