@@ -42,7 +42,8 @@ class ImageFacts:
     """What is kept of one image. `problem` says why it cannot be used; then the rest may be empty.
 
     `size` and `spacing_mm` follow the array's spatial axes; `spacing_mm` is empty where the file does not say it.
-    `digest` is of the decoded pixels.
+    `colour` says that channels differ; `eight_bit` that all values are whole and from 0 to 255; `low` and `high` are
+    the 0.5 and 99.5 percentiles of a sample of the values. `digest` is of the decoded pixels.
     """
 
     problem: str = ""
@@ -51,6 +52,10 @@ class ImageFacts:
     spacing_mm: tuple[float, ...] = ()
     modality: str = ""
     burned_in: bool = False
+    colour: bool = False
+    eight_bit: bool = False
+    low: float = 0.0
+    high: float = 0.0
     digest: str = ""
     thumbnail: FloatArray | None = None
 
@@ -114,6 +119,9 @@ def image_facts(case: Case, folder: Path) -> ImageFacts:
         return ImageFacts(problem="has pixels that are not numbers (NaN or infinite)", size=size)
     if array.min() == array.max():
         return ImageFacts(problem=f"is constant: all pixels are {array.flat[0]:g}", size=size)
+    sample = array.reshape(-1)[:: array.size // 100_000 + 1]
+    low, high = np.percentile(sample, [0.5, 99.5])
+    whole = bool((sample == np.rint(sample)).all())
     knows_spacing = not volume.source.get("spacing", "").startswith("unknown")
     is_dicom = volume.source.get("format") == "DICOM"
     return ImageFacts(
@@ -121,6 +129,10 @@ def image_facts(case: Case, folder: Path) -> ImageFacts:
         spacing_mm=volume.spacing_mm if knows_spacing else (),
         modality=volume.modality,
         burned_in=is_dicom and any(map(_burned_in, _files(case, folder))),
+        colour=array.shape[0] == 3 and bool(np.ptp(array, axis=0).max() > 0),
+        eight_bit=whole and bool(array.min() >= 0 and array.max() <= 255),
+        low=float(low),
+        high=float(high),
         digest=pixel_digest(array),
         thumbnail=thumbnail(array),
     )

@@ -109,7 +109,7 @@ def _values(found: Fingerprint, modality: str) -> Iterator[Decision]:
         high = 50 * np.ceil(np.median([look.high for look in found.looks]) / 50)
         how = {"method": "range", "low": float(max(low, -1024)), "high": float(max(high, low + 100))}
         why = "HU mean the same on every scanner: one range for all, from the 0.5 to the 99.5 percentile"
-    elif all(look.eight_bit for look in found.looks):
+    elif all(look.eight_bit and not look.modality for look in found.looks):
         how, why = {"method": "range", "low": 0.0, "high": 255.0}, "8-bit images as they are"
     else:
         how = {"method": "percentiles", "low": 0.5, "high": 99.5}

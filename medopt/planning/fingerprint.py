@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from medopt.errors import DataError, listed
-from medopt.imaging import read_scan
-from medopt.records import SPLITS, Case, Reporter, SilentReporter, Volume
+from medopt.manifest.quality import ImageFacts, read_facts
+from medopt.records import SPLITS, Case, Reporter, SilentReporter
 
 SAMPLE = 120
 """Images that are read; more do not move a median that is rounded anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What is kept of one image that was read. `spacing_mm` is empty where the scan does not say it."""
-
-    size: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    modality: str
-    colour: bool
-    eight_bit: bool
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +25,7 @@ class Fingerprint:
     patients: int
     sites: tuple[str, ...]
     counts: dict[str, dict[str, int]]
-    looks: tuple[Look, ...]
+    looks: tuple[ImageFacts, ...]
 
     @property
     def dims(self) -> int:
@@ -120,40 +105,11 @@ def _spread(cases: Sequence[Case]) -> list[Case]:
     return [case for _, _, case in sorted(turns, key=lambda turn: turn[:2])[:SAMPLE]]
 
 
-def _read(cases: Sequence[Case], folder: Path, reporter: Reporter) -> list[Look]:
-    advance = reporter.progress(len(cases), "reading a sample")
-    refused: list[str] = []
-
-    def look(case: Case) -> Look | None:
-        try:
-            return _look(read_scan(case.image, data=folder))
-        except DataError as error:
-            refused.append(str(error))
-            return None
-        finally:
-            advance(1)
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = [one for one in pool.map(look, cases) if one is not None]
-    if refused:
+def _read(cases: Sequence[Case], folder: Path, reporter: Reporter) -> list[ImageFacts]:
+    facts = read_facts(cases, folder, reporter)
+    if problems := sorted(one.problem for one in facts if one.problem):
         raise DataError(
-            f"{len(refused)} of {len(cases)} sampled images cannot be read: {listed(sorted(refused), 3)} "
+            f"{len(problems)} of {len(cases)} sampled images cannot be used: {listed(problems, 3)} "
             "medopt manifest check lists all such images, and --fix leaves them out."
         )
-    return found
-
-
-def _look(volume: Volume) -> Look:
-    array = volume.array
-    sample = array.reshape(-1)[:: array.size // 100_000 + 1]
-    low, high = np.percentile(sample, [0.5, 99.5])
-    whole = bool((sample == np.rint(sample)).all())
-    return Look(
-        size=array.shape[1:],
-        spacing_mm=() if volume.source.get("spacing", "").startswith("unknown") else volume.spacing_mm,
-        modality=volume.modality,
-        colour=array.shape[0] == 3 and bool(np.ptp(array, axis=0).max() > 0),
-        eight_bit=whole and volume.modality == "" and array.min() >= 0 and array.max() <= 255,
-        low=float(low),
-        high=float(high),
-    )
+    return facts

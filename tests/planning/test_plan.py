@@ -16,18 +16,24 @@ from PIL import Image
 
 from medopt.errors import DataError
 from medopt.manifest.guess import guess_study
+from medopt.manifest.quality import ImageFacts
 from medopt.manifest.table import read_manifest
 from medopt.planning.decide import LONGEST, VOXELS, decide
-from medopt.planning.fingerprint import SAMPLE, Fingerprint, Look, take_fingerprint
+from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
 from medopt.study_file import load_study
 
-CT = Look((200, 512, 512), (1.5, 0.7, 0.7), "CT", False, False, -1000, 1200)
-MR = Look((24, 512, 512), (5.0, 0.45, 0.45), "MR", False, False, 0, 900)
-DX = Look((2000, 1600), (0.15, 0.15), "DX", False, False, 10, 4000)
-PNG = Look((256, 256), (), "", False, True, 0, 250)
+
+def look(size: tuple[int, ...], spacing_mm: tuple[float, ...], modality: str, low: float, high: float) -> ImageFacts:
+    return ImageFacts(size=size, spacing_mm=spacing_mm, modality=modality, low=low, high=high)
 
 
-def data(looks: Sequence[Look], train: int = 400, **counts: int) -> Fingerprint:
+CT = look((200, 512, 512), (1.5, 0.7, 0.7), "CT", -1000, 1200)
+MR = look((24, 512, 512), (5.0, 0.45, 0.45), "MR", 0, 900)
+DX = look((2000, 1600), (0.15, 0.15), "DX", 10, 4000)
+PNG = replace(look((256, 256), (), "", 0, 250), eight_bit=True)
+
+
+def data(looks: Sequence[ImageFacts], train: int = 400, **counts: int) -> Fingerprint:
     classes = counts or {"no": train // 2, "yes": train - train // 2}
     part = {"": train} | classes
     return Fingerprint(train, train, ("a",), {"train": part, "val": part, "test": part}, tuple(looks))
@@ -43,20 +49,20 @@ def test_every_decision_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("look", [CT, MR], ids=["CT", "MR"])
-def test_a_volume_fits_the_device_and_the_finest_axis_gives_way_first(look: Look, device: str) -> None:
-    found = settings(data([look]), device)
+@pytest.mark.parametrize("scan", [CT, MR], ids=["CT", "MR"])
+def test_a_volume_fits_the_device_and_the_finest_axis_gives_way_first(scan: ImageFacts, device: str) -> None:
+    found = settings(data([scan]), device)
     assert np.prod(found["prepare.size"]) < 1.35 * VOXELS[device]
     spacing = found["prepare.spacing_mm"]
-    assert all(new >= old for new, old in zip(spacing, look.spacing_mm, strict=True))
-    assert max(spacing) / min(spacing) <= max(look.spacing_mm) / min(look.spacing_mm)
-    extent, kept = np.multiply(look.size, look.spacing_mm), np.multiply(found["prepare.size"], spacing)
+    assert all(new >= old for new, old in zip(spacing, scan.spacing_mm, strict=True))
+    assert max(spacing) / min(spacing) <= max(scan.spacing_mm) / min(scan.spacing_mm)
+    extent, kept = np.multiply(scan.size, scan.spacing_mm), np.multiply(found["prepare.size"], spacing)
     np.testing.assert_allclose(kept, extent, rtol=0.15)  # the whole body part is in it
     assert found["prepare.fit"] == "crop_or_pad"
 
 
 def test_a_small_volume_keeps_its_spacing() -> None:
-    found = settings(data([Look((40, 52, 36), (1.0, 1.0, 1.0), "MR", False, False, 0, 90)]))
+    found = settings(data([look((40, 52, 36), (1.0, 1.0, 1.0), "MR", 0, 90)]))
     assert (found["prepare.spacing_mm"], found["prepare.size"]) == ([1, 1, 1], [40, 52, 36])
 
 
@@ -84,10 +90,10 @@ def test_intensities_follow_what_the_values_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("look", "given", "shift"), [(CT, "", "ct"), (MR, "", "mr"), (DX, "", "radiograph"), (PNG, "US", "ultrasound")]
+    ("scan", "given", "shift"), [(CT, "", "ct"), (MR, "", "mr"), (DX, "", "radiograph"), (PNG, "US", "ultrasound")]
 )
-def test_the_simulated_scanner_is_the_modalitys(look: Look, given: str, shift: str) -> None:
-    assert settings(data([look]), modality=given)["augment.shift"] == shift
+def test_the_simulated_scanner_is_the_modalitys(scan: ImageFacts, given: str, shift: str) -> None:
+    assert settings(data([scan]), modality=given)["augment.shift"] == shift
 
 
 def test_without_a_modality_no_scanner_is_simulated() -> None:
@@ -201,5 +207,5 @@ def test_a_scan_that_cannot_be_read_is_named(written: Callable[..., Path], tmp_p
     (tmp_path / "1.png").write_bytes(b"")
     manifest = written([row(1, label="a"), row(2, label="b")])
     study = guess_study(manifest)
-    with pytest.raises(DataError, match=r"2 of 2 sampled images cannot be read.*medopt manifest check"):
+    with pytest.raises(DataError, match=r"2 of 2 sampled images cannot be used.*medopt manifest check"):
         take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)
