@@ -39,12 +39,13 @@ from rich.table import Table
 
 from medopt.config import Data, Model, Prepare, Study, Training
 from medopt.data.cache import PreparedCache
-from medopt.data.loaders import make_loader
+from medopt.data.loaders import predict_loader
 from medopt.imaging import read_scan
 from medopt.phantom import draw_study
 from medopt.provenance import machine
 from medopt.records import Case
-from medopt.training.loop import Prepared, train
+from medopt.training.processes import train
+from medopt.training.task import Lead, Prepared, Task
 from medopt.transforms.prepare import ClipIntensity, PrepareChain, ToUnitRange
 
 SIDE = 512
@@ -135,7 +136,7 @@ def epochs(radiographs: Radiographs, folder: Path) -> dict[str, Any]:
     in_memory = cache(lambda: CacheDataset(files, chain, progress=False))
     on_disk = cache(lambda: PersistentDataset(files, chain, folder / "monai"))
     works: dict[str, Callable[[], Iterable[Any]]] = {
-        "medopt": lambda: make_loader(study, cases, prepared(), train=False)[0],
+        "medopt": lambda: predict_loader(study, cases, prepared()),
         "MONAI CacheDataset (in memory)": lambda: DataLoader(in_memory(), batch_size=8),
         "MONAI PersistentDataset": lambda: DataLoader(on_disk(), batch_size=8),
     }
@@ -162,7 +163,7 @@ def data_wait(radiographs: Radiographs, folder: Path) -> float:
     files = PreparedCache(folder / "wait", PrepareChain(study.prepare)).fill(radiographs.cases, radiographs.root)
     part = Prepared(radiographs.cases, files)
     few = Prepared(radiographs.cases[:4], files[:4])
-    trained = train(study, part, few, folder / "train", facts={}, score=lambda logits, targets: 0.5)
+    trained = train(Task(study, part, few, folder / "train", {}), Lead(lambda logits, targets: 0.5))
     return trained.history[1].data_wait
 
 

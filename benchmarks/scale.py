@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from medopt.data.loaders import EpochSampler
+from medopt.data.loaders import StepSampler
 from medopt.manifest.assign import SplitRules, assign_splits
 from medopt.manifest.check import check_cases
 from medopt.manifest.guess import guess_study
@@ -89,7 +89,7 @@ def main() -> None:
             return assign_splits(patients, labels, sites, own, SplitRules(), study.data.labels)
 
         timed("split", split)
-        sampler = EpochSampler(len(cases), 0)
+        sampler = StepSampler(study, cases, 16, 16, 0, 1)
         sampler.epoch = 1
         timed("order of an epoch", lambda: list(sampler))
         timed("sample for a plan", lambda: take_fingerprint(cases, study.data.labels, study.data.task, folder))

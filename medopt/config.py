@@ -74,6 +74,10 @@ class Data(Section):
     """Class names as the manifest writes them. Binary: the second is the finding. Multi-label: the columns."""
     accept: list[str] = []
     """Findings of the data check that this study accepts by name."""
+    folds: int = Field(0, ge=0)
+    """Cross-validation: train and val are dealt out anew by patient into so many folds; test stays. 0: as they are."""
+    fold: int = Field(0, ge=0)
+    """Which fold validates, counted from 0."""
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study is meant; `medopt series DIR --rules THIS.yaml` shows what it chooses."""
 
@@ -83,6 +87,14 @@ class Data(Section):
             raise ValueError(f"a label stands twice in {self.labels}")
         if self.task == "binary" and len(self.labels) != 2:
             raise ValueError(f"a binary study has two labels, not {len(self.labels)}; multiclass takes more")
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds: one fold would validate on all and train on nothing; 2 is the least, 0 is off")
+        if self.fold and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is none of {self.folds}; folds are counted from 0")
         return self
 
     @property
@@ -168,10 +180,11 @@ class Model(Section):
     """A bottleneck ResNet (He et al. 2016): 1x1 reduce, 3x3, 1x1 expand, skip, global average pooling."""
 
     depth: Literal[26, 50, 101, 152] = 26
-    width: float = Field(0.5, gt=0, le=4)
+    width: float = Field(0.25, gt=0, le=4)
     """Factor on all channel counts; 1 is the published ResNet."""
-    stem: Literal["small", "medium", "large"] = "large"
-    """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one."""
+    stem: Literal["auto", "small", "medium", "large"] = "auto"
+    """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one.
+    auto: by the shortest side of the image, so that the last blocks still see 3 x 3 places or more."""
     init: Literal["he", "xavier"] = "he"
     zero_init_residual: bool = True
     """The last normalization of a block starts at 0, so that each block starts as the identity (Goyal et al. 2017)."""
@@ -182,16 +195,30 @@ class Optimizer(Section):
     """Adam, AdamW, SGD with momentum or Nadam."""
 
     name: Literal["adam", "adamw", "sgd", "nadam"] = "adamw"
-    lr: Positive = 1e-3
-    weight_decay: float = Field(0.01, ge=0)
+    lr: Positive | Literal["auto"] = 2e-3
+    """auto: from a learning-rate range test before the first epoch, as `medopt tune lr` shows it."""
+    weight_decay: float = Field(0.05, ge=0)
     momentum: Fraction = 0.9
+
+    @property
+    def rate(self) -> float:
+        """The base learning rate as a number; `auto` must have been resolved before."""
+        return float(self.lr)
+
+
+class Switch(Section):
+    """Another optimizer once validation has stopped getting better, as in Adam first and SGD after."""
+
+    to: Optimizer = Optimizer(name="sgd", lr=0.01)
+    patience: int = Field(10, ge=1)
+    """Epochs without progress before the switch, which happens once; the schedule then runs on from the new rate."""
 
 
 class Schedule(Section):
     """The learning rate as a function of the step."""
 
     name: Literal["constant", "cosine", "cosine_restarts", "one_cycle", "plateau"] = "one_cycle"
-    warmup: Fraction = 0.1
+    warmup: Fraction = 0.2
     """cosine, constant: share of the steps with a rising rate. one_cycle: share before the peak."""
     t_0: int = Field(10, ge=1)
     """cosine_restarts: epochs of the first cycle (Loshchilov & Hutter 2017)."""
@@ -207,23 +234,47 @@ class Training(Section):
     """The loop."""
 
     epochs: int = Field(60, ge=1)
-    batch_size: int = Field(16, ge=2)
+    batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 32
+    """Images of one step of the optimizer, over all devices. auto: the fastest that fits this machine."""
+    micro_batch: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
+    """Most images that pass one device at once; gradients add up to the same step. None: the whole share of a device.
+    auto: the fastest that fits the memory, as `medopt tune batch` shows it."""
     optimizer: Optimizer = Optimizer()
+    switch: Switch | None = None
     schedule: Schedule = Schedule()
     metric: Literal["auc", "loss"] = "auc"
     """Validation figure that chooses the best weights and stops early."""
-    patience: int = Field(20, ge=1)
-    """Epochs without progress before training stops."""
-    ema_decay: float = Field(0.0, ge=0, lt=1)
+    patience: int = Field(60, ge=1)
+    """Epochs without progress before training stops. A cycle ends near zero rate, and its end is where the gain is."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
     """Exponential moving average of the weights, used for validation and release; 0 is off."""
     clip_norm: float = Field(1.0, ge=0)
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: float = Field(2.0, ge=0)
+    """focal: how much less an easy case counts (Lin et al. 2017); 0 is the cross-entropy."""
     label_smoothing: Fraction = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
+    """balanced: the inverse of a class's share; or a weight for each label by name."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """balanced: each class is drawn as often as any other, rare ones several times an epoch."""
+    mixup: float = Field(0.3, ge=0)
+    """Mix images and targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et al. 2018); 0 is off."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto: bf16 where the GPU has it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int = Field(0, ge=0, le=64)
     """Processes that augment ahead of the model; 0 augments in this one, between the steps."""
+
+    @property
+    def leaves_open(self) -> bool:
+        """Whether something is `auto`, to be found before training."""
+        return "auto" in (self.batch_size, self.micro_batch, self.optimizer.lr)
+
+    @property
+    def resolved_sizes(self) -> tuple[int, int]:
+        """Images of a step, and most images at once on one device; `auto` must have been resolved before."""
+        size = int(self.batch_size)
+        return size, size if self.micro_batch is None else min(size, int(self.micro_batch))
 
 
 class Evaluation(Section):
@@ -276,11 +327,20 @@ class Study(Section):
     evaluation: Evaluation = Evaluation()
     compression: Compression = Compression()
 
+    @model_validator(mode="after")
+    def _weights_of_labels(self) -> Self:
+        weights = self.training.class_weights
+        if isinstance(weights, dict) and set(weights) != set(self.data.labels):
+            raise ValueError(
+                f"training.class_weights names {sorted(weights)}; it needs a weight for each of {self.data.labels}"
+            )
+        return self
+
     @property
     def spatial_dims(self) -> int:
         """2 for images, 3 for volumes."""
         return len(self.prepare.size)
 
     def digest(self) -> str:
-        """SHA-256 of the whole resolved study."""
-        return digest(self.model_dump(mode="json"))
+        """SHA-256 of the whole resolved study, but for where its manifest lies: what that holds has its own digest."""
+        return digest(self.model_dump(mode="json", exclude={"data": {"manifest"}}))

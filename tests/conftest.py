@@ -13,7 +13,7 @@ from medopt.config import Study
 from medopt.records import Case
 
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
-    from medopt.training.loop import Prepared
+    from medopt.training.task import Prepared
 
 pytest_plugins = ["clinic_fixtures"]
 
@@ -23,7 +23,7 @@ TINY: dict[str, Any] = {
     "data": {"manifest": "m.csv", "labels": ["no", "yes"]},
     "prepare": {"size": [16, 16]},
     "model": {"depth": 26, "width": 0.125, "stem": "small"},
-    "training": {"epochs": 2, "batch_size": 4, "optimizer": {"lr": 0.01}},
+    "training": {"epochs": 2, "batch_size": 4, "optimizer": {"lr": 0.01}, "ema_decay": 0, "mixup": 0},
 }
 
 
@@ -44,7 +44,7 @@ def tiny_study() -> Callable[..., Study]:
 def tiny_set() -> Callable[..., Prepared]:
     """tiny_set(folder, study, count): prepared images on disk whose label can be learned, two cases a patient."""
 
-    from medopt.training.loop import Prepared
+    from medopt.training.task import Prepared
 
     def make(folder: Path, study: Study, count: int, split: str = "train", seed: int = 0) -> Prepared:
         random, files, cases = np.random.default_rng(seed), [], []
@@ -96,7 +96,9 @@ def tiny_models(
     """A network that has learned: torch model, float ONNX and int8 ONNX, with its study and images."""
     from medopt.compression.export import export_onnx
     from medopt.compression.quantize import quantize_int8
-    from medopt.training.loop import load_best, train
+    from medopt.training.loop import load_best
+    from medopt.training.processes import train
+    from medopt.training.task import Lead, Task
 
     folder = tmp_path_factory.mktemp("models")
     study = tiny_study(
@@ -105,14 +107,11 @@ def tiny_models(
         training={"epochs": 8, "batch_size": 8},
     )
     train_set, val_set = tiny_set(folder, study, 48), tiny_set(folder, study, 60, "val", seed=1)
-    trained = train(
-        study,
-        train_set,
-        val_set,
-        folder,
-        facts={},
-        score=lambda logits, targets: len(targets) - np.abs(targets - 1 / (1 + np.exp(-logits))).sum(),
-    )
+
+    def score(logits: np.ndarray, targets: np.ndarray) -> float:
+        return float(len(targets) - np.abs(targets - 1 / (1 + np.exp(-logits))).sum())
+
+    trained = train(Task(study, train_set, val_set, folder, {}), Lead(score))
     model = load_best(study, trained.weights)
     images = [np.load(path) for path in train_set.files]
     parity = export_onnx(model, np.stack(images[:4]), folder / "float.onnx", study.compression.opset)

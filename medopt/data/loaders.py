@@ -1,4 +1,8 @@
-"""Batches for training (shuffled, augmented) and for prediction (in order, untouched)."""
+"""Batches for training (shuffled or balanced, augmented, mixed) and for prediction (in order, untouched).
+
+Which images make a step, what is drawn for each, and which of several processes takes which, all follow from the seed
+and the epoch: an interrupted run, other workers and more processes see the same images, changed in the same way.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medopt.config import Study
 from medopt.data.cache import as_tensor
+from medopt.errors import ConfigError
 from medopt.records import Case
 from medopt.transforms.augment import apply, draw
 
-Key = tuple[int, int]  # (epoch, index): workers need no other state to augment the same image the same way
+Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented
 
 
 class PreparedDataset(Dataset[tuple[Tensor, Tensor, int]]):
-    """Prepared images by (epoch, index); epoch -1 is without augmentation.
+    """Prepared images by key; an item is (image (C, *size), target (K,), index).
 
-    An item is (image (C, *size), target, index): target (1,) or (K,) floats, a scalar class index in a multi-class
-    study. What is drawn depends on seed, epoch and index alone: not on the order, the workers, or an interruption.
+    K is 1 for a binary study, else one number a label: zeros and a one for a class. With `training.mixup` an augmented
+    image and its target are mixed with another's (Zhang et al. 2018), in proportions from Beta(mixup, mixup).
     """
 
     def __init__(self, study: Study, cases: Sequence[Case], files: Sequence[Path]) -> None:
@@ -32,51 +38,134 @@ class PreparedDataset(Dataset[tuple[Tensor, Tensor, int]]):
         return len(self.cases)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, int]:
-        epoch, index = key
-        image = as_tensor(self.files[index])
-        if epoch >= 0:
-            random = np.random.default_rng((self.study.seed, epoch, index))
-            image = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
-        return image, self._target(self.cases[index]), index
+        epoch, index, before = key
+        if epoch < 0:
+            return as_tensor(self.files[index]), self._target(index), index
+        random = np.random.default_rng((self.study.seed, epoch, index) + ((before,) if before else ()))
+        image, target = self._augmented(index, random), self._target(index)
+        if mixup := self.study.training.mixup:
+            share, other = float(random.beta(mixup, mixup)), int(random.integers(len(self)))
+            image = share * image + (1 - share) * self._augmented(other, random)
+            target = share * target + (1 - share) * self._target(other)
+        return image, target, index
 
-    def _target(self, case: Case) -> Tensor:
+    def _augmented(self, index: int, random: np.random.Generator) -> Tensor:
+        return apply(as_tensor(self.files[index]), draw(self.study.augment, self.study.spatial_dims, random))
+
+    def _target(self, index: int) -> Tensor:
+        label = self.cases[index].label
         if self.study.data.task == "multiclass":
-            return torch.tensor(case.label[0])
-        return torch.tensor(case.label, dtype=torch.float32)
+            return torch.eye(self.study.data.outputs)[label[0]]
+        return torch.tensor(label, dtype=torch.float32)
 
 
-class EpochSampler(Sampler[Key]):
-    """Keys of one epoch: shuffled by (seed, epoch) for training, in order for prediction (epoch -1)."""
+class StepSampler(Sampler[list[Key]]):
+    """The micro-batches of one epoch for one of `world` processes; `epoch` says which comes next.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, -1
+    Every `size` images make one step of the optimizer. They are dealt out to the processes, and each one's share is
+    cut into `parts` micro-batches of at most `micro` images, as many for each process. Training leaves out the last
+    incomplete step (batch statistics of one or two images are noise), unless it is the only one.
+    """
 
-    def __iter__(self) -> Iterator[Key]:
-        order = np.arange(self.count)
-        if self.epoch >= 0:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
-        return iter([(self.epoch, int(index)) for index in order])
+    def __init__(self, study: Study, cases: Sequence[Case], size: int, micro: int, rank: int, world: int) -> None:
+        self.study, self.cases, self.rank, self.world = study, cases, rank, world
+        self.size, self.epoch = min(size, len(cases)), -1
+        self.parts = -(-self.size // (world * micro))
+        self.steps = len(cases) // self.size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        keys = self._keys()
+        for step in range(self.steps):
+            share = keys[step * self.size : (step + 1) * self.size][self.rank :: self.world]
+            yield from _cut(share, self.parts)
 
     def __len__(self) -> int:
-        return self.count
+        return self.steps * self.parts
+
+    def _keys(self) -> list[Key]:
+        random, count = np.random.default_rng((self.study.seed, self.epoch)), len(self.cases)
+        if self.study.training.sampling == "shuffled":
+            return [(self.epoch, int(index), 0) for index in random.permutation(count)]
+        seen: dict[int, int] = {}
+        keys = []
+        for index in random.choice(count, count, p=balanced_chances(self.study, self.cases)).tolist():
+            keys.append((self.epoch, index, seen.get(index, 0)))
+            seen[index] = seen.get(index, 0) + 1
+        return keys
 
 
-def make_loader(
-    study: Study, cases: Sequence[Case], files: Sequence[Path], *, train: bool
-) -> tuple[DataLoader[tuple[Tensor, Tensor, int]], EpochSampler]:
-    """A loader and the sampler whose `epoch` says which epoch comes next.
+def balanced_chances(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
+    """How often each of N cases is to be drawn (N,), summing to 1: each class as often as any other.
 
-    Training drops the last incomplete batch (batch statistics of one or two images are noise), unless it is the only
-    one.
+    With several labels a case counts as the rarest of those that it has, or as one that has none.
     """
-    sampler = EpochSampler(len(cases), study.seed)
-    size = study.training.batch_size
-    loader = DataLoader(
+    labels = np.array([case.label for case in cases])  # (N, 1) classes, or (N, K) zeros and ones
+    if study.data.task != "multilabel":
+        counts = np.bincount(labels[:, 0])
+        wanted = 1 / counts[labels[:, 0]]
+    else:
+        none = ~labels.any(axis=1)
+        has = np.column_stack([labels.astype(bool), none])
+        wanted = np.where(has, 1 / np.maximum(has.sum(axis=0), 1), 0).max(axis=1)
+    chances: NDArray[np.float64] = wanted / wanted.sum()
+    return chances
+
+
+def _cut(keys: list[Key], parts: int) -> Iterator[list[Key]]:
+    """As many parts, none longer than another by more than one."""
+    yield from (keys[len(keys) * part // parts : len(keys) * (part + 1) // parts] for part in range(parts))
+
+
+class OrderedSampler(Sampler[list[Key]]):
+    """Every image once, in order, untouched: each process takes every `world`-th, so none comes twice.
+
+    All processes have as many batches, for models whose forward pass needs them all; an empty one is left out where
+    there are fewer images than processes.
+    """
+
+    def __init__(self, count: int, size: int, rank: int, world: int) -> None:
+        mine = [(-1, index, 0) for index in range(rank, count, world)]
+        self.batches = [part for part in _cut(mine, -(-count // (world * size))) if part]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def train_loader(
+    study: Study, cases: Sequence[Case], files: Sequence[Path], rank: int = 0, world: int = 1
+) -> tuple[DataLoader[tuple[Tensor, Tensor, int]], StepSampler]:
+    """A loader of micro-batches and the sampler whose `epoch` says which epoch comes next.
+
+    Raises ConfigError where a step has fewer images than two a process.
+    """
+    size, micro = study.training.resolved_sizes
+    if min(size, len(cases)) < 2 * world and world > 1:
+        raise ConfigError(
+            f"A step of {min(size, len(cases))} images cannot be shared by {world} processes: each needs two. Ask for "
+            "fewer --devices, or a larger training.batch_size."
+        )
+    sampler = StepSampler(study, cases, size, micro, rank, world)
+    return _loader(study, cases, files, sampler), sampler
+
+
+def predict_loader(
+    study: Study, cases: Sequence[Case], files: Sequence[Path], rank: int = 0, world: int = 1
+) -> DataLoader[tuple[Tensor, Tensor, int]]:
+    """A loader of one process's share of the images, in order and untouched."""
+    sampler = OrderedSampler(len(cases), study.training.resolved_sizes[1], rank, world)
+    return _loader(study, cases, files, sampler)
+
+
+def _loader(
+    study: Study, cases: Sequence[Case], files: Sequence[Path], sampler: Sampler[list[Key]]
+) -> DataLoader[tuple[Tensor, Tensor, int]]:
+    return DataLoader(
         PreparedDataset(study, cases, files),
-        batch_size=size,
-        sampler=sampler,
+        batch_sampler=sampler,
         num_workers=study.training.workers,
-        drop_last=train and len(cases) >= size,
+        pin_memory=torch.cuda.is_available() and study.training.accelerator != "cpu",
         generator=torch.Generator().manual_seed(study.seed),
     )
-    return loader, sampler

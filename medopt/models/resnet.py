@@ -38,6 +38,17 @@ class _ResNetBlock(BottleneckLayer):
         super().__init__(in_planes, planes, planes * self.expansion, spatial_dims=spatial_dims, stride=stride)
 
 
+def stem_of(study: Study) -> str:
+    """The study's stem by name; `auto` is the one that reduces the shortest side as far as it bears.
+
+    The blocks halve the image three times more.
+    """
+    if study.model.stem != "auto":
+        return study.model.stem
+    shortest = min(study.prepare.size)
+    return "small" if shortest < 48 else "medium" if shortest < 96 else "large"
+
+
 def build_model(study: Study) -> nn.Module:
     """The study's network: (N, C, *size) to (N, outputs) logits, weights drawn from the study's seed.
 
@@ -52,7 +63,7 @@ def build_model(study: Study) -> nn.Module:
         n_input_channels=study.prepare.channels,
         widen_factor=config.width,
         num_classes=study.data.outputs,
-        **STEMS[config.stem],
+        **STEMS[stem_of(study)],
     )
     generator = torch.Generator().manual_seed(study.seed)
     initialize(model, config.init, generator, zero_init_residual=config.zero_init_residual)

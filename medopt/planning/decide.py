@@ -141,7 +141,7 @@ def _model(found: Fingerprint, size: list[int]) -> Iterator[Decision]:
     count = found.train
     depth = 26 if count < 10_000 else 50
     width = 0.25 if count < 2_000 else 0.5 if count < 50_000 else 1.0
-    stem = "small" if min(size) < 48 else "medium" if min(size) < 96 else "large"
+    stem = "small" if min(size) < 48 else "medium" if min(size) < 96 else "large"  # as model.stem: auto does
     if found.dims == 3:
         width, stem = width / 2, "large" if min(size) >= 64 else "medium"
     yield Decision("model.depth", depth, f"{count} training images; a deeper one learns them by heart")

@@ -1,43 +1,30 @@
 """Checkpoints: one safetensors file an epoch, written whole or not at all; no pickle.
 
-A file holds the model, its moving average, the optimizer's state, the random state, and the history as JSON in its
-header. The two newest are kept; a damaged newest one falls back to the one before.
+A file holds the model, its moving average, the optimizer's state, and in its header as JSON the history and the loss
+scale. What is random follows from the seed and the epoch. The two newest are kept; a damaged newest one falls back to
+the one before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
-from medopt.errors import TrainingError
+from medopt.errors import TrainingError, listed
 from medopt.provenance import atomic
 from medopt.records import EpochRecord
+from medopt.training.state import TrainingState, spread, whole
 
 KEPT = 2
-
-
-@dataclass
-class TrainingState:
-    """All that changes while training; the learning rate and early stopping follow from `history`."""
-
-    model: nn.Module
-    optimizer: optim.Optimizer
-    average: nn.Module | None
-    history: list[EpochRecord]
-
-    @property
-    def judged(self) -> nn.Module:
-        """The weights that validation and release use: the moving average where there is one."""
-        return self.model if self.average is None else self.average.get_submodule("module")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -73,26 +60,41 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def save_epoch(folder: Path, state: TrainingState, facts: Mapping[str, Any]) -> None:
-    """Write the checkpoint of the epoch that `state.history` ends with, and drop all but the newest two."""
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+def save_epoch(folder: Path, state: TrainingState, facts: Mapping[str, Any], *, write: bool = True) -> None:
+    """Write the checkpoint of the epoch that `state.history` ends with, and drop all but the newest two.
+
+    Where several processes train, all have to call this, and one to `write`.
+    """
+    tensors = {f"model.{name}": whole(value) for name, value in state.model.state_dict().items()}
     if state.average is not None:
-        tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
-    for index, entry in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in entry.items() if v is not None}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    history = [asdict(record) for record in state.history]
-    write_tensors(folder / f"epoch-{len(history):04d}.safetensors", tensors, {**facts, "history": history})
+        tensors |= {f"average.{name}": whole(value) for name, value in state.average.state_dict().items()}
+    for index, entry in state.optimizer.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": whole(_tensor(v)) for name, v in entry.items() if v is not None}
+    if not write:
+        return
+    kept = {**facts, "history": [asdict(record) for record in state.history]}
+    if state.scaler is not None:
+        kept["scaler"] = state.scaler.state_dict()
+    write_tensors(folder / f"epoch-{len(state.history):04d}.safetensors", tensors, kept)
     for old in sorted(folder.glob("epoch-*.safetensors"))[:-KEPT]:
         old.unlink()
 
 
-def restore_newest(folder: Path, state: TrainingState, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def restore_newest(
+    folder: Path,
+    state: TrainingState,
+    facts: Mapping[str, Any],
+    say: Callable[[str], None],
+    take_optimizer: Callable[[list[float]], None],
+) -> None:
     """Load the newest whole checkpoint into `state`, if there is one; `say` hears of damaged ones.
 
-    Raises TrainingError where a checkpoint belongs to another study or chain, or where all are damaged.
+    `take_optimizer` gives the state the optimizer in force after these scores. Raises TrainingError where a checkpoint
+    belongs to another study or chain, or where all are damaged.
     """
     files = sorted(folder.glob("epoch-*.safetensors"), reverse=True)
     for path in files:
@@ -107,7 +109,7 @@ def restore_newest(folder: Path, state: TrainingState, facts: Mapping[str, Any],
                 "--fresh."
             )
         try:
-            _restore(state, tensors, found["history"])
+            _restore(state, tensors, found, take_optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"{path} was written by another version of the program and does not fit its network "
@@ -120,29 +122,43 @@ def restore_newest(folder: Path, state: TrainingState, facts: Mapping[str, Any],
         )
 
 
-def _restore(state: TrainingState, tensors: dict[str, Tensor], history: Sequence[dict[str, Any]]) -> None:
+def _restore(
+    state: TrainingState, tensors: dict[str, Tensor], found: dict[str, Any], take: Callable[[list[float]], None]
+) -> None:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    state.model.load_state_dict(part("model."))
+    history = [EpochRecord(**record) for record in found["history"]]
+    _load(state.model, part("model."))
     if state.average is not None:
-        state.average.load_state_dict(part("average."))
-    entries: dict[int, dict[str, Tensor]] = {}
+        _load(state.average, part("average."))
+    take([record.val_metric for record in history[:-1]])  # the one that made the last epoch
+    optimizer = state.optimizer.optimizer
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in part("optimizer.").items():
         index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = value
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-    for parameter, entry in state.optimizer.state.items():  # laid out like its parameter: a step is twice as fast
-        for name, value in entry.items():
-            if value.shape == parameter.shape:
-                entry[name] = torch.empty_like(parameter).copy_(value)
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    state.history[:] = [EpochRecord(**record) for record in history]
+        parameter = parameters[int(index)]
+        if value.shape != parameter.shape:
+            optimizer.state[parameter][name] = value
+        else:  # laid out like its parameter: a step is twice as fast
+            placed = spread(value.to(parameter.device), parameter)
+            optimizer.state[parameter][name] = torch.empty_like(parameter, requires_grad=False).copy_(placed)
+    if state.scaler is not None and "scaler" in found:
+        state.scaler.load_state_dict(found["scaler"])
+    state.history[:] = history
 
 
-def save_best(path: Path, state: TrainingState, facts: Mapping[str, Any]) -> None:
-    """Write the judged weights alone: what evaluation and export start from."""
-    write_tensors(path, dict(state.judged.state_dict()), {**facts, "epoch": state.history[-1].epoch})
+@torch.no_grad()
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    targets = module.state_dict()
+    if targets.keys() != tensors.keys():
+        raise ValueError(f"it has other layers: {listed(sorted(targets.keys() ^ tensors.keys()), 3)}")
+    for name, target in targets.items():
+        target.copy_(spread(tensors[name].to(target.device), target))
+
+
+def save_best(path: Path, state: TrainingState, facts: Mapping[str, Any], *, write: bool = True) -> None:
+    """Write the judged weights alone: what evaluation and export start from. All processes have to call this."""
+    tensors = {name: whole(value) for name, value in state.judged.state_dict().items()}
+    if write:
+        write_tensors(path, tensors, {**facts, "epoch": state.history[-1].epoch})

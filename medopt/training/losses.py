@@ -1,4 +1,4 @@
-"""Losses by task: binary and multi-label cross-entropy on logits, softmax cross-entropy for multi-class."""
+"""Losses by task: cross-entropy and focal loss on logits, for hard, smoothed and mixed targets alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medopt.config import Study
@@ -16,28 +17,52 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def build_loss(study: Study, cases: Sequence[Case]) -> Loss:
-    """The study's loss: (logits (N, K), targets) to a scalar.
+    """The study's loss: (logits (N, K), targets (N, K) in 0..1) to one value a case, (N,).
 
-    `class_weights: balanced` weighs each class by the inverse of its share among the training `cases`. Smoothing
-    moves targets toward 1/2 (binary, multi-label) or 1/K (multi-class; Szegedy et al. 2016).
+    A value a case, so that micro-batches and processes of any size add up to the same step. Smoothing moves targets
+    toward 1/2 (binary, multi-label) or 1/K (multi-class; Szegedy et al. 2016). The focal loss weighs a case by how far
+    its probability is from its target, to the power of gamma (Lin et al. 2017; for soft targets Li et al. 2020).
     """
-    smoothing = study.training.label_smoothing
-    labels = np.array([case.label for case in cases])
-    balanced = study.training.class_weights == "balanced"
-    if study.data.task == "multiclass":
-        weight = None
-        if balanced:
-            counts = np.bincount(labels[:, 0], minlength=study.data.outputs)
-            weight = torch.tensor(len(labels) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
-        return lambda logits, target: F.cross_entropy(
-            logits, target, weight=None if weight is None else weight.to(logits.device), label_smoothing=smoothing
-        )
-    positive = None
-    if balanced:
+    config = study.training
+    smoothing, gamma = config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0
+    exclusive = study.data.task == "multiclass"
+    weights = torch.tensor(class_weights(study, cases), dtype=torch.float32)  # (2, K): of absence and of presence
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        off, on = weights.to(logits.device)
+        if exclusive:
+            target = target * (1 - smoothing) + smoothing / logits.shape[1]
+            log_p = F.log_softmax(logits, dim=1)
+            parts = -target * on * log_p
+            likely = log_p.exp()
+        else:
+            target = target * (1 - smoothing) + smoothing / 2
+            parts = -(on * target * F.logsigmoid(logits) + off * (1 - target) * F.logsigmoid(-logits))
+            likely = logits.sigmoid()
+        if gamma:
+            parts = parts * (target - likely).abs() ** gamma
+        return parts.sum(dim=1) if exclusive else parts.mean(dim=1)
+
+    return loss
+
+
+def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
+    """(2, K) weights of a label's absence and presence, for the training `cases`.
+
+    balanced: the inverse of its share, 1 on average over the cases. Where the study names a weight for each label, a
+    binary study's first label is the absence of the second; otherwise absence weighs 1.
+    """
+    labels, asked = np.array([case.label for case in cases]), study.training.class_weights
+    weights = np.ones((2, study.data.outputs))
+    if isinstance(asked, dict):
+        named = [asked[label] for label in study.data.labels]
+        weights[:, 0], weights[1] = named[0], named[-study.data.outputs :]
+        if study.data.task != "binary":
+            weights[0] = 1
+    elif asked == "balanced" and study.data.task == "multiclass":
+        counts = np.bincount(labels[:, 0], minlength=study.data.outputs)
+        weights[1] = len(labels) / (len(counts) * np.maximum(counts, 1))
+    elif asked == "balanced":
         share = labels.mean(axis=0).clip(1e-6, 1 - 1e-6)
-        positive = torch.tensor((1 - share) / share, dtype=torch.float32)
-    return lambda logits, target: F.binary_cross_entropy_with_logits(
-        logits,
-        target * (1 - smoothing) + smoothing / 2,
-        pos_weight=None if positive is None else positive.to(logits.device),
-    )
+        weights[0], weights[1] = 0.5 / (1 - share), 0.5 / share
+    return weights

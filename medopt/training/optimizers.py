@@ -1,10 +1,13 @@
-"""Adam, AdamW, SGD with momentum and Nadam, by name."""
+"""Adam, AdamW, SGD with momentum and Nadam, by name, and the switch from one to another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn, optim
 
-from medopt.config import Optimizer
+from medopt.config import Optimizer, Study
+from medopt.training.stopping import first_plateau
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> optim.Optimizer:
@@ -18,10 +21,22 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> optim.Optimizer:
     betas = (config.momentum, 0.999)
     match config.name:
         case "adam":
-            return optim.Adam(groups, lr=config.lr, betas=betas)
+            return optim.Adam(groups, lr=config.rate, betas=betas)
         case "adamw":
-            return optim.AdamW(groups, lr=config.lr, betas=betas)
+            return optim.AdamW(groups, lr=config.rate, betas=betas)
         case "nadam":
-            return optim.NAdam(groups, lr=config.lr, betas=betas)
+            return optim.NAdam(groups, lr=config.rate, betas=betas)
         case "sgd":
-            return optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+            return optim.SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def optimizer_in_force(study: Study, scores: Sequence[float]) -> Optimizer:
+    """Which optimizer takes the next epoch, after these validation scores: a function of the history alone.
+
+    The first one until `switch.patience` epochs in a row brought no progress, the second from then on (Keskar & Socher
+    2017).
+    """
+    switch = study.training.switch
+    if switch is None or first_plateau(scores, switch.patience) is None:
+        return study.training.optimizer
+    return switch.to

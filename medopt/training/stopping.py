@@ -27,3 +27,13 @@ def should_stop(scores: Sequence[float], patience: int) -> bool:
     """Whether the last `patience` scores brought no new best."""
     marks = improvements(scores)
     return len(marks) >= patience and not any(marks[-patience:])
+
+
+def first_plateau(scores: Sequence[float], patience: int) -> int | None:
+    """How many epochs it took until `patience` in a row had brought no new best; None where that never was."""
+    waited = 0
+    for epoch, better in enumerate(improvements(scores), start=1):
+        waited = 0 if better else waited + 1
+        if waited == patience:
+            return epoch
+    return None

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from medopt.config import Study
-from medopt.data.loaders import EpochSampler, PreparedDataset, make_loader
-from medopt.training.loop import Prepared
+from medopt.data.loaders import PreparedDataset, StepSampler, balanced_chances, predict_loader, train_loader
+from medopt.records import Case
+from medopt.training.task import Prepared
 
 
 @pytest.fixture
@@ -18,7 +19,9 @@ def made(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..
     def make(count: int = 11, train: bool = True, epoch: int = 0, **sections: Any) -> list[Any]:
         study = tiny_study(**sections)
         cases = tiny_set(tmp_path, study, count)
-        loader, sampler = make_loader(study, cases.cases, cases.files, train=train)
+        if not train:
+            return list(predict_loader(study, cases.cases, cases.files))
+        loader, sampler = train_loader(study, cases.cases, cases.files)
         sampler.epoch = epoch
         return list(loader)
 
@@ -52,10 +55,10 @@ def test_an_image_is_augmented_the_same_way_wherever_it_stands(
     study = tiny_study()
     cases = tiny_set(tmp_path, study, 6)
     dataset = PreparedDataset(study, cases.cases, cases.files)
-    forward = [dataset[(5, index)][0] for index in range(6)]
-    backward = [dataset[(5, index)][0] for index in reversed(range(6))][::-1]
+    forward = [dataset[(5, index, 0)][0] for index in range(6)]
+    backward = [dataset[(5, index, 0)][0] for index in reversed(range(6))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
-    assert not torch.equal(dataset[(6, 0)][0], forward[0])
+    assert not torch.equal(dataset[(6, 0, 0)][0], forward[0])
 
 
 def test_images_of_one_epoch_are_augmented_apart(
@@ -64,7 +67,7 @@ def test_images_of_one_epoch_are_augmented_apart(
     study = tiny_study(augment={"probability": 1})
     cases = tiny_set(tmp_path, study, 1)
     dataset = PreparedDataset(study, [*cases.cases] * 5, [*cases.files] * 5)
-    images = {dataset[(0, index)][0].numpy().tobytes() for index in range(len(dataset))}
+    images = {dataset[(0, index, 0)][0].numpy().tobytes() for index in range(len(dataset))}
     assert len(images) == 5
 
 
@@ -76,7 +79,7 @@ def test_prediction_reads_images_in_order_and_untouched(
 ) -> None:
     study = tiny_study(augment={"probability": 1, "shift": "mr", "shift_probability": 1, "erase": 0.5})
     cases = tiny_set(tmp_path, study, 11)
-    loader, _ = make_loader(study, cases.cases, cases.files, train=False)
+    loader = predict_loader(study, cases.cases, cases.files)
     for _ in range(2):
         batches = list(loader)
         assert indices(batches) == list(range(11))
@@ -86,22 +89,24 @@ def test_prediction_reads_images_in_order_and_untouched(
 def test_training_drops_an_incomplete_batch_unless_it_is_the_only_one(made: Callable[..., Any]) -> None:
     assert [len(image) for image, _, _ in made(11)] == [4, 4]
     assert [len(image) for image, _, _ in made(3)] == [3]
-    assert [len(image) for image, _, _ in made(11, train=False)] == [4, 4, 3]
+    assert [len(image) for image, _, _ in made(11, train=False)] == [3, 4, 4]
 
 
-def test_every_image_has_its_turn() -> None:
-    sampler = EpochSampler(50, seed=0)
+def test_every_image_has_its_turn(tiny_study: Callable[..., Study]) -> None:
+    cases = [Case(str(k), str(k), "", (k % 2,), "train") for k in range(48)]
+    sampler = StepSampler(tiny_study(), cases, 4, 4, 0, 1)
     sampler.epoch = 1
-    assert len(sampler) == 50 and sorted(index for _, index in sampler) == list(range(50))
-    assert {epoch for epoch, _ in sampler} == {1}
+    keys = [key for batch in sampler for key in batch]
+    assert len(sampler) == 12 and sorted(index for _, index, _ in keys) == list(range(48))
+    assert {epoch for epoch, _, _ in keys} == {1}
 
 
 @pytest.mark.parametrize(
     ("task", "labels", "shape", "kind"),
     [
-        ("binary", 2, (4, 1), torch.float32),
-        ("multiclass", 3, (4,), torch.int64),
-        ("multilabel", 3, (4, 3), torch.float32),
+        ("binary", 2, (3, 1), torch.float32),
+        ("multiclass", 3, (3, 3), torch.float32),
+        ("multilabel", 3, (3, 3), torch.float32),
     ],
 )
 def test_targets_fit_the_loss_of_the_task(
@@ -109,5 +114,78 @@ def test_targets_fit_the_loss_of_the_task(
 ) -> None:
     batch = made(train=False, epoch=-1, data={"task": task, "labels": [str(k) for k in range(labels)]})[0]
     assert batch[1].shape == shape and batch[1].dtype == kind
-    expected = [index % labels for index in range(4)]
-    assert (batch[1].argmax(1).tolist() if task == "multilabel" else batch[1].flatten().tolist()) == expected
+    expected = [index % labels for index in range(3)]
+    assert (batch[1].flatten().tolist() if task == "binary" else batch[1].argmax(1).tolist()) == expected
+
+
+def rare(count: int, positive: int) -> list[Case]:
+    return [Case(str(k), str(k), "", (int(k < positive),), "train") for k in range(count)]
+
+
+def keys(study: Study, cases: list[Case], epoch: int, rank: int = 0, world: int = 1, micro: int = 16) -> list[Any]:
+    sampler = StepSampler(study, cases, study.training.resolved_sizes[0], micro, rank, world)
+    sampler.epoch = epoch
+    return list(sampler)
+
+
+def test_balanced_sampling_draws_a_rare_class_as_often_as_the_other(tiny_study: Callable[..., Study]) -> None:
+    cases = rare(400, 20)
+    study = tiny_study(training={"sampling": "balanced", "batch_size": 16})
+    drawn = [key for epoch in range(5) for batch in keys(study, cases, epoch) for key in batch]
+    assert np.mean([cases[index].label[0] for _, index, _ in drawn]) == pytest.approx(0.5, abs=0.04)
+    assert len(set(drawn)) == len(drawn)  # one that comes twice in an epoch is augmented in two ways
+    assert max(before for _, _, before in drawn) > 3
+    assert keys(study, cases, 3) == keys(study, cases, 3) != keys(study, cases, 4)
+
+
+def test_balanced_chances_of_several_labels_follow_the_rarest(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study(data={"task": "multilabel", "labels": ["a", "b"]})
+    labels = [(1, 0)] * 8 + [(1, 1)] * 2 + [(0, 0)] * 5
+    chances = balanced_chances(study, [Case(str(k), "p", "", label, "train") for k, label in enumerate(labels)])
+    assert chances.sum() == pytest.approx(1)
+    assert chances[8] / chances[0] == pytest.approx(5) and chances[-1] / chances[0] == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 4), (2, 16), (2, 3), (3, 2)])
+def test_processes_and_micro_batches_share_each_step_without_loss_or_double(
+    tiny_study: Callable[..., Study], world: int, micro: int
+) -> None:
+    cases, study = rare(50, 25), tiny_study(training={"batch_size": 12})
+    whole = keys(study, cases, 2)
+    parts = [keys(study, cases, 2, rank, world, micro) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1  # as many forward passes on each
+    per_step = len(parts[0]) // len(whole)
+    for step, batch in enumerate(whole):
+        shared = [key for part in parts for one in part[step * per_step : (step + 1) * per_step] for key in one]
+        assert sorted(shared) == sorted(batch) and len(batch) == 12
+    assert all(2 <= len(one) <= micro for part in parts for one in part)
+
+
+def test_mixup_mixes_image_and_target_in_the_same_share(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+) -> None:
+    still = {"probability": 0, "flip": []}
+    study = tiny_study(augment=still, training={"mixup": 1.0}, data={"task": "multiclass", "labels": ["a", "b", "c"]})
+    cases = tiny_set(tmp_path, study, 3)
+    flat = [tmp_path / f"flat{k}.npy" for k in range(3)]
+    for k, path in enumerate(flat):
+        np.save(path, np.full((1, 16, 16), 0.5 * k, np.float32))
+    dataset, shares = PreparedDataset(study, cases.cases, flat), []
+    for epoch in range(30):
+        image, target, index = dataset[(epoch, 1, 0)]
+        assert index == 1 and float(target.sum()) == pytest.approx(1) and float(target[1]) >= 0
+        assert float(image.mean()) == pytest.approx(float(target @ torch.tensor([0.0, 0.5, 1.0])), abs=1e-6)
+        shares.append(float(target[1]))
+    assert 0.3 < np.mean(shares) < 1 and len(set(shares)) > 10
+    untouched = dataset[(-1, 1, 0)]
+    assert untouched[1].tolist() == [0, 1, 0] and float(untouched[0].mean()) == 0.5
+
+
+def test_prediction_is_shared_by_processes_each_case_once(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+) -> None:
+    study = tiny_study()
+    cases = tiny_set(tmp_path, study, 7)
+    parts = [list(predict_loader(study, cases.cases, cases.files, rank, 2)) for rank in range(2)]
+    assert sorted(indices(parts[0]) + indices(parts[1])) == list(range(7))
+    assert len(parts[0]) == len(parts[1])

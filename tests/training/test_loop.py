@@ -13,9 +13,11 @@ from medopt.config import Study
 from medopt.data.loaders import PreparedDataset
 from medopt.errors import ConfigError, TrainingError
 from medopt.records import EpochRecord, SilentReporter
-from medopt.training import loop
-from medopt.training.loop import Prepared, Trained, train
+from medopt.training import epoch as epoch_module
+from medopt.training import state as state_module
+from medopt.training.processes import train
 from medopt.training.schedules import learning_rate
+from medopt.training.task import Lead, Prepared, Task, Trained
 
 
 class Listener(SilentReporter):
@@ -52,7 +54,7 @@ def run(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[...
         sections = {key: options.pop(key) for key in ("data", "model", "augment", "prepare") if key in options}
         study = tiny_study(training=training, **sections)
         sets = tiny_set(tmp_path / "data", study, 12), tiny_set(tmp_path / "data", study, 8, "val", seed=1)
-        return train(study, *sets, tmp_path / "run", facts={}, score=score, **options)
+        return train(Task(study, *sets, tmp_path / "run", {}), Lead(score, **options))
 
     return make
 
@@ -74,7 +76,7 @@ def test_every_task_trains(run: Callable[..., Trained], task: str, outputs: int)
         return 0.5
 
     trained = run({"epochs": 1}, score, data={"task": task, "labels": ["a", "b", "c"]})
-    assert shapes == [((8, outputs), (8,) if task == "multiclass" else (8, outputs))]
+    assert shapes == [((8, outputs), (8, outputs))]
     assert math.isfinite(trained.history[0].train_loss)
 
 
@@ -89,9 +91,9 @@ def test_a_gradient_that_is_not_a_number_is_found_though_the_loss_is_one(
     run: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def build_loss(*_: Any) -> Any:
-        return lambda logits, target: (logits.sum() * 0).sqrt()  # 0, and its gradient is 0 times infinity
+        return lambda logits, target: (logits * 0).sum(1).sqrt()  # 0, and its gradient is 0 times infinity
 
-    monkeypatch.setattr(loop, "build_loss", build_loss)
+    monkeypatch.setattr(epoch_module, "build_loss", build_loss)
     for clip in (0, 1):
         with pytest.raises(TrainingError, match="The gradient is not a finite number in epoch 1, step 1"):
             run({"epochs": 1, "clip_norm": clip})
@@ -115,7 +117,7 @@ def test_it_stops_early_and_stays_stopped(run: Callable[..., Trained], monkeypat
     trained = run(settings, scores(0.5, 0.7, 0.6, 0.7), reporter=listener)
     assert len(trained.history) == 4 and trained.best == 1
     assert "Stopped early: no progress in 2 epochs." in listener.said
-    monkeypatch.setattr(loop, "_train_epoch", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(epoch_module.Epochs, "train", lambda *args: pytest.fail("trained again"))
     assert run(settings, scores()).history == trained.history
 
 
@@ -151,13 +153,13 @@ def test_the_plateau_hears_the_scores_of_validation(run: Callable[..., Trained])
 
 
 def test_every_epoch_shuffles_and_augments_anew(run: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:
-    keys: list[tuple[int, int]] = []
+    keys: list[tuple[int, int, int]] = []
     original = PreparedDataset.__getitem__
     monkeypatch.setattr(PreparedDataset, "__getitem__", lambda self, key: (keys.append(key), original(self, key))[1])
     run({"epochs": 2})
-    first, second = ([index for epoch, index in keys if epoch == wanted] for wanted in (0, 1))
+    first, second = ([index for epoch, index, _ in keys if epoch == wanted] for wanted in (0, 1))
     assert sorted(first) == sorted(second) == list(range(12)) and first != second
-    assert [index for epoch, index in keys if epoch == -1] == [*range(8)] * 2  # validation, untouched
+    assert [index for epoch, index, _ in keys if epoch == -1] == [*range(8)] * 2  # validation, untouched
 
 
 def test_validation_images_are_not_augmented(run: Callable[..., Trained]) -> None:
@@ -173,9 +175,9 @@ def test_validation_images_are_not_augmented(run: Callable[..., Trained]) -> Non
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
 
-    original = loop.build_model
+    original = state_module.build_model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_model", lambda study: original(study).apply(frozen))
+        patch.setattr(state_module, "build_model", lambda study: original(study).apply(frozen))
         run(still, score, augment={"probability": 1, "shift": "mr", "shift_probability": 1})
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-6)
 

@@ -22,7 +22,8 @@ def build(tiny_study: Callable[..., Study]) -> Build:
     def make(task: str, labels: list[Any], outputs: int = 2, **training: Any) -> Callable[[Tensor, Tensor], Tensor]:
         study = tiny_study(data={"task": task, "labels": [str(k) for k in range(outputs)]}, training=training)
         rows = [tuple(np.atleast_1d(label).tolist()) for label in labels]
-        return build_loss(study, [Case(str(k), str(k), "", row, "train") for k, row in enumerate(rows)])
+        loss = build_loss(study, [Case(str(k), str(k), "", row, "train") for k, row in enumerate(rows)])
+        return lambda logits, target: loss(logits, target).mean()
 
     return make
 
@@ -35,7 +36,7 @@ def test_binary_loss_is_the_log_loss(build: Build) -> None:
 
 def test_multiclass_loss_is_the_log_loss(build: Build) -> None:
     logits, target = torch.randn(50, 4), torch.randint(4, (50,))
-    found = build("multiclass", [0, 1, 2, 3], 4)(logits, target)
+    found = build("multiclass", [0, 1, 2, 3], 4)(logits, torch.eye(4)[target])
     expected = log_loss(target, logits.double().softmax(1), labels=range(4))
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
@@ -64,7 +65,7 @@ def test_balanced_weights_of_classes_are_sklearns(build: Build) -> None:
     logits, target = torch.randn(10, 3), torch.tensor(labels)
     picked = -logits.log_softmax(1)[torch.arange(10), target].double()
     expected = np.average(picked, weights=weights[labels])
-    assert float(loss(logits, target)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss(logits, torch.eye(3)[target])) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_label_that_training_never_shows_does_not_make_the_loss_infinite(build: Build) -> None:
@@ -83,5 +84,37 @@ def test_smoothing_moves_targets_toward_one_half(build: Build, task: str) -> Non
 def test_smoothing_moves_classes_toward_an_even_share(build: Build) -> None:
     loss = build("multiclass", [0, 1, 2], 3, label_smoothing=0.3)
     logits = torch.tensor([[0.8, 0.1, 0.1]]).log().requires_grad_()
-    loss(logits, torch.tensor([0])).backward()
+    loss(logits, torch.eye(3)[:1]).backward()
     assert logits.grad is not None and logits.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("binary", 2), ("multiclass", 3)])
+def test_focal_loss_lets_easy_cases_count_less(build: Build, task: str, outputs: int) -> None:
+    """(1 - p)^2 times the cross-entropy (Lin et al. 2017, equation 4): at p = 0.9 a hundredth of it is left."""
+    labels = list(range(outputs))
+    focal = build(task, labels, outputs, loss="focal", focal_gamma=2)
+    plain = build(task, labels, outputs)
+    for likely, left in ((0.9, 0.01), (0.5, 0.25), (0.1, 0.81)):
+        if task == "binary":
+            logits, target = torch.tensor([[np.log(likely / (1 - likely))]], dtype=torch.float32), torch.ones(1, 1)
+        else:
+            logits, target = torch.tensor([[likely, (1 - likely) / 2, (1 - likely) / 2]]).log(), torch.eye(3)[:1]
+        assert float(focal(logits, target)) == pytest.approx(left * float(plain(logits, target)), rel=1e-4)
+    assert float(build(task, labels, outputs, loss="focal", focal_gamma=0)(logits, target)) == pytest.approx(
+        float(plain(logits, target))
+    )
+
+
+def test_named_weights_weigh_each_class(build: Build) -> None:
+    loss = build("binary", [0, 1], class_weights={"0": 1.0, "1": 5.0})
+    zero = torch.zeros(1, 1)
+    assert float(loss(zero, torch.ones(1, 1))) == pytest.approx(5 * float(loss(zero, torch.zeros(1, 1))))
+    classes = build("multiclass", [0, 1, 2], 3, class_weights={"0": 1.0, "1": 2.0, "2": 3.0})
+    losses = [float(classes(torch.zeros(1, 3), torch.eye(3)[k : k + 1])) for k in range(3)]
+    assert losses == pytest.approx([np.log(3) * k for k in (1, 2, 3)])
+
+
+def test_a_mixed_target_is_best_answered_by_its_share(build: Build) -> None:
+    logit = torch.tensor([[np.log(0.7 / 0.3)]], dtype=torch.float32, requires_grad=True)
+    build("binary", [0, 1])(logit, torch.tensor([[0.7]])).backward()
+    assert logit.grad is not None and abs(float(logit.grad)) < 1e-6

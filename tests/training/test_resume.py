@@ -14,10 +14,14 @@ from sklearn.metrics import roc_auc_score
 
 from medopt.config import Study
 from medopt.errors import StorageError, TrainingError
-from medopt.records import EpochRecord
+from medopt.records import EpochRecord, SilentReporter
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors
-from medopt.training.loop import Prepared, Trained, load_best, train
+from medopt.training.epoch import Epochs
+from medopt.training.loop import load_best
+from medopt.training.processes import train
+from medopt.training.step import Stepper
+from medopt.training.task import Lead, Prepared, Task, Trained
 
 FACTS = {"study": "a", "chain": "b"}
 MEASURED = ("train_loss", "val_loss", "val_metric", "learning_rate", "epoch")
@@ -43,8 +47,9 @@ class Runs:
             if kill_after is not None and len(history) == kill_after:
                 raise Killed
 
-        settings = {"facts": FACTS, "score": auc, "on_epoch": on_epoch} | options
-        return train(self.study, *self.sets, self.folder / name, **settings)
+        facts = options.pop("facts", FACTS)
+        lead = Lead(**({"score": auc, "on_epoch": on_epoch} | options))
+        return train(Task(self.study, *self.sets, self.folder / name, facts), lead)
 
 
 @pytest.fixture
@@ -77,8 +82,20 @@ def same(one: Trained, other: Trained) -> None:
         {"optimizer": {"name": "sgd", "lr": 0.05}, "schedule": {"name": "plateau", "patience": 1, "factor": 0.5}},
         {"optimizer": {"name": "adam", "lr": 0.01}, "schedule": {"name": "cosine"}, "label_smoothing": 0.1},
         {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0}, "class_weights": "balanced", "clip_norm": 0},
+        {"optimizer": {"name": "adam", "lr": 0.01}, "switch": {"patience": 1}, "schedule": {"name": "constant"}},
+        {"mixup": 0.4, "sampling": "balanced", "micro_batch": 2, "loss": "focal"},
+        {"patience": 2, "ema_decay": 0.7, "schedule": {"name": "cosine_restarts", "t_0": 1}, "epochs": 6},
     ],
-    ids=["adamw one-cycle ema", "nadam restarts", "sgd plateau", "adam cosine", "sgd without momentum"],
+    ids=[
+        "adamw one-cycle ema",
+        "nadam restarts",
+        "sgd plateau",
+        "adam cosine",
+        "sgd without momentum",
+        "switch",
+        "mixup balanced focal micro-batches",
+        "early stop",
+    ],
 )
 def test_a_killed_run_ends_like_one_that_was_left_alone(runs: Callable[..., Runs], training: dict[str, Any]) -> None:
     made = runs(training, model={"dropout": 0.3}, augment={"elastic": 0.03, "shift": "mr"})
@@ -104,10 +121,10 @@ def test_killed_between_the_best_weights_and_the_checkpoint(
     whole = made.run("whole")
     original = loop.save_epoch
 
-    def dying(folder: Path, state: Any, facts: Any) -> None:
+    def dying(folder: Path, state: Any, facts: Any, **options: Any) -> None:
         if len(state.history) == 2:
             raise Killed
-        original(folder, state, facts)
+        original(folder, state, facts, **options)
 
     monkeypatch.setattr(loop, "save_epoch", dying)
     with pytest.raises(Killed):
@@ -119,15 +136,15 @@ def test_killed_between_the_best_weights_and_the_checkpoint(
 def test_killed_in_the_middle_of_an_epoch(runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch) -> None:
     made = runs()
     whole = made.run("whole")
-    original, calls = loop._step, []
+    original, calls = Stepper.step, []
 
-    def dying(*args: Any) -> Any:
+    def dying(*args: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 6:  # two steps an epoch
             raise Killed
-        return original(*args)
+        return original(*args, **options)
 
-    monkeypatch.setattr(loop, "_step", dying)
+    monkeypatch.setattr(Stepper, "step", dying)
     with pytest.raises(Killed):
         made.run("killed")
     monkeypatch.undo()
@@ -137,7 +154,7 @@ def test_killed_in_the_middle_of_an_epoch(runs: Callable[..., Runs], monkeypatch
 def test_a_finished_run_is_not_trained_again(runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch) -> None:
     made = runs({"epochs": 2})
     whole = made.run("whole")
-    monkeypatch.setattr(loop, "_train_epoch", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(Epochs, "train", lambda *args: pytest.fail("trained again"))
     same(whole, made.run("whole"))
 
 
@@ -158,7 +175,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(runs: Callable
     made, told = runs({"epochs": 3}), []
     whole = made.run("whole")
 
-    class Reporter(loop.SilentReporter):
+    class Reporter(SilentReporter):
         def message(self, text: str) -> None:
             told.append(text)
 
@@ -214,7 +231,7 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(
     best, *checkpoints = sorted(path.stat().st_size for path in (made.folder / "whole").iterdir())
     disk = tiny_disk((best + 2 * checkpoints[0]) // 1024 + 100)  # room for two checkpoints, not for a third
     with pytest.raises(StorageError, match="disk is full"):
-        train(made.study, *made.sets, disk / "run", facts=FACTS, score=auc)
+        train(Task(made.study, *made.sets, disk / "run", FACTS), Lead(auc))
     files = sorted((disk / "run").iterdir())
     assert [path.name for path in files] == ["best.safetensors", "epoch-0001.safetensors", "epoch-0002.safetensors"]
     assert all(read_tensors(path) for path in files)

@@ -1,0 +1,132 @@
+"""One epoch of training, and one look at validation, as one of several processes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.distributed
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from medopt.config import Study
+from medopt.data.loaders import predict_loader, train_loader
+from medopt.errors import ConfigError, TrainingError
+from medopt.records import Reporter
+from medopt.training.losses import build_loss
+from medopt.training.optimizers import optimizer_in_force
+from medopt.training.predict import predict_logits
+from medopt.training.schedules import learning_rate
+from medopt.training.state import TrainingState, take_optimizer
+from medopt.training.step import Stepper
+from medopt.training.task import Task
+
+
+class Epochs:
+    """One process's part of each epoch: its loaders, and its steps."""
+
+    def __init__(self, task: Task, fabric: Fabric, state: TrainingState, reporter: Reporter) -> None:
+        self.study, self.fabric, self.state, self.reporter = task.study, fabric, state, reporter
+        rank, world = fabric.global_rank, fabric.world_size
+        if len(task.val_set.cases) < world:
+            raise ConfigError(f"{len(task.val_set.cases)} validation images are fewer than {world} processes.")
+        self.loss = build_loss(task.study, task.train_set.cases)
+        train, val = task.train_set, task.val_set
+        self.loader, self.sampler = train_loader(task.study, train.cases, train.files, rank, world)
+        self.val_loader = predict_loader(task.study, val.cases, val.files, rank, world)
+        self.stepper = Stepper(task.study, fabric, state, self.loss)
+
+    def validate(self) -> tuple[NDArray[np.float64], Tensor]:
+        """Logits (N, K) and targets (N, K) of all validation cases, on every process."""
+        return predict_logits(self.state.judged, self.val_loader, self.fabric.device)
+
+    def train(self) -> dict[str, float]:
+        """Train one epoch; returns what it measured, the loss over all processes."""
+        config, scores, epoch = self.study.training, self.state.scores, len(self.state.history)
+        torch.manual_seed(_seed(self.study.seed, epoch, self.fabric.global_rank))  # dropout
+        self.sampler.epoch = epoch
+        now = optimizer_in_force(self.study, scores)
+        if epoch and now != optimizer_in_force(self.study, scores[:-1]):
+            take_optimizer(self.study, self.fabric, self.state, scores)
+            self.reporter.message(f"From {config.optimizer.name} to {now.name}: no more progress.")
+        steps, size = self.sampler.steps, self.sampler.size
+        advance = self.reporter.progress(steps * size, f"epoch {epoch + 1}/{config.epochs}")
+        self.state.network.train()
+        check, waited, started = _Check(self.study, epoch, self.fabric.device), 0.0, time.perf_counter()
+        mark, rate = started, 0.0
+        for step, batch in enumerate(_grouped(self.loader, self.sampler.parts)):
+            waited += time.perf_counter() - mark
+            rate = learning_rate(config.schedule, now.rate, epoch * steps + step, steps, config.epochs, scores)
+            check.take(*self.stepper.step(batch, rate, size, number=epoch * steps + step))
+            advance(size, loss=f"{check.mean:.3f}")
+            mark = time.perf_counter()
+        loss = check.whole_mean()
+        seconds = time.perf_counter() - started
+        return {
+            "train_loss": loss,
+            "learning_rate": rate,
+            "images_per_second": steps * size / seconds,
+            "seconds": seconds,
+            "data_wait": waited / seconds,
+        }
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _grouped(loader: DataLoader[tuple[Tensor, Tensor, int]], parts: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The micro-batches of each step."""
+    found = iter(loader)
+    while batch := [(image, target) for image, target, _ in islice(found, parts)]:
+        yield batch
+
+
+class _Check:
+    """Looks at each step's loss and gradient one step later: a GPU is then at work on the next one."""
+
+    def __init__(self, study: Study, epoch: int, device: torch.device) -> None:
+        self.study, self.epoch, self.device = study, epoch, device
+        self.total, self.steps = 0.0, 0
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def take(self, loss: Tensor, norm: Tensor) -> None:
+        """Keep this step's results, and look at those of the step before."""
+        self._look()
+        self._last = loss, norm
+
+    @property
+    def mean(self) -> float:
+        """The loss of the steps that were looked at, of this process's images."""
+        return self.total / self.steps if self.steps else math.nan
+
+    def whole_mean(self) -> float:
+        """The epoch's loss, over all processes."""
+        self._look()
+        self._last = None
+        if not torch.distributed.is_initialized():
+            return self.mean
+        total = torch.tensor(self.total, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return total.item() / self.steps
+
+    def _look(self) -> None:
+        if self._last is None:
+            return
+        loss, norm = (value.item() for value in self._last)
+        self.total, self.steps = self.total + loss, self.steps + 1
+        # Half precision overflows now and then by design: its scaler leaves out such a step by itself.
+        if math.isfinite(loss) and (math.isfinite(norm) or self.study.training.precision == "16-mixed"):
+            return
+        config = self.study.training
+        raise TrainingError(
+            f"The {'gradient' if math.isfinite(loss) else 'loss'} is not a finite number in epoch {self.epoch + 1}, "
+            f"step {self.steps}. Lower the learning rate (--set training.optimizer.lr={config.optimizer.rate / 10:g}) "
+            f"or clip more (training.clip_norm); the checkpoints up to epoch {self.epoch} are kept."
+        )

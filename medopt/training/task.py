@@ -1,0 +1,61 @@
+"""What is to be trained, who leads it, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medopt.config import Study
+from medopt.records import Case, EpochRecord, Reporter, SilentReporter
+
+Score = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Cases of one split with the files of their prepared images."""
+
+    cases: Sequence[Case]
+    files: Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be trained on what, and where to: all that another process has to know.
+
+    `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused.
+    """
+
+    study: Study
+    train_set: Prepared
+    val_set: Prepared
+    folder: Path
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What the first process does alone: it judges, shows and keeps what an epoch brought.
+
+    `score` maps (logits (N, K), targets (N, K)) to the validation metric. `on_epoch` hears the whole history once at
+    the start and after every epoch, when its checkpoint is on disk.
+    """
+
+    score: Score
+    on_epoch: Callable[[Sequence[EpochRecord]], None] = lambda history: None
+    reporter: Reporter = field(default_factory=SilentReporter)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The best weights' file, and what every epoch measured."""
+
+    weights: Path
+    history: tuple[EpochRecord, ...]
+    best: int
+    device: str

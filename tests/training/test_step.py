@@ -1,0 +1,127 @@
+"""What one step does: micro-batches add up, clipping bounds, the average follows, and optimizers switch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medopt.config import Optimizer, Study
+from medopt.records import Case
+from medopt.training.engine import open_fabric
+from medopt.training.losses import build_loss
+from medopt.training.optimizers import optimizer_in_force
+from medopt.training.state import TrainingState, start_state
+from medopt.training.step import Stepper
+from medopt.training.stopping import first_plateau
+
+CASES = [Case(str(k), str(k), "", (k % 2,), "train") for k in range(8)]
+
+
+def stepper(study: Study) -> tuple[Stepper, TrainingState]:
+    fabric = open_fabric(study.training)
+    state = start_state(study, fabric)
+    return Stepper(study, fabric, state, build_loss(study, CASES)), state
+
+
+def images(count: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 1, 16, 16, generator=generator), (torch.arange(count) % 2).float()[:, None]
+
+
+def weights(state: TrainingState) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in state.model.parameters()])
+
+
+@pytest.fixture
+def plain(tiny_study: Callable[..., Study]) -> Callable[..., Study]:
+    def make(**training: Any) -> Study:
+        return tiny_study(training={"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0}, "clip_norm": 0} | training)
+
+    return make
+
+
+def test_gradients_of_micro_batches_add_up_to_the_step_of_the_whole_batch(plain: Callable[..., Study]) -> None:
+    """With fixed batch statistics, which only a whole batch has, the step is the same to rounding."""
+    found = []
+    for parts in (1, 2, 4):
+        made, state = stepper(plain(class_weights="balanced"))
+        for module in state.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        image, target = images()
+        batch = list(zip(image.chunk(parts), target.chunk(parts), strict=True))
+        loss, norm = made.step(batch, 0.1)
+        found.append((float(loss), float(norm), weights(state)))
+    for loss, norm, values in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5) and norm == pytest.approx(found[0][1], rel=1e-4)
+        torch.testing.assert_close(values, found[0][2], atol=1e-6, rtol=1e-4)
+
+
+def test_clipping_bounds_the_change_of_a_step(plain: Callable[..., Study]) -> None:
+    def change(clip: float) -> tuple[float, float]:
+        made, state = stepper(
+            plain(clip_norm=clip, optimizer={"name": "sgd", "lr": 1, "momentum": 0, "weight_decay": 0})
+        )
+        before = weights(state)
+        _, norm = made.step([images()], 1.0)
+        return float(norm), float((weights(state) - before).norm())
+
+    norm, free = change(0)
+    assert free == pytest.approx(norm, rel=1e-3)
+    clipped_norm, clipped = change(0.01)
+    assert clipped_norm == pytest.approx(norm) and clipped == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_is_the_exponential_one_of_torch(plain: Callable[..., Study]) -> None:
+    """From the step on at which it remembers as much as it is to: (1 + n) / (10 + n) of 0.8 is step 35."""
+    made, state = stepper(plain(ema_decay=0.8))
+    made.step([images()], 0.1, number=0)
+    assert state.average is not None
+    state.average.load_state_dict(state.model.state_dict())
+    expected = torch.optim.swa_utils.AveragedModel(
+        state.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8), use_buffers=True
+    )
+    expected.update_parameters(state.model)
+    for step in range(4):
+        made.step([images()], 0.1, number=35 + step)
+        expected.update_parameters(state.model)
+    assert state.judged is state.average
+    theirs = expected.module.state_dict()
+    for name, value in state.average.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, theirs[name], atol=1e-6, rtol=1e-5)
+    assert (weights(state) - torch.cat([p.flatten() for p in state.average.parameters()])).abs().max() > 1e-3
+
+
+def test_a_short_training_does_not_remember_the_random_start(plain: Callable[..., Study]) -> None:
+    """After 40 steps 0.99 alone would keep two thirds of the first weights; less than a thousandth is left."""
+    made, state = stepper(plain(ema_decay=0.99))
+    assert state.average is not None
+    kept = state.average
+    with torch.no_grad():
+        for parameter in kept.parameters():
+            parameter.fill_(1000.0)
+    for step in range(40):
+        made.step([images()], 1e-9, number=step)
+    assert all(parameter.mean() < 1.5 for parameter in kept.parameters())
+
+
+@pytest.mark.parametrize(
+    ("scores", "epoch"),
+    [([0.5, 0.6, 0.7], None), ([0.5, 0.4, 0.5], 3), ([0.7, 0.6, 0.8, 0.1, 0.2, 0.9], 5), ([], None)],
+)
+def test_a_plateau_is_so_many_epochs_without_progress(scores: list[float], epoch: int | None) -> None:
+    assert first_plateau(scores, 2) == epoch
+
+
+def test_the_optimizer_switches_once_and_for_good(tiny_study: Callable[..., Study]) -> None:
+    switch = {"to": {"name": "sgd", "lr": 0.03}, "patience": 2}
+    study = tiny_study(training={"optimizer": {"name": "adam", "lr": 0.001}, "switch": switch})
+    scores = [0.5, 0.7, 0.6, 0.6, 0.8, 0.9]
+    names = [optimizer_in_force(study, scores[:epoch]).name for epoch in range(len(scores) + 1)]
+    assert names == ["adam"] * 4 + ["sgd"] * 3
+    assert optimizer_in_force(study, scores) == Optimizer(name="sgd", lr=0.03)
