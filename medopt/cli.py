@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 
 from medopt import __version__, interrupts
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
+from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
 from medopt.commands.plan import plan
+from medopt.commands.prepare import prepare
+from medopt.commands.run import run
 from medopt.commands.series import series
-from medopt.errors import ConfigError, DataError, GateRefused, MedoptError, listed
+from medopt.commands.sweep import sweep
+from medopt.commands.tune import tune_app
+from medopt.errors import ConfigError, DataError, MedoptError, listed
 from medopt.study_file import data_folder, load_study
 
 app = typer.Typer(
@@ -33,19 +37,13 @@ app = typer.Typer(
 
 manifest_app = typer.Typer(help="Build a manifest from a folder of scans, and check one.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
+app.add_typer(tune_app, name="tune")
 manifest_app.command("check")(check)
+app.command()(run)
+app.command()(prepare)
+app.command()(sweep)
 app.command()(series)
 app.command()(plan)
-
-StudyFile = Annotated[Path, typer.Argument(help="A study file, as in pipelines/.")]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else ./data.")
-]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Folder for runs, the cache and MLflow's store.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as in training.epochs=3. Repeatable.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")]
 
 
 @app.callback()
@@ -55,51 +53,6 @@ def options(
     """Options of every command."""
     if debug:
         os.environ["MEDOPT_DEBUG"] = "1"
-
-
-@app.command()
-def run(
-    study_file: StudyFile,
-    overrides: SetOption = None,
-    data: DataOption = None,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved study and the plan, do nothing.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with the same run.")] = False,
-) -> None:
-    """Take a study's scans to a checked int8 release, all of it in MLflow.
-
-    Interrupted or killed, the same command goes on where it was. A run whose inputs are unchanged is not repeated.
-
-    Example: medopt run pipelines/busi.yaml --set seed=1 --set training.epochs=40
-    """
-    study = load_study(study_file, overrides)
-    from medopt.console import ConsoleReporter, print_summary
-    from medopt.pipeline import plan_run, run_study
-
-    if dry_run:
-        plan = plan_run(study, study_file, data_folder(data), runs)
-        resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
-        typer.echo(f"{resolved}\n# the plan\n{yaml.safe_dump(plan, sort_keys=False)}".rstrip())
-        if as_json:
-            typer.echo(json.dumps({"study": study.model_dump(mode="json"), "plan": plan}))
-        return
-    reporter = ConsoleReporter()
-    try:
-        summary = run_study(study, study_file, data_folder(data), runs, reporter, fresh)
-    finally:
-        reporter.close()
-    print_summary(summary)
-    if as_json:
-        typer.echo(json.dumps(summary, allow_nan=False))
-    if not summary["gate"]["passed"]:
-        raise GateRefused(
-            f"The int8 model of {study.name} is refused: {listed(summary['gate']['reasons'])}. The float model and all "
-            f"figures are in {summary['folder']}; there is no release. The same command trains nothing again and "
-            "measures anew, as for a machine that was busy; limits: compression.gate in the study file."
-        )
 
 
 @app.command()
@@ -171,22 +124,32 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("predictions.csv"),
     model: Annotated[str, typer.Option(help="int8 or float.")] = "int8",
     engine: Annotated[str | None, typer.Option(help="onnxruntime or openvino; else the fastest that passed.")] = None,
+    fleet: FleetOption = "local",
+    job_cpus: CpusOption = 1,
 ) -> None:
     """Predict scans with a release: a table, and a CSV with the reason of every refusal.
 
-    Exit code 3 where a scan was refused; the others are predicted all the same.
+    Exit code 3 where a scan was refused; the others are predicted all the same. An archive may be spread over a Ray
+    cluster: --fleet ray (what is --engine ray elsewhere; here the engine is what runs the network).
     """
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     from medopt.console import ConsoleReporter, print_predictions
+    from medopt.fleet import Fleet
     from medopt.release.predictor import Predictor
+    from medopt.serving.archive import predict_archive
     from medopt.serving.batch import find_scans, predict_scans, write_answers
 
+    spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name
     predictor = Predictor.open(release, "float" if model == "float" else "int8", engine)
     scans = find_scans(paths, len(predictor.info.prepare.size))
     reporter = ConsoleReporter()
     try:
-        rows = write_answers(out, predict_scans(predictor, scans, reporter), predictor.info.labels)
+        if spread.engine == "local":
+            found = predict_scans(predictor, scans, reporter)
+        else:
+            found = predict_archive(release, predictor.kind, engine, scans, spread, reporter)
+        rows = write_answers(out, found, predictor.info.labels)
     finally:
         reporter.close()
     print_predictions(rows, predictor)

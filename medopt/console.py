@@ -80,15 +80,16 @@ class ConsoleReporter:
     close = _close
 
 
-def print_summary(summary: Mapping[str, Any]) -> None:
-    """The table at the end of a run: float and int8 side by side, then what to try next."""
+def print_summary(summary: Mapping[str, Any], name: str = "") -> None:
+    """The table at the end of a run: float and int8 side by side, then what to try next. `name`: else its seed."""
     from medopt.release.card import shown
 
     console = plain_console()
     test, sites = summary["test"], summary["sites"]
     cases, confidence = test["int8"]["auc"]["n"], f"{100 * summary['confidence']:g} % interval"
-    title = f"{summary['study']}, seed {summary['seed']}: {cases} cases of the test split ({confidence})"
-    caption = _caption(summary.get("data_notes", ()))
+    name = name or f"seed {summary['seed']}"
+    title = f"{summary['study']}, {name}: {cases} cases of the test split ({confidence})"
+    caption = caption_of(summary.get("data_notes", ()))
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("")
     for kind in ("float", "int8"):
@@ -116,12 +117,18 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     for command, what in (
         (f"medopt verify {folder}/release", "replay the release's golden cases"),
         (f"medopt predict {folder}/release PATH...", "predict DICOM, NIfTI or image files"),
-        (f"medopt ui --runs {Path(folder).parent.parent}", "review the run in MLflow"),
+        (f"medopt ui --runs {runs_of(folder)}", "review the run in MLflow"),
     ):
         console.print(f"  {command}", Text(f"  # {what}", "dim"), soft_wrap=True)
 
 
-def _caption(notes: Sequence[str]) -> str | None:
+def runs_of(folder: str) -> Path:
+    """The runs folder that a run stands in: two above, or three for an ensemble's, which stands in its group's."""
+    path = Path(folder)
+    return path.parents[2] if path.name == "ensemble" else path.parents[1]
+
+
+def caption_of(notes: Sequence[str]) -> str | None:
     """What the study accepted of its data, in a line each: it belongs to every score of the table."""
     parted = [note.split(": ", 2) for note in notes if f", {ACCEPTED}: " in note]
     return "\n".join(": ".join(parts[:2]) for parts in parted) or None

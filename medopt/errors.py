@@ -23,6 +23,10 @@ class StorageError(ConfigError):
     """The disk is full, or the folder may not be written to."""
 
 
+class BusyError(ConfigError):
+    """Another process works in this folder."""
+
+
 class DataError(MedoptError):
     """Scans, labels or splits that must not be trained on or predicted from."""
 
@@ -33,6 +37,10 @@ class TrainingError(MedoptError):
     """Training cannot go on: the loss is not a number, a checkpoint is damaged."""
 
     exit_code = 4
+
+
+class Pruned(TrainingError):
+    """A trial of a sweep that was given up before its end, because others were better at the same epoch."""
 
 
 class GateRefused(MedoptError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from medopt.config import Study
 from medopt.errors import ConfigError
@@ -66,17 +66,38 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "the study"
     if item["type"] == "extra_forbidden":
-        section: Any = Study
-        for part in item["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}."
-        return f"unknown key {where}: {hint}"
+        return _unknown(where, _section(".".join(str(part) for part in item["loc"][:-1])))
     if item["type"] == "missing":
         return f"{where} is missing."
     got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{got}."
+
+
+def annotation_of(key: str) -> Any:
+    """The type of a key such as training.optimizer.lr; raises ConfigError naming the nearest known key."""
+    parent, _, last = key.rpartition(".")
+    section = _section(parent)
+    if section is None:
+        raise ConfigError(f"{key}: {parent} is a value, not a section.")
+    if last not in section.model_fields:
+        raise ConfigError(_unknown(key, section))
+    return section.model_fields[last].annotation
+
+
+def _section(key: str) -> type[BaseModel] | None:
+    """The section of a study file that a key names; '' is the whole. None where it is a value."""
+    if not key:
+        return Study
+    found = annotation_of(key)
+    kinds = (one for one in (found, *get_args(found)) if isinstance(one, type))
+    return next((one for one in kinds if issubclass(one, BaseModel)), None)
+
+
+def _unknown(key: str, section: type[BaseModel] | None) -> str:
+    known = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}."
+    return f"unknown key {key}: {hint}"
 
 
 def data_folder(given: Path | None) -> Path:

@@ -1,21 +1,18 @@
-"""Everything that medopt says to MLflow, and the only module that imports it.
+"""What a run says to MLflow.
 
-The store is MLFLOW_TRACKING_URI, else an sqlite file in the runs folder. A server that is gone for a while stops
-nothing: the history is compared with what the store holds, and what is missing is logged at the next epoch.
+A server that is gone for a while stops nothing: the history is compared with what the store holds, and what is missing
+is logged at the next epoch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,83 +25,52 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
-from sqlalchemy.exc import SQLAlchemyError
 
 from medopt.config import Study
-from medopt.errors import ConfigError, StorageError
+from medopt.errors import ConfigError
 from medopt.inference.engines import INPUT, OUTPUT
 from medopt.provenance import package_versions
 from medopt.records import EpochRecord, batches
+from medopt.tracking_store import answering, find_experiment, find_run, is_known, open_store, page_of, tracking_uri
 
 CANDIDATE = "candidate"
+PARENT = "mlflow.parentRunId"
 _BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
-
-
-def tracking_uri(runs: Path) -> str:
-    """MLFLOW_TRACKING_URI, else `mlflow.db` in the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
 
 
 class Tracker:
     """One MLflow run, begun or continued."""
 
-    def __init__(self, study: Study, runs: Path, run_id: str | None, run_name: str) -> None:
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they raise becomes an error of ours
-        # MLflow's own bound keeps a training waiting for minutes when its server is gone.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        self.uri = tracking_uri(runs)
-        given = os.environ.get("MLFLOW_TRACKING_URI")
-        mlflow.set_tracking_uri(self.uri)
-        if given is None:  # MLflow writes it there, where the next run of this process would find it
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
+    def __init__(self, study: Study, runs: Path, run_id: str | None, run_name: str, parent: str = "") -> None:
+        """Begin a run, or continue `run_id` where the store knows it; below the run `parent` where one is given."""
+        self.uri = open_store(runs)
         self._logged: int | None = None
-        with _answering(self.uri):
+        with answering(self.uri):
             self._client = MlflowClient(self.uri)
-            self.experiment_id = self._experiment(study.name, runs)
-            known = run_id if run_id and self._is_known(run_id) else None
+            self.experiment_id = find_experiment(self._client, study.name, self.uri, runs)
+            known = run_id if run_id and is_known(self._client, run_id) else None
+            known = known or find_run(self._client, self.experiment_id, run_name)
             run = mlflow.start_run(
                 run_id=known,
                 experiment_id=self.experiment_id,
                 run_name=None if known else run_name,
                 log_system_metrics=True,
             )
+            if parent:
+                self._client.set_tag(run.info.run_id, PARENT, parent)
         self.run_id: str = run.info.run_id
-
-    def _experiment(self, name: str, runs: Path) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        place = (runs / "mlartifacts" / name).resolve().as_uri() if self.uri.startswith("sqlite") else None
-        try:
-            return str(self._client.create_experiment(name, artifact_location=place))
-        except mlflow.MlflowException as error:
-            found = self._client.get_experiment_by_name(name)  # another process was faster
-            if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return str(found.experiment_id)
-
-    def _is_known(self, run_id: str) -> bool:
-        try:
-            return self._client.get_run(run_id).info.lifecycle_stage == "active"
-        except mlflow.MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
 
     @property
     def link(self) -> str:
         """Where the run's page is, below the address that `medopt ui` prints."""
-        base = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
+        return page_of(self.uri, self.experiment_id, self.run_id)
 
     def log_start(self, study: Study, digest: str, tags: Mapping[str, str], splits: Mapping[str, int]) -> None:
         """The resolved study as parameters, the manifest as dataset input, and where the run comes from as tags.
 
         A run that is continued keeps what it was begun with, code version and machine included.
         """
-        with _answering(self.uri):
+        with answering(self.uri):
             self._client.set_tag(self.run_id, "outcome", "running")
             begun = self._client.get_run(self.run_id).inputs
             known = {item.dataset.name for item in begun.dataset_inputs} if begun else set()
@@ -125,7 +91,7 @@ class Tracker:
         Returns why it could not, where the store does not answer; the next call makes up for it.
         """
         try:
-            with _answering(self.uri):
+            with answering(self.uri):
                 if self._logged is None:
                     self._logged = len(self._client.get_metric_history(self.run_id, "loss/train"))
                 for record in history[self._logged :]:
@@ -138,20 +104,14 @@ class Tracker:
 
     def log_figures(self, figures: Mapping[str, Any]) -> None:
         """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
-        now = int(time.time() * 1000)
-        found = flatten(figures, separator=_BREAK)
-        metrics = [
-            Metric(_metric_name(key), float(value), now, 0)
-            for key, value in found.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        ]
-        with _answering(self.uri):
+        metrics = metrics_of(figures)
+        with answering(self.uri):
             for part in batches(len(metrics), 1000):  # the most that MLflow takes at once
                 self._client.log_batch(self.run_id, metrics=metrics[part])
 
     def log_files(self, paths: Mapping[str, Path]) -> None:
         """Files and folders as artifacts, by the folder they are to stand in ('' is the top)."""
-        with _answering(self.uri):
+        with answering(self.uri):
             for place, path in paths.items():
                 if path.is_dir():
                     mlflow.log_artifacts(str(path), place)
@@ -173,7 +133,7 @@ class Tracker:
         version = None
         for kind, path in models.items():
             chosen = register and kind == "int8"
-            with _answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
+            with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
                 info = mlflow.onnx.log_model(
                     onnx.load(path),
                     name=kind,
@@ -184,7 +144,7 @@ class Tracker:
                 )
             if chosen:
                 version = str(info.registered_model_version)
-                with _answering(self.uri):
+                with answering(self.uri):
                     self._client.set_registered_model_alias(study.name, CANDIDATE, version)
         return version
 
@@ -194,7 +154,7 @@ class Tracker:
         Raises ConfigError where a finished run cannot be closed; a failed one has a worse thing to tell.
         """
         try:
-            with _answering(self.uri):
+            with answering(self.uri):
                 try:
                     self._client.set_tag(self.run_id, "outcome", outcome)
                 finally:  # else MLflow itself would call the run FINISHED when this process ends
@@ -204,47 +164,6 @@ class Tracker:
                 raise
 
 
-@contextlib.contextmanager
-def _answering(uri: str) -> Iterator[None]:
-    """Turn what MLflow, its database and its artifact store raise into a ConfigError with the way out."""
-    try:
-        with _uninterrupted():
-            yield
-    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if uri.startswith("sqlite"):
-            raise StorageError(
-                f"MLflow's store {uri.removeprefix('sqlite:///')} cannot be used: {reason}. Look whether the disk is "
-                "full or may not be written to, then give the same command again: it goes on where it was."
-            ) from error
-        raise ConfigError(
-            f"MLflow at {uri} does not take what it is sent: {reason}. Look whether its server runs, or unset "
-            "MLFLOW_TRACKING_URI to track into the runs folder; the same command then goes on where it was."
-        ) from error
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block is done.
-
-    An SQLite session that is torn in the middle keeps the store locked, so that the run could not be closed.
-    """
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield
-        return
-    held: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda found, _frame: held.append(found))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for found in held[:1]:
-            signal.raise_signal(found)
-
-
 def flatten(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
     """Nested mappings as one with joined keys."""
     flat: dict[str, Any] = {}
@@ -252,6 +171,16 @@ def flatten(value: Mapping[str, Any], prefix: str = "", separator: str = ".") ->
         name = f"{prefix}{separator}{key}" if prefix else str(key)
         flat |= flatten(item, name, separator) if isinstance(item, Mapping) else {name: item}
     return flat
+
+
+def metrics_of(figures: Mapping[str, Any]) -> list[Metric]:
+    """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
+    now = int(time.time() * 1000)
+    return [
+        Metric(_metric_name(key), float(value), now, 0)
+        for key, value in flatten(figures, separator=_BREAK).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def _metric_name(key: str) -> str:

@@ -46,7 +46,7 @@ def test_version() -> None:
     ("words", "said"),
     [
         (("runn", "study.yaml"), "No such command 'runn'. Did you mean 'run'? See"),
-        (("run",), "Missing argument 'study_file'"),
+        (("run",), "Missing argument 'STUDY...'"),
         (("run", "study.yaml", "--drop"), "No such option: --drop"),
         (("predict", "release"), "Missing argument 'paths'"),
         (("verify",), "Missing argument 'release'"),

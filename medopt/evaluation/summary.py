@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from medopt.config import Task
 from medopt.evaluation.bootstrap import estimates, exact_proportion, guarded
 from medopt.evaluation.calibration import expected_calibration_error
-from medopt.evaluation.metrics import brier_statistic, decision_statistic, ranking_statistic, together
+from medopt.evaluation.metrics import Statistic, brier_statistic, decision_statistic, ranking_statistic, together
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.records import Estimate, Predictions
@@ -38,13 +38,8 @@ def evaluate(
     if cases == 0:
         return {name: Estimate(None, None, None, 0, "no cases") for name in METRICS}
     scored = Scored(by_falling_score(predictions), task, temperature, operating_point)
-    exclusive = task == "multiclass"
     found = estimates(
-        together(
-            ranking_statistic(scored.score, scored.target),
-            decision_statistic(scored.decided, scored.target, exclusive=exclusive),
-            brier_statistic(scored.probability, scored.target, exclusive=exclusive),
-        ),
+        statistic_of(scored),
         scored.predictions.patient_id,
         bootstrap=bootstrap,
         confidence=confidence,
@@ -59,6 +54,16 @@ def evaluate(
             found[name] = exact_proportion(found[name], patients, confidence)
         found["auc"] = exact_proportion(found["auc"], _fewest_patients(scored), confidence)
     return found | {"ece": Estimate(error, None, None, cases, note)}
+
+
+def statistic_of(scored: Scored) -> Statistic:
+    """All figures of one model that the bootstrap can draw: METRICS without ece."""
+    exclusive = scored.task == "multiclass"
+    return together(
+        ranking_statistic(scored.score, scored.target),
+        decision_statistic(scored.decided, scored.target, exclusive=exclusive),
+        brier_statistic(scored.probability, scored.target, exclusive=exclusive),
+    )
 
 
 def _shares(scored: Scored) -> dict[str, NDArray[np.bool_]]:

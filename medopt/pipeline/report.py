@@ -57,7 +57,8 @@ def draw_figures(
     """Learning curves; ROC, reliability and confusion on the test split, float and int8 together."""
     paths = [folder / f"{name}.png" for name in ("learning_curves", "roc", "reliability", "confusion")]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
-    learning_curves(history, paths[0], metric=metric)
+    if history:  # an ensemble is not trained
+        learning_curves(history, paths[0], metric=metric)
     models = [
         Scored(
             table.where(table.split == "test"),

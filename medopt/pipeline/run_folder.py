@@ -16,7 +16,7 @@ from typing import Any
 from medopt import __version__
 from medopt.config import Study
 from medopt.data.cache import content_digest
-from medopt.errors import ConfigError
+from medopt.errors import BusyError
 from medopt.provenance import digest, storage, write_json, write_text
 from medopt.records import Reporter, StageRecord
 
@@ -120,11 +120,21 @@ def _new_path(folder: Path, short: str) -> Path:
 def open_run(runs: Path, study: Study, manifest_digest: str, fresh: bool = False) -> Iterator[RunFolder]:
     """Go on in the folder of the same study and manifest, or make a new one; held against other processes.
 
-    A new folder in which nothing was begun is taken away again. Raises ConfigError where another process runs in it,
-    StorageError where it cannot be made.
+    Raises as `held` does.
     """
     found = None if fresh else find_run(runs, study, manifest_digest)
     path = found or _new_path(runs / study.name, short_hash(study, manifest_digest))
+    with held(path, is_new=found is None) as folder:
+        yield folder
+
+
+@contextmanager
+def held(path: Path, is_new: bool) -> Iterator[RunFolder]:
+    """A folder, made where it is not there, held against other processes.
+
+    A new folder in which nothing was begun is taken away again. Raises BusyError where another process runs in it,
+    StorageError where it cannot be made.
+    """
     with storage(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
@@ -132,13 +142,13 @@ def open_run(runs: Path, study: Study, manifest_digest: str, fresh: bool = False
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise BusyError(
                 f"Another process is running in {path}. Wait for it, or start a run of its own with --fresh."
             ) from None
         for part in path.rglob(".*.part"):  # of a process that was killed while it wrote
             if part.is_file():
                 part.unlink()
-        folder = RunFolder(path, found is None)
+        folder = RunFolder(path, is_new)
         try:
             yield folder
         except BaseException:

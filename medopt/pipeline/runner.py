@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,18 @@ from typing import Any
 import yaml
 
 from medopt import interrupts
-from medopt.config import Study
+from medopt.config import Study, Training
 from medopt.data.cache import PreparedCache, load_prepared
-from medopt.errors import MedoptError, StorageError
+from medopt.errors import MedoptError, Pruned, StorageError
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.manifest.card import load_card
 from medopt.manifest.check import ACCEPTABLE, accept, check_cases, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
+from medopt.manifest.folds import with_folds
 from medopt.manifest.quality import pixel_digest
 from medopt.manifest.table import manifest_digest, read_manifest, write_run_manifest
 from medopt.pipeline.report import draw_figures, release_info, summarize
-from medopt.pipeline.run_folder import RunFolder, find_run, open_run
+from medopt.pipeline.run_folder import RunFolder, find_run, held, open_run
 from medopt.pipeline.stages import KINDS, Judged, compress, judge_models, predict_splits, validation_score
 from medopt.provenance import code_version, digest, machine, package_versions, write_json, write_text
 from medopt.records import SPLITS, Case, EpochRecord, Reporter
@@ -33,9 +35,13 @@ from medopt.release.build import build_release
 from medopt.release.contents import MODELS, SUMS
 from medopt.study_file import find_manifest
 from medopt.tracking import Tracker
-from medopt.training.loop import BEST, Prepared, train
+from medopt.training.automatic import resolve_auto
+from medopt.training.engine import Hardware
+from medopt.training.processes import dismiss, train
+from medopt.training.task import BEST, Lead, Prepared, Task
 from medopt.transforms.prepare import PrepareChain
 
+Watch = Callable[[Sequence[EpochRecord]], None]
 STAGES = ("train", "compress", "judge", "evaluate", "release", "record")
 
 
@@ -59,6 +65,7 @@ def read_source(study: Study, study_file: Path, data: Path) -> Source:
     findings = check_cases(cases, root, study, card)
     refuse(findings, study)
     notes = [told(finding, study) for finding in findings]
+    cases = with_folds(cases, study)
     return Source(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
 
 
@@ -79,36 +86,102 @@ def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str
 
 
 def run_study(
-    study: Study, study_file: Path, data: Path, runs: Path, reporter: Reporter, fresh: bool = False
+    study: Study,
+    study_file: Path,
+    data: Path,
+    runs: Path,
+    reporter: Reporter,
+    fresh: bool = False,
+    parent: str = "",
+    hardware: Hardware | None = None,
 ) -> dict[str, Any]:
     """Run a study, or go on with it, and return its summary: `metrics.json` with the folder and the MLflow link.
 
-    Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or KILLED after Ctrl-C.
+    `parent` is the id of an MLflow run that this one is to stand below. Raises the MedoptError of the stage that
+    refused; the MLflow run is then marked FAILED, or KILLED after Ctrl-C.
     """
     source = read_source(study, study_file, data)
-    with open_run(runs, study, source.digest, fresh) as folder:
+    with _opened(source, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:
+        summary = run.all_stages(runs)
+        run.end("released" if summary["gate"]["passed"] else "gate refused")
+        return summary
+
+
+def train_study(
+    study: Study, study_file: Path, data: Path, runs: Path, reporter: Reporter, parent: str, watch: Watch
+) -> dict[str, Any]:
+    """Only train a study, or go on with it: nothing is compressed, and the test split is not looked at.
+
+    `watch` hears of every epoch and may raise Pruned, which is no failure of the run. The folder is that of the same
+    study's whole run, which would find its training done. Returns the best score on validation, its epoch, and where.
+    """
+    source = read_source(study, study_file, data)
+    with _opened(source, runs, reporter, parent=parent, watch=watch) as run:
+        history = run.training(runs)[2]
+        scores = [record["val_metric"] for record in history]
+        best = max((score for score in scores if not math.isnan(score)), default=None)
+        run.end("trained")
+        where = {"folder": str(run.folder.path), "mlflow_run_id": run.tracker.run_id}
+        return where | {"score": best, "best_epoch": scores.index(best) + 1 if best is not None else None}
+
+
+def ensemble_study(
+    source: Source,
+    members: Sequence[Path],
+    files: dict[str, list[str]],
+    merge: Callable[[Path], None],
+    place: Path,
+    runs: Path,
+    reporter: Reporter,
+    parent: str,
+) -> dict[str, Any]:
+    """Judge, test and release what `merge` writes into a folder out of the members' models; the summary of a run.
+
+    `files` are the digests of what it merges, by kind; `place` is the folder to work in.
+    """
+    with _opened(source, runs, reporter, parent=parent, place=place) as run:
+        summary = run.ensemble(runs, members, files, merge)
+        run.end("released" if summary["gate"]["passed"] else "gate refused")
+        return summary
+
+
+@contextmanager
+def _opened(
+    source: Source,
+    runs: Path,
+    reporter: Reporter,
+    *,
+    fresh: bool = False,
+    parent: str = "",
+    watch: Watch | None = None,
+    place: Path | None = None,
+    hardware: Hardware | None = None,
+) -> Iterator[_Run]:
+    """The study's folder and its MLflow run, which is closed as failed where what is done in it fails."""
+    study = source.study
+    opening = held(place, is_new=not place.exists()) if place else open_run(runs, study, source.digest, fresh)
+    with opening as folder:
         write_text(folder.path / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
         write_run_manifest(folder.path / "manifest.csv", source.cases, study)
-        tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), f"{study.name} {folder.path.name}")
+        name = f"{study.name} {f'{place.parent.name} ' if place else ''}{folder.path.name}"
+        tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), name, parent)
         try:
             folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running")
-            summary = _Run(source, folder, tracker, reporter).all_stages(runs)
+            yield _Run(source, folder, tracker, reporter, hardware or Hardware(1), watch)
         except BaseException as error:
             outcome, status = _ending(error)
             tracker.end(outcome, status)
             with suppress(StorageError):  # what ended the run is the news
                 folder.write_facts(outcome=outcome)
             raise
-        outcome = "released" if summary["gate"]["passed"] else "gate refused"
-        folder.write_facts(outcome=outcome)
-        tracker.end(outcome)
-        return summary
 
 
 def _ending(error: BaseException) -> tuple[str, str]:
     """What a run that did not reach its end is called, and its status in MLflow."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "KILLED"
+    if isinstance(error, Pruned):
+        return "pruned", "FINISHED"
     return type(error).__name__ if isinstance(error, MedoptError) else "crashed", "FAILED"
 
 
@@ -120,22 +193,66 @@ class _Run:
     folder: RunFolder
     tracker: Tracker
     reporter: Reporter
+    hardware: Hardware
+    watch: Watch | None = None
+
+    def end(self, outcome: str) -> None:
+        """The run did what was asked of it."""
+        self.folder.write_facts(outcome=outcome)
+        self.tracker.end(outcome)
+
+    def training(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[dict[str, Any]], list[str]]:
+        """Prepare and train: the sets, what identifies the run, the history, and what is known of the data."""
+        self._log_start(PrepareChain(self.source.study.prepare))
+        sets, identity, notes = self._ready(runs)
+        return sets, identity, self._train(sets, identity), notes
+
+    def _ready(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[str]]:
+        """The prepared sets, what identifies the run, and what is known of the data."""
+        chain = PrepareChain(self.source.study.prepare)
+        sets = self._prepare(runs, chain)
+        notes = [*self._duplicates(sets), *self.source.notes]
+        return sets, {"study": self.source.study.digest(), "chain": chain.fingerprint, "data": _content(sets)}, notes
 
     def all_stages(self, runs: Path) -> dict[str, Any]:
         study, path = self.source.study, self.folder.path
-        chain = PrepareChain(study.prepare)
-        self._log_start(chain)
-        sets = self._prepare(runs, chain)
-        notes = [*self._duplicates(sets), *self.source.notes]
-        identity = {"study": study.digest(), "chain": chain.fingerprint, "data": _content(sets)}
-        history = self._train(sets, identity)
+        sets, identity, history, notes = self.training(runs)
         weights, models = path / "checkpoints" / BEST, [self.folder.models / f"{kind}.onnx" for kind in KINDS]
 
         def compressing() -> dict[str, Any]:
             return compress(study, sets, weights, self.folder, self.reporter)
 
         compressed = self._stage("compress", identity | {"history": history}, models, compressing)
-        inputs = identity | {"compressed": compressed, "history": history}
+        return self._judged_on(sets, identity | {"compressed": compressed}, history, notes, [weights])
+
+    def ensemble(
+        self, runs: Path, members: Sequence[Path], files: dict[str, list[str]], merge: Callable[[Path], None]
+    ) -> dict[str, Any]:
+        """The stages after training, for a model merged of the members' run folders instead of a trained one."""
+        self._log_start(PrepareChain(self.source.study.prepare))
+        sets, identity, notes = self._ready(runs)
+        outputs = [self.folder.models / f"{kind}.onnx" for kind in KINDS]
+
+        def merging() -> dict[str, Any]:
+            merge(self.folder.models)
+            return {"members": [folder.name for folder in members], "files": files}
+
+        merged = self._stage("compress", identity | {"files": files}, outputs, merging)
+        weights = [folder / "checkpoints" / BEST for folder in members]
+        notes = [f"an ensemble: the mean of the logits of {len(members)} networks, of one seed each", *notes]
+        return self._judged_on(sets, identity | {"merged": merged}, [], notes, weights)
+
+    def _judged_on(
+        self,
+        sets: dict[Any, Prepared],
+        identity: dict[str, Any],
+        history: list[dict[str, Any]],
+        notes: list[str],
+        weights: Sequence[Path],
+    ) -> dict[str, Any]:
+        """From the models to the release: judge, evaluate, release, record."""
+        study, path, chain = self.source.study, self.folder.path, PrepareChain(self.source.study.prepare)
+        inputs = identity | {"history": history}
         judged = Judged.from_facts(
             self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
         )
@@ -194,32 +311,49 @@ class _Run:
         return [told(finding, self.source.study) for finding in found if finding.name in ACCEPTABLE]
 
     def _train(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> list[dict[str, Any]]:
-        folder, study = self.folder.path / "checkpoints", self.source.study
+        folder, study = self.folder.path / "checkpoints", self._resolved(sets, identity)
+        waiting = True  # the processes that a launcher started to help
 
         def work() -> dict[str, Any]:
-            trained = train(
-                study,
-                sets["train"],
-                sets["val"],
-                folder,
-                facts=identity,
-                score=validation_score(study, sets),
-                on_epoch=self._on_epoch,
-                reporter=self.reporter,
-            )
+            task = Task(study, sets["train"], sets["val"], folder, identity)
+            lead = Lead(validation_score(study, sets), self._on_epoch, self.reporter)
+            nonlocal waiting
+            waiting = False
+            trained = train(task, lead, self.hardware)
             history = [asdict(record) for record in trained.history]
             return {"best_epoch": trained.best, "device": trained.device, "history": history}
 
         facts = self._stage("train", identity, [folder / BEST], work)
+        if waiting:
+            dismiss(study.training, self.hardware)
         history: list[dict[str, Any]] = facts["history"]
         self._on_epoch([EpochRecord(**record) for record in history])
         return history
+
+    def _resolved(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> Study:
+        """The study with numbers for what it leaves to be found, found once and kept for the whole run."""
+        study, train_set = self.source.study, sets["train"]
+        if not study.training.leaves_open:
+            return study
+
+        def work() -> dict[str, Any]:
+            found, measured = resolve_auto(study, train_set.cases, train_set.files, self.reporter)
+            return {"training": found.training.model_dump(mode="json"), "measured": measured}
+
+        facts = self._stage("tune", identity, [], work)
+        training = Training.model_validate(facts["training"])
+        size, micro = training.resolved_sizes
+        figures = {"lr": training.optimizer.rate, "batch_size": size, "micro_batch": micro}
+        self.tracker.log_figures({"tuned": figures})
+        return study.model_copy(update={"training": training})
 
     def _on_epoch(self, history: Sequence[EpochRecord]) -> None:
         interrupts.stop_if_asked()
         trouble = self.tracker.sync_history(history)
         if trouble:
             self.reporter.message(trouble)
+        if self.watch is not None:
+            self.watch(history)
 
     def _evaluate(self, sets: Any, judged: Judged, history: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
         """Score the test split, once: everything was chosen before."""

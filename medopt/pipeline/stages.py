@@ -25,7 +25,8 @@ from medopt.inference.engines import Engine, load_batch, open_engine, run_files
 from medopt.inference.latency import measure_latency
 from medopt.pipeline.run_folder import RunFolder
 from medopt.records import SPLITS, Predictions, Reporter, Split, Verdict
-from medopt.training.loop import Prepared, load_best
+from medopt.training.loop import load_best
+from medopt.training.task import Prepared
 
 Sets = Mapping[Split, Prepared]
 KINDS = ("float", "int8")
@@ -88,8 +89,11 @@ def compress(study: Study, sets: Sets, weights: Path, folder: RunFolder, reporte
     return {"parity": parity, "calibration": [train.cases[index].case_id for index in picked]}
 
 
-def judge_models(study: Study, sets: Sets, weights: Path, folder: RunFolder) -> Judged:
-    """Calibrate, choose operating points and let the gate decide, all on validation."""
+def judge_models(study: Study, sets: Sets, weights: Sequence[Path], folder: RunFolder) -> Judged:
+    """Calibrate, choose operating points and let the gate decide, all on validation.
+
+    `weights` are those of the network; of each member's, where the models are an ensemble.
+    """
     paths = {kind: folder.models / f"{kind}.onnx" for kind in KINDS}
     threads, names = study.compression.threads, [str(name) for name in study.compression.engines]
     engines = {(kind, name): open_engine(name, paths[kind], threads) for kind in KINDS for name in names}
@@ -160,15 +164,16 @@ def _auc(study: Study, table: Predictions) -> float | None:
 
 
 def _latencies(
-    study: Study, val: Prepared, weights: Path, engines: Mapping[tuple[str, str], Engine]
+    study: Study, val: Prepared, weights: Sequence[Path], engines: Mapping[tuple[str, str], Engine]
 ) -> dict[str, float]:
     """Median milliseconds of one image: torch, and each engine with the float and the int8 model, interleaved."""
     image = load_batch(val.files[:1])
-    model, tensor = load_best(study, weights), torch.from_numpy(image)
+    networks, tensor = [load_best(study, path) for path in weights], torch.from_numpy(image)
 
     def eager() -> None:
         with torch.inference_mode():
-            model(tensor)
+            for network in networks:
+                network(tensor)
 
     runs = {f"{name}_{kind}": (lambda e=engine: e.run(image)) for (kind, name), engine in engines.items()}
     return measure_latency({"torch_float": eager, **runs})

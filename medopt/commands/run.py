@@ -1,0 +1,170 @@
+"""`medopt run`: a study from its scans to a release; with seeds or folds, several runs and what they say together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from medopt.commands.options import (
+    CpusOption,
+    DataOption,
+    DevicesOption,
+    EngineOption,
+    GpusOption,
+    JsonOption,
+    NodesOption,
+    RunsOption,
+    SetOption,
+    Strategy,
+    StrategyOption,
+    StudyFiles,
+)
+from medopt.config import Study, Training
+from medopt.errors import ConfigError, GateRefused, listed
+from medopt.study_file import data_folder, load_study
+
+
+def run(
+    study_files: StudyFiles,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    seeds: Annotated[int, typer.Option("--seeds", help="Run so many seeds, from the study's own on.")] = 1,
+    folds: Annotated[
+        int,
+        typer.Option(
+            "--folds", help="Cross-validate: deal train and val out by patient into so many folds. Test stays."
+        ),
+    ] = 0,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="With --seeds: one more release, the mean of all members.")
+    ] = False,
+    engine: EngineOption = "local",
+    job_cpus: CpusOption = 1,
+    job_gpus: GpusOption = None,
+    devices: DevicesOption = 0,
+    nodes: NodesOption = 1,
+    strategy: StrategyOption = Strategy.ddp,
+    as_json: JsonOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved study and the plan, do nothing.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with the same run.")] = False,
+) -> None:
+    """Take a study's scans to a checked int8 release, all of it in MLflow.
+
+    Interrupted or killed, the same command goes on where it was. A run whose inputs are unchanged is not repeated.
+    With --seeds or --folds each member is such a run; above them stands one with the mean and its interval.
+
+    Example: medopt run pipelines/busi.yaml --seeds 3 --folds 5 --engine ray
+
+    One model on several GPUs: medopt run STUDY --devices 4, or torchrun --nproc-per-node 4 -m medopt run STUDY, or
+    srun medopt run STUDY.
+    """
+    studies = [(load_study(path, overrides), path) for path in study_files]
+    if dry_run:
+        _show_plan(studies, data_folder(data), runs, as_json)
+        return
+    from medopt.fleet import Fleet
+    from medopt.pipeline.members import Plan
+    from medopt.training.engine import Hardware
+
+    fleet = Fleet(engine, job_cpus, job_gpus)  # type: ignore[arg-type]  # it checks the name
+    plans = [Plan(study, path, seeds, folds, ensemble) for study, path in studies]
+    several = len(plans) > 1 or len(plans[0].members()) > 1
+    if fresh and (several or engine != "local"):
+        raise ConfigError(
+            "--fresh starts one run anew; with several runs, or on a cluster, remove their folders instead."
+        )
+    hardware = Hardware.found(devices, nodes, strategy.value)
+    if several and (hardware.devices > 1 or hardware.nodes > 1):
+        raise ConfigError(
+            "Several devices train one model; --seeds, --folds and several studies are jobs of their own. Run these "
+            "with --engine ray and --job-gpus, or one of them with --devices."
+        )
+    if not several and _helped(plans[0].study.training, hardware):
+        return
+    summaries = _run(plans, data_folder(data), runs, fleet, fresh, hardware)
+    for summary in summaries:
+        _print(summary)
+    if as_json:
+        typer.echo(json.dumps(summaries if len(study_files) > 1 else summaries[0], allow_nan=False))
+    _refuse_gate(summaries)
+
+
+def _helped(training: Training, hardware: Any) -> bool:
+    """Whether a launcher started this process to help another one, which it then has done."""
+    from medopt.training.processes import LostProcess, follow, follows
+
+    if not follows(training, hardware):
+        return False
+    try:
+        follow(training, hardware)
+    except LostProcess as error:  # the first process tells it
+        raise typer.Exit(error.exit_code) from None
+    return True
+
+
+def _run(plans: Sequence[Any], data: Path, runs: Path, fleet: Any, fresh: bool, hardware: Any) -> list[dict[str, Any]]:
+    """One run in this process, or several as jobs."""
+    from medopt.console import ConsoleReporter
+    from medopt.pipeline import run_study
+    from medopt.pipeline.members import run_plans
+
+    reporter = ConsoleReporter()
+    try:
+        if fleet.engine == "local" and len(plans) == 1 and len(plans[0].members()) == 1:
+            return [run_study(plans[0].study, plans[0].study_file, data, runs, reporter, fresh, hardware=hardware)]
+        return run_plans(plans, data, runs, fleet, reporter)
+    finally:
+        reporter.close()
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    from medopt.console import print_summary
+    from medopt.console_members import print_members
+
+    if "members" not in summary:
+        print_summary(summary)
+        return
+    print_members(summary)
+    if "ensemble" in summary:
+        print_summary(summary["ensemble"], name="ensemble")
+
+
+def _refuse_gate(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Exit code 5 where an int8 model is worse or not faster: there is no release of it then."""
+    single = [one for summary in summaries for one in (summary, summary.get("ensemble")) if one and "gate" in one]
+    refused = [one for one in single if not one["gate"]["passed"]]
+    members = [one["folder"] for summary in summaries for one in summary.get("members", []) if not one["gate_passed"]]
+    if refused:
+        first = refused[0]
+        raise GateRefused(
+            f"The int8 model of {first['study']} is refused: {listed(first['gate']['reasons'])}. The float model and "
+            f"all figures are in {first['folder']}; there is no release. The same command trains nothing again and "
+            "measures anew, as for a machine that was busy; limits: compression.gate in the study file."
+        )
+    if members:
+        raise GateRefused(
+            f"The int8 models of {len(members)} members are refused, and have no release: {listed(members)}; each "
+            "one's metrics.json has the reasons. All figures above hold. The same command trains nothing again and "
+            "measures anew, as for a machine that was busy; limits: compression.gate in the study file."
+        )
+
+
+def _show_plan(studies: Sequence[tuple[Study, Path]], data: Path, runs: Path, as_json: bool) -> None:
+    from medopt.pipeline import plan_run
+
+    found = []
+    for study, path in studies:
+        plan = plan_run(study, path, data, runs)
+        resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+        typer.echo(f"{resolved}\n# the plan\n{yaml.safe_dump(plan, sort_keys=False)}".rstrip())
+        found.append({"study": study.model_dump(mode="json"), "plan": plan})
+    if as_json:
+        typer.echo(json.dumps(found if len(found) > 1 else found[0]))

@@ -1,0 +1,106 @@
+"""Several runs of one question, told together: the mean over seeds or folds with its interval, and how far they differ.
+
+The interval is that of the mean: the same resampled patients are scored by every member, so it covers the choice of
+patients. What another seed would change is said beside it, as the members' spread, and never mixed into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from medopt.config import Task
+from medopt.errors import DataError
+from medopt.evaluation.bootstrap import estimates, guarded
+from medopt.evaluation.metrics import Floats, Weights, brier_statistic, ranking_statistic, together
+from medopt.evaluation.scored import Scored
+from medopt.evaluation.summary import statistic_of
+from medopt.records import Estimate, Predictions
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One figure of several members: each one's value, None where it is not defined, and the mean of them."""
+
+    values: tuple[float | None, ...]
+    mean: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that `metrics.json` carries: with the standard deviation and the range over the members."""
+        known = [value for value in self.values if value is not None]
+        deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+        reach = {"sd": deviation, "least": min(known, default=None), "most": max(known, default=None)}
+        return {"mean": self.mean.as_dict(), "values": list(self.values)} | reach
+
+
+def mean_figures(members: Sequence[Scored], *, bootstrap: int, confidence: float, seed: int) -> dict[str, Spread]:
+    """Each figure's mean over members that scored the same cases, whatever their order.
+
+    Raises DataError where the cases, their patients or their labels differ between members.
+    """
+    ordered = [replace(one, predictions=by_case(one.predictions)) for one in members]
+    first = ordered[0].predictions
+    for other in ordered[1:]:
+        for column in ("case_id", "patient_id", "labels"):
+            if not np.array_equal(getattr(first, column), getattr(other.predictions, column)):
+                raise DataError(
+                    f"The runs did not score the same cases ({len(first)} and {len(other.predictions)}; their {column} "
+                    "differ), so that there is no mean of them. Run them again from one manifest."
+                )
+    statistics = [statistic_of(one) for one in ordered]
+
+    def mean(weights: Weights) -> dict[str, Floats]:
+        found = [statistic(weights) for statistic in statistics]
+        return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+
+    generator = np.random.default_rng(seed)
+    means = estimates(mean, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
+    single = [statistic(np.ones((1, len(first)), np.int64)) for statistic in statistics]
+    return {
+        name: Spread(tuple(_defined(one[name][0]) for one in single), guarded(estimate))
+        for name, estimate in means.items()
+    }
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def by_case(predictions: Predictions) -> Predictions:
+    """The same cases in the order of their names."""
+    return predictions.where(np.argsort(predictions.case_id, kind="stable"))
+
+
+def out_of_fold(tables: Sequence[Predictions], temperatures: Sequence[float]) -> Predictions:
+    """Each case as it was predicted by members that did not train on it, in the order of the cases' names.
+
+    Logits are calibrated by each member's temperature, which makes members comparable, and averaged over the members
+    (the seeds) that validated the case; the temperature of the answer is 1.
+    """
+    joined = {
+        name: np.concatenate([getattr(table, name) for table in tables])
+        for name in ("case_id", "patient_id", "site", "split", "labels")
+    }
+    logits = np.concatenate([table.logits / heat for table, heat in zip(tables, temperatures, strict=True)])
+    _, first, place, count = np.unique(joined["case_id"], return_index=True, return_inverse=True, return_counts=True)
+    total = np.zeros((len(first), logits.shape[1]))
+    np.add.at(total, place, logits)
+    kept = {name: column[first] for name, column in joined.items()}
+    return Predictions(model=tables[0].model, logits=total / count[:, None], **kept)
+
+
+def pooled_figures(
+    table: Predictions, task: Task, *, bootstrap: int, confidence: float, seed: int
+) -> Mapping[str, Estimate]:
+    """AUC, average precision and Brier score of out-of-fold predictions: what needs no operating point."""
+    scored = Scored(table, task)
+    statistic = together(
+        ranking_statistic(scored.score, scored.target),
+        brier_statistic(scored.probability, scored.target, exclusive=task == "multiclass"),
+    )
+    generator = np.random.default_rng(seed)
+    found = estimates(statistic, table.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
+    return {name: guarded(one) for name, one in found.items()}

@@ -1,0 +1,124 @@
+"""What a sweep found: its table, its picture and a study file of the best trial, in its folder and its MLflow run."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from medopt.config import Study
+from medopt.evaluation.figures_sweep import sweep_figure
+from medopt.pipeline.group import Group
+from medopt.pipeline.trials import Trials
+from medopt.provenance import atomic, write_json, write_text
+from medopt.study_file import find_manifest, load_study
+
+if TYPE_CHECKING:
+    from medopt.pipeline.sweep import Sweep
+
+FLATTERS = "the best of many trials flatters itself on validation; the test split was not looked at"
+
+
+def record_sweep(sweep: Sweep, trials: Trials, group: Group, data: Path) -> dict[str, Any]:
+    """Write trials.csv, sweep.json, best.yaml and the picture, log them, and return the summary."""
+    folder, rows = group.folder.path, _rows(sweep, trials)
+    complete = [row for row in rows if row["state"] == "complete"]
+    best = max(complete, key=lambda row: row["score"], default=None)
+    summary: dict[str, Any] = {
+        "study": sweep.study.name,
+        "metric": sweep.study.training.metric,
+        "trials": rows,
+        "counts": {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "fail")},
+        "epochs": {
+            "trained": sum(row["epochs"] for row in rows),
+            "without_pruning": len(rows) * sweep.study.training.epochs,
+        },
+        "best": best,
+        "importance": trials.importances(),
+        "note": FLATTERS,
+        "mlflow_run_id": group.parent.run_id,
+    }
+    files = {folder / "trials.csv": "tables", folder / "figures" / "sweep.png": "figures", folder / "sweep.json": ""}
+    if best is not None:
+        path = folder / "best.yaml"
+        _write_best(sweep, best["overrides"], path, data)
+        words = ["medopt", "run", str(path), "--data", str(data), "--runs", str(folder.parent.parent)]
+        summary |= {"best_study": str(path), "command": shlex.join(words)}
+        files[path] = ""
+    write_json(folder / "sweep.json", summary)
+    columns = _columns(sweep, rows)
+    _write_csv(folder / "trials.csv", columns)
+    _draw(sweep, rows, folder / "figures" / "sweep.png")
+    group.parent.log_figures(_logged(summary))
+    group.parent.log_table(columns, "trials.json")
+    group.parent.log_files(files)
+    return summary | {"folder": str(folder), "mlflow_link": group.parent.link}
+
+
+def _rows(sweep: Sweep, trials: Trials) -> list[dict[str, Any]]:
+    found = []
+    for trial in trials.begun():
+        state = trial.state.name.lower()
+        values = {one.path: trial.params.get(one.path) for one in sweep.space}
+        found.append(
+            {
+                "trial": trial.number,
+                "state": state,
+                "score": trial.value if state == "complete" else None,
+                "epochs": max(trial.intermediate_values, default=0),
+                "values": values,
+                "overrides": trials.overrides(trial),
+                "folder": trial.user_attrs.get("folder", ""),
+                "reason": trial.user_attrs.get("reason", ""),
+            }
+        )
+    return found
+
+
+def _write_best(sweep: Sweep, overrides: Sequence[str], path: Path, data: Path) -> None:
+    """The best trial's study, whole: it runs from where it stands, and finds the training of its trial done."""
+    study: Study = load_study(sweep.study_file, [*sweep.overrides, *overrides])
+    raw = study.model_dump(mode="json")
+    manifest = find_manifest(study, sweep.study_file, data)
+    if manifest.resolve() != (data / study.data.manifest).resolve():
+        raw["data"]["manifest"] = str(manifest.resolve())
+    told = f"# The best of a sweep over {sweep.study_file.name}: {', '.join(overrides)}\n"
+    write_text(path, told + yaml.safe_dump(raw, sort_keys=False))
+
+
+def _columns(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        name: [row[name] for row in rows] for name in ("trial", "state", "score", "epochs")
+    }
+    columns |= {one.path: [row["values"][one.path] for row in rows] for one in sweep.space}
+    columns["folder"] = [Path(row["folder"]).name for row in rows]
+    return columns
+
+
+def _write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _draw(sweep: Sweep, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    values = {one.path: [row["values"][one.path] for row in rows] for one in sweep.space}
+    sweep_figure(
+        [row["score"] for row in rows],
+        values,
+        path,
+        log=[one.path for one in sweep.space if one.is_log],
+        score="validation AUC" if sweep.study.training.metric == "auc" else "negative validation loss",
+        title=f"{sweep.study.name}: {len(rows)} trials",
+    )
+
+
+def _logged(summary: Mapping[str, Any]) -> dict[str, Any]:
+    best = {} if summary["best"] is None else {"score": summary["best"]["score"], "trial": summary["best"]["trial"]}
+    counts = {"trials": summary["counts"], "epochs": summary["epochs"], "importance": summary["importance"]}
+    return {"best": best, **counts}

@@ -1,0 +1,137 @@
+"""MLflow's store: MLFLOW_TRACKING_URI, else an sqlite file in the runs folder. What it raises becomes our error."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+from mlflow.store.db.utils import _initialize_tables
+from mlflow.tracking import MlflowClient
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from medopt.errors import ConfigError, StorageError
+from medopt.provenance import atomic
+
+
+def tracking_uri(runs: Path) -> str:
+    """MLFLOW_TRACKING_URI, else `mlflow.db` in the runs folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
+
+def open_store(runs: Path) -> str:
+    """Let MLflow use the store of this folder, quietly; returns its address."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they raise becomes an error of ours
+    # MLflow's own bound keeps a training waiting for minutes when its server is gone.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    uri, given = tracking_uri(runs), os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None:
+        with answering(uri):
+            _make_whole(runs.resolve() / "mlflow.db")
+    mlflow.set_tracking_uri(uri)
+    if given is None:  # MLflow writes it there, where the next run of this process would find it
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return uri
+
+
+def _make_whole(path: Path) -> None:
+    """Make an empty store, whole or not at all: MLflow cannot use one whose tables are there in part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return
+    with (path.parent / ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():  # another process was faster
+            for left in path.parent.glob(".mlflow.db.*.part*"):  # by one that was killed
+                left.unlink()
+            with atomic(path) as part:
+                engine = create_engine(f"sqlite:///{part}")
+                _initialize_tables(engine)
+                engine.dispose()
+
+
+def find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:
+    """The id of the run of this name: of a process that was killed before it could write the id down."""
+    found = client.search_runs([experiment_id], f"attributes.run_name = '{name}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def find_experiment(client: MlflowClient, name: str, uri: str, runs: Path) -> str:
+    """The id of the experiment of this name, made where it is not there."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    place = (runs / "mlartifacts" / name).resolve().as_uri() if uri.startswith("sqlite") else None
+    try:
+        return str(client.create_experiment(name, artifact_location=place))
+    except mlflow.MlflowException as error:
+        found = client.get_experiment_by_name(name)  # another process was faster
+        if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(found.experiment_id)
+
+
+def is_known(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has this run, and nobody deleted it."""
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
+def page_of(uri: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run's page."""
+    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn what MLflow, its database and its artifact store raise into a ConfigError with the way out."""
+    try:
+        with _uninterrupted():
+            yield
+    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if uri.startswith("sqlite"):
+            raise StorageError(
+                f"MLflow's store {uri.removeprefix('sqlite:///')} cannot be used: {reason}. Look whether the disk is "
+                "full or may not be written to, then give the same command again: it goes on where it was."
+            ) from error
+        raise ConfigError(
+            f"MLflow at {uri} does not take what it is sent: {reason}. Look whether its server runs, or unset "
+            "MLFLOW_TRACKING_URI to track into the runs folder; the same command then goes on where it was."
+        ) from error
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block is done.
+
+    An SQLite session that is torn in the middle keeps the store locked, so that the run could not be closed.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda found, _frame: held.append(found))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for found in held[:1]:
+            signal.raise_signal(found)
