@@ -63,7 +63,7 @@ def test_parameters_are_the_resolved_study(tracked: Run, finished: Finished) -> 
     resolved = flatten(yaml.safe_load((finished.folder / "study.yaml").read_text()))
     assert tracked.data.params == {key: str(value) for key, value in resolved.items()}
     assert tracked.data.params["training.epochs"] == "4"
-    assert tracked.data.params["training.patience"] == "20"  # a default
+    assert tracked.data.params["training.patience"] == "60"  # a default
     assert tracked.data.params["data.labels"] == "['clear', 'blob']"
 
 
@@ -228,7 +228,7 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medopt.pipeline import runner
+    from medopt.pipeline import run as run_module
 
     clinic = make_clinic(tmp_path)
     study = write_study(tmp_path, STUDY | {"name": "failing"})
@@ -244,7 +244,7 @@ def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch
     def broken(*args: Any, **named: Any) -> None:
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr(runner, "train", broken)
+    monkeypatch.setattr(run_module, "train", broken)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         call(*words)
     second = only_run(runs, "failing")
@@ -314,3 +314,31 @@ def test_server_is_used_and_may_go(
     process.wait()
     told = [tracker.sync_history(epochs(4)) or "" for _ in range(2)]
     assert all("Training goes on" in text and uri in text and "unset MLFLOW_TRACKING_URI" in text for text in told)
+
+
+def test_a_run_whose_id_was_never_written_down_is_found_by_its_name(
+    tmp_path: Path, tiny_study: Callable[..., Study]
+) -> None:
+    """A process may be killed between MLflow's answer and the run folder's note of it."""
+    first = Tracker(tiny_study(), tmp_path, None, "tiny 1")
+    first.end("interrupted", "KILLED")
+    again, other = Tracker(tiny_study(), tmp_path, None, "tiny 1"), None
+    again.end("released")
+    other = Tracker(tiny_study(), tmp_path, None, "tiny 2")
+    other.end("released")
+    assert again.run_id == first.run_id != other.run_id
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path, tiny_study: Callable[..., Study]) -> None:
+    """Killed while MLflow's tables are made, a half-made store would stop every later run."""
+    (tmp_path / ".mlflow.db.1-2.part").write_bytes(b"half a store, left by a process that was killed")
+    script = (
+        "import os, sys; from pathlib import Path; import medopt.tracking_store as store\n"
+        "store._initialize_tables = lambda engine: (engine.connect().exec_driver_sql('create table runs (a)'), "
+        "os._exit(9))\n"
+        "store.open_store(Path(sys.argv[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 9
+    assert not (tmp_path / "mlflow.db").exists()
+    Tracker(tiny_study(), tmp_path, None, "tiny").end("released")
+    assert sorted(path.name for path in tmp_path.iterdir() if "mlflow" in path.name) == [".mlflow.lock", "mlflow.db"]

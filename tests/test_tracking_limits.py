@@ -118,7 +118,7 @@ def test_failed_run_that_cannot_be_closed_keeps_its_own_error(
     Tracker(tiny_study(), runs, None, "tiny").end("DataError", "FAILED")
     assert mlflow.active_run() is None
     with pytest.raises(ConfigError, match="the store is gone"):
-        Tracker(tiny_study(), runs, None, "tiny").end("released")
+        Tracker(tiny_study(), runs, None, "tiny again").end("released")
     assert mlflow.active_run() is None
     client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])

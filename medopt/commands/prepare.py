@@ -37,7 +37,7 @@ def prepare(
     from medopt.console import ConsoleReporter
     from medopt.fleet import Fleet, connected
     from medopt.pipeline.preparing import fill_cache
-    from medopt.pipeline.runner import read_source
+    from medopt.pipeline.source import read_source
 
     fleet, reporter, told = Fleet(engine, job_cpus), ConsoleReporter(), []  # type: ignore[arg-type]  # it checks the name
     try:

@@ -1,70 +1,30 @@
 """Pictures of a run, written as PNG: learning curves, ROC, reliability, confusion.
 
-Several models (float and int8) share one picture and are told apart by colour and by line. Colours are those of Okabe
-and Ito, which the colour-blind can tell apart. Drawn on `Figure` objects: nothing global is set.
+Several models (float and int8) share one picture and are told apart by colour and by line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from medopt.evaluation.curves import reliability, roc_curve
+from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
 from medopt.evaluation.scored import Scored
-from medopt.provenance import atomic
 from medopt.records import EpochRecord, Estimate
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-LINES = ("-", "--", "-.", ":")
-GREY = "#666666"
-PANEL = 4.6  # inches
 STRIP = 0.25  # height of the strip beneath a reliability diagram, where the diagram has height 1
-
-
-@contextmanager
-def _panels(
-    path: Path, count: int, title: str, *, caption: str = "", columns: int | None = None, height: float = PANEL
-) -> Iterator[list[Axes]]:
-    """`count` empty panels between a title and a caption; written to `path` whole or not at all."""
-    across = min(count, columns or (2 if count == 4 else 3))
-    down = -(-count // across)
-    figure = Figure(figsize=(PANEL * across, height * down + 0.5))
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-    figure.suptitle(title, fontsize=12)
-    figure.supxlabel(caption, fontsize=7.5, color=GREY)
-    yield [figure.add_subplot(down, across, index + 1) for index in range(count)]
-    with atomic(path) as part:
-        figure.savefig(part, format="png", dpi=150)
 
 
 def _styled(models: Sequence[Scored]) -> Iterator[tuple[str, str, Scored]]:
     """Each model with its colour and its line."""
     yield from zip(cycle(COLOURS), cycle(LINES), models, strict=False)
-
-
-def _dress(axes: Axes, x: str, y: str, title: str = "") -> None:
-    """Axis titles, a light grid, no box."""
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title, fontsize=10)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(axes: Axes, place: Literal["upper left", "upper right", "lower right"]) -> None:
-    axes.legend(loc=place, fontsize=8, framealpha=0.85, edgecolor="none")
 
 
 def _unit_square(axes: Axes, bottom: float = -0.02) -> None:
@@ -87,10 +47,10 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
     """Loss, validation metric, learning rate and images per second against the epoch. `metric`: auc or loss."""
     epochs = [one.epoch for one in history]
     scores = np.array([one.val_metric for one in history], dtype=float)
-    with _panels(path, 4, f"Training, {len(history)} epochs", columns=2, height=3.2) as (loss, score, rate, speed):
+    with page(path, 4, f"Training, {len(history)} epochs", columns=2, height=3.2) as (loss, score, rate, speed):
         loss.plot(epochs, [one.train_loss for one in history], color=COLOURS[0], linestyle=LINES[0], label="training")
         loss.plot(epochs, [one.val_loss for one in history], color=COLOURS[1], linestyle=LINES[1], label="validation")
-        _legend(loss, "upper right")
+        legend(loss, "upper right")
         score.plot(epochs, scores, color=COLOURS[1])
         rate.plot(epochs, [one.learning_rate for one in history], color=COLOURS[0])
         speed.plot(epochs, [one.images_per_second for one in history], color=COLOURS[0])
@@ -100,10 +60,10 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
             best = int(np.nanargmin(scores) if metric == "loss" else np.nanargmax(scores))
             score.plot(epochs[best], scores[best], "o", color=COLOURS[1])
             score.set_title(f"best {scores[best]:.3f} in epoch {epochs[best]}", fontsize=10)
-        _dress(loss, "epoch", "loss")
-        _dress(score, "epoch", "validation AUC" if metric == "auc" else "validation loss", score.get_title())
-        _dress(rate, "epoch", "learning rate")
-        _dress(speed, "epoch", "images per second")
+        dress(loss, "epoch", "loss")
+        dress(score, "epoch", "validation AUC" if metric == "auc" else "validation loss", score.get_title())
+        dress(rate, "epoch", "learning rate")
+        dress(speed, "epoch", "images per second")
         for axes in (loss, score, rate, speed):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
@@ -125,7 +85,7 @@ def roc_figure(
     names = output_names(models[0], labels)
     caption = f"Band: {confidence:.0%} at each point, {bootstrap} resamples of patients."
     caption += "" if models[0].operating_point.threshold is None else "\nDot: operating point, chosen on validation."
-    with _panels(path, len(names), title, caption=caption) as panels:
+    with page(path, len(names), title, caption=caption) as panels:
         for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
             for colour, line, scored in _styled(models):
                 curve = roc_curve(scored, output, bootstrap=bootstrap, confidence=confidence, seed=seed)
@@ -139,8 +99,8 @@ def roc_figure(
                     axes.plot(*curve.point, "o", color=colour, markeredgecolor="white")
             _unit_square(axes)
             found = int(models[0].target[:, output].sum())
-            _dress(axes, "1 - specificity", "sensitivity", f"{name}: {found} of {len(models[0].predictions)} cases")
-            _legend(axes, "lower right")
+            dress(axes, "1 - specificity", "sensitivity", f"{name}: {found} of {len(models[0].predictions)} cases")
+            legend(axes, "lower right")
 
 
 def reliability_figure(
@@ -149,7 +109,7 @@ def reliability_figure(
     """Observed frequency against mean probability with intervals, and how the probabilities spread beneath."""
     names = output_names(models[0], labels)
     caption = f"Bars: {confidence:.0%} intervals (Wilson). Beneath: how the probabilities spread."
-    with _panels(path, len(names), title, caption=caption) as panels:
+    with page(path, len(names), title, caption=caption) as panels:
         for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
             for colour, line, scored in _styled(models):
                 probability = scored.probability[:, output]
@@ -163,15 +123,15 @@ def reliability_figure(
                 heights = 0.8 * STRIP * counts / counts.max() - STRIP
                 axes.stairs(heights, edges, baseline=-STRIP, color=colour, linestyle=line)
             _unit_square(axes, bottom=-STRIP)
-            _dress(axes, "predicted probability", "observed frequency", name)
-            _legend(axes, "upper left")
+            dress(axes, "predicted probability", "observed frequency", name)
+            legend(axes, "upper left")
 
 
 def confusion_figure(models: Sequence[Scored], labels: Sequence[str], path: Path, *, title: str = "Confusion") -> None:
     """Cases by truth (rows) and decision (columns), coloured by the share of their row; a panel a model (and label)."""
     tables = [table for scored in models for table in _confusions(scored, labels)]
     each = len(tables) // len(models)
-    with _panels(path, len(tables), title, columns=each if each > 1 else 2) as panels:
+    with page(path, len(tables), title, columns=each if each > 1 else 2) as panels:
         for axes, (name, words, counts) in zip(panels, tables, strict=True):
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             size = 10 if len(words) <= 5 else 6
@@ -180,7 +140,7 @@ def confusion_figure(models: Sequence[Scored], labels: Sequence[str], path: Path
                 ink = "white" if share[row, column] > 0.5 else "black"
                 text = f"{count}\n{share[row, column]:.0%}"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
-            _dress(axes, "decided", "truth", name)
+            dress(axes, "decided", "truth", name)
             axes.grid(False)
             axes.set_xticks(range(len(words)), words, fontsize=size, rotation=0 if len(words) <= 3 else 30)
             axes.set_yticks(range(len(words)), words, fontsize=size, rotation=90 if len(words) <= 3 else 0, va="center")

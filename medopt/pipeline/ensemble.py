@@ -11,7 +11,8 @@ from onnx import compose, helper
 
 from medopt.inference.engines import INPUT, OUTPUT
 from medopt.pipeline.group import Group
-from medopt.pipeline.runner import Source, ensemble_study
+from medopt.pipeline.runner import ensemble_study
+from medopt.pipeline.source import Source
 from medopt.pipeline.stages import KINDS
 from medopt.provenance import atomic, file_digest
 from medopt.records import Reporter

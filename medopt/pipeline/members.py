@@ -18,7 +18,8 @@ from medopt.fleet import Fleet, Job, Outcome, connected, refuse_failures, run_jo
 from medopt.pipeline.ensemble import build_ensemble
 from medopt.pipeline.group import Group, open_group
 from medopt.pipeline.preparing import fill_cache
-from medopt.pipeline.runner import Source, read_source, run_study
+from medopt.pipeline.runner import run_study
+from medopt.pipeline.source import Source, read_source
 from medopt.pipeline.spread import record_group
 from medopt.provenance import digest
 from medopt.records import Reporter

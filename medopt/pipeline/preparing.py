@@ -8,7 +8,7 @@ from pathlib import Path
 from medopt.config import Prepare
 from medopt.data.cache import PreparedCache
 from medopt.fleet import Fleet, Job, parts_for, refuse_failures, run_jobs
-from medopt.pipeline.runner import Source
+from medopt.pipeline.source import Source
 from medopt.records import Case, Reporter, batches
 from medopt.transforms.prepare import PrepareChain
 

@@ -1,88 +1,25 @@
-"""One study from its manifest to its release: the stages in order, all of it in MLflow."""
+"""The ways to run a study: the whole way, training only, or an ensemble of runs; the folder and MLflow around it."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from medopt import interrupts
-from medopt.config import Study, Training
-from medopt.data.cache import PreparedCache, load_prepared
+from medopt.config import Study
 from medopt.errors import MedoptError, Pruned, StorageError
-from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.manifest.card import load_card
-from medopt.manifest.check import ACCEPTABLE, accept, check_cases, refuse, told
-from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
-from medopt.manifest.folds import with_folds
-from medopt.manifest.quality import pixel_digest
-from medopt.manifest.table import manifest_digest, read_manifest, write_run_manifest
-from medopt.pipeline.report import draw_figures, release_info, summarize
-from medopt.pipeline.run_folder import RunFolder, find_run, held, open_run
-from medopt.pipeline.stages import KINDS, Judged, compress, judge_models, predict_splits, validation_score
-from medopt.provenance import code_version, digest, machine, package_versions, write_json, write_text
-from medopt.records import SPLITS, Case, EpochRecord, Reporter
-from medopt.release.build import build_release
-from medopt.release.contents import MODELS, SUMS
-from medopt.study_file import find_manifest
+from medopt.manifest.table import write_run_manifest
+from medopt.pipeline.run import Run, Watch
+from medopt.pipeline.run_folder import held, open_run
+from medopt.pipeline.source import Source, read_source
+from medopt.provenance import write_text
+from medopt.records import Reporter
 from medopt.tracking import Tracker
-from medopt.training.automatic import resolve_auto
 from medopt.training.engine import Hardware
-from medopt.training.processes import dismiss, train
-from medopt.training.task import BEST, Lead, Prepared, Task
-from medopt.transforms.prepare import PrepareChain
-
-Watch = Callable[[Sequence[EpochRecord]], None]
-STAGES = ("train", "compress", "judge", "evaluate", "release", "record")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A study's checked cases, and where they came from."""
-
-    study: Study
-    cases: tuple[Case, ...]
-    root: Path
-    digest: str
-    notes: tuple[str, ...]
-
-
-def read_source(study: Study, study_file: Path, data: Path) -> Source:
-    """Read and check a study's manifest; raises ConfigError or DataError with every reason."""
-    manifest = find_manifest(study, study_file, data)
-    card = load_card(manifest)
-    cases = read_manifest(manifest, study)
-    root = data / study.data.root
-    findings = check_cases(cases, root, study, card)
-    refuse(findings, study)
-    notes = [told(finding, study) for finding in findings]
-    cases = with_folds(cases, study)
-    return Source(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
-
-
-def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:
-    """What a run would do, without doing it: the cases, the folder, and the stages that are done already.
-
-    Preparing is no stage of a run: what was prepared is kept for all runs, and looked up by content.
-    """
-    source = read_source(study, study_file, data)
-    found = find_run(runs, study, source.digest)
-    done = RunFolder(found, False).seconds() if found else {}
-    return {
-        "cases": {split: sum(case.split == split for case in source.cases) for split in SPLITS},
-        "folder": str(found) if found else f"a new one below {runs / study.name}",
-        "stages": {stage: "done" if stage in done else "to do" for stage in STAGES},
-        "chain": PrepareChain(study.prepare).fingerprint,
-    }
 
 
 def run_study(
@@ -156,7 +93,7 @@ def _opened(
     watch: Watch | None = None,
     place: Path | None = None,
     hardware: Hardware | None = None,
-) -> Iterator[_Run]:
+) -> Iterator[Run]:
     """The study's folder and its MLflow run, which is closed as failed where what is done in it fails."""
     study = source.study
     opening = held(place, is_new=not place.exists()) if place else open_run(runs, study, source.digest, fresh)
@@ -167,7 +104,7 @@ def _opened(
         tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), name, parent)
         try:
             folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running")
-            yield _Run(source, folder, tracker, reporter, hardware or Hardware(1), watch)
+            yield Run(source, folder, tracker, reporter, hardware or Hardware(1), watch)
         except BaseException as error:
             outcome, status = _ending(error)
             tracker.end(outcome, status)
@@ -183,223 +120,3 @@ def _ending(error: BaseException) -> tuple[str, str]:
     if isinstance(error, Pruned):
         return "pruned", "FINISHED"
     return type(error).__name__ if isinstance(error, MedoptError) else "crashed", "FAILED"
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run under way."""
-
-    source: Source
-    folder: RunFolder
-    tracker: Tracker
-    reporter: Reporter
-    hardware: Hardware
-    watch: Watch | None = None
-
-    def end(self, outcome: str) -> None:
-        """The run did what was asked of it."""
-        self.folder.write_facts(outcome=outcome)
-        self.tracker.end(outcome)
-
-    def training(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[dict[str, Any]], list[str]]:
-        """Prepare and train: the sets, what identifies the run, the history, and what is known of the data."""
-        self._log_start(PrepareChain(self.source.study.prepare))
-        sets, identity, notes = self._ready(runs)
-        return sets, identity, self._train(sets, identity), notes
-
-    def _ready(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[str]]:
-        """The prepared sets, what identifies the run, and what is known of the data."""
-        chain = PrepareChain(self.source.study.prepare)
-        sets = self._prepare(runs, chain)
-        notes = [*self._duplicates(sets), *self.source.notes]
-        return sets, {"study": self.source.study.digest(), "chain": chain.fingerprint, "data": _content(sets)}, notes
-
-    def all_stages(self, runs: Path) -> dict[str, Any]:
-        study, path = self.source.study, self.folder.path
-        sets, identity, history, notes = self.training(runs)
-        weights, models = path / "checkpoints" / BEST, [self.folder.models / f"{kind}.onnx" for kind in KINDS]
-
-        def compressing() -> dict[str, Any]:
-            return compress(study, sets, weights, self.folder, self.reporter)
-
-        compressed = self._stage("compress", identity | {"history": history}, models, compressing)
-        return self._judged_on(sets, identity | {"compressed": compressed}, history, notes, [weights])
-
-    def ensemble(
-        self, runs: Path, members: Sequence[Path], files: dict[str, list[str]], merge: Callable[[Path], None]
-    ) -> dict[str, Any]:
-        """The stages after training, for a model merged of the members' run folders instead of a trained one."""
-        self._log_start(PrepareChain(self.source.study.prepare))
-        sets, identity, notes = self._ready(runs)
-        outputs = [self.folder.models / f"{kind}.onnx" for kind in KINDS]
-
-        def merging() -> dict[str, Any]:
-            merge(self.folder.models)
-            return {"members": [folder.name for folder in members], "files": files}
-
-        merged = self._stage("compress", identity | {"files": files}, outputs, merging)
-        weights = [folder / "checkpoints" / BEST for folder in members]
-        notes = [f"an ensemble: the mean of the logits of {len(members)} networks, of one seed each", *notes]
-        return self._judged_on(sets, identity | {"merged": merged}, [], notes, weights)
-
-    def _judged_on(
-        self,
-        sets: dict[Any, Prepared],
-        identity: dict[str, Any],
-        history: list[dict[str, Any]],
-        notes: list[str],
-        weights: Sequence[Path],
-    ) -> dict[str, Any]:
-        """From the models to the release: judge, evaluate, release, record."""
-        study, path, chain = self.source.study, self.folder.path, PrepareChain(self.source.study.prepare)
-        inputs = identity | {"history": history}
-        judged = Judged.from_facts(
-            self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
-        )
-        outputs = [path / "metrics.json", path / "predictions.csv", path / "figures"]
-        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes}
-        self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes))
-        metrics = json.loads(outputs[0].read_text())
-        if judged.verdict.passed:
-            folder = [self.folder.release]
-            self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
-        else:
-            shutil.rmtree(self.folder.release, ignore_errors=True)
-            self.folder.forget("judge")  # times differ from call to call: the same command measures anew
-        self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
-        return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
-
-    def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
-        interrupts.stop_if_asked()
-        return self.folder.stage(name, inputs, outputs, work, self.reporter)
-
-    def _log_start(self, chain: PrepareChain) -> None:
-        code = code_version()
-        tags = {
-            "study": self.source.study.name,
-            "manifest_digest": self.source.digest,
-            "chain_fingerprint": chain.fingerprint,
-            "code": code.get("commit", code["version"]),
-            "code_clean": str(code.get("clean", "unknown")),
-            "machine": machine()["cpu"],
-            "run_folder": self.folder.path.name,
-        }
-        splits = Counter(str(case.split) for case in self.source.cases)
-        self.tracker.log_start(self.source.study, self.source.digest, tags, splits)
-
-    def _prepare(self, runs: Path, chain: PrepareChain) -> dict[Any, Prepared]:
-        self.reporter.stage("prepare", "")
-        cache, cases = PreparedCache(runs / "cache", chain), self.source.cases
-        started = time.perf_counter()
-        files = cache.fill(cases, self.source.root, self.reporter)
-        seconds = time.perf_counter() - started
-        self.reporter.message(f"{len(files)} images in {seconds:.1f} s, chain {chain.fingerprint[:16]}")
-        sets = {}
-        for split in SPLITS:
-            rows = [index for index, case in enumerate(cases) if case.split == split]
-            sets[split] = Prepared([cases[index] for index in rows], [files[index] for index in rows])
-        return sets
-
-    def _duplicates(self, sets: dict[Any, Prepared]) -> list[str]:
-        """Refuse pictures that stand in two splits or under two labels; what the study accepts comes back as notes."""
-        cases = [case for split in SPLITS for case in sets[split].cases]
-        files = [file for split in SPLITS for file in sets[split].files]
-        thumbnails = {row: thumbnail(load_prepared(file)) for row, file in enumerate(files)}
-        pairs = find_pairs(thumbnails, lambda row: pixel_digest(load_prepared(files[row])))
-        found = accept(duplicate_findings(cases, pairs), self.source.study)
-        refuse(found, self.source.study)
-        return [told(finding, self.source.study) for finding in found if finding.name in ACCEPTABLE]
-
-    def _train(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> list[dict[str, Any]]:
-        folder, study = self.folder.path / "checkpoints", self._resolved(sets, identity)
-        waiting = True  # the processes that a launcher started to help
-
-        def work() -> dict[str, Any]:
-            task = Task(study, sets["train"], sets["val"], folder, identity)
-            lead = Lead(validation_score(study, sets), self._on_epoch, self.reporter)
-            nonlocal waiting
-            waiting = False
-            trained = train(task, lead, self.hardware)
-            history = [asdict(record) for record in trained.history]
-            return {"best_epoch": trained.best, "device": trained.device, "history": history}
-
-        facts = self._stage("train", identity, [folder / BEST], work)
-        if waiting:
-            dismiss(study.training, self.hardware)
-        history: list[dict[str, Any]] = facts["history"]
-        self._on_epoch([EpochRecord(**record) for record in history])
-        return history
-
-    def _resolved(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> Study:
-        """The study with numbers for what it leaves to be found, found once and kept for the whole run."""
-        study, train_set = self.source.study, sets["train"]
-        if not study.training.leaves_open:
-            return study
-
-        def work() -> dict[str, Any]:
-            found, measured = resolve_auto(study, train_set.cases, train_set.files, self.reporter)
-            return {"training": found.training.model_dump(mode="json"), "measured": measured}
-
-        facts = self._stage("tune", identity, [], work)
-        training = Training.model_validate(facts["training"])
-        size, micro = training.resolved_sizes
-        figures = {"lr": training.optimizer.rate, "batch_size": size, "micro_batch": micro}
-        self.tracker.log_figures({"tuned": figures})
-        return study.model_copy(update={"training": training})
-
-    def _on_epoch(self, history: Sequence[EpochRecord]) -> None:
-        interrupts.stop_if_asked()
-        trouble = self.tracker.sync_history(history)
-        if trouble:
-            self.reporter.message(trouble)
-        if self.watch is not None:
-            self.watch(history)
-
-    def _evaluate(self, sets: Any, judged: Judged, history: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
-        """Score the test split, once: everything was chosen before."""
-        study, path = self.source.study, self.folder.path
-        tables = predict_splits(study, sets, self.folder, judged)
-        write_predictions(
-            path / "predictions.csv", tables, study.data.labels, study.data.task, dict(judged.temperatures)
-        )
-        tables = read_predictions(path / "predictions.csv")  # every figure can be recomputed from that file
-        sizes = {kind: (self.folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
-        metrics = summarize(study, tables, judged, sizes)
-        records = [EpochRecord(**record) for record in history]
-        draw_figures(study, records, tables, judged, path / "figures")
-        kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id, "data_notes": notes}
-        write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
-        return {}
-
-    def _release(self, judged: Judged, metrics: dict[str, Any], chain: PrepareChain) -> dict[str, Any]:
-        provenance = {
-            "manifest_digest": self.source.digest,
-            "mlflow_run_id": self.tracker.run_id,
-            "code": code_version(),
-            "packages": package_versions(),
-            "machine": machine(),
-            "data_notes": metrics["data_notes"],
-        }
-        info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance)
-        models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}
-        build_release(self.folder.release, info, models)
-        return {"release": digest((self.folder.release / SUMS).read_text())}
-
-    def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        path, passed = self.folder.path, metrics["gate"]["passed"]
-        figures = {key: metrics[key] for key in ("test", "validation", "sites", "latency_ms", "size_bytes")}
-        self.tracker.log_figures(figures)
-        files = {"figures": path / "figures", "": path / "metrics.json"}
-        self.tracker.log_files(files)
-        self.tracker.log_files({"": path / "study.yaml", "tables": path / "predictions.csv"})
-        if passed:
-            self.tracker.log_files({"release": self.folder.release})
-        models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}
-        return {"registered_version": self.tracker.log_models(self.source.study, models, register=passed)}
-
-
-def _content(sets: dict[Any, Prepared]) -> str:
-    """What the prepared images and their labels are: the cache's names are hashes of content."""
-    return digest(
-        {split: [(p.name, c.label) for p, c in zip(s.files, s.cases, strict=True)] for split, s in sets.items()}
-    )

@@ -12,8 +12,9 @@ from medopt.errors import ConfigError, Pruned, TrainingError
 from medopt.fleet import Fleet, Job, connected, run_jobs
 from medopt.pipeline.group import Group, open_group
 from medopt.pipeline.preparing import fill_cache
-from medopt.pipeline.runner import Source, read_source, train_study
+from medopt.pipeline.runner import train_study
 from medopt.pipeline.search_space import Parameter, value_of
+from medopt.pipeline.source import Source, read_source
 from medopt.pipeline.sweep_report import record_sweep
 from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
 from medopt.provenance import digest

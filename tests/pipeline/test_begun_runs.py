@@ -17,7 +17,7 @@ from clinic import STUDY, Clinic, write_study
 from clinic_fixtures import MEDOPT, Done, call, environment, only_folder
 
 from medopt.config import Study
-from medopt.pipeline import runner
+from medopt.pipeline import run as run_module
 from medopt.pipeline.run_folder import open_run
 from medopt.records import SilentReporter
 
@@ -49,7 +49,7 @@ def only_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "compress", interrupt)
+    monkeypatch.setattr(run_module, "compress", interrupt)
 
 
 def test_same_command_takes_up_a_failed_run_and_fresh_begins_another(bench: Bench, tmp_path: Path) -> None:

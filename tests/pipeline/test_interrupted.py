@@ -127,7 +127,7 @@ def test_second_process_is_refused_while_one_runs(clinic: Clinic, tmp_path: Path
     import fcntl
 
     from medopt.pipeline.run_folder import open_run
-    from medopt.pipeline.runner import read_source
+    from medopt.pipeline.source import read_source
     from medopt.study_file import load_study
 
     study = load_study(clinic.study_file)

@@ -18,8 +18,9 @@ from PIL import Image
 
 from medopt.errors import DataError
 from medopt.manifest.check import ACCEPTED
-from medopt.pipeline.runner import _Run
+from medopt.pipeline.run import Run
 from medopt.records import SilentReporter
+from medopt.training.engine import Hardware
 
 
 def study_of(folder: Path, *accepted: str) -> Path:
@@ -50,7 +51,7 @@ def prepared(tmp_path: Path, tiny_study: Any, tiny_set: Any) -> Any:
         }
         np.save(sets["test"].files[1], np.load(sets["train"].files[0]))
         sets["test"].cases[1] = replace(sets["test"].cases[1], label=(1,))
-        return _Run(SimpleNamespace(study=study, notes=()), None, None, SilentReporter())._duplicates(sets)  # type: ignore[arg-type]
+        return Run(SimpleNamespace(study=study, notes=()), None, None, SilentReporter(), Hardware(1))._duplicates(sets)  # type: ignore[arg-type]
 
     return make
 

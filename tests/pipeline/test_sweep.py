@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from medopt.config import Study
 from medopt.errors import Pruned
-from medopt.pipeline import runner
+from medopt.pipeline import run as run_module
 from medopt.pipeline.search_space import Parameter
 from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
 from medopt.records import EpochRecord
@@ -118,7 +118,7 @@ def test_best_study_runs_from_where_it_stands_with_its_training_done(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "compress", interrupt)  # what follows is not asked about here
+    monkeypatch.setattr(run_module, "compress", interrupt)  # what follows is not asked about here
     done = call("run", path, "--data", clinic.data, "--runs", swept.runs)
     assert done.code == 130
     assert "train     unchanged, skipped" in done.stderr

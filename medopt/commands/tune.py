@@ -1,0 +1,218 @@
+"""`medopt tune`: what to train with, measured on the study's own training images before a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+
+import typer
+from rich.table import Table
+
+from medopt.commands.options import DataOption, JsonOption, RunsOption, SetOption, StudyFile
+from medopt.config import Study
+from medopt.console import ConsoleReporter, plain_console
+from medopt.errors import ConfigError
+from medopt.study_file import data_folder, load_study
+
+if TYPE_CHECKING:  # `medopt --help` does not wait for torch
+    from medopt.training.initializations import Beginning
+
+Depth = Literal[26, 50, 101, 152]
+
+tune_app = typer.Typer(
+    help="Learning rate, batch size and initialization, measured on the study's training images.", no_args_is_help=True
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A study with its prepared training images; `folder` is where its pictures go."""
+
+    study: Study
+    cases: Sequence[Any]
+    files: Sequence[Path]
+    folder: Path
+    reporter: ConsoleReporter
+
+
+@contextmanager
+def _ready(study_file: Path, overrides: list[str] | None, data: Path | None, runs: Path) -> Iterator[_Ready]:
+    """The training split alone: what is chosen here may look at nothing else."""
+    study = load_study(study_file, overrides)
+    from medopt.data.cache import PreparedCache
+    from medopt.pipeline.source import read_source
+    from medopt.transforms.prepare import PrepareChain
+
+    source = read_source(study, study_file, data_folder(data))
+    cases = [case for case in source.cases if case.split == "train"]
+    reporter = ConsoleReporter()
+    try:
+        files = PreparedCache(runs / "cache", PrepareChain(study.prepare)).fill(cases, source.root, reporter)
+        yield _Ready(study, cases, files, runs / study.name / "tune", reporter)
+    finally:
+        reporter.close()
+
+
+def _end(facts: Mapping[str, Any], picture: Path, as_json: bool) -> None:
+    typer.echo(f"picture   {picture}")
+    if as_json:
+        typer.echo(json.dumps(dict(facts) | {"picture": str(picture)}, allow_nan=False))
+
+
+@tune_app.command("lr")
+def tune_lr(
+    study_file: StudyFile,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    low: Annotated[float, typer.Option("--low", help="The first learning rate.")] = 1e-5,
+    high: Annotated[float, typer.Option("--high", help="The last learning rate.")] = 10.0,
+    steps: Annotated[int, typer.Option("--steps", help="Steps from the first to the last.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Learning-rate range test: train a fresh network at a rising rate until its loss explodes, and suggest a rate.
+
+    The same study gives the same answer. In a study file, training.optimizer.lr: auto does this before the first epoch.
+
+    Example: medopt tune lr pipelines/busi.yaml
+    """
+    with _ready(study_file, overrides, data, runs) as ready:
+        from medopt.evaluation.tuning_figures import range_figure
+        from medopt.training.automatic import with_sizes
+        from medopt.training.range_test import range_test
+
+        study = with_sizes(ready.study)
+        found = range_test(
+            study, ready.cases, ready.files, low=low, high=high, steps=steps, reporter=ready.reporter
+        ).facts()
+    picture = ready.folder / "lr.png"
+    range_figure(found, picture, study.name)
+    table = Table("rate", "loss", "smoothed", title=f"{study.name}: learning-rate range test", title_justify="left")
+    for place in range(0, len(found["rates"]), max(1, len(found["rates"]) // 15)):
+        numbers = [found[name][place] for name in ("rates", "losses", "smoothed")]
+        table.add_row(
+            f"{numbers[0]:.1e}", *("not finite" if value is None else f"{value:.4f}" for value in numbers[1:])
+        )
+    plain_console().print(table)
+    suggestion = found["suggestion"]
+    typer.echo(f"suggested {'none' if suggestion is None else f'--set training.optimizer.lr={suggestion:g}'}")
+    typer.echo(f"because   {found['reason']}")
+    _end(found, picture, as_json)
+
+
+@tune_app.command("batch")
+def tune_batch(
+    study_file: StudyFile,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    most: Annotated[int, typer.Option("--most", help="Largest batch to try where training.batch_size is auto.")] = 256,
+    seconds: Annotated[float, typer.Option("--seconds", help="No further size is begun after so long.")] = 120.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Try micro-batches of 2, 4, 8 ... images: images a second, memory, and the fastest that fits.
+
+    The batch of training.batch_size stays as it is, gradients add up to it; `auto` there finds the batch, too.
+
+    Example: medopt tune batch pipelines/busi.yaml --set training.batch_size=64
+    """
+    with _ready(study_file, overrides, data, runs) as ready:
+        from medopt.evaluation.tuning_figures import batch_figure
+        from medopt.training.batch_size import find_batch_size
+
+        found = find_batch_size(
+            ready.study, ready.cases, ready.files, most=most, seconds=seconds, reporter=ready.reporter
+        ).facts()
+    picture = ready.folder / "batch.png"
+    batch_figure(found, picture, ready.study.name)
+    title = f"{ready.study.name}: a step of {found['batch_size']} images on {found['device']}"
+    table = Table("micro-batch", "images/s", "GiB", "", title=title, title_justify="left")
+    for one in found["trials"]:
+        chosen = "chosen" if one["micro_batch"] == found["micro_batch"] else one["note"]
+        taken = "" if one["bytes"] is None else f"{one['bytes'] / 2**30:.2f}"
+        speed = "" if one["images_per_second"] is None else f"{one['images_per_second']:.1f}"
+        table.add_row(str(one["micro_batch"]), speed, taken, chosen)
+    plain_console().print(table)
+    sizes = f"--set training.batch_size={found['batch_size']} --set training.micro_batch={found['micro_batch']}"
+    typer.echo(f"suggested {sizes}\nbecause   {found['reason']}")
+    _end(found, picture, as_json)
+
+
+@tune_app.command("init")
+def tune_init(
+    study_file: StudyFile,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    images: Annotated[int, typer.Option("--images", min=2, help="Training images of the one batch.")] = 8,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps on that batch.")] = 10,
+    depths: Annotated[
+        list[int] | None, typer.Option("--depth", help="26, 50, 101 or 152; else the study's and 152. Repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How activations and gradients scale with depth when training begins: He and Xavier, with and without skips.
+
+    At the study's depth and at 152 layers: why a deep net trains, and which initialization suits this study.
+
+    Example: medopt tune init pipelines/busi.yaml
+    """
+    wanted = [_depth(depth) for depth in depths or ()]
+    with _ready(study_file, overrides, data, runs) as ready:
+        from medopt.evaluation.tuning_figures import initialization_figure
+        from medopt.training.initializations import compare_initializations
+
+        study = ready.study
+        found = compare_initializations(
+            study, ready.cases, ready.files, depths=wanted, images=images, steps=steps, reporter=ready.reporter
+        )
+    picture = ready.folder / "init.png"
+    initialization_figure([net.facts() | {"kind": net.variant.kind} for net in found], picture)
+    plain_console().print(_init_table(study, found))
+    facts = {"nets": [net.facts() | {"kind": net.variant.kind} for net in found], "study": study.name}
+    _end(facts, picture, as_json)
+
+
+def _depth(given: int) -> Depth:
+    if given not in get_args(Depth):
+        raise ConfigError(f"--depth takes 26, 50, 101 or 152; got {given}.")
+    return cast(Depth, given)
+
+
+def _init_table(study: Study, found: Sequence[Beginning]) -> Table:
+    """Scales at the first, the middle and the last block, and what the first steps did to the loss."""
+    table = Table(title=f"{study.name}: how a net begins", title_justify="left")
+    table.add_column("net")
+    headings = (
+        "init",
+        "activations: first, middle, last block",
+        "gradient of weights: first, last",
+        "first/last",
+        "loss",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading != "init" else "left")
+    depth = 0
+    for net in found:
+        if depth and net.variant.depth != depth:
+            table.add_section()
+        depth, scale, losses = net.variant.depth, net.scale, net.losses
+        blocks = scale.activation
+        shown = ", ".join(f"{value:.2g}" for value in (blocks[0], blocks[len(blocks) // 2], blocks[-1]))
+        weights = f"{scale.weights[0]:.2g}, {scale.weights[-1]:.2g}"
+        own = (net.variant.depth, net.variant.init, net.variant.kind) == _own(study)
+        name = f"{net.variant.depth} layers, {net.variant.kind}{'  (this study)' if own else ''}"
+        table.add_row(
+            name, net.variant.init, shown, weights, f"{scale.ratio:.2g}", f"{losses[0]:.3g} to {losses[-1]:.3g}"
+        )
+    return table
+
+
+def _own(study: Study) -> tuple[int, str, str]:
+    """Depth, initialization and kind of the study's own network."""
+    kind = "residual, zero start" if study.model.zero_init_residual else "residual"
+    return study.model.depth, study.model.init, kind

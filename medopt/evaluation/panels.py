@@ -1,0 +1,55 @@
+"""Panels of a picture: how every picture of medopt is laid out, dressed and written.
+
+Colours are those of Okabe and Ito, which the colour-blind can tell apart. Drawn on `Figure` objects: nothing global is
+set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from medopt.provenance import atomic
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":")
+GREY = "#666666"
+PANEL = 4.6  # inches
+
+
+@contextmanager
+def page(
+    path: Path, count: int, title: str, *, caption: str = "", columns: int | None = None, height: float = PANEL
+) -> Iterator[list[Axes]]:
+    """`count` empty panels between a title and a caption; written to `path` whole or not at all."""
+    across = min(count, columns or (2 if count == 4 else 3))
+    down = -(-count // across)
+    figure = Figure(figsize=(PANEL * across, height * down + 0.5))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
+    figure.suptitle(title, fontsize=12)
+    figure.supxlabel(caption, fontsize=7.5, color=GREY)
+    yield [figure.add_subplot(down, across, index + 1) for index in range(count)]
+    with atomic(path) as part:
+        figure.savefig(part, format="png", dpi=150)
+
+
+def dress(axes: Axes, x: str, y: str, title: str = "") -> None:
+    """Axis titles, a light grid, no box."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize=10)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(axes: Axes, place: Literal["upper left", "upper right", "lower left", "lower right", "best"]) -> None:
+    """A small legend that hides little of what lies beneath."""
+    axes.legend(loc=place, fontsize=8, framealpha=0.85, edgecolor="none")

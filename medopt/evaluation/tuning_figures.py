@@ -1,0 +1,89 @@
+"""Pictures of what `medopt tune` measures: initialization by depth, the learning-rate range test, micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
+
+INK = {kind: COLOURS[place] for place, kind in enumerate((
+    "residual, zero start", "plain", "residual", "residual, no BatchNorm", "residual, no BatchNorm, zero start",
+    "plain, no BatchNorm",
+))}  # fmt: skip
+
+
+def initialization_figure(nets: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Scale of activations and gradients against the block, a row of panels a depth.
+
+    A net is a mapping of depth, init, kind, and activation and gradient (one value a block, null where not finite).
+    """
+    depths = sorted({net["depth"] for net in nets})
+    parts = (("activation", "standard deviation of the output"), ("gradient", "norm of the loss's gradient there"))
+    caption = (
+        "Solid: He. Dashed: Xavier (under BatchNorm nearly the same). A line ends where float32 has no such number."
+    )
+    with page(path, 2 * len(depths), "How a net begins, block by block", caption=caption, columns=2) as panels:
+        for place, (depth, (what, said)) in enumerate((depth, part) for depth in depths for part in parts):
+            axes = panels[place]
+            for net in (one for one in nets if one["depth"] == depth):
+                values = np.array([value or np.nan for value in net[what]], dtype=float)
+                line = LINES[0] if net["init"] == "he" else LINES[1]
+                label = net["kind"] if net["init"] == "he" else None
+                width = 3.0 if net["kind"] == "residual, zero start" else 1.5  # it shows beneath those that cover it
+                places = range(1, len(values) + 1)
+                axes.plot(places, values, color=INK[net["kind"]], linestyle=line, linewidth=width, label=label)
+            axes.set_yscale("log")
+            dress(axes, "block", said, f"{what}s, {depth} layers")
+        legend(panels[-2], "lower left")  # beneath the line that falls
+
+
+def range_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
+    """Loss against the learning rate, the turn and the suggestion marked; `test` is a RangeTest's facts."""
+    rates = np.array(test["rates"])
+    losses, smoothed = (np.array(test[name], dtype=float) for name in ("losses", "smoothed"))
+    with page(path, 1, f"{study}: learning-rate range test") as (axes,):
+        axes.plot(rates, losses, ".", color=GREY, markersize=3, label="a step")
+        axes.plot(rates, smoothed, color=COLOURS[0], label="smoothed")
+        top = 1.15 * np.nanmax(smoothed)
+        axes.set(xscale="log", ylim=(min(0.0, np.nanmin(losses)), top))
+        axes.axvline(test["turn"], color=COLOURS[1], linestyle=LINES[3], label=f"turns: {test['turn']:.1e}")
+        if test["exploded"] is not None:
+            axes.axvline(test["exploded"], color=GREY, linewidth=0.8, label=f"explodes: {test['exploded']:.1e}")
+        if test["suggestion"] is not None:
+            rate = test["suggestion"]
+            axes.axvline(rate, color=COLOURS[2], linestyle=LINES[1], label=f"suggested: {rate:.1e}")
+            axes.plot(rate, np.interp(np.log(rate), np.log(rates), smoothed), "o", color=COLOURS[2])
+        dress(axes, "learning rate", "training loss")
+        legend(axes, "upper left")
+
+
+def batch_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
+    """Images a second and memory against the micro-batch, the chosen one marked; `test` is a BatchTest's facts."""
+    known = [one for one in test["trials"] if one["bytes"] is not None]
+    sizes = [one["micro_batch"] for one in known]
+    title = f"{study}: micro-batches of a step on {test['device']}"
+    with page(path, 2, title) as (speed, memory):
+        speed.plot(sizes, [one["images_per_second"] for one in known], "o-", color=COLOURS[0])
+        memory.plot(sizes, [one["bytes"] / 2**30 for one in known], "o-", color=COLOURS[1], label="taken")
+        most = max(one["bytes"] for one in known) / 2**30
+        free = test["available_bytes"] / 2**30
+        if free < 4 * most:
+            memory.axhline(free, color=GREY, linestyle=LINES[1], label="free")
+            legend(memory, "lower right")
+        for axes in (speed, memory):
+            _sizes(axes, sizes)
+            axes.axvline(test["micro_batch"], color=COLOURS[2], linestyle=LINES[1])
+        dress(speed, "micro-batch", "images per second", f"chosen: {test['micro_batch']}")
+        dress(memory, "micro-batch", "GiB", f"{free:.1f} GiB were free")
+
+
+def _sizes(axes: Axes, sizes: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)

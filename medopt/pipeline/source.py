@@ -1,0 +1,59 @@
+"""A study's cases, read and checked, and what a run of them would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medopt.config import Study
+from medopt.manifest.card import load_card
+from medopt.manifest.check import check_cases, refuse, told
+from medopt.manifest.folds import with_folds
+from medopt.manifest.table import manifest_digest, read_manifest
+from medopt.pipeline.run_folder import RunFolder, find_run
+from medopt.records import SPLITS, Case
+from medopt.study_file import find_manifest
+from medopt.transforms.prepare import PrepareChain
+
+STAGES = ("train", "compress", "judge", "evaluate", "release", "record")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A study's checked cases, and where they came from."""
+
+    study: Study
+    cases: tuple[Case, ...]
+    root: Path
+    digest: str
+    notes: tuple[str, ...]
+
+
+def read_source(study: Study, study_file: Path, data: Path) -> Source:
+    """Read and check a study's manifest; raises ConfigError or DataError with every reason."""
+    manifest = find_manifest(study, study_file, data)
+    card = load_card(manifest)
+    cases = read_manifest(manifest, study)
+    root = data / study.data.root
+    findings = check_cases(cases, root, study, card)
+    refuse(findings, study)
+    notes = [told(finding, study) for finding in findings]
+    cases = with_folds(cases, study)
+    return Source(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
+
+
+def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:
+    """What a run would do, without doing it: the cases, the folder, and the stages that are done already.
+
+    Preparing is no stage of a run: what was prepared is kept for all runs, and looked up by content.
+    """
+    source = read_source(study, study_file, data)
+    found = find_run(runs, study, source.digest)
+    done = RunFolder(found, False).seconds() if found else {}
+    return {
+        "cases": {split: sum(case.split == split for case in source.cases) for split in SPLITS},
+        "folder": str(found) if found else f"a new one below {runs / study.name}",
+        "stages": {stage: "done" if stage in done else "to do" for stage in STAGES},
+        "chain": PrepareChain(study.prepare).fingerprint,
+    }
