@@ -20,6 +20,7 @@ MANIFESTS = REPO / "data_manifests"
 DATA = Path(os.environ.get("MEDOPT_DATA") or REPO.parent / "shared" / "data")
 LABELS = {
     "busi": ["benign_or_normal", "malignant"],
+    "busi_official": ["benign_or_normal", "malignant"],
     "breastmnist": ["normal_or_benign", "malignant"],
     "hippocampus": ["small", "large"],
 }
@@ -98,7 +99,7 @@ def test_the_project_s_manifests_are_what_their_cards_describe(name, study):
     assert set(card.labels) == set(LABELS[name])
     assert f"medopt fetch {name}" in card.how_to_get(name) or "by hand" in card.how_to_get(name)
     cases = read_manifest(manifest, study(labels=LABELS[name]))
-    assert len(cases) == {"busi": 778, "breastmnist": 780, "hippocampus": 200}[name]
+    assert len(cases) == {"busi": 778, "busi_official": 780, "breastmnist": 780, "hippocampus": 200}[name]
 
 
 def test_breastmnist_has_its_official_split_and_busi_that_one_without_leaks():
@@ -113,6 +114,7 @@ def test_breastmnist_has_its_official_split_and_busi_that_one_without_leaks():
         }
 
     assert counts("breastmnist", "malignant") == {"train": (546, 147), "val": (78, 21), "test": (156, 42)}
+    assert counts("busi_official", "malignant") == counts("breastmnist", "malignant")
     assert counts("busi", "malignant") == {"train": (609, 153), "val": (57, 19), "test": (112, 37)}
 
 
