@@ -32,7 +32,7 @@ TIMED = ("speed/images_per_second", "speed/data_wait_share", "speed/epoch_second
 
 def forked(clinic: Clinic, runs: Path, seed: int) -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed_runs"])
+    context.set_forkserver_preload(["medopt.pipeline.runner"])
     words = (clinic.study_file, clinic.data, runs, [*SETTINGS, f"seed={seed}"])
     process = context.Process(target=train_once, args=words)
     process.start()
