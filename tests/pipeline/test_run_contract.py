@@ -41,7 +41,7 @@ def test_run_folder_holds_what_the_contract_names(finished: Finished) -> None:
 def test_study_yaml_is_the_resolved_study(finished: Finished) -> None:
     assert load_study(finished.folder / "study.yaml") == load_study(finished.clinic.study_file)
     resolved = yaml.safe_load((finished.folder / "study.yaml").read_text())
-    assert resolved["training"]["patience"] == 20  # a default is written out
+    assert resolved["training"]["patience"] == 60  # a default is written out
 
 
 def test_manifest_has_the_splits_under_pseudonyms(finished: Finished) -> None:

@@ -57,6 +57,10 @@ def pair(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..
     return make
 
 
+def helpers() -> list[psutil.Process]:
+    return [process for process in psutil.Process().children() if "medopt.training.worker" in process.cmdline()]
+
+
 def agree(made: Pair, one: Trained, two: Trained, name: str) -> None:
     for first, second in zip(one.history, two.history, strict=True):
         assert {k: asdict(first)[k] for k in JUDGED} == pytest.approx({k: asdict(second)[k] for k in JUDGED}, abs=2e-4)
@@ -85,14 +89,13 @@ def test_a_lost_process_stops_training_with_one_error_and_the_same_command_goes_
 
     def kill_the_other(history: Sequence[EpochRecord]) -> None:
         if len(history) == 1:
-            workers = [p for p in psutil.Process().children() if "medopt.training.worker" in p.cmdline()]
-            assert len(workers) == 1
-            workers[0].send_signal(signal.SIGKILL)
+            (worker,) = helpers()
+            worker.send_signal(signal.SIGKILL)
 
     with pytest.raises(TrainingError, match=r"process 1 of this node of 2 went away.*goes on at the last whole epoch"):
         made.run("two", Hardware(2), on_epoch=kill_the_other)
     assert "Traceback" not in capfd.readouterr().err
-    assert not psutil.Process().children()
+    assert not helpers()
     made.seen["two"].clear()
     made.seen["one"].pop(0)  # the epoch that was done before the loss is not done again
     two = made.run("two", Hardware(2))
