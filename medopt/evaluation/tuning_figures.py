@@ -59,7 +59,7 @@ def range_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
             axes.axvline(rate, color=COLOURS[2], linestyle=LINES[1], label=f"suggested: {rate:.1e}")
             axes.plot(rate, np.interp(np.log(rate), np.log(rates), smoothed), "o", color=COLOURS[2])
         dress(axes, "learning rate", "training loss")
-        legend(axes, "upper left")
+        legend(axes, "lower left")
 
 
 def batch_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
