@@ -30,9 +30,17 @@ SETTINGS = [
 TIMED = ("speed/images_per_second", "speed/data_wait_share", "speed/epoch_seconds")
 
 
-def forked(clinic: Clinic, runs: Path, seed: int) -> Any:
+def forks() -> Any:
+    """Processes forked from one that has imported everything, and is ready."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["medopt.pipeline.runner"])
+    first = context.Process(target=os.getpid)
+    first.start()
+    first.join()
+    return context
+
+
+def forked(context: Any, clinic: Clinic, runs: Path, seed: int) -> Any:
     words = (clinic.study_file, clinic.data, runs, [*SETTINGS, f"seed={seed}"])
     process = context.Process(target=train_once, args=words)
     process.start()
@@ -65,17 +73,17 @@ def logged(runs: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.mark.skipif(KILLS == 0, reason="MEDOPT_TEST_KILLS is 0")
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(clinic: Clinic, tmp_path: Path) -> None:
-    moments, kills, seed = random.Random(4), 0, 0
+    context, moments, kills, seed = forks(), random.Random(4), 0, 0
     while kills < KILLS:
         whole, broken = tmp_path / f"whole-{seed}", tmp_path / f"broken-{seed}"
         begun = time.monotonic()
-        process = forked(clinic, whole, seed)
+        process = forked(context, clinic, whole, seed)
         process.join()
         seconds = time.monotonic() - begun
         assert process.exitcode == 0
         code = None
         while code != 0:
-            process = forked(clinic, broken, seed)
+            process = forked(context, clinic, broken, seed)
             process.join(moments.uniform(0, seconds) if kills < KILLS else None)
             process.kill()
             process.join()
