@@ -37,7 +37,7 @@ from medopt.study_file import load_study
 from medopt.training.loop import load_best
 from medopt.training.predict import predict_logits
 from medopt.training.processes import train
-from medopt.training.task import Lead, Prepared, Task
+from medopt.training.task import Lead, Prepared, TrainingTask
 from medopt.transforms.prepare import PrepareChain
 
 STUDY = Path(__file__).parent.parent / "pipelines" / "phantom.yaml"
@@ -69,7 +69,9 @@ def unseen_logits(
             rows = [row for row, case in enumerate(cases) if case.split == split]
             sets[split] = Prepared([cases[row] for row in rows], [files[row] for row in rows])
         facts = {"study": study.digest(), "held_out": sets["test"].cases[0].site}
-        trained = train(Task(study, sets["train"], sets["val"], folder, facts), Lead(seen_auc, reporter=reporter))
+        trained = train(
+            TrainingTask(study, sets["train"], sets["val"], folder, facts), Lead(seen_auc, reporter=reporter)
+        )
         test = sets["test"]
         loader = predict_loader(study, test.cases, test.files)
         logits, _ = predict_logits(load_best(study, trained.weights), loader, torch.device("cpu"))

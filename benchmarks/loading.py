@@ -45,7 +45,7 @@ from medopt.phantom import draw_study
 from medopt.provenance import machine
 from medopt.records import Case
 from medopt.training.processes import train
-from medopt.training.task import Lead, Prepared, Task
+from medopt.training.task import Lead, Prepared, TrainingTask
 from medopt.transforms.prepare import ClipIntensity, PrepareChain, ToUnitRange
 
 SIDE = 512
@@ -163,7 +163,7 @@ def data_wait(radiographs: Radiographs, folder: Path) -> float:
     files = PreparedCache(folder / "wait", PrepareChain(study.prepare)).fill(radiographs.cases, radiographs.root)
     part = Prepared(radiographs.cases, files)
     few = Prepared(radiographs.cases[:4], files[:4])
-    trained = train(Task(study, part, few, folder / "train", {}), Lead(lambda logits, targets: 0.5))
+    trained = train(TrainingTask(study, part, few, folder / "train", {}), Lead(lambda logits, targets: 0.5))
     return trained.history[1].data_wait
 
 

@@ -54,7 +54,7 @@ from medopt.training.engine import open_fabric
 from medopt.training.epoch import Epochs
 from medopt.training.optimizers import build_optimizer
 from medopt.training.state import start_state
-from medopt.training.task import Prepared, Task
+from medopt.training.task import Prepared, TrainingTask
 from medopt.transforms.prepare import PrepareChain
 
 Epoch = Callable[[], Any]
@@ -142,7 +142,7 @@ def bare(arena: Arena) -> Epoch:
 def medopt_epochs(arena: Arena) -> Epochs:
     """medopt's own loop as `medopt run` has it, without validation and checkpoints."""
     fabric = open_fabric(arena.study.training)
-    task = Task(arena.study, arena.prepared, arena.prepared, arena.folder / "run", {})
+    task = TrainingTask(arena.study, arena.prepared, arena.prepared, arena.folder / "run", {})
     return Epochs(task, fabric, start_state(arena.study, fabric), SilentReporter())
 
 

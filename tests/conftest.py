@@ -98,7 +98,7 @@ def tiny_models(
     from medopt.compression.quantize import quantize_int8
     from medopt.training.loop import load_best
     from medopt.training.processes import train
-    from medopt.training.task import Lead, Task
+    from medopt.training.task import Lead, TrainingTask
 
     folder = tmp_path_factory.mktemp("models")
     study = tiny_study(
@@ -111,7 +111,7 @@ def tiny_models(
     def score(logits: np.ndarray, targets: np.ndarray) -> float:
         return float(len(targets) - np.abs(targets - 1 / (1 + np.exp(-logits))).sum())
 
-    trained = train(Task(study, train_set, val_set, folder, {}), Lead(score))
+    trained = train(TrainingTask(study, train_set, val_set, folder, {}), Lead(score))
     model = load_best(study, trained.weights)
     images = [np.load(path) for path in train_set.files]
     parity = export_onnx(model, np.stack(images[:4]), folder / "float.onnx", study.compression.opset)

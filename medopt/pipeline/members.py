@@ -20,7 +20,7 @@ from medopt.pipeline.group import Group, open_group
 from medopt.pipeline.preparing import fill_cache
 from medopt.pipeline.runner import run_study
 from medopt.pipeline.source import Source, read_source
-from medopt.pipeline.spread import record_group
+from medopt.pipeline.spread import member_name, record_group
 from medopt.provenance import digest
 from medopt.records import Reporter
 
@@ -67,11 +67,6 @@ class Plan:
         """The folder of the group."""
         what = {"study": self.study.digest(), "manifest": source.digest, "seeds": self.seeds, "folds": self.folds}
         return runs / self.study.name / f"fleet-{digest(what)[:8]}"
-
-
-def member_name(study: Study) -> str:
-    """`seed 1`, or `seed 1, fold 0`."""
-    return f"seed {study.seed}" + (f", fold {study.data.fold}" if study.data.folds else "")
 
 
 def run_member(

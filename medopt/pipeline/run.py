@@ -30,7 +30,7 @@ from medopt.tracking import Tracker
 from medopt.training.automatic import resolve_auto
 from medopt.training.engine import Hardware
 from medopt.training.processes import dismiss, train
-from medopt.training.task import BEST, Lead, Prepared, Task
+from medopt.training.task import BEST, Lead, Prepared, TrainingTask
 from medopt.transforms.prepare import PrepareChain
 
 Watch = Callable[[Sequence[EpochRecord]], None]
@@ -167,7 +167,7 @@ class Run:
         waiting = True  # the processes that a launcher started to help
 
         def work() -> dict[str, Any]:
-            task = Task(study, sets["train"], sets["val"], folder, identity)
+            task = TrainingTask(study, sets["train"], sets["val"], folder, identity)
             lead = Lead(validation_score(study, sets), self._on_epoch, self.reporter)
             nonlocal waiting
             waiting = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,18 @@ from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.pipeline.group import Group
 from medopt.pipeline.stages import KINDS
-from medopt.provenance import atomic, write_json
+from medopt.provenance import write_columns, write_json
 from medopt.records import Estimate, Predictions
 
 TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
 CAPTION = "Bars: patient-cluster bootstrap. That of the mean scores the same patients by every member; it does not\n"
 CAPTION += "cover what another seed would change, which the members' own dots show."
 CHOSEN = "each member's best epoch and temperature were chosen on the fold that it predicts, so these figures flatter"
+
+
+def member_name(study: Study) -> str:
+    """`seed 1`, or `seed 1, fold 0`."""
+    return f"seed {study.seed}" + (f", fold {study.data.fold}" if study.data.folds else "")
 
 
 def record_group(
@@ -64,7 +68,7 @@ def record_group(
         files[path] = "tables"
     write_json(folder / "metrics.json", metrics)
     columns = _columns(members, summaries)
-    _write_columns(folder / "members.csv", columns)
+    write_columns(folder / "members.csv", columns)
     _draw(members, summaries, test, folder / "figures" / "members.png", study)
     group.parent.log_figures(_logged(metrics))
     group.parent.log_table(columns, "members.json")
@@ -139,13 +143,6 @@ def _columns(members: Sequence[Study], summaries: Sequence[Mapping[str, Any]]) -
     return columns
 
 
-def _write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-
-
 def _draw(
     members: Sequence[Study],
     summaries: Sequence[Mapping[str, Any]],
@@ -153,8 +150,7 @@ def _draw(
     path: Path,
     study: Study,
 ) -> None:
-    folds = bool(members[0].data.folds)
-    names = [f"seed {one.seed}" + (f", fold {one.data.fold}" if folds else "") for one in members]
+    names = [member_name(one) for one in members]
     panels = {
         f"test {name}, {kind}": ([Estimate(**one["test"][kind][name]) for one in summaries], test[kind][name].mean)
         for name in ("auc", "accuracy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from medopt.config import Study
 from medopt.evaluation.figures_sweep import sweep_figure
 from medopt.pipeline.group import Group
 from medopt.pipeline.trials import Trials
-from medopt.provenance import atomic, write_json, write_text
+from medopt.provenance import write_columns, write_json, write_text
 from medopt.study_file import find_manifest, load_study
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def record_sweep(sweep: Sweep, trials: Trials, group: Group, data: Path) -> dict
         files[path] = ""
     write_json(folder / "sweep.json", summary)
     columns = _columns(sweep, rows)
-    _write_csv(folder / "trials.csv", columns)
+    write_columns(folder / "trials.csv", columns)
     _draw(sweep, rows, folder / "figures" / "sweep.png")
     group.parent.log_figures(_logged(summary))
     group.parent.log_table(columns, "trials.json")
@@ -97,13 +96,6 @@ def _columns(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[
     columns |= {one.path: [row["values"][one.path] for row in rows] for one in sweep.space}
     columns["folder"] = [Path(row["folder"]).name for row in rows]
     return columns
-
-
-def _write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _draw(sweep: Sweep, rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -25,13 +25,13 @@ from medopt.training.predict import predict_logits
 from medopt.training.schedules import learning_rate
 from medopt.training.state import TrainingState, take_optimizer
 from medopt.training.step import Stepper
-from medopt.training.task import Task
+from medopt.training.task import TrainingTask
 
 
 class Epochs:
     """One process's part of each epoch: its loaders, and its steps."""
 
-    def __init__(self, task: Task, fabric: Fabric, state: TrainingState, reporter: Reporter) -> None:
+    def __init__(self, task: TrainingTask, fabric: Fabric, state: TrainingState, reporter: Reporter) -> None:
         self.study, self.fabric, self.state, self.reporter = task.study, fabric, state, reporter
         rank, world = fabric.global_rank, fabric.world_size
         if len(task.val_set.cases) < world:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from medopt.config import Study
 from medopt.data.loaders import PreparedDataset
@@ -19,7 +19,7 @@ from medopt.models.scale import Depth, Scale, Variant, build_variant, measure_sc
 from medopt.records import Case, Reporter, SilentReporter
 from medopt.training.engine import open_fabric
 from medopt.training.losses import Loss, build_loss
-from medopt.training.state import TrainingState, take_optimizer
+from medopt.training.state import start_state
 from medopt.training.step import Stepper
 
 DEEPEST: Depth = 152
@@ -104,15 +104,8 @@ def _begin(
     model = build_variant(study, net).to(fabric.device)
     scale = measure_scale(model, image, target, loss)
     losses: list[float] = []
-    stepper = Stepper(study, fabric, _state(study, fabric, model), loss)
+    stepper = Stepper(study, fabric, start_state(study, fabric, model), loss)
     stepper.state.network.train()
     while len(losses) < steps and (not losses or math.isfinite(losses[-1])):
         losses.append(float(stepper.step([(image, target)], study.training.optimizer.rate)[0]))
     return Beginning(net, scale, tuple(losses))
-
-
-def _state(study: Study, fabric: Fabric, model: nn.Module) -> TrainingState:
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-    state = TrainingState(model, fabric.setup_module(model), None, None, scaler)  # type: ignore[arg-type]
-    take_optimizer(study, fabric, state, [])
-    return state

@@ -20,10 +20,10 @@ from medopt.training.checkpoint import read_tensors, restore_newest, save_best, 
 from medopt.training.epoch import Epochs
 from medopt.training.state import start_state, take_optimizer
 from medopt.training.stopping import best_epoch, should_stop
-from medopt.training.task import BEST, Lead, Task, Trained
+from medopt.training.task import BEST, Lead, Trained, TrainingTask
 
 
-def fit(task: Task, fabric: Fabric, lead: Lead | None) -> Trained:
+def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
     """Train, or go on training, as one of Fabric's processes; only the first of them has a `lead`.
 
     Raises TrainingError where the loss is not a number or no epoch gave a defined metric.
@@ -56,7 +56,7 @@ def fit(task: Task, fabric: Fabric, lead: Lead | None) -> Trained:
     return Trained(task.folder / BEST, tuple(state.history), best, str(fabric.device))
 
 
-def _one_epoch(task: Task, fabric: Fabric, epochs: Epochs, lead: Lead | None) -> EpochRecord:
+def _one_epoch(task: TrainingTask, fabric: Fabric, epochs: Epochs, lead: Lead | None) -> EpochRecord:
     """Train and validate once; the first process judges, and tells the others."""
     measured = epochs.train()
     logits, targets = epochs.validate()

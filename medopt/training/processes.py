@@ -23,7 +23,7 @@ from medopt.config import Training
 from medopt.errors import TrainingError
 from medopt.training.engine import Hardware, open_fabric
 from medopt.training.loop import fit
-from medopt.training.task import Lead, Task, Trained
+from medopt.training.task import Lead, Trained, TrainingTask
 
 _LOST = ("gloo", "nccl", "connection", "peer", "socket", "broken pipe")  # how a backend names a process that is gone
 
@@ -32,7 +32,7 @@ class LostProcess(TrainingError):
     """Another process of this training is gone."""
 
 
-def train(task: Task, lead: Lead, hardware: Hardware | None = None) -> Trained:
+def train(task: TrainingTask, lead: Lead, hardware: Hardware | None = None) -> Trained:
     """Train, or go on training, and return the best weights and the history.
 
     Raises TrainingError where the loss is not a number, no epoch gave a defined metric, or a process was lost: then
@@ -59,7 +59,7 @@ def follow(training: Training, hardware: Hardware) -> None:
     """
     fabric = open_fabric(training, hardware)
     with _joined(fabric, training, hardware):
-        task = cast(Task | None, fabric.broadcast(None))
+        task = cast(TrainingTask | None, fabric.broadcast(None))
         if task is not None:
             fit(task, fabric, None)
 
@@ -83,7 +83,7 @@ def _joined(fabric: Fabric, training: Training, hardware: Hardware) -> Iterator[
     """Start this node's other processes where no launcher did, and hold all of them together until the block ends."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     before = dict(os.environ)
-    others = _start_others(training, hardware) if _starts_others(fabric) else []
+    others = _start_others(fabric, training, hardware) if _starts_others(fabric) else []
     try:
         fabric.launch()
         yield
@@ -110,9 +110,9 @@ def _joined(fabric: Fabric, training: Training, hardware: Hardware) -> Iterator[
         os.environ.update(before)
 
 
-def _start_others(training: Training, hardware: Hardware) -> list[subprocess.Popen[bytes]]:
+def _start_others(fabric: Fabric, training: Training, hardware: Hardware) -> list[subprocess.Popen[bytes]]:
     """Start this node's processes but the first, and say in the environment who they are, as Lightning reads it."""
-    devices = open_fabric(training, hardware).world_size // hardware.nodes
+    devices = fabric.world_size // hardware.nodes
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
     os.environ.setdefault("NODE_RANK", "0")

@@ -47,9 +47,9 @@ class TrainingState:
         return [record.val_metric for record in self.history]
 
 
-def start_state(study: Study, fabric: Fabric) -> TrainingState:
-    """The study's network with the weights of its seed, on Fabric's device, and a fresh optimizer."""
-    model = build_model(study).to(fabric.device)
+def start_state(study: Study, fabric: Fabric, model: nn.Module | None = None) -> TrainingState:
+    """The study's network with the weights of its seed, or `model`, on Fabric's device, and a fresh optimizer."""
+    model = (build_model(study) if model is None else model).to(fabric.device)
     is_spread = isinstance(fabric.strategy, ModelParallelStrategy)
     if not is_spread:  # which takes the plain layout only
         layout = torch.channels_last if study.spatial_dims == 2 else torch.channels_last_3d

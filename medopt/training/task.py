@@ -25,7 +25,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class TrainingTask:
     """What is to be trained on what, and where to: all that another process has to know.
 
     `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused.

@@ -17,7 +17,7 @@ from medopt.training import epoch as epoch_module
 from medopt.training import state as state_module
 from medopt.training.processes import train
 from medopt.training.schedules import learning_rate
-from medopt.training.task import Lead, Prepared, Task, Trained
+from medopt.training.task import Lead, Prepared, Trained, TrainingTask
 
 
 class Listener(SilentReporter):
@@ -54,7 +54,7 @@ def run(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[...
         sections = {key: options.pop(key) for key in ("data", "model", "augment", "prepare") if key in options}
         study = tiny_study(training=training, **sections)
         sets = tiny_set(tmp_path / "data", study, 12), tiny_set(tmp_path / "data", study, 8, "val", seed=1)
-        return train(Task(study, *sets, tmp_path / "run", {}), Lead(score, **options))
+        return train(TrainingTask(study, *sets, tmp_path / "run", {}), Lead(score, **options))
 
     return make
 

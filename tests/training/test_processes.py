@@ -21,7 +21,7 @@ from medopt.records import EpochRecord
 from medopt.training.checkpoint import read_tensors
 from medopt.training.engine import Hardware
 from medopt.training.processes import train
-from medopt.training.task import Lead, Prepared, Task, Trained
+from medopt.training.task import Lead, Prepared, Trained, TrainingTask
 
 JUDGED = ("epoch", "train_loss", "val_loss", "val_metric", "learning_rate")
 
@@ -40,7 +40,7 @@ class Pair:
             seen.append(logits)
             return float(logits[targets == 1].mean() - logits[targets == 0].mean())
 
-        return train(Task(self.study, *self.sets, self.folder / name, {}), Lead(score, **options), hardware)
+        return train(TrainingTask(self.study, *self.sets, self.folder / name, {}), Lead(score, **options), hardware)
 
     def tensors(self, name: str, epoch: int) -> dict[str, torch.Tensor]:
         return read_tensors(self.folder / name / f"epoch-{epoch:04d}.safetensors")[0]

@@ -21,7 +21,7 @@ from medopt.training.epoch import Epochs
 from medopt.training.loop import load_best
 from medopt.training.processes import train
 from medopt.training.step import Stepper
-from medopt.training.task import Lead, Prepared, Task, Trained
+from medopt.training.task import Lead, Prepared, Trained, TrainingTask
 
 FACTS = {"study": "a", "chain": "b"}
 MEASURED = ("train_loss", "val_loss", "val_metric", "learning_rate", "epoch")
@@ -49,7 +49,7 @@ class Runs:
 
         facts = options.pop("facts", FACTS)
         lead = Lead(**({"score": auc, "on_epoch": on_epoch} | options))
-        return train(Task(self.study, *self.sets, self.folder / name, facts), lead)
+        return train(TrainingTask(self.study, *self.sets, self.folder / name, facts), lead)
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(
     best, *checkpoints = sorted(path.stat().st_size for path in (made.folder / "whole").iterdir())
     disk = tiny_disk((best + 2 * checkpoints[0]) // 1024 + 100)  # room for two checkpoints, not for a third
     with pytest.raises(StorageError, match="disk is full"):
-        train(Task(made.study, *made.sets, disk / "run", FACTS), Lead(auc))
+        train(TrainingTask(made.study, *made.sets, disk / "run", FACTS), Lead(auc))
     files = sorted((disk / "run").iterdir())
     assert [path.name for path in files] == ["best.safetensors", "epoch-0001.safetensors", "epoch-0002.safetensors"]
     assert all(read_tensors(path) for path in files)
