@@ -78,6 +78,9 @@ class Data(Section):
     """Cross-validation: train and val are dealt out anew by patient into so many folds; test stays. 0: as they are."""
     fold: int = Field(0, ge=0)
     """Which fold validates, counted from 0."""
+    subgroups: list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ ]{0,40}$")]] = []
+    """Further columns of the manifest by whose values figures are told apart, beside site, sex, age, scanner, view and
+    image size, which come by themselves. Never a patient's identifier: the values stand in the report."""
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study is meant; `medopt series DIR --rules THIS.yaml` shows what it chooses."""
 

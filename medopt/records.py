@@ -24,7 +24,7 @@ class Case:
 
     `case_id` and `patient_id` are pseudonyms; `image` is a path below the data folder, where a member of an
     `.npz` file is written `file.npz#array/index`. `label` holds one 0/1 entry for each label of a multi-label
-    study, else a single class index.
+    study, else a single class index. `groups` are pairs of a column and its cell, for the figures of subgroups.
     """
 
     case_id: str
@@ -35,6 +35,7 @@ class Case:
     site: str = "unknown"
     study_uid: str = ""
     series_uid: str = ""
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

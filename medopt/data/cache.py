@@ -4,17 +4,20 @@ A changed file or a changed chain has another key, so nothing stale is ever read
 all, by however many processes at once; one that is cut off or whose bytes changed is made again.
 
 The chain's values are whole 65535ths: kept as 16-bit integers they lose nothing and take half the room of float32.
+Behind them stands a small JSON of how the scan was acquired, so that nothing has to be read twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.errors import ConfigError, DataError, StorageError, listed
+from medopt.imaging.facts import ScanFacts
 from medopt.imaging.series_index import series_files
 from medopt.manifest.paths import parted
 from medopt.provenance import atomic, file_digest
@@ -97,17 +101,18 @@ class PreparedCache:
         if self._is_whole(path):
             os.utime(path)  # used now: the last to go
         else:
-            # The full path goes to the reader, the manifest's own to the message.
-            _write_entry(path, self.chain(f"{root / case.image}").numpy())
+            name = f"{root / case.image}"
+            volume = self.chain.read(name)
+            facts = ScanFacts.of(volume)
+            _write_entry(path, self.chain.consume(volume, f"{name}: ").numpy(), facts)
         return path
 
     def _is_whole(self, path: Path) -> bool:
         try:
             found = np.load(path, mmap_mode="r")
-            with path.open("rb") as stream:
-                stream.seek(-4, os.SEEK_END)
-                checksum = int.from_bytes(stream.read(), "little")
-            return bool(found.shape == self.shape and found.dtype == np.uint16 and zlib.crc32(found) == checksum)
+            facts, checksum = _trailer(path)
+            right_kind = found.shape == self.shape and found.dtype == np.uint16
+            return bool(right_kind and zlib.crc32(facts, zlib.crc32(found)) == checksum)
         except (OSError, ValueError, EOFError):
             return False
 
@@ -137,14 +142,24 @@ def _limit_gb() -> float:
     return limit
 
 
-def _write_entry(path: Path, image: FloatArray) -> None:
-    """`image` (C, *size) in 0..1, and behind it a CRC-32 of its integers."""
+def _write_entry(path: Path, image: FloatArray, facts: ScanFacts) -> None:
+    """`image` (C, *size) in 0..1; behind it the facts, their length, and a CRC-32 of both."""
     stored = np.rint(np.ascontiguousarray(image) * np.float32(LEVELS)).astype(np.uint16)
+    told = json.dumps(asdict(facts)).encode()
     entry = io.BytesIO()
     np.save(entry, stored)
-    entry.write(zlib.crc32(stored).to_bytes(4, "little"))
+    entry.write(told + len(told).to_bytes(4, "little") + zlib.crc32(told, zlib.crc32(stored)).to_bytes(4, "little"))
     with atomic(path) as part:
         part.write_bytes(entry.getbuffer())  # saved to a file, numpy would not say that the disk is full
+
+
+def _trailer(path: Path) -> tuple[bytes, int]:
+    """The facts as they were written, and the checksum."""
+    with path.open("rb") as stream:
+        end = stream.seek(-8, os.SEEK_END)
+        length, checksum = (int.from_bytes(stream.read(4), "little") for _ in range(2))
+        stream.seek(max(0, end - length))
+        return stream.read(length), checksum
 
 
 def _mapped(path: Path) -> NDArray[Any]:
@@ -162,6 +177,15 @@ def load_prepared(path: Path) -> FloatArray:
     """
     found = _mapped(path)
     return from_levels(found) if found.dtype == np.uint16 else found
+
+
+def load_facts(path: Path) -> ScanFacts:
+    """How the scan of a cached image was acquired; raises StorageError where the entry vanished or was damaged."""
+    try:
+        found = json.loads(_trailer(path)[0])
+        return ScanFacts(**found | {key: tuple(found[key]) for key in ("spacing_mm", "shape")})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"The prepared image {path.name} vanished or was damaged ({error}); run again.") from None
 
 
 def as_tensor(path: Path) -> torch.Tensor:

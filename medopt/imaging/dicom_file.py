@@ -175,14 +175,33 @@ def number_of_frames(dataset: Dataset, name: str) -> int:
     return count
 
 
+_PLAIN_FACTS = (
+    ("manufacturer", "Manufacturer"),
+    ("model", "ManufacturerModelName"),
+    ("view", "ViewPosition"),
+    ("sex", "PatientSex"),
+)
+_A_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
+
+
 def source(dataset: Dataset) -> dict[str, str]:
-    """Facts of the file that identify no one: format, transfer syntax, device; study and series as pseudonyms."""
+    """Facts of the file that identify no one: format, transfer syntax, device, view, the patient's sex and age.
+
+    Study and series are pseudonyms. Age is in whole years, of 90 and more as 90: few people are older.
+    """
     facts = {"format": "DICOM", "transfer_syntax": dataset.file_meta.TransferSyntaxUID.name}
-    for key, keyword in (("manufacturer", "Manufacturer"), ("model", "ManufacturerModelName")):
-        facts[key] = str(dataset.get(keyword) or "")
+    for key, keyword in _PLAIN_FACTS:
+        facts[key] = str(dataset.get(keyword) or "").strip()
+    facts["age"] = _years(str(dataset.get("PatientAge") or ""))
     for key, keyword in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):
         facts[key] = pseudonym(str(dataset[keyword].value)) if dataset.get(keyword) else ""
     return facts
+
+
+def _years(text: str) -> str:
+    """An Age String (PS3.5 6.2: 018M, 045Y) in whole years, empty where it is none."""
+    found = re.fullmatch(r"(\d{3})([DWMY])", text.strip())
+    return "" if found is None else str(min(90, int(int(found[1]) / _A_YEAR[found[2]])))
 
 
 def vector(value: Any, count: int) -> NDArray[np.float64] | None:

@@ -21,6 +21,7 @@ from medopt.provenance import atomic, pseudonym
 from medopt.records import SPLITS, Case
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
+GROUPS = ("sex", "age")
 NO_PATIENT = frozenset(
     {"", "na", "n/a", "nan", "none", "null", "unknown", "anonymous", "anonymized", "anonymised", "?", "-"}
 )
@@ -33,14 +34,16 @@ def read_manifest(path: Path, study: Study) -> tuple[Case, ...]:
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
     A multi-label study has one 0/1 column a label instead of `label`. `site`, `study_uid`, `series_uid` and `case_id`
-    are read where present; `age`, `sex` and other columns may stand there and are not used. `case_id` is the image's
-    pseudonym where the manifest gives none. Raises DataError naming the file, the rows and the columns.
+    are read where present; `age`, `sex` and the columns that `data.subgroups` names become the case's groups. Other
+    columns may stand there and are not used. `case_id` is the image's pseudonym where the manifest gives none. Raises
+    DataError naming the file, the rows and the columns.
     """
     labels = _label_columns(study)
     read_label = _label_reader(study)
     faults = _Faults(path)
+    grouping = dict.fromkeys((*GROUPS, *study.data.subgroups))
     cases = []
-    for number, cells in _rows(path, required_columns(study), faults):
+    for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
         image = faults.read(number, "image", cells, _image)
         given = cells.get("case_id") or image or ""
         case = Case(
@@ -52,6 +55,7 @@ def read_manifest(path: Path, study: Study) -> tuple[Case, ...]:
             site=cells.get("site") or "unknown",
             study_uid=cells.get("study_uid", ""),
             series_uid=cells.get("series_uid", ""),
+            groups=tuple((name, cells[name]) for name in grouping if cells.get(name)),
         )
         faults.patients.add(case.patient_id)
         faults.once(number, "image", case.image, f"({case.image})")
@@ -225,17 +229,20 @@ def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         labels = _label_columns(study)
-        writer.writerow(["case_id", "image", "patient_id", "site", *labels, "split", "study_uid", "series_uid"])
+        grouping = [*GROUPS, *(name for name in study.data.subgroups if name not in GROUPS)]
+        known = ["case_id", "image", "patient_id", "site", *labels, "split", "study_uid", "series_uid"]
+        writer.writerow([*known, *grouping])
         for case in cases:
             named = case.label if study.data.task == "multilabel" else [study.data.labels[case.label[0]]]
             uids = [pseudonym(uid) if uid else "" for uid in (case.study_uid, case.series_uid)]
-            writer.writerow([case.case_id, case.image, case.patient_id, case.site, *named, case.split, *uids])
+            groups = [dict(case.groups).get(name, "") for name in grouping]
+            writer.writerow([case.case_id, case.image, case.patient_id, case.site, *named, case.split, *uids, *groups])
 
 
 def manifest_digest(cases: Iterable[Case]) -> str:
     """SHA-256 of what the cases say, whatever their order."""
-    content = attrgetter(*(column.name for column in fields(Case)))
+    content = attrgetter(*(column.name for column in fields(Case) if column.name != "groups"))
     found = hashlib.sha256()
-    for row in sorted(map(content, cases)):
+    for row in sorted((*content(case), *case.groups) for case in cases):
         found.update(json.dumps(row).encode() + b"\n")
     return found.hexdigest()

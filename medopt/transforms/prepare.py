@@ -176,19 +176,25 @@ class PrepareChain(Transform):
         ]
         if config.spacing_mm is not None:
             steps.append(ResampleSpacing(config.spacing_mm))
-        self._read = ReadScan()
+        self.read = ReadScan()
         self._steps = Compose([*steps, Resize(config.size, config.fit), ToUnitRange(), CropOrPad(config.size)])
 
     def __call__(self, scan: str | Path | Volume) -> Tensor:
-        """Prepare one scan; raises DataError naming the file and the reason."""
-        # The steps work in place, so that a large scan is never held twice; a caller's own Volume stays as it is.
-        volume = replace(scan, array=scan.array.copy()) if isinstance(scan, Volume) else self._read(scan)
+        """Prepare one scan, of which a Volume stays as it is; raises DataError naming the file and the reason."""
+        if isinstance(scan, Volume):
+            return self.consume(replace(scan, array=scan.array.copy()))
+        return self.consume(self.read(scan), f"{scan}: ")
+
+    def consume(self, volume: Volume, where: str = "") -> Tensor:
+        """Prepare a Volume whose array is no longer needed: the steps work in place, and hold a large scan only once.
+
+        Raises DataError, which begins with `where`.
+        """
         try:
             return self._steps(volume)
         except RuntimeError as error:
             # Compose wraps whatever a step raises; a refusal must keep its own words.
             if isinstance(error.__cause__, MedoptError):
-                where = "" if isinstance(scan, Volume) else f"{scan}: "
                 raise DataError(f"{where}{error.__cause__}") from None
             raise
 

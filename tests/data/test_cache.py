@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from medopt.config import Prepare
-from medopt.data.cache import PreparedCache, as_tensor, content_digest, load_prepared
+from medopt.data.cache import PreparedCache, as_tensor, content_digest, load_facts, load_prepared
 from medopt.errors import ConfigError, DataError, StorageError
 from medopt.provenance import atomic, write_text
-from medopt.records import Case
+from medopt.records import Case, Volume
 from medopt.transforms.prepare import PrepareChain
 
 
@@ -51,13 +53,13 @@ def cache(tmp_path: Path) -> PreparedCache:
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Hears of every image that the chain really prepares."""
     heard: list[str] = []
-    original = PrepareChain.__call__
+    original = PrepareChain.consume
 
-    def listen(self: PrepareChain, scan: Any) -> torch.Tensor:
-        heard.append(Path(str(scan)).name)
-        return original(self, scan)
+    def listen(self: PrepareChain, volume: Volume, where: str = "") -> torch.Tensor:
+        heard.append(Path(where.removesuffix(": ")).name)
+        return original(self, volume, where)
 
-    monkeypatch.setattr(PrepareChain, "__call__", listen)
+    monkeypatch.setattr(PrepareChain, "consume", listen)
     return heard
 
 
@@ -75,6 +77,18 @@ def test_a_second_fill_prepares_nothing(cache: PreparedCache, root: Path, prepar
     first = cache.fill(cases, root)
     assert len(prepared) == 4
     assert cache.fill(cases, root) == first and len(prepared) == 4
+
+
+def test_an_entry_tells_how_the_scan_was_acquired(cache: PreparedCache, root: Path) -> None:
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    dataset.PatientAge, dataset.PatientSex, dataset.PatientName = "018M", "F", "Unheard^Of"
+    dataset.save_as(root / "ct.dcm")
+    ct, png = cache.fill([case("ct.dcm"), case("0.png")], root)
+    facts = load_facts(ct)
+    assert (facts.modality, facts.scanner, facts.sex, facts.age) == ("CT", "GE MEDICAL SYSTEMS RHAPSODE", "F", "1")
+    assert (facts.shape, facts.spacing_mm) == ((128, 128), (0.6615, 0.6615))
+    assert (load_facts(png).shape, load_facts(png).spacing_mm, load_facts(png).modality) == ((20, 24), (), "")
+    assert b"Unheard" not in ct.read_bytes()
 
 
 def test_the_same_content_under_another_path_has_the_same_entry(cache: PreparedCache, root: Path) -> None:

@@ -38,7 +38,8 @@ def test_rows_become_cases_with_pseudonyms(manifest, study):
         header="image,patient_id,label,split,site,study_uid,series_uid,age,sex,case_id",
     )
     first, second = read_manifest(path, study())
-    assert first == Case(pseudonym("mine"), pseudonym(PLANTED), "a/1.png", (1,), "train", "north", "1.2.3", "1.2.3.4")
+    known = (pseudonym("mine"), pseudonym(PLANTED), "a/1.png", (1,), "train", "north", "1.2.3", "1.2.3.4")
+    assert first == Case(*known, groups=(("sex", "F"), ("age", "61")))
     assert second == Case(pseudonym("yours"), pseudonym("P2"), "a/2.png", (0,), "test")
 
 
