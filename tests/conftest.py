@@ -17,6 +17,29 @@ if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need 
 
 pytest_plugins = ["clinic_fixtures"]
 
+# The modules that take longest, longest first: begun early, none of them is waited for alone at the end.
+LONGEST = (
+    "test_fleet_ray",
+    "test_killed_anywhere",
+    "test_several_processes",
+    "test_tracking_server",
+    "test_interrupted",
+    "test_processes",
+    "test_seeds_and_folds",
+    "test_sweep",
+    "test_other_studies",
+    "test_release_tampering",
+    "test_from_an_export",
+    "test_wrong_input",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest modules first (with --no-loadscope-reorder)."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "question": "Is the left half brighter?",

@@ -15,6 +15,7 @@ def two_nodes() -> Iterator[Any]:
     """A head and one more node, a processor each; yields (cluster, second node)."""
     pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # else all else goes before its workers
     from ray.cluster_utils import Cluster
 
     memory = 80_000_000
