@@ -59,3 +59,13 @@ def test_the_input_is_left_as_it_was() -> None:
     before = x.clone()
     BottleneckLayer(6, 3, 6)(x)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_place_reaches_the_skip_of_a_block_with_a_stride(dims: int) -> None:
+    """A 1x1 convolution with a stride would see every second place of an axis only."""
+    block = BottleneckLayer(1, 1, 2, spatial_dims=dims, stride=2).eval()
+    place = torch.zeros(1, 1, *[5] * dims, requires_grad=True)
+    block.skip(place).sum().backward()  # 5 is odd: the last place stands alone
+    assert place.grad is not None and bool((place.grad != 0).all())
+    assert block.skip(place).shape == block(place).shape == (1, 2, *[3] * dims)
