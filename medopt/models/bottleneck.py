@@ -10,8 +10,8 @@ class BottleneckLayer(nn.Module):
     """A residual bottleneck, usable alone: `BottleneckLayer(128, 32, 256)`.
 
     Shapes: (N, in_channels, *space) to (N, out_channels, *space / stride), with 2 or 3 spatial axes. The skip is the
-    identity where the shape is kept, else a 1x1 projection. The stride sits on the 3x3 convolution, and on the skip in an
-    average pooling: a 1x1 convolution with a stride would not see three of four places.
+    identity where the shape is kept, else a 1x1 projection. The stride sits on the 3x3 convolution, and on the skip in
+    an average pooling: a 1x1 convolution with a stride would not see three of four places.
     Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017),
     pooled skip as in He et al., Bag of Tricks for Image Classification (2019), ResNet-D.
     """
