@@ -18,6 +18,7 @@ from medopt.commands.manifest_check import check
 from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
 from medopt.commands.plan import plan
 from medopt.commands.prepare import prepare
+from medopt.commands.report import report
 from medopt.commands.run import run
 from medopt.commands.series import series
 from medopt.commands.sweep import sweep
@@ -44,6 +45,7 @@ app.command()(prepare)
 app.command()(sweep)
 app.command()(series)
 app.command()(plan)
+app.command()(report)
 
 
 @app.callback()

@@ -1,0 +1,120 @@
+"""`report.html` of a run: does it work, for whom not, how sure, what int8 changed; and what stands behind each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medopt.report import sections
+from medopt.report.answers import answers
+from medopt.report.checklist import COVERED, LEFT
+from medopt.report.page import picture, write_page
+from medopt.report.records import RunRecords, read_run
+from medopt.report.sections import Table
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure with what it shows; `source` is its data address."""
+
+    source: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report below the first page."""
+
+    title: str
+    text: str
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Where a link finds it."""
+        return self.title.lower().replace(" ", "-")
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` of a run folder and return its path.
+
+    Raises DataError where the folder holds no evaluated run, StorageError where the page cannot be written.
+    """
+    run = read_run(folder)
+    target = folder / REPORT
+    write_page(
+        target,
+        "run.html",
+        run=run,
+        answers=answers(run),
+        front=_pictures(run, ("roc", ""), ("subgroups", "")),
+        sections=_sections(run),
+        settings=sections.settings(run.study),
+        covered=COVERED,
+        left=LEFT,
+    )
+    return target
+
+
+def _pictures(run: RunRecords, *wanted: tuple[str, str]) -> tuple[Picture, ...]:
+    """Those of the wanted pictures (name, caption) that the run has."""
+    found = [(picture(run.figures / f"{name}.png"), caption) for name, caption in wanted]
+    return tuple(Picture(source, caption) for source, caption in found if source)
+
+
+def _tables(*tables: Table | None) -> tuple[Table, ...]:
+    return tuple(table for table in tables if table is not None)
+
+
+def _sections(run: RunRecords) -> list[Section]:
+    chosen = run.metrics["operating_point"][run.served]
+    decided = f"Operating point: {chosen['rule']}, chosen on validation. {chosen.get('note', '')}"
+    sanity = run.explanations.get("sanity", {}).get("said", "")
+    found = [
+        Section(
+            "Performance",
+            "The test split, scored once, after everything was chosen on validation.",
+            _tables(sections.performance(run), sections.patients(run)),
+            _pictures(run, ("precision_recall", ""), ("confusion", "")),
+        ),
+        Section(
+            "Calibration and decisions",
+            decided,
+            (),
+            _pictures(run, ("reliability", ""), ("decision_curve", ""), ("coverage_risk", "")),
+        ),
+        Section("Sites and subgroups", "", _tables(sections.subgroups(run)), ()),
+        Section(
+            "Shift and noise",
+            "Test images made worse as other devices, motion and transmission would, from just visible (1) to severe.",
+            _tables(sections.robustness(run)),
+            _pictures(run, ("robustness", "")),
+        ),
+        Section(
+            "Explanation",
+            "Where the float network found the evidence for the answer it gave, in its surest errors and in a random "
+            f"sample. {sanity}",
+            (),
+            tuple(replace(one, wide=True) for one in _pictures(run, ("explain/cases", ""), ("explain/nearest", ""))),
+        ),
+        Section(
+            "Scans unlike those of training",
+            "The release declines to answer where a scan's header, content or sharpness is unlike those it was trained "
+            "on.",
+            _tables(sections.domain(run)),
+            (),
+        ),
+        Section("Data", "", _tables(sections.data(run)), ()),
+        Section(
+            "Training",
+            "",
+            (),
+            _pictures(run, ("learning_curves", "")),
+        ),
+        Section("Where it comes from", "", _tables(sections.speed(run), sections.provenance(run)), ()),
+    ]
+    return [section for section in found if section.tables or section.pictures]

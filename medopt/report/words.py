@@ -1,0 +1,61 @@
+"""Figures in the words of a report: a value with its interval, shares, differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Estimate = Mapping[str, Any]
+UNDEFINED = "not defined"
+
+
+def figure(estimate: Estimate | None, digits: int = 3) -> str:
+    """0.912 (0.871 to 0.944); a figure without an interval alone, one that is not defined in words."""
+    if not estimate or estimate.get("value") is None:
+        return UNDEFINED
+    shown = f"{estimate['value']:.{digits}f}"
+    if estimate.get("low") is None:
+        return shown
+    return f"{shown} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+
+
+def share(estimate: Estimate | None, digits: int = 1) -> str:
+    """91.2 % (87.1 to 94.4)."""
+    if not estimate or estimate.get("value") is None:
+        return UNDEFINED
+    shown = f"{100 * estimate['value']:.{digits}f} %"
+    if estimate.get("low") is None:
+        return shown
+    return f"{shown} ({100 * estimate['low']:.{digits}f} to {100 * estimate['high']:.{digits}f})"
+
+
+def difference(estimate: Estimate | None, digits: int = 3) -> str:
+    """-0.012 (-0.031 to +0.004)."""
+    if not estimate or estimate.get("value") is None:
+        return UNDEFINED
+    shown = f"{estimate['value']:+.{digits}f}"
+    if estimate.get("low") is None:
+        return shown
+    return f"{shown} ({estimate['low']:+.{digits}f} to {estimate['high']:+.{digits}f})"
+
+
+def excludes_zero(estimate: Estimate | None) -> bool:
+    """Whether the interval lies on one side of 0."""
+    if not estimate or estimate.get("low") is None:
+        return False
+    return bool(estimate["low"] > 0 or estimate["high"] < 0)
+
+
+def note(estimate: Estimate | None) -> str:
+    """What has to be said beside a figure."""
+    return str((estimate or {}).get("note", ""))
+
+
+def plain(name: str) -> str:
+    """A key as words: low_resolution is low resolution."""
+    return name.replace("_", " ")
+
+
+def joined(items: list[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
