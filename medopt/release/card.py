@@ -41,7 +41,8 @@ def render_card(info: ReleaseInfo) -> str:
         f"- Input: {prepare.channels} x {size}{spacing}, fitted by `{prepare.fit}`, intensities by "
         f"`{prepare.intensity.method}`.",
         f"- Chain fingerprint: `{info.chain_fingerprint}`.",
-        f"- int8: temperature {int8.temperature:.4g}, threshold {int8.threshold} ({int8.rule}), both from validation.",
+        f"- int8: {int8.calibration.told()}, threshold {int8.threshold} ({int8.rule}), both from validation.",
+        *([f"- Left undecided: probabilities from {int8.band[0]:.4g} up to {int8.band[1]:.4g}."] if int8.band else []),
         f"- Engines that passed the gate: {', '.join(int8.engines)}.",
         f"- Gate: {passed}.",
         "",
