@@ -102,7 +102,7 @@ def _threshold(scored: Scored, output: int) -> float | None:
 
 
 def _called(probability: Floats, rows: NDArray[np.bool_], cuts: Floats, groups: Groups | None) -> Floats:
-    """Of `rows` (N,), how many are there, and how many each cut (T,) calls positive, for each case or group: (., T+1)."""
+    """Of `rows` (N,), how many there are and how many each cut (T,) calls positive, by case or group: (., T + 1)."""
     order = np.argsort(cuts)
     reached = np.searchsorted(cuts[order], probability[rows], side="right")
     place, count = (np.flatnonzero(rows), len(rows)) if groups is None else (groups.index[rows], groups.count)

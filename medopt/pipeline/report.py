@@ -12,6 +12,12 @@ import numpy as np
 from medopt.config import Study
 from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
+from medopt.evaluation.figures_decisions import (
+    coverage_risk_figure,
+    decision_curve_figure,
+    precision_recall_figure,
+    subgroup_figure,
+)
 from medopt.evaluation.scored import Scored
 from medopt.pipeline.stages import KINDS, Judged
 from medopt.records import EpochRecord, Predictions
@@ -58,9 +64,14 @@ def scored_as_judged(study: Study, table: Predictions, judged: Judged) -> Scored
 
 
 def draw_figures(
-    study: Study, history: Sequence[EpochRecord], tables: Sequence[Predictions], judged: Judged, folder: Path
+    study: Study,
+    history: Sequence[EpochRecord],
+    tables: Sequence[Predictions],
+    judged: Judged,
+    metrics: Mapping[str, Any],
+    folder: Path,
 ) -> None:
-    """Learning curves; ROC, reliability and confusion on the test split, float and int8 together."""
+    """Learning curves; all else on the test split, float and int8 together, the subgroups of the int8 model."""
     paths = [folder / f"{name}.png" for name in ("learning_curves", "roc", "reliability", "confusion")]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
     if history:  # an ensemble is not trained
@@ -73,6 +84,19 @@ def draw_figures(
     )
     reliability_figure(models, labels, paths[2], confidence=confidence, title="Reliability, test split")
     confusion_figure(models, labels, paths[3], title="Confusion, test split")
+    precision_recall_figure(models, labels, folder / "precision_recall.png", title="Precision and recall, test split")
+    curves, risks = metrics["net_benefit"], metrics["selective"]
+    decision_curve_figure(curves, folder / "decision_curve.png", confidence=confidence, title="Net benefit, test split")
+    coverage_risk_figure(
+        risks, folder / "coverage_risk.png", confidence=confidence, title="Coverage and risk, test split"
+    )
+    subgroup_figure(
+        metrics["subgroups"]["int8"],
+        metrics["test"]["int8"],
+        folder / "subgroups.png",
+        confidence=confidence,
+        title="Sites and subgroups, test split, int8",
+    )
 
 
 def release_info(

@@ -227,7 +227,7 @@ class Run:
         sizes = {kind: (self.folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
         metrics = summarize(study, tables, judged, sizes)
         records = [EpochRecord(**record) for record in history]
-        draw_figures(study, records, tables, judged, path / "figures")
+        draw_figures(study, records, tables, judged, metrics, path / "figures")
         kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id, "data_notes": notes}
         write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
         return {}
