@@ -59,7 +59,7 @@ def estimates(
         return {name: _without_interval(value, cases, "one patient only") for name, value in point.items()}
     parts = [statistic(weights) for weights in patient_draws(patient_id, bootstrap, generator)]
     return {
-        name: _interval(value, np.concatenate([part[name] for part in parts]), confidence, cases)
+        name: interval(value, np.concatenate([part[name] for part in parts]), confidence, cases)
         for name, value in point.items()
     }
 
@@ -77,16 +77,22 @@ def resampled(
     Patients (N,) that are dealt at random into a thousand groups vary between the groups as they do among each other,
     so that drawing whole groups gives the same interval; the values themselves come from the cases as they are.
     """
-    options = {"bootstrap": bootstrap, "confidence": confidence}
+    point, draws = draw_figures_of(make, patients, bootstrap, generator)
+    return {name: interval(value, draws[name], confidence, len(patients)) for name, value in point.items()}
+
+
+def draw_figures_of(
+    make: Callable[[Groups | None], Statistic], patients: Index, bootstrap: int, generator: np.random.Generator
+) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Each figure on the cases as they are, and (B,) on resampled patients; no draws where there is one patient."""
+    whole = make(None)
+    point = {name: float(values[0]) for name, values in whole(np.ones((1, len(patients)), np.int64)).items()}
+    if len(np.unique(patients)) < 2:
+        return point, {name: np.empty(0) for name in point}
     groups = deal(patients, generator)
-    if groups is None:
-        return estimates(make(None), patients, generator=generator, **options)  # type: ignore[arg-type]
-    whole = make(None)(np.ones((1, len(patients)), np.int64))
-    found = estimates(make(groups), np.arange(groups.count), generator=generator, **options)  # type: ignore[arg-type]
-    return {
-        name: replace(one, value=None if one.value is None else float(whole[name][0]), n=len(patients))
-        for name, one in found.items()
-    }
+    statistic, witnesses = (whole, patients) if groups is None else (make(groups), np.arange(groups.count))
+    parts = [statistic(weights) for weights in patient_draws(witnesses, bootstrap, generator)]
+    return point, {name: np.concatenate([part[name] for part in parts]) for name in point}
 
 
 def deal(patients: Index, generator: np.random.Generator) -> Groups | None:
@@ -104,7 +110,10 @@ def _without_interval(value: float, cases: int, why: str) -> Estimate:
     return Estimate(value, None, None, cases, f"no interval: {why}")
 
 
-def _interval(value: float, drawn: Floats, confidence: float, cases: int) -> Estimate:
+def interval(value: float, drawn: Floats, confidence: float, cases: int) -> Estimate:
+    """A figure with its percentile interval over draws (B,); NaN is a draw, or a figure, that is not defined."""
+    if len(drawn) == 0:
+        return _without_interval(value, cases, "one patient only")
     kept = drawn[~np.isnan(drawn)]
     if np.isnan(value) or len(kept) < len(drawn) / 2:
         return _without_interval(value, cases, f"{len(drawn) - len(kept)} of {len(drawn)} draws do not define it")

@@ -12,13 +12,8 @@ import numpy as np
 from medopt.config import Study
 from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
-from medopt.evaluation.figures_decisions import (
-    coverage_risk_figure,
-    decision_curve_figure,
-    precision_recall_figure,
-    subgroup_figure,
-)
 from medopt.evaluation.scored import Scored
+from medopt.pipeline.evaluating import draw_decisions
 from medopt.pipeline.stages import KINDS, Judged
 from medopt.records import EpochRecord, Predictions
 from medopt.release.contents import FORMAT, MODELS, ModelInfo, ReleaseInfo
@@ -84,19 +79,12 @@ def draw_figures(
     )
     reliability_figure(models, labels, paths[2], confidence=confidence, title="Reliability, test split")
     confusion_figure(models, labels, paths[3], title="Confusion, test split")
-    precision_recall_figure(models, labels, folder / "precision_recall.png", title="Precision and recall, test split")
-    curves, risks = metrics["net_benefit"], metrics["selective"]
-    decision_curve_figure(curves, folder / "decision_curve.png", confidence=confidence, title="Net benefit, test split")
-    coverage_risk_figure(
-        risks, folder / "coverage_risk.png", confidence=confidence, title="Coverage and risk, test split"
-    )
-    subgroup_figure(
-        metrics["subgroups"]["int8"],
-        metrics["test"]["int8"],
-        folder / "subgroups.png",
-        confidence=confidence,
-        title="Sites and subgroups, test split, int8",
-    )
+    told = {
+        kind: {key: metrics[key][kind] for key in ("net_benefit", "selective", "subgroups")}
+        | {"figures": metrics["test"][kind]}
+        for kind in KINDS
+    }
+    draw_decisions(models, labels, told, folder, confidence, "test")
 
 
 def release_info(

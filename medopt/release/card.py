@@ -78,4 +78,5 @@ def shown(estimate: Mapping[str, Any]) -> str:
         return f"not defined ({estimate.get('note', '')})"
     if estimate["low"] is None:
         return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f}-{estimate['high']:.3f})"
+    to = "-" if estimate["low"] >= 0 else " to "
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f}{to}{estimate['high']:.3f})"
