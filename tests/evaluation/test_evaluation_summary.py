@@ -9,7 +9,9 @@ import pytest
 from sklearn import metrics as oracle
 
 from medopt.errors import DataError
+from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.calibration import probabilities
+from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import METRICS, by_site, evaluate
 from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
 
@@ -17,11 +19,15 @@ SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 11}
 HALF = OperatingPoint(0.5, "fixed")
 
 
+def scored(predictions):
+    return Scored(predictions, "binary", operating_point=HALF)
+
+
 def test_binary_figures_equal_scikit_learn_and_lie_in_their_intervals(drawn):
     predictions = drawn(180, patients=120, decimals=1)
     probability = probabilities(predictions.logits, 1.4, "binary")
     point = choose_threshold(probability, predictions.labels, "youden")
-    found = evaluate(predictions, 1.4, point, "binary", **SETTINGS)
+    found = evaluate(Scored(predictions, "binary", Calibration("temperature", 1.4), point), **SETTINGS)
     assert tuple(found) == METRICS
     truth, called = predictions.labels, probability[:, 0] >= point.threshold
     expected = {
@@ -46,7 +52,7 @@ def test_binary_figures_equal_scikit_learn_and_lie_in_their_intervals(drawn):
 def test_studies_with_several_outputs(drawn, task, outputs):
     predictions = drawn(200, outputs, task=task)
     point = choose_threshold(probabilities(predictions.logits, 1.0, task), predictions.labels, "youden")
-    found = evaluate(predictions, 1.0, point, task, **SETTINGS)
+    found = evaluate(Scored(predictions, task, operating_point=point), **SETTINGS)
     assert all(0 < found[name].value < 1 for name in METRICS)
     assert found["auc"].low < found["auc"].value < found["auc"].high
     if task == "multiclass":
@@ -57,11 +63,11 @@ def test_studies_with_several_outputs(drawn, task, outputs):
 def test_the_same_seed_gives_the_same_intervals_in_any_order_of_rows(drawn):
     predictions = drawn(100, patients=70)
     again = predictions.where(np.random.default_rng(0).permutation(100))
-    one, other = (evaluate(rows, 1.0, HALF, "binary", **SETTINGS) for rows in (predictions, again))
+    one, other = (evaluate(scored(rows), **SETTINGS) for rows in (predictions, again))
     for name in METRICS:
         assert (one[name].value, one[name].low) == pytest.approx((other[name].value, other[name].low), abs=1e-12)
-    elsewhere = evaluate(predictions, 1.0, HALF, "binary", **(SETTINGS | {"seed": 12}))
-    assert elsewhere["auc"].low != one["auc"].low
+    elsewhere = evaluate(scored(predictions), **(SETTINGS | {"seed": 12}))
+    assert elsewhere["auc_bootstrap"].low != one["auc_bootstrap"].low
 
 
 def degenerate(drawn):
@@ -77,7 +83,7 @@ def degenerate(drawn):
 
 def test_degenerate_sets_say_why_and_never_nan(drawn):
     for name, predictions in degenerate(drawn):
-        found = evaluate(predictions, 1.0, HALF, "binary", **SETTINGS)
+        found = evaluate(scored(predictions), **SETTINGS)
         assert tuple(found) == METRICS
         for metric, estimate in found.items():
             json.dumps(estimate.as_dict(), allow_nan=False)
@@ -91,17 +97,17 @@ def test_degenerate_sets_say_why_and_never_nan(drawn):
 
 def test_one_class_keeps_what_is_defined(drawn):
     predictions = replace(drawn(40), labels=np.ones(40, dtype=np.int64))
-    found = evaluate(predictions, 1.0, HALF, "binary", **SETTINGS)
+    found = evaluate(scored(predictions), **SETTINGS)
     assert found["auc"].value is None and found["specificity"].value is None
     assert found["sensitivity"].value == found["accuracy"].value > 0
 
 
 def test_sites_are_evaluated_alone(drawn):
     predictions = drawn(120)
-    found = by_site(predictions, 1.0, HALF, "binary", **SETTINGS)
+    found = by_site(scored(predictions), **SETTINGS)
     assert list(found) == ["north", "south"]
     north = predictions.where(predictions.site == "north")
-    assert found["north"] == evaluate(north, 1.0, HALF, "binary", **SETTINGS)
+    assert found["north"] == evaluate(scored(north), **SETTINGS)
     assert found["north"]["auc"].n + found["south"]["auc"].n == 120
 
 
@@ -109,11 +115,11 @@ def test_damaged_logits_are_refused(drawn):
     predictions = drawn(20)
     predictions.logits[3] = np.inf
     with pytest.raises(DataError, match="not a finite number"):
-        evaluate(predictions, 1.0, HALF, "binary", **SETTINGS)
+        evaluate(scored(predictions), **SETTINGS)
 
 
 def test_two_thousand_draws_of_five_hundred_cases_take_less_than_two_seconds(drawn):
     predictions = drawn(500, patients=400)
     start = time.process_time()
-    evaluate(predictions, 1.0, HALF, "binary", bootstrap=2000, confidence=0.95, seed=0)
+    evaluate(scored(predictions), bootstrap=2000, confidence=0.95, seed=0)
     assert time.process_time() - start < 2
