@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,9 @@ from medopt.provenance import digest
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Task = Literal["binary", "multiclass", "multilabel"]
+ShiftFamily = Literal[
+    "noise", "blur", "contrast", "low_resolution", "bias_field", "motion", "compression", "detector"
+]  # medopt.transforms.corrupt makes them
 
 
 class Section(BaseModel):
@@ -285,6 +288,10 @@ class Evaluation(Section):
     operating_point: Literal["youden", "sensitivity", "specificity", "fixed"] = "youden"
     target: Fraction = 0.5
     """sensitivity, specificity: the least wanted on validation; fixed: the probability itself."""
+    shift_cases: int = Field(200, ge=0)
+    """Most test cases that are made worse to measure robustness, drawn by patient; 0 is off."""
+    shift_families: list[ShiftFamily] = Field(list(get_args(ShiftFamily)), min_length=1)
+    """In which ways they are made worse, at five levels each."""
 
 
 class Gate(Section):

@@ -37,7 +37,7 @@ class ConsoleReporter:
     def stage(self, name: str, note: str) -> None:
         """A stage begins, or is skipped."""
         self._close()
-        self.console.print(Text(f"{name:<10}", "bold cyan") + Text(note, "dim"), soft_wrap=True)
+        self.console.print(Text(f"{name:<11}", "bold cyan") + Text(note, "dim"), soft_wrap=True)
 
     def message(self, text: str) -> None:
         """One line, not broken where it is long."""

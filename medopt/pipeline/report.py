@@ -15,6 +15,8 @@ from medopt.pipeline.stages import KINDS, Judged
 from medopt.records import EpochRecord, Estimate, Predictions
 from medopt.release.contents import MODELS, ModelInfo, ReleaseInfo
 
+FIGURES = ("learning_curves", "roc", "reliability", "confusion")
+
 
 def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Everything of `metrics.json` that comes from predictions: validation, test and sites, with intervals."""
@@ -55,7 +57,7 @@ def draw_figures(
     study: Study, history: Sequence[EpochRecord], tables: Sequence[Predictions], judged: Judged, folder: Path
 ) -> None:
     """Learning curves; ROC, reliability and confusion on the test split, float and int8 together."""
-    paths = [folder / f"{name}.png" for name in ("learning_curves", "roc", "reliability", "confusion")]
+    paths = [folder / f"{name}.png" for name in FIGURES]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
     if history:  # an ensemble is not trained
         learning_curves(history, paths[0], metric=metric)

@@ -18,7 +18,8 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
-from medopt.pipeline.report import draw_figures, release_info, summarize
+from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
+from medopt.pipeline.robust import PICTURE, RESULT, TABLE, check_robustness
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import Source
 from medopt.pipeline.stages import KINDS, Judged, compress, judge_models, predict_splits, validation_score
@@ -108,10 +109,11 @@ class Run:
         judged = Judged.from_facts(
             self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
         )
-        outputs = [path / "metrics.json", path / "predictions.csv", path / "figures"]
+        figures = [path / "figures" / f"{name}.png" for name in FIGURES]
+        outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes}
         self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes))
-        metrics = json.loads(outputs[0].read_text())
+        metrics = json.loads(outputs[0].read_text()) | self._looked_into(sets, identity, judged)
         if judged.verdict.passed:
             folder = [self.folder.release]
             self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
@@ -120,6 +122,22 @@ class Run:
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
         self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
+
+    def _looked_into(self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged) -> dict[str, Any]:
+        """What else is measured of the test split once it has been scored, each under the name of its stage."""
+        study, path, found = self.source.study, self.folder.path, {}
+        inputs = identity | {"judged": judged.facts()}
+        if study.evaluation.shift_cases:
+
+            def robustness() -> dict[str, Any]:
+                tables = read_predictions(path / "predictions.csv")
+                clean = {table.model: table.of_split("test") for table in tables}
+                return check_robustness(study, sets["test"], clean, self.folder, judged, self.reporter)
+
+            outputs = [path / RESULT, path / TABLE, path / "figures" / PICTURE]
+            self._stage("robustness", inputs, outputs, robustness)
+            found["robustness"] = json.loads(outputs[0].read_text())
+        return found
 
     def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
         interrupts.stop_if_asked()
@@ -244,6 +262,8 @@ class Run:
         files = {"figures": path / "figures", "": path / "metrics.json"}
         self.tracker.log_files(files)
         self.tracker.log_files({"": path / "study.yaml", "tables": path / "predictions.csv"})
+        if (path / TABLE).exists():
+            self.tracker.log_files({"tables": path / TABLE})
         if passed:
             self.tracker.log_files({"release": self.folder.release})
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}
