@@ -294,6 +294,16 @@ class Evaluation(Section):
     """In which ways they are made worse, at five levels each."""
 
 
+class Domain(Section):
+    """The gate before the answer: scans unlike those of training are declined, with a reason."""
+
+    enabled: bool = True
+    false_alarm: float = Field(0.05, gt=0, le=0.5)
+    """Share of good scans that may be declined; the limits are set by it on validation."""
+    margin: float = Field(1.5, ge=1)
+    """By which factor a scan's size and pixel spacing may lie beyond those of the training images."""
+
+
 class Gate(Section):
     """What the compressed model must keep, judged on validation."""
 
@@ -333,6 +343,7 @@ class Study(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     compression: Compression = Compression()
+    domain: Domain = Domain()
 
     @model_validator(mode="after")
     def _weights_of_labels(self) -> Self:

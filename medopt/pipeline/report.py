@@ -80,7 +80,12 @@ def draw_figures(
 
 
 def release_info(
-    study: Study, judged: Judged, metrics: Mapping[str, Any], fingerprint: str, provenance: Mapping[str, Any]
+    study: Study,
+    judged: Judged,
+    metrics: Mapping[str, Any],
+    fingerprint: str,
+    provenance: Mapping[str, Any],
+    domain: str | None = None,
 ) -> ReleaseInfo:
     """What the release says of itself."""
     models = {
@@ -103,6 +108,7 @@ def release_info(
         prepare=study.prepare,
         chain_fingerprint=fingerprint,
         models=models,
+        domain=domain,
         gate=metrics["gate"],
         figures={key: metrics[key] for key in ("test", "sites", "latency_ms", "size_bytes", "confidence")},
         provenance=dict(provenance),

@@ -18,6 +18,7 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
+from medopt.pipeline import gating
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.robust import PICTURE, RESULT, TABLE, check_robustness
 from medopt.pipeline.run_folder import RunFolder
@@ -26,7 +27,7 @@ from medopt.pipeline.stages import KINDS, Judged, compress, judge_models, predic
 from medopt.provenance import code_version, digest, machine, package_versions, write_json
 from medopt.records import SPLITS, EpochRecord, Reporter
 from medopt.release.build import build_release
-from medopt.release.contents import MODELS, SUMS
+from medopt.release.contents import DOMAIN, MODELS, SUMS
 from medopt.tracking import Tracker
 from medopt.training.automatic import resolve_auto
 from medopt.training.engine import Hardware
@@ -137,6 +138,14 @@ class Run:
             outputs = [path / RESULT, path / TABLE, path / "figures" / PICTURE]
             self._stage("robustness", inputs, outputs, robustness)
             found["robustness"] = json.loads(outputs[0].read_text())
+        if study.domain.enabled:
+
+            def domain() -> dict[str, Any]:
+                return gating.gate_domain(study, sets, self.folder, judged, self.reporter)
+
+            outputs = [path / gating.RESULT, self.folder.models / gating.RESULT]
+            self._stage("domain", inputs, outputs, domain)
+            found["domain"] = json.loads(outputs[0].read_text())
         return found
 
     def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
@@ -250,9 +259,11 @@ class Run:
             "machine": machine(),
             "data_notes": metrics["data_notes"],
         }
-        info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance)
+        gate = self.folder.models / gating.RESULT if self.source.study.domain.enabled else None
+        name = DOMAIN if gate else None
+        info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance, name)
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}
-        build_release(self.folder.release, info, models)
+        build_release(self.folder.release, info, models, gate)
         return {"release": digest((self.folder.release / SUMS).read_text())}
 
     def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,26 +15,36 @@ from medopt.evaluation.calibration import probabilities
 from medopt.inference.engines import Engine, open_engine
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
+from medopt.release.domain import Domain, blank, facts_of
 from medopt.transforms.prepare import PrepareChain
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a release says of one scan. `decision` names the label, or the labels of a multi-label study."""
+    """What a release says of one scan. `decision` names the label, or the labels of a multi-label study.
+
+    `declined` says why the release does not vouch for this scan: it is unlike those it was trained on. Its decision is
+    then empty; the probabilities are what the model made of it all the same, for whoever looks into the case.
+    """
 
     probabilities: dict[str, float]
     decision: str
     logits: tuple[float, ...]
+    declined: str = ""
+
+
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """An opened release: its chain, one of its models, and the engine that runs it."""
+    """An opened release: its chain, one of its models, the engine that runs it, and the gate before its answers."""
 
     info: ReleaseInfo
     kind: Kind
     chain: PrepareChain
     engine: Engine
+    domain: Domain | None = None
 
     @classmethod
     def open(cls, folder: Path, kind: Kind = "int8", engine: str | None = None, threads: int = 0) -> Predictor:
@@ -48,17 +60,28 @@ class Predictor:
             raise ReleaseError(
                 f"{engine} did not pass the gate for the {kind} model; passed: {', '.join(model.engines)}."
             )
-        return cls(info, kind, chain, open_engine(engine or model.engines[0], folder / model.file, threads))
+        opened = open_engine(engine or model.engines[0], folder / model.file, threads)
+        return cls(info, kind, chain, opened, Domain.read(folder / info.domain) if info.domain else None)
 
-    def predict(self, batch: FloatArray) -> list[Answer]:
-        """Answers for prepared images (N, C, *size)."""
-        return [self._answer(row) for row in self.engine.run(batch)]
+    def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, Facts]:
+        """A scan's tensor (C, *size), and what the gate wants to know of its header; raises DataError."""
+        facts: dict[str, Any] = {}
+        return self.chain(scan, lambda volume: facts.update(facts_of(volume))).numpy(), facts
+
+    def predict(self, batch: FloatArray, facts: Sequence[Facts | None] | None = None) -> list[Answer]:
+        """Answers for prepared images (N, C, *size); `facts` is what `prepare` gave beside each of them."""
+        if self.domain is None:
+            return [self._answer(row, blank(image)) for row, image in zip(self.engine.run(batch), batch, strict=True)]
+        logits, features = self.engine.run_both(batch)
+        reasons = self.domain.reasons(self.kind, features, batch, facts or [None] * len(batch))
+        return [self._answer(row, reason) for row, reason in zip(logits, reasons, strict=True)]
 
     def predict_scan(self, scan: str | Path | Volume) -> Answer:
         """Read, prepare and predict one scan; raises DataError naming the file and the reason."""
-        return self.predict(self.chain(scan).numpy()[None])[0]
+        image, facts = self.prepare(scan)
+        return self.predict(image[None], [facts])[0]
 
-    def _answer(self, logits: NDArray[np.float64]) -> Answer:
+    def _answer(self, logits: NDArray[np.float64], declined: str) -> Answer:
         model, labels = self.info.models[self.kind], self.info.labels
         table = probabilities(logits[None], model.temperature, self.info.task)
         decided = model.operating_point.decide(table)[0]
@@ -69,4 +92,5 @@ class Predictor:
             decision = ";".join(name for name, yes in zip(labels, decided, strict=True) if yes)
         else:
             decision = labels[int(decided)]
-        return Answer(dict(zip(labels, values, strict=True)), decision, tuple(float(value) for value in logits))
+        shown = dict(zip(labels, values, strict=True))
+        return Answer(shown, "" if declined else decision, tuple(float(value) for value in logits), declined)

@@ -6,6 +6,7 @@ build the same way is refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,15 @@ class PrepareChain(Transform):
         self._read = ReadScan()
         self._steps = Compose([*steps, Resize(config.size, config.fit), ToUnitRange(), CropOrPad(config.size)])
 
-    def __call__(self, scan: str | Path | Volume) -> Tensor:
-        """Prepare one scan; raises DataError naming the file and the reason."""
+    def __call__(self, scan: str | Path | Volume, look: Callable[[Volume], None] | None = None) -> Tensor:
+        """Prepare one scan; raises DataError naming the file and the reason.
+
+        `look` is shown the scan as it was read, before the steps change it.
+        """
         # The steps work in place, so that a large scan is never held twice; a caller's own Volume stays as it is.
         volume = replace(scan, array=scan.array.copy()) if isinstance(scan, Volume) else self._read(scan)
+        if look is not None:
+            look(volume)
         try:
             return self._steps(volume)
         except RuntimeError as error:
