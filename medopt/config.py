@@ -288,6 +288,10 @@ class Evaluation(Section):
     operating_point: Literal["youden", "sensitivity", "specificity", "fixed"] = "youden"
     target: Fraction = 0.5
     """sensitivity, specificity: the least wanted on validation; fixed: the probability itself."""
+    explain: int = Field(12, ge=0, le=60)
+    """Most test cases shown with a map of where the network looked: the surest errors, and a sample; 0 is off."""
+    nearest: int = Field(0, ge=0, le=10)
+    """How many training images nearest to each shown error are drawn beside it; 0 is off."""
     shift_cases: int = Field(200, ge=0)
     """Most test cases that are made worse to measure robustness, drawn by patient; 0 is off."""
     shift_families: list[ShiftFamily] = Field(list(get_args(ShiftFamily)), min_length=1)

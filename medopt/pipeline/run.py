@@ -15,10 +15,11 @@ from medopt import interrupts
 from medopt.config import Study, Training
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.scored import Scored
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
-from medopt.pipeline import gating
+from medopt.pipeline import explaining, gating
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.robust import PICTURE, RESULT, TABLE, check_robustness
 from medopt.pipeline.run_folder import RunFolder
@@ -114,7 +115,7 @@ class Run:
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes}
         self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes))
-        metrics = json.loads(outputs[0].read_text()) | self._looked_into(sets, identity, judged)
+        metrics = json.loads(outputs[0].read_text()) | self._looked_into(sets, identity, judged, weights)
         if judged.verdict.passed:
             folder = [self.folder.release]
             self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
@@ -124,7 +125,9 @@ class Run:
         self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
-    def _looked_into(self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged) -> dict[str, Any]:
+    def _looked_into(
+        self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]
+    ) -> dict[str, Any]:
         """What else is measured of the test split once it has been scored, each under the name of its stage."""
         study, path, found = self.source.study, self.folder.path, {}
         inputs = identity | {"judged": judged.facts()}
@@ -138,6 +141,17 @@ class Run:
             outputs = [path / RESULT, path / TABLE, path / "figures" / PICTURE]
             self._stage("robustness", inputs, outputs, robustness)
             found["robustness"] = json.loads(outputs[0].read_text())
+        if study.evaluation.explain:
+
+            def explain() -> dict[str, Any]:
+                table = next(one for one in read_predictions(path / "predictions.csv") if one.model == "float")
+                fitted = (judged.temperatures["float"], judged.points["float"])
+                scored = Scored(table.of_split("test"), study.data.task, *fitted)
+                return explaining.explain_cases(study, sets, self.source.root, weights, scored, self.folder)
+
+            outputs = [path / explaining.RESULT, path / "figures" / explaining.FOLDER]
+            self._stage("explain", inputs, outputs, explain)
+            found["explanations"] = json.loads(outputs[0].read_text())
         if study.domain.enabled:
 
             def domain() -> dict[str, Any]:

@@ -16,12 +16,16 @@ from medopt.records import SPLITS, Case
 from medopt.study_file import find_manifest
 from medopt.transforms.prepare import PrepareChain
 
-STAGES = ("train", "compress", "judge", "evaluate", "robustness", "domain", "release", "record")
+STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "record")
 
 
 def stages_of(study: Study) -> tuple[str, ...]:
     """The stages of this study's run: those of STAGES that it does not switch off."""
-    off = {"robustness": study.evaluation.shift_cases == 0, "domain": not study.domain.enabled}
+    off = {
+        "robustness": study.evaluation.shift_cases == 0,
+        "explain": study.evaluation.explain == 0,
+        "domain": not study.domain.enabled,
+    }
     return tuple(stage for stage in STAGES if not off.get(stage))
 
 

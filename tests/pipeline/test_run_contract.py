@@ -34,6 +34,7 @@ def test_run_folder_holds_what_the_contract_names(finished: Finished) -> None:
     release = {"release.json", "SHA256SUMS", "CARD.md", "golden.json", "model.int8.onnx", "model.float.onnx"}
     assert {"study.yaml", "manifest.csv", "predictions.csv", "metrics.json", "checkpoints/best.safetensors"} <= found
     assert {"shift_predictions.csv", "robustness.json", "figures/robustness.png"} <= found
+    assert {"explanations.json", "figures/explain/cases.png", "domain.json", "models/domain.json"} <= found
     assert figures <= found
     assert {f"release/{name}" for name in release} <= found
     assert not [name for name in found if name.endswith(".part")]
@@ -83,6 +84,17 @@ def test_robustness_is_of_whole_patients_of_the_test_split_and_starts_from_the_c
         assert not np.array_equal(tables[f"{kind}|noise|5"].logits, base.logits)
         assert set(found["families"]) == {"noise", "compression"}
         assert found["mean"]["value"] == pytest.approx(found["clean"]["value"] - found["drop"]["value"])
+
+
+def test_explained_cases_are_of_the_test_split_and_the_sanity_check_is_told(finished: Finished) -> None:
+    found = json.loads((finished.folder / "explanations.json").read_text())
+    assert found == finished.done.summary["explanations"]
+    test = next(iter(read_predictions(finished.folder / "predictions.csv"))).of_split("test")
+    shown = [case["case_id"] for case in found["cases"]]
+    assert len(shown) == len(set(shown)) == 9  # one image of each of nine patients
+    assert set(shown) <= set(test.case_id)
+    assert {case["why"] for case in found["cases"]} >= {"drawn at random"}
+    assert "the learned weights" in found["sanity"]["said"]
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
