@@ -135,8 +135,9 @@ def predict(
 ) -> None:
     """Predict scans with a release: a table, and a CSV with the reason of every refusal.
 
-    Exit code 3 where a scan was refused; the others are predicted all the same. An archive may be spread over a Ray
-    cluster: --fleet ray (what is --engine ray elsewhere; here the engine is what runs the network).
+    A scan unlike those of the release's training is declined: it has a reason instead of a decision. Exit code 3
+    where a scan was refused, since it cannot be read; the others are predicted all the same. An archive may be spread
+    over a Ray cluster: --fleet ray (what is --engine ray elsewhere; here the engine is what runs the network).
     """
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
@@ -159,7 +160,8 @@ def predict(
     finally:
         reporter.close()
     print_predictions(rows, predictor)
-    typer.echo(f"{len(rows)} scans, written to {out}")
+    declined = sum(row.answer is not None and bool(row.answer.declined) for row in rows)
+    typer.echo(f"{len(rows)} scans{f', {declined} of them declined' if declined else ''}, written to {out}")
     refused = [row.refused for row in rows if row.answer is None]
     if refused:
         raise DataError(f"{len(refused)} of {len(rows)} scans were refused: {listed(refused)}")

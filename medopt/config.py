@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,9 @@ from medopt.provenance import digest
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Task = Literal["binary", "multiclass", "multilabel"]
+ShiftFamily = Literal[
+    "noise", "blur", "contrast", "low_resolution", "bias_field", "motion", "compression", "detector"
+]  # medopt.transforms.corrupt makes them
 
 
 class Section(BaseModel):
@@ -301,6 +304,24 @@ class Evaluation(Section):
     """How the logits of a patient's images become the patient's, where a patient has several."""
     smallest_group: int = Field(10, ge=2)
     """Fewest patients of a site or subgroup for which figures are given."""
+    explain: int = Field(12, ge=0, le=60)
+    """Most test cases shown with a map of where the network looked: the surest errors, and a sample; 0 is off."""
+    nearest: int = Field(0, ge=0, le=10)
+    """How many training images nearest to each shown error are drawn beside it; 0 is off."""
+    shift_cases: int = Field(200, ge=0)
+    """Most test cases that are made worse to measure robustness, drawn by patient; 0 is off."""
+    shift_families: list[ShiftFamily] = Field(list(get_args(ShiftFamily)), min_length=1)
+    """In which ways they are made worse, at five levels each."""
+
+
+class Domain(Section):
+    """The gate before the answer: scans unlike those of training are declined, with a reason."""
+
+    enabled: bool = True
+    false_alarm: float = Field(0.05, gt=0, le=0.5)
+    """Share of good scans that may be declined; the limits are set by it on validation."""
+    margin: float = Field(1.5, ge=1)
+    """By which factor a scan's size and pixel spacing may lie beyond those of the training images."""
 
 
 class Gate(Section):
@@ -342,6 +363,7 @@ class Study(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     compression: Compression = Compression()
+    domain: Domain = Domain()
 
     @model_validator(mode="after")
     def _weights_of_labels(self) -> Self:

@@ -37,7 +37,7 @@ class ConsoleReporter:
     def stage(self, name: str, note: str) -> None:
         """A stage begins, or is skipped."""
         self._close()
-        self.console.print(Text(f"{name:<10}", "bold cyan") + Text(note, "dim"), soft_wrap=True)
+        self.console.print(Text(f"{name:<11}", "bold cyan") + Text(note, "dim"), soft_wrap=True)
 
     def message(self, text: str) -> None:
         """One line, not broken where it is long."""
@@ -141,6 +141,8 @@ def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40)
     for row in rows[:most]:
         if row.answer is None:
             table.add_row(row.path, Text("refused", "red"))
+        elif row.answer.declined:
+            table.add_row(row.path, Text("declined", "yellow"))
         else:
             values = [f"{row.answer.probabilities[label]:.3f}" for label in labels]
             table.add_row(row.path, row.answer.decision, *values)
@@ -148,6 +150,10 @@ def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40)
     console.print(table)
     if len(rows) > most:
         console.print(f"and {len(rows) - most} more in the CSV")
+    declined = [row.answer.declined for row in rows if row.answer is not None and row.answer.declined]
+    if declined:
+        text = f"declined {len(declined)} of {len(rows)}, because (the first): {declined[0]}; the CSV says of each"
+        console.print(text, soft_wrap=True)
     limits = model.threshold if isinstance(model.threshold, tuple) else (model.threshold,)
     told = [f"{name} from {limit:.4f} on" for name, limit in zip(labels[-len(limits) :], limits, strict=True) if limit]
     rule = ", ".join(told) or "the most probable label"

@@ -113,7 +113,8 @@ def test_artifacts_are_the_files_of_the_run(
 ) -> None:
     got = Path(store.download_artifacts(tracked.info.run_id, "", str(tmp_path)))
     files = {path.relative_to(got).as_posix(): path.read_bytes() for path in got.rglob("*") if path.is_file()}
-    kept = {"tables/predictions.csv": "predictions.csv", "study.yaml": "study.yaml", "metrics.json": "metrics.json"}
+    kept = {"tables/predictions.csv": "predictions.csv", "tables/shift_predictions.csv": "shift_predictions.csv"}
+    kept |= {"study.yaml": "study.yaml", "metrics.json": "metrics.json"}
     for place in ("figures", "release"):
         kept |= {
             name: name
@@ -224,7 +225,7 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     again = call("run", *words, *strict)
     lines = [line.rstrip() for line in again.stderr.splitlines()]
     assert again.code == 5
-    assert "train     unchanged, skipped" in lines and "judge" in lines  # the same command measures anew
+    assert "train      unchanged, skipped" in lines and "judge" in lines  # the same command measures anew
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim
 
 from medopt.errors import TrainingError
-from medopt.inference.engines import INPUT, OUTPUT, open_engine
+from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.provenance import atomic
 from medopt.records import FloatArray
 
@@ -44,7 +44,7 @@ def export_onnx(model: nn.Module, examples: FloatArray, path: Path, opset: int) 
                 verbose=False,
             )
         assert program is not None  # the dynamo exporter always returns a program
-        onnx.save(_without_traces(program.model_proto), part)
+        onnx.save(_with_features(_without_traces(program.model_proto)), part)
         with torch.inference_mode():
             expected = model(torch.from_numpy(images)).double().numpy()
         difference = float(np.abs(open_engine("onnxruntime", part).run(images) - expected).max())
@@ -59,6 +59,27 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without the exporter's notes: a tenth of a small file, and they tell the paths of this machine."""
     for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         item.ClearField("metadata_props")
+    return model
+
+
+def _with_features(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a second output: what its last layer, a matrix product, works on (N, F).
+
+    The domain gate looks at it. An engine that is asked for the logits alone does nothing more than before. A network
+    with another last layer gets no such output.
+    """
+    graph = model.graph
+    last = next((node for node in graph.node if OUTPUT in node.output), None)
+    if last is None or last.op_type != "Gemm":
+        return model
+    name = last.input[0]
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [FEATURES if one == name else one for one in names]
+    (known,) = [one for one in graph.value_info if one.name == name]
+    graph.value_info.remove(known)
+    known.name = FEATURES
+    graph.output.append(known)
     return model
 
 

@@ -16,7 +16,10 @@ from medopt.data.cache import load_prepared
 from medopt.errors import ReleaseError
 from medopt.records import FloatArray, batches
 
-INPUT, OUTPUT = "image", "logits"
+INPUT, OUTPUT, FEATURES = "image", "logits", "features"
+
+
+Both = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class Engine(Protocol):
@@ -26,6 +29,9 @@ class Engine(Protocol):
 
     def run(self, batch: FloatArray) -> NDArray[np.float64]:
         """Logits (N, K) of a float32 batch (N, C, *size)."""
+
+    def run_both(self, batch: FloatArray) -> Both:
+        """Logits (N, K), and what the classifier saw: features (N, F)."""
 
 
 class OnnxRuntimeEngine:
@@ -42,6 +48,11 @@ class OnnxRuntimeEngine:
     def run(self, batch: FloatArray) -> NDArray[np.float64]:
         """Logits (N, K) of a float32 batch (N, C, *size)."""
         return np.asarray(self._session.run([OUTPUT], {INPUT: batch})[0], np.float64)
+
+    def run_both(self, batch: FloatArray) -> Both:
+        """Logits (N, K) and features (N, F)."""
+        logits, features = self._session.run([OUTPUT, FEATURES], {INPUT: batch})
+        return np.asarray(logits, np.float64), np.asarray(features, np.float64)
 
 
 @cache
@@ -70,6 +81,11 @@ class OpenVinoEngine:
     def run(self, batch: FloatArray) -> NDArray[np.float64]:
         """Logits (N, K) of a float32 batch (N, C, *size)."""
         return np.array(self._request.infer({INPUT: batch})[OUTPUT], np.float64)
+
+    def run_both(self, batch: FloatArray) -> Both:
+        """Logits (N, K) and features (N, F)."""
+        found = self._request.infer({INPUT: batch})
+        return np.array(found[OUTPUT], np.float64), np.array(found[FEATURES], np.float64)
 
 
 ENGINES: dict[str, Callable[[Path, int], Engine]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}

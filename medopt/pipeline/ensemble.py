@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import compose, helper
 
-from medopt.inference.engines import INPUT, OUTPUT
+from medopt.inference.engines import FEATURES, INPUT, OUTPUT
 from medopt.pipeline.group import Group
 from medopt.pipeline.runner import ensemble_study
 from medopt.pipeline.source import Source
@@ -38,17 +38,27 @@ def build_ensemble(
 
 
 def merge_mean(paths: Sequence[Path], target: Path) -> None:
-    """Write one model that gives the mean of the logits of several, all of which see the same image."""
+    """Write one model that gives the mean of the logits of several, all of which see the same image.
+
+    Its features are theirs, one after the other; where one of them has none, it has none either.
+    """
     parts = [compose.add_prefix(onnx.load(path), f"member{n}_", rename_inputs=False) for n, path in enumerate(paths)]
-    outputs = [part.graph.output[0].name for part in parts]
-    answer = onnx.ValueInfoProto()
-    answer.CopyFrom(parts[0].graph.output[0])
-    answer.name = OUTPUT
+    logits, features = (
+        [one for n, part in enumerate(parts) for one in part.graph.output if one.name == f"member{n}_{name}"]
+        for name in (OUTPUT, FEATURES)
+    )
+    joining = [helper.make_node("Mean", [one.name for one in logits], [OUTPUT], "mean")]
+    answers = [_renamed(logits[0], OUTPUT)]
+    if len(features) == len(parts):
+        joining.append(helper.make_node("Concat", [one.name for one in features], [FEATURES], "concatenate", axis=1))
+        answers.append(
+            _renamed(features[0], FEATURES, sum(one.type.tensor_type.shape.dim[1].dim_value for one in features))
+        )
     graph = helper.make_graph(
-        [node for part in parts for node in part.graph.node] + [helper.make_node("Mean", outputs, [OUTPUT], "mean")],
+        [node for part in parts for node in part.graph.node] + joining,
         "ensemble",
         [next(one for one in parts[0].graph.input if one.name == INPUT)],
-        [answer],
+        answers,
         [item for part in parts for item in part.graph.initializer],
         value_info=[item for part in parts for item in part.graph.value_info],
     )
@@ -57,3 +67,13 @@ def merge_mean(paths: Sequence[Path], target: Path) -> None:
     model.ir_version = parts[0].ir_version
     with atomic(target) as part:
         onnx.save(model, part)
+
+
+def _renamed(output: onnx.ValueInfoProto, name: str, width: int | None = None) -> onnx.ValueInfoProto:
+    """The description of an output under another name, and with another number of columns where given."""
+    found = onnx.ValueInfoProto()
+    found.CopyFrom(output)
+    found.name = name
+    if width is not None:
+        found.type.tensor_type.shape.dim[1].dim_value = width
+    return found

@@ -18,6 +18,11 @@ from medopt.pipeline.stages import KINDS, Judged
 from medopt.records import EpochRecord, Predictions
 from medopt.release.contents import FORMAT, MODELS, ModelInfo, ReleaseInfo
 
+FIGURES = (
+    *("learning_curves", "roc", "reliability", "confusion"),
+    *("precision_recall", "decision_curve", "coverage_risk", "subgroups"),
+)
+
 
 def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Everything of `metrics.json` that comes from predictions, with intervals: validation, test, sites and the rest.
@@ -67,7 +72,7 @@ def draw_figures(
     folder: Path,
 ) -> None:
     """Learning curves; all else on the test split, float and int8 together, the subgroups of the int8 model."""
-    paths = [folder / f"{name}.png" for name in ("learning_curves", "roc", "reliability", "confusion")]
+    paths = [folder / f"{name}.png" for name in FIGURES[:4]]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
     if history:  # an ensemble is not trained
         learning_curves(history, paths[0], metric=metric)
@@ -88,7 +93,12 @@ def draw_figures(
 
 
 def release_info(
-    study: Study, judged: Judged, metrics: Mapping[str, Any], fingerprint: str, provenance: Mapping[str, Any]
+    study: Study,
+    judged: Judged,
+    metrics: Mapping[str, Any],
+    fingerprint: str,
+    provenance: Mapping[str, Any],
+    domain: str | None = None,
 ) -> ReleaseInfo:
     """What the release says of itself."""
     models = {
@@ -112,6 +122,7 @@ def release_info(
         prepare=study.prepare,
         chain_fingerprint=fingerprint,
         models=models,
+        domain=domain,
         gate=metrics["gate"],
         figures={key: metrics[key] for key in ("test", "sites", "latency_ms", "size_bytes", "confidence")},
         provenance=dict(provenance),

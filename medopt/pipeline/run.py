@@ -15,10 +15,13 @@ from medopt import interrupts
 from medopt.config import Study, Training
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.scored import Scored
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
-from medopt.pipeline.report import draw_figures, release_info, summarize
+from medopt.pipeline import explaining, gating
+from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
+from medopt.pipeline.robust import PICTURE, RESULT, TABLE, check_robustness
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import Source
 from medopt.pipeline.stages import (
@@ -33,7 +36,7 @@ from medopt.pipeline.stages import (
 from medopt.provenance import code_version, digest, machine, package_versions, write_json
 from medopt.records import SPLITS, EpochRecord, Reporter
 from medopt.release.build import build_release
-from medopt.release.contents import MODELS, SUMS
+from medopt.release.contents import DOMAIN, MODELS, SUMS
 from medopt.tracking import Tracker
 from medopt.training.automatic import resolve_auto
 from medopt.training.engine import Hardware
@@ -117,10 +120,11 @@ class Run:
         judged = Judged.from_facts(
             self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
         )
-        outputs = [path / "metrics.json", path / "predictions.csv", path / "figures"]
+        figures = [path / "figures" / f"{name}.png" for name in FIGURES]
+        outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes}
         self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes))
-        metrics = json.loads(outputs[0].read_text())
+        metrics = json.loads(outputs[0].read_text()) | self._looked_into(sets, identity, judged, weights)
         if judged.verdict.passed:
             folder = [self.folder.release]
             self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
@@ -129,6 +133,43 @@ class Run:
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
         self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
+
+    def _looked_into(
+        self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]
+    ) -> dict[str, Any]:
+        """What else is measured of the test split once it has been scored, each under the name of its stage."""
+        study, path, found = self.source.study, self.folder.path, {}
+        inputs = identity | {"judged": judged.facts()}
+        if study.evaluation.shift_cases:
+
+            def robustness() -> dict[str, Any]:
+                tables = read_predictions(path / "predictions.csv")
+                clean = {table.model: table.of_split("test") for table in tables}
+                return check_robustness(study, sets["test"], clean, self.folder, judged, self.reporter)
+
+            outputs = [path / RESULT, path / TABLE, path / "figures" / PICTURE]
+            self._stage("robustness", inputs, outputs, robustness)
+            found["robustness"] = json.loads(outputs[0].read_text())
+        if study.evaluation.explain:
+
+            def explain() -> dict[str, Any]:
+                table = next(one for one in read_predictions(path / "predictions.csv") if one.model == "float")
+                fitted = (judged.calibrations["float"], judged.points["float"])
+                scored = Scored(table.of_split("test"), study.data.task, *fitted)
+                return explaining.explain_cases(study, sets, self.source.root, weights, scored, self.folder)
+
+            outputs = [path / explaining.RESULT, path / "figures" / explaining.FOLDER]
+            self._stage("explain", inputs, outputs, explain)
+            found["explanations"] = json.loads(outputs[0].read_text())
+        if study.domain.enabled:
+
+            def domain() -> dict[str, Any]:
+                return gating.gate_domain(study, sets, self.folder, judged, self.reporter)
+
+            outputs = [path / gating.RESULT, self.folder.models / gating.RESULT]
+            self._stage("domain", inputs, outputs, domain)
+            found["domain"] = json.loads(outputs[0].read_text())
+        return found
 
     def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
         interrupts.stop_if_asked()
@@ -241,9 +282,11 @@ class Run:
             "machine": machine(),
             "data_notes": metrics["data_notes"],
         }
-        info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance)
+        gate = self.folder.models / gating.RESULT if self.source.study.domain.enabled else None
+        name = DOMAIN if gate else None
+        info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance, name)
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}
-        build_release(self.folder.release, info, models)
+        build_release(self.folder.release, info, models, gate)
         return {"release": digest((self.folder.release / SUMS).read_text())}
 
     def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -253,6 +296,8 @@ class Run:
         files = {"figures": path / "figures", "": path / "metrics.json"}
         self.tracker.log_files(files)
         self.tracker.log_files({"": path / "study.yaml", "tables": path / "predictions.csv"})
+        if (path / TABLE).exists():
+            self.tracker.log_files({"tables": path / TABLE})
         if passed:
             self.tracker.log_files({"release": self.folder.release})
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}

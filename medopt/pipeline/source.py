@@ -16,7 +16,17 @@ from medopt.records import SPLITS, Case
 from medopt.study_file import find_manifest
 from medopt.transforms.prepare import PrepareChain
 
-STAGES = ("train", "compress", "judge", "evaluate", "release", "record")
+STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "record")
+
+
+def stages_of(study: Study) -> tuple[str, ...]:
+    """The stages of this study's run: those of STAGES that it does not switch off."""
+    off = {
+        "robustness": study.evaluation.shift_cases == 0,
+        "explain": study.evaluation.explain == 0,
+        "domain": not study.domain.enabled,
+    }
+    return tuple(stage for stage in STAGES if not off.get(stage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,6 @@ def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str
     return {
         "cases": {split: sum(case.split == split for case in source.cases) for split in SPLITS},
         "folder": str(found) if found else f"a new one below {runs / study.name}",
-        "stages": {stage: "done" if stage in done else "to do" for stage in STAGES},
+        "stages": {stage: "done" if stage in done else "to do" for stage in stages_of(study)},
         "chain": PrepareChain(study.prepare).fingerprint,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from medopt.evaluation.thresholds import OperatingPoint
 from medopt.inference.engines import Engine, load_batch, open_engine, run_files
 from medopt.inference.latency import measure_latency
 from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.subgroups import subgroups
 from medopt.records import SPLITS, Predictions, Reporter, Split, Verdict
 from medopt.training.loop import load_best
 from medopt.training.task import Prepared
@@ -143,11 +144,12 @@ def judge_models(study: Study, sets: Sets, weights: Sequence[Path], folder: RunF
 
 def predict_splits(study: Study, sets: Sets, folder: RunFolder, judged: Judged) -> list[Predictions]:
     """Validation and test predictions of both models, each in the engine that will serve it."""
-    tables = []
+    tables, parts = [], [sets[split] for split in SPLITS[1:]]
+    groups = subgroups(Prepared([c for part in parts for c in part.cases], [f for part in parts for f in part.files]))
     for kind in KINDS:
         engine = open_engine(judged.engines[kind][0], folder.models / f"{kind}.onnx", study.compression.threads)
-        parts = [_predict(study, kind, split, sets[split], engine) for split in SPLITS[1:]]
-        tables.append(Predictions.joined(kind, parts))
+        predicted = [_predict(study, kind, split, sets[split], engine) for split in SPLITS[1:]]
+        tables.append(replace(Predictions.joined(kind, predicted), subgroups=groups))
     return tables
 
 

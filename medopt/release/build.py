@@ -13,10 +13,11 @@ from medopt.release.golden import draw_golden, record_answers
 from medopt.release.verify import all_predictors, verify_release
 
 
-def build_release(target: Path, info: ReleaseInfo, models: Mapping[Kind, Path]) -> None:
+def build_release(target: Path, info: ReleaseInfo, models: Mapping[Kind, Path], domain: Path | None = None) -> None:
     """Write the release to `target`, replacing an earlier one of the same run.
 
-    `models` are the ONNX files. The folder is built beside `target`, verified as a user would, and renamed.
+    `models` are the ONNX files, `domain` the gate that `info` names. The folder is built beside `target`, verified as a
+    user would, and renamed.
     Raises ReleaseError where it does not verify, StorageError where it cannot be written.
     """
     part = target.with_name(f".{target.name}.part")
@@ -26,6 +27,8 @@ def build_release(target: Path, info: ReleaseInfo, models: Mapping[Kind, Path]) 
             part.mkdir(parents=True)
             for kind, path in models.items():
                 shutil.copyfile(path, part / info.models[kind].file)
+            if domain is not None and info.domain is not None:
+                shutil.copyfile(domain, part / info.domain)
             write_text(part / INFO, info.model_dump_json(indent=2) + "\n")
             write_text(part / CARD, render_card(info))
             scans = draw_golden(part / "golden", len(info.prepare.size))

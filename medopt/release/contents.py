@@ -14,7 +14,7 @@ from medopt.evaluation.thresholds import OperatingPoint
 from medopt.provenance import file_digest, write_text
 from medopt.transforms.prepare import PrepareChain
 
-INFO, SUMS, CARD, GOLDEN = "release.json", "SHA256SUMS", "CARD.md", "golden.json"
+INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"
 Kind = Literal["int8", "float"]
 MODELS: dict[Kind, str] = {"int8": "model.int8.onnx", "float": "model.float.onnx"}
 FORMAT = 2
@@ -52,6 +52,8 @@ class ReleaseInfo(BaseModel):
     prepare: Prepare
     chain_fingerprint: str
     models: dict[Kind, ModelInfo]
+    domain: str | None = None
+    """The file of the gate that declines scans unlike those of training; None: there is no such gate."""
     gate: dict[str, Any]
     figures: dict[str, Any]
     provenance: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.errors import ReleaseError
+from medopt.imaging.facts import ScanFacts
 from medopt.inference.engines import Engine, open_engine
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
+from medopt.release.domain import Domain, blank
 from medopt.transforms.prepare import PrepareChain
 
 UNDECIDED = "undecided"
@@ -22,21 +25,26 @@ class Answer:
     """What a release says of one scan. `decision` names the label, or the labels of a multi-label study.
 
     It is UNDECIDED where the probability lies in the band that validation chose around the threshold.
+
+    `declined` says why the release does not vouch for this scan: it is unlike those it was trained on. Its decision is
+    then empty; the probabilities are what the model made of it all the same, for whoever looks into the case.
     """
 
     probabilities: dict[str, float]
     decision: str
     logits: tuple[float, ...]
+    declined: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """An opened release: its chain, one of its models, and the engine that runs it."""
+    """An opened release: its chain, one of its models, the engine that runs it, and the gate before its answers."""
 
     info: ReleaseInfo
     kind: Kind
     chain: PrepareChain
     engine: Engine
+    domain: Domain | None = None
 
     @classmethod
     def open(cls, folder: Path, kind: Kind = "int8", engine: str | None = None, threads: int = 0) -> Predictor:
@@ -52,17 +60,30 @@ class Predictor:
             raise ReleaseError(
                 f"{engine} did not pass the gate for the {kind} model; passed: {', '.join(model.engines)}."
             )
-        return cls(info, kind, chain, open_engine(engine or model.engines[0], folder / model.file, threads))
+        opened = open_engine(engine or model.engines[0], folder / model.file, threads)
+        return cls(info, kind, chain, opened, Domain.read(folder / info.domain) if info.domain else None)
 
-    def predict(self, batch: FloatArray) -> list[Answer]:
-        """Answers for prepared images (N, C, *size)."""
-        return [self._answer(row) for row in self.engine.run(batch)]
+    def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, ScanFacts]:
+        """A scan's tensor (C, *size), and what the gate wants to know of its header; raises DataError."""
+        volume = scan if isinstance(scan, Volume) else self.chain.read(scan)
+        facts = ScanFacts.of(volume)
+        image = self.chain(volume) if volume is scan else self.chain.consume(volume, f"{scan}: ")
+        return image.numpy(), facts
+
+    def predict(self, batch: FloatArray, facts: Sequence[ScanFacts | None] | None = None) -> list[Answer]:
+        """Answers for prepared images (N, C, *size); `facts` is what `prepare` gave beside each of them."""
+        if self.domain is None:
+            return [self._answer(row, blank(image)) for row, image in zip(self.engine.run(batch), batch, strict=True)]
+        logits, features = self.engine.run_both(batch)
+        reasons = self.domain.reasons(self.kind, features, batch, facts or [None] * len(batch))
+        return [self._answer(row, reason) for row, reason in zip(logits, reasons, strict=True)]
 
     def predict_scan(self, scan: str | Path | Volume) -> Answer:
         """Read, prepare and predict one scan; raises DataError naming the file and the reason."""
-        return self.predict(self.chain(scan).numpy()[None])[0]
+        image, facts = self.prepare(scan)
+        return self.predict(image[None], [facts])[0]
 
-    def _answer(self, logits: NDArray[np.float64]) -> Answer:
+    def _answer(self, logits: NDArray[np.float64], declined: str) -> Answer:
         model, labels = self.info.models[self.kind], self.info.labels
         table = model.calibration.probabilities(logits[None], self.info.task)
         decided = model.operating_point.decide(table)[0]
@@ -75,4 +96,5 @@ class Predictor:
             decision = ";".join(name for name, yes in zip(labels, decided, strict=True) if yes)
         else:
             decision = labels[int(decided)]
-        return Answer(dict(zip(labels, values, strict=True)), decision, tuple(float(value) for value in logits))
+        shown = dict(zip(labels, values, strict=True))
+        return Answer(shown, "" if declined else decision, tuple(float(value) for value in logits), declined)

@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from medopt.errors import DataError
+from medopt.imaging.facts import ScanFacts
 from medopt.provenance import atomic
-from medopt.records import Reporter, SilentReporter
+from medopt.records import FloatArray, Reporter, SilentReporter
 from medopt.release.predictor import Answer, Predictor
 
 # Names that belong to a data folder but are no scans.
@@ -69,24 +68,28 @@ def predict_scans(
                 advance(1)
 
 
-def _row(predictor: Predictor, path: Path, prepared: Tensor | DataError) -> Row:
+def _row(predictor: Predictor, path: Path, prepared: tuple[FloatArray, ScanFacts] | DataError) -> Row:
     if isinstance(prepared, DataError):
         return Row(str(path), None, str(prepared))
     try:
-        return Row(str(path), predictor.predict(prepared.numpy()[None])[0])
+        image, facts = prepared
+        return Row(str(path), predictor.predict(image[None], [facts])[0])
     except DataError as error:  # a logit that is not a number
         return Row(str(path), None, f"{path}: {error}")
 
 
-def _prepare(predictor: Predictor, path: Path) -> Tensor | DataError:
+def _prepare(predictor: Predictor, path: Path) -> tuple[FloatArray, ScanFacts] | DataError:
     try:
-        return predictor.chain(path)
+        return predictor.prepare(path)
     except DataError as error:
         return error
 
 
 def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> list[Row]:
-    """Write the rows as CSV: path, decision, a probability for each label, and the reason of a refusal.
+    """Write the rows as CSV: path, decision, a probability for each label, and why a scan was declined or refused.
+
+    A declined scan has no decision and no probability: nobody may take for an answer what the release does not vouch
+    for.
 
     The file is opened before the first row is asked for, so that no prediction is made in vain. Returns the rows.
     Raises StorageError.
@@ -94,12 +97,14 @@ def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> lis
     written = []
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "decision", *(f"probability_{label}" for label in labels), "refused"])
+        writer.writerow(["path", "decision", *(f"probability_{label}" for label in labels), "declined", "refused"])
         for row in rows:
             written.append(row)
             if row.answer is None:
-                writer.writerow([row.path, "", *[""] * len(labels), row.refused])
+                writer.writerow([row.path, "", *[""] * len(labels), "", row.refused])
+            elif row.answer.declined:
+                writer.writerow([row.path, "", *[""] * len(labels), row.answer.declined, ""])
             else:
                 values = [f"{row.answer.probabilities[label]:.6f}" for label in labels]
-                writer.writerow([row.path, row.answer.decision, *values, ""])
+                writer.writerow([row.path, row.answer.decision, *values, "", ""])
     return written

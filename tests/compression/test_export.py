@@ -16,6 +16,7 @@ from medopt.compression.export import export_onnx
 from medopt.errors import TrainingError
 from medopt.inference.engines import open_engine
 from medopt.models import BottleneckLayer
+from medopt.pipeline.ensemble import merge_mean
 
 
 def small_net(dims: int, outputs: int) -> nn.Module:
@@ -34,7 +35,7 @@ def test_the_networks_logits_are_kept(tiny_models: SimpleNamespace) -> None:
     model = onnx.load(tiny_models.float)
     onnx.checker.check_model(model)
     assert [item.name for item in model.graph.input] == ["image"]
-    assert [item.name for item in model.graph.output] == ["logits"]
+    assert [item.name for item in model.graph.output] == ["logits", "features"]
     shape = [size.dim_param or size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
     assert shape == ["batch", 1, 16, 16]
     assert model.opset_import[0].version == tiny_models.study.compression.opset
@@ -89,3 +90,29 @@ def test_a_network_that_gives_no_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not exported"):
         export_onnx(model, images(2), tmp_path / "a.onnx", 18)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_second_output_is_what_the_classifier_sees(tiny_models: SimpleNamespace, engine: str) -> None:
+    """The features are the network's pooled ones, int8's are near, and the logits of one run are those of the other."""
+    batch = np.stack([np.load(path) for path in tiny_models.val.files[:5]])
+    seen: list[torch.Tensor] = []
+    handle = tiny_models.model.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        tiny_models.model.eval()(torch.from_numpy(batch))
+    handle.remove()
+    wanted = seen[0].numpy()
+    for path, tolerance in ((tiny_models.float, 1e-4), (tiny_models.int8, 0.2)):
+        opened = open_engine(engine, path, 1)
+        logits, features = opened.run_both(batch)
+        assert np.abs(features - wanted).max() <= tolerance * np.abs(wanted).max()
+        assert np.array_equal(logits, opened.run(batch))
+
+
+def test_an_ensemble_has_the_features_of_all_its_members(tiny_models: SimpleNamespace, tmp_path: Path) -> None:
+    batch = np.stack([np.load(path) for path in tiny_models.val.files[:2]])
+    merge_mean([tiny_models.float, tiny_models.float], tmp_path / "both.onnx")
+    logits, features = open_engine("onnxruntime", tiny_models.float, 1).run_both(batch)
+    merged, joined = open_engine("onnxruntime", tmp_path / "both.onnx", 1).run_both(batch)
+    assert merged == pytest.approx(logits, abs=1e-5)
+    assert np.array_equal(joined, np.hstack([features, features]))

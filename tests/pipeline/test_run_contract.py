@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from clinic import Clinic
@@ -32,6 +33,8 @@ def test_run_folder_holds_what_the_contract_names(finished: Finished) -> None:
     figures = {f"figures/{name}.png" for name in ("learning_curves", "roc", "reliability", "confusion")}
     release = {"release.json", "SHA256SUMS", "CARD.md", "golden.json", "model.int8.onnx", "model.float.onnx"}
     assert {"study.yaml", "manifest.csv", "predictions.csv", "metrics.json", "checkpoints/best.safetensors"} <= found
+    assert {"shift_predictions.csv", "robustness.json", "figures/robustness.png"} <= found
+    assert {"explanations.json", "figures/explain/cases.png", "domain.json", "models/domain.json"} <= found
     assert figures <= found
     assert {f"release/{name}" for name in release} <= found
     assert not [name for name in found if name.endswith(".part")]
@@ -65,6 +68,33 @@ def test_predictions_hold_both_models_on_validation_and_test_and_no_training_cas
             "test": 18,
         }
         assert len(set(table.case_id)) == 36
+
+
+def test_robustness_is_of_whole_patients_of_the_test_split_and_starts_from_the_clean_predictions(
+    finished: Finished,
+) -> None:
+    clean = {table.model: table.of_split("test") for table in read_predictions(finished.folder / "predictions.csv")}
+    tables = {table.model: table for table in read_predictions(finished.folder / "shift_predictions.csv")}
+    assert len(tables) == 2 * (1 + 2 * 5)
+    for kind in ("float", "int8"):
+        base, found = tables[f"{kind}|clean|0"], finished.done.summary["robustness"][kind]
+        rows = np.flatnonzero(np.isin(clean[kind].case_id, base.case_id))
+        assert np.array_equal(base.logits, clean[kind].where(rows).logits)
+        assert len(base) == 12 == 2 * len(set(base.patient_id)) == found["clean"]["n"]
+        assert not np.array_equal(tables[f"{kind}|noise|5"].logits, base.logits)
+        assert set(found["families"]) == {"noise", "compression"}
+        assert found["mean"]["value"] == pytest.approx(found["clean"]["value"] - found["drop"]["value"])
+
+
+def test_explained_cases_are_of_the_test_split_and_the_sanity_check_is_told(finished: Finished) -> None:
+    found = json.loads((finished.folder / "explanations.json").read_text())
+    assert found == finished.done.summary["explanations"]
+    test = next(iter(read_predictions(finished.folder / "predictions.csv"))).of_split("test")
+    shown = [case["case_id"] for case in found["cases"]]
+    assert len(shown) == len(set(shown)) == 9  # one image of each of nine patients
+    assert set(shown) <= set(test.case_id)
+    assert {case["why"] for case in found["cases"]} >= {"drawn at random"}
+    assert "the learned weights" in found["sanity"]["said"]
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])

@@ -108,7 +108,7 @@ def test_same_command_repeats_no_member(seeds: Group) -> None:
     """The very same groups and runs, with nothing trained again."""
     again = call(*seeds.words)
     assert again.code == 0, again.stderr
-    assert again.stderr.count("train     unchanged, skipped") == 2
+    assert again.stderr.count("train      unchanged, skipped") == 2
     assert "  epoch" not in again.stderr
     assert again.summary["mlflow_run_id"] == seeds.summary["mlflow_run_id"]
     assert again.summary["test"] == seeds.summary["test"]

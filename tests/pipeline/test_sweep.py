@@ -121,7 +121,7 @@ def test_best_study_runs_from_where_it_stands_with_its_training_done(
     monkeypatch.setattr(run_module, "compress", interrupt)  # what follows is not asked about here
     done = call("run", path, "--data", clinic.data, "--runs", swept.runs)
     assert done.code == 130
-    assert "train     unchanged, skipped" in done.stderr
+    assert "train      unchanged, skipped" in done.stderr
 
 
 def test_table_picture_and_mlflow(swept: Swept) -> None:

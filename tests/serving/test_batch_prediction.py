@@ -86,18 +86,34 @@ def test_command_writes_a_csv_and_says_that_one_was_refused(finished: Finished, 
     out = tmp_path / "out.csv"
     done = call("predict", finished.release, mixed, "--out", out)
     done.refused(3, "1 of 3 scans were refused", "b.dcm")
-    assert f"3 scans, written to {out}" in done.stdout
     rows = rows_of(out)
-    assert list(rows[0]) == ["path", "decision", "probability_clear", "probability_blob", "refused"]
+    declined = sum(bool(row["declined"]) for row in rows)
+    assert f"3 scans{f', {declined} of them declined' if declined else ''}, written to {out}" in done.stdout
+    assert list(rows[0]) == ["path", "decision", "probability_clear", "probability_blob", "declined", "refused"]
     assert [Path(row["path"]).name for row in rows] == ["a.dcm", "b.dcm", "IM0001"]
     assert [rows[1][name] for name in ("decision", "probability_clear", "probability_blob")] == ["", "", ""]
     assert "not a format that is read" in rows[1]["refused"]
     opened = Predictor.open(finished.release)
     for row in (rows[0], rows[2]):
         answer = opened.predict_scan(row["path"])
-        assert (row["decision"], row["refused"]) == (answer.decision, "")
+        assert (row["decision"], row["declined"], row["refused"]) == (answer.decision, answer.declined, "")
+        if answer.declined:
+            assert row["decision"] == row["probability_blob"] == row["probability_clear"] == ""
+            continue
         assert float(row["probability_blob"]) == pytest.approx(answer.probabilities["blob"], abs=1e-6)
         assert float(row["probability_clear"]) + float(row["probability_blob"]) == pytest.approx(1, abs=2e-6)
+
+
+def test_command_declines_a_scan_unlike_those_of_training_and_says_why(finished: Finished, tmp_path: Path) -> None:
+    """An exit code of 0: the scan was read, and the answer is that there is none."""
+    stripes = np.tile(np.array([0.0, 1.0], np.float32), (40, 20))
+    scan, out = write_radiograph(tmp_path / "stripes.dcm", stripes), tmp_path / "out.csv"
+    done = call("predict", finished.release, scan, "--out", out)
+    assert done.code == 0
+    (row,) = rows_of(out)
+    assert row["decision"] == row["probability_blob"] == row["refused"] == ""
+    assert "unlike the training images" in row["declined"]
+    assert "declined 1 of 1, because" in done.stdout and "1 scans, 1 of them declined" in done.stdout
 
 
 @pytest.mark.parametrize("options", [("--model", "float"), ("--model", "float", "--engine", "openvino")])
@@ -171,7 +187,10 @@ def test_csv_is_whole_or_not_at_all(tmp_path: Path) -> None:
         write_answers(out, breaks(), ["no", "yes"])
     assert list(tmp_path.iterdir()) == []
     assert write_answers(out, [Row("a", None, "first, with a comma")], ["no", "yes"])
-    assert out.read_text() == 'path,decision,probability_no,probability_yes,refused\na,,,,"first, with a comma"\n'
+    assert (
+        out.read_text()
+        == 'path,decision,probability_no,probability_yes,declined,refused\na,,,,,"first, with a comma"\n'
+    )
 
 
 class Brightest:

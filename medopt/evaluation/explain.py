@@ -1,0 +1,255 @@
+"""Where a network looked: Grad-CAM maps of chosen cases, and whether the maps depend on the network at all.
+
+Grad-CAM (Selvaraju et al. 2017) weights the maps of a late stage by how much the output gains from each. A map shows
+where the evidence lay, coarsely; it is no segmentation and no proof of a right reason. Some methods give the same
+picture for a network that has learned nothing, so the maps are compared with those of the network with its weights
+drawn anew, from the last layer down (Adebayo et al. 2018).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from medopt.config import Study
+from medopt.evaluation.scored import Scored
+from medopt.models import build_model
+from medopt.records import FloatArray
+
+Why = Literal["false positive", "false negative", "drawn at random"]
+STAGES = ("layer4", "layer3", "layer2", "layer1")  # of the network, from the last one down
+LEAST_SIDE = 6  # a map of fewer places a side tells "left" from "right", and no more
+TOP_DOWN = ("fc", *STAGES, "conv1")
+DEPENDENT_BELOW = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A case to be looked at: its row, whose output's decision is explained, its probability, and why it was chosen.
+
+    `decided` is the decision on that output; of a negative one the evidence against the output is shown.
+    """
+
+    row: int
+    output: int
+    decided: bool
+    probability: float
+    why: Why
+
+    def explained(self, outputs: int) -> int:
+        """The place of the evidence among the 2 K outputs that an `Explainer` knows."""
+        return self.output if self.decided else outputs + self.output
+
+
+def choose(scored: Scored, most: int, seed: int) -> list[Chosen]:
+    """Up to `most` cases, one image a patient: a third the surest false positives, a third the surest false negatives.
+
+    The rest is drawn at random, of right and wrong answers alike. In a multi-class study an error is the class that was
+    chosen wrongly; there are then no false negatives, since each is another class's false positive.
+    """
+    probability, decided, target = scored.probability, scored.decided, scored.target
+    patients, each = scored.predictions.patient_id, -(-most // 3)
+    found: list[Chosen] = []
+
+    def take(rows: Sequence[tuple[int, int]], why: Why, room: int) -> None:
+        for row, output in rows:
+            if room and patients[row] not in {patients[one.row] for one in found}:
+                found.append(Chosen(row, output, bool(decided[row, output]), float(probability[row, output]), why))
+                room -= 1
+
+    take(_sorted(decided & ~target, -probability), "false positive", each)
+    if scored.task != "multiclass":
+        take(_sorted(~decided & target, probability), "false negative", each)
+    random = np.random.default_rng(seed).permutation(len(probability)).tolist()
+    take([(row, int(probability[row].argmax())) for row in random], "drawn at random", max(0, most - len(found)))
+    return found
+
+
+def _sorted(wrong: NDArray[np.bool_], order: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Places (row, output) at which `wrong` holds, the lowest of `order` first."""
+    places = np.argwhere(wrong)
+    return [(int(row), int(output)) for row, output in places[np.argsort(order[wrong], kind="stable")]]
+
+
+def stage_of(network: nn.Module, image: FloatArray) -> str:
+    """The last stage whose map has LEAST_SIDE places a side for this image (C, *size); else the finest of them."""
+    sizes: dict[str, int] = {}
+    modules = dict(network.named_modules())
+    handles = [
+        modules[name].register_forward_hook(lambda _m, _i, out, name=name: sizes.update({name: min(out.shape[2:])}))
+        for name in STAGES
+    ]
+    with torch.inference_mode():
+        network.eval()(torch.from_numpy(image[None]))
+    for handle in handles:
+        handle.remove()
+    return next((name for name in STAGES if sizes[name] >= LEAST_SIDE), STAGES[-1])
+
+
+class _BothSides(nn.Module):
+    """A network with the evidence against each output behind that for it: (N, K) logits become (N, 2 K)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits, and their negatives."""
+        logits = self.network(image)
+        return torch.cat([logits, -logits], dim=1)
+
+
+class Explainer:
+    """Grad-CAM of one or several networks at one stage. It works on copies: hooks stay on what they were put on."""
+
+    def __init__(self, networks: Sequence[nn.Module], stage: str) -> None:
+        from monai.visualize import GradCAM  # takes a second to import
+
+        self.networks = [copy.deepcopy(network).eval() for network in networks]
+        # MONAI's own ending turns the map over (low where it matters) and scales it; we want it as it is.
+        self._cams = [
+            GradCAM(_BothSides(one), target_layers=f"network.{stage}", upsampler=_spread_out, postprocessing=_as_it_is)
+            for one in self.networks
+        ]
+
+    def map(self, image: FloatArray, output: int) -> Tensor:
+        """The map (*size), not negative, of one output for one image (C, *size).
+
+        Outputs from the number of logits on are the evidence against: K + 2 is what speaks against output 2.
+        Of several networks it is the mean: the map of the mean logit, since a mean's gradient is that of its parts.
+        """
+        batch = torch.from_numpy(np.array(image)[None])
+        return torch.stack([torch.as_tensor(cam(batch, class_idx=output))[0, 0] for cam in self._cams]).mean(0).detach()
+
+
+def _as_it_is(values: Any) -> Any:
+    return values
+
+
+def _spread_out(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Bring a stage's map (N, 1, *small) to the image's size.
+
+    A convolution with an odd kernel, a stride and as much padding centres its place i on pixel i * stride. The usual
+    upsampling takes it for the middle of a block of pixels and so moves every map half a stride down and to the right,
+    which is 15 pixels at the last stage.
+    """
+
+    def spread(values: Tensor) -> Tensor:
+        grid = torch.stack(
+            torch.meshgrid(*[_places(n, h) for n, h in zip(size, values.shape[2:], strict=True)], indexing="ij")
+        )
+        # grid_sample counts axes from the last one.
+        where = grid.flip(0).movedim(0, -1)[None].expand(len(values), *[-1] * (len(size) + 1))
+        return nn.functional.grid_sample(values, where, padding_mode="border", align_corners=True)
+
+    return spread
+
+
+def _places(pixels: int, places: int) -> Tensor:
+    """Where each of `pixels` lies among a stage's `places`, from -1 (the first) to 1 (the last)."""
+    stride = 2 ** round(math.log2(pixels / places))
+    return torch.arange(pixels) / stride * (2 / max(1, places - 1)) - 1
+
+
+def scaled(values: Tensor) -> Tensor:
+    """The map over its largest value, 0 to 1; zeros stay zeros."""
+    top = float(values.max())
+    return values / top if top > 0 else torch.zeros_like(values)
+
+
+@dataclass(frozen=True, slots=True)
+class Sanity:
+    """How alike the maps remain when weights are drawn anew, from the top down to the part named; last, all of them.
+
+    `spearman` and `ssim` are means over cases. `depend` says whether the maps of a network drawn anew are others.
+    """
+
+    parts: tuple[str, ...]
+    spearman: tuple[float, ...]
+    ssim: tuple[float, ...]
+    cases: int
+
+    @property
+    def depend(self) -> bool:
+        """Whether the maps depend on what was learned: rank correlation below one half once all weights are new."""
+        return abs(self.spearman[-1]) < DEPENDENT_BELOW
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of `explanations.json`."""
+        words = "depend on" if self.depend else "HARDLY DEPEND on"
+        said = f"The maps {words} the learned weights: with all of them drawn anew, the rank correlation is "
+        said += f"{self.spearman[-1]:.2f} and the structural similarity {self.ssim[-1]:.2f}, over {self.cases} cases."
+        parts = [
+            {"down_to": part, "spearman": rank, "ssim": alike}
+            for part, rank, alike in zip(self.parts, self.spearman, self.ssim, strict=True)
+        ]
+        return {"depend": self.depend, "said": said, "cases": self.cases, "drawn_anew": parts}
+
+
+def check_sanity(
+    study: Study, networks: Sequence[nn.Module], looked: Sequence[tuple[FloatArray, int]], stage: str
+) -> Sanity | None:
+    """Compare the maps of (image, output) pairs with those of the networks drawn anew, part by part.
+
+    Cases whose own map is empty or even say nothing and are left out; None where no other is left.
+    """
+    explainer, anew = Explainer(networks, stage), Explainer(networks, stage)
+    own = [scaled(explainer.map(image, output)).numpy() for image, output in looked]
+    kept = [index for index, one in enumerate(own) if one.max() > one.min()]
+    if not kept:
+        return None
+    # A block that starts as the identity, as for training, would leave the upper stages nothing to draw anew.
+    plain = study.model.model_copy(update={"zero_init_residual": False, "dropout": 0.0})
+    fresh = [
+        build_model(study.model_copy(update={"model": plain, "seed": (study.seed + 1 + index) % 2**63}))
+        for index in range(len(networks))
+    ]
+    ranks, similar = [], []
+    for part in TOP_DOWN:
+        for network, source in zip(anew.networks, fresh, strict=True):
+            _draw_anew(network, source, part)
+        maps = [scaled(anew.map(*looked[index])).numpy() for index in kept]
+        pairs = [(own[index], other) for index, other in zip(kept, maps, strict=True)]
+        ranks.append(_mean_of(rank_correlation, pairs))
+        similar.append(_mean_of(similarity, pairs))
+    return Sanity((*TOP_DOWN[:-1], "all"), tuple(ranks), tuple(similar), len(kept))
+
+
+def _draw_anew(network: nn.Module, fresh: nn.Module, part: str) -> None:
+    """Take one part's weights from `fresh`; the first convolution brings its normalization along."""
+    new = fresh.state_dict()
+    names = [part, "bn1"] if part == "conv1" else [part]
+    with torch.no_grad():
+        for key, value in network.state_dict().items():
+            source = key.replace("fc.1.", "fc.", 1) if key.startswith("fc.1.") else key  # behind a dropout
+            if key.split(".")[0] in names:
+                value.copy_(new[source])
+
+
+def _mean_of(
+    measure: Callable[[FloatArray, FloatArray], float], pairs: Sequence[tuple[FloatArray, FloatArray]]
+) -> float:
+    return float(np.mean([measure(first, second) for first, second in pairs]))
+
+
+def rank_correlation(first: FloatArray, second: FloatArray) -> float:
+    """Spearman's correlation of two maps; an even map is like no other: 0."""
+    if second.max() == second.min():
+        return 0.0
+    return float(spearmanr(first.ravel(), second.ravel()).statistic)
+
+
+def similarity(first: FloatArray, second: FloatArray) -> float:
+    """Structural similarity (Wang et al. 2004) of two maps in 0..1, in windows of 7 places or fewer."""
+    side = min(7, *first.shape)
+    return float(structural_similarity(first, second, data_range=1.0, win_size=side - 1 + side % 2))

@@ -1,0 +1,84 @@
+"""Pictures of explained cases: the scan in its own geometry, beside it the same with the map laid over.
+
+A picture shows pixels and the case's pseudonym, never a word of the header. What is burned into the pixels themselves
+is in the picture as it is in the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+
+from medopt.evaluation.panels import page
+from medopt.records import FloatArray
+
+STRENGTH = 0.55  # how much of a pixel the map covers where it is highest
+MOST_PIXELS = 320  # of a side in the picture
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A case's scan and map on the scan's own grid, both (H, W) or (D, H, W) in 0..1, and what stands above them."""
+
+    image: FloatArray
+    map: FloatArray
+    title: str
+
+
+def most_active(shown: Explained) -> tuple[FloatArray, FloatArray]:
+    """The image and the map (H, W); of a volume the slice in which most of the map lies."""
+    if shown.image.ndim == 2:
+        return shown.image, shown.map
+    at = int(shown.map.reshape(len(shown.map), -1).sum(axis=1).argmax())
+    return shown.image[at], shown.map[at]
+
+
+def overlay(image: FloatArray, values: FloatArray) -> NDArray[np.float64]:
+    """The grey image with the map over it in colour, (H, W, 3) in 0..1; where the map is 0 the image is untouched."""
+    grey = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2).astype(np.float64)
+    cover = STRENGTH * np.clip(values, 0, 1)[..., None].astype(np.float64)
+    return (1 - cover) * grey + cover * colormaps["inferno"](np.clip(values, 0, 1))[..., :3]
+
+
+def _fewer(image: FloatArray) -> FloatArray:
+    """Every n-th pixel, so that a side has at most about MOST_PIXELS."""
+    step = max(1, -(-max(image.shape) // MOST_PIXELS))
+    return image[::step, ::step]
+
+
+def explain_figure(
+    cases: Sequence[Explained], path: Path, *, caption: str, title: str = "Where the network looked"
+) -> None:
+    """One panel a case: the scan, and the scan with the map, side by side. The lightest colour is the map's highest."""
+    with page(path, len(cases), title, caption=caption, columns=3, height=2.9) as panels:
+        for axes, shown in zip(panels, cases, strict=True):
+            image, values = (_fewer(one) for one in most_active(shown))
+            plain = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
+            gap = np.ones((len(image), max(1, image.shape[1] // 40), 3))
+            axes.imshow(np.concatenate([plain, gap, overlay(image, values)], axis=1), interpolation="nearest")
+            axes.set_title(shown.title, fontsize=8)
+            axes.axis("off")
+
+
+def nearest_figure(rows: Sequence[tuple[str, Sequence[tuple[str, FloatArray]]]], path: Path) -> None:
+    """One row an error: its prepared image, then the training images nearest to it, each with the words above it."""
+    across = max(len(images) for _, images in rows)
+    caption = (
+        "First of a row: the error. Then the training images whose features are nearest, as the network sees them."
+    )
+    with page(
+        path, across * len(rows), "Nearest training images", caption=caption, columns=across, height=2.6
+    ) as panels:
+        for axes in panels:
+            axes.axis("off")
+        for row, (name, images) in enumerate(rows):
+            for column, (words, image) in enumerate(images):
+                axes = panels[row * across + column]
+                plane = image[len(image) // 2] if image.ndim == 3 else image
+                axes.imshow(plane, cmap="gray", vmin=0, vmax=1)
+                axes.set_title(words if column else f"{name}\n{words}", fontsize=8)

@@ -1,0 +1,113 @@
+"""The stage `explain`: where the float network looked in its surest errors and in a random sample of the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medopt.config import Prepare, Study
+from medopt.evaluation.account import output_names
+from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
+from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
+from medopt.evaluation.scored import Scored
+from medopt.imaging import read_scan
+from medopt.inference.engines import load_batch, open_engine
+from medopt.pipeline.run_folder import RunFolder
+from medopt.provenance import write_json
+from medopt.records import FloatArray, Volume, batches
+from medopt.training.loop import load_best
+from medopt.training.task import Prepared
+from medopt.transforms.prepare import ClipIntensity, SetChannels
+from medopt.transforms.restore import to_scan
+
+RESULT, FOLDER = "explanations.json", "explain"
+WORDS = "Left the scan; right, where the evidence for the answer given lay (Grad-CAM, {stage}). {sanity}"
+
+
+def explain_cases(
+    study: Study, sets: Mapping[Any, Prepared], root: Path, weights: Sequence[Path], scored: Scored, place: RunFolder
+) -> dict[str, Any]:
+    """Draw figures/explain/cases.png and write explanations.json.
+
+    `scored` are the float model's predictions of the test split, in the order of the set; `weights` those of the
+    network, or of each member of an ensemble; `root` is where the scans lie. Nothing of a header is written.
+    """
+    test, folder = sets["test"], place.path / "figures" / FOLDER
+    chosen = choose(scored, study.evaluation.explain, study.seed)
+    networks = [load_best(study, path) for path in weights]
+    images = [load_batch([test.files[one.row]])[0] for one in chosen]
+    stage, outputs = stage_of(networks[0], images[0]), scored.probability.shape[1]
+    looked = [(image, one.explained(outputs)) for image, one in zip(images, chosen, strict=True)]
+    explainer = Explainer(networks, stage)
+    maps = [scaled(explainer.map(*pair)) for pair in looked]
+    sanity = check_sanity(study, networks, looked, stage)
+    said = sanity.as_dict() if sanity else {"said": "Every map is even: nothing can be said of them."}
+    names, shown, told = output_names(scored.task, study.data.labels), [], []
+    for one, values in zip(chosen, maps, strict=True):
+        case, name = test.cases[one.row], names[one.output]
+        volume = read_scan(f"{root / case.image}")
+        back = to_scan(values[None], volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :], study.prepare)
+        words = f"{name} {one.probability:.2f}, decided {'yes' if one.decided else 'no'}"
+        title = f"case {case.case_id}, {one.why}\n{words}"
+        shown.append(Explained(displayed(volume, study.prepare), back[0].numpy(), title))
+        told.append(
+            {"case_id": case.case_id, "why": one.why, "output": name, "probability": one.probability}
+            | {"decided": one.decided, "empty_map": not bool(values.any())}
+        )
+    explain_figure(shown, folder / "cases.png", caption=WORDS.format(stage=stage, sanity=f"\n{said['said']}"))
+    found: dict[str, Any] = {"method": "Grad-CAM", "stage": stage, "sanity": said, "cases": told}
+    errors = [one for one in chosen if one.why != "drawn at random"]
+    if study.evaluation.nearest and errors:
+        found["nearest"] = _nearest(study, sets, errors, place)
+    write_json(place.path / RESULT, found)
+    return {"cases": len(told), "sanity": said}
+
+
+def displayed(volume: Volume, config: Prepare) -> FloatArray:
+    """A scan's own pixels (*space) in grey, by the study's mapping of intensities to 0..1."""
+    grey = SetChannels(1)(replace(volume, array=volume.array.copy()))
+    clipped = ClipIntensity(config.intensity)(grey)
+    center, width = clipped.window or (0.5, 1.0)
+    return np.asarray(np.clip((clipped.array[0] - (center - width / 2)) / width, 0, 1), np.float32)
+
+
+def _nearest(
+    study: Study, sets: Mapping[Any, Prepared], errors: Sequence[Chosen], place: RunFolder
+) -> list[dict[str, Any]]:
+    """The training images nearest to each error by the float model's features, drawn and listed."""
+    engine = open_engine("onnxruntime", place.models / "float.onnx", study.compression.threads)
+    train, test = sets["train"], sets["test"]
+    known, asked = (_features(engine, files) for files in (train.files, [test.files[one.row] for one in errors]))
+    rows, told = [], []
+    for one, features in zip(errors, asked, strict=True):
+        apart = np.linalg.norm(known - features, axis=1)
+        near = np.argsort(apart, kind="stable")[: study.evaluation.nearest].tolist()
+        case = test.cases[one.row]
+        images: list[tuple[str, FloatArray]] = [(one.why, _plain(test.files[one.row]))]
+        for row in near:
+            words = f"{_label(study, train.cases[row].label)}, {apart[row]:.2g}"
+            images.append((words, _plain(train.files[row])))
+        rows.append((f"case {case.case_id}", images))
+        told.append({"case_id": case.case_id, "nearest": [train.cases[row].case_id for row in near]})
+    nearest_figure(rows, place.path / "figures" / FOLDER / "nearest.png")
+    return told
+
+
+def _plain(file: Path) -> FloatArray:
+    """A prepared image without its channels."""
+    return np.asarray(load_batch([file])[0].mean(axis=0))
+
+
+def _features(engine: Any, files: Sequence[Path]) -> NDArray[np.float64]:
+    return np.concatenate([engine.run_both(load_batch(files[part]))[1] for part in batches(len(files), 16)])
+
+
+def _label(study: Study, label: tuple[int, ...]) -> str:
+    if study.data.task == "multilabel":
+        return ";".join(name for name, yes in zip(study.data.labels, label, strict=True) if yes) or "none"
+    return study.data.labels[label[0]]

@@ -1,0 +1,160 @@
+"""The stage `domain`: the gate that declines scans unlike those of training, fitted and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medopt.config import Study
+from medopt.data.cache import load_facts
+from medopt.evaluation.delong import patient_index
+from medopt.evaluation.proportions import proportion
+from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.pipeline.robust import choose_cases, worse_batch
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stages import KINDS, Judged
+from medopt.provenance import write_json, write_text
+from medopt.records import FloatArray, Reporter, batches
+from medopt.release.domain import Domain, Floats, fit_distance, fit_rules, texture
+from medopt.training.task import Prepared
+from medopt.transforms.resize import resize
+
+RESULT = "domain.json"  # in the run folder what was measured, below models/ the gate itself
+SERVED = "int8"
+MOST_TRAIN, MOST_ALTERED, LEVELS, AT_ONCE = 2000, 60, (3, 5), 16
+Change = Callable[[FloatArray, list[str]], FloatArray]
+
+
+def gate_domain(
+    study: Study,
+    sets: Mapping[Any, Prepared],
+    folder: RunFolder,
+    judged: Judged,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Fit the gate on training images, set its limits on validation, and measure it on the test split.
+
+    Writes models/domain.json, which a release takes along, and domain.json.
+    """
+    engines = {
+        k: open_engine(judged.engines[k][0], folder.models / f"{k}.onnx", study.compression.threads) for k in KINDS
+    }
+    train, val, test = sets["train"], sets["val"], sets["test"]
+    picked = np.sort(np.random.default_rng(study.seed).permutation(len(train.files))[:MOST_TRAIN])
+    learned, learned_texture = _looked_at(engines, [train.files[row] for row in picked])
+    held, held_texture = _looked_at(engines, val.files)
+    # Each of the two distances may decline half of the share: together they decline at most all of it.
+    share = study.domain.false_alarm / 2
+    domain = Domain(
+        false_alarm=study.domain.false_alarm,
+        rules=fit_rules([load_facts(file) for file in train.files], study.domain.margin),
+        content={kind: fit_distance(learned[kind], held[kind], share) for kind in KINDS},
+        texture=fit_distance(learned_texture, held_texture, share),
+    )
+    write_text(folder.models / RESULT, domain.model_dump_json() + "\n")
+    found = {
+        "false_alarm": study.domain.false_alarm,
+        "images": {"train": len(picked), "validation": len(val.files)},
+        "header_rules": domain.rules.model_dump(mode="json"),
+        "declined": {kind: _false_alarms(study, domain, kind, engines[kind], val, test) for kind in KINDS},
+        "altered": _altered(study, domain, engines[SERVED], test, reporter),
+    }
+    write_json(folder.path / RESULT, found)
+    return {"declined": {kind: found["declined"][kind]["test"]["value"] for kind in KINDS}}  # type: ignore[index]
+
+
+def _looked_at(engines: Mapping[str, Engine], files: Sequence[Any]) -> tuple[dict[str, Floats], Floats]:
+    """Each model's features (N, F), and the texture (N, 4), of prepared images."""
+    features: dict[str, list[Floats]] = {kind: [] for kind in engines}
+    textures = []
+    for rows in batches(len(files), AT_ONCE):
+        batch = load_batch(files[rows])
+        textures.append(texture(batch))
+        for kind, engine in engines.items():
+            features[kind].append(engine.run_both(batch)[1])
+    return {kind: np.concatenate(rows) for kind, rows in features.items()}, np.concatenate(textures)
+
+
+def _declined(
+    domain: Domain, kind: str, engine: Engine, part: Prepared, change: Change | None = None
+) -> NDArray[np.bool_]:
+    """Which prepared images of a set (N,), changed or as they are, the gate declines."""
+    found: list[bool] = []
+    for rows in batches(len(part.files), AT_ONCE):
+        batch = load_batch(part.files[rows])
+        if change is not None:
+            batch = np.ascontiguousarray(change(batch, [case.case_id for case in part.cases[rows]]), np.float32)
+        reasons = domain.reasons(kind, engine.run_both(batch)[1], batch, [None] * len(batch))  # type: ignore[arg-type]
+        found += [bool(reason) for reason in reasons]
+    return np.array(found)
+
+
+def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]) -> dict[str, Any]:
+    """The declined share with its interval over patients."""
+    found = proportion(declined, patient_index(patients), study.evaluation.confidence, len(declined))
+    return found.as_dict()
+
+
+def _column(part: Prepared, name: str) -> NDArray[np.str_]:
+    return np.array([getattr(case, name) for case in part.cases])
+
+
+def _false_alarms(
+    study: Study, domain: Domain, kind: str, engine: Engine, val: Prepared, test: Prepared
+) -> dict[str, Any]:
+    """The declined share of validation, on which the limits were set, of the test split and of each of its sites."""
+    declined, patients, sites = (
+        _declined(domain, kind, engine, test),
+        _column(test, "patient_id"),
+        _column(test, "site"),
+    )
+    return {
+        "validation": _share(study, _declined(domain, kind, engine, val), _column(val, "patient_id")),
+        "test": _share(study, declined, patients),
+        "sites": {str(one): _share(study, declined[sites == one], patients[sites == one]) for one in np.unique(sites)},
+    }
+
+
+def _altered(study: Study, domain: Domain, engine: Engine, test: Prepared, reporter: Reporter) -> dict[str, Any]:
+    """The declined share of test images that were made into something else, by what was done to them."""
+    rows = choose_cases(test, MOST_ALTERED, study.seed)
+    part = Prepared([test.cases[row] for row in rows], [test.files[row] for row in rows])
+    changes = alterations(study)
+    advance = reporter.progress(len(changes), "altering images")
+    found = {}
+    for name, change in changes.items():
+        found[name] = _share(study, _declined(domain, SERVED, engine, part, change), _column(part, "patient_id"))
+        advance(1)
+    return found
+
+
+def alterations(study: Study) -> dict[str, Change]:
+    """What a prepared batch (N, C, *size) is made into; what the study's own augmentation does is left out."""
+    random = np.random.default_rng(study.seed)
+    found: dict[str, Change] = {
+        "random noise": lambda batch, _: random.random(batch.shape, np.float32),
+        "blank": lambda batch, _: np.zeros_like(batch),
+        "inverted": lambda batch, _: 1 - batch,
+    }
+    if "up_down" not in study.augment.flip:
+        found["upside down"] = lambda batch, _: batch[..., ::-1, :]
+    if study.augment.rotate_degrees < 90:
+        found["turned by 90 degrees"] = lambda batch, _: _turned(batch)
+    for family in study.evaluation.shift_families:
+        for level in LEVELS:
+            found[f"{family}, level {level}"] = _worsening(family, level)
+    return found
+
+
+def _worsening(family: str, level: int) -> Change:
+    return lambda batch, names: worse_batch(batch, names, family, level)
+
+
+def _turned(batch: FloatArray) -> FloatArray:
+    """A quarter turn in the plane, brought back to the size."""
+    turned = np.ascontiguousarray(np.rot90(batch, axes=(-2, -1)))
+    return np.stack([resize(torch.from_numpy(one), batch.shape[2:]).numpy() for one in turned])

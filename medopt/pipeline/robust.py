@@ -1,0 +1,99 @@
+"""The stage `robustness`: the test split's images made worse, family by family and level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from medopt.config import Study
+from medopt.evaluation.figures_robustness import robustness_figure
+from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.robustness import from_tables, shift_name
+from medopt.evaluation.scored import Scored
+from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stages import KINDS, Judged
+from medopt.provenance import write_json
+from medopt.records import FloatArray, Predictions, Reporter, batches
+from medopt.training.task import Prepared
+from medopt.transforms.corrupt import LEVELS, corrupt
+
+TABLE, RESULT, PICTURE = "shift_predictions.csv", "robustness.json", "robustness.png"
+AT_ONCE = 16
+
+
+def choose_cases(test: Prepared, most: int, seed: int) -> list[int]:
+    """Which test cases are made worse: patients at random until `most` cases are reached, all of a patient's cases."""
+    patients = np.array([case.patient_id for case in test.cases])
+    chosen: list[int] = []
+    for patient in np.random.default_rng(seed).permutation(np.unique(patients)):
+        rows = np.flatnonzero(patients == patient).tolist()
+        if chosen and len(chosen) + len(rows) > most:
+            break
+        chosen += rows
+    return sorted(chosen)
+
+
+def check_robustness(
+    study: Study,
+    test: Prepared,
+    clean: Mapping[str, Predictions],
+    folder: RunFolder,
+    judged: Judged,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Predict corrupted images with both models, and write the table, `robustness.json` and the picture.
+
+    `clean` are each model's predictions of the whole test split, in the order of `test`. Returns the stage's facts.
+    """
+    rows, settings = choose_cases(test, study.evaluation.shift_cases, study.seed), study.evaluation
+    threads = study.compression.threads
+    engines = {k: open_engine(judged.engines[k][0], folder.models / f"{k}.onnx", threads) for k in KINDS}
+    part = Prepared([test.cases[row] for row in rows], [test.files[row] for row in rows])
+    advance = reporter.progress(len(settings.shift_families) * LEVELS, "making images worse")
+    tables = [replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS]
+    originals = dict(zip(KINDS, tables, strict=True))
+    for family in settings.shift_families:
+        for level in range(1, LEVELS + 1):
+            logits = _worse(part, family, level, engines)
+            tables += [
+                replace(originals[kind], model=shift_name(kind, family, level), logits=logits[kind]) for kind in KINDS
+            ]
+            advance(1)
+    path, calibrations = folder.path / TABLE, {one.model: judged.calibrations[_kind(one)] for one in tables}
+    write_predictions(path, tables, study.data.labels, study.data.task, calibrations)
+    found = from_tables(
+        read_predictions(path),  # every figure can be recomputed from that file
+        lambda kind, table: Scored(table, study.data.task, judged.calibrations[kind]),
+        bootstrap=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=study.seed,
+    )
+    robustness_figure(found, folder.path / "figures" / PICTURE, confidence=settings.confidence)
+    write_json(folder.path / RESULT, {"cases": len(rows)} | {one.model: one.as_dict() for one in found})
+    return {"cases": len(rows)}
+
+
+def _kind(table: Predictions) -> str:
+    return table.model.partition("|")[0]
+
+
+def _worse(part: Prepared, family: str, level: int, engines: Mapping[str, Engine]) -> dict[str, Any]:
+    """Each model's logits (N, K) of one family and level."""
+    found: dict[str, list[Any]] = {kind: [] for kind in engines}
+    for rows in batches(len(part.files), AT_ONCE):
+        batch = worse_batch(load_batch(part.files[rows]), [case.case_id for case in part.cases[rows]], family, level)
+        for kind, engine in engines.items():
+            found[kind].append(engine.run(batch))
+    return {kind: np.concatenate(logits) for kind, logits in found.items()}
+
+
+def worse_batch(batch: FloatArray, names: list[str], family: str, level: int) -> FloatArray:
+    """Prepared images (N, C, *size), each corrupted as its case name says."""
+    return np.stack(
+        [corrupt(torch.from_numpy(one), family, level, name).numpy() for one, name in zip(batch, names, strict=True)]
+    )

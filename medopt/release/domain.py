@@ -1,0 +1,221 @@
+"""The gate before the answer: which scans a release declines, because nothing like them was in its training.
+
+Three looks at a scan. Its header: a modality, a pixel size or an image size that training did not have. Its content:
+the distance of the network's last features from those of the training images, as a Gaussian with the few directions in
+which they vary most and one variance for all others (probabilistic PCA, Tipping & Bishop 1999; the Mahalanobis
+distance of Lee et al. 2018 where there are fewer images than features). Its texture: the same distance of how much
+detail the image holds at four scales, since a network that learned to bear blur and noise does not show them in its
+last features. Thresholds are quantiles of the distance on validation, so that a wanted share of good scans is declined.
+
+What is kept are means, a few directions and limits: no image and no patient's features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medopt.errors import ReleaseError
+from medopt.imaging.facts import ScanFacts
+from medopt.records import FloatArray
+
+Floats = NDArray[np.float64]
+Span = tuple[float, float]
+Kind = Literal["int8", "float"]
+DIRECTIONS = 16  # more found no more, and fewer lost what was rotated
+BANDS = 4
+TINY = 1e-8
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HeaderRules(_File):
+    """What a scan's header may say. An empty list, or None for an axis, asks for nothing.
+
+    `spacing_mm` and `shape` hold the least and the most for each axis, as in a `Volume`.
+    """
+
+    modality: list[str] = []
+    spacing_mm: list[Span] | None = None
+    shape: list[Span] | None = None
+
+    def refusal(self, facts: ScanFacts) -> str:
+        """Why a scan with these facts is declined; empty where it is not."""
+        modality = facts.modality
+        if self.modality and modality and modality not in self.modality:
+            return f"its modality is {modality}; the training images were {', '.join(self.modality)}"
+        judged = ((facts.spacing_mm, self.spacing_mm, "mm a pixel"), (facts.shape, self.shape, "pixels"))
+        for values, spans, unit in judged:
+            if spans is None or len(values) != len(spans):
+                continue
+            for value, (least, most) in zip(values, spans, strict=True):
+                if not least <= value <= most:
+                    return f"it has {value:g} {unit} along an axis; the training images had {least:g} to {most:g}"
+        return ""
+
+
+class Distance(_File):
+    """How far a row of F figures is from those of training: `mean` (F,), `directions` (k, F) with their `variances`.
+
+    `rest` is the variance of all other directions, None where there are none. `threshold` is where declining begins.
+    """
+
+    mean: list[float]
+    directions: list[list[float]]
+    variances: list[float]
+    rest: float | None
+    threshold: float
+
+    def of(self, rows: NDArray[np.floating]) -> Floats:
+        """Squared distances (N,) of rows (N, F), in units of the variance of training; infinite for what is no number.
+
+        Raises ValueError where rows have another width.
+        """
+        away = np.asarray(rows, np.float64) - np.asarray(self.mean)
+        along = away @ np.asarray(self.directions).T
+        squared = (along**2 / self.variances).sum(axis=1)
+        if self.rest is not None:
+            squared += np.maximum((away**2).sum(axis=1) - (along**2).sum(axis=1), 0) / self.rest
+        return np.where(np.isfinite(squared), squared, np.inf)
+
+
+class Domain(_File):
+    """`domain.json` of a release."""
+
+    format: Literal[1] = 1
+    false_alarm: Annotated[float, Field(gt=0, lt=1)]
+    rules: HeaderRules
+    content: dict[Kind, Distance]
+    texture: Distance
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file of a release; raises ReleaseError where it is none."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            first = str(error).splitlines()[0]
+            raise ReleaseError(f"{path} holds no domain gate that this medopt can read ({first}).") from None
+
+    def reasons(
+        self, kind: Kind, features: NDArray[np.floating], batch: FloatArray, facts: Sequence[ScanFacts | None]
+    ) -> list[str]:
+        """Why each image of a prepared batch (N, C, *size) is declined; empty for those that are not.
+
+        `features` (N, F) are the network's, `facts` those of each scan, None where unknown.
+        """
+        far, odd = self.content[kind].of(features), self.texture.of(texture(batch))
+        return [
+            self._reason(image, content / self.content[kind].threshold, detail / self.texture.threshold, header)
+            for image, content, detail, header in zip(batch, far, odd, facts, strict=True)
+        ]
+
+    def _reason(self, image: FloatArray, content: float, detail: float, facts: ScanFacts | None) -> str:
+        if told := blank(image) or (self.rules.refusal(facts) if facts else ""):
+            return told
+        if content > 1:
+            return f"it is unlike the training images (distance {content:.2g} times the limit)"
+        if detail > 1:
+            return (
+                f"its sharpness or noise is unlike the training images' (distance {detail:.2g} times the limit): "
+                "another device or processing, motion, or a damaged file"
+            )
+        return ""
+
+
+def blank(image: FloatArray) -> str:
+    """Why a prepared image that shows nothing, or is not made of numbers, is declined; empty for any other."""
+    if not np.isfinite(image).all():
+        return "it holds values that are not finite numbers"
+    return "it is blank: every pixel has the same value" if image.min() == image.max() else ""
+
+
+def texture(batch: FloatArray) -> Floats:
+    """How much detail each image (N, C, *size) holds at four scales: (N, 4) logarithms of mean squares.
+
+    A band is what is lost when pixels are averaged two by two (by two) and the image is then halved, as in a Laplacian
+    pyramid (Burt & Adelson 1983) with the simplest filter.
+    """
+    image = np.asarray(batch, np.float64).mean(axis=1)
+    bands = []
+    for _ in range(BANDS):
+        image = image[(slice(None), *(slice(0, max(2, n - n % 2)) for n in image.shape[1:]))]
+        halved = _halved(image)
+        # The mean square of what the averaging lost, without making the difference itself.
+        lost = _mean(image**2) - _mean(halved**2)
+        bands.append(np.log(np.maximum(lost, 0) + TINY))
+        image = halved
+        if min(image.shape[1:]) < 2:
+            break
+    bands += [bands[-1]] * (BANDS - len(bands))
+    return np.stack(bands, axis=1)
+
+
+def _mean(image: Floats) -> Floats:
+    return image.reshape(len(image), -1).mean(axis=1)
+
+
+def _halved(image: Floats) -> Floats:
+    for axis in range(1, image.ndim):
+        shape = image.shape
+        image = image.reshape(*shape[:axis], shape[axis] // 2, 2, *shape[axis + 1 :]).mean(axis=axis + 1)
+    return image
+
+
+def fit_rules(facts: Sequence[ScanFacts], margin: float) -> HeaderRules:
+    """What the headers of training images allow.
+
+    A modality is asked for where every image names one. Sizes may go beyond those seen by the factor `margin`; an axis
+    is not judged where an image does not say it or has other axes.
+    """
+    modalities = [one.modality for one in facts]
+    return HeaderRules(
+        modality=sorted(set(modalities)) if facts and all(modalities) else [],
+        spacing_mm=_spans([one.spacing_mm for one in facts], margin),
+        shape=_spans([one.shape for one in facts], margin),
+    )
+
+
+def _spans(values: Sequence[Any], margin: float) -> list[Span] | None:
+    if not values or not all(values) or len({len(one) for one in values}) > 1:
+        return None
+    table = np.array(values, float)
+    return [(float(a), float(b)) for a, b in zip(table.min(axis=0) / margin, table.max(axis=0) * margin, strict=True)]
+
+
+def fit_distance(train: NDArray[np.floating], val: NDArray[np.floating], false_alarm: float) -> Distance:
+    """The Gaussian of training rows (N, F), and the threshold that declines `false_alarm` of validation rows (M, F).
+
+    The threshold is the quantile that keeps the promise for a next case of the same kind (Vovk et al. 2005: rank
+    (M + 1)(1 - false_alarm), rounded up). Too few validation rows for that: the farthest of them.
+    """
+    rows = np.asarray(train, np.float64)
+    mean, width = rows.mean(axis=0), rows.shape[1]
+    _, singular, directions = np.linalg.svd(rows - mean, full_matrices=False)
+    variances = singular**2 / max(1, len(rows) - 1)
+    floor = max(TINY, 1e-4 * float(variances.sum()) / width)  # a figure that never varied in training may vary a little
+    kept = min(width, DIRECTIONS, max(1, len(rows) // 4), len(variances))
+    rest = None if kept == width else max(floor, float(variances[kept:].sum()) / (width - kept))
+    fitted = Distance(
+        mean=_short(mean),
+        directions=[_short(one) for one in directions[:kept]],
+        variances=_short(np.maximum(variances[:kept], floor)),
+        rest=rest,
+        threshold=1.0,
+    )
+    distances = np.sort(fitted.of(val))
+    rank = min(len(val), math.ceil((len(val) + 1) * (1 - false_alarm)))
+    return fitted.model_copy(update={"threshold": float(max(distances[rank - 1], TINY))})
+
+
+def _short(values: NDArray[np.floating]) -> list[float]:
+    """Six digits, as float32 holds them: a third of the file."""
+    return [float(f"{value:.6g}") for value in values]

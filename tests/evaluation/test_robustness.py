@@ -1,0 +1,113 @@
+"""Robustness and held-out sites: the figures are those of the definitions, and wrong tables are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from medopt.errors import DataError
+from medopt.evaluation.figures_robustness import robustness_figure
+from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.robustness import from_tables, held_out_sites, robustness, shift_name
+from medopt.evaluation.scored import Scored
+
+OPTIONS = {"bootstrap": 200, "confidence": 0.95, "seed": 0}
+
+
+def worse(table, family, level, seed=5):
+    random = np.random.default_rng((seed, level, len(family)))
+    noise = level * random.normal(size=table.logits.shape)
+    return replace(table, model=shift_name("int8", family, level), logits=table.logits + noise)
+
+
+def tables_of(drawn, task="binary", outputs=1, families=("noise", "blur")):
+    clean = replace(drawn(150, outputs, task=task, patients=60), model=shift_name("int8"))
+    return clean, {family: [worse(clean, family, level) for level in (1, 2, 3)] for family in families}
+
+
+def test_values_are_means_of_the_aucs_and_the_drop_is_paired(drawn):
+    clean, corrupted = tables_of(drawn)
+    found = robustness(
+        Scored(clean, "binary"), {f: [Scored(t, "binary") for t in ts] for f, ts in corrupted.items()}, **OPTIONS
+    )
+    truth = {f: [roc_auc_score(t.labels, t.logits[:, 0]) for t in ts] for f, ts in corrupted.items()}
+    base = roc_auc_score(clean.labels, clean.logits[:, 0])
+    for family, values in truth.items():
+        assert [one.value for one in found.auc[family]] == pytest.approx(values)
+        assert found.drop[family].value == pytest.approx(base - np.mean(values))
+    assert found.model == "int8" and found.clean.value == pytest.approx(base)
+    assert found.mean.value == pytest.approx(np.mean(list(truth.values())))
+    assert found.lost.value == pytest.approx(base - found.mean.value)
+    assert found.lost.low < found.lost.value < found.lost.high
+    # The same images made worse by nothing lose exactly nothing, in every draw.
+    same = robustness(Scored(clean, "binary"), {"noise": [Scored(clean, "binary")]}, **OPTIONS)
+    assert same.lost.value == 0 and same.lost.low is None  # no width: no interval is claimed
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("multiclass", 4), ("multilabel", 3)])
+def test_all_can_be_computed_again_from_the_table(drawn, tmp_path, task, outputs):
+    clean, corrupted = tables_of(drawn, task, outputs)
+    every = [clean, *(t for ts in corrupted.values() for t in ts)]
+    names = ["no", "yes"] if outputs == 1 else [f"label{k}" for k in range(outputs)]
+    write_predictions(tmp_path / "t.csv", every, names, task, dict.fromkeys((t.model for t in every), 1.3))
+    (found,) = from_tables(read_predictions(tmp_path / "t.csv"), lambda _, t: Scored(t, task, 1.3), **OPTIONS)
+    direct = robustness(
+        Scored(clean, task, 1.3), {f: [Scored(t, task, 1.3) for t in ts] for f, ts in corrupted.items()}, **OPTIONS
+    )
+    assert found.as_dict() == direct.as_dict()
+    assert set(found.as_dict()) == {"clean", "mean", "drop", "families"}
+    robustness_figure([found, replace(found, model="float")], tmp_path / "r.png", confidence=0.95)
+    with Image.open(tmp_path / "r.png") as picture:
+        assert picture.width > 1000
+
+
+def test_one_class_has_no_figure_and_still_a_picture(drawn, tmp_path):
+    clean, corrupted = tables_of(drawn)
+    none = np.zeros_like(clean.labels)
+    scored = {f: [Scored(replace(t, labels=none), "binary") for t in ts] for f, ts in corrupted.items()}
+    found = robustness(Scored(replace(clean, labels=none), "binary"), scored, **OPTIONS)
+    assert found.mean.value is None and "not defined" in found.mean.note
+    robustness_figure([found], tmp_path / "r.png", confidence=0.95)
+    assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+def test_other_cases_are_refused(drawn):
+    clean, corrupted = tables_of(drawn)
+    turned = corrupted["noise"][0].where(np.arange(150)[::-1])
+    with pytest.raises(DataError, match="noise, level 1: its case_id"):
+        robustness(Scored(clean, "binary"), {"noise": [Scored(turned, "binary")]}, **OPTIONS)
+
+
+def run_without(drawn, folder, site, seed):
+    """A run's predictions: validation at the other site, test at the one held out."""
+    table = drawn(80, seed=seed)
+    split = np.where(np.arange(80) < 30, "val", "test")
+    sites = np.where(split == "val", "north" if site != "north" else "south", site)
+    path = folder / f"{site}-{seed}.csv"
+    write_predictions(path, [replace(table, split=split, site=sites)], ["no", "yes"], "binary", {"float": 1.0})
+    return path
+
+
+def test_held_out_sites_are_a_table_of_runs(drawn, tmp_path):
+    paths = [run_without(drawn, tmp_path, site, seed) for seed, site in enumerate(("south", "north"))]
+    first, second = held_out_sites(paths, "binary", model="float", **OPTIONS)
+    assert (first.site, second.site) == ("north", "south")
+    test = read_predictions(paths[1])[0].of_split("test")
+    assert first.auc.value == pytest.approx(roc_auc_score(test.labels, test.logits[:, 0]))
+    assert first.auc.n == first.patients == 50 and first.auc.low < first.auc.value
+
+
+def test_held_out_sites_refuses_what_is_none(drawn, tmp_path):
+    good, again = (run_without(drawn, tmp_path, "south", seed) for seed in (1, 2))
+    with pytest.raises(DataError, match="south is held out by two"):
+        held_out_sites([good, again], "binary", model="float", **OPTIONS)
+    with pytest.raises(DataError, match="no predictions of the model 'int8'"):
+        held_out_sites([good], "binary", **OPTIONS)
+    mixed = tmp_path / "mixed.csv"
+    write_predictions(mixed, [drawn(60)], ["no", "yes"], "binary", {"float": 1.0})
+    with pytest.raises(DataError, match="must be one site that validation does not hold; it is north, south"):
+        held_out_sites([mixed], "binary", model="float", **OPTIONS)
