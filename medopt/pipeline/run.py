@@ -15,13 +15,12 @@ from medopt import interrupts
 from medopt.config import Study, Training
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.evaluation.scored import Scored
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
-from medopt.pipeline import explaining, gating
+from medopt.pipeline import gating, robust
+from medopt.pipeline.inspections import inspections
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
-from medopt.pipeline.robust import PICTURE, RESULT, TABLE, check_robustness
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import Source
 from medopt.pipeline.stages import (
@@ -37,6 +36,7 @@ from medopt.provenance import code_version, digest, machine, package_versions, w
 from medopt.records import SPLITS, EpochRecord, Reporter
 from medopt.release.build import build_release
 from medopt.release.contents import DOMAIN, MODELS, SUMS
+from medopt.report import REPORT, write_report
 from medopt.tracking import Tracker
 from medopt.training.automatic import resolve_auto
 from medopt.training.engine import Hardware
@@ -124,51 +124,26 @@ class Run:
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes}
         self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes))
-        metrics = json.loads(outputs[0].read_text()) | self._looked_into(sets, identity, judged, weights)
+        metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
         if judged.verdict.passed:
             folder = [self.folder.release]
             self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
         else:
             shutil.rmtree(self.folder.release, ignore_errors=True)
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
+        self._stage("report", {"metrics": metrics}, [path / REPORT], self._report)
         self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
-    def _looked_into(
+    def _inspected(
         self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]
     ) -> dict[str, Any]:
-        """What else is measured of the test split once it has been scored, each under the name of its stage."""
-        study, path, found = self.source.study, self.folder.path, {}
-        inputs = identity | {"judged": judged.facts()}
-        if study.evaluation.shift_cases:
-
-            def robustness() -> dict[str, Any]:
-                tables = read_predictions(path / "predictions.csv")
-                clean = {table.model: table.of_split("test") for table in tables}
-                return check_robustness(study, sets["test"], clean, self.folder, judged, self.reporter)
-
-            outputs = [path / RESULT, path / TABLE, path / "figures" / PICTURE]
-            self._stage("robustness", inputs, outputs, robustness)
-            found["robustness"] = json.loads(outputs[0].read_text())
-        if study.evaluation.explain:
-
-            def explain() -> dict[str, Any]:
-                table = next(one for one in read_predictions(path / "predictions.csv") if one.model == "float")
-                fitted = (judged.calibrations["float"], judged.points["float"])
-                scored = Scored(table.of_split("test"), study.data.task, *fitted)
-                return explaining.explain_cases(study, sets, self.source.root, weights, scored, self.folder)
-
-            outputs = [path / explaining.RESULT, path / "figures" / explaining.FOLDER]
-            self._stage("explain", inputs, outputs, explain)
-            found["explanations"] = json.loads(outputs[0].read_text())
-        if study.domain.enabled:
-
-            def domain() -> dict[str, Any]:
-                return gating.gate_domain(study, sets, self.folder, judged, self.reporter)
-
-            outputs = [path / gating.RESULT, self.folder.models / gating.RESULT]
-            self._stage("domain", inputs, outputs, domain)
-            found["domain"] = json.loads(outputs[0].read_text())
+        """What else was measured of the test split, each under the name of its stage."""
+        found, inputs = {}, identity | {"judged": judged.facts()}
+        asked = inspections(self.source.study, sets, self.source.root, weights, judged, self.folder, self.reporter)
+        for one in asked:
+            self._stage(one.name, inputs, one.outputs, one.work)
+            found[one.name] = json.loads(one.outputs[0].read_text())
         return found
 
     def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
@@ -289,15 +264,21 @@ class Run:
         build_release(self.folder.release, info, models, gate)
         return {"release": digest((self.folder.release / SUMS).read_text())}
 
+    def _report(self) -> dict[str, Any]:
+        write_report(self.folder.path)
+        return {}
+
     def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
         path, passed = self.folder.path, metrics["gate"]["passed"]
         figures = {key: metrics[key] for key in ("test", "validation", "sites", "latency_ms", "size_bytes")}
+        if worse := metrics.get("robustness"):
+            figures["robustness"] = {kind: {name: worse[kind][name] for name in ("mean", "drop")} for kind in KINDS}
         self.tracker.log_figures(figures)
-        files = {"figures": path / "figures", "": path / "metrics.json"}
-        self.tracker.log_files(files)
-        self.tracker.log_files({"": path / "study.yaml", "tables": path / "predictions.csv"})
-        if (path / TABLE).exists():
-            self.tracker.log_files({"tables": path / TABLE})
+        self.tracker.log_files({"": path / REPORT, "figures": path / "figures"})
+        for name in ("metrics.json", "study.yaml"):
+            self.tracker.log_files({"": path / name})
+        for name in ("predictions.csv", *((robust.TABLE,) if worse else ())):
+            self.tracker.log_files({"tables": path / name})
         if passed:
             self.tracker.log_files({"release": self.folder.release})
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}

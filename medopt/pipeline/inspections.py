@@ -1,0 +1,59 @@
+"""What else is measured of the test split once it has been scored: robustness, explanation, and the domain gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medopt.config import Study
+from medopt.evaluation.predictions_io import read_predictions
+from medopt.evaluation.scored import Scored
+from medopt.pipeline import explaining, gating, robust
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stages import Judged
+from medopt.records import Predictions, Reporter
+from medopt.training.task import Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A stage of its own, whose first output is a JSON of what it found."""
+
+    name: str
+    outputs: Sequence[Path]
+    work: Callable[[], dict[str, Any]]
+
+
+def inspections(
+    study: Study,
+    sets: Mapping[Any, Prepared],
+    root: Path,
+    weights: Sequence[Path],
+    judged: Judged,
+    folder: RunFolder,
+    reporter: Reporter,
+) -> Iterator[Inspection]:
+    """Those that the study asks for, in their order. `root` is where the scans lie, `weights` the network's."""
+    path = folder.path
+
+    def test_tables() -> dict[str, Predictions]:
+        return {table.model: table.of_split("test") for table in read_predictions(path / "predictions.csv")}
+
+    def explained() -> dict[str, Any]:
+        scored = Scored(test_tables()["float"], study.data.task, judged.calibrations["float"], judged.points["float"])
+        return explaining.explain_cases(study, sets, root, weights, scored, folder)
+
+    if study.evaluation.shift_cases:
+        outputs = [path / robust.RESULT, path / robust.TABLE, path / "figures" / robust.PICTURE]
+        yield Inspection(
+            "robustness",
+            outputs,
+            lambda: robust.check_robustness(study, sets["test"], test_tables(), folder, judged, reporter),
+        )
+    if study.evaluation.explain:
+        yield Inspection("explanations", [path / explaining.RESULT, path / "figures" / explaining.FOLDER], explained)
+    if study.domain.enabled:
+        outputs = [path / gating.RESULT, folder.models / gating.RESULT]
+        yield Inspection("domain", outputs, lambda: gating.gate_domain(study, sets, folder, judged, reporter))
