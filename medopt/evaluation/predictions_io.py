@@ -24,6 +24,7 @@ from medopt.provenance import atomic
 from medopt.records import SPLITS, Predictions
 
 SUBGROUP = "subgroup_"
+UNNAMED = ("negative", "positive")  # what a binary table, which does not name its labels, is said to hold
 IDENTITY = ("model", "split", "case_id", "patient_id", "site")
 
 
@@ -92,7 +93,7 @@ def read_labels(path: Path) -> tuple[Task, list[str]]:
     names = [name.removeprefix("logit_") for name in _of_kind(header, "logit")]
     if "label" not in header:
         return "multilabel", names
-    return ("binary", ["negative", "positive"]) if len(names) == 1 else ("multiclass", names)
+    return ("binary", list(UNNAMED)) if len(names) == 1 else ("multiclass", names)
 
 
 @contextmanager

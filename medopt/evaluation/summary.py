@@ -116,7 +116,7 @@ def _values_at(prevalence: float, scored: Scored, patients: Index, confidence: f
     found = {}
     for name, place, sign in (("ppv", 0, 1), ("npv", 1, -1)):
         hit, other = place, 1 - place
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             exact = sign * odds + np.log(rates[hit]) - np.log(1 - rates[other])
         centre = sign * odds + np.log(added[hit]) - np.log(1 - added[other])
         spread = (1 - added[hit]) / (added[hit] * counts[hit]) + added[other] / ((1 - added[other]) * counts[other])

@@ -8,6 +8,7 @@ from typing import Any
 
 from medopt.errors import ConfigError, DataError
 from medopt.evaluation.comparison import Resampling, compare_models, on_shared_cases
+from medopt.evaluation.predictions_io import UNNAMED
 from medopt.evaluation.scored import Scored
 from medopt.pipeline.evaluating import OpenTable, open_table, scored_of
 from medopt.records import Split
@@ -23,7 +24,8 @@ def compare_runs(
     `compare_models`.
     """
     opened = [open_table(path) for path in paths]
-    if len({table.task for table in opened}) > 1 or len({tuple(table.labels) for table in opened}) > 1:
+    named = {tuple(table.labels) for table in opened} - {UNNAMED}
+    if len({table.task for table in opened}) > 1 or len(named) > 1:
         asked = (f"{path}: {one.task} of {', '.join(one.labels)}" for path, one in zip(paths, opened, strict=True))
         raise DataError(f"The runs do not answer the same question: {'; '.join(asked)}.")
     chosen = [(place, name) for place, table in enumerate(opened) for name in _models(table, models, len(opened))]

@@ -123,3 +123,44 @@ def test_two_thousand_draws_of_five_hundred_cases_take_less_than_two_seconds(dra
     start = time.process_time()
     evaluate(scored(predictions), bootstrap=2000, confidence=0.95, seed=0)
     assert time.process_time() - start < 2
+
+
+def test_values_at_a_stated_prevalence_are_those_of_bayes(drawn):
+    one = scored(drawn(200))
+    found = evaluate(one, **SETTINGS, prevalence=0.05)
+    hit, right = found["sensitivity"].value, found["specificity"].value
+    ppv = 0.05 * hit / (0.05 * hit + 0.95 * (1 - right))
+    npv = 0.95 * right / (0.95 * right + 0.05 * (1 - hit))
+    assert (found["ppv"].value, found["npv"].value) == pytest.approx((ppv, npv))
+    assert found["ppv"].low < ppv < found["ppv"].high and found["npv"].note == "at a prevalence of 0.05"
+    own = evaluate(one, **SETTINGS, prevalence=float(one.target.mean()))
+    plain = evaluate(one, **SETTINGS)
+    assert own["ppv"].value == pytest.approx(plain["ppv"].value)
+    assert own["ppv"].high - own["ppv"].low == pytest.approx(plain["ppv"].high - plain["ppv"].low, rel=0.5)
+    perfect = replace(one.predictions, logits=(2.0 * one.predictions.labels - 1)[:, None] * 50)
+    sure = evaluate(scored(perfect), **SETTINGS, prevalence=0.05)["ppv"]
+    assert (sure.value, sure.high) == (1.0, 1.0) and 0.4 < sure.low < 1
+    blind = replace(one.predictions, logits=np.full((200, 1), -9.0))
+    assert evaluate(scored(blind), **SETTINGS, prevalence=0.05)["ppv"].value is None
+
+
+def test_many_cases_in_groups_have_the_intervals_of_patients(drawn, monkeypatch):
+    """The same 3000 cases of 1800 patients, drawn one by one and in a thousand groups."""
+    one = scored(drawn(3000, patients=1800))
+    alone = evaluate(one, **SETTINGS)
+    monkeypatch.setattr("medopt.evaluation.bootstrap.LARGE", 100)
+    many = evaluate(one, **SETTINGS)
+    for name in ("auc_bootstrap", "average_precision", "f1", "brier"):
+        assert many[name].value == alone[name].value
+        assert many[name].high - many[name].low == pytest.approx(alone[name].high - alone[name].low, rel=0.2), name
+        assert many[name].low == pytest.approx(alone[name].low, abs=0.25 * (alone[name].high - alone[name].low))
+
+
+def test_the_interval_of_the_auc_knows_the_patients(drawn):
+    table = drawn(300, patients=40)
+    _, index = np.unique(table.patient_id, return_inverse=True)
+    alike = replace(table, logits=table.logits[index], labels=table.labels[index])
+    found = evaluate(scored(alike), **SETTINGS)
+    images = evaluate(scored(replace(alike, patient_id=alike.case_id)), **SETTINGS)
+    for name in ("auc", "sensitivity", "specificity"):
+        assert found[name].high - found[name].low > 1.8 * (images[name].high - images[name].low)

@@ -9,7 +9,7 @@ import pytest
 from medopt.errors import DataError
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.calibration import probabilities
-from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.predictions_io import read_labels, read_predictions, write_predictions
 from medopt.records import Predictions
 
 NAMES = {
@@ -152,3 +152,30 @@ def test_other_damage_is_refused(written, tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read as a CSV table"):
         read_predictions(path)
+
+
+def test_subgroups_are_written_and_read_back(tmp_path, drawn):
+    table = replace(drawn(6), subgroups={"sex": np.array(["F", "", "M"] * 2), "image size": np.array(["64 x 64"] * 6)})
+    other = replace(drawn(6), model="int8", subgroups={"scanner": np.array(['Acme "X", 2'] * 6)})
+    write_predictions(
+        tmp_path / "p.csv", [table, other], NAMES["binary"], "binary", dict.fromkeys(FITTED, UNCALIBRATED)
+    )
+    header = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert ",site,subgroup_sex,subgroup_image size,subgroup_scanner,label," in header
+    first, second = read_predictions(tmp_path / "p.csv")
+    assert {name: column.tolist() for name, column in first.subgroups.items()} == {
+        "sex": ["F", "", "M"] * 2,
+        "image size": ["64 x 64"] * 6,
+        "scanner": [""] * 6,
+    }
+    assert second.subgroups["scanner"].tolist() == ['Acme "X", 2'] * 6
+    assert first.where(np.array([0, 2])).subgroups["sex"].tolist() == ["F", "M"]
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_task_and_labels_are_told_by_the_header(written, task):
+    path, _ = written(task)
+    names = ["negative", "positive"] if task == "binary" else NAMES[task]
+    assert read_labels(path) == (task, names)
+    with pytest.raises(DataError, match="There is no prediction table"):
+        read_labels(path.parent / "none.csv")

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from medopt.errors import DataError
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
+from medopt.evaluation.isotonic import Curve
 from medopt.imaging import read_scan
 from medopt.records import FloatArray
 from medopt.release.card import render_card
-from medopt.release.contents import Kind, ReleaseInfo, read_info
+from medopt.release.contents import Kind, ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain
 
@@ -90,6 +91,21 @@ def test_binary_answer(info: ReleaseInfo, threshold: float, decision: str) -> No
     (answer,) = with_logits(info, [2.0], calibration=HALVED, threshold=threshold).predict(IMAGE)
     assert answer.probabilities == pytest.approx({"clear": 0.26894142, "blob": 0.73105858})
     assert (answer.decision, answer.logits) == (decision, (2.0,))
+
+
+@pytest.mark.parametrize(("logit", "decision"), [(0.5, "undecided"), (2.0, "blob"), (-1.0, "clear")])
+def test_a_case_in_the_band_is_undecided(info: ReleaseInfo, logit: float, decision: str) -> None:
+    (answer,) = with_logits(info, [logit], calibration=UNCALIBRATED, threshold=0.5, band=(0.3, 0.7)).predict(IMAGE)
+    assert answer.decision == decision
+
+
+def test_an_isotonic_release_answers_by_its_curve(info: ReleaseInfo) -> None:
+    rising = Calibration("isotonic", curves=(Curve((0.0, 4.0), (0.1, 0.5)),))
+    model = info.models["int8"].model_copy(update={"calibration": rising, "threshold": 0.3})
+    model = ModelInfo.model_validate_json(model.model_dump_json())
+    assert model.calibration == rising
+    (answer,) = with_logits(info, [2.0], calibration=model.calibration, threshold=0.3).predict(IMAGE)
+    assert (answer.probabilities, answer.decision) == (pytest.approx({"clear": 0.7, "blob": 0.3}), "blob")
 
 
 def test_multiclass_answer(info: ReleaseInfo) -> None:
