@@ -197,8 +197,11 @@ def _spans(values: Sequence[Any], margin: float) -> list[Span] | None:
     return [(float(a), float(b)) for a, b in zip(table.min(axis=0) / margin, table.max(axis=0) * margin, strict=True)]
 
 
-def fit_distance(train: NDArray[np.floating], val: NDArray[np.floating], false_alarm: float) -> Distance:
+def fit_distance(train: NDArray[np.floating], val: Sequence[NDArray[np.floating]], false_alarm: float) -> Distance:
     """The Gaussian of training rows (N, F), and the threshold that declines `false_alarm` of validation rows (M, F).
+
+    `val` holds the validation rows as each engine computes them: int8 rounds differently from engine to engine, by a
+    tenth of the distance. The threshold is the largest, so that none of them declines more.
 
     The threshold is the quantile that keeps the promise for a next case of the same kind (Vovk et al. 2005: rank
     (M + 1)(1 - false_alarm), rounded up). Too few validation rows for that: the farthest of them.
@@ -217,9 +220,13 @@ def fit_distance(train: NDArray[np.floating], val: NDArray[np.floating], false_a
         rest=rest,
         threshold=1.0,
     )
-    distances = np.sort(fitted.of(val))
-    rank = min(len(val), math.ceil((len(val) + 1) * (1 - false_alarm)))
-    return fitted.model_copy(update={"threshold": float(max(distances[rank - 1], TINY))})
+    limits = [_limit(fitted.of(one), false_alarm) for one in val]
+    return fitted.model_copy(update={"threshold": max(*limits, TINY)})
+
+
+def _limit(distances: Floats, false_alarm: float) -> float:
+    rank = min(len(distances), math.ceil((len(distances) + 1) * (1 - false_alarm)))
+    return float(np.sort(distances)[rank - 1])
 
 
 def _short(values: NDArray[np.floating]) -> list[float]:
