@@ -109,7 +109,7 @@ def main() -> None:
     looks = {name: looked_at(batch) for name, batch in sets.items()}
     rank = min(len(val[0]), math.ceil((len(val[0]) + 1) * (1 - gate.false_alarm)))
     for name, batch in sets.items():
-        reasons = gate.reasons("int8", looks[name][1], batch, [None] * len(batch))
+        reasons = gate.reasons(batch, gate.distances("int8", looks[name][1], batch), [None] * len(batch))
         found[name]["gate"] = float(np.mean([bool(reason) for reason in reasons]))
     for measure, odd in measures(train, gate).items():
         limit = np.sort(odd(val))[rank - 1]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from medopt import __version__, interrupts
 from medopt.commands.compare import compare
+from medopt.commands.drift import drift
 from medopt.commands.evaluate import evaluate
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
@@ -50,6 +51,7 @@ app.command()(compare)
 app.command()(series)
 app.command()(plan)
 app.command()(report)
+app.command()(drift)
 
 
 @app.callback()
@@ -144,8 +146,9 @@ def predict(
     from medopt.console import ConsoleReporter, print_predictions
     from medopt.fleet import Fleet
     from medopt.release.predictor import Predictor
+    from medopt.serving.answers import write_answers
     from medopt.serving.archive import predict_archive
-    from medopt.serving.batch import find_scans, predict_scans, write_answers
+    from medopt.serving.batch import find_scans, predict_scans
 
     spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name
     predictor = Predictor.open(release, "float" if model == "float" else "int8", engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,42 +42,43 @@ def gate_domain(
     Writes models/domain.json, which a release takes along, and domain.json.
     """
     engines = {
-        k: open_engine(judged.engines[k][0], folder.models / f"{k}.onnx", study.compression.threads) for k in KINDS
+        k: [open_engine(name, folder.models / f"{k}.onnx", study.compression.threads) for name in judged.engines[k]]
+        for k in KINDS
     }
+    served = {kind: opened[0] for kind, opened in engines.items()}
     train, val, test = sets["train"], sets["val"], sets["test"]
     picked = np.sort(np.random.default_rng(study.seed).permutation(len(train.files))[:MOST_TRAIN])
-    learned, learned_texture = _looked_at(engines, [train.files[row] for row in picked])
-    held, held_texture = _looked_at(engines, val.files)
+    learned = {kind: _features(served[kind], [train.files[row] for row in picked]) for kind in KINDS}
+    held = {kind: [_features(engine, val.files) for engine in engines[kind]] for kind in KINDS}
+    textures = [_textures(files) for files in ([train.files[row] for row in picked], val.files)]
     # Each of the two distances may decline half of the share: together they decline at most all of it.
     share = study.domain.false_alarm / 2
     domain = Domain(
         false_alarm=study.domain.false_alarm,
         rules=fit_rules([load_facts(file) for file in train.files], study.domain.margin),
         content={kind: fit_distance(learned[kind], held[kind], share) for kind in KINDS},
-        texture=fit_distance(learned_texture, held_texture, share),
+        texture=fit_distance(textures[0], textures[1:], share),
     )
     write_text(folder.models / RESULT, domain.model_dump_json() + "\n")
     found = {
         "false_alarm": study.domain.false_alarm,
         "images": {"train": len(picked), "validation": len(val.files)},
         "header_rules": domain.rules.model_dump(mode="json"),
-        "declined": {kind: _false_alarms(study, domain, kind, engines[kind], val, test) for kind in KINDS},
-        "altered": _altered(study, domain, engines[SERVED], test, reporter),
+        "declined": {kind: _false_alarms(study, domain, kind, served[kind], val, test) for kind in KINDS},
+        "altered": _altered(study, domain, served[SERVED], test, reporter),
     }
     write_json(folder.path / RESULT, found)
     return {"declined": {kind: found["declined"][kind]["test"]["value"] for kind in KINDS}}  # type: ignore[index]
 
 
-def _looked_at(engines: Mapping[str, Engine], files: Sequence[Any]) -> tuple[dict[str, Floats], Floats]:
-    """Each model's features (N, F), and the texture (N, 4), of prepared images."""
-    features: dict[str, list[Floats]] = {kind: [] for kind in engines}
-    textures = []
-    for rows in batches(len(files), AT_ONCE):
-        batch = load_batch(files[rows])
-        textures.append(texture(batch))
-        for kind, engine in engines.items():
-            features[kind].append(engine.run_both(batch)[1])
-    return {kind: np.concatenate(rows) for kind, rows in features.items()}, np.concatenate(textures)
+def _features(engine: Engine, files: Sequence[Path]) -> Floats:
+    """Features (N, F) of prepared images."""
+    return np.concatenate([engine.run_both(load_batch(files[rows]))[1] for rows in batches(len(files), AT_ONCE)])
+
+
+def _textures(files: Sequence[Path]) -> Floats:
+    """Textures (N, 4) of prepared images."""
+    return np.concatenate([texture(load_batch(files[rows])) for rows in batches(len(files), AT_ONCE)])
 
 
 def _declined(
@@ -88,7 +90,8 @@ def _declined(
         batch = load_batch(part.files[rows])
         if change is not None:
             batch = np.ascontiguousarray(change(batch, [case.case_id for case in part.cases[rows]]), np.float32)
-        reasons = domain.reasons(kind, engine.run_both(batch)[1], batch, [None] * len(batch))  # type: ignore[arg-type]
+        distances = domain.distances(kind, engine.run_both(batch)[1], batch)  # type: ignore[arg-type]
+        reasons = domain.reasons(batch, distances, [None] * len(batch))
         found += [bool(reason) for reason in reasons]
     return np.array(found)
 

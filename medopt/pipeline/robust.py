@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.evaluation.figures_robustness import robustness_figure
@@ -20,10 +21,10 @@ from medopt.pipeline.stages import KINDS, Judged
 from medopt.provenance import write_json
 from medopt.records import FloatArray, Predictions, Reporter, batches
 from medopt.training.task import Prepared
-from medopt.transforms.corrupt import LEVELS, corrupt
+from medopt.transforms.corrupt import corrupt, corrupt_all
 
 TABLE, RESULT, PICTURE = "shift_predictions.csv", "robustness.json", "robustness.png"
-AT_ONCE = 16
+AT_ONCE = 8  # images, each of them held some 40 times
 
 
 def choose_cases(test: Prepared, most: int, seed: int) -> list[int]:
@@ -54,16 +55,10 @@ def check_robustness(
     threads = study.compression.threads
     engines = {k: open_engine(judged.engines[k][0], folder.models / f"{k}.onnx", threads) for k in KINDS}
     part = Prepared([test.cases[row] for row in rows], [test.files[row] for row in rows])
-    advance = reporter.progress(len(settings.shift_families) * LEVELS, "making images worse")
-    tables = [replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS]
-    originals = dict(zip(KINDS, tables, strict=True))
-    for family in settings.shift_families:
-        for level in range(1, LEVELS + 1):
-            logits = _worse(part, family, level, engines)
-            tables += [
-                replace(originals[kind], model=shift_name(kind, family, level), logits=logits[kind]) for kind in KINDS
-            ]
-            advance(1)
+    originals = {kind: replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS}
+    tables = [*originals.values()]
+    for (kind, family, level), logits in _worse(part, settings.shift_families, engines, reporter).items():
+        tables.append(replace(originals[kind], model=shift_name(kind, family, level), logits=logits))
     path, calibrations = folder.path / TABLE, {one.model: judged.calibrations[_kind(one)] for one in tables}
     write_predictions(path, tables, study.data.labels, study.data.task, calibrations)
     found = from_tables(
@@ -82,14 +77,22 @@ def _kind(table: Predictions) -> str:
     return table.model.partition("|")[0]
 
 
-def _worse(part: Prepared, family: str, level: int, engines: Mapping[str, Engine]) -> dict[str, Any]:
-    """Each model's logits (N, K) of one family and level."""
-    found: dict[str, list[Any]] = {kind: [] for kind in engines}
+def _worse(
+    part: Prepared, families: Sequence[str], engines: Mapping[str, Engine], reporter: Reporter
+) -> dict[tuple[str, str, int], NDArray[np.float64]]:
+    """Logits (N, K) by model, family and level. A few images are in memory at a time, and read once."""
+    advance = reporter.progress(len(part.files), "making images worse")
+    found: dict[tuple[str, str, int], list[NDArray[np.float64]]] = {}
     for rows in batches(len(part.files), AT_ONCE):
-        batch = worse_batch(load_batch(part.files[rows]), [case.case_id for case in part.cases[rows]], family, level)
-        for kind, engine in engines.items():
-            found[kind].append(engine.run(batch))
-    return {kind: np.concatenate(logits) for kind, logits in found.items()}
+        names = [case.case_id for case in part.cases[rows]]
+        images = [torch.from_numpy(one) for one in load_batch(part.files[rows])]
+        worse = [corrupt_all(image, families, name) for image, name in zip(images, names, strict=True)]
+        for family, level in worse[0]:
+            batch = np.stack([one[family, level].numpy() for one in worse])
+            for kind, engine in engines.items():
+                found.setdefault((kind, family, level), []).append(engine.run(batch))
+        advance(len(names))
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def worse_batch(batch: FloatArray, names: list[str], family: str, level: int) -> FloatArray:

@@ -20,6 +20,7 @@ from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
 from medopt.pipeline import gating, robust
 from medopt.pipeline.inspections import inspections
+from medopt.pipeline.referring import reference_of
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import Source
@@ -127,7 +128,8 @@ class Run:
         metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
         if judged.verdict.passed:
             folder = [self.folder.release]
-            self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain))
+            held = sets["val"]
+            self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain, held))
         else:
             shutil.rmtree(self.folder.release, ignore_errors=True)
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
@@ -248,7 +250,7 @@ class Run:
         write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
         return {}
 
-    def _release(self, judged: Judged, metrics: dict[str, Any], chain: PrepareChain) -> dict[str, Any]:
+    def _release(self, judged: Judged, metrics: dict[str, Any], chain: PrepareChain, held: Prepared) -> dict[str, Any]:
         provenance = {
             "manifest_digest": self.source.digest,
             "mlflow_run_id": self.tracker.run_id,
@@ -261,7 +263,7 @@ class Run:
         name = DOMAIN if gate else None
         info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance, name)
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}
-        build_release(self.folder.release, info, models, gate)
+        build_release(self.folder.release, info, models, gate, lambda predictor: reference_of(predictor, held))
         return {"release": digest((self.folder.release / SUMS).read_text())}
 
     def _report(self) -> dict[str, Any]:

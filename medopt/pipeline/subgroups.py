@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.data.cache import load_facts
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.facts import ScanFacts, age_band, sex
 from medopt.records import Case
 from medopt.training.task import Prepared
-
-AGE_BANDS = ((18, "below 18"), (40, "18 to 39"), (65, "40 to 64"), (200, "65 and older"))
-"""First age that is no longer in the band, and the band's name."""
-SIZES = ((128, "below 128"), (256, "128 to 255"), (512, "256 to 511"), (1024, "512 to 1023"), (2048, "1024 to 2047"))
-SEXES = {"m": "male", "male": "male", "f": "female", "female": "female", "o": "other", "other": "other"}
 
 
 def subgroups(part: Prepared) -> dict[str, NDArray[np.str_]]:
@@ -29,27 +22,7 @@ def subgroups(part: Prepared) -> dict[str, NDArray[np.str_]]:
     return {name: column for name, column in columns.items() if len(set(column[column != ""])) > 1}
 
 
-def _groups(case: Case, facts: ScanFacts) -> Mapping[str, str]:
+def _groups(case: Case, facts: ScanFacts) -> dict[str, str]:
     given = dict(case.groups)
-    known = {
-        "sex": SEXES.get((given.get("sex") or facts.sex).strip().lower(), ""),
-        "age": _age_band(given.get("age") or facts.age),
-        "scanner": facts.scanner,
-        "view": facts.view,
-        "image size": _size_band(facts.shape),
-    }
-    return {**{name: value for name, value in given.items() if name not in known}, **known}
-
-
-def _age_band(text: str) -> str:
-    try:
-        years = float(text.strip().upper().removesuffix("Y"))
-    except ValueError:
-        return ""
-    return next((name for end, name in AGE_BANDS if 0 <= years < end), "")
-
-
-def _size_band(shape: tuple[int, ...]) -> str:
-    """By the shorter side of an image (of a slice, in a volume), in pixels."""
-    side = min(shape[-2:], default=0)
-    return next((f"{name} px" for end, name in SIZES if side < end), "2048 px and more")
+    common = {"sex": sex(given.pop("sex", "")), "age": age_band(given.pop("age", ""))}
+    return given | facts.groups() | {name: group for name, group in common.items() if group}

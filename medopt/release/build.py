@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from medopt.provenance import storage, write_text
 from medopt.release.card import render_card
 from medopt.release.contents import CARD, INFO, Kind, ReleaseInfo, write_sums
 from medopt.release.golden import draw_golden, record_answers
+from medopt.release.predictor import Predictor
+from medopt.release.reference import REFERENCE, Reference
 from medopt.release.verify import all_predictors, verify_release
 
 
-def build_release(target: Path, info: ReleaseInfo, models: Mapping[Kind, Path], domain: Path | None = None) -> None:
+def build_release(
+    target: Path,
+    info: ReleaseInfo,
+    models: Mapping[Kind, Path],
+    domain: Path | None = None,
+    reference: Callable[[Predictor], Reference] | None = None,
+) -> None:
     """Write the release to `target`, replacing an earlier one of the same run.
 
-    `models` are the ONNX files, `domain` the gate that `info` names. The folder is built beside `target`, verified as a
-    user would, and renamed.
+    `models` are the ONNX files, `domain` the gate that `info` names; `reference` tells, with the int8 model opened,
+    what service is to be held against. The folder is built beside `target`, verified as a user would, and renamed.
     Raises ReleaseError where it does not verify, StorageError where it cannot be written.
     """
     part = target.with_name(f".{target.name}.part")
@@ -34,6 +42,10 @@ def build_release(target: Path, info: ReleaseInfo, models: Mapping[Kind, Path], 
             scans = draw_golden(part / "golden", len(info.prepare.size))
             write_sums(part)
             record_answers(part, all_predictors(part), scans)
+            if reference is not None:
+                write_sums(part)
+                told = reference(Predictor.open(part, "int8"))
+                write_text(part / REFERENCE, told.model_dump_json() + "\n")
             write_sums(part)
             verify_release(part)
             if target.exists():

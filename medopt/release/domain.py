@@ -105,17 +105,20 @@ class Domain(_File):
             first = str(error).splitlines()[0]
             raise ReleaseError(f"{path} holds no domain gate that this medopt can read ({first}).") from None
 
-    def reasons(
-        self, kind: Kind, features: NDArray[np.floating], batch: FloatArray, facts: Sequence[ScanFacts | None]
-    ) -> list[str]:
+    def distances(self, kind: Kind, features: NDArray[np.floating], batch: FloatArray) -> Floats:
+        """How far each image (N, 2) lies in content and in texture, in units of the limit."""
+        content, texture_ = self.content[kind], self.texture
+        far, odd = content.of(features) / content.threshold, texture_.of(texture(batch)) / texture_.threshold
+        return np.stack([far, odd], axis=1)
+
+    def reasons(self, batch: FloatArray, distances: Floats, facts: Sequence[ScanFacts | None]) -> list[str]:
         """Why each image of a prepared batch (N, C, *size) is declined; empty for those that are not.
 
-        `features` (N, F) are the network's, `facts` those of each scan, None where unknown.
+        `distances` (N, 2) are its own, `facts` those of each scan, None where unknown.
         """
-        far, odd = self.content[kind].of(features), self.texture.of(texture(batch))
         return [
-            self._reason(image, content / self.content[kind].threshold, detail / self.texture.threshold, header)
-            for image, content, detail, header in zip(batch, far, odd, facts, strict=True)
+            self._reason(image, content, detail, header)
+            for image, (content, detail), header in zip(batch, distances.tolist(), facts, strict=True)
         ]
 
     def _reason(self, image: FloatArray, content: float, detail: float, facts: ScanFacts | None) -> str:
@@ -191,8 +194,11 @@ def _spans(values: Sequence[Any], margin: float) -> list[Span] | None:
     return [(float(a), float(b)) for a, b in zip(table.min(axis=0) / margin, table.max(axis=0) * margin, strict=True)]
 
 
-def fit_distance(train: NDArray[np.floating], val: NDArray[np.floating], false_alarm: float) -> Distance:
+def fit_distance(train: NDArray[np.floating], val: Sequence[NDArray[np.floating]], false_alarm: float) -> Distance:
     """The Gaussian of training rows (N, F), and the threshold that declines `false_alarm` of validation rows (M, F).
+
+    `val` holds the validation rows as each engine computes them: int8 rounds differently from engine to engine, by a
+    tenth of the distance. The threshold is the largest, so that none of them declines more.
 
     The threshold is the quantile that keeps the promise for a next case of the same kind (Vovk et al. 2005: rank
     (M + 1)(1 - false_alarm), rounded up). Too few validation rows for that: the farthest of them.
@@ -211,9 +217,13 @@ def fit_distance(train: NDArray[np.floating], val: NDArray[np.floating], false_a
         rest=rest,
         threshold=1.0,
     )
-    distances = np.sort(fitted.of(val))
-    rank = min(len(val), math.ceil((len(val) + 1) * (1 - false_alarm)))
-    return fitted.model_copy(update={"threshold": float(max(distances[rank - 1], TINY))})
+    limits = [_limit(fitted.of(one), false_alarm) for one in val]
+    return fitted.model_copy(update={"threshold": max(*limits, TINY)})
+
+
+def _limit(distances: Floats, false_alarm: float) -> float:
+    rank = min(len(distances), math.ceil((len(distances) + 1) * (1 - false_alarm)))
+    return float(np.sort(distances)[rank - 1])
 
 
 def _short(values: NDArray[np.floating]) -> list[float]:

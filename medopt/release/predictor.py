@@ -28,12 +28,14 @@ class Answer:
 
     `declined` says why the release does not vouch for this scan: it is unlike those it was trained on. Its decision is
     then empty; the probabilities are what the model made of it all the same, for whoever looks into the case.
+    `distances` are how far the scan lies from training in content and texture, in units of the gate's limits.
     """
 
     probabilities: dict[str, float]
     decision: str
     logits: tuple[float, ...]
     declined: str = ""
+    distances: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +77,19 @@ class Predictor:
         if self.domain is None:
             return [self._answer(row, blank(image)) for row, image in zip(self.engine.run(batch), batch, strict=True)]
         logits, features = self.engine.run_both(batch)
-        reasons = self.domain.reasons(self.kind, features, batch, facts or [None] * len(batch))
-        return [self._answer(row, reason) for row, reason in zip(logits, reasons, strict=True)]
+        distances = self.domain.distances(self.kind, features, batch)
+        reasons = self.domain.reasons(batch, distances, facts or [None] * len(batch))
+        found = zip(logits, reasons, distances.tolist(), strict=True)
+        return [self._answer(row, reason, (content, texture)) for row, reason, (content, texture) in found]
 
     def predict_scan(self, scan: str | Path | Volume) -> Answer:
         """Read, prepare and predict one scan; raises DataError naming the file and the reason."""
         image, facts = self.prepare(scan)
         return self.predict(image[None], [facts])[0]
 
-    def _answer(self, logits: NDArray[np.float64], declined: str) -> Answer:
+    def _answer(
+        self, logits: NDArray[np.float64], declined: str, distances: tuple[float, float] | None = None
+    ) -> Answer:
         model, labels = self.info.models[self.kind], self.info.labels
         table = model.calibration.probabilities(logits[None], self.info.task)
         decided = model.operating_point.decide(table)[0]
@@ -97,4 +103,4 @@ class Predictor:
         else:
             decision = labels[int(decided)]
         shown = dict(zip(labels, values, strict=True))
-        return Answer(shown, "" if declined else decision, tuple(float(value) for value in logits), declined)
+        return Answer(shown, "" if declined else decision, tuple(float(one) for one in logits), declined, distances)

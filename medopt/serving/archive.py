@@ -10,7 +10,8 @@ from medopt.fleet import Fleet, Job, connected, parts_for, run_jobs
 from medopt.records import Reporter, batches
 from medopt.release.contents import Kind
 from medopt.release.predictor import Predictor
-from medopt.serving.batch import Row, predict_scans
+from medopt.serving.answers import Row
+from medopt.serving.batch import predict_scans
 
 LEAST = 32  # scans of a job: opening the release takes about as long as predicting so many
 

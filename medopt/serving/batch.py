@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from medopt.errors import DataError
 from medopt.imaging.facts import ScanFacts
-from medopt.provenance import atomic
 from medopt.records import FloatArray, Reporter, SilentReporter
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Predictor
+from medopt.serving.answers import Row
 
 # Names that belong to a data folder but are no scans.
 IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One scan's answer, or the reason why there is none."""
-
-    path: str
-    answer: Answer | None
-    refused: str = ""
 
 
 def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:
@@ -73,7 +62,7 @@ def _row(predictor: Predictor, path: Path, prepared: tuple[FloatArray, ScanFacts
         return Row(str(path), None, str(prepared))
     try:
         image, facts = prepared
-        return Row(str(path), predictor.predict(image[None], [facts])[0])
+        return Row(str(path), predictor.predict(image[None], [facts])[0], facts=facts)
     except DataError as error:  # a logit that is not a number
         return Row(str(path), None, f"{path}: {error}")
 
@@ -83,28 +72,3 @@ def _prepare(predictor: Predictor, path: Path) -> tuple[FloatArray, ScanFacts] |
         return predictor.prepare(path)
     except DataError as error:
         return error
-
-
-def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> list[Row]:
-    """Write the rows as CSV: path, decision, a probability for each label, and why a scan was declined or refused.
-
-    A declined scan has no decision and no probability: nobody may take for an answer what the release does not vouch
-    for.
-
-    The file is opened before the first row is asked for, so that no prediction is made in vain. Returns the rows.
-    Raises StorageError.
-    """
-    written = []
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "decision", *(f"probability_{label}" for label in labels), "declined", "refused"])
-        for row in rows:
-            written.append(row)
-            if row.answer is None:
-                writer.writerow([row.path, "", *[""] * len(labels), "", row.refused])
-            elif row.answer.declined:
-                writer.writerow([row.path, "", *[""] * len(labels), row.answer.declined, ""])
-            else:
-                values = [f"{row.answer.probabilities[label]:.6f}" for label in labels]
-                writer.writerow([row.path, row.answer.decision, *values, "", ""])
-    return written

@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -46,12 +47,24 @@ def corrupt(image: Tensor, family: str, level: int, case: str) -> Tensor:
     """
     if not 1 <= level <= LEVELS:
         raise ValueError(f"level {level} is none of 1 to {LEVELS}")
-    strength, random = STRENGTHS[family][level - 1], _generator(case, family)
+    return _corrupted(image, _filled(image), family, STRENGTHS[family][level - 1], case)
+
+
+def corrupt_all(image: Tensor, families: Sequence[str], case: str) -> dict[tuple[str, int], Tensor]:
+    """The image after every corruption of `families`, by family and level: what `corrupt` gives for each."""
     box = _filled(image)
-    inside = image[box]
+    return {
+        (family, level): _corrupted(image, box, family, strength, case)
+        for family in families
+        for level, strength in enumerate(STRENGTHS[family], start=1)
+    }
+
+
+def _corrupted(image: Tensor, box: tuple[slice, ...], family: str, strength: float, case: str) -> Tensor:
+    inside, out = image[box], image.clone()
     if inside.numel() == 0:  # a black image has nothing to spoil
-        return image.clone()
-    out = image.clone()
+        return out
+    random = _generator(case, family)
     if family == "compression":
         out[box] = _jpeg(inside, int(strength))
     elif family == "motion":
@@ -154,13 +167,12 @@ def _path(direction: NDArray[np.float64], length: float) -> NDArray[np.float64]:
     reach = np.ceil(np.abs(direction) * length / 2).astype(int)
     weights = np.zeros(2 * reach + 1)
     steps = np.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1)
-    for step in steps:
-        at = np.clip(reach + step * direction, 0, 2 * reach)
-        low = np.minimum(np.floor(at).astype(int), np.maximum(2 * reach - 1, 0))
-        for corner in itertools.product((0, 1), repeat=len(at)):
-            share = np.prod(np.where(corner, at - low, 1 - (at - low)))
-            if share > 0:
-                weights[tuple(low + corner)] += share
+    at = np.clip(reach + steps[:, None] * direction, 0, 2 * reach)
+    low = np.minimum(np.floor(at).astype(int), np.maximum(2 * reach - 1, 0))
+    for corner in itertools.product((0, 1), repeat=len(direction)):
+        share = np.where(corner, at - low, 1 - (at - low)).prod(axis=1)
+        inside = share > 0
+        np.add.at(weights, tuple((low + corner)[inside].T), share[inside])
     return weights / weights.sum()
 
 

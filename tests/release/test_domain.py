@@ -37,7 +37,7 @@ def rows(count: int, width: int, seed: int) -> np.ndarray:
 
 def test_few_figures_give_the_mahalanobis_distance() -> None:
     train, new = rows(400, 4, 0), rows(7, 4, 1)
-    fitted = fit_distance(train, rows(50, 4, 2), 0.05)
+    fitted = fit_distance(train, [rows(50, 4, 2)], 0.05)
     inverse = np.linalg.inv(np.cov(train.T))
     wanted = [mahalanobis(row, train.mean(axis=0), inverse) ** 2 for row in new]
     assert fitted.rest is None
@@ -47,7 +47,7 @@ def test_few_figures_give_the_mahalanobis_distance() -> None:
 def test_many_figures_give_the_distance_of_probabilistic_pca() -> None:
     """The same as with the whole covariance matrix of Tipping & Bishop's model, inverted."""
     train, new = rows(150, 60, 0), rows(5, 60, 1)
-    fitted = fit_distance(train, rows(50, 60, 2), 0.05)
+    fitted = fit_distance(train, [rows(50, 60, 2)], 0.05)
     values, vectors = np.linalg.eigh(np.cov(train.T))
     values, vectors = values[::-1], vectors[:, ::-1]
     spread = np.where(np.arange(60) < DIRECTIONS, values, values[DIRECTIONS:].mean())
@@ -60,7 +60,7 @@ def test_many_figures_give_the_distance_of_probabilistic_pca() -> None:
 def test_new_cases_of_the_same_kind_are_declined_as_often_as_said(wanted: float) -> None:
     shares = []
     for seed in range(20):
-        fitted = fit_distance(rows(100, 30, 3 * seed), rows(80, 30, 3 * seed + 1), wanted)
+        fitted = fit_distance(rows(100, 30, 3 * seed), [rows(80, 30, 3 * seed + 1)], wanted)
         shares.append((fitted.of(rows(2000, 30, 3 * seed + 2)) > fitted.threshold).mean())
     assert 0.5 * wanted < np.mean(shares) <= 1.15 * wanted
 
@@ -68,15 +68,23 @@ def test_new_cases_of_the_same_kind_are_declined_as_often_as_said(wanted: float)
 def test_few_validation_cases_take_the_farthest_and_dead_figures_do_no_harm() -> None:
     train, val = rows(40, 6, 0), rows(9, 6, 1)
     train[:, 2] = val[:, 2] = 1.0  # as a unit that never fires
-    fitted = fit_distance(train, val, 0.05)
+    fitted = fit_distance(train, [val], 0.05)
     assert fitted.threshold == pytest.approx(fitted.of(val).max())
     assert np.isfinite(fitted.of(val)).all()
     fired = val.copy()
     fired[:, 2] = 50.0
     assert (fitted.of(fired) > fitted.threshold).all()
     assert fitted.of(np.full((1, 6), np.nan)) == np.inf
-    alone = fit_distance(train[:1], val[:1], 0.05)  # one image is no distribution, and no crash either
+    alone = fit_distance(train[:1], [val[:1]], 0.05)  # one image is no distribution, and no crash either
     assert np.isfinite(alone.threshold)
+
+
+def test_no_engine_declines_more_than_said() -> None:
+    train, val = rows(100, 6, 0), rows(60, 6, 1)
+    farther = 1.2 * (val - train.mean(axis=0)) + train.mean(axis=0)
+    both = fit_distance(train, [val, farther], 0.1)
+    assert both.threshold == fit_distance(train, [farther], 0.1).threshold
+    assert both.threshold > fit_distance(train, [val], 0.1).threshold
 
 
 @pytest.mark.parametrize("size", [(32, 48), (31, 45), (8, 8), (9, 20, 16)])

@@ -20,7 +20,8 @@ from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.records import FloatArray
 from medopt.release.predictor import Predictor
-from medopt.serving.batch import Row, find_scans, predict_scans, write_answers
+from medopt.serving.answers import Row, write_answers
+from medopt.serving.batch import find_scans, predict_scans
 from medopt.transforms.prepare import PrepareChain
 
 

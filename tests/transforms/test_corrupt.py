@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medopt.config import ShiftFamily
-from medopt.transforms.corrupt import FAMILIES, LEVELS, corrupt
+from medopt.transforms.corrupt import FAMILIES, LEVELS, corrupt, corrupt_all
 
 
 def scan(*size: int, channels: int = 1, padding: int = 0) -> Tensor:
@@ -79,3 +79,10 @@ def test_motion_is_a_blur_along_one_line() -> None:
     points = np.stack([rows.ravel() - 48, columns.ravel() - 48])
     spread = np.linalg.eigvalsh((points * streak.ravel()) @ points.T / streak.sum())
     assert np.sqrt(spread[1]) == pytest.approx(11 / np.sqrt(12), rel=0.15) and np.sqrt(spread[0]) < 0.7
+
+
+def test_all_at_once_are_the_same_as_one_by_one() -> None:
+    image = scan(32, 40, padding=3)
+    found = corrupt_all(image, FAMILIES, "case")
+    assert list(found) == [(family, level) for family in FAMILIES for level in range(1, LEVELS + 1)]
+    assert all(torch.equal(one, corrupt(image, *key, "case")) for key, one in found.items())

@@ -1,0 +1,113 @@
+"""The table of a service's answers: one row a scan, written by `medopt predict`, read again by `medopt drift`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medopt.errors import DataError
+from medopt.imaging.facts import ScanFacts
+from medopt.provenance import atomic
+from medopt.release.predictor import Answer
+from medopt.release.reference import Observed
+
+TOLD = (
+    *("declined", "refused", "content_distance", "texture_distance"),
+    *("modality", "sex", "age", "scanner", "view", "image size"),
+)
+"""What stands behind the probabilities: why there is none, how far from training, and how the scan was acquired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scan's answer, or the reason why there is none."""
+
+    path: str
+    answer: Answer | None
+    refused: str = ""
+    facts: ScanFacts | None = None
+
+
+def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> list[Row]:
+    """Write the rows as CSV: path, decision, a probability for each label, and TOLD.
+
+    A declined scan has no decision and no probability: nobody may take for an answer what the release does not vouch
+    for.
+
+    The file is opened before the first row is asked for, so that no prediction is made in vain. Returns the rows.
+    Raises StorageError.
+    """
+    written = []
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(_columns(labels))
+        for row in rows:
+            written.append(row)
+            writer.writerow([row.path, *_cells(row, labels)])
+    return written
+
+
+def _cells(row: Row, labels: Sequence[str]) -> list[str]:
+    answer, facts = row.answer, row.facts
+    if answer is None:
+        return ["", *[""] * len(labels), "", row.refused, *[""] * (len(TOLD) - 2)]
+    given = ["", *[""] * len(labels)]
+    if not answer.declined:
+        given = [answer.decision, *(f"{answer.probabilities[label]:.6f}" for label in labels)]
+    distances = [f"{one:.4g}" for one in answer.distances or ()] or ["", ""]
+    known = [facts.modality, *facts.groups().values()] if facts else [""] * (len(TOLD) - 4)
+    return [*given, answer.declined, "", *distances, *known]
+
+
+def observed(rows: Sequence[Row], labels: Sequence[str]) -> Observed:
+    """What drift looks at, of rows at hand."""
+    names = _columns(labels)
+    return _observed([dict(zip(names, [row.path, *_cells(row, labels)], strict=True)) for row in rows], labels)
+
+
+def read_observed(path: Path, labels: Sequence[str]) -> tuple[int, Observed]:
+    """The same of a table that `medopt predict` wrote, and how many scans it holds.
+
+    Raises DataError where it is not such a table, or one of another release.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows, header = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}). Give the CSV that `medopt predict --out` wrote.") from None
+    missing = [name for name in _columns(labels) if name not in header]
+    if missing:
+        raise DataError(
+            f"{path} is no table of this release's answers: it has no column {', '.join(missing)}. Give the CSV that "
+            "`medopt predict --out` of this release and this version wrote."
+        )
+    return len(rows), _observed(rows, labels)
+
+
+def _columns(labels: Sequence[str]) -> list[str]:
+    return ["path", "decision", *(f"probability_{label}" for label in labels), *TOLD]
+
+
+def _observed(rows: Sequence[Mapping[str, str]], labels: Sequence[str]) -> Observed:
+    shown = labels[1:] if len(labels) == 2 else labels  # the other one is its complement
+    numbers = {f"probability of {label}": _numbers(rows, f"probability_{label}") for label in shown}
+    numbers |= {plain: _numbers(rows, plain.replace(" ", "_")) for plain in ("content distance", "texture distance")}
+    groups = {name: [row[name] for row in rows] for name in ("decision", *TOLD[4:])}
+    return Observed(numbers, {"outcome": [_outcome(row) for row in rows]} | groups)
+
+
+def _outcome(row: Mapping[str, str]) -> str:
+    return "refused" if row["refused"] else "declined" if row["declined"] else "answered"
+
+
+def _numbers(rows: Sequence[Mapping[str, str]], name: str) -> NDArray[np.float64]:
+    try:
+        return np.array([float(row[name]) if row[name] else np.nan for row in rows])
+    except ValueError as error:
+        raise DataError(f"The column {name} holds something that is no number: {error}.") from None
