@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medopt.report.records import RunRecords
-from medopt.report.words import difference, excludes_zero, figure, joined, plain, share
+from medopt.report.words import below_zero, difference, figure, joined, plain, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ def _for_whom_not(run: RunRecords) -> Iterator[str]:
     apart = [
         f"{variable} {name} ({difference(one['difference']['auc'])})"
         for variable, name, one in groups
-        if excludes_zero((one.get("difference") or {}).get("auc"))
+        if below_zero((one.get("difference") or {}).get("auc"))
     ]
     if groups and worst:
         yield (
-            f"The interval of its difference to the others excludes 0 for {joined(apart)}."
+            f"Below all others, with an interval that excludes 0: {joined(apart)}."
             if apart
-            else "No group's difference to the others has an interval that excludes 0; small groups rarely could."
+            else "No group lies below the others with an interval that excludes 0; small groups rarely could."
         )
     small = [f"{variable} {name}" for variable, name, one in groups if not one.get("auc")]
     if small:
@@ -112,8 +112,8 @@ def _how_sure(run: RunRecords) -> Iterator[str]:
         weakest = min(families, key=lambda name: families[name]["auc"][-1]["value"] or 0.0)
         yield (
             f"On {run.robustness['cases']} images made worse in {len(families)} ways at five levels each the AUC is "
-            f"{figure(worse['mean'])}, {difference(worse['drop'])} against the clean ones; least at the strongest "
-            f"{plain(weakest)}: {figure(families[weakest]['auc'][-1])}."
+            f"{figure(worse['mean'])} on average, {figure(worse['drop'])} lower than on the clean ones; it is least at "
+            f"the strongest {plain(weakest)}: {figure(families[weakest]['auc'][-1])}."
         )
     declined = run.domain.get("declined", {}).get(run.served)
     if declined:

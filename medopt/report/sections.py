@@ -97,7 +97,7 @@ def robustness(run: RunRecords) -> Table | None:
             rows.append([f"{plain(family)}, {kind}", *levels, difference(one["drop"])])
     notes = [
         f"{kind}: clean {figure(run.robustness[kind]['clean'])}, mean over all families and levels "
-        f"{figure(run.robustness[kind]['mean'])}, lost {difference(run.robustness[kind]['drop'])}."
+        f"{figure(run.robustness[kind]['mean'])}, {figure(run.robustness[kind]['drop'])} lower."
         for kind in KINDS
     ]
     columns = ["made worse by", *(f"level {level}" for level in range(1, 6)), "mean less clean"]

@@ -39,11 +39,9 @@ def difference(estimate: Estimate | None, digits: int = 3) -> str:
     return f"{shown} ({estimate['low']:+.{digits}f} to {estimate['high']:+.{digits}f})"
 
 
-def excludes_zero(estimate: Estimate | None) -> bool:
-    """Whether the interval lies on one side of 0."""
-    if not estimate or estimate.get("low") is None:
-        return False
-    return bool(estimate["low"] > 0 or estimate["high"] < 0)
+def below_zero(estimate: Estimate | None) -> bool:
+    """Whether the whole interval lies below 0."""
+    return bool(estimate and estimate.get("high") is not None and estimate["high"] < 0)
 
 
 def note(estimate: Estimate | None) -> str:

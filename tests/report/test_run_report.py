@@ -1,0 +1,98 @@
+"""A run's report: one file, every figure from the records, nothing fetched, nothing executed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from html import unescape
+from pathlib import Path
+
+import pytest
+import yaml
+from clinic_fixtures import Finished
+
+from medopt.errors import DataError
+from medopt.report import newest_run, write_report
+from medopt.report.records import read_run
+from medopt.report.words import figure
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    """A run folder that a test may change."""
+    return Path(shutil.copytree(finished.folder, tmp_path / finished.folder.name))
+
+
+def words(page: Path) -> str:
+    return unescape(re.sub(r"<[^>]+>", " ", page.read_text()))
+
+
+def test_the_run_wrote_it_and_it_needs_no_network(finished: Finished) -> None:
+    page = (finished.folder / "report.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:image/png;base64,|#)", page)
+    assert "<script" not in page and "@import" not in page and "url(" not in page
+    assert page.count("data:image/png") >= 8
+
+
+def test_the_first_page_answers_four_questions_with_the_figures_of_the_records(finished: Finished) -> None:
+    page, metrics = finished.folder / "report.html", json.loads((finished.folder / "metrics.json").read_text())
+    text, test = words(page), metrics["test"]["int8"]
+    for question in ("Does it work?", "For whom not?", "How sure is that?", "What did int8 change?"):
+        assert question in text
+    assert figure(test["auc"]) in text and figure(test["brier"]) in text
+    assert f"{metrics['size_bytes']['int8'] / 1e6:.2f} MB" in text
+    assert "made worse in 8 ways" in text and "The gate before it declines" in text
+
+
+def test_what_a_stage_did_not_write_is_left_out(copied: Path) -> None:
+    for name in ("robustness.json", "domain.json", "explanations.json"):
+        (copied / name).unlink()
+    text = words(write_report(copied))
+    assert "made worse" not in text and "Scans unlike" not in text and "Performance" in text
+
+
+def test_a_refused_model_is_called_refused(copied: Path) -> None:
+    metrics = json.loads((copied / "metrics.json").read_text())
+    metrics["gate"] |= {"passed": False, "reasons": ["worse by 0.2"]}
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    text = words(write_report(copied))
+    assert "refused by the gate" in text and "worse by 0.2" in text and "There is no release" in text
+
+
+def test_names_from_a_manifest_are_text_and_no_markup(copied: Path) -> None:
+    study = yaml.safe_load((copied / "study.yaml").read_text())
+    study["question"] = "<img src=x onerror=alert(1)> & more?"
+    (copied / "study.yaml").write_text(yaml.safe_dump(study))
+    page = write_report(copied).read_text()
+    assert "<img src=x" not in page and "&lt;img src=x" in page
+
+
+def test_a_figure_that_is_not_defined_is_said_so(copied: Path) -> None:
+    metrics = json.loads((copied / "metrics.json").read_text())
+    metrics["test"]["int8"]["auc"] = {"value": None, "low": None, "high": None, "n": 5, "note": "a class is missing"}
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    text = words(write_report(copied))
+    assert "an AUC of not defined" in text and "a class is missing" in text
+    assert not re.search(r"\b(nan|None)\b", text.split("Every setting")[0])
+
+
+def test_splits_are_counted_from_the_runs_own_manifest(finished: Finished) -> None:
+    splits = read_run(finished.folder).splits
+    with (finished.folder / "predictions.csv").open(newline="") as stream:
+        predicted = Counter(row["split"] for row in csv.DictReader(stream) if row["model"] == "float")
+    assert {name: splits[name]["images"] for name in ("val", "test")} == predicted
+    assert all(
+        sum(told["labels"].values()) == told["images"] == sum(told["sites"].values()) for told in splits.values()
+    )
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no evaluated run"):
+        write_report(tmp_path)
+
+
+def test_of_a_studys_folder_the_newest_run_is_taken(finished: Finished) -> None:
+    assert newest_run(finished.folder.parent) == finished.folder == newest_run(finished.folder)
