@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 
 from medopt import __version__, interrupts
+from medopt.commands.compare import compare
+from medopt.commands.evaluate import evaluate
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
 from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
@@ -42,6 +44,8 @@ manifest_app.command("check")(check)
 app.command()(run)
 app.command()(prepare)
 app.command()(sweep)
+app.command()(evaluate)
+app.command()(compare)
 app.command()(series)
 app.command()(plan)
 

@@ -281,13 +281,26 @@ class Training(Section):
 
 
 class Evaluation(Section):
-    """Intervals and the operating point."""
+    """Intervals, calibration and the operating point."""
 
     bootstrap: int = Field(2000, ge=100)
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    operating_point: Literal["youden", "sensitivity", "specificity", "fixed"] = "youden"
+    calibration: Literal["temperature", "isotonic", "none"] = "temperature"
+    """Fitted on validation. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
+    operating_point: Literal["youden", "sensitivity", "specificity", "cost", "fixed"] = "youden"
     target: Fraction = 0.5
     """sensitivity, specificity: the least wanted on validation; fixed: the probability itself."""
+    cost: Positive = 1.0
+    """operating_point cost: how many false alarms one miss is worth."""
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    """Share of patients with the finding where the model is to be used: PPV, NPV, net benefit and the operating point
+    cost hold there. None: as in the cases themselves."""
+    abstain: float = Field(0.0, ge=0, lt=1)
+    """Largest share of validation cases that may be left undecided: those nearest to the threshold. 0 is off."""
+    aggregate: Literal["mean", "max"] = "mean"
+    """How the logits of a patient's images become the patient's, where a patient has several."""
+    smallest_group: int = Field(10, ge=2)
+    """Fewest patients of a site or subgroup for which figures are given."""
     explain: int = Field(12, ge=0, le=60)
     """Most test cases shown with a map of where the network looked: the surest errors, and a sample; 0 is off."""
     nearest: int = Field(0, ge=0, le=10)
@@ -356,6 +369,19 @@ class Study(Section):
             raise ValueError(
                 f"training.class_weights names {sorted(weights)}; it needs a weight for each of {self.data.labels}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_of_the_task(self) -> Self:
+        task, wanted = self.data.task, self.evaluation
+        if wanted.prevalence is not None and task != "binary":
+            raise ValueError(f"evaluation.prevalence is the share of one finding; a {task} study has several")
+        if wanted.operating_point == "cost" and task == "multiclass":
+            raise ValueError("evaluation.operating_point cost weighs one finding's misses; a multiclass study has none")
+        if wanted.abstain and task == "multilabel":
+            raise ValueError("evaluation.abstain leaves whole cases undecided; a multilabel study decides each label")
+        if wanted.abstain and "undecided" in self.data.labels:
+            raise ValueError("with evaluation.abstain no label may be called undecided: that is what is said then")
         return self
 
     @property

@@ -6,7 +6,7 @@ is the one table from which every number is computed: float and int8, each split
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+COLUMNS = ("case_id", "patient_id", "site", "split", "labels", "logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class Predictions:
     """Logits of one model on N cases, with all that a metric needs to know of them.
 
     `labels` is (N,) class indices, or (N, K) zeros and ones for a multi-label study. `logits` is (N, K):
-    K = 1 for a binary study.
+    K = 1 for a binary study. `subgroups` holds a column (N,) a variable (sex, scanner, ...): the group of each case,
+    "" where it is not known.
     """
 
     model: str
@@ -75,14 +77,28 @@ class Predictions:
     split: NDArray[np.str_]
     labels: NDArray[np.int64]
     logits: NDArray[np.float64]
+    subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.case_id)
 
     def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
         """The rows at which `mask` (N,) holds, or the rows of an index, in its order."""
-        columns = ("case_id", "patient_id", "site", "split", "labels", "logits")
-        return replace(self, **{name: getattr(self, name)[mask] for name in columns})
+        groups = {name: column[mask] for name, column in self.subgroups.items()}
+        return replace(self, subgroups=groups, **{name: getattr(self, name)[mask] for name in COLUMNS})
+
+    @classmethod
+    def joined(cls, model: str, parts: Sequence[Self]) -> Self:
+        """The rows of several tables below each other, all of them those of `model`; a variable that a part has not
+        is not known there.
+        """
+        variables = dict.fromkeys(name for part in parts for name in part.subgroups)
+        groups = {
+            name: np.concatenate([part.subgroups.get(name, np.full(len(part), "")) for part in parts])
+            for name in variables
+        }
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+        return cls(model=model, subgroups=groups, **columns)
 
     def of_split(self, split: Split) -> Self:
         """The rows of one split."""

@@ -165,3 +165,22 @@ def test_manifest_beside_the_study_goes_before_that_of_the_data(study_file: Path
     assert find_manifest(study, study_file, data) == data / "m.csv"
     (tmp_path / "m.csv").touch()
     assert find_manifest(study, study_file, data) == tmp_path / "m.csv"
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "evaluation", "said"),
+    [
+        ("multiclass", ["a", "b", "c"], {"prevalence": 0.1}, "evaluation.prevalence is the share of one finding"),
+        ("multiclass", ["a", "b", "c"], {"operating_point": "cost"}, "a multiclass study has none"),
+        ("multilabel", ["a", "b"], {"abstain": 0.1}, "a multilabel study decides each label"),
+        ("binary", ["no", "undecided"], {"abstain": 0.1}, "no label may be called undecided"),
+    ],
+)
+def test_settings_that_the_task_has_no_answer_to(
+    task: str, labels: list[str], evaluation: dict[str, object], said: str
+) -> None:
+    data = {"manifest": "m.csv", "labels": labels, "task": task}
+    with pytest.raises(ValueError, match=said):
+        Study.model_validate(
+            {"name": "s", "question": "?", "data": data, "prepare": {"size": [32, 32]}, "evaluation": evaluation}
+        )

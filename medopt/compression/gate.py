@@ -13,7 +13,7 @@ import numpy as np
 
 from medopt.config import Gate, Task
 from medopt.errors import DataError
-from medopt.evaluation.calibration import probabilities
+from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.records import Estimate, Predictions, Verdict
 
@@ -44,20 +44,19 @@ def disagreement(
     before: Predictions,
     after: Predictions,
     task: Task,
-    temperatures: tuple[float, float],
+    calibrations: Sequence[Calibration],
     points: Sequence[OperatingPoint],
 ) -> tuple[float, float, float]:
     """Share of decisions that flip, and the mean and largest change of a probability, on the same cases.
 
-    Each model is read as it will be used: with its own temperature and operating point. Raises DataError where the
+    Each model is read as it will be used: with its own calibration and operating point. Raises DataError where the
     cases differ.
     """
     if not np.array_equal(before.case_id, after.case_id):
         raise DataError(
             f"{before.model} and {after.model} predicted other cases, or in another order; predict them again."
         )
-    first = probabilities(before.logits, temperatures[0], task)
-    second = probabilities(after.logits, temperatures[1], task)
+    first, second = (fit.probabilities(t.logits, task) for fit, t in zip(calibrations, (before, after), strict=True))
     flips = points[0].decide(first) != points[1].decide(second)
     change = np.abs(first - second)
     return float(flips.mean()), float(change.mean()), float(change.max())

@@ -6,7 +6,7 @@ value over the draws (Efron & Tibshirani 1993, chapters 8 and 13).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +14,18 @@ from numpy.typing import NDArray
 
 from medopt.config import Task
 from medopt.errors import DataError
-from medopt.evaluation.metrics import Floats, Statistic, Weights, ranking_statistic
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
+from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, ranking_statistic
 from medopt.evaluation.scored import Scored
 from medopt.records import Estimate, Predictions, batches
 
+LARGE, GROUPS = 20_000, 1000  # from so many cases on, patients are drawn in so many groups
 CHUNK = 2**16  # weights made at once: a few arrays of half a megabyte stay in the processor's cache
 
 
-def patient_draws(patient_id: NDArray[np.str_], draws: int, generator: np.random.Generator) -> Iterator[Weights]:
+def patient_draws(
+    patient_id: NDArray[np.str_] | Index, draws: int, generator: np.random.Generator
+) -> Iterator[Weights]:
     """Weights (B, N) of the cases of resampled patients, a few draws at a time; together `draws` rows.
 
     The draws do not depend on how many are made at a time.
@@ -39,7 +43,7 @@ def patient_draws(patient_id: NDArray[np.str_], draws: int, generator: np.random
 
 def estimates(
     statistic: Statistic,
-    patient_id: NDArray[np.str_],
+    patient_id: NDArray[np.str_] | Index,
     *,
     bootstrap: int,
     confidence: float,
@@ -55,9 +59,49 @@ def estimates(
         return {name: _without_interval(value, cases, "one patient only") for name, value in point.items()}
     parts = [statistic(weights) for weights in patient_draws(patient_id, bootstrap, generator)]
     return {
-        name: _interval(value, np.concatenate([part[name] for part in parts]), confidence, cases)
+        name: interval(value, np.concatenate([part[name] for part in parts]), confidence, cases)
         for name, value in point.items()
     }
+
+
+def resampled(
+    make: Callable[[Groups | None], Statistic],
+    patients: Index,
+    *,
+    bootstrap: int,
+    confidence: float,
+    generator: np.random.Generator,
+) -> dict[str, Estimate]:
+    """`estimates` of the statistic that `make` builds, in groups of patients where the cases are many.
+
+    Patients (N,) that are dealt at random into a thousand groups vary between the groups as they do among each other,
+    so that drawing whole groups gives the same interval; the values themselves come from the cases as they are.
+    """
+    point, draws = draw_figures_of(make, patients, bootstrap, generator)
+    return {name: interval(value, draws[name], confidence, len(patients)) for name, value in point.items()}
+
+
+def draw_figures_of(
+    make: Callable[[Groups | None], Statistic], patients: Index, bootstrap: int, generator: np.random.Generator
+) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Each figure on the cases as they are, and (B,) on resampled patients; no draws where there is one patient."""
+    whole = make(None)
+    point = {name: float(values[0]) for name, values in whole(np.ones((1, len(patients)), np.int64)).items()}
+    if len(np.unique(patients)) < 2:
+        return point, {name: np.empty(0) for name in point}
+    groups = deal(patients, generator)
+    statistic, witnesses = (whole, patients) if groups is None else (make(groups), np.arange(groups.count))
+    parts = [statistic(weights) for weights in patient_draws(witnesses, bootstrap, generator)]
+    return point, {name: np.concatenate([part[name] for part in parts]) for name in point}
+
+
+def deal(patients: Index, generator: np.random.Generator) -> Groups | None:
+    """Which of GROUPS groups each case's patient is dealt into; None where there are fewer cases than LARGE."""
+    if len(patients) < LARGE:
+        return None
+    names, index = np.unique(patients, return_inverse=True)
+    dealt = generator.permutation(np.arange(len(names)) % GROUPS)
+    return Groups(dealt[index], min(GROUPS, len(names)))
 
 
 def _without_interval(value: float, cases: int, why: str) -> Estimate:
@@ -66,7 +110,10 @@ def _without_interval(value: float, cases: int, why: str) -> Estimate:
     return Estimate(value, None, None, cases, f"no interval: {why}")
 
 
-def _interval(value: float, drawn: Floats, confidence: float, cases: int) -> Estimate:
+def interval(value: float, drawn: Floats, confidence: float, cases: int) -> Estimate:
+    """A figure with its percentile interval over draws (B,); NaN is a draw, or a figure, that is not defined."""
+    if len(drawn) == 0:
+        return _without_interval(value, cases, "one patient only")
     kept = drawn[~np.isnan(drawn)]
     if np.isnan(value) or len(kept) < len(drawn) / 2:
         return _without_interval(value, cases, f"{len(drawn) - len(kept)} of {len(drawn)} draws do not define it")
@@ -87,18 +134,6 @@ def guarded(estimate: Estimate) -> Estimate:
     return replace(estimate, low=None, high=None, note=note)
 
 
-def exact_proportion(estimate: Estimate, patients: int, confidence: float) -> Estimate:
-    """A proportion of 0 or 1, to which the bootstrap gives no interval, with the exact one (Clopper & Pearson 1934).
-
-    `patients` are those it is a share of: clustered images of one patient count as one witness.
-    """
-    if estimate.low is not None or estimate.value not in (0, 1) or patients < 1:
-        return estimate
-    reach = ((1 - confidence) / 2) ** (1 / patients)
-    low, high = (reach, 1.0) if estimate.value == 1 else (0.0, 1 - reach)
-    return replace(estimate, low=low, high=high, note=f"exact interval from {patients} patients")
-
-
 def paired_difference(
     a: Predictions,
     b: Predictions,
@@ -107,7 +142,7 @@ def paired_difference(
     bootstrap: int,
     confidence: float,
     generator: np.random.Generator,
-    temperatures: tuple[float, float] = (1.0, 1.0),
+    calibrations: tuple[Calibration, Calibration] = (UNCALIBRATED, UNCALIBRATED),
 ) -> Estimate:
     """AUC of `b` minus AUC of `a` on the same cases, both scored in the same draws.
 
@@ -122,7 +157,7 @@ def paired_difference(
             )
     if len(first) == 0:
         return Estimate(None, None, None, 0, "no cases")
-    scored = (Scored(one, task, temperature) for one, temperature in zip((first, second), temperatures, strict=True))
+    scored = (Scored(one, task, fitted) for one, fitted in zip((first, second), calibrations, strict=True))
     before, after = (ranking_statistic(one.score, one.target) for one in scored)
 
     def statistic(weights: Weights) -> dict[str, Floats]:

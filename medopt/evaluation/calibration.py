@@ -79,25 +79,3 @@ def _separated(logits: NDArray[np.floating], target: NDArray[np.bool_], task: Ta
     if task == "multiclass":
         return bool((logits[target] > np.where(target, -np.inf, logits).max(axis=1)).all())
     return bool((np.where(target, logits, -logits) > 0).all())
-
-
-def expected_calibration_error(
-    probability: NDArray[np.float64], labels: NDArray[np.int64], task: Task, bins: int = 15
-) -> float:
-    """Mean distance between probability and observed frequency over equal-width bins, weighted by their cases.
-
-    Binary: of the finding's probability. Multi-class: of the chosen class's (Guo et al. 2017). Multi-label: the mean
-    over labels. `probability` (N, K) with N > 0. Biased upward in small sets: an empty-handed bin looks miscalibrated.
-    """
-    target = targets(labels, probability.shape[1], task)
-    if task == "multiclass":
-        chosen = probability.argmax(axis=1)[:, None]
-        probability = np.take_along_axis(probability, chosen, axis=1)
-        target = np.take_along_axis(target, chosen, axis=1)
-    errors = [_column_error(column, truth, bins) for column, truth in zip(probability.T, target.T, strict=True)]
-    return float(np.mean(errors))
-
-
-def _column_error(probability: NDArray[np.float64], target: NDArray[np.bool_], bins: int) -> float:
-    index = np.minimum((probability * bins).astype(np.intp), bins - 1)
-    return float(np.abs(np.bincount(index, weights=probability - target, minlength=bins)).sum() / len(probability))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
-from medopt.evaluation.bootstrap import estimates, guarded
-from medopt.evaluation.metrics import Floats, Ranking, Weights, ranking_statistic
+from medopt.evaluation.bootstrap import resampled
+from medopt.evaluation.delong import areas, mean_area, patient_index
+from medopt.evaluation.metrics import Floats, Groups, Ranking, Statistic, Weights, ranked
+from medopt.evaluation.proportions import wilson
 from medopt.evaluation.scored import Scored
 from medopt.records import Estimate
 
@@ -33,24 +34,23 @@ class RocCurve:
 def roc_curve(
     scored: Scored, output: int, *, bootstrap: int, confidence: float, seed: int, grid: int = 101
 ) -> RocCurve | None:
-    """ROC curve of one output, its band and its AUC from one set of patient draws; None where a class is missing."""
+    """ROC curve of one output, its band, and its AUC as the tables have it; None where a class is missing."""
     target, score = scored.target[:, output], scored.score[:, output]
     if target.all() or not target.any():
         return None
-    ranking, axis = Ranking.of(score, target), np.linspace(0, 1, grid)
+    axis, patients = np.linspace(0, 1, grid), patient_index(scored.predictions.patient_id)
 
-    def statistic(weights: Weights) -> dict[str, Floats]:
-        curves = np.array([np.interp(axis, *_rates(*draw)) for draw in zip(*ranking.counts(weights), strict=True)])
-        return area(weights) | {str(index): column for index, column in enumerate(curves.T)}
+    def make(groups: Groups | None) -> Statistic:
+        ranking = ranked(score, target, groups)
 
-    area = ranking_statistic(score[:, None], target[:, None])
-    found = estimates(
-        statistic,
-        scored.predictions.patient_id,
-        bootstrap=bootstrap,
-        confidence=confidence,
-        generator=np.random.default_rng(seed),
-    )
+        def statistic(weights: Weights) -> dict[str, Floats]:
+            curves = np.array([np.interp(axis, *_rates(*draw)) for draw in zip(*ranking.counts(weights), strict=True)])
+            return {str(index): column for index, column in enumerate(curves.T)}
+
+        return statistic
+
+    found = resampled(make, patients, bootstrap=bootstrap, confidence=confidence, generator=np.random.default_rng(seed))
+    ranking = Ranking.of(score, target)
     band = [found[str(index)] for index in range(grid)]
     false_positive_rate, sensitivity = _rates(*(one[0] for one in ranking.counts(np.ones((1, len(score)), np.int64))))
     decided = scored.decided[:, output]
@@ -61,7 +61,7 @@ def roc_curve(
         axis,
         np.array([np.nan if one.low is None else one.low for one in band]),
         np.array([np.nan if one.high is None else one.high for one in band]),
-        guarded(found["auc"]),
+        mean_area(areas(score[:, None], target[:, None], patients), len(score), confidence),
         chosen,
     )
 
@@ -99,8 +99,4 @@ def reliability(
     n = counts[held]
     predicted = np.bincount(index, weights=probability)[held] / n
     observed = np.bincount(index, weights=target)[held] / n
-    z = float(ndtri((1 + confidence) / 2))
-    centre = (observed + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(observed * (1 - observed) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    low, high = np.clip(centre - half, 0, observed), np.clip(centre + half, observed, 1)
-    return Reliability(predicted, observed, low, high)
+    return Reliability(predicted, observed, *wilson(observed, n, confidence))

@@ -6,6 +6,7 @@ Several models (float and int8) share one picture and are told apart by colour a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from medopt.evaluation.account import output_names
+from medopt.evaluation.calibrated import UNCALIBRATED
+from medopt.evaluation.calibration_error import adaptive_calibration_error, expected_calibration_error
 from medopt.evaluation.curves import reliability, roc_curve
 from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
 from medopt.evaluation.scored import Scored
@@ -82,7 +86,7 @@ def roc_figure(
 
     `labels` are the class or label names; of a binary study the second is the finding.
     """
-    names = output_names(models[0], labels)
+    names = output_names(models[0].task, labels)
     caption = f"Band: {confidence:.0%} at each point, {bootstrap} resamples of patients."
     caption += "" if models[0].operating_point.threshold is None else "\nDot: operating point, chosen on validation."
     with page(path, len(names), title, caption=caption) as panels:
@@ -106,25 +110,38 @@ def roc_figure(
 def reliability_figure(
     models: Sequence[Scored], labels: Sequence[str], path: Path, *, confidence: float = 0.95, title: str = "Reliability"
 ) -> None:
-    """Observed frequency against mean probability with intervals, and how the probabilities spread beneath."""
-    names = output_names(models[0], labels)
+    """Observed frequency against mean probability with intervals, and how the probabilities spread beneath.
+
+    Each output is drawn twice where a model was calibrated: before, and as it is used.
+    """
+    before = [replace(one, calibration=UNCALIBRATED) for one in models]
+    calibrated = any(one.calibration != UNCALIBRATED for one in models)
+    stages = [("before calibration", before), ("calibrated", models)] if calibrated else [("", models)]
+    names = output_names(models[0].task, labels)
+    panes = [(name, said, output, stage) for output, name in enumerate(names) for said, stage in stages]
     caption = f"Bars: {confidence:.0%} intervals (Wilson). Beneath: how the probabilities spread."
-    with page(path, len(names), title, caption=caption) as panels:
-        for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
-            for colour, line, scored in _styled(models):
+    with page(path, len(panes), title, caption=caption, columns=2 if calibrated else None) as panels:
+        for axes, (name, said, output, stage) in zip(panels, panes, strict=True):
+            for colour, line, scored in _styled(stage):
                 probability = scored.probability[:, output]
                 bins = reliability(probability, scored.target[:, output], confidence)
                 spread = np.stack([bins.observed - bins.low, bins.high - bins.observed])
                 drawn = axes.errorbar(
                     bins.predicted, bins.observed, spread, color=colour, marker="o", markersize=4, elinewidth=0.8
                 )
-                drawn[0].set(linestyle=line, label=scored.predictions.model)
+                drawn[0].set(linestyle=line, label=f"{scored.predictions.model}: {_errors(scored)}")
                 counts, edges = np.histogram(probability, bins=25, range=(0, 1))
                 heights = 0.8 * STRIP * counts / counts.max() - STRIP
                 axes.stairs(heights, edges, baseline=-STRIP, color=colour, linestyle=line)
             _unit_square(axes, bottom=-STRIP)
-            dress(axes, "predicted probability", "observed frequency", name)
+            dress(axes, "predicted probability", "observed frequency", f"{name}, {said}" if said else name)
             legend(axes, "upper left")
+
+
+def _errors(scored: Scored) -> str:
+    """Both calibration errors of all outputs together."""
+    answers = (scored.probability, scored.predictions.labels, scored.task)
+    return f"ECE {expected_calibration_error(*answers):.3f}, ACE {adaptive_calibration_error(*answers):.3f}"
 
 
 def confusion_figure(models: Sequence[Scored], labels: Sequence[str], path: Path, *, title: str = "Confusion") -> None:
@@ -152,14 +169,9 @@ def _confusions(scored: Scored, labels: Sequence[str]) -> Iterator[tuple[str, Se
     if scored.task == "multiclass":
         yield model, labels, truth.T @ decided
         return
-    for output, name in enumerate(output_names(scored, labels)):
+    for output, name in enumerate(output_names(scored.task, labels)):
         rows, columns = (np.stack([1 - one[:, output], one[:, output]]) for one in (truth, decided))
         if scored.task == "binary":
             yield model, labels, rows @ columns.T
         else:
             yield f"{model}, {name}", ("no", "yes"), rows @ columns.T
-
-
-def output_names(scored: Scored, labels: Sequence[str]) -> Sequence[str]:
-    """What each output answers: of a binary study only the finding, the second label."""
-    return labels[1:] if scored.task == "binary" else labels

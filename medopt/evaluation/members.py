@@ -15,6 +15,8 @@ import numpy as np
 from medopt.config import Task
 from medopt.errors import DataError
 from medopt.evaluation.bootstrap import estimates, guarded
+from medopt.evaluation.calibrated import Calibration
+from medopt.evaluation.delong import areas, mean_area, patient_index
 from medopt.evaluation.metrics import Floats, Weights, brier_statistic, ranking_statistic, together
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import statistic_of
@@ -58,9 +60,12 @@ def mean_figures(members: Sequence[Scored], *, bootstrap: int, confidence: float
 
     generator = np.random.default_rng(seed)
     means = estimates(mean, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
+    means["auc_bootstrap"] = means["auc"]
+    score, target = (np.hstack([getattr(one, name) for one in ordered]) for name in ("score", "target"))
+    means["auc"] = mean_area(areas(score, target, patient_index(first.patient_id)), len(first), confidence)
     single = [statistic(np.ones((1, len(first)), np.int64)) for statistic in statistics]
     return {
-        name: Spread(tuple(_defined(one[name][0]) for one in single), guarded(estimate))
+        name: Spread(tuple(_defined(one[name.removesuffix("_bootstrap")][0]) for one in single), guarded(estimate))
         for name, estimate in means.items()
     }
 
@@ -74,22 +79,18 @@ def by_case(predictions: Predictions) -> Predictions:
     return predictions.where(np.argsort(predictions.case_id, kind="stable"))
 
 
-def out_of_fold(tables: Sequence[Predictions], temperatures: Sequence[float]) -> Predictions:
+def out_of_fold(tables: Sequence[Predictions], calibrations: Sequence[Calibration], task: Task) -> Predictions:
     """Each case as it was predicted by members that did not train on it, in the order of the cases' names.
 
-    Logits are calibrated by each member's temperature, which makes members comparable, and averaged over the members
-    (the seeds) that validated the case; the temperature of the answer is 1.
+    Logits are calibrated as each member's were, which makes members comparable, and averaged over the members (the
+    seeds) that validated the case; the answer needs no calibration.
     """
-    joined = {
-        name: np.concatenate([getattr(table, name) for table in tables])
-        for name in ("case_id", "patient_id", "site", "split", "labels")
-    }
-    logits = np.concatenate([table.logits / heat for table, heat in zip(tables, temperatures, strict=True)])
-    _, first, place, count = np.unique(joined["case_id"], return_index=True, return_inverse=True, return_counts=True)
+    joined = Predictions.joined(tables[0].model, tables)
+    logits = np.concatenate([fit.logits(table.logits, task) for table, fit in zip(tables, calibrations, strict=True)])
+    _, first, place, count = np.unique(joined.case_id, return_index=True, return_inverse=True, return_counts=True)
     total = np.zeros((len(first), logits.shape[1]))
     np.add.at(total, place, logits)
-    kept = {name: column[first] for name, column in joined.items()}
-    return Predictions(model=tables[0].model, logits=total / count[:, None], **kept)
+    return replace(joined.where(first), logits=total / count[:, None])
 
 
 def pooled_figures(
@@ -103,4 +104,8 @@ def pooled_figures(
     )
     generator = np.random.default_rng(seed)
     found = estimates(statistic, table.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
+    found["auc_bootstrap"] = found["auc"]
+    found["auc"] = mean_area(
+        areas(scored.score, scored.target, patient_index(table.patient_id)), len(table), confidence
+    )
     return {name: guarded(one) for name, one in found.items()}

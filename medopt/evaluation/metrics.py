@@ -3,7 +3,8 @@
 A `Statistic` is prepared once from scores and truth (sorting, tie groups), then called with weights (B, N): how many
 times each of N cases was drawn in each of B resamples, as whole numbers, so that AUC is computed without rounding. It
 gives named figures (B,), NaN where a draw does not define one (a class is missing); `bootstrap` turns them into an
-`Estimate`, which never holds NaN.
+`Estimate`, which never holds NaN. Where cases are many, they are dealt into groups of whole patients and the groups are
+drawn: weights are then (B, G), and `groups` says which group each case is in.
 
 Multi-class figures are macro averages of one class against the rest; multi-label figures are averages over labels.
 """
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Weights = NDArray[np.int64]
 Statistic = Callable[[Weights], dict[str, Floats]]
+Index = NDArray[np.intp]
+LEVELS = 2000  # of a score, where cases are drawn in groups: an AUC moves by less than 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,57 @@ class Ranking:
         return (true, called) if self.ends is None else (true.take(self.ends, axis=1), called.take(self.ends, axis=1))
 
 
-def ranking_statistic(score: Floats, target: NDArray[np.bool_]) -> Statistic:
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Which of `count` groups each case is in (N,): what is drawn in the place of patients."""
+
+    index: Index
+    count: int
+
+    def where(self, rows: NDArray[np.bool_]) -> Groups:
+        """The same groups for some of the cases."""
+        return Groups(self.index[rows], self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedRanking:
+    """Positives, and all cases, of each group (G,) at each of L levels of the score, the highest first: two (G, L)."""
+
+    positive: Floats
+    every: Floats
+
+    @classmethod
+    def of(cls, score: Floats, positive: NDArray[np.bool_], groups: Groups) -> Self:
+        """Rank N cases by `score` (N,), about equally many a level; equal scores stay together."""
+        place = np.searchsorted(np.sort(-score), -score)
+        level = place * LEVELS // len(score)
+        cell, shape = groups.index * LEVELS + level, (groups.count, LEVELS)
+        tables = (np.bincount(cell[rows], minlength=shape[0] * LEVELS) for rows in (positive, slice(None)))
+        found = [table.reshape(shape).astype(np.float64) for table in tables]
+        return cls(found[0], found[1])
+
+    def counts(self, weights: Weights) -> tuple[Weights, Weights]:
+        """As `Ranking.counts`, with weights (B, G): two (B, L)."""
+        drawn = weights.astype(np.float64)
+        true, called = ((drawn @ table).cumsum(axis=1).astype(np.int64) for table in (self.positive, self.every))
+        return true, called
+
+
+def ranked(score: Floats, positive: NDArray[np.bool_], groups: Groups | None = None) -> Ranking | GroupedRanking:
+    """The ranking of cases (N,), for weights of cases or of groups."""
+    return Ranking.of(score, positive) if groups is None else GroupedRanking.of(score, positive, groups)
+
+
+def summed(table: Floats, groups: Groups | None) -> Floats:
+    """Rows (N, M) added up within groups: (G, M)."""
+    if groups is None:
+        return table
+    return np.stack([np.bincount(groups.index, weights=column, minlength=groups.count) for column in table.T], axis=1)
+
+
+def ranking_statistic(score: Floats, target: NDArray[np.bool_], groups: Groups | None = None) -> Statistic:
     """AUC (ties count one half) and average precision (step-wise, no interpolation) of scores and truth (N, K)."""
-    rankings = [Ranking.of(column, truth) for column, truth in zip(score.T, target.T, strict=True)]
+    rankings = [ranked(column, truth, groups) for column, truth in zip(score.T, target.T, strict=True)]
 
     def statistic(weights: Weights) -> dict[str, Floats]:
         area, precision = np.mean([_area_and_precision(*ranking.counts(weights)) for ranking in rankings], axis=0)
@@ -77,17 +128,20 @@ def _area_and_precision(true: Weights, called: Weights) -> tuple[Floats, Floats]
         return np.where(defined, area, np.nan), np.where(defined, precision / positives, np.nan)
 
 
-def decision_statistic(decided: NDArray[np.bool_], target: NDArray[np.bool_], *, exclusive: bool) -> Statistic:
+def decision_statistic(
+    decided: NDArray[np.bool_], target: NDArray[np.bool_], *, exclusive: bool, groups: Groups | None = None
+) -> Statistic:
     """Accuracy, sensitivity, specificity, PPV, NPV and F1 of decisions and truth (N, K).
 
     `exclusive`: the K columns are classes that exclude each other, so a case is right when its one class is.
     PPV and NPV hold at the prevalence of these cases.
     """
-    columns = np.hstack([decided & target, target, decided]).astype(float)
+    ones = np.ones((len(target), 1), dtype=bool)
+    columns = summed(np.hstack([ones, decided & target, target, decided]).astype(float), groups)
 
     def statistic(weights: Weights) -> dict[str, Floats]:
-        total = weights.sum(axis=1, keepdims=True)
-        true, positives, called = np.split(weights @ columns, 3, axis=1)
+        counts = weights @ columns
+        total, (true, positives, called) = counts[:, :1], np.split(counts[:, 1:], 3, axis=1)
         rejected = total - positives - called + true  # true negatives
         right = true.sum(axis=1) / total[:, 0] if exclusive else ((true + rejected) / total).mean(axis=1)
         return {
@@ -102,14 +156,22 @@ def decision_statistic(decided: NDArray[np.bool_], target: NDArray[np.bool_], *,
     return statistic
 
 
-def brier_statistic(probability: Floats, target: NDArray[np.bool_], *, exclusive: bool) -> Statistic:
+def brier_statistic(
+    probability: Floats, target: NDArray[np.bool_], *, exclusive: bool, groups: Groups | None = None
+) -> Statistic:
     """Brier score (Brier 1950) of probabilities and truth (N, K): squared error, averaged over cases.
 
     Over columns it is summed where they are `exclusive` classes, else averaged.
     """
     squared = (probability - target) ** 2
     error = squared.sum(axis=1) if exclusive else squared.mean(axis=1)
-    return lambda weights: {"brier": weights @ error / weights.sum(axis=1)}
+    columns = summed(np.stack([error, np.ones_like(error)], axis=1), groups)
+
+    def statistic(weights: Weights) -> dict[str, Floats]:
+        total = weights @ columns
+        return {"brier": total[:, 0] / total[:, 1]}
+
+    return statistic
 
 
 def together(*statistics: Statistic) -> Statistic:

@@ -1,6 +1,7 @@
 """predictions.csv: the one table of a run, from which every figure can be computed again.
 
-One row a model and case: model, split, case_id, patient_id, site, label, logit, probability. A study with several
+One row a model and case: model, split, case_id, patient_id, site, subgroup_<variable> for each that is known, label,
+logit, probability. A study with several
 outputs has logit_<name> and probability_<name> for each, a multi-label study also label_<name>. Logits are written in
 the shortest form that reads back as the same number; probabilities are the calibrated ones, for people and other tools.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,35 +19,50 @@ from numpy.typing import NDArray
 
 from medopt.config import Task
 from medopt.errors import DataError
-from medopt.evaluation.calibration import probabilities
+from medopt.evaluation.calibrated import Calibration
 from medopt.provenance import atomic
 from medopt.records import SPLITS, Predictions
 
+SUBGROUP = "subgroup_"
+UNNAMED = ("negative", "positive")  # what a binary table, which does not name its labels, is said to hold
 IDENTITY = ("model", "split", "case_id", "patient_id", "site")
 
 
 def write_predictions(
-    path: Path, tables: Sequence[Predictions], labels: Sequence[str], task: Task, temperatures: Mapping[str, float]
+    path: Path,
+    tables: Sequence[Predictions],
+    labels: Sequence[str],
+    task: Task,
+    calibrations: Mapping[str, Calibration],
 ) -> None:
     """Write all models' predictions into one CSV, whole or not at all.
 
-    `labels` are the class or label names, `temperatures` the calibration of each model by its name.
+    `labels` are the class or label names, `calibrations` the calibration of each model by its name.
     """
+    variables = list(dict.fromkeys(name for table in tables for name in table.subgroups))
     several = [""] if task == "binary" else [f"_{name}" for name in labels]
     truth = [f"label{end}" for end in (several if task == "multilabel" else [""])]
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(
-            [*IDENTITY, *truth, *(f"logit{end}" for end in several), *(f"probability{end}" for end in several)]
+            [
+                *IDENTITY,
+                *(f"{SUBGROUP}{name}" for name in variables),
+                *truth,
+                *(f"logit{end}" for end in several),
+                *(f"probability{end}" for end in several),
+            ]
         )
         for table in tables:
-            probability = probabilities(table.logits, temperatures[table.model], task)
+            probability = calibrations[table.model].probabilities(table.logits, task)
+            groups = table.subgroups
             columns = (table.labels.reshape(len(table), -1), table.logits, probability)
             names = zip(
                 table.split.tolist(),
                 table.case_id.tolist(),
                 table.patient_id.tolist(),
                 table.site.tolist(),
+                *(groups[name].tolist() if name in groups else [""] * len(table) for name in variables),
                 strict=True,
             )
             numbers = zip(*(column.tolist() for column in columns), strict=True)
@@ -58,20 +75,40 @@ def read_predictions(path: Path) -> list[Predictions]:
 
     Raises DataError naming the file, the row (the header is row 1) and the column of what is wrong.
     """
+    with _opened(path) as (header, reader):
+        rows = list(_rows(path, reader, len(header)))
+    columns = dict(zip(header, zip(*rows, strict=True) if rows else ((),) * len(header), strict=True))
+    whole = _whole(path, columns)
+    models = np.array(columns["model"], dtype=np.str_)
+    return [replace(whole.where(models == name), model=name) for name in dict.fromkeys(columns["model"])]
+
+
+def read_labels(path: Path) -> tuple[Task, list[str]]:
+    """The task of a prediction table and its labels, as its header has them; a binary one does not name its labels.
+
+    Raises DataError as `read_predictions` does.
+    """
+    with _opened(path) as (header, _):
+        pass
+    names = [name.removeprefix("logit_") for name in _of_kind(header, "logit")]
+    if "label" not in header:
+        return "multilabel", names
+    return ("binary", list(UNNAMED)) if len(names) == 1 else ("multiclass", names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """The header, checked, and the rows beneath."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream, strict=True)
             header = next(reader, [])
             _check_header(path, header)
-            rows = list(_rows(path, reader, len(header)))
+            yield header, reader
     except FileNotFoundError:
         raise DataError(f"There is no prediction table {path}.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a CSV table: {error}. Write it again with `medopt run`.") from None
-    columns = dict(zip(header, zip(*rows, strict=True) if rows else ((),) * len(header), strict=True))
-    whole = _whole(path, columns)
-    models = np.array(columns["model"], dtype=np.str_)
-    return [replace(whole.where(models == name), model=name) for name in dict.fromkeys(columns["model"])]
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -123,6 +160,11 @@ def _whole(path: Path, columns: Mapping[str, Sequence[str]]) -> Predictions:
         split=texts["split"],
         labels=truth[:, 0] if "label" in columns else truth,
         logits=logits,
+        subgroups={
+            name.removeprefix(SUBGROUP): np.array(column, dtype=np.str_)
+            for name, column in columns.items()
+            if name.startswith(SUBGROUP)
+        },
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Task
-from medopt.evaluation.calibration import probabilities, targets
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
+from medopt.evaluation.calibration import targets
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.records import Predictions
 
@@ -18,20 +19,20 @@ UNDECIDED = OperatingPoint(0.5, "fixed", "no operating point was chosen")
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's predictions with its temperature and operating point. All tables are (N, K), one column an output.
+    """One model's predictions with its calibration and operating point. All tables are (N, K), one column an output.
 
     Raises DataError on first use where a logit is not a finite number.
     """
 
     predictions: Predictions
     task: Task
-    temperature: float = 1.0
+    calibration: Calibration = UNCALIBRATED
     operating_point: OperatingPoint = UNDECIDED
 
     @cached_property
     def probability(self) -> NDArray[np.float64]:
         """Calibrated probabilities."""
-        return probabilities(self.predictions.logits, self.temperature, self.task)
+        return self.calibration.probabilities(self.predictions.logits, self.task)
 
     @cached_property
     def score(self) -> NDArray[np.float64]:
@@ -43,6 +44,20 @@ class Scored:
     def target(self) -> NDArray[np.bool_]:
         """The truth."""
         return targets(self.predictions.labels, self.predictions.logits.shape[1], self.task)
+
+    def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> Scored:
+        """The rows at which `mask` (N,) holds, or the rows of an index, in its order."""
+        return replace(self, predictions=self.predictions.where(mask))
+
+    @cached_property
+    def undecided(self) -> NDArray[np.bool_]:
+        """Which cases (N,) the operating point leaves undecided."""
+        return self.operating_point.undecided(self.probability)
+
+    @cached_property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Which cases (N,) are decided wrongly; of a multi-label study those of which any label is."""
+        return np.asarray((self.decided != self.target).any(axis=1))
 
     @cached_property
     def decided(self) -> NDArray[np.bool_]:

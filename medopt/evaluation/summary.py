@@ -2,112 +2,140 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit, ndtri
 
-from medopt.config import Task
-from medopt.evaluation.bootstrap import estimates, exact_proportion, guarded
-from medopt.evaluation.calibration import expected_calibration_error
-from medopt.evaluation.metrics import Statistic, brier_statistic, decision_statistic, ranking_statistic, together
+from medopt.evaluation.bootstrap import guarded, resampled
+from medopt.evaluation.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
+from medopt.evaluation.delong import areas, mean_area, patient_index
+from medopt.evaluation.metrics import (
+    Groups,
+    Index,
+    Statistic,
+    brier_statistic,
+    decision_statistic,
+    ranking_statistic,
+    together,
+)
+from medopt.evaluation.proportions import effective_cases, proportion
 from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import OperatingPoint
 from medopt.records import Estimate, Predictions
 
 METRICS = (
-    *("auc", "average_precision", "accuracy", "sensitivity", "specificity"),
-    *("ppv", "npv", "f1", "brier", "ece"),
+    *("auc", "auc_bootstrap", "average_precision", "accuracy", "sensitivity", "specificity"),
+    *("ppv", "npv", "f1", "brier", "ece", "ace"),
 )
 
 
 def evaluate(
-    predictions: Predictions,
-    temperature: float,
-    operating_point: OperatingPoint,
-    task: Task,
-    *,
-    bootstrap: int,
-    confidence: float,
-    seed: int,
+    scored: Scored, *, bootstrap: int, confidence: float, seed: int, prevalence: float | None = None
 ) -> dict[str, Estimate]:
-    """Every figure of METRICS for one model, with its patient-cluster bootstrap interval.
+    """Every figure of METRICS for one model, each with its interval.
 
-    Temperature and operating point are those fitted on validation. A figure that is not defined has value None and
-    a note that says why; an empty set has no figure.
+    Calibration and operating point are those fitted on validation. AUC has DeLong's interval over patients, and beside
+    it the bootstrap's; proportions of a binary study have Wilson's over patients; all else has the bootstrap's. PPV and
+    NPV hold at `prevalence`, None: at that of these cases. A figure that is not defined has value None and a note that
+    says why; an empty set has no figure.
     """
-    cases = len(predictions)
+    cases = len(scored.predictions)
     if cases == 0:
         return {name: Estimate(None, None, None, 0, "no cases") for name in METRICS}
-    scored = Scored(by_falling_score(predictions), task, temperature, operating_point)
-    found = estimates(
-        statistic_of(scored),
-        scored.predictions.patient_id,
-        bootstrap=bootstrap,
-        confidence=confidence,
-        generator=np.random.default_rng(seed),
+    scored = scored.where(falling(scored.predictions))
+    patients = patient_index(scored.predictions.patient_id)
+    drawn = resampled(
+        maker(scored), patients, bootstrap=bootstrap, confidence=confidence, generator=np.random.default_rng(seed)
     )
-    error = expected_calibration_error(scored.probability, scored.predictions.labels, task)
-    note = "no interval: resampling adds to a binned error, so its draws lie above the value"
-    found = {name: guarded(one) for name, one in found.items()}
-    if task == "binary":
-        for name, share in _shares(scored).items():
-            patients = len(np.unique(scored.predictions.patient_id[share]))
-            found[name] = exact_proportion(found[name], patients, confidence)
-        found["auc"] = exact_proportion(found["auc"], _fewest_patients(scored), confidence)
-    return found | {"ece": Estimate(error, None, None, cases, note)}
+    found = {name: guarded(one) for name, one in drawn.items()}
+    found["auc_bootstrap"] = found["auc"]
+    found["auc"] = mean_area(areas(scored.score, scored.target, patients), cases, confidence)
+    if scored.task == "binary":
+        found |= shares_of(scored, patients, confidence)
+    if scored.task == "binary" and prevalence is not None:
+        found |= _values_at(prevalence, scored, patients, confidence)
+    truth = scored.predictions.labels
+    errors = {"ece": expected_calibration_error, "ace": adaptive_calibration_error}
+    for name, error in errors.items():
+        found[name] = Estimate(error(scored.probability, truth, scored.task), None, None, cases, NO_INTERVAL)
+    return {name: found[name] for name in METRICS}
 
 
-def statistic_of(scored: Scored) -> Statistic:
-    """All figures of one model that the bootstrap can draw: METRICS without ece."""
+def statistic_of(scored: Scored, groups: Groups | None = None) -> Statistic:
+    """All figures of one model that the bootstrap can draw."""
     exclusive = scored.task == "multiclass"
     return together(
-        ranking_statistic(scored.score, scored.target),
-        decision_statistic(scored.decided, scored.target, exclusive=exclusive),
-        brier_statistic(scored.probability, scored.target, exclusive=exclusive),
+        ranking_statistic(scored.score, scored.target, groups),
+        decision_statistic(scored.decided, scored.target, exclusive=exclusive, groups=groups),
+        brier_statistic(scored.probability, scored.target, exclusive=exclusive, groups=groups),
     )
 
 
-def _shares(scored: Scored) -> dict[str, NDArray[np.bool_]]:
-    """Which cases (N,) each proportion of a binary study is a share of."""
+def maker(scored: Scored) -> Callable[[Groups | None], Statistic]:
+    """`statistic_of` these cases, for draws of cases or of groups."""
+    return lambda groups: statistic_of(scored, groups)
+
+
+def _shares(scored: Scored) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Of which cases (N,) each proportion of a binary study is the share, and which cases (N,) are counted in it."""
     target, decided = scored.target[:, 0], scored.decided[:, 0]
-    every = np.ones_like(target)
-    return {"accuracy": every, "sensitivity": target, "specificity": ~target, "ppv": decided, "npv": ~decided}
+    every, right = np.ones_like(target), target == decided
+    among = {"accuracy": every, "sensitivity": target, "specificity": ~target, "ppv": decided, "npv": ~decided}
+    return {name: (rows, right) for name, rows in among.items()}
 
 
-def _fewest_patients(scored: Scored) -> int:
-    """Patients of the smaller class.
-
-    A perfect AUC says that each of them lies beyond all of the other class seen. The share of such patients has an
-    exact interval, and the AUC against these others is at least that share: a cautious bound.
-    """
-    target, patients = scored.target[:, 0], scored.predictions.patient_id
-    return min(len(np.unique(patients[target])), len(np.unique(patients[~target])))
-
-
-def by_falling_score(predictions: Predictions) -> Predictions:
-    """The same cases with the highest first logit on top, which spares a binary study's every draw the sorting."""
-    return predictions.where(np.argsort(-predictions.logits[:, 0], kind="stable"))
-
-
-def by_site(
-    predictions: Predictions,
-    temperature: float,
-    operating_point: OperatingPoint,
-    task: Task,
-    *,
-    bootstrap: int,
-    confidence: float,
-    seed: int,
-) -> dict[str, dict[str, Estimate]]:
-    """`evaluate` for the cases of each site, sites in alphabetical order."""
+def shares_of(scored: Scored, patients: Index, confidence: float) -> dict[str, Estimate]:
+    """Accuracy, sensitivity, specificity, PPV and NPV of a binary study, at the prevalence of these cases."""
+    cases = len(patients)
     return {
-        str(site): evaluate(
-            predictions.where(predictions.site == site),
-            temperature,
-            operating_point,
-            task,
-            bootstrap=bootstrap,
-            confidence=confidence,
-            seed=seed,
-        )
-        for site in np.unique(predictions.site)
+        name: proportion(right[rows], patients[rows], confidence, cases)
+        for name, (rows, right) in _shares(scored).items()
     }
+
+
+def _values_at(prevalence: float, scored: Scored, patients: Index, confidence: float) -> dict[str, Estimate]:
+    """PPV and NPV where a share `prevalence` of cases has the finding, from sensitivity and specificity (Bayes).
+
+    Interval: on the logit scale, each rate with two hits and two misses added, so that a perfect one has a variance,
+    too (Mercaldo, Lau & Zhou 2007); of clustered images as many are counted as independent ones would know as much.
+    """
+    cases, z = len(patients), float(ndtri((1 + confidence) / 2))
+    shares = _shares(scored)
+    rates, added, counts = [], [], []
+    for name in ("sensitivity", "specificity"):
+        rows, right = shares[name]
+        if not rows.any():
+            nothing = Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
+            return {"ppv": nothing, "npv": nothing}
+        known = effective_cases(right[rows], patients[rows], confidence)
+        rates.append(float(right[rows].mean()))
+        added.append((rates[-1] * known + z**2 / 2) / (known + z**2))
+        counts.append(known + z**2)
+    odds = float(logit(prevalence))
+    found = {}
+    for name, place, sign in (("ppv", 0, 1), ("npv", 1, -1)):
+        hit, other = place, 1 - place
+        with np.errstate(divide="ignore", invalid="ignore"):
+            exact = sign * odds + np.log(rates[hit]) - np.log(1 - rates[other])
+        centre = sign * odds + np.log(added[hit]) - np.log(1 - added[other])
+        spread = (1 - added[hit]) / (added[hit] * counts[hit]) + added[other] / ((1 - added[other]) * counts[other])
+        low, high = (float(expit(centre + side * z * np.sqrt(spread))) for side in (-1, 1))
+        if np.isnan(exact):
+            found[name] = Estimate(None, None, None, cases, "not defined: no case is decided so")
+            continue
+        value = float(expit(exact))
+        said = f"at a prevalence of {prevalence:.3g}"
+        found[name] = Estimate(value, min(low, value), max(high, value), cases, said)
+    return found
+
+
+def falling(predictions: Predictions) -> Index:
+    """The order (N,) with the highest first logit on top, which spares a binary study's every draw the sorting."""
+    return np.argsort(-predictions.logits[:, 0], kind="stable")
+
+
+def by_site(scored: Scored, **options: float | int | None) -> dict[str, dict[str, Estimate]]:
+    """`evaluate` for the cases of each site, sites in alphabetical order."""
+    site = scored.predictions.site
+    return {str(name): evaluate(scored.where(site == name), **options) for name in np.unique(site)}  # type: ignore[arg-type]

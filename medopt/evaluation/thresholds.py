@@ -1,18 +1,21 @@
 """Operating points: the threshold from which a case is called positive, chosen on validation.
 
 A decision is `probability >= threshold`. Thresholds lie midway between two neighbouring scores, so that a rounding
-error in service does not turn a case over.
+error in service does not turn a case over. Around a threshold may lie a band in which a case is left undecided.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
-Rule = Literal["youden", "sensitivity", "specificity", "fixed"]
+Rule = Literal["youden", "sensitivity", "specificity", "cost", "fixed"]
+Band = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,32 @@ class OperatingPoint:
     """How probabilities become decisions.
 
     `threshold` is one number for a binary study, one a label for a multi-label study, and None for a multi-class
-    study, where the most probable class is chosen. `note` says where a rule could not be followed.
+    study, where the most probable class is chosen. `note` says where a rule could not be followed. `band` holds the
+    probabilities, from its first up to below its second, that leave a case undecided: the finding's of a binary study,
+    the most probable class's of a multi-class study.
     """
 
     threshold: float | tuple[float, ...] | None
     rule: str
     note: str = ""
+    band: Band | None = None
+
+    def undecided(self, probability: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which cases (N,) of probabilities (N, K) are left undecided."""
+        if self.band is None:
+            return np.zeros(len(probability), dtype=bool)
+        top = probability.max(axis=1)
+        return np.asarray((top >= self.band[0]) & (top < self.band[1]))
+
+    def confidence(self, probability: NDArray[np.floating]) -> NDArray[np.float64]:
+        """How far (N,) each case lies from being decided otherwise: what a band leaves undecided first.
+
+        The distance to the threshold in logits, of a multi-label study that of the label nearest to its own;
+        multi-class: the probability of the chosen class.
+        """
+        if self.threshold is None:
+            return np.asarray(probability.max(axis=1), dtype=np.float64)
+        return np.asarray(np.abs(_logit(probability) - _logit(self.threshold)).min(axis=1))
 
     def decide(self, probability: NDArray[np.floating]) -> NDArray[np.int64]:
         """Decisions for probabilities (N, K): class indices (N,), or zeros and ones (N, K) of a multi-label study."""
@@ -38,31 +61,87 @@ class OperatingPoint:
     def as_dict(self) -> dict[str, Any]:
         """The form that a release and `metrics.json` carry."""
         threshold = list(self.threshold) if isinstance(self.threshold, tuple) else self.threshold
-        return {"threshold": threshold, "rule": self.rule} | ({"note": self.note} if self.note else {})
+        found = {"threshold": threshold, "rule": self.rule} | ({"note": self.note} if self.note else {})
+        return found | ({"band": list(self.band)} if self.band else {})
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> OperatingPoint:
+        """From what `as_dict` gave, read back from JSON."""
+        threshold, band = facts["threshold"], facts.get("band")
+        frozen = tuple(threshold) if isinstance(threshold, list | tuple) else threshold
+        return cls(frozen, facts["rule"], facts.get("note", ""), (band[0], band[1]) if band else None)
+
+
+def _logit(probability: Any) -> Any:
+    return logit(np.clip(probability, 1e-12, 1 - 1e-12))
+
+
+def with_band(point: OperatingPoint, probability: NDArray[np.floating], share: float) -> OperatingPoint:
+    """The operating point with the band that leaves the least sure validation cases undecided, at most `share` of them.
+
+    `probability` (N, K) of a binary or a multi-class study. Equally sure cases stay together; where no case may be left
+    undecided there is no band, and the note says so.
+    """
+    if share == 0:
+        return point
+    sure = np.sort(point.confidence(probability))
+    most = int(share * len(sure) + 1e-9)
+    levels = np.unique(sure)
+    held = np.searchsorted(sure, levels, side="right")
+    reached = np.flatnonzero(held <= most)
+    if len(reached) == 0:
+        said = f"no band: fewer than one of {len(sure)} validation cases may be left undecided"
+        return replace(point, note="; ".join(filter(None, (point.note, said))))
+    last = int(reached[-1])
+    edge = float(levels[last : last + 2].mean())  # midway to the next, as thresholds are
+    if not isinstance(point.threshold, float):
+        return replace(point, band=(0.0, edge))
+    middle = float(_logit(point.threshold))
+    return replace(point, band=(float(expit(middle - edge)), float(expit(middle + edge))))
 
 
 def choose_threshold(
-    probability: NDArray[np.floating], labels: NDArray[np.int64], rule: Rule, target: float = 0.5
+    probability: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    rule: Rule,
+    target: float = 0.5,
+    *,
+    cost: float = 1.0,
+    prevalence: float | None = None,
 ) -> OperatingPoint:
     """Choose the operating point on validation cases.
 
     `probability` (N, K) or (N,); `labels` (N,) class indices, or (N, K) zeros and ones for one threshold a label.
     youden: the largest sensitivity + specificity - 1 (Youden 1950), the lower threshold among equals. sensitivity:
-    the highest threshold that reaches the target. specificity: the lowest that does. fixed: the target itself.
+    the highest threshold that reaches the target. specificity: the lowest that does. cost: the least expected cost
+    where one miss is worth `cost` false alarms and the finding has `prevalence` (None: as in these cases), the lower
+    threshold among equals. fixed: the target itself.
     More than one column with labels (N,) is a multi-class study: no threshold. A set with one class gives 0.5.
     """
+    asked = _Asked(rule, target, cost, prevalence)
     table = np.asarray(probability, dtype=np.float64).reshape(len(probability), -1)
     if labels.ndim == 2:
-        chosen = [_choose(column, truth == 1, rule, target) for column, truth in zip(table.T, labels.T, strict=True)]
+        chosen = [_choose(column, truth == 1, asked) for column, truth in zip(table.T, labels.T, strict=True)]
         notes = [f"label {index}: {note}" for index, (_, note) in enumerate(chosen) if note]
         return OperatingPoint(tuple(threshold for threshold, _ in chosen), rule, "; ".join(notes))
     if table.shape[1] > 1:
         return OperatingPoint(None, "argmax")
-    threshold, note = _choose(table[:, 0], labels == 1, rule, target)
+    threshold, note = _choose(table[:, 0], labels == 1, asked)
     return OperatingPoint(threshold, rule, note)
 
 
-def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], rule: Rule, target: float) -> tuple[float, str]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A rule with its numbers."""
+
+    rule: Rule
+    target: float
+    cost: float
+    prevalence: float | None
+
+
+def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], asked: _Asked) -> tuple[float, str]:
+    rule, target = asked.rule, asked.target
     if rule == "fixed":
         return float(target), ""
     if positive.all() or not positive.any():
@@ -74,8 +153,12 @@ def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], rule: Rule,
         return float(cuts[specificity >= target][0]), ""
     # Rates are ratios of counts: compare Youden's index in whole numbers, where equals are equal.
     positives, negatives = int(positive.sum()), int((~positive).sum())
-    index = np.rint(sensitivity * positives) * negatives + np.rint(specificity * negatives) * positives
-    return float(cuts[index.argmax()]), ""
+    right = np.rint(sensitivity * positives) * negatives, np.rint(specificity * negatives) * positives
+    if rule == "youden":
+        return float(cuts[(right[0] + right[1]).argmax()]), ""
+    share = positives / (positives + negatives) if asked.prevalence is None else asked.prevalence
+    gain = asked.cost * share * right[0] + (1 - share) * right[1]
+    return float(cuts[np.flatnonzero(gain >= gain.max() * (1 - 1e-12))[0]]), ""
 
 
 def operating_characteristics(

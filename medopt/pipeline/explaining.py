@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Prepare, Study
+from medopt.evaluation.account import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
-from medopt.evaluation.figures import output_names
 from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
 from medopt.evaluation.scored import Scored
 from medopt.imaging import read_scan
@@ -48,7 +48,7 @@ def explain_cases(
     maps = [scaled(explainer.map(*pair)) for pair in looked]
     sanity = check_sanity(study, networks, looked[:: max(1, len(looked) // CHECKED)], stage)
     said = sanity.as_dict() if sanity else {"said": "Every map is even: nothing can be said of them."}
-    names, shown, told = output_names(scored, study.data.labels), [], []
+    names, shown, told = output_names(study.data.task, study.data.labels), [], []
     for one, values in zip(chosen, maps, strict=True):
         case, name = test.cases[one.row], names[one.output]
         volume = read_scan(f"{root / case.image}")

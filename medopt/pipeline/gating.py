@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.evaluation.bootstrap import estimates, exact_proportion, guarded
+from medopt.evaluation.proportions import proportion
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.pipeline.robust import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
@@ -97,14 +97,8 @@ def _declined(
 
 def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]) -> dict[str, Any]:
     """The declined share with its interval over patients."""
-    (found,) = estimates(
-        lambda weights: {"share": weights @ declined / weights.sum(axis=1)},
-        patients,
-        bootstrap=study.evaluation.bootstrap,
-        confidence=study.evaluation.confidence,
-        generator=np.random.default_rng(study.seed),
-    ).values()
-    return exact_proportion(guarded(found), len(np.unique(patients)), study.evaluation.confidence).as_dict()
+    index = np.unique(patients, return_inverse=True)[1]
+    return proportion(declined, index, study.evaluation.confidence, len(declined)).as_dict()
 
 
 def _column(part: Prepared, name: str) -> NDArray[np.str_]:

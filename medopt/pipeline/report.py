@@ -7,36 +7,45 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medopt.config import Study
+from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.evaluation.scored import Scored
-from medopt.evaluation.summary import by_site, evaluate
+from medopt.pipeline.evaluating import draw_decisions
 from medopt.pipeline.stages import KINDS, Judged
-from medopt.records import EpochRecord, Estimate, Predictions
-from medopt.release.contents import MODELS, ModelInfo, ReleaseInfo
+from medopt.records import EpochRecord, Predictions
+from medopt.release.contents import FORMAT, MODELS, ModelInfo, ReleaseInfo
 
-FIGURES = ("learning_curves", "roc", "reliability", "confusion")
+FIGURES = (
+    *("learning_curves", "roc", "reliability", "confusion"),
+    *("precision_recall", "decision_curve", "coverage_risk", "subgroups"),  # of `draw_decisions`
+)
 
 
 def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Everything of `metrics.json` that comes from predictions: validation, test and sites, with intervals."""
-    options: dict[str, Any] = {
-        "bootstrap": study.evaluation.bootstrap,
-        "confidence": study.evaluation.confidence,
-        "seed": study.seed,
-    }
-    found: dict[str, Any] = {"validation": {}, "test": {}, "sites": {}}
+    """Everything of `metrics.json` that comes from predictions, with intervals: validation, test, sites and the rest.
+
+    `calibration`, `net_benefit`, `selective`, `subgroups` and, where a patient has several images, `patients` are of
+    the test split.
+    """
+    wanted, seed, labels = study.evaluation, study.seed, study.data.labels
+    found: dict[str, Any] = {"validation": {}, "test": {}, "sites": {}, "patients": {}}
     for table in tables:
-        fitted = (judged.temperatures[table.model], judged.points[table.model], study.data.task)
-        for name, split in (("validation", "val"), ("test", "test")):
-            part = table.where(table.split == split)
-            found[name][table.model] = _as_dict(evaluate(part, *fitted, **options))
-        test = table.where(table.split == "test")
-        for site, figures in by_site(test, *fitted, **options).items():
-            found["sites"].setdefault(site, {})[table.model] = _as_dict(figures)
+        scored = scored_as_judged(study, table, judged)
+        test = scored.where(table.split == "test")
+        found["validation"][table.model] = figures_of(scored.where(table.split == "val"), wanted, seed)
+        found["test"][table.model] = figures_of(test, wanted, seed)
+        for site in np.unique(test.predictions.site).tolist():
+            here = test.where(test.predictions.site == site)
+            found["sites"].setdefault(site, {})[table.model] = figures_of(here, wanted, seed)
+        found.setdefault("calibration", {})[table.model] = calibration_told(test)
+        for name, one in beyond_figures(test, labels, wanted, seed).items():
+            found.setdefault(name, {})[table.model] = one
+        found["patients"][table.model] = patients_told(table, wanted, study.data.task, seed)
     return found | {
         "operating_point": {kind: judged.points[kind].as_dict() for kind in KINDS},
-        "temperature": judged.temperatures,
         "engine": {kind: judged.engines[kind][0] for kind in KINDS},
         "latency_ms": judged.latency_ms,
         "size_bytes": dict(sizes),
@@ -49,27 +58,25 @@ def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes
     }
 
 
-def _as_dict(figures: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: estimate.as_dict() for name, estimate in figures.items()}
+def scored_as_judged(study: Study, table: Predictions, judged: Judged) -> Scored:
+    """A model's predictions as its calibration and operating point read them."""
+    return Scored(table, study.data.task, judged.calibrations[table.model], judged.points[table.model])
 
 
 def draw_figures(
-    study: Study, history: Sequence[EpochRecord], tables: Sequence[Predictions], judged: Judged, folder: Path
+    study: Study,
+    history: Sequence[EpochRecord],
+    tables: Sequence[Predictions],
+    judged: Judged,
+    metrics: Mapping[str, Any],
+    folder: Path,
 ) -> None:
-    """Learning curves; ROC, reliability and confusion on the test split, float and int8 together."""
-    paths = [folder / f"{name}.png" for name in FIGURES]
+    """Learning curves; all else on the test split, float and int8 together, the subgroups of the int8 model."""
+    paths = [folder / f"{name}.png" for name in FIGURES[:4]]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
     if history:  # an ensemble is not trained
         learning_curves(history, paths[0], metric=metric)
-    models = [
-        Scored(
-            table.where(table.split == "test"),
-            study.data.task,
-            judged.temperatures[table.model],
-            judged.points[table.model],
-        )
-        for table in tables
-    ]
+    models = [scored_as_judged(study, table, judged).where(table.split == "test") for table in tables]
     labels, confidence = study.data.labels, study.evaluation.confidence
     draws = study.evaluation.bootstrap
     roc_figure(
@@ -77,6 +84,12 @@ def draw_figures(
     )
     reliability_figure(models, labels, paths[2], confidence=confidence, title="Reliability, test split")
     confusion_figure(models, labels, paths[3], title="Confusion, test split")
+    told = {
+        kind: {key: metrics[key][kind] for key in ("net_benefit", "selective", "subgroups")}
+        | {"figures": metrics["test"][kind]}
+        for kind in KINDS
+    }
+    draw_decisions(models, labels, told, folder, confidence, "test")
 
 
 def release_info(
@@ -91,15 +104,16 @@ def release_info(
     models = {
         kind: ModelInfo(
             file=file,
-            temperature=judged.temperatures[kind],
+            calibration=judged.calibrations[kind],
             threshold=judged.points[kind].threshold,
             rule=judged.points[kind].rule,
+            band=judged.points[kind].band,
             engines=judged.engines[kind],
         )
         for kind, file in MODELS.items()
     }
     return ReleaseInfo(
-        format=1,
+        format=FORMAT,
         study=study.name,
         question=study.question,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -59,11 +59,11 @@ def check_robustness(
     tables = [*originals.values()]
     for (kind, family, level), logits in _worse(part, settings.shift_families, engines, reporter).items():
         tables.append(replace(originals[kind], model=shift_name(kind, family, level), logits=logits))
-    path, temperatures = folder.path / TABLE, {one.model: judged.temperatures[_kind(one)] for one in tables}
-    write_predictions(path, tables, study.data.labels, study.data.task, temperatures)
+    path, calibrations = folder.path / TABLE, {one.model: judged.calibrations[_kind(one)] for one in tables}
+    write_predictions(path, tables, study.data.labels, study.data.task, calibrations)
     found = from_tables(
         read_predictions(path),  # every figure can be recomputed from that file
-        lambda kind, table: Scored(table, study.data.task, judged.temperatures[kind]),
+        lambda kind, table: Scored(table, study.data.task, judged.calibrations[kind]),
         bootstrap=settings.bootstrap,
         confidence=settings.confidence,
         seed=study.seed,

@@ -24,7 +24,15 @@ from medopt.pipeline.report import FIGURES, draw_figures, release_info, summariz
 from medopt.pipeline.robust import PICTURE, RESULT, TABLE, check_robustness
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import Source
-from medopt.pipeline.stages import KINDS, Judged, compress, judge_models, predict_splits, validation_score
+from medopt.pipeline.stages import (
+    KINDS,
+    Judged,
+    compress,
+    judge_models,
+    predict_splits,
+    refuse_few_to_calibrate,
+    validation_score,
+)
 from medopt.provenance import code_version, digest, machine, package_versions, write_json
 from medopt.records import SPLITS, EpochRecord, Reporter
 from medopt.release.build import build_release
@@ -65,6 +73,7 @@ class Run:
         """The prepared sets, what identifies the run, and what is known of the data."""
         chain = PrepareChain(self.source.study.prepare)
         sets = self._prepare(runs, chain)
+        refuse_few_to_calibrate(self.source.study, sets)
         notes = [*self._duplicates(sets), *self.source.notes]
         return sets, {"study": self.source.study.digest(), "chain": chain.fingerprint, "data": _content(sets)}, notes
 
@@ -145,7 +154,7 @@ class Run:
 
             def explain() -> dict[str, Any]:
                 table = next(one for one in read_predictions(path / "predictions.csv") if one.model == "float")
-                fitted = (judged.temperatures["float"], judged.points["float"])
+                fitted = (judged.calibrations["float"], judged.points["float"])
                 scored = Scored(table.of_split("test"), study.data.task, *fitted)
                 return explaining.explain_cases(study, sets, self.source.root, weights, scored, self.folder)
 
@@ -253,13 +262,13 @@ class Run:
         study, path = self.source.study, self.folder.path
         tables = predict_splits(study, sets, self.folder, judged)
         write_predictions(
-            path / "predictions.csv", tables, study.data.labels, study.data.task, dict(judged.temperatures)
+            path / "predictions.csv", tables, study.data.labels, study.data.task, dict(judged.calibrations)
         )
         tables = read_predictions(path / "predictions.csv")  # every figure can be recomputed from that file
         sizes = {kind: (self.folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
         metrics = summarize(study, tables, judged, sizes)
         records = [EpochRecord(**record) for record in history]
-        draw_figures(study, records, tables, judged, path / "figures")
+        draw_figures(study, records, tables, judged, metrics, path / "figures")
         kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id, "data_notes": notes}
         write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
         return {}

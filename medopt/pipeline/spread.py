@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medopt.config import Study
+from medopt.config import Study, Task
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.figures_members import forest_figure
 from medopt.evaluation.members import Spread, mean_figures, out_of_fold, pooled_figures
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
@@ -22,7 +23,7 @@ from medopt.records import Estimate, Predictions
 TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
 CAPTION = "Bars: patient-cluster bootstrap. That of the mean scores the same patients by every member; it does not\n"
 CAPTION += "cover what another seed would change, which the members' own dots show."
-CHOSEN = "each member's best epoch and temperature were chosen on the fold that it predicts, so these figures flatter"
+CHOSEN = "each member's best epoch and calibration were chosen on the fold that it predicts, so these figures flatter"
 
 
 def member_name(study: Study) -> str:
@@ -56,7 +57,7 @@ def record_group(
         folder / "figures" / "members.png": "figures",
     }
     if members[0].data.folds:
-        pooled = {kind: _pooled(tables, summaries, kind) for kind in KINDS}
+        pooled = {kind: _pooled(tables, summaries, kind, study.data.task) for kind in KINDS}
         metrics["out_of_fold"] = {
             kind: {
                 name: one.as_dict() for name, one in pooled_figures(pooled[kind], study.data.task, **options).items()
@@ -64,7 +65,8 @@ def record_group(
             for kind in KINDS
         } | {"note": CHOSEN}
         path = folder / "out_of_fold.csv"
-        write_predictions(path, list(pooled.values()), study.data.labels, study.data.task, dict.fromkeys(KINDS, 1.0))
+        plain = dict.fromkeys(KINDS, UNCALIBRATED)
+        write_predictions(path, list(pooled.values()), study.data.labels, study.data.task, plain)
         files[path] = "tables"
     write_json(folder / "metrics.json", metrics)
     columns = _columns(members, summaries)
@@ -89,11 +91,13 @@ def _predictions(summary: Mapping[str, Any]) -> Path:
 
 
 def _scored(study: Study, table: Predictions, summary: Mapping[str, Any]) -> Scored:
-    """A member's predictions as its run read them: with the temperature and operating point that it chose."""
-    point = dict(summary["operating_point"][table.model])
-    if isinstance(point["threshold"], list):
-        point["threshold"] = tuple(point["threshold"])
-    return Scored(table, study.data.task, summary["temperature"][table.model], OperatingPoint(**point))
+    """A member's predictions as its run read them: with the calibration and operating point that it chose."""
+    point = OperatingPoint.from_dict(summary["operating_point"][table.model])
+    return Scored(table, study.data.task, _calibration(summary, table.model), point)
+
+
+def _calibration(summary: Mapping[str, Any], kind: str) -> Calibration:
+    return Calibration.from_dict(summary["calibration"][kind])
 
 
 def _part(scored: Scored, split: str, site: str | None = None) -> Scored:
@@ -101,7 +105,7 @@ def _part(scored: Scored, split: str, site: str | None = None) -> Scored:
     mask = table.split == split
     if site is not None:
         mask &= table.site == site
-    return Scored(table.where(mask), scored.task, scored.temperature, scored.operating_point)
+    return scored.where(mask)
 
 
 def _sites(scored: Mapping[str, Sequence[Scored]], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,10 +121,10 @@ def _sites(scored: Mapping[str, Sequence[Scored]], options: Mapping[str, Any]) -
 
 
 def _pooled(
-    tables: Sequence[Mapping[str, Predictions]], summaries: Sequence[Mapping[str, Any]], kind: str
+    tables: Sequence[Mapping[str, Predictions]], summaries: Sequence[Mapping[str, Any]], kind: str, task: Task
 ) -> Predictions:
     parts = [table[kind].of_split("val") for table in tables]
-    return out_of_fold(parts, [summary["temperature"][kind] for summary in summaries])
+    return out_of_fold(parts, [_calibration(summary, kind) for summary in summaries], task)
 
 
 def _member(study: Study, summary: Mapping[str, Any]) -> dict[str, Any]:

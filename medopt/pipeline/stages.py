@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from medopt.compression.quantize import choose_calibration, quantize_int8
 from medopt.config import Study
 from medopt.data.cache import load_prepared
 from medopt.evaluation.bootstrap import paired_difference
-from medopt.evaluation.calibration import fit_temperature, probabilities
+from medopt.evaluation.calibrated import Calibration, refuse_few
+from medopt.evaluation.fitted import fit_on
 from medopt.evaluation.metrics import auc
 from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
+from medopt.evaluation.thresholds import OperatingPoint
 from medopt.inference.engines import Engine, load_batch, open_engine, run_files
 from medopt.inference.latency import measure_latency
 from medopt.pipeline.run_folder import RunFolder
@@ -36,7 +37,7 @@ KINDS = ("float", "int8")
 class Judged:
     """What validation decided: calibration, operating point and engines of each model, and the gate's verdict."""
 
-    temperatures: dict[str, float]
+    calibrations: dict[str, Calibration]
     points: dict[str, OperatingPoint]
     engines: dict[str, list[str]]
     latency_ms: dict[str, float]
@@ -49,19 +50,20 @@ class Judged:
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Judged:
         """From JSON."""
-        points = {kind: OperatingPoint(**point) for kind, point in facts["points"].items()}
         verdict = facts["verdict"]
         return cls(
-            facts["temperatures"],
-            {kind: replace(p, threshold=_frozen(p.threshold)) for kind, p in points.items()},
+            {kind: Calibration.from_dict(fit) for kind, fit in facts["calibrations"].items()},
+            {kind: OperatingPoint.from_dict(point) for kind, point in facts["points"].items()},
             facts["engines"],
             facts["latency_ms"],
             Verdict(verdict["passed"], tuple(verdict["reasons"]), verdict["figures"]),
         )
 
 
-def _frozen(threshold: Any) -> float | tuple[float, ...] | None:
-    return tuple(threshold) if isinstance(threshold, list) else threshold
+def refuse_few_to_calibrate(study: Study, sets: Sets) -> None:
+    """Raise ConfigError before training where validation is too small for the calibration that is asked for."""
+    if study.evaluation.calibration == "isotonic":
+        refuse_few(_labels(study, sets["val"]), study.data.outputs, study.data.task)
 
 
 def validation_score(study: Study, sets: Sets) -> Any:
@@ -101,16 +103,17 @@ def judge_models(study: Study, sets: Sets, weights: Sequence[Path], folder: RunF
     fastest = min(names, key=lambda name: latency[f"{name}_float"])
     tables = {key: _predict(study, key[0], "val", sets["val"], engine) for key, engine in engines.items()}
     before = tables["float", fastest]
-    temperature, point = _fit(study, before)
+    reference = fit_on(before, study.evaluation, study.data.task)
     sizes = {kind: path.stat().st_size for kind, path in paths.items()}
-    fitted: dict[str, tuple[float, OperatingPoint]] = {}
+    fitted: dict[str, Scored] = {}
     candidates = []
     for name in names:
         after = tables["int8", name]
-        fitted[name] = _fit(study, after)
+        fitted[name] = fit_on(after, study.evaluation, study.data.task)
         random = np.random.default_rng(study.seed)
+        pair = (reference, fitted[name])
         flips, shift, largest = disagreement(
-            before, after, study.data.task, (temperature, fitted[name][0]), (point, fitted[name][1])
+            before, after, study.data.task, [one.calibration for one in pair], [one.operating_point for one in pair]
         )
         limits = {"bootstrap": study.evaluation.bootstrap, "confidence": study.evaluation.confidence}
         candidates.append(
@@ -130,8 +133,8 @@ def judge_models(study: Study, sets: Sets, weights: Sequence[Path], folder: RunF
     passed = verdict.figures["engines_passed"] or [verdict.figures["engine"]]
     ranked = sorted(names, key=lambda name: latency[f"{name}_float"])
     return Judged(
-        temperatures={"float": temperature, "int8": fitted[passed[0]][0]},
-        points={"float": point, "int8": fitted[passed[0]][1]},
+        calibrations={"float": reference.calibration, "int8": fitted[passed[0]].calibration},
+        points={"float": reference.operating_point, "int8": fitted[passed[0]].operating_point},
         engines={"float": ranked, "int8": passed},
         latency_ms=latency,
         verdict=verdict,
@@ -144,17 +147,8 @@ def predict_splits(study: Study, sets: Sets, folder: RunFolder, judged: Judged) 
     for kind in KINDS:
         engine = open_engine(judged.engines[kind][0], folder.models / f"{kind}.onnx", study.compression.threads)
         parts = [_predict(study, kind, split, sets[split], engine) for split in SPLITS[1:]]
-        columns = ("case_id", "patient_id", "site", "split", "labels", "logits")
-        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
-        tables.append(Predictions(model=kind, **joined))
+        tables.append(Predictions.joined(kind, parts))
     return tables
-
-
-def _fit(study: Study, table: Predictions) -> tuple[float, OperatingPoint]:
-    temperature = fit_temperature(table.logits, table.labels, study.data.task)
-    found = probabilities(table.logits, temperature, study.data.task)
-    rule, target = study.evaluation.operating_point, study.evaluation.target
-    return temperature, choose_threshold(found, table.labels, rule, target)
 
 
 def _auc(study: Study, table: Predictions) -> float | None:

@@ -41,7 +41,8 @@ def render_card(info: ReleaseInfo) -> str:
         f"- Input: {prepare.channels} x {size}{spacing}, fitted by `{prepare.fit}`, intensities by "
         f"`{prepare.intensity.method}`.",
         f"- Chain fingerprint: `{info.chain_fingerprint}`.",
-        f"- int8: temperature {int8.temperature:.4g}, threshold {int8.threshold} ({int8.rule}), both from validation.",
+        f"- int8: {int8.calibration.told()}, threshold {int8.threshold} ({int8.rule}), both from validation.",
+        *([f"- Left undecided: probabilities from {int8.band[0]:.4g} up to {int8.band[1]:.4g}."] if int8.band else []),
         f"- Engines that passed the gate: {', '.join(int8.engines)}.",
         f"- Gate: {passed}.",
         "",
@@ -77,4 +78,5 @@ def shown(estimate: Mapping[str, Any]) -> str:
         return f"not defined ({estimate.get('note', '')})"
     if estimate["low"] is None:
         return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f}-{estimate['high']:.3f})"
+    to = "-" if estimate["low"] >= 0 else " to "
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f}{to}{estimate['high']:.3f})"

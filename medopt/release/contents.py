@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medopt.config import Prepare, Task
 from medopt.errors import ReleaseError, listed
+from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.provenance import file_digest, write_text
 from medopt.transforms.prepare import PrepareChain
@@ -16,7 +17,7 @@ from medopt.transforms.prepare import PrepareChain
 INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"
 Kind = Literal["int8", "float"]
 MODELS: dict[Kind, str] = {"int8": "model.int8.onnx", "float": "model.float.onnx"}
-FORMAT = 1
+FORMAT = 2
 
 
 class ModelInfo(BaseModel):
@@ -25,15 +26,16 @@ class ModelInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
-    temperature: float
+    calibration: Calibration
     threshold: float | tuple[float, ...] | None
     rule: str
+    band: tuple[float, float] | None = None
     engines: list[str]
 
     @property
     def operating_point(self) -> OperatingPoint:
         """How its probabilities become decisions."""
-        return OperatingPoint(self.threshold, self.rule)
+        return OperatingPoint(self.threshold, self.rule, band=self.band)
 
 
 class ReleaseInfo(BaseModel):
@@ -41,7 +43,7 @@ class ReleaseInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1]
+    format: Literal[2]
     study: str
     question: str
     created: str
@@ -58,7 +60,7 @@ class ReleaseInfo(BaseModel):
 
 
 def read_info(folder: Path) -> ReleaseInfo:
-    """Read `release.json`; raises ReleaseError where it is absent, malformed, or of a later format."""
+    """Read `release.json`; raises ReleaseError where it is absent, malformed, or of another format."""
     try:
         return ReleaseInfo.model_validate_json((folder / INFO).read_bytes())
     except OSError:

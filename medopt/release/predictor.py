@@ -11,17 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.errors import ReleaseError
-from medopt.evaluation.calibration import probabilities
 from medopt.inference.engines import Engine, open_engine
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.domain import Domain, blank, facts_of
 from medopt.transforms.prepare import PrepareChain
 
+UNDECIDED = "undecided"
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a release says of one scan. `decision` names the label, or the labels of a multi-label study.
+
+    It is UNDECIDED where the probability lies in the band that validation chose around the threshold.
 
     `declined` says why the release does not vouch for this scan: it is unlike those it was trained on. Its decision is
     then empty; the probabilities are what the model made of it all the same, for whoever looks into the case.
@@ -83,12 +86,14 @@ class Predictor:
 
     def _answer(self, logits: NDArray[np.float64], declined: str) -> Answer:
         model, labels = self.info.models[self.kind], self.info.labels
-        table = probabilities(logits[None], model.temperature, self.info.task)
+        table = model.calibration.probabilities(logits[None], self.info.task)
         decided = model.operating_point.decide(table)[0]
         values = [float(value) for value in table[0]]
         if self.info.task == "binary":
             values = [1 - values[0], values[0]]
-        if self.info.task == "multilabel":
+        if model.operating_point.undecided(table)[0]:
+            decision = UNDECIDED
+        elif self.info.task == "multilabel":
             decision = ";".join(name for name, yes in zip(labels, decided, strict=True) if yes)
         else:
             decision = labels[int(decided)]

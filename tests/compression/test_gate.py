@@ -17,12 +17,14 @@ from medopt.compression.gate import Candidate, disagreement, judge
 from medopt.config import Gate
 from medopt.errors import DataError
 from medopt.evaluation.bootstrap import paired_difference
-from medopt.evaluation.calibration import fit_temperature, probabilities
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration, fit_calibration
 from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
 from medopt.inference.engines import open_engine, run_files
 from medopt.records import Estimate, Predictions
 
 HALF = OperatingPoint(0.5, "fixed")
+PLAIN = (UNCALIBRATED, UNCALIBRATED)
+HALVED = (UNCALIBRATED, Calibration("temperature", 2.0))
 
 
 def candidate(**changes: Any) -> Candidate:
@@ -123,31 +125,31 @@ def test_where_none_passes_every_engine_says_why() -> None:
 
 def test_disagreement_counts_flips_and_changes_of_probability() -> None:
     before, after = predictions([-2.0, -0.1, 0.5, 3.0]), predictions([-2.0, 0.1, 0.5, 1.0], model="int8")
-    flips, mean, largest = disagreement(before, after, "binary", (1, 1), (HALF, HALF))
+    flips, mean, largest = disagreement(before, after, "binary", PLAIN, (HALF, HALF))
     changes = np.abs(expit(before.logits) - expit(after.logits))
     assert (flips, mean, largest) == pytest.approx((0.25, changes.mean(), changes.max()))
 
 
-def test_each_model_is_read_with_its_own_temperature_and_operating_point() -> None:
+def test_each_model_is_read_with_its_own_calibration_and_operating_point() -> None:
     before, after = predictions([-2.0, 0.5, 3.0]), predictions([-4.0, 1.0, 6.0], model="int8")
-    assert disagreement(before, after, "binary", (1, 2), (HALF, HALF)) == pytest.approx((0, 0, 0))
-    flips, _, _ = disagreement(before, after, "binary", (1, 2), (HALF, OperatingPoint(0.9, "fixed")))
+    assert disagreement(before, after, "binary", HALVED, (HALF, HALF)) == pytest.approx((0, 0, 0))
+    flips, _, _ = disagreement(before, after, "binary", HALVED, (HALF, OperatingPoint(0.9, "fixed")))
     assert flips == pytest.approx(1 / 3)
 
 
 def test_classes_and_labels_disagree_in_their_own_way() -> None:
     before, after = predictions([[2.0, 0, 0], [0, 1, 0]]), predictions([[2.0, 0, 0], [0, 0, 1]], model="int8")
     chosen = OperatingPoint(None, "argmax")
-    assert disagreement(before, after, "multiclass", (1, 1), (chosen, chosen))[0] == 0.5
+    assert disagreement(before, after, "multiclass", PLAIN, (chosen, chosen))[0] == 0.5
     both = OperatingPoint((0.5, 0.5, 0.5), "fixed")
     before, after = predictions([[2.0, -1, -1]]), predictions([[2.0, 1, -1]], model="int8")
-    assert disagreement(before, after, "multilabel", (1, 1), (both, both))[0] == pytest.approx(1 / 3)
+    assert disagreement(before, after, "multilabel", PLAIN, (both, both))[0] == pytest.approx(1 / 3)
 
 
 def test_predictions_in_another_order_are_not_compared() -> None:
     before, after = predictions([1.0, 2.0]), predictions([1.0, 2.0], model="int8")
     with pytest.raises(DataError, match="float and int8 predicted other cases, or in another order"):
-        disagreement(before, after.where(np.array([1, 0])), "binary", (1, 1), (HALF, HALF))
+        disagreement(before, after.where(np.array([1, 0])), "binary", PLAIN, (HALF, HALF))
 
 
 @pytest.fixture
@@ -155,11 +157,11 @@ def measured(tiny_models: SimpleNamespace) -> Callable[[Path], Any]:
     """The verdict on an int8 file, all but its latency measured on validation."""
     labels = [case.label[0] for case in tiny_models.val.cases]
 
-    def predict(path: Path, model: str) -> tuple[Predictions, float, OperatingPoint]:
+    def predict(path: Path, model: str) -> tuple[Predictions, Calibration, OperatingPoint]:
         table = predictions(run_files(open_engine("onnxruntime", path, 1), tiny_models.val.files), labels, model)
-        temperature = fit_temperature(table.logits, table.labels, "binary")
-        point = choose_threshold(probabilities(table.logits, temperature, "binary"), table.labels, "fixed")
-        return table, temperature, point
+        fitted = fit_calibration(table.logits, table.labels, "binary")
+        point = choose_threshold(fitted.probabilities(table.logits, "binary"), table.labels, "fixed")
+        return table, fitted, point
 
     def verdict(path: Path) -> Any:
         (before, warm, point), (after, warmed, other) = predict(tiny_models.float, "float"), predict(path, "int8")

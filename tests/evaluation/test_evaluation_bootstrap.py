@@ -5,11 +5,11 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from medopt.errors import DataError
 from medopt.evaluation import bootstrap as module
-from medopt.evaluation.bootstrap import estimates, exact_proportion, guarded, paired_difference, patient_draws
+from medopt.evaluation.bootstrap import estimates, guarded, paired_difference, patient_draws
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.metrics import auc, ranking_statistic
 from medopt.records import Estimate
 
@@ -172,15 +172,7 @@ def test_paired_difference_refuses_other_cases(drawn, column, change):
 def test_multiclass_difference_ranks_by_calibrated_probability(drawn):
     a = drawn(90, 3, task="multiclass")
     settings = {**SETTINGS, "generator": generator()}
-    cooled = paired_difference(a, replace(a, model="b"), "multiclass", temperatures=(1.0, 8.0), **settings)
+    eightfold = Calibration("temperature", 8.0)
+    other = replace(a, model="b")
+    cooled = paired_difference(a, other, "multiclass", calibrations=(UNCALIBRATED, eightfold), **settings)
     assert cooled.value != 0
-
-
-@pytest.mark.parametrize("patients", [1, 5, 40])
-@pytest.mark.parametrize("successes", ["none", "all"])
-def test_a_perfect_proportion_has_the_interval_of_clopper_and_pearson(patients, successes):
-    value, count = (0.0, 0) if successes == "none" else (1.0, patients)
-    found = exact_proportion(Estimate(value, None, None, patients), patients, 0.95)
-    oracle = binomtest(count, patients).proportion_ci(0.95, method="exact")
-    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high))
-    assert exact_proportion(Estimate(0.5, None, None, 9), 9, 0.95).low is None

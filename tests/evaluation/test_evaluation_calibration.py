@@ -8,12 +8,12 @@ from sklearn.metrics import log_loss
 from medopt.errors import DataError
 from medopt.evaluation.calibration import (
     TEMPERATURE_RANGE,
-    expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
     probabilities,
     targets,
 )
+from medopt.evaluation.calibration_error import expected_calibration_error
 
 TASKS = [("binary", 1), ("multiclass", 4), ("multilabel", 3)]
 

@@ -8,6 +8,10 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from medopt.config import Evaluation
+from medopt.evaluation.account import beyond_figures, figures_of
+from medopt.evaluation.calibrated import Calibration
+from medopt.evaluation.comparison import Resampling, compare_models
 from medopt.evaluation.figures import (
     COLOURS,
     confusion_figure,
@@ -15,6 +19,13 @@ from medopt.evaluation.figures import (
     reliability_figure,
     roc_figure,
     shown,
+)
+from medopt.evaluation.figures_comparison import comparison_figure
+from medopt.evaluation.figures_decisions import (
+    coverage_risk_figure,
+    decision_curve_figure,
+    precision_recall_figure,
+    subgroup_figure,
 )
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import choose_threshold
@@ -105,3 +116,34 @@ def test_estimates_read_as_people_write_them():
     assert shown(Estimate(0.91234, 0.8741, 0.9409, 20)) == "0.912 (0.874 to 0.941)"
     assert shown(Estimate(1.0, None, None, 20, "no interval")) == "1.000"
     assert shown(Estimate(None, None, None, 20, "one class")) == "not defined"
+
+
+@pytest.mark.parametrize(("task", "cases"), [("binary", 90), ("multiclass", 90), ("binary", 3)])
+def test_decisions_and_subgroups_are_drawn_from_what_is_told(drawn, tmp_path, task, cases):
+    labels, wanted = NAMES[:2] if task == "binary" else NAMES, Evaluation(bootstrap=100)
+    both = models(drawn, task, cases)
+    told = {one.predictions.model: beyond_figures(one, labels, wanted, 0) for one in both}
+    precision_recall_figure(both, labels, tmp_path / "a.png")
+    decision_curve_figure({name: one["net_benefit"] for name, one in told.items()}, tmp_path / "b.png", confidence=0.95)
+    coverage_risk_figure({name: one["selective"] for name, one in told.items()}, tmp_path / "c.png", confidence=0.95)
+    overall = figures_of(both[1], wanted, 0)
+    subgroup_figure(told["int8"]["subgroups"], overall, tmp_path / "d.png", confidence=0.95)
+    for name in "abcd":
+        picture = pixels(tmp_path / f"{name}.png")
+        assert cases == 3 or holds(picture, COLOURS[0])
+    assert cases == 3 or holds(pixels(tmp_path / "c.png"), COLOURS[1])
+
+
+def test_reliability_is_drawn_before_and_after(drawn, tmp_path):
+    both = models(drawn, "binary")
+    reliability_figure(both, NAMES[:2], tmp_path / "one.png")
+    cooled = [replace(one, calibration=Calibration("temperature", 2.0)) for one in both]
+    reliability_figure(cooled, NAMES[:2], tmp_path / "two.png")
+    assert pixels(tmp_path / "two.png").shape[1] == 2 * pixels(tmp_path / "one.png").shape[1]
+
+
+def test_a_comparison_is_drawn(drawn, tmp_path):
+    first, second = models(drawn, "binary")
+    found = compare_models({"old": first, "new": second}, Resampling(100, 0.95, 0))
+    comparison_figure(found, tmp_path / "c.png")
+    assert holds(pixels(tmp_path / "c.png"), COLOURS[0])

@@ -108,3 +108,31 @@ def test_multilabel_has_one_threshold_a_label():
 
 def test_a_case_on_the_threshold_is_called():
     assert OperatingPoint(0.5, "fixed").decide(np.array([[0.5], [np.nextafter(0.5, 0)]])).tolist() == [1, 0]
+
+
+@given(CASES, st.sampled_from([0.2, 1.0, 5.0]), st.sampled_from([None, 0.05, 0.5]))
+@settings(max_examples=150, deadline=None)
+def test_no_cut_costs_less_than_the_one_chosen_by_cost(rows, cost, prevalence):
+    probability, labels = columns(rows)
+    if labels.min() == labels.max():
+        return
+    share = labels.mean() if prevalence is None else prevalence
+
+    def expected(cut):
+        sensitivity, specificity = rates(probability, labels, cut)
+        return cost * share * (1 - sensitivity) + (1 - share) * (1 - specificity)
+
+    chosen = choose_threshold(probability, labels, "cost", cost=cost, prevalence=prevalence).threshold
+    cuts, _, _ = operating_characteristics(probability, labels == 1)
+    costs = [expected(cut) for cut in cuts]
+    assert expected(chosen) == pytest.approx(min(costs))
+    assert chosen <= cuts[np.flatnonzero(np.isclose(costs, min(costs)))[0]]
+
+
+def test_a_dear_miss_lowers_the_threshold(drawn):
+    predictions = drawn(300)
+    probability = 1 / (1 + np.exp(-predictions.logits))
+    cuts = [choose_threshold(probability, predictions.labels, "cost", cost=cost).threshold for cost in (0.1, 1, 10)]
+    assert cuts[0] > cuts[1] > cuts[2]
+    rare = choose_threshold(probability, predictions.labels, "cost", cost=10, prevalence=0.01).threshold
+    assert rare > cuts[2]

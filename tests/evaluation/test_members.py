@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from medopt.errors import DataError
+from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.members import mean_figures, out_of_fold, pooled_figures
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import OperatingPoint
@@ -34,7 +35,7 @@ def table(seed: int, count: int = 80, strength: float = 1.0, split: str = "test"
 
 
 def scored(seed: int) -> Scored:
-    return Scored(table(seed), "binary", 1.0, OperatingPoint(0.6, "youden"))
+    return Scored(table(seed), "binary", Calibration(), OperatingPoint(0.6, "youden"))
 
 
 def test_mean_is_the_mean_and_each_value_is_the_members_own() -> None:
@@ -77,7 +78,8 @@ def test_figure_that_no_member_defines_is_none() -> None:
 def test_out_of_fold_is_calibrated_and_averaged_over_seeds() -> None:
     first, second = table(0).where(np.arange(40)), table(0).where(np.arange(40, 80))
     again, last = table(1).where(np.arange(30)), table(1).where(np.arange(30, 80))
-    found = out_of_fold([second, first, again, last], [2.0, 0.5, 1.0, 1.0])
+    fits = [Calibration("temperature", heat) for heat in (2.0, 0.5, 1.0, 1.0)]
+    found = out_of_fold([second, first, again, last], fits, "binary")
     assert found.case_id.tolist() == table(0).case_id.tolist()
     heat = np.where(np.arange(80) < 40, 0.5, 2.0)
     expected = (table(0).logits[:, 0] / heat + table(1).logits[:, 0]) / 2
@@ -86,4 +88,4 @@ def test_out_of_fold_is_calibrated_and_averaged_over_seeds() -> None:
     figures = pooled_figures(found, "binary", **OPTIONS)  # type: ignore[arg-type]
     assert figures["auc"].value == pytest.approx(roc_auc_score(found.labels, expected))
     assert figures["auc"].low is not None
-    assert set(figures) == {"auc", "average_precision", "brier"}
+    assert set(figures) == {"auc", "auc_bootstrap", "average_precision", "brier"}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from medopt.errors import DataError
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.calibration import probabilities
-from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.predictions_io import read_labels, read_predictions, write_predictions
 from medopt.records import Predictions
 
 NAMES = {
@@ -17,9 +18,14 @@ NAMES = {
     "multilabel": ["a", 'say "b"', "größer"],
 }
 
+FITTED = {"float": Calibration("temperature", 1.5), "int8": Calibration("temperature", 0.7)}
+
 
 def same(one: Predictions, other: Predictions) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in Predictions.__slots__)
+    columns = [name for name in Predictions.__slots__ if name != "subgroups"]
+    groups = list(one.subgroups) == list(other.subgroups)
+    groups = groups and all(np.array_equal(one.subgroups[name], other.subgroups[name]) for name in one.subgroups)
+    return groups and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
 
 
 @pytest.fixture
@@ -30,7 +36,13 @@ def written(tmp_path, drawn):
         table = replace(table, split=np.where(np.arange(40) < 15, "val", "test"), logits=table.logits / 3)
         tables = [table, replace(table, model="int8", logits=np.float64(np.float32(table.logits)))]
         path = tmp_path / "run" / "predictions.csv"
-        write_predictions(path, tables, NAMES[task], task, {"float": 1.5, "int8": 0.7})
+        write_predictions(
+            path,
+            tables,
+            NAMES[task],
+            task,
+            FITTED,
+        )
         return path, tables
 
     return write
@@ -62,7 +74,7 @@ def test_columns_are_named_and_probabilities_calibrated(written):
 def test_extreme_logits_survive(tmp_path, drawn):
     table = drawn(4)
     extreme = replace(table, logits=np.array([[1e-308], [-1e300], [0.1 + 0.2], [-0.0]]))
-    write_predictions(tmp_path / "p.csv", [extreme], NAMES["binary"], "binary", {"float": 1.0})
+    write_predictions(tmp_path / "p.csv", [extreme], NAMES["binary"], "binary", {"float": UNCALIBRATED})
     (found,) = read_predictions(tmp_path / "p.csv")
     assert found.logits.tobytes() == extreme.logits.tobytes()
 
@@ -75,7 +87,11 @@ def test_no_predictions_are_no_tables(tmp_path):
 def test_parts_of_one_model_become_one_table(tmp_path, drawn):
     table = replace(drawn(10), split=np.array(["val"] * 4 + ["test"] * 6))
     write_predictions(
-        tmp_path / "p.csv", [table.of_split("val"), table.of_split("test")], ["n", "y"], "binary", {"float": 1}
+        tmp_path / "p.csv",
+        [table.of_split("val"), table.of_split("test")],
+        ["n", "y"],
+        "binary",
+        {"float": UNCALIBRATED},
     )
     (found,) = read_predictions(tmp_path / "p.csv")
     assert same(found, table)
@@ -87,7 +103,7 @@ def test_a_failed_write_leaves_the_old_file(written, drawn):
     damaged = drawn(5)
     damaged.logits[2] = np.nan
     with pytest.raises(DataError, match="not a finite number"):
-        write_predictions(path, [drawn(5), damaged], NAMES["binary"], "binary", {"float": 1.0})
+        write_predictions(path, [drawn(5), damaged], NAMES["binary"], "binary", {"float": UNCALIBRATED})
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
@@ -136,3 +152,30 @@ def test_other_damage_is_refused(written, tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read as a CSV table"):
         read_predictions(path)
+
+
+def test_subgroups_are_written_and_read_back(tmp_path, drawn):
+    table = replace(drawn(6), subgroups={"sex": np.array(["F", "", "M"] * 2), "image size": np.array(["64 x 64"] * 6)})
+    other = replace(drawn(6), model="int8", subgroups={"scanner": np.array(['Acme "X", 2'] * 6)})
+    write_predictions(
+        tmp_path / "p.csv", [table, other], NAMES["binary"], "binary", dict.fromkeys(FITTED, UNCALIBRATED)
+    )
+    header = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert ",site,subgroup_sex,subgroup_image size,subgroup_scanner,label," in header
+    first, second = read_predictions(tmp_path / "p.csv")
+    assert {name: column.tolist() for name, column in first.subgroups.items()} == {
+        "sex": ["F", "", "M"] * 2,
+        "image size": ["64 x 64"] * 6,
+        "scanner": [""] * 6,
+    }
+    assert second.subgroups["scanner"].tolist() == ['Acme "X", 2'] * 6
+    assert first.where(np.array([0, 2])).subgroups["sex"].tolist() == ["F", "M"]
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_task_and_labels_are_told_by_the_header(written, task):
+    path, _ = written(task)
+    names = ["negative", "positive"] if task == "binary" else NAMES[task]
+    assert read_labels(path) == (task, names)
+    with pytest.raises(DataError, match="There is no prediction table"):
+        read_labels(path.parent / "none.csv")

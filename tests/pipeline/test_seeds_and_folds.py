@@ -170,7 +170,7 @@ def test_logits_out_of_fold_are_the_members_calibrated_ones(folds: Group) -> Non
         metrics = json.loads((Path(member["folder"]) / "metrics.json").read_text())
         table = read_predictions(Path(member["folder"]) / "predictions.csv")[0].of_split("val")
         names, logits = _cases(table)
-        expected = np.array(logits) / metrics["temperature"]["float"]
+        expected = np.array(logits) / metrics["calibration"]["float"]["temperature"]
         assert [found[name] for name in names] == pytest.approx(expected)
 
 

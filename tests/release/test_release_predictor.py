@@ -12,10 +12,12 @@ from clinic_fixtures import Finished
 from numpy.typing import NDArray
 
 from medopt.errors import DataError
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
+from medopt.evaluation.isotonic import Curve
 from medopt.imaging import read_scan
 from medopt.records import FloatArray
 from medopt.release.card import render_card
-from medopt.release.contents import Kind, ReleaseInfo, read_info
+from medopt.release.contents import Kind, ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain
 
@@ -67,6 +69,9 @@ class Fixed:
         return np.tile(self.logits, (len(batch), 1))
 
 
+HALVED = Calibration("temperature", 2.0)
+
+
 def with_logits(info: ReleaseInfo, logits: list[float], **model: Any) -> Predictor:
     changed = info.models["int8"].model_copy(update=model)
     info = info.model_copy(update={"models": {"int8": changed, "float": changed}})
@@ -83,14 +88,29 @@ IMAGE = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(1, 1, 32, 32)
 
 @pytest.mark.parametrize(("threshold", "decision"), [(0.73, "blob"), (0.74, "clear")])
 def test_binary_answer(info: ReleaseInfo, threshold: float, decision: str) -> None:
-    (answer,) = with_logits(info, [2.0], temperature=2.0, threshold=threshold).predict(IMAGE)
+    (answer,) = with_logits(info, [2.0], calibration=HALVED, threshold=threshold).predict(IMAGE)
     assert answer.probabilities == pytest.approx({"clear": 0.26894142, "blob": 0.73105858})
     assert (answer.decision, answer.logits) == (decision, (2.0,))
 
 
+@pytest.mark.parametrize(("logit", "decision"), [(0.5, "undecided"), (2.0, "blob"), (-1.0, "clear")])
+def test_a_case_in_the_band_is_undecided(info: ReleaseInfo, logit: float, decision: str) -> None:
+    (answer,) = with_logits(info, [logit], calibration=UNCALIBRATED, threshold=0.5, band=(0.3, 0.7)).predict(IMAGE)
+    assert answer.decision == decision
+
+
+def test_an_isotonic_release_answers_by_its_curve(info: ReleaseInfo) -> None:
+    rising = Calibration("isotonic", curves=(Curve((0.0, 4.0), (0.1, 0.5)),))
+    model = info.models["int8"].model_copy(update={"calibration": rising, "threshold": 0.3})
+    model = ModelInfo.model_validate_json(model.model_dump_json())
+    assert model.calibration == rising
+    (answer,) = with_logits(info, [2.0], calibration=model.calibration, threshold=0.3).predict(IMAGE)
+    assert (answer.probabilities, answer.decision) == (pytest.approx({"clear": 0.7, "blob": 0.3}), "blob")
+
+
 def test_multiclass_answer(info: ReleaseInfo) -> None:
     three = info.model_copy(update={"task": "multiclass", "labels": ["a", "b", "c"]})
-    (answer,) = with_logits(three, [0.0, np.log(9), np.log(4)], temperature=2.0, threshold=None).predict(IMAGE)
+    (answer,) = with_logits(three, [0.0, np.log(9), np.log(4)], calibration=HALVED, threshold=None).predict(IMAGE)
     assert answer.probabilities == pytest.approx({"a": 1 / 6, "b": 3 / 6, "c": 2 / 6})  # square roots of 1, 9 and 4
     assert answer.decision == "b"
 
@@ -101,7 +121,7 @@ def test_multiclass_answer(info: ReleaseInfo) -> None:
 def test_multilabel_answer(info: ReleaseInfo, thresholds: tuple[float, ...], decision: str) -> None:
     several = info.model_copy(update={"task": "multilabel", "labels": ["a", "b", "c"]})
     logits = [0.0, -np.log(3), np.log(3)]
-    (answer,) = with_logits(several, logits, temperature=1.0, threshold=thresholds).predict(IMAGE)
+    (answer,) = with_logits(several, logits, calibration=UNCALIBRATED, threshold=thresholds).predict(IMAGE)
     assert answer.probabilities == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.75})
     assert answer.decision == decision
 
@@ -115,7 +135,7 @@ def test_release_json_says_what_the_run_found(finished: Finished, info: ReleaseI
     metrics = finished.metrics
     assert (info.task, info.labels, info.study) == ("binary", ["clear", "blob"], "clinic")
     for kind in ("float", "int8"):
-        assert info.models[kind].temperature == metrics["temperature"][kind]
+        assert info.models[kind].calibration == Calibration.from_dict(metrics["calibration"][kind])
         assert info.models[kind].threshold == metrics["operating_point"][kind]["threshold"]
         assert info.models[kind].engines[0] == metrics["engine"][kind]
     assert info.models["int8"].engines == metrics["gate"]["figures"]["engines_passed"]
@@ -136,7 +156,7 @@ def test_card_holds_the_figures(finished: Finished, info: ReleaseInfo) -> None:
     for site, found in metrics["sites"].items():
         auc = found["int8"]["auc"]
         assert f"| {site} | {written(auc)} | {auc['n']} |" in card
-    assert f"temperature {metrics['temperature']['int8']:.4g}" in card
+    assert f"temperature {metrics['calibration']['int8']['temperature']:.4g}" in card
     for words in (info.chain_fingerprint, metrics["mlflow_run_id"], info.question, "clear, blob (binary)", "passed"):
         assert words in card
 

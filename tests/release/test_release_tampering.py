@@ -102,10 +102,10 @@ def test_what_is_no_release_is_refused(release: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_format_and_missing_key_are_refused(release: Path) -> None:
-    rewrite(release / "release.json", format=2)
+    rewrite(release / "release.json", format=1)
     with pytest.raises(ReleaseError, match="format"):
         Predictor.open(release)
-    (release / "release.json").write_text('{"format": 1}')
+    (release / "release.json").write_text('{"format": 2}')
     write_sums(release)
     with pytest.raises(ReleaseError, match="study: Field required"):
         Predictor.open(release)
@@ -147,7 +147,7 @@ def test_golden_cases_find_a_changed_chain(release: Path) -> None:
 
 def test_golden_cases_find_changed_probabilities(release: Path) -> None:
     models = json.loads((release / "release.json").read_text())["models"]
-    models["float"]["temperature"] /= 1000
+    models["float"]["calibration"]["temperature"] /= 1000
     rewrite(release / "release.json", models=models)
     with pytest.raises(ReleaseError, match=r"case-\d\.dcm: float/\w+ answers differ by 0\.\d+"):
         verify_release(release)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Prepare
 from medopt.errors import DataError, StorageError
+from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.records import FloatArray
 from medopt.release.predictor import Predictor
@@ -223,7 +224,7 @@ def test_folder_of_slices_is_one_scan_for_a_release_of_volumes(predictor: Predic
     (tmp_path / "patients" / "volume.nii.gz").write_bytes(b"no volume")
     (tmp_path / "patients" / "series-6" / "notes.txt").write_text("of the technician")
     settings = Prepare.model_validate({"size": [8, 16, 16], "intensity": {"method": "range", "low": 0, "high": 4095}})
-    model = predictor.info.models["int8"].model_copy(update={"temperature": 1.0, "threshold": 0.99})
+    model = predictor.info.models["int8"].model_copy(update={"calibration": UNCALIBRATED, "threshold": 0.99})
     info = predictor.info.model_copy(update={"prepare": settings, "models": {"int8": model, "float": model}})
     volumes = Predictor(info, "int8", PrepareChain(settings), Brightest())
     scans = find_scans([tmp_path / "patients"], 3)

@@ -1,0 +1,75 @@
+"""`medopt compare`: runs on the cases that they share, as paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from medopt.errors import ConfigError
+from medopt.provenance import write_json
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or prediction tables.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="As the tables name it; else int8. Repeatable.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    shared: Annotated[bool, typer.Option("--shared", help="Take the cases that all runs have.")] = False,
+    figure: Annotated[Path | None, typer.Option("--figure", help="PNG file for the forest plot.")] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="File for all of it as JSON.")] = None,
+) -> None:
+    """Compare runs with the first one: differences of AUC, sensitivity, specificity and Brier score on the same cases.
+
+    Each with its interval and p, over all cases and at each site. Of a single run its models are compared.
+
+    Example: medopt compare runs/busi/20261122-* runs/busi/20261123-* --figure compared.png
+    """
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f"--split takes train, val or test; got {split!r}.")
+    from medopt.pipeline.comparing import compare_runs
+
+    found = compare_runs(runs, model, split, shared=shared)  # type: ignore[arg-type]  # checked above
+    _print(found)
+    if figure is not None:
+        from medopt.evaluation.figures_comparison import comparison_figure
+
+        comparison_figure(found, figure)
+        typer.echo(f"picture   {figure}")
+    if out is not None:
+        write_json(out, found)
+        typer.echo(f"figures   {out}")
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    from medopt.console import plain_console
+
+    title = (
+        f"less {found['reference']}: {found['cases']} cases of {found['patients']} patients, {found['split']} split "
+        f"({found['confidence']:.0%} interval)"
+    )
+    names = list(found["runs"][0]["figures"])
+    table = Table("", *(heading for name in names for heading in (name, "p")), title=title, title_justify="left")
+    for run in found["runs"]:
+        table.add_row(run["name"], *_cells(run["figures"], names))
+        for site, figures in run["sites"].items():
+            table.add_row(f"  at {site} ({figures['cases']})", *_cells(figures, names))
+    console = plain_console()
+    console.print(table)
+    console.print(found["note"], soft_wrap=True)
+
+
+def _cells(figures: Mapping[str, Any], names: list[str]) -> list[str]:
+    cells = []
+    for name in names:
+        one, p = figures[name]["difference"], figures[name]["p"]
+        if one["value"] is None:
+            cells += ["not defined", ""]
+            continue
+        reach = "" if one["low"] is None else f" ({one['low']:+.3f} to {one['high']:+.3f})"
+        cells += [f"{one['value']:+.3f}{reach}", "" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"]
+    return cells

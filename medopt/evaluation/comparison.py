@@ -1,0 +1,160 @@
+"""Several models on the same cases: paired differences of their figures, each with its interval and its p value.
+
+AUC: the covariance of two AUCs on the same patients (DeLong et al. 1988; Obuchowski 1997 for several images a patient),
+with Student's t as for one AUC. All else: both models are scored in the same draws of patients; p is twice the smaller
+share of draws on one side of 0 (Efron & Tibshirani 1993, chapter 15).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from medopt.errors import DataError
+from medopt.evaluation.bootstrap import draw_figures_of, interval
+from medopt.evaluation.delong import areas, patient_index
+from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights
+from medopt.evaluation.scored import Scored
+from medopt.evaluation.summary import maker
+from medopt.records import Estimate
+
+FIGURES = ("auc", "sensitivity", "specificity", "brier")
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How patients are drawn."""
+
+    bootstrap: int
+    confidence: float
+    seed: int
+
+
+def on_shared_cases(models: Mapping[str, Scored], *, shared: bool = False) -> dict[str, Scored]:
+    """The models' rows on the cases that all of them have, in one order; the first is the reference.
+
+    Raises DataError where a model has cases that another has not, unless `shared` takes those that all have; always
+    where none is left, or where patients or labels of shared cases differ.
+    """
+    names = list(models)
+    common = set(models[names[0]].predictions.case_id.tolist())
+    for one in models.values():
+        common &= set(one.predictions.case_id.tolist())
+    counts = ", ".join(f"{name} {len(one.predictions)}" for name, one in models.items())
+    if not common:
+        raise DataError(f"The runs share no case ({counts}): they are of other manifests or splits.")
+    if not shared and any(len(one.predictions) != len(common) for one in models.values()):
+        raise DataError(
+            f"The runs did not score the same cases: {counts}, and {len(common)} are shared by all. Compare them on "
+            "these with --shared, or run them again from one manifest."
+        )
+    found = {name: _ordered(one, common) for name, one in models.items()}
+    first = found[names[0]].predictions
+    for name in names[1:]:
+        other = found[name].predictions
+        for column, what in (("patient_id", "patients"), ("labels", "labels")):
+            apart = getattr(first, column) != getattr(other, column)
+            count = int(apart.reshape(len(first), -1).any(axis=1).sum())
+            if count:
+                raise DataError(
+                    f"{names[0]} and {name} give {count} of {len(first)} shared cases other {what}, so that their "
+                    "figures do not answer one question. Run them again from one manifest."
+                )
+    return found
+
+
+def _ordered(scored: Scored, cases: set[str]) -> Scored:
+    names = scored.predictions.case_id
+    order = np.argsort(names, kind="stable")
+    return scored.where(order[np.isin(names[order], list(cases))])
+
+
+def compare_models(models: Mapping[str, Scored], how: Resampling) -> dict[str, Any]:
+    """Every other model against the first, on all cases and at each site; `models` are those of `on_shared_cases`.
+
+    A plain dict: `reference`, `cases`, `patients`, `confidence`, `runs` (name, `figures`, `sites`) and a `note`. A
+    figure has the reference's value, the model's, the `difference` (model less reference) and `p`.
+    """
+    names, first = list(models), next(iter(models.values()))
+    sites = np.unique(first.predictions.site).tolist()
+    runs = []
+    for name in names[1:]:
+        found: dict[str, Any] = {"name": name, "figures": _differences(first, models[name], how), "sites": {}}
+        if len(sites) > 1:
+            found["sites"] = {site: _at(first, models[name], first.predictions.site == site, how) for site in sites}
+        runs.append(found)
+    looks = sum(1 + len(run["sites"]) for run in runs)
+    return {
+        "reference": names[0],
+        "cases": len(first.predictions),
+        "patients": len(np.unique(first.predictions.patient_id)),
+        "confidence": how.confidence,
+        "runs": runs,
+        "note": f"{looks} comparisons of each figure were made; p values are not adjusted for that.",
+    }
+
+
+def _at(first: Scored, second: Scored, rows: NDArray[np.bool_], how: Resampling) -> dict[str, Any]:
+    return _differences(first.where(rows), second.where(rows), how) | {"cases": int(rows.sum())}
+
+
+def _differences(first: Scored, second: Scored, how: Resampling) -> dict[str, Any]:
+    """Each of FIGURES: the reference's value, the model's, their difference and its p."""
+    order = np.argsort(-first.predictions.logits[:, 0], kind="stable")
+    first, second = first.where(order), second.where(order)
+
+    def make(groups: Groups | None) -> Statistic:
+        before, after = maker(first)(groups), maker(second)(groups)
+
+        def statistic(weights: Weights) -> dict[str, Floats]:
+            old, new = before(weights), after(weights)
+            return {name: new[name] - old[name] for name in FIGURES}
+
+        return statistic
+
+    patients, cases = patient_index(first.predictions.patient_id), len(first.predictions)
+    point, draws = draw_figures_of(make, patients, how.bootstrap, np.random.default_rng(how.seed))
+    whole = np.ones((1, cases), np.int64)
+    values = [maker(one)(None)(whole) for one in (first, second)]
+    found = {}
+    for name in FIGURES:
+        difference = interval(point[name], draws[name], how.confidence, cases)
+        p = _share_beyond(draws[name])
+        if name == "auc":
+            difference, p = area_difference(first, second, how.confidence)
+        old, new = (None if np.isnan(one[name][0]) else float(one[name][0]) for one in values)
+        found[name] = {"reference": old, "value": new, "difference": difference.as_dict()} | {
+            "p": None if difference.value is None or difference.low is None else p
+        }
+    return found
+
+
+def area_difference(first: Scored, second: Scored, confidence: float) -> tuple[Estimate, float | None]:
+    """AUC of the second less that of the first on the same rows, with its interval, and p of no difference."""
+    outputs, cases = first.target.shape[1], len(first.predictions)
+    patients = patient_index(first.predictions.patient_id)
+    found = areas(np.hstack([second.score, first.score]), np.hstack([first.target] * 2), patients)
+    weights = np.repeat([1 / outputs, -1 / outputs], outputs)
+    value, variance, freedom = found.combined(weights)
+    if np.isnan(value):
+        return Estimate(None, None, None, cases, "not defined: a class or a decision is missing"), None
+    if not variance > 0:
+        why = "one patient only" if np.isnan(variance) else "no patient is ranked otherwise"
+        return Estimate(value, None, None, cases, f"no interval: {why}"), None
+    error = np.sqrt(variance)
+    half = float(t.ppf((1 + confidence) / 2, freedom) * error)
+    return Estimate(value, value - half, value + half, cases), float(2 * t.sf(abs(value) / error, freedom))
+
+
+def _share_beyond(draws: Floats) -> float | None:
+    """Twice the smaller share of draws at or beyond 0, the value itself counted as one draw."""
+    kept = draws[~np.isnan(draws)]
+    if len(kept) == 0:
+        return None
+    beyond = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(kept) + 1))

@@ -1,0 +1,133 @@
+"""AUC with its analytic variance and interval, for patients with one image or several.
+
+DeLong, DeLong & Clarke-Pearson 1988 write the AUC as a mean of placement values, one a case: for a positive the share
+of negatives below it, for a negative the share of positives below which it lies. Sun & Xu 2014 get them from midranks,
+so that a million cases take a few sorts. Obuchowski 1997 sums them over each patient's images, because two images of
+one patient are not two witnesses; with one image a patient hers is DeLong's variance.
+
+The interval is on the logit scale with Student's t. Near 1 the variance is that of a few patients who lie on the wrong
+side, and itself hardly known: its degrees of freedom come from the fourth moment of the patients' shares in it
+(Satterthwaite 1946). No AUC varies more than a share of the smaller class's patients would (Birnbaum & Klose 1957), so
+that Wilson's interval of such a share is as far as it goes. `benchmarks/coverage.py` measures what each choice covers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+from scipy.stats import rankdata, t
+
+from medopt.evaluation.metrics import Floats, Index
+from medopt.evaluation.proportions import exact, wilson
+from medopt.records import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Areas:
+    """K AUCs of the same cases, with their `covariance` (K, K); NaN where a class is missing or one patient is all.
+
+    `shares` (K, P) is what each patient adds to each AUC's deviation; `fewest` are the patients of the smaller class.
+    """
+
+    value: Floats
+    covariance: Floats
+    shares: Floats
+    fewest: int
+
+    def combined(self, weights: Floats) -> tuple[float, float, float]:
+        """The sum of the AUCs under `weights` (K,), its variance, and the degrees of freedom of that."""
+        variance = float(weights @ self.covariance @ weights)
+        square = (weights @ self.shares) ** 2
+        if not variance > 0:
+            return float(weights @ self.value), variance, np.nan
+        heavy = float((square**2).sum() / square.sum() ** 2) - 1 / len(square)
+        return float(weights @ self.value), variance, 2 / max(heavy, 1e-9)
+
+
+def patient_index(patient_id: NDArray[np.str_]) -> Index:
+    """The number (N,) of each case's patient, counted from 0."""
+    return np.unique(patient_id, return_inverse=True)[1].astype(np.intp)
+
+
+def areas(score: Floats, target: NDArray[np.bool_], patients: Index) -> Areas:
+    """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,)."""
+    parts = [_parts(column, truth, patients) for column, truth in zip(score.T, target.T, strict=True)]
+    above, below = (np.stack([getattr(part, name) for part in parts]) for name in ("positive", "negative"))
+    both = _factor(len(np.unique(patients))) * (above @ below.T)
+    covariance = above @ above.T * _factors(parts, 0) + below @ below.T * _factors(parts, 1) + both + both.T
+    value = np.array([part.value for part in parts])
+    return Areas(value, covariance, above + below, min(min(part.patients) for part in parts))
+
+
+def mean_area(found: Areas, cases: int, confidence: float) -> Estimate:
+    """The mean of K AUCs (over classes, labels or models) with its interval; no value where one is not defined."""
+    weights = np.full(len(found.value), 1 / len(found.value))
+    value, variance, freedom = found.combined(weights)
+    if np.isnan(value):
+        return Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
+    if np.isnan(variance):
+        return Estimate(value, None, None, cases, "no interval: one patient only")
+    if value in (0, 1) or variance <= 0:
+        return _separated(value, found.fewest, cases, confidence)
+    half = t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance) / (value * (1 - value))
+    widest = wilson(value, found.fewest, confidence)
+    low, high = max(expit(logit(value) - half), widest[0]), min(expit(logit(value) + half), widest[1])
+    return Estimate(value, float(low), float(high), cases)
+
+
+def _separated(value: float, fewest: int, cases: int, confidence: float) -> Estimate:
+    """An AUC of 0 or 1, of which no variance is seen.
+
+    A perfect AUC says that each patient of the smaller class lies beyond all of the other class seen. The share of such
+    patients has an exact interval (Clopper & Pearson 1934), and the AUC is at least that share: a cautious bound.
+    """
+    if value not in (0, 1):
+        return Estimate(value, None, None, cases, "no interval: no patient deviates, as where all scores are equal")
+    return exact(value, fewest, cases, confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """One AUC, and each patient's (P,) share in what it deviates by: of its positive and of its negative cases."""
+
+    value: float
+    positive: Floats
+    negative: Floats
+    patients: tuple[int, int]
+
+
+def _parts(score: Floats, positive: NDArray[np.bool_], patients: Index) -> _Parts:
+    count = int(patients.max()) + 1
+    witnesses = (len(np.unique(patients[positive])), len(np.unique(patients[~positive])))
+    if min(witnesses) == 0:
+        nothing = np.full(count, np.nan)
+        return _Parts(np.nan, nothing, nothing, witnesses)
+    places = placements(score, positive)
+    value = float(places[positive].mean())
+    shares = [
+        np.bincount(patients[rows], weights=places[rows] - value, minlength=count) / rows.sum()
+        for rows in (positive, ~positive)
+    ]
+    return _Parts(value, shares[0], shares[1], witnesses)
+
+
+def placements(score: Floats, positive: NDArray[np.bool_]) -> Floats:
+    """Placement values (N,): the share of the other class that a case lies on the right side of, ties one half."""
+    ranks = rankdata(score)
+    out = np.empty(len(score))
+    out[positive] = (ranks[positive] - rankdata(score[positive])) / (~positive).sum()
+    out[~positive] = 1 - (ranks[~positive] - rankdata(score[~positive])) / positive.sum()
+    return out
+
+
+def _factor(patients: int) -> float:
+    """From the mean square to the unbiased variance; one witness has none."""
+    return patients / (patients - 1) if patients > 1 else np.nan
+
+
+def _factors(parts: list[_Parts], side: int) -> Floats:
+    root = np.sqrt([_factor(part.patients[side]) for part in parts])
+    return np.outer(root, root)

@@ -1,0 +1,153 @@
+"""Pictures of what decisions bring: precision and recall, net benefit, and the error that undecided cases save.
+
+They are drawn from what `metrics.json` holds, so that picture and table say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from medopt.evaluation.account import output_names
+from medopt.evaluation.metrics import Ranking
+from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
+from medopt.evaluation.scored import Scored
+
+Told = Mapping[str, Any]
+
+
+def precision_recall_figure(
+    models: Sequence[Scored], labels: Sequence[str], path: Path, *, title: str = "Precision and recall"
+) -> None:
+    """Positive predictive value against sensitivity over all thresholds; dotted: that of calling everyone."""
+    names = output_names(models[0].task, labels)
+    point = models[0].operating_point.threshold is not None
+    caption = "Dotted: the prevalence, which calling every case positive reaches."
+    caption += "\nDot: operating point, chosen on validation." if point else ""
+    with page(path, len(names), title, caption=caption) as panels:
+        for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
+            for colour, line, scored in zip(cycle(COLOURS), cycle(LINES), models, strict=False):
+                _precision_recall(axes, scored, output, colour, line)
+            axes.axhline(models[0].target[:, output].mean(), color=GREY, linewidth=0.8, linestyle=":")
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            dress(axes, "sensitivity (recall)", "PPV (precision)", name)
+            legend(axes, "lower left")
+
+
+def _precision_recall(axes: Axes, scored: Scored, output: int, colour: str, line: str) -> None:
+    target, model = scored.target[:, output], scored.predictions.model
+    if target.all() or not target.any():
+        axes.plot([], [], label=f"{model}: one class only")
+        return
+    ranking = Ranking.of(scored.score[:, output], target)
+    true, called = (one[0].astype(float) for one in ranking.counts(np.ones((1, len(target)), np.int64)))
+    area = float((np.diff(true, prepend=0) * true / called).sum() / true[-1])
+    label = f"{model}: AP {area:.3f}"
+    axes.step(true / true[-1], true / called, where="pre", color=colour, linestyle=line, label=label)
+    decided = scored.decided[:, output]
+    if scored.operating_point.threshold is not None and decided.any():
+        axes.plot(decided[target].mean(), target[decided].mean(), "o", color=colour, markeredgecolor="white")
+
+
+def decision_curve_figure(
+    curves: Mapping[str, Mapping[str, Told]], path: Path, *, confidence: float, title: str = "Net benefit"
+) -> None:
+    """Net benefit against the threshold probability, a panel an output: `curves` by model and output."""
+    names = list(next(iter(curves.values())))
+    caption = "True positives a patient, less false ones weighed by t / (1 - t)\n(Vickers & Elkin 2006). "
+    caption += f"Band: {confidence:.0%} at each threshold, resamples of patients."
+    with page(path, len(names), title, caption=caption) as panels:
+        for axes, name in zip(panels, names, strict=True):
+            reference = None
+            for colour, line, (model, told) in zip(cycle(COLOURS), cycle(LINES), curves.items(), strict=False):
+                curve = told[name]
+                if "thresholds" not in curve:
+                    axes.plot([], [], label=f"{model}: {curve['note']}")
+                    continue
+                reference = curve
+                axes.plot(curve["thresholds"], curve["value"], color=colour, linestyle=line, label=model)
+                axes.fill_between(
+                    curve["thresholds"], curve["low"], curve["high"], color=colour, alpha=0.13, linewidth=0
+                )
+            if reference is not None:
+                share = reference["prevalence"]
+                axes.plot(reference["thresholds"], reference["treat_all"], color=GREY, linewidth=1, label="treat all")
+                axes.axhline(0, color="black", linewidth=1, label="treat none")
+                axes.set(xlim=(0, 1), ylim=(-0.15 * share, 1.1 * share))
+            dress(axes, "threshold probability", "net benefit", name)
+            legend(axes, "upper right")
+
+
+def coverage_risk_figure(
+    curves: Mapping[str, Told], path: Path, *, confidence: float, title: str = "Coverage and risk"
+) -> None:
+    """Share of wrong decisions among the surest cases against how many these are: `curves` by model."""
+    caption = "The least sure cases are left undecided first. AURC: the area beneath.\n"
+    caption += f"Band: {confidence:.0%} at each coverage, resamples of patients.\n"
+    caption += "Dot: the band chosen on validation." if any(told.get("band") for told in curves.values()) else ""
+    with page(path, 1, title, caption=caption) as (axes,):
+        for colour, line, (model, told) in zip(cycle(COLOURS), cycle(LINES), curves.items(), strict=False):
+            if "curve" not in told:
+                axes.plot([], [], label=f"{model}: {told['note']}")
+                continue
+            curve: Mapping[str, list[float]] = told["curve"]
+            label = f"{model}: AURC {_shown(told['aurc'])}"
+            axes.plot(curve["coverage"], curve["risk"], color=colour, linestyle=line, label=label)
+            axes.fill_between(curve["coverage"], curve["low"], curve["high"], color=colour, alpha=0.13, linewidth=0)
+            if told["band"]:
+                place = (told["band"]["coverage"]["value"], told["band"]["risk"]["value"])
+                axes.plot(*place, "o", color=colour, markeredgecolor="white")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(bottom=0)
+        dress(axes, "coverage: share of cases decided", "risk: share of these decided wrongly")
+        legend(axes, "upper left")
+
+
+def _shown(told: Told) -> str:
+    if told["low"] is None:
+        return f"{told['value']:.3f}"
+    return f"{told['value']:.3f} ({told['low']:.3f} to {told['high']:.3f})"
+
+
+def subgroup_figure(
+    told: Told, overall: Told, path: Path, *, confidence: float, title: str = "Sites and subgroups"
+) -> None:
+    """A row for each site and subgroup: AUC, sensitivity and specificity with their intervals.
+
+    `told` is what `subgroup_figures` gave, `overall` the figures of all cases, drawn as a line. Groups that are too
+    small to be judged have their row, and the reason in it.
+    """
+    rows = [(variable, name, group) for variable, groups in told["variables"].items() for name, group in groups.items()]
+    names = [f"{variable}: {name} ({group['patients']})" for variable, name, group in rows] or ["no groups"]
+    caption = f"Bars: {confidence:.0%} intervals. Line: all cases. In brackets: patients. Filled: differs from all "
+    caption += "others by an interval\nthat excludes 0, as one of twenty such looks does by chance."
+    with page(path, 3, title, caption=caption, columns=3, height=1.6 + 0.26 * len(names)) as panels:
+        for axes, figure in zip(panels, ("auc", "sensitivity", "specificity"), strict=True):
+            for row, (_, _, group) in enumerate(rows):
+                _group_row(axes, row, group, figure)
+            if overall[figure]["value"] is not None:
+                axes.axvline(overall[figure]["value"], color=GREY, linewidth=0.8, linestyle=":")
+            dress(axes, figure if figure != "auc" else "AUC", "")
+            axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names), fontsize=8)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.set_xlim(right=1.005)
+
+
+def _group_row(axes: Axes, row: int, group: Told, figure: str) -> None:
+    one = group.get(figure)
+    if one is None or one["value"] is None:
+        if figure == "auc":
+            why = group.get("note") or (one or {}).get("note", "")
+            axes.text(0.02, row, why, fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
+        return
+    apart = (group.get("difference") or {}).get(figure)
+    odd = apart is not None and apart["low"] is not None and (apart["low"] > 0 or apart["high"] < 0)
+    colour = COLOURS[1] if odd else COLOURS[0]
+    if one["low"] is not None:
+        axes.plot([one["low"], one["high"]], [row, row], color=colour, linewidth=1.4)
+    axes.plot([one["value"]], [row], "o", color=colour, markersize=5, markerfacecolor=colour if odd else "white")

@@ -1,0 +1,66 @@
+"""Intervals of proportions such as sensitivity, where several images of one patient are not several witnesses.
+
+The variance of a share over clusters is that of a ratio of sums (Cochran 1977, chapter 6). It says how many
+independent cases would know the share as well (Rao & Scott 1992), and for these Wilson's interval (1927) is taken. A
+share of 0 or 1 has no variance to see: there the exact interval of as many patients stands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import t
+
+from medopt.evaluation.metrics import Floats, Index
+from medopt.records import Estimate
+
+
+def wilson(value: Floats | float, cases: NDArray[Any] | float, confidence: float) -> tuple[Floats, Floats]:
+    """Wilson's interval of shares `value` of `cases`; it holds the share itself, rounding aside."""
+    z = float(ndtri((1 + confidence) / 2))
+    share, n = np.asarray(value, dtype=np.float64), np.asarray(cases, dtype=np.float64)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return np.clip(centre - half, 0, share), np.clip(centre + half, share, 1)
+
+
+def exact(value: float, patients: int, cases: int, confidence: float) -> Estimate:
+    """A share of 0 or 1 of so many patients, with the interval of Clopper & Pearson (1934)."""
+    reach = ((1 - confidence) / 2) ** (1 / patients)
+    low, high = (reach, 1.0) if value == 1 else (0.0, 1 - reach)
+    return Estimate(value, low, high, cases, f"exact interval from {patients} patients")
+
+
+def effective_cases(hit: NDArray[np.bool_], patients: Index, confidence: float) -> float:
+    """How many independent cases know the share of `hit` (N,), N > 0, as well as these of `patients` (N,) do.
+
+    At most N, and the number of patients where all cases are alike. Few clusters hardly know their own variance, which
+    Student's t makes up for (Korn & Graubard 1998).
+    """
+    cases, names = len(hit), np.unique(patients)
+    share = float(hit.mean())
+    if share in (0, 1) or len(names) < 2:
+        return float(len(names))
+    deviations = np.bincount(patients, weights=hit - share)
+    variance = len(names) / (len(names) - 1) * float((deviations**2).sum()) / cases**2
+    independent = share * (1 - share) / (cases - 1)
+    if len(names) == cases or variance <= independent:
+        return float(cases)
+    known = float(ndtri((1 + confidence) / 2) / t.ppf((1 + confidence) / 2, len(names) - 1)) ** 2
+    return max(1.0, known * cases * independent / variance)
+
+
+def proportion(hit: NDArray[np.bool_], patients: Index, confidence: float, cases: int) -> Estimate:
+    """The share of `hit` (M,) with its interval; `cases` is what the estimate says it was computed on."""
+    if len(hit) == 0:
+        return Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
+    value, count = float(hit.mean()), len(np.unique(patients))
+    if value in (0, 1):
+        return exact(value, count, cases, confidence)
+    if count < 2:
+        return Estimate(value, None, None, cases, "no interval: one patient only")
+    low, high = wilson(value, effective_cases(hit, patients, confidence), confidence)
+    return Estimate(value, float(low), float(high), cases)

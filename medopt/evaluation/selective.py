@@ -1,0 +1,95 @@
+"""Selective decisions: how the error falls as the least sure cases are left undecided.
+
+The curve holds the share of wrong decisions among the surest share of the cases; its area is the AURC (Geifman &
+El-Yaniv 2017), 0 at best. A band around the threshold is one point of it, chosen on validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medopt.evaluation.bootstrap import guarded, resampled
+from medopt.evaluation.delong import patient_index
+from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, ranked
+from medopt.evaluation.proportions import proportion
+from medopt.evaluation.scored import Scored
+from medopt.records import Estimate
+
+GRID = np.arange(1, 51) / 50
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageRisk:
+    """Risk (C,) against coverage (C,) with its band, the area beneath, and the operating point's band where it has one.
+
+    `band`: coverage, risk and, of a binary study, sensitivity and specificity among the decided cases.
+    """
+
+    coverage: Floats
+    risk: Floats
+    low: Floats
+    high: Floats
+    aurc: Estimate
+    band: dict[str, Estimate]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that `metrics.json` carries."""
+        columns = {name: getattr(self, name).tolist() for name in ("coverage", "risk", "low", "high")}
+        band = {name: one.as_dict() for name, one in self.band.items()}
+        return {"aurc": self.aurc.as_dict(), "band": band or None, "curve": columns}
+
+
+def coverage_risk(scored: Scored, *, bootstrap: int, confidence: float, seed: int) -> CoverageRisk | None:
+    """The curve of one model's decisions; None where there are no cases. Equally sure cases are decided together."""
+    if len(scored.predictions) == 0:
+        return None
+    sure, wrong = scored.operating_point.confidence(scored.probability), scored.wrong
+    patients = patient_index(scored.predictions.patient_id)
+
+    def make(groups: Groups | None) -> Statistic:
+        ranking = ranked(sure, wrong, groups)
+
+        def statistic(weights: Weights) -> dict[str, Floats]:
+            errors, decided = ranking.counts(weights)
+            risk = errors / np.maximum(decided, 1)
+            total = decided[:, -1:]
+            area = (risk * np.diff(decided, axis=1, prepend=0)).sum(axis=1) / total[:, 0]
+            place = np.stack([_first(one, total[row, 0]) for row, one in enumerate(decided)])
+            curve = np.take_along_axis(risk, place, axis=1)
+            return {"aurc": area} | {str(index): column for index, column in enumerate(curve.T)}
+
+        return statistic
+
+    drawn = resampled(make, patients, bootstrap=bootstrap, confidence=confidence, generator=np.random.default_rng(seed))
+    found = [drawn[str(index)] for index in range(len(GRID))]
+    value = np.array([one.value for one in found], dtype=np.float64)
+    low, high = (
+        np.array([one.value if getattr(one, side) is None else getattr(one, side) for one in found], dtype=np.float64)
+        for side in ("low", "high")
+    )
+    return CoverageRisk(GRID, value, low, high, guarded(drawn["aurc"]), _band(scored, confidence))
+
+
+def _first(decided: Weights, total: int) -> Index:
+    """The first level at which each share of GRID is decided."""
+    return np.minimum(np.searchsorted(decided, GRID * int(total) - 1e-9), len(decided) - 1)
+
+
+def _band(scored: Scored, confidence: float) -> dict[str, Estimate]:
+    if scored.operating_point.band is None:
+        return {}
+    decided, patients = ~scored.undecided, patient_index(scored.predictions.patient_id)
+    cases = len(decided)
+    among = {"risk": (decided, scored.wrong)}
+    if scored.task == "binary":
+        target = scored.target[:, 0]
+        right = ~scored.wrong
+        among |= {"sensitivity": (decided & target, right), "specificity": (decided & ~target, right)}
+    found = {"coverage": proportion(decided, patients, confidence, cases)}
+    return found | {
+        name: proportion(hit[rows], patients[rows], confidence, int(decided.sum()))
+        for name, (rows, hit) in among.items()
+    }

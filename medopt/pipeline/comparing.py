@@ -1,0 +1,62 @@
+"""Runs compared on the cases that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medopt.errors import ConfigError, DataError
+from medopt.evaluation.comparison import Resampling, compare_models, on_shared_cases
+from medopt.evaluation.predictions_io import UNNAMED
+from medopt.evaluation.scored import Scored
+from medopt.pipeline.evaluating import OpenTable, open_table, scored_of
+from medopt.records import Split
+
+
+def compare_runs(
+    paths: Sequence[Path], models: Sequence[str] | None = None, split: Split = "test", *, shared: bool = False
+) -> dict[str, Any]:
+    """Every run (a folder or a prediction table) against the first, on the cases of one split that they share.
+
+    `models` None: the int8 model of several runs (or the only one), all models of a single one. Each is read with the
+    calibration and the operating point of its own validation rows. Raises DataError, ConfigError; the dict is that of
+    `compare_models`.
+    """
+    opened = [open_table(path) for path in paths]
+    named = {tuple(table.labels) for table in opened} - {UNNAMED}
+    if len({table.task for table in opened}) > 1 or len(named) > 1:
+        asked = (f"{path}: {one.task} of {', '.join(one.labels)}" for path, one in zip(paths, opened, strict=True))
+        raise DataError(f"The runs do not answer the same question: {'; '.join(asked)}.")
+    chosen = [(place, name) for place, table in enumerate(opened) for name in _models(table, models, len(opened))]
+    if len(chosen) < 2:
+        raise ConfigError("There is nothing to compare: give two runs or more, or a run that has several models.")
+    titles = _titles(paths, chosen)
+    found: dict[str, Scored] = {}
+    for title, (place, name) in zip(titles, chosen, strict=True):
+        table = next(one for one in opened[place].tables if one.model == name)
+        scored, _ = scored_of(opened[place], table)
+        found[title] = scored.where(scored.predictions.split == split)
+    wanted = opened[0].wanted
+    how = Resampling(wanted.bootstrap, wanted.confidence, opened[0].seed)
+    return {"split": split} | compare_models(on_shared_cases(found, shared=shared), how)
+
+
+def _models(table: OpenTable, wanted: Sequence[str] | None, runs: int) -> list[str]:
+    known = [one.model for one in table.tables]
+    if wanted:
+        if missing := [name for name in wanted if name not in known]:
+            raise DataError(f"{table.path} has no model {', '.join(missing)}; it has {', '.join(known)}.")
+        return list(wanted)
+    if runs == 1 or len(known) == 1:
+        return known
+    return ["int8"] if "int8" in known else known[:1]
+
+
+def _titles(paths: Sequence[Path], chosen: Sequence[tuple[int, str]]) -> list[str]:
+    """A short name for each model: its run's folder or table, and its own where several of a run are compared."""
+    runs = [path.parent.name if path.name == "predictions.csv" and path.parent.name else path.stem for path in paths]
+    if len(set(runs)) < len(runs):
+        runs = [f"{place + 1}: {name}" for place, name in enumerate(runs)]
+    several = len(chosen) > len(paths)
+    return [f"{runs[place]} {model}" if several else runs[place] for place, model in chosen]

@@ -1,0 +1,82 @@
+"""Calibrations against scikit-learn's, and what an isotonic one refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from sklearn.isotonic import IsotonicRegression
+
+from medopt.errors import ConfigError
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration, fit_calibration, refuse_few
+from medopt.evaluation.calibration import probabilities
+from medopt.evaluation.calibration_error import adaptive_calibration_error, expected_calibration_error
+from medopt.evaluation.isotonic import fit_curve
+
+
+def crooked(cases=900, seed=0):
+    """Logits whose probability is right in no straight line, which one temperature cannot mend."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(scale=2, size=(cases, 1))
+    labels = (random.random(cases) < expit(logits[:, 0] ** 3 / 4 + 1)).astype(np.int64)
+    return logits, labels
+
+
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_isotonic_is_scikit_learns_but_for_the_ends(decimals):
+    logits, labels = crooked()
+    logits = logits.round(decimals)
+    oracle = IsotonicRegression(y_min=1 / 902, y_max=1 - 1 / 902, out_of_bounds="clip").fit(logits[:, 0], labels)
+    curve, grid = fit_curve(logits[:, 0], labels == 1), np.linspace(-8, 8, 500)
+    assert curve.at(grid) == pytest.approx(oracle.predict(grid), abs=1e-9)
+    assert (np.diff(curve.probability) >= 0).all() and 0 < min(curve.probability) < max(curve.probability) < 1
+
+
+def test_isotonic_mends_what_a_temperature_cannot():
+    fit, (fresh, truth) = crooked(), crooked(4000, seed=1)
+    errors = {}
+    for method in ("none", "temperature", "isotonic"):
+        calibration = fit_calibration(*fit, "binary", method)
+        probability = calibration.probabilities(fresh, "binary")
+        errors[method] = expected_calibration_error(probability, truth, "binary")
+        again = Calibration.from_dict(json.loads(json.dumps(calibration.as_dict())))
+        assert again == calibration
+        assert expit(calibration.logits(fresh, "binary")) == pytest.approx(probability)
+    assert errors["isotonic"] < 0.5 * errors["temperature"] and errors["isotonic"] < 0.5 * errors["none"]
+
+
+def test_isotonic_of_classes_sums_to_one():
+    random = np.random.default_rng(0)
+    labels = random.integers(3, size=600)
+    logits = random.normal(size=(600, 3)) + 2 * np.eye(3)[labels]
+    calibration = fit_calibration(logits, labels, "multiclass", "isotonic")
+    probability = calibration.probabilities(logits, "multiclass")
+    assert probability.sum(axis=1) == pytest.approx(np.ones(600)) and len(calibration.curves) == 3
+    assert softmax(calibration.logits(logits, "multiclass"), axis=1) == pytest.approx(probability)
+
+
+def test_isotonic_of_few_cases_is_refused_with_the_way_out():
+    logits, labels = crooked(199)
+    with pytest.raises(ConfigError, match=r"needs 200 validation cases .* holds 199.*Set it to temperature"):
+        fit_calibration(logits, labels, "binary", "isotonic")
+    with pytest.raises(ConfigError, match="and 49 of the rarest"):
+        refuse_few(np.arange(300) % 300 < 49, 1, "binary")
+    refuse_few((np.arange(300) < 50).astype(np.int64), 1, "binary")
+
+
+def test_none_leaves_probabilities_as_they_are():
+    logits, labels = crooked(50)
+    assert fit_calibration(logits, labels, "binary", "none") == UNCALIBRATED
+    assert np.array_equal(UNCALIBRATED.probabilities(logits, "binary"), probabilities(logits, 1.0, "binary"))
+
+
+def test_adaptive_error_of_worked_cases():
+    """Two bins of two: |0.15 - 0.5| and |0.85 - 1|, so 0.25; equal probabilities stay in one bin."""
+    probability, labels = np.array([[0.1], [0.2], [0.8], [0.9]]), np.array([0, 1, 1, 1])
+    assert adaptive_calibration_error(probability, labels, "binary", bins=2) == pytest.approx(0.25)
+    alike = np.full((4, 1), 0.5)
+    assert adaptive_calibration_error(alike, labels, "binary", bins=4) == pytest.approx(0.25)
+    crowded = np.linspace(0.001, 0.01, 90)[:, None]  # one bin of equal width, fifteen of equal count
+    truth = (np.arange(90) >= 84).astype(np.int64)
+    assert expected_calibration_error(crowded, truth, "binary") == pytest.approx(abs(crowded.mean() - 6 / 90))
+    assert adaptive_calibration_error(crowded, truth, "binary") > 0.06
