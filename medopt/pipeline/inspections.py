@@ -53,7 +53,7 @@ def inspections(
             lambda: robust.check_robustness(study, sets["test"], test_tables(), folder, judged, reporter),
         )
     if study.evaluation.explain:
-        yield Inspection("explanations", [path / explaining.RESULT, path / "figures" / explaining.FOLDER], explained)
+        yield Inspection("explain", [path / explaining.RESULT, path / "figures" / explaining.FOLDER], explained)
     if study.domain.enabled:
         outputs = [path / gating.RESULT, folder.models / gating.RESULT]
         yield Inspection("domain", outputs, lambda: gating.gate_domain(study, sets, folder, judged, reporter))

@@ -140,12 +140,12 @@ class Run:
     def _inspected(
         self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]
     ) -> dict[str, Any]:
-        """What else was measured of the test split, each under the name of its stage."""
+        """What else was measured of the test split, each under the name of its file."""
         found, inputs = {}, identity | {"judged": judged.facts()}
         asked = inspections(self.source.study, sets, self.source.root, weights, judged, self.folder, self.reporter)
         for one in asked:
             self._stage(one.name, inputs, one.outputs, one.work)
-            found[one.name] = json.loads(one.outputs[0].read_text())
+            found[one.outputs[0].stem] = json.loads(one.outputs[0].read_text())
         return found
 
     def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from medopt.records import SPLITS, Case
 from medopt.study_file import find_manifest
 from medopt.transforms.prepare import PrepareChain
 
-STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "record")
+STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "report", "record")
 
 
 def stages_of(study: Study) -> tuple[str, ...]:

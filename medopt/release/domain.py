@@ -5,7 +5,8 @@ the distance of the network's last features from those of the training images, a
 which they vary most and one variance for all others (probabilistic PCA, Tipping & Bishop 1999; the Mahalanobis
 distance of Lee et al. 2018 where there are fewer images than features). Its texture: the same distance of how much
 detail the image holds at four scales, since a network that learned to bear blur and noise does not show them in its
-last features. Thresholds are quantiles of the distance on validation, so that a wanted share of good scans is declined.
+last features. Limits are quantiles of the distance on validation (of the texture on training, too), so that a wanted
+share of good scans is declined.
 
 What is kept are means, a few directions and limits: no image and no patient's features.
 """
@@ -145,29 +146,36 @@ def texture(batch: FloatArray) -> Floats:
     """How much detail each image (N, C, *size) holds at four scales: (N, 4) logarithms of mean squares.
 
     A band is what is lost when pixels are averaged two by two (by two) and the image is then halved, as in a Laplacian
-    pyramid (Burt & Adelson 1983) with the simplest filter.
+    pyramid (Burt & Adelson 1983) with the simplest filter. What the chain padded is left out: its edge would hold more
+    than all of a small scan's noise.
     """
-    image = np.asarray(batch, np.float64).mean(axis=1)
-    bands = []
-    for _ in range(BANDS):
-        image = image[(slice(None), *(slice(0, max(2, n - n % 2)) for n in image.shape[1:]))]
+    return np.array([_bands(_inside(image)) for image in np.asarray(batch, np.float64).mean(axis=1)])
+
+
+def _inside(image: Floats) -> Floats:
+    """The smallest box (*space) that holds all that is not zero; the whole image where that is less than 4 a side."""
+    box = []
+    for axis in range(image.ndim):
+        (places,) = np.nonzero(image.any(axis=tuple(other for other in range(image.ndim) if other != axis)))
+        box.append(slice(places[0], places[-1] + 1) if len(places) else slice(0, 0))
+    found = image[tuple(box)]
+    return found if min(found.shape) >= 4 else image
+
+
+def _bands(image: Floats) -> list[float]:
+    bands: list[float] = []
+    while len(bands) < BANDS and min(image.shape) >= 2:
+        image = image[tuple(slice(0, n - n % 2) for n in image.shape)]
         halved = _halved(image)
         # The mean square of what the averaging lost, without making the difference itself.
-        lost = _mean(image**2) - _mean(halved**2)
-        bands.append(np.log(np.maximum(lost, 0) + TINY))
+        lost = float((image**2).mean() - (halved**2).mean())
+        bands.append(math.log(max(lost, 0.0) + TINY))
         image = halved
-        if min(image.shape[1:]) < 2:
-            break
-    bands += [bands[-1]] * (BANDS - len(bands))
-    return np.stack(bands, axis=1)
-
-
-def _mean(image: Floats) -> Floats:
-    return image.reshape(len(image), -1).mean(axis=1)
+    return bands + bands[-1:] * (BANDS - len(bands))
 
 
 def _halved(image: Floats) -> Floats:
-    for axis in range(1, image.ndim):
+    for axis in range(image.ndim):
         shape = image.shape
         image = image.reshape(*shape[:axis], shape[axis] // 2, 2, *shape[axis + 1 :]).mean(axis=axis + 1)
     return image

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from medopt.config import Study
+from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.evaluation.explain import (
     Explainer,
     check_sanity,
@@ -124,7 +125,7 @@ def test_empty_maps_say_nothing(small: SimpleNamespace) -> None:
 @pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("multiclass", 4), ("multilabel", 3)])
 def test_the_surest_errors_and_a_sample_are_chosen(drawn: Callable, task: str, outputs: int) -> None:
     point = OperatingPoint({"binary": 0.5, "multilabel": (0.5,) * 3, "multiclass": None}[task], "fixed")
-    scored = Scored(drawn(150, outputs, task=task, patients=90, separation=0.5), task, 1.0, point)
+    scored = Scored(drawn(150, outputs, task=task, patients=90, separation=0.5), task, UNCALIBRATED, point)
     chosen = choose(scored, 12, seed=3)
     assert chosen == choose(scored, 12, seed=3) and len(chosen) == 12
     patients = [scored.predictions.patient_id[one.row] for one in chosen]

@@ -10,11 +10,13 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medopt.errors import DataError
+from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.figures_robustness import robustness_figure
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, held_out_sites, robustness, shift_name
 from medopt.evaluation.scored import Scored
 
+WARM = Calibration("temperature", 1.3)
 OPTIONS = {"bootstrap": 200, "confidence": 0.95, "seed": 0}
 
 
@@ -53,10 +55,10 @@ def test_all_can_be_computed_again_from_the_table(drawn, tmp_path, task, outputs
     clean, corrupted = tables_of(drawn, task, outputs)
     every = [clean, *(t for ts in corrupted.values() for t in ts)]
     names = ["no", "yes"] if outputs == 1 else [f"label{k}" for k in range(outputs)]
-    write_predictions(tmp_path / "t.csv", every, names, task, dict.fromkeys((t.model for t in every), 1.3))
-    (found,) = from_tables(read_predictions(tmp_path / "t.csv"), lambda _, t: Scored(t, task, 1.3), **OPTIONS)
+    write_predictions(tmp_path / "t.csv", every, names, task, dict.fromkeys((t.model for t in every), WARM))
+    (found,) = from_tables(read_predictions(tmp_path / "t.csv"), lambda _, t: Scored(t, task, WARM), **OPTIONS)
     direct = robustness(
-        Scored(clean, task, 1.3), {f: [Scored(t, task, 1.3) for t in ts] for f, ts in corrupted.items()}, **OPTIONS
+        Scored(clean, task, WARM), {f: [Scored(t, task, WARM) for t in ts] for f, ts in corrupted.items()}, **OPTIONS
     )
     assert found.as_dict() == direct.as_dict()
     assert set(found.as_dict()) == {"clean", "mean", "drop", "families"}
@@ -88,7 +90,7 @@ def run_without(drawn, folder, site, seed):
     split = np.where(np.arange(80) < 30, "val", "test")
     sites = np.where(split == "val", "north" if site != "north" else "south", site)
     path = folder / f"{site}-{seed}.csv"
-    write_predictions(path, [replace(table, split=split, site=sites)], ["no", "yes"], "binary", {"float": 1.0})
+    write_predictions(path, [replace(table, split=split, site=sites)], ["no", "yes"], "binary", {"float": UNCALIBRATED})
     return path
 
 
@@ -108,6 +110,6 @@ def test_held_out_sites_refuses_what_is_none(drawn, tmp_path):
     with pytest.raises(DataError, match="no predictions of the model 'int8'"):
         held_out_sites([good], "binary", **OPTIONS)
     mixed = tmp_path / "mixed.csv"
-    write_predictions(mixed, [drawn(60)], ["no", "yes"], "binary", {"float": 1.0})
+    write_predictions(mixed, [drawn(60)], ["no", "yes"], "binary", {"float": UNCALIBRATED})
     with pytest.raises(DataError, match="must be one site that validation does not hold; it is north, south"):
         held_out_sites([mixed], "binary", model="float", **OPTIONS)

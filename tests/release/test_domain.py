@@ -205,3 +205,10 @@ def test_the_gate_holds_no_image_and_no_patient(finished: Finished) -> None:
     assert set(gate) == {"format", "false_alarm", "rules", "content", "texture"}
     width = len(gate["content"]["int8"]["mean"])
     assert all(len(one["directions"]) < 36 for one in gate["content"].values()) and width == 256
+
+
+def test_padding_is_no_texture() -> None:
+    """The same scan in a larger frame has the same texture."""
+    scan = np.random.default_rng(2).uniform(0.2, 1, (2, 1, 32, 40)).astype(np.float32)
+    framed = np.pad(scan, ((0, 0), (0, 0), (5, 3), (0, 9)))
+    assert texture(framed) == pytest.approx(texture(scan))
