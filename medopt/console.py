@@ -157,7 +157,8 @@ def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40)
     limits = model.threshold if isinstance(model.threshold, tuple) else (model.threshold,)
     told = [f"{name} from {limit:.4f} on" for name, limit in zip(labels[-len(limits) :], limits, strict=True) if limit]
     rule = ", ".join(told) or "the most probable label"
-    console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}", soft_wrap=True)
+    band = f"; left undecided: from {model.band[0]:.4f} up to {model.band[1]:.4f}" if model.band else ""
+    console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}{band}", soft_wrap=True)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -88,8 +88,8 @@ def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
     assert "auc at" not in capsys.readouterr().out
 
 
-def predictor(labels: list[str], threshold: Any) -> Predictor:
-    model = SimpleNamespace(threshold=threshold)
+def predictor(labels: list[str], threshold: Any, band: Any = None) -> Predictor:
+    model = SimpleNamespace(threshold=threshold, band=band)
     info = SimpleNamespace(labels=labels, models={"int8": model})
     return cast(Predictor, SimpleNamespace(info=info, kind="int8", engine=SimpleNamespace(name="openvino")))
 
@@ -121,6 +121,11 @@ def test_long_list_is_cut_and_counted(capsys: pytest.CaptureFixture[str]) -> Non
 def test_rule_of_the_decision_is_told(capsys: pytest.CaptureFixture[str], threshold: Any, said: str) -> None:
     print_predictions([answered("a.dcm")], predictor(["no", "yes"], threshold))
     assert f"decided: {said}\n" in capsys.readouterr().out
+
+
+def test_band_of_undecided_cases_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    print_predictions([answered("a.dcm")], predictor(["no", "yes"], 0.5, (0.25, 0.75)))
+    assert "left undecided: from 0.2500 up to 0.7500" in capsys.readouterr().out
 
 
 def test_rows_round_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:

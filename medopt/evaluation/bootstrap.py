@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medopt.config import Task
 from medopt.errors import DataError
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
-from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, ranking_statistic
+from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, distinct, ranking_statistic
 from medopt.evaluation.scored import Scored
 from medopt.records import Estimate, Predictions, batches
 
@@ -87,12 +87,16 @@ def draw_figures_of(
     """Each figure on the cases as they are, and (B,) on resampled patients; no draws where there is one patient."""
     whole = make(None)
     point = {name: float(values[0]) for name, values in whole(np.ones((1, len(patients)), np.int64)).items()}
-    if len(np.unique(patients)) < 2:
+    if distinct(patients) < 2:
         return point, {name: np.empty(0) for name in point}
     groups = deal(patients, generator)
     statistic, witnesses = (whole, patients) if groups is None else (make(groups), np.arange(groups.count))
     parts = [statistic(weights) for weights in patient_draws(witnesses, bootstrap, generator)]
-    return point, {name: np.concatenate([part[name] for part in parts]) for name in point}
+    draws = {name: np.concatenate([part[name] for part in parts]) for name in point}
+    if groups is not None:  # levels of a score are not the score: move the draws by what that does to the value
+        levelled = statistic(np.ones((1, groups.count), np.int64))
+        draws = {name: drawn + (point[name] - levelled[name][0]) for name, drawn in draws.items()}
+    return point, draws
 
 
 def deal(patients: Index, generator: np.random.Generator) -> Groups | None:

@@ -17,8 +17,8 @@ from scipy.stats import t
 
 from medopt.errors import DataError
 from medopt.evaluation.bootstrap import draw_figures_of, interval
-from medopt.evaluation.delong import areas, patient_index
-from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights
+from medopt.evaluation.delong import areas
+from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights, distinct
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import maker
 from medopt.records import Estimate
@@ -92,7 +92,7 @@ def compare_models(models: Mapping[str, Scored], how: Resampling) -> dict[str, A
     return {
         "reference": names[0],
         "cases": len(first.predictions),
-        "patients": len(np.unique(first.predictions.patient_id)),
+        "patients": distinct(first.patients),
         "confidence": how.confidence,
         "runs": runs,
         "note": f"{looks} comparisons of each figure were made; p values are not adjusted for that.",
@@ -117,7 +117,7 @@ def _differences(first: Scored, second: Scored, how: Resampling) -> dict[str, An
 
         return statistic
 
-    patients, cases = patient_index(first.predictions.patient_id), len(first.predictions)
+    patients, cases = first.patients, len(first.predictions)
     point, draws = draw_figures_of(make, patients, how.bootstrap, np.random.default_rng(how.seed))
     whole = np.ones((1, cases), np.int64)
     values = [maker(one)(None)(whole) for one in (first, second)]
@@ -137,7 +137,7 @@ def _differences(first: Scored, second: Scored, how: Resampling) -> dict[str, An
 def area_difference(first: Scored, second: Scored, confidence: float) -> tuple[Estimate, float | None]:
     """AUC of the second less that of the first on the same rows, with its interval, and p of no difference."""
     outputs, cases = first.target.shape[1], len(first.predictions)
-    patients = patient_index(first.predictions.patient_id)
+    patients = first.patients
     found = areas(np.hstack([second.score, first.score]), np.hstack([first.target] * 2), patients)
     weights = np.repeat([1 / outputs, -1 / outputs], outputs)
     value, variance, freedom = found.combined(weights)

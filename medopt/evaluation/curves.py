@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.evaluation.bootstrap import resampled
-from medopt.evaluation.delong import areas, mean_area, patient_index
+from medopt.evaluation.delong import areas, mean_area
 from medopt.evaluation.metrics import Floats, Groups, Ranking, Statistic, Weights, ranked
 from medopt.evaluation.proportions import wilson
 from medopt.evaluation.scored import Scored
@@ -38,7 +38,7 @@ def roc_curve(
     target, score = scored.target[:, output], scored.score[:, output]
     if target.all() or not target.any():
         return None
-    axis, patients = np.linspace(0, 1, grid), patient_index(scored.predictions.patient_id)
+    axis, patients = np.linspace(0, 1, grid), scored.patients
 
     def make(groups: Groups | None) -> Statistic:
         ranking = ranked(score, target, groups)

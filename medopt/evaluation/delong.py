@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
-from medopt.evaluation.metrics import Floats, Index
+from medopt.evaluation.metrics import Floats, Index, distinct
 from medopt.evaluation.proportions import exact, wilson
 from medopt.records import Estimate
 
@@ -47,16 +47,12 @@ class Areas:
         return float(weights @ self.value), variance, 2 / max(heavy, 1e-9)
 
 
-def patient_index(patient_id: NDArray[np.str_]) -> Index:
-    """The number (N,) of each case's patient, counted from 0."""
-    return np.unique(patient_id, return_inverse=True)[1].astype(np.intp)
-
-
 def areas(score: Floats, target: NDArray[np.bool_], patients: Index) -> Areas:
     """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,)."""
+    patients = np.cumsum(np.bincount(patients) > 0)[patients] - 1  # without gaps: who has no case here is no witness
     parts = [_parts(column, truth, patients) for column, truth in zip(score.T, target.T, strict=True)]
     above, below = (np.stack([getattr(part, name) for part in parts]) for name in ("positive", "negative"))
-    both = _factor(len(np.unique(patients))) * (above @ below.T)
+    both = _factor(distinct(patients)) * (above @ below.T)
     covariance = above @ above.T * _factors(parts, 0) + below @ below.T * _factors(parts, 1) + both + both.T
     value = np.array([part.value for part in parts])
     return Areas(value, covariance, above + below, min(min(part.patients) for part in parts))
@@ -101,7 +97,7 @@ class _Parts:
 
 def _parts(score: Floats, positive: NDArray[np.bool_], patients: Index) -> _Parts:
     count = int(patients.max()) + 1
-    witnesses = (len(np.unique(patients[positive])), len(np.unique(patients[~positive])))
+    witnesses = (distinct(patients[positive]), distinct(patients[~positive]))
     if min(witnesses) == 0:
         nothing = np.full(count, np.nan)
         return _Parts(np.nan, nothing, nothing, witnesses)

@@ -16,7 +16,7 @@ from medopt.config import Task
 from medopt.errors import DataError
 from medopt.evaluation.bootstrap import estimates, guarded
 from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.delong import areas, mean_area, patient_index
+from medopt.evaluation.delong import areas, mean_area
 from medopt.evaluation.metrics import Floats, Weights, brier_statistic, ranking_statistic, together
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import statistic_of
@@ -62,7 +62,7 @@ def mean_figures(members: Sequence[Scored], *, bootstrap: int, confidence: float
     means = estimates(mean, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
     means["auc_bootstrap"] = means["auc"]
     score, target = (np.hstack([getattr(one, name) for one in ordered]) for name in ("score", "target"))
-    means["auc"] = mean_area(areas(score, target, patient_index(first.patient_id)), len(first), confidence)
+    means["auc"] = mean_area(areas(score, target, ordered[0].patients), len(first), confidence)
     single = [statistic(np.ones((1, len(first)), np.int64)) for statistic in statistics]
     return {
         name: Spread(tuple(_defined(one[name.removesuffix("_bootstrap")][0]) for one in single), guarded(estimate))
@@ -105,7 +105,5 @@ def pooled_figures(
     generator = np.random.default_rng(seed)
     found = estimates(statistic, table.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
     found["auc_bootstrap"] = found["auc"]
-    found["auc"] = mean_area(
-        areas(scored.score, scored.target, patient_index(table.patient_id)), len(table), confidence
-    )
+    found["auc"] = mean_area(areas(scored.score, scored.target, scored.patients), len(table), confidence)
     return {name: guarded(one) for name, one in found.items()}

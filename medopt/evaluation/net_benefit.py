@@ -6,6 +6,7 @@ benefit is TP / n - FP / n * t / (1 - t): the share of patients who gain, less t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.evaluation.bootstrap import guarded, resampled
-from medopt.evaluation.delong import patient_index
 from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights
 from medopt.evaluation.scored import Scored
 from medopt.records import Estimate
@@ -68,8 +68,7 @@ def decision_curve(
         true, false = (_called(probability, rows, cuts, groups) for rows in (target, ~target))
 
         def statistic(weights: Weights) -> dict[str, Floats]:
-            drawn = weights.astype(np.float64)
-            counts, others = drawn @ true, drawn @ false
+            counts, others = true(weights), false(weights)
             with np.errstate(invalid="ignore"):
                 hit, alarm = counts[:, 1:] / counts[:, :1], others[:, 1:] / others[:, :1]
             total = counts[:, :1] + others[:, :1]
@@ -82,7 +81,7 @@ def decision_curve(
 
         return statistic
 
-    patients, generator = patient_index(scored.predictions.patient_id), np.random.default_rng(seed)
+    patients, generator = scored.patients, np.random.default_rng(seed)
     drawn = resampled(make, patients, bootstrap=bootstrap, confidence=confidence, generator=generator)
     found = [drawn[str(index)] for index in range(len(GRID))]
     value = np.array([one.value for one in found], dtype=np.float64)
@@ -101,15 +100,25 @@ def _threshold(scored: Scored, output: int) -> float | None:
     return found[output] if isinstance(found, tuple) else found
 
 
-def _called(probability: Floats, rows: NDArray[np.bool_], cuts: Floats, groups: Groups | None) -> Floats:
-    """Of `rows` (N,), how many there are and how many each cut (T,) calls positive, by case or group: (., T + 1)."""
-    order = np.argsort(cuts)
+def _called(
+    probability: Floats, rows: NDArray[np.bool_], cuts: Floats, groups: Groups | None
+) -> Callable[[Weights], Floats]:
+    """From weights to how many of `rows` (N,) they draw, and how many of these each cut (T,) calls: (B, T + 1)."""
+    order, width = np.argsort(cuts), len(cuts) + 1
     reached = np.searchsorted(cuts[order], probability[rows], side="right")
-    place, count = (np.flatnonzero(rows), len(rows)) if groups is None else (groups.index[rows], groups.count)
-    width = len(cuts) + 1
-    cells = np.bincount(place * width + reached, minlength=count * width).reshape(count, width)
-    at_least = cells[:, ::-1].cumsum(axis=1)[:, ::-1].astype(np.float64)
-    out = np.empty_like(at_least)
-    out[:, 0] = at_least[:, 0]
-    out[:, 1 + order] = at_least[:, 1:]
-    return out
+    cells = np.empty((0, width))
+    if groups is not None:
+        place = groups.index[rows] * width + reached
+        cells = np.bincount(place, minlength=groups.count * width).reshape(groups.count, width).astype(np.float64)
+
+    def counted(weights: Weights) -> Floats:
+        if groups is None:
+            found: Floats = np.stack([np.bincount(reached, weights=row[rows], minlength=width) for row in weights])
+        else:
+            found = weights @ cells
+        at_least = found[:, ::-1].cumsum(axis=1)[:, ::-1]
+        out = np.empty_like(at_least)
+        out[:, 0], out[:, 1 + order] = at_least[:, 0], at_least[:, 1:]
+        return out
+
+    return counted

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import t
 
-from medopt.evaluation.metrics import Floats, Index
+from medopt.evaluation.metrics import Floats, Index, distinct
 from medopt.records import Estimate
 
 
@@ -40,16 +40,16 @@ def effective_cases(hit: NDArray[np.bool_], patients: Index, confidence: float) 
     At most N, and the number of patients where all cases are alike. Few clusters hardly know their own variance, which
     Student's t makes up for (Korn & Graubard 1998).
     """
-    cases, names = len(hit), np.unique(patients)
+    cases, names = len(hit), distinct(patients)
     share = float(hit.mean())
-    if share in (0, 1) or len(names) < 2:
-        return float(len(names))
+    if share in (0, 1) or names < 2:
+        return float(names)
     deviations = np.bincount(patients, weights=hit - share)
-    variance = len(names) / (len(names) - 1) * float((deviations**2).sum()) / cases**2
+    variance = names / (names - 1) * float((deviations**2).sum()) / cases**2
     independent = share * (1 - share) / (cases - 1)
-    if len(names) == cases or variance <= independent:
+    if names == cases or variance <= independent:
         return float(cases)
-    known = float(ndtri((1 + confidence) / 2) / t.ppf((1 + confidence) / 2, len(names) - 1)) ** 2
+    known = float(ndtri((1 + confidence) / 2) / t.ppf((1 + confidence) / 2, names - 1)) ** 2
     return max(1.0, known * cases * independent / variance)
 
 
@@ -57,7 +57,7 @@ def proportion(hit: NDArray[np.bool_], patients: Index, confidence: float, cases
     """The share of `hit` (M,) with its interval; `cases` is what the estimate says it was computed on."""
     if len(hit) == 0:
         return Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
-    value, count = float(hit.mean()), len(np.unique(patients))
+    value, count = float(hit.mean()), distinct(patients)
     if value in (0, 1):
         return exact(value, count, cases, confidence)
     if count < 2:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from medopt.config import Task
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.calibration import targets
+from medopt.evaluation.metrics import Index
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.records import Predictions
 
+COMPUTED = ("patients", "probability", "target", "decided", "undecided", "wrong")
 UNDECIDED = OperatingPoint(0.5, "fixed", "no operating point was chosen")
 
 
@@ -47,7 +49,15 @@ class Scored:
 
     def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> Scored:
         """The rows at which `mask` (N,) holds, or the rows of an index, in its order."""
-        return replace(self, predictions=self.predictions.where(mask))
+        found = replace(self, predictions=self.predictions.where(mask))
+        # What was computed of these rows already holds for them.
+        found.__dict__.update({name: self.__dict__[name][mask] for name in COMPUTED if name in self.__dict__})
+        return found
+
+    @cached_property
+    def patients(self) -> Index:
+        """A number (N,) for each case's patient, not below 0."""
+        return np.unique(self.predictions.patient_id, return_inverse=True)[1].astype(np.intp)
 
     @cached_property
     def undecided(self) -> NDArray[np.bool_]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from medopt.evaluation.bootstrap import guarded, resampled
-from medopt.evaluation.delong import patient_index
 from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, ranked
 from medopt.evaluation.proportions import proportion
 from medopt.evaluation.scored import Scored
@@ -47,7 +46,7 @@ def coverage_risk(scored: Scored, *, bootstrap: int, confidence: float, seed: in
     if len(scored.predictions) == 0:
         return None
     sure, wrong = scored.operating_point.confidence(scored.probability), scored.wrong
-    patients = patient_index(scored.predictions.patient_id)
+    patients = scored.patients
 
     def make(groups: Groups | None) -> Statistic:
         ranking = ranked(sure, wrong, groups)
@@ -81,7 +80,7 @@ def _first(decided: Weights, total: int) -> Index:
 def _band(scored: Scored, confidence: float) -> dict[str, Estimate]:
     if scored.operating_point.band is None:
         return {}
-    decided, patients = ~scored.undecided, patient_index(scored.predictions.patient_id)
+    decided, patients = ~scored.undecided, scored.patients
     cases = len(decided)
     among = {"risk": (decided, scored.wrong)}
     if scored.task == "binary":

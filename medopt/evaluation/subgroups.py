@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.evaluation.bootstrap import guarded, resampled
-from medopt.evaluation.delong import areas, mean_area, patient_index
-from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights
+from medopt.evaluation.delong import areas, mean_area
+from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights, distinct
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import falling, maker, shares_of
 from medopt.records import Estimate, Predictions
@@ -32,6 +32,7 @@ def subgroup_figures(scored: Scored, *, smallest: int, bootstrap: int, confidenc
     found: dict[str, Any] = {}
     if len(scored.predictions):
         scored = scored.where(falling(scored.predictions))
+        _ = scored.patients  # numbered once for all groups
     for variable, column in _variables(scored.predictions):
         known = scored.where(column != "")
         groups = column[column != ""]
@@ -49,7 +50,7 @@ def _variables(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]
 
 
 def _group(known: Scored, rows: NDArray[np.bool_], smallest: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    here, patients = known.where(rows), len(np.unique(known.predictions.patient_id[rows]))
+    here, patients = known.where(rows), distinct(known.patients[rows])
     told: dict[str, Any] = {"cases": int(rows.sum()), "patients": patients}
     if known.task == "binary":
         told["positives"] = int(here.target.sum())
@@ -57,7 +58,7 @@ def _group(known: Scored, rows: NDArray[np.bool_], smallest: int, options: Mappi
     if why:
         return told | {"note": why}
     told |= {name: one.as_dict() for name, one in _figures(here, options).items()}
-    why = _too_small(known.where(~rows), len(np.unique(known.predictions.patient_id[~rows])), smallest)
+    why = _too_small(known.where(~rows), distinct(known.patients[~rows]), smallest)
     if why:
         return told | {"difference": None, "note": f"no difference to the others: {why}"}
     return told | {"difference": {name: one.as_dict() for name, one in _difference(known, rows, options).items()}}
@@ -72,7 +73,7 @@ def _too_small(scored: Scored, patients: int, smallest: int) -> str:
 
 def _figures(scored: Scored, options: Mapping[str, Any]) -> dict[str, Estimate]:
     """FIGURES with the intervals of the tables."""
-    patients, cases = patient_index(scored.predictions.patient_id), len(scored.predictions)
+    patients, cases = scored.patients, len(scored.predictions)
     found = {"auc": mean_area(areas(scored.score, scored.target, patients), cases, options["confidence"])}
     if scored.task == "binary":
         return found | {name: shares_of(scored, patients, options["confidence"])[name] for name in FIGURES[1:]}
@@ -97,7 +98,7 @@ def _difference(known: Scored, rows: NDArray[np.bool_], options: Mapping[str, An
 
         return statistic
 
-    found = resampled(make, patient_index(known.predictions.patient_id), **_resampling(options))
+    found = resampled(make, known.patients, **_resampling(options))
     return {name: guarded(one) for name, one in found.items()}
 
 

@@ -10,7 +10,7 @@ from scipy.special import expit, logit, ndtri
 
 from medopt.evaluation.bootstrap import guarded, resampled
 from medopt.evaluation.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
-from medopt.evaluation.delong import areas, mean_area, patient_index
+from medopt.evaluation.delong import areas, mean_area
 from medopt.evaluation.metrics import (
     Groups,
     Index,
@@ -44,7 +44,7 @@ def evaluate(
     if cases == 0:
         return {name: Estimate(None, None, None, 0, "no cases") for name in METRICS}
     scored = scored.where(falling(scored.predictions))
-    patients = patient_index(scored.predictions.patient_id)
+    patients = scored.patients
     drawn = resampled(
         maker(scored), patients, bootstrap=bootstrap, confidence=confidence, generator=np.random.default_rng(seed)
     )

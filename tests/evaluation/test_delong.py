@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from medopt.evaluation.bootstrap import estimates, guarded
-from medopt.evaluation.delong import areas, mean_area, patient_index, placements
+from medopt.evaluation.delong import areas, mean_area, placements
 from medopt.evaluation.metrics import ranking_statistic
 
 
@@ -72,6 +72,13 @@ def test_repeating_every_image_tells_nothing_new_of_the_patients():
     assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
 
 
+def test_who_has_no_case_is_no_witness():
+    """The numbers of patients may have gaps, as those of a subgroup have."""
+    score, target, owner = drawn_scores(4, patients=30)
+    found, gaps = (mean_area(areas(score, np.stack([target] * 2, 1), o), 70, 0.95) for o in (owner, 5 * owner + 3))
+    assert found == gaps
+
+
 def test_mean_over_outputs_has_the_variance_of_the_mean():
     score, target, owner = drawn_scores()
     found = areas(score, np.stack([target, ~target], axis=1), owner)
@@ -91,10 +98,6 @@ def test_degenerate_sets_say_why():
     assert one_patient.value is not None and one_patient.note == "no interval: one patient only"
     constant = mean_area(areas(np.zeros((70, 1)), target[:, None], owner), 70, 0.95)
     assert (constant.value, constant.low) == (0.5, None) and constant.note.startswith("no interval")
-
-
-def test_patients_are_numbered_by_name():
-    assert patient_index(np.array(["b", "a", "b"])).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("images", [1, 5])

@@ -74,6 +74,7 @@ def degenerate(drawn):
     both = drawn(40)
     yield "one class", replace(both, labels=np.ones(40, dtype=np.int64))
     yield "one patient", drawn(40, patients=1)
+    yield "five patients", drawn(40, patients=5)
     yield "one case", both.where(np.arange(40) == 0)
     yield "no case", both.where(np.arange(40) < 0)
     yield "two cases", both.where(np.array([both.labels.argmin(), both.labels.argmax()]))

@@ -1,0 +1,23 @@
+"""A calibration that validation is too small for is refused before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medopt.config import Study
+from medopt.errors import ConfigError
+from medopt.pipeline.stages import refuse_few_to_calibrate
+from medopt.training.task import Prepared
+
+
+def test_isotonic_needs_enough_validation_cases(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+) -> None:
+    study = tiny_study(evaluation={"calibration": "isotonic"})
+    sets = {"val": tiny_set(tmp_path, study, 12, "val")}
+    with pytest.raises(ConfigError, match=r"validation holds 12.*Set it to temperature"):
+        refuse_few_to_calibrate(study, sets)  # type: ignore[arg-type]
+    refuse_few_to_calibrate(tiny_study(), sets)  # type: ignore[arg-type]
