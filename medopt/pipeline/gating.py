@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.data.cache import load_facts
-from medopt.evaluation.delong import patient_index
 from medopt.evaluation.proportions import proportion
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.pipeline.robust import choose_cases, worse_batch
@@ -100,8 +99,8 @@ def _declined(
 
 def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]) -> dict[str, Any]:
     """The declined share with its interval over patients."""
-    found = proportion(declined, patient_index(patients), study.evaluation.confidence, len(declined))
-    return found.as_dict()
+    index = np.unique(patients, return_inverse=True)[1]
+    return proportion(declined, index, study.evaluation.confidence, len(declined)).as_dict()
 
 
 def _column(part: Prepared, name: str) -> NDArray[np.str_]:
