@@ -355,6 +355,8 @@ class Study(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     question: str
+    intended_use: str = ""
+    """For whom, in whose hands and for which decision the model is meant, for the model card; it is never guessed."""
     seed: int = Field(0, ge=0, lt=2**63)
     data: Data
     prepare: Prepare

@@ -23,6 +23,12 @@ FIGURES = (
     *("precision_recall", "decision_curve", "coverage_risk", "subgroups"),
 )
 
+TOLD = (
+    *("test", "sites", "latency_ms", "size_bytes", "confidence"),
+    *("calibration", "subgroups", "robustness", "domain", "explanations"),
+)
+"""What of `metrics` a release tells of itself."""
+
 
 def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Everything of `metrics.json` that comes from predictions, with intervals: validation, test, sites and the rest.
@@ -116,6 +122,7 @@ def release_info(
         format=FORMAT,
         study=study.name,
         question=study.question,
+        intended_use=study.intended_use,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         task=study.data.task,
         labels=study.data.labels,
@@ -124,6 +131,6 @@ def release_info(
         models=models,
         domain=domain,
         gate=metrics["gate"],
-        figures={key: metrics[key] for key in ("test", "sites", "latency_ms", "size_bytes", "confidence")},
+        figures={key: metrics[key] for key in TOLD if key in metrics},
         provenance=dict(provenance),
     )

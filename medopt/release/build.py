@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from medopt.provenance import storage, write_text
-from medopt.release.card import render_card
-from medopt.release.contents import CARD, INFO, Kind, ReleaseInfo, write_sums
+from medopt.provenance import storage, write_json, write_text
+from medopt.release.card import card_facts, render_card
+from medopt.release.contents import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
 from medopt.release.golden import draw_golden, record_answers
 from medopt.release.predictor import Predictor
 from medopt.release.reference import REFERENCE, Reference
@@ -38,7 +38,9 @@ def build_release(
             if domain is not None and info.domain is not None:
                 shutil.copyfile(domain, part / info.domain)
             write_text(part / INFO, info.model_dump_json(indent=2) + "\n")
-            write_text(part / CARD, render_card(info))
+            facts = card_facts(info)
+            write_text(part / CARD, render_card(facts))
+            write_json(part / CARD_FACTS, facts)
             scans = draw_golden(part / "golden", len(info.prepare.size))
             write_sums(part)
             record_answers(part, all_predictors(part), scans)

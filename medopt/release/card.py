@@ -1,75 +1,130 @@
-"""The release's card: what it is for, what it reached and where its limits lie, written from the run's own records."""
+"""The model card of a release, as JSON and as Markdown, from the run's own records.
+
+The parts are those of Mitchell et al. 2019 (Model Cards for Model Reporting). Only the intended use is the people's who
+release it: where the study does not say it, the card says that it is missing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from medopt.release.checklist import COVERED, LEFT
 from medopt.release.contents import ReleaseInfo
 
-
-def render_card(info: ReleaseInfo) -> str:
-    """Markdown; every figure comes from `info`, only the intended use is left to the people who release it."""
-    prepare, int8 = info.prepare, info.models["int8"]
-    size = " x ".join(str(side) for side in prepare.size)
-    spacing = f", resampled to {prepare.spacing_mm} mm" if prepare.spacing_mm else ""
-    passed = "passed" if info.gate["passed"] else "REFUSED: " + "; ".join(info.gate["reasons"])
-    lines = [
-        f"# {info.study}",
-        "",
-        f"{info.question} Research software, not a medical device.",
-        "",
-        "**Intended use**: to be filled in by whoever puts this release into service.",
-        "",
-        "## Performance on the test split, scored once",
-        "",
-        "| figure (95 % interval) | float | int8 |"
-        if info.figures["confidence"] == 0.95
-        else "| figure | float | int8 |",
-        "|---|---|---|",
-        *_rows(info.figures["test"]),
-        "",
-        "## By site (AUC, int8)",
-        "",
-        "| site | AUC | cases |",
-        "|---|---|---|",
-        *_site_rows(info.figures["sites"]),
-        "",
-        "## Model and chain",
-        "",
-        f"- Labels: {', '.join(info.labels)} ({info.task}).",
-        f"- Input: {prepare.channels} x {size}{spacing}, fitted by `{prepare.fit}`, intensities by "
-        f"`{prepare.intensity.method}`.",
-        f"- Chain fingerprint: `{info.chain_fingerprint}`.",
-        f"- int8: {int8.calibration.told()}, threshold {int8.threshold} ({int8.rule}), both from validation.",
-        *([f"- Left undecided: probabilities from {int8.band[0]:.4g} up to {int8.band[1]:.4g}."] if int8.band else []),
-        f"- Engines that passed the gate: {', '.join(int8.engines)}.",
-        f"- Gate: {passed}.",
-        "",
-        "## Known of the data",
-        "",
-        *([f"- {note}" for note in info.provenance.get("data_notes", [])] or ["- Nothing was noted."]),
-        "",
-        "## Where it comes from",
-        "",
-        f"- Built {info.created}, code {info.provenance['code']}.",
-        f"- Manifest digest `{info.provenance['manifest_digest']}`, MLflow run `{info.provenance['mlflow_run_id']}`.",
-        f"- Packages: {', '.join(f'{name} {version}' for name, version in info.provenance['packages'].items())}.",
-        "",
-    ]
-    return "\n".join(lines)
+MISSING = "to be filled in by whoever puts this release into service (`intended_use` in the study file)"
+FIGURES = ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")
 
 
-def _rows(test: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    names = ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "brier")
-    return [
-        f"| {name.replace('_', ' ')} | {shown(test['float'][name])} | {shown(test['int8'][name])} |" for name in names
-    ]
+def card_facts(info: ReleaseInfo) -> dict[str, Any]:
+    """What the card says, as JSON."""
+    figures, int8 = info.figures, info.models["int8"]
+    return {
+        "name": info.study,
+        "question": info.question,
+        "intended_use": info.intended_use or MISSING,
+        "status": "Research software, not a medical device.",
+        "created": info.created,
+        "model": {
+            "task": info.task,
+            "labels": info.labels,
+            "input": info.prepare.model_dump(mode="json"),
+            "chain_fingerprint": info.chain_fingerprint,
+            "served": "int8",
+            "calibration": int8.calibration.told(),
+            "threshold": int8.threshold,
+            "rule": int8.rule,
+            "undecided_between": int8.band,
+            "engines": int8.engines,
+            "gate": info.gate,
+            "size_bytes": figures["size_bytes"],
+            "latency_ms": figures["latency_ms"],
+        },
+        "confidence": figures["confidence"],
+        "performance": {kind: {name: figures["test"][kind][name] for name in FIGURES} for kind in info.models},
+        "sites": {site: found["int8"]["auc"] for site, found in figures["sites"].items()},
+        "subgroups": figures.get("subgroups", {}).get("int8", {}),
+        "calibration": figures.get("calibration", {}).get("int8", {}),
+        "robustness": figures.get("robustness", {}),
+        "declines": figures.get("domain", {}),
+        "explanation": figures.get("explanations", {}).get("sanity", {}),
+        "known_of_the_data": info.provenance.get("data_notes", []),
+        "provenance": {key: value for key, value in info.provenance.items() if key != "data_notes"},
+        "guidelines": {
+            "covered": [{"item": item, "what": what, "where": where} for item, what, where in COVERED],
+            "left_to_the_authors": list(LEFT),
+        },
+    }
 
 
-def _site_rows(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    figures = {site: found["int8"]["auc"] for site, found in sites.items()}
-    return [f"| {site} | {shown(auc)} | {auc['n']} |" for site, auc in figures.items()]
+def render_card(facts: Mapping[str, Any]) -> str:
+    """The same in Markdown."""
+    return "\n".join([*_head(facts), *_figures(facts), *_limits(facts), *_model(facts), *_origin(facts), ""])
+
+
+def _head(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"# {facts['name']}", "", f"{facts['question']} {facts['status']}", "")
+    yield from (f"**Intended use**: {facts['intended_use']}.".replace("..", "."), "")
+
+
+def _figures(facts: Mapping[str, Any]) -> Iterator[str]:
+    level = f"{100 * facts['confidence']:g} %"
+    yield from ("## Performance on the test split, scored once", "")
+    yield from (f"| figure ({level} interval) | float | int8 |", "|---|---|---|")
+    for name in FIGURES:
+        both = [shown(facts["performance"][kind][name]) for kind in ("float", "int8")]
+        yield f"| {name.replace('_', ' ')} | {' | '.join(both)} |"
+    yield from ("", "## By site (AUC, int8)", "", "| site | AUC | cases |", "|---|---|---|")
+    for site, auc in facts["sites"].items():
+        yield f"| {site} | {shown(auc)} | {auc['n']} |"
+    yield ""
+
+
+def _limits(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("## Where it is weak", "")
+    groups = facts["subgroups"]
+    if worst := groups.get("worst"):
+        yield f"- Lowest AUC: {worst['variable']} {worst['group']}, {shown(worst['auc'])}. {groups['note']}"
+    else:
+        yield f"- Subgroups: {groups.get('note', 'none are known')}."
+    if worse := facts["robustness"].get("int8"):
+        yield (
+            f"- On test images made worse in {len(worse['families'])} ways at five levels: AUC {shown(worse['mean'])}, "
+            f"{shown(worse['drop'])} lower than on the clean ones."
+        )
+    if declined := facts["declines"].get("declined", {}).get("int8"):
+        yield f"- It declines scans unlike those of its training: {shown(declined['test'])} of the test images."
+    if after := facts["calibration"].get("after"):
+        yield f"- Expected calibration error on test: {after['ece']:.3f}."
+    yield from (f"- {note}" for note in facts["known_of_the_data"])
+    yield ""
+
+
+def _model(facts: Mapping[str, Any]) -> Iterator[str]:
+    model, prepare = facts["model"], facts["model"]["input"]
+    size, spacing = " x ".join(map(str, prepare["size"])), prepare["spacing_mm"]
+    yield from ("## Model and chain", "", f"- Labels: {', '.join(model['labels'])} ({model['task']}).")
+    yield (
+        f"- Input: {prepare['channels']} x {size}{f', resampled to {spacing} mm' if spacing else ''}, fitted by "
+        f"`{prepare['fit']}`, intensities by `{prepare['intensity']['method']}`."
+    )
+    yield f"- Chain fingerprint: `{model['chain_fingerprint']}`."
+    yield f"- int8: {model['calibration']}, threshold {model['threshold']} ({model['rule']}), all from validation."
+    if model["undecided_between"]:
+        yield "- Undecided between {:.3f} and {:.3f}.".format(*model["undecided_between"])
+    yield f"- Engines that passed the gate: {', '.join(model['engines'])}."
+    gate = model["gate"]
+    yield from (f"- Gate: {'passed' if gate['passed'] else 'REFUSED: ' + '; '.join(gate['reasons'])}.", "")
+
+
+def _origin(facts: Mapping[str, Any]) -> Iterator[str]:
+    told = facts["provenance"]
+    yield from ("## Where it comes from", "", f"- Built {facts['created']}, code {told['code']}.")
+    yield f"- Manifest digest `{told['manifest_digest']}`, MLflow run `{told['mlflow_run_id']}`."
+    yield f"- Packages: {', '.join(f'{name} {version}' for name, version in told['packages'].items())}."
+    covered = [f"{one['item']} ({one['what']})" for one in facts["guidelines"]["covered"]]
+    yield from ("", "## Reporting guidelines", "", f"Covered here and in the report: {'; '.join(covered)}.", "")
+    yield f"Left to the authors: {'; '.join(facts['guidelines']['left_to_the_authors'])}."
 
 
 def shown(estimate: Mapping[str, Any]) -> str:

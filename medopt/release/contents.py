@@ -15,6 +15,7 @@ from medopt.provenance import file_digest, write_text
 from medopt.transforms.prepare import PrepareChain
 
 INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"
+CARD_FACTS = "card.json"
 Kind = Literal["int8", "float"]
 MODELS: dict[Kind, str] = {"int8": "model.int8.onnx", "float": "model.float.onnx"}
 FORMAT = 2
@@ -46,6 +47,7 @@ class ReleaseInfo(BaseModel):
     format: Literal[2]
     study: str
     question: str
+    intended_use: str = ""
     created: str
     task: Task
     labels: list[str]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medopt.release.checklist import COVERED, LEFT
 from medopt.report import sections
 from medopt.report.answers import answers
-from medopt.report.checklist import COVERED, LEFT
 from medopt.report.page import picture, write_page
 from medopt.report.records import RunRecords, read_run
 from medopt.report.sections import Table

@@ -16,7 +16,7 @@ from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.isotonic import Curve
 from medopt.imaging import read_scan
 from medopt.records import FloatArray
-from medopt.release.card import render_card
+from medopt.release.card import MISSING, card_facts, render_card
 from medopt.release.contents import Kind, ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain
@@ -165,7 +165,24 @@ def test_card_says_where_a_figure_is_not_defined(info: ReleaseInfo) -> None:
     nothing = {"value": None, "low": None, "high": None, "n": 4, "note": "one class only"}
     bare = {"value": 0.5, "low": None, "high": None, "n": 4}
     sites = {"hill": {"int8": {"auc": nothing}}, "lake": {"int8": {"auc": bare}}}
-    card = render_card(info.model_copy(update={"figures": info.figures | {"sites": sites, "confidence": 0.9}}))
+    told = info.model_copy(update={"figures": info.figures | {"sites": sites, "confidence": 0.9}})
+    card = render_card(card_facts(told))
     assert "| hill | not defined (one class only) | 4 |" in card
     assert "| lake | 0.500 | 4 |" in card
-    assert "95 %" not in card
+    assert "90 % interval" in card and "95 %" not in card.split("## Where it is weak")[0]
+
+
+def test_the_intended_use_is_never_guessed(finished: Finished, info: ReleaseInfo) -> None:
+    facts = json.loads((finished.release / "card.json").read_text())
+    assert facts == json.loads(json.dumps(card_facts(info)))
+    assert facts["intended_use"] == MISSING and MISSING in (finished.release / "CARD.md").read_text()
+    said = card_facts(info.model_copy(update={"intended_use": "Second reader of screening radiographs"}))
+    assert "**Intended use**: Second reader of screening radiographs." in render_card(said)
+
+
+def test_the_card_tells_where_the_model_is_weak(finished: Finished) -> None:
+    card, metrics = (finished.release / "CARD.md").read_text(), finished.metrics
+    worse = json.loads((finished.folder / "robustness.json").read_text())["int8"]
+    assert f"AUC {written(worse['mean'])}, {written(worse['drop'])} lower" in card
+    assert f"calibration error on test: {metrics['calibration']['int8']['after']['ece']:.3f}" in card
+    assert "TRIPOD+AI" in card and "CLAIM" in card

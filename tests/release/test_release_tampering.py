@@ -25,7 +25,17 @@ from medopt.release.verify import all_predictors, verify_release
 from medopt.transforms import prepare
 
 FILES = (
-    *("CARD.md", "SHA256SUMS", "domain.json", "golden.json", "model.float.onnx", "model.int8.onnx", "release.json"),
+    *(
+        "CARD.md",
+        "SHA256SUMS",
+        "card.json",
+        "domain.json",
+        "reference.json",
+        "golden.json",
+        "model.float.onnx",
+        "model.int8.onnx",
+        "release.json",
+    ),
     *(f"golden/case-{number}.dcm" for number in (1, 2, 3)),
 )
 
