@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from medopt.commands.options import JsonOption
+from medopt.errors import DataError
 
 
 def drift(
@@ -20,7 +21,7 @@ def drift(
 ) -> None:
     """Compare scores, headers and distances in service with those of validation: a table, and an HTML page.
 
-    Only aggregates are shown. A month's worth of scans is a good measure: fewer than 30 tell nothing.
+    Only aggregates are shown. A month's worth of scans is a good measure: fewer than 15 tell nothing.
 
     Example: medopt drift runs/phantom/*/release march.csv --out march.html
     """
@@ -34,6 +35,10 @@ def drift(
     info, reference = read_info(release), Reference.read(release)
     scans, observed = read_observed(answers, info.labels)
     shifts = compare(reference, observed)
+    if not shifts:
+        raise DataError(
+            f"{release} was validated on {reference.scans} scans, too few to hold service against. Nothing was written."
+        )
     write_drift(out, info.study, answers.name, (reference.scans, scans), shifts)
     title = f"{info.study}: {scans} scans in service against {reference.scans} of validation"
     print_rows(title, [_row(one.name, one.scans, one.psi, one.chance, one.verdict) for one in shifts])

@@ -23,7 +23,7 @@ from scipy.stats import chi2, kstwobign
 from medopt.errors import ReleaseError
 
 REFERENCE = "reference.json"
-SMALLEST, BINS, FEWEST = 5, 10, 30
+SMALLEST, BINS, FEWEST = 5, 10, 15
 WATCH, DRIFTED = 0.1, 0.25
 REST = "all others"
 Verdict = Literal["stable", "watch", "drifted", "too few scans"]

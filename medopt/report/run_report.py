@@ -13,14 +13,27 @@ from medopt.report.records import RunRecords, read_run
 from medopt.report.sections import Table
 
 REPORT = "report.html"
+ALT = {
+    "roc": "ROC curves of both models on the test split with their bands",
+    "subgroups": "AUC, sensitivity and specificity of each site and subgroup with intervals",
+    "precision_recall": "Precision against recall of both models on the test split",
+    "confusion": "Decisions against truth on the test split, both models",
+    "reliability": "Observed frequency against predicted probability, before and after calibration",
+    "decision_curve": "Net benefit against the threshold, beside treating all and none",
+    "coverage_risk": "Share of wrong decisions against the share of cases decided",
+    "robustness": "AUC against the level of each corruption, both models",
+    "explain/cases": "Scans beside maps of where the network found its evidence",
+    "explain/nearest": "Errors beside the training images nearest to them",
+    "learning_curves": "Loss, validation AUC, learning rate and speed by epoch",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with what it shows; `source` is its data address."""
+    """A figure with what it shows, for those who cannot see it; `source` is its data address."""
 
     source: str
-    caption: str
+    alt: str
     wide: bool = False
 
 
@@ -51,7 +64,7 @@ def write_report(folder: Path) -> Path:
         "run.html",
         run=run,
         answers=answers(run),
-        front=_pictures(run, ("roc", ""), ("subgroups", "")),
+        front=_pictures(run, "roc", "subgroups"),
         sections=_sections(run),
         settings=sections.settings(run.study),
         covered=COVERED,
@@ -60,10 +73,15 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def _pictures(run: RunRecords, *wanted: tuple[str, str]) -> tuple[Picture, ...]:
-    """Those of the wanted pictures (name, caption) that the run has."""
-    found = [(picture(run.figures / f"{name}.png"), caption) for name, caption in wanted]
-    return tuple(Picture(source, caption) for source, caption in found if source)
+def _pictures(run: RunRecords, *names: str) -> tuple[Picture, ...]:
+    """Those of the named pictures that the run has."""
+    found = [(picture(run.figures / f"{name}.png"), ALT.get(name, "")) for name in names]
+    return tuple(Picture(source, alt) for source, alt in found if source)
+
+
+def _wide(run: RunRecords, *names: str) -> tuple[Picture, ...]:
+    """The same, over the whole width of the page."""
+    return tuple(replace(one, wide=True) for one in _pictures(run, *names))
 
 
 def _tables(*tables: Table | None) -> tuple[Table, ...]:
@@ -79,27 +97,27 @@ def _sections(run: RunRecords) -> list[Section]:
             "Performance",
             "The test split, scored once, after everything was chosen on validation.",
             _tables(sections.performance(run), sections.patients(run)),
-            _pictures(run, ("precision_recall", ""), ("confusion", "")),
+            _pictures(run, "precision_recall", "confusion"),
         ),
         Section(
             "Calibration and decisions",
             decided,
             (),
-            _pictures(run, ("reliability", ""), ("decision_curve", ""), ("coverage_risk", "")),
+            _pictures(run, "reliability", "decision_curve", "coverage_risk"),
         ),
         Section("Sites and subgroups", "", _tables(sections.subgroups(run)), ()),
         Section(
             "Shift and noise",
             "Test images made worse as other devices, motion and transmission would, from just visible (1) to severe.",
             _tables(sections.robustness(run)),
-            _pictures(run, ("robustness", "")),
+            _wide(run, "robustness"),
         ),
         Section(
             "Explanation",
             "Where the float network found the evidence for the answer it gave, in its surest errors and in a random "
             f"sample. {sanity}",
             (),
-            tuple(replace(one, wide=True) for one in _pictures(run, ("explain/cases", ""), ("explain/nearest", ""))),
+            _wide(run, "explain/cases", "explain/nearest"),
         ),
         Section(
             "Scans unlike those of training",
@@ -113,7 +131,7 @@ def _sections(run: RunRecords) -> list[Section]:
             "Training",
             "",
             (),
-            _pictures(run, ("learning_curves", "")),
+            _wide(run, "learning_curves"),
         ),
         Section("Where it comes from", "", _tables(sections.speed(run), sections.provenance(run)), ()),
     ]

@@ -94,13 +94,13 @@ def robustness(run: RunRecords) -> Table | None:
     for kind in KINDS:
         for family, one in run.robustness[kind]["families"].items():
             levels = [f"{level['value']:.3f}" if level["value"] is not None else UNDEFINED for level in one["auc"]]
-            rows.append([f"{plain(family)}, {kind}", *levels, difference(one["drop"])])
+            rows.append([f"{plain(family)}, {kind}", *levels, figure(one["drop"])])
     notes = [
         f"{kind}: clean {figure(run.robustness[kind]['clean'])}, mean over all families and levels "
         f"{figure(run.robustness[kind]['mean'])}, {figure(run.robustness[kind]['drop'])} lower."
         for kind in KINDS
     ]
-    columns = ["made worse by", *(f"level {level}" for level in range(1, 6)), "mean less clean"]
+    columns = ["made worse by", *(f"level {level}" for level in range(1, 6)), "mean lower by"]
     return Table(f"AUC of {run.robustness['cases']} test images made worse", columns, rows, notes)
 
 

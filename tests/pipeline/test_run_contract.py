@@ -187,7 +187,7 @@ def test_what_was_damaged_or_deleted_is_made_again(copied: Finished) -> None:
     assert done.code == 0
     stages = stage_lines(done)
     redone = [stage for stage in STAGES if "skipped" not in stages[stage]]
-    assert redone == ["evaluate", "release", "record"]
+    assert redone == ["evaluate", "release", "report", "record"]
     new = copied.metrics
     assert new["mlflow_run_id"] != old["mlflow_run_id"]
     assert new["test"] == old["test"]
