@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -21,13 +22,14 @@ def compare(
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     shared: Annotated[bool, typer.Option("--shared", help="Take the cases that all runs have.")] = False,
     figure: Annotated[Path | None, typer.Option("--figure", help="PNG file for the forest plot.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Page to write: table and forest plot.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="File for all of it as JSON.")] = None,
 ) -> None:
     """Compare runs with the first one: differences of AUC, sensitivity, specificity and Brier score on the same cases.
 
     Each with its interval and p, over all cases and at each site. Of a single run its models are compared.
 
-    Example: medopt compare runs/busi/20261122-* runs/busi/20261123-* --figure compared.png
+    Example: medopt compare runs/busi/20261122-* runs/busi/20261123-* --html compared.html
     """
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split takes train, val or test; got {split!r}.")
@@ -40,6 +42,14 @@ def compare(
 
         comparison_figure(found, figure)
         typer.echo(f"picture   {figure}")
+    if page is not None:
+        from medopt.evaluation.figures_comparison import comparison_figure
+        from medopt.report.compare_report import write_comparison
+
+        with TemporaryDirectory() as folder:
+            comparison_figure(found, Path(folder) / "compared.png")
+            write_comparison(page, found, Path(folder) / "compared.png")
+        typer.echo(f"page      {page}")
     if out is not None:
         write_json(out, found)
         typer.echo(f"figures   {out}")

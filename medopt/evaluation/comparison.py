@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from medopt.errors import DataError
-from medopt.evaluation.bootstrap import draw_figures_of, interval
+from medopt.evaluation.bootstrap import draw_figures_of, guarded, interval
 from medopt.evaluation.delong import areas
 from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights, distinct
 from medopt.evaluation.scored import Scored
@@ -123,7 +123,7 @@ def _differences(first: Scored, second: Scored, how: Resampling) -> dict[str, An
     values = [maker(one)(None)(whole) for one in (first, second)]
     found = {}
     for name in FIGURES:
-        difference = interval(point[name], draws[name], how.confidence, cases)
+        difference = guarded(interval(point[name], draws[name], how.confidence, cases))
         p = _share_beyond(draws[name])
         if name == "auc":
             difference, p = area_difference(first, second, how.confidence)

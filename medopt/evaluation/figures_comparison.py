@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from medopt.evaluation.comparison import FIGURES
 from medopt.evaluation.panels import COLOURS, GREY, dress, page
@@ -27,8 +28,12 @@ def comparison_figure(found: Mapping[str, Any], path: Path, *, title: str = "") 
             for place, (_, figures, whole) in enumerate(rows):
                 _row(axes, place, figures[figure]["difference"], "D" if whole else "o")
             axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+            # A difference below half a hundredth is none to look at: do not blow it up.
+            least, most = axes.get_xlim()
+            axes.set_xlim(min(least, -0.01), max(most, 0.01))
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             better = "less is better" if figure == "brier" else "more is better"
-            dress(axes, f"{'AUC' if figure == 'auc' else figure}: difference ({better})", "")
+            dress(axes, f"{'AUC' if figure == 'auc' else figure.capitalize()}: difference ({better})", "")
             axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
             axes.set_ylim(len(rows) - 0.4, -0.6)
 

@@ -117,13 +117,22 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
 
 def test_runs_are_compared_on_shared_cases(run: Path, tmp_path: Path) -> None:
     better = folder(tmp_path / "second", drawn("float", noise=0.3), drawn("int8", noise=0.3))
-    done = call("compare", run, better, "--figure", tmp_path / "c.png", "--json", tmp_path / "c.json")
+    pages = ["--figure", tmp_path / "c.png", "--html", tmp_path / "c.html"]
+    done = call("compare", run, better, *pages, "--json", tmp_path / "c.json")
     assert done.code == 0, done.stderr
     told = json.loads((tmp_path / "c.json").read_text())
     assert (told["reference"], told["runs"][0]["name"], told["cases"], told["patients"]) == ("first", "second", 80, 40)
     assert told["runs"][0]["figures"]["auc"]["difference"]["low"] > 0 and told["runs"][0]["figures"]["auc"]["p"] < 0.01
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert "at north" in done.stdout and "second" in done.stdout
+
+
+def test_the_page_of_a_comparison_holds_its_figures_and_picture(run: Path, tmp_path: Path) -> None:
+    call("compare", run, "--html", tmp_path / "c.html", "--json", tmp_path / "c.json")
+    page, found = (tmp_path / "c.html").read_text(), json.loads((tmp_path / "c.json").read_text())
+    for one in found["runs"][0]["figures"].values():
+        assert f"{one['value']:.3f}" in page and f"{one['difference']['value']:+.3f}" in page
+    assert "data:image/png;base64," in page and "http" not in page
 
 
 def test_one_runs_models_are_compared(run: Path) -> None:

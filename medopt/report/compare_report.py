@@ -1,0 +1,41 @@
+"""The page of a comparison: paired differences of runs on the cases that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medopt.report.page import picture, write_page
+from medopt.report.sections import Table
+from medopt.report.words import UNDEFINED, difference, plain
+
+
+def write_comparison(path: Path, found: Mapping[str, Any], drawn: Path) -> None:
+    """Write the page of what `compare_runs` found; `drawn` is the picture of it.
+
+    Raises StorageError where it cannot be written.
+    """
+    names = list(found["runs"][0]["figures"])
+    columns = ["run", *(heading for name in names for heading in (plain(name), "difference", "p"))]
+    rows = [[run["name"], *_cells(run["figures"], names)] for run in found["runs"]]
+    rows += [
+        [f"{run['name']} at {site} ({figures['cases']} images)", *_cells(figures, names)]
+        for run in found["runs"]
+        for site, figures in run["sites"].items()
+    ]
+    table = Table(f"Against {found['reference']}", columns, rows, [found["note"]])
+    write_page(path, "compare.html", found=found, table=table, source=picture(drawn))
+
+
+def _cells(figures: Mapping[str, Any], names: list[str]) -> list[str]:
+    cells: list[str] = []
+    for name in names:
+        one, p = figures[name], figures[name]["p"]
+        value = UNDEFINED if one["value"] is None else f"{one['value']:.3f}"
+        cells += [
+            value,
+            difference(one["difference"]),
+            "" if p is None else f"{p:.3f}" if p >= 0.001 else "below 0.001",
+        ]
+    return cells
