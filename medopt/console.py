@@ -115,6 +115,7 @@ def print_summary(summary: Mapping[str, Any], name: str = "") -> None:
         return
     console.print(Text("\nNext:", "bold"))
     for command, what in (
+        (f"medopt report {folder}", "does it work, for whom not, how sure, what int8 changed"),
         (f"medopt verify {folder}/release", "replay the release's golden cases"),
         (f"medopt predict {folder}/release PATH...", "predict DICOM, NIfTI or image files"),
         (f"medopt ui --runs {runs_of(folder)}", "review the run in MLflow"),

@@ -24,7 +24,7 @@ class Appearance:
 
     blur: standard deviation of the point spread, pixels. low_resolution: factor of coarser sampling. bias_field:
     logarithm of a smooth field, one coefficient a polynomial term. photons: expected count at full intensity
-    (Poisson). rician: standard deviation of either channel of a magnitude image (Gudbjartsson & Patz
+    (Poisson). sharpen: weight of an unsharp mask of one pixel. rician: standard deviation of either channel of a magnitude image (Gudbjartsson & Patz
     1995). speckle: standard deviation of a multiplicative noise (ultrasound). gaussian: additive, electronic. gamma,
     contrast, brightness: the display response. `seed` fixes the noise itself.
     """
@@ -36,6 +36,7 @@ class Appearance:
     rician: float = 0.0
     speckle: float = 0.0
     gaussian: float = 0.0
+    sharpen: float = 0.0
     gamma: float = 1.0
     contrast: float = 1.0
     brightness: float = 0.0
@@ -64,6 +65,8 @@ def apply_appearance(image: Tensor, look: Appearance) -> Tensor:
         out = out * (1 + look.speckle * _normal(out, noise))
     if look.gaussian > 0:
         out = out + look.gaussian * _normal(out, noise)
+    if look.sharpen > 0:
+        out = out + look.sharpen * (out - gaussian_blur(out, 1.0))
     if look.gamma != 1:
         out = out.clamp(0, 1) ** look.gamma
     if look.contrast != 1 or look.brightness:

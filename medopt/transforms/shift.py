@@ -15,16 +15,20 @@ from medopt.transforms.appearance import Appearance, draw_field, draw_seed, log_
 
 
 def _radiograph(random: np.random.Generator, dims: int) -> Appearance:
-    """Computed and digital radiography: scintillator blur against quantum noise, and the vendor's tone curve."""
-    blur = random.uniform(0.0, 1.2)
+    """Computed and digital radiography: scintillator blur against quantum noise, and the vendor's processing.
+
+    Photons are those of a prepared pixel, which gathers those of many of the detector's.
+    """
+    blur = random.uniform(0.0, 0.8)
     return Appearance(
         blur=blur,
         # A thicker scintillator blurs more and catches more photons.
-        photons=log_uniform(random, 60, 2000) * (1 + blur),
-        bias_field=draw_field(random, dims, 0.3),  # heel effect: the beam is weaker toward the anode
-        gamma=log_uniform(random, 0.6, 1.6),
-        contrast=random.uniform(0.75, 1.3),
-        brightness=random.uniform(-0.1, 0.1),
+        photons=log_uniform(random, 400, 20000) * (1 + blur),
+        bias_field=draw_field(random, dims, 0.15),  # heel effect: the beam is weaker toward the anode
+        sharpen=random.uniform(0.0, 1.0),
+        gamma=log_uniform(random, 0.7, 1.45),
+        contrast=random.uniform(0.85, 1.2),
+        brightness=random.uniform(-0.05, 0.05),
         seed=draw_seed(random),
     )
 

@@ -29,6 +29,7 @@ EFFECTS: list[dict[str, Any]] = [
     {"gaussian": 0.1},
     {"gamma": 1.7},
     {"contrast": 1.4},
+    {"sharpen": 0.8},
     {"brightness": -0.2},
 ]
 
@@ -131,6 +132,13 @@ def test_speckle_grows_with_the_signal_and_gaussian_noise_does_not() -> None:
         == pytest.approx(spread(0.25, gaussian=0.04), rel=1e-3)
         == pytest.approx(0.04, rel=0.02)
     )
+
+
+def test_sharpening_is_an_unsharp_mask() -> None:
+    image = torch.rand(1, 20, 20, generator=torch.Generator().manual_seed(3)) * 0.2 + 0.4
+    found = apply_appearance(image, Appearance(sharpen=0.5))
+    assert torch.allclose(found, image + 0.5 * (image - gaussian_blur(image, 1.0)), atol=1e-6)
+    assert found.std() > image.std() and found.mean() == pytest.approx(float(image.mean()), abs=1e-3)
 
 
 def test_gamma_contrast_and_brightness_are_their_formulas() -> None:
