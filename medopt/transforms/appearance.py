@@ -24,9 +24,9 @@ class Appearance:
 
     blur: standard deviation of the point spread, pixels. low_resolution: factor of coarser sampling. bias_field:
     logarithm of a smooth field, one coefficient a polynomial term. photons: expected count at full intensity
-    (Poisson). sharpen: weight of an unsharp mask of one pixel. rician: standard deviation of either channel of a magnitude image (Gudbjartsson & Patz
-    1995). speckle: standard deviation of a multiplicative noise (ultrasound). gaussian: additive, electronic. gamma,
-    contrast, brightness: the display response. `seed` fixes the noise itself.
+    (Poisson). rician: standard deviation of either channel of a magnitude image (Gudbjartsson & Patz 1995). speckle:
+    standard deviation of a multiplicative noise (ultrasound). gaussian: additive, electronic. sharpen: weight of an
+    unsharp mask of one pixel. gamma, contrast, brightness: the display response. `seed` fixes the noise itself.
     """
 
     blur: float = 0.0
