@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Estimate = Mapping[str, Any]
@@ -11,32 +11,26 @@ UNDEFINED = "not defined"
 
 def figure(estimate: Estimate | None, digits: int = 3) -> str:
     """0.912 (0.871 to 0.944); a figure without an interval alone, one that is not defined in words."""
-    if not estimate or estimate.get("value") is None:
-        return UNDEFINED
-    shown = f"{estimate['value']:.{digits}f}"
-    if estimate.get("low") is None:
-        return shown
-    return f"{shown} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+    return _told(estimate, lambda value: f"{value:.{digits}f}")
 
 
 def share(estimate: Estimate | None, digits: int = 1) -> str:
     """91.2 % (87.1 to 94.4)."""
-    if not estimate or estimate.get("value") is None:
-        return UNDEFINED
-    shown = f"{100 * estimate['value']:.{digits}f} %"
-    if estimate.get("low") is None:
-        return shown
-    return f"{shown} ({100 * estimate['low']:.{digits}f} to {100 * estimate['high']:.{digits}f})"
+    return _told(estimate, lambda value: f"{100 * value:.{digits}f}", " %")
 
 
 def difference(estimate: Estimate | None, digits: int = 3) -> str:
     """-0.012 (-0.031 to +0.004)."""
+    return _told(estimate, lambda value: f"{value:+.{digits}f}")
+
+
+def _told(estimate: Estimate | None, number: Callable[[float], str], unit: str = "") -> str:
     if not estimate or estimate.get("value") is None:
         return UNDEFINED
-    shown = f"{estimate['value']:+.{digits}f}"
-    if estimate.get("low") is None:
-        return shown
-    return f"{shown} ({estimate['low']:+.{digits}f} to {estimate['high']:+.{digits}f})"
+    shown = f"{number(estimate['value'])}{unit}"
+    return (
+        shown if estimate.get("low") is None else f"{shown} ({number(estimate['low'])} to {number(estimate['high'])})"
+    )
 
 
 def below_zero(estimate: Estimate | None) -> bool:

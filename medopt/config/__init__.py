@@ -1,0 +1,28 @@
+"""What a study file may say: one room for every setting."""
+
+from medopt.config.data import Data, Intensity, Prepare, SeriesRules
+from medopt.config.evaluation import Compression, Domain, Evaluation, Gate, ShiftFamily
+from medopt.config.section import Section, Task
+from medopt.config.study import Study
+from medopt.config.training import Augment, Model, Optimizer, Schedule, Switch, Training
+
+__all__ = [
+    "Augment",
+    "Compression",
+    "Data",
+    "Domain",
+    "Evaluation",
+    "Gate",
+    "Intensity",
+    "Model",
+    "Optimizer",
+    "Prepare",
+    "Schedule",
+    "Section",
+    "SeriesRules",
+    "ShiftFamily",
+    "Study",
+    "Switch",
+    "Task",
+    "Training",
+]

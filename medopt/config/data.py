@@ -1,0 +1,134 @@
+"""Which images, what is asked of them, and how they are prepared."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from medopt.config.section import Positive, Section, Task
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
+
+
+class SeriesRules(Section):
+    """Which series of a DICOM study is the one to use. What is left empty asks for nothing; case never matters."""
+
+    modality: list[str] = []
+    """As the header writes it, as in [MR]."""
+    body_part: list[Pattern] = []
+    """Regular expressions; one of them has to be found in BodyPartExamined."""
+    description: list[Pattern] = []
+    """Regular expressions for SeriesDescription, in order of preference: the first that finds a series wins."""
+    exclude: list[Pattern] = []
+    """Regular expressions; a series in whose description one is found is left out."""
+    image_type: list[str] = []
+    """Values that ImageType must hold, as in [PRIMARY, AXIAL]."""
+    derived: bool = False
+    """True: images computed from others may be chosen, too. Localizers never are."""
+    orientation: list[Literal["axial", "coronal", "sagittal", "oblique"]] = []
+    slices: tuple[int, int] | None = None
+    """Least and most images of the series."""
+    thickness_mm: tuple[float, float] | None = None
+    """Least and most SliceThickness; a series that does not say it is left out."""
+    contrast: bool | None = None
+    """True: with contrast agent; false: without."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, limits in (("slices", self.slices), ("thickness_mm", self.thickness_mm)):
+            if limits is not None and limits[0] > limits[1]:
+                raise ValueError(f"{name} goes from the least to the most, not from {limits[0]} to {limits[1]}")
+        return self
+
+
+class Data(Section):
+    """Which images, and what is asked of them."""
+
+    manifest: str
+    """CSV with the columns image, patient_id, label, split; looked for beside this file, then in the data folder."""
+    root: str = "."
+    """Folder below the data folder (--data, else MEDOPT_DATA, else ./data) that the image paths start from."""
+    task: Task = "binary"
+    labels: list[str] = Field(min_length=2)
+    """Class names as the manifest writes them. Binary: the second is the finding. Multi-label: the columns."""
+    accept: list[str] = []
+    """Findings of the data check that this study accepts by name."""
+    folds: int = Field(0, ge=0)
+    """Cross-validation: train and val are dealt out anew by patient into so many folds; test stays. 0: as they are."""
+    fold: int = Field(0, ge=0)
+    """Which fold validates, counted from 0."""
+    subgroups: list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ ]{0,40}$")]] = []
+    """Further columns of the manifest by whose values figures are told apart, beside site, sex, age, scanner, view and
+    image size, which come by themselves. Never a patient's identifier: the values stand in the report."""
+    series: SeriesRules = SeriesRules()
+    """Which series of a DICOM study is meant; `medopt series DIR --rules THIS.yaml` shows what it chooses."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"a label stands twice in {self.labels}")
+        if self.task == "binary" and len(self.labels) != 2:
+            raise ValueError(f"a binary study has two labels, not {len(self.labels)}; multiclass takes more")
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds: one fold would validate on all and train on nothing; 2 is the least, 0 is off")
+        if self.fold and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is none of {self.folds}; folds are counted from 0")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Logits that the model gives: one for a binary study, else one a label."""
+        return 1 if self.task == "binary" else len(self.labels)
+
+
+class Intensity(Section):
+    """How stored values become 0 to 1."""
+
+    method: Literal["percentiles", "range", "window", "minmax"] = "percentiles"
+    low: float = 0.5
+    """percentiles: the lower percentile; range: the value that becomes 0 (HU for CT)."""
+    high: float = 99.5
+    """percentiles: the upper percentile; range: the value that becomes 1. window: both come from the DICOM header."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.method == "percentiles" and not 0 <= self.low < self.high <= 100:
+            raise ValueError(f"percentiles go from 0 to 100; low is {self.low}, high is {self.high}")
+        return self
+
+
+class Prepare(Section):
+    """The deterministic chain from a Volume to the model's tensor; its fingerprint travels with the release."""
+
+    size: list[Annotated[int, Field(ge=8, le=4096)]] = Field(min_length=2, max_length=3)
+    """(H, W) for images, (D, H, W) for volumes."""
+    channels: Literal[1, 3] = 1
+    """1: colour becomes luminance; 3: grey is repeated."""
+    spacing_mm: list[Positive] | None = None
+    """Resample to this spacing (same axes as size) before fitting; None keeps the scan's own."""
+    fit: Literal["stretch", "pad", "crop_or_pad"] = "pad"
+    """stretch: each axis to size; pad: keep the aspect, pad the rest; crop_or_pad: no resizing, cut or fill."""
+    intensity: Intensity = Intensity()
+
+    @model_validator(mode="after")
+    def _same_axes(self) -> Self:
+        if self.spacing_mm is not None and len(self.spacing_mm) != len(self.size):
+            raise ValueError(f"spacing_mm has {len(self.spacing_mm)} axes, size has {len(self.size)}")
+        return self

@@ -1,0 +1,62 @@
+"""Study: all that a pipeline file may say. An unknown key is refused with "did you mean"."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from medopt.config.data import Data, Prepare
+from medopt.config.evaluation import Compression, Domain, Evaluation
+from medopt.config.section import Section
+from medopt.config.training import Augment, Model, Training
+from medopt.provenance import digest
+
+
+class Study(Section):
+    """One study dataset: the question, the data, the model, the training, the release."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    question: str
+    intended_use: str = ""
+    """For whom, in whose hands and for which decision the model is meant, for the model card; it is never guessed."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: Data
+    prepare: Prepare
+    augment: Augment = Augment()
+    model: Model = Model()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    compression: Compression = Compression()
+    domain: Domain = Domain()
+
+    @model_validator(mode="after")
+    def _weights_of_labels(self) -> Self:
+        weights = self.training.class_weights
+        if isinstance(weights, dict) and set(weights) != set(self.data.labels):
+            raise ValueError(
+                f"training.class_weights names {sorted(weights)}; it needs a weight for each of {self.data.labels}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_of_the_task(self) -> Self:
+        task, wanted = self.data.task, self.evaluation
+        if wanted.prevalence is not None and task != "binary":
+            raise ValueError(f"evaluation.prevalence is the share of one finding; a {task} study has several")
+        if wanted.operating_point == "cost" and task == "multiclass":
+            raise ValueError("evaluation.operating_point cost weighs one finding's misses; a multiclass study has none")
+        if wanted.abstain and task == "multilabel":
+            raise ValueError("evaluation.abstain leaves whole cases undecided; a multilabel study decides each label")
+        if wanted.abstain and "undecided" in self.data.labels:
+            raise ValueError("with evaluation.abstain no label may be called undecided: that is what is said then")
+        return self
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.prepare.size)
+
+    def digest(self) -> str:
+        """SHA-256 of the whole resolved study, but for where its manifest lies: what that holds has its own digest."""
+        return digest(self.model_dump(mode="json", exclude={"data": {"manifest"}}))

@@ -1,0 +1,145 @@
+"""Augmentation, the network, and the loop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from medopt.config.section import Fraction, Positive, Section
+
+
+class Augment(Section):
+    """Random changes of training images only. Strengths are the largest drawn; `probability` is each effect's own."""
+
+    probability: Fraction = 0.5
+    flip: list[Literal["left_right", "up_down", "slice"]] = ["left_right"]
+    rotate_degrees: float = Field(10, ge=0, le=180)
+    scale: Fraction = 0.1
+    shear: Fraction = 0.0
+    translate: Fraction = 0.05
+    """As a fraction of the image's extent."""
+    elastic: Fraction = 0.0
+    """Largest displacement as a fraction of the image's extent."""
+    gamma: float = Field(0.2, ge=0, le=2)
+    """Exponent drawn from exp(-gamma) to exp(gamma)."""
+    contrast: Fraction = 0.2
+    brightness: Fraction = 0.1
+    gaussian_noise: Fraction = 0.03
+    """Standard deviation, as a fraction of the intensity range."""
+    rician_noise: Fraction = 0.0
+    """Magnitude MR: standard deviation of either channel, as a fraction of the intensity range."""
+    photons: float = Field(0, ge=0)
+    """X-ray: fewest photons a pixel at full intensity (Poisson noise); 0 is off."""
+    blur_pixels: float = Field(0, ge=0)
+    """Largest standard deviation of a Gaussian blur, in pixels of the prepared image."""
+    low_resolution: float = Field(1, ge=1, le=8)
+    """Largest factor of down- and up-sampling; 1 is off."""
+    bias_field: Fraction = 0.0
+    """Largest relative deviation of a smooth multiplicative field."""
+    erase: Fraction = 0.0
+    """Largest side of an erased box, as a fraction of the image's extent."""
+    shift: Literal["none", "radiograph", "ct", "mr", "ultrasound"] = "none"
+    """Simulated domain shift: draw one other scanner of this modality for the image, whole."""
+    shift_probability: Fraction = 0.5
+
+
+class Model(Section):
+    """A bottleneck ResNet (He et al. 2016): 1x1 reduce, 3x3, 1x1 expand, skip, global average pooling."""
+
+    depth: Literal[26, 50, 101, 152] = 26
+    width: float = Field(0.25, gt=0, le=4)
+    """Factor on all channel counts; 1 is the published ResNet."""
+    stem: Literal["auto", "small", "medium", "large"] = "auto"
+    """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one.
+    auto: by the shortest side of the image, so that the last blocks still see 3 x 3 places or more."""
+    init: Literal["he", "xavier"] = "he"
+    zero_init_residual: bool = True
+    """The last normalization of a block starts at 0, so that each block starts as the identity (Goyal et al. 2017)."""
+    dropout: Fraction = 0.0
+
+
+class Optimizer(Section):
+    """Adam, AdamW, SGD with momentum or Nadam."""
+
+    name: Literal["adam", "adamw", "sgd", "nadam"] = "adamw"
+    lr: Positive | Literal["auto"] = 2e-3
+    """auto: from a learning-rate range test before the first epoch, as `medopt tune lr` shows it."""
+    weight_decay: float = Field(0.05, ge=0)
+    momentum: Fraction = 0.9
+
+    @property
+    def rate(self) -> float:
+        """The base learning rate as a number; `auto` must have been resolved before."""
+        return float(self.lr)
+
+
+class Switch(Section):
+    """Another optimizer once validation has stopped getting better, as in Adam first and SGD after."""
+
+    to: Optimizer = Optimizer(name="sgd", lr=0.01)
+    patience: int = Field(10, ge=1)
+    """Epochs without progress before the switch, which happens once; the schedule then runs on from the new rate."""
+
+
+class Schedule(Section):
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "cosine", "cosine_restarts", "one_cycle", "plateau"] = "one_cycle"
+    warmup: Fraction = 0.2
+    """cosine, constant: share of the steps with a rising rate. one_cycle: share before the peak."""
+    t_0: int = Field(10, ge=1)
+    """cosine_restarts: epochs of the first cycle (Loshchilov & Hutter 2017)."""
+    t_mult: int = Field(2, ge=1)
+    eta_min: float = Field(1e-6, ge=0)
+    factor: Fraction = 0.3
+    """plateau: what the rate is multiplied with."""
+    patience: int = Field(5, ge=1)
+    """plateau: epochs without progress before the rate falls."""
+
+
+class Training(Section):
+    """The loop."""
+
+    epochs: int = Field(60, ge=1)
+    batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 32
+    """Images of one step of the optimizer, over all devices. auto: the fastest that fits this machine."""
+    micro_batch: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
+    """Most images that pass one device at once; gradients add up to the same step. None: the whole share of a device.
+    auto: the fastest that fits the memory, as `medopt tune batch` shows it."""
+    optimizer: Optimizer = Optimizer()
+    switch: Switch | None = None
+    schedule: Schedule = Schedule()
+    metric: Literal["auc", "loss"] = "auc"
+    """Validation figure that chooses the best weights and stops early."""
+    patience: int = Field(60, ge=1)
+    """Epochs without progress before training stops. A cycle ends near zero rate, and its end is where the gain is."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Exponential moving average of the weights, used for validation and release; 0 is off."""
+    clip_norm: float = Field(1.0, ge=0)
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: float = Field(2.0, ge=0)
+    """focal: how much less an easy case counts (Lin et al. 2017); 0 is the cross-entropy."""
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
+    """balanced: the inverse of a class's share; or a weight for each label by name."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """balanced: each class is drawn as often as any other, rare ones several times an epoch."""
+    mixup: float = Field(0.3, ge=0)
+    """Mix images and targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et al. 2018); 0 is off."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto: bf16 where the GPU has it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    workers: int = Field(0, ge=0, le=64)
+    """Processes that augment ahead of the model; 0 augments in this one, between the steps."""
+
+    @property
+    def leaves_open(self) -> bool:
+        """Whether something is `auto`, to be found before training."""
+        return "auto" in (self.batch_size, self.micro_batch, self.optimizer.lr)
+
+    @property
+    def resolved_sizes(self) -> tuple[int, int]:
+        """Images of a step, and most images at once on one device; `auto` must have been resolved before."""
+        size = int(self.batch_size)
+        return size, size if self.micro_batch is None else min(size, int(self.micro_batch))
