@@ -33,7 +33,7 @@ def _works(run: RunRecords) -> Iterator[str]:
     test, split = run.metrics["test"][run.served], run.splits["test"]
     yield (
         f"On {split['images']} test images of {split['patients']} patients, which took no part in any choice, the "
-        f"{run.served} model has an AUC of {figure(test['auc'])}."
+        f"{run.served} model has an AUC of {figure(test['auc'])}.{_chance(test['auc'])}"
     )
     if run.study["data"]["task"] != "binary":
         yield f"Its accuracy is {share(test['accuracy'])}, its mean sensitivity {share(test['sensitivity'])}."
@@ -48,6 +48,11 @@ def _works(run: RunRecords) -> Iterator[str]:
         f"Of its positive answers {share(test['ppv'])} are right, of its negative ones {share(test['npv'])}"
         f"{_prevalence(run)}."
     )
+
+
+def _chance(auc: Mapping[str, Any]) -> str:
+    low = auc["low"]
+    return " That is not shown to be better than chance." if low is not None and low <= 0.5 else ""
 
 
 def _prevalence(run: RunRecords) -> str:

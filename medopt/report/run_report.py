@@ -75,6 +75,7 @@ def write_report(folder: Path) -> Path:
 
 def _pictures(run: RunRecords, *names: str) -> tuple[Picture, ...]:
     """Those of the named pictures that the run has."""
+    names = tuple(name for name in names if name != "subgroups" or sections.subgroups(run) is not None)
     found = [(picture(run.figures / f"{name}.png"), ALT.get(name, "")) for name in names]
     return tuple(Picture(source, alt) for source, alt in found if source)
 

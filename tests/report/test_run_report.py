@@ -62,6 +62,13 @@ def test_a_refused_model_is_called_refused(copied: Path) -> None:
     assert "refused by the gate" in text and "worse by 0.2" in text and "There is no release" in text
 
 
+def test_what_is_no_better_than_chance_is_called_so(copied: Path) -> None:
+    metrics = json.loads((copied / "metrics.json").read_text())
+    metrics["test"]["int8"]["auc"] |= {"value": 0.7, "low": 0.45, "high": 0.9, "note": ""}
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    assert "0.700 (0.450 to 0.900). That is not shown to be better than chance." in words(write_report(copied))
+
+
 def test_names_from_a_manifest_are_text_and_no_markup(copied: Path) -> None:
     study = yaml.safe_load((copied / "study.yaml").read_text())
     study["question"] = "<img src=x onerror=alert(1)> & more?"
