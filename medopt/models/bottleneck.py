@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monai.networks.layers.factories import Conv, Norm, Pool
+from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
 
 
@@ -10,17 +10,15 @@ class BottleneckLayer(nn.Module):
     """A residual bottleneck, usable alone: `BottleneckLayer(128, 32, 256)`.
 
     Shapes: (N, in_channels, *space) to (N, out_channels, *space / stride), with 2 or 3 spatial axes. The skip is the
-    identity where the shape is kept, else a 1x1 projection. The stride sits on the 3x3 convolution, and on the skip in
-    an average pooling: a 1x1 convolution with a stride would not see three of four places.
-    Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017),
-    pooled skip as in He et al., Bag of Tricks for Image Classification (2019), ResNet-D.
+    identity where the shape is kept, else a 1x1 projection. The stride sits on the 3x3 convolution.
+    Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017).
     """
 
     def __init__(
         self, in_channels: int, bottleneck_channels: int, out_channels: int, *, spatial_dims: int = 2, stride: int = 1
     ) -> None:
         super().__init__()
-        conv, norm, pool = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims], Pool[Pool.AVG, spatial_dims]
+        conv, norm = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims]
         self.reduce = conv(in_channels, bottleneck_channels, kernel_size=1, bias=False)
         self.norm1 = norm(bottleneck_channels)
         self.spatial = conv(
@@ -32,10 +30,8 @@ class BottleneckLayer(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            projection = conv(in_channels, out_channels, kernel_size=1, bias=False)
-            # An odd last place is an average of what is there.
-            pooled = [pool(stride, ceil_mode=True, count_include_pad=False)] if stride != 1 else []
-            self.skip = nn.Sequential(*pooled, projection, norm(out_channels))
+            projection = conv(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+            self.skip = nn.Sequential(projection, norm(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, *space) to (N, out_channels, *space / stride)."""
