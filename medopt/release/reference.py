@@ -142,14 +142,14 @@ def _number(name: str, spread: Spread, values: NDArray[np.float64]) -> Shift:
     # Where values tie, an edge stands for more than its own tenth: count what the quantiles themselves say.
     before = _shares(np.bincount(np.searchsorted(edges, quantiles, side="right"), minlength=len(edges) + 1))
     now = _shares(np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1))
-    names = [f"below {edges[0]:.3g}", *(f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges))]
+    names = [f"below {edges[0]:.4g}", *(f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges))]
     ordered = np.sort(values)
     expected = np.interp(ordered, quantiles, axis)
     steps = np.arange(len(values) + 1) / len(values)
     distance = float(max((steps[1:] - expected).max(), (expected - steps[:-1]).max()))
     size = np.sqrt(spread.scans * len(values) / (spread.scans + len(values)))
     p = float(kstwobign.sf(size * distance))
-    return _judged(name, (*names, f"{edges[-1]:.3g} and more"), before, now, spread.scans, len(values), distance, p)
+    return _judged(name, (*names, f"{edges[-1]:.4g} and more"), before, now, spread.scans, len(values), distance, p)
 
 
 def _group(name: str, shares: Shares, values: Sequence[str]) -> Shift:
