@@ -21,7 +21,7 @@ def share(estimate: Estimate | None, digits: int = 1) -> str:
 
 def difference(estimate: Estimate | None, digits: int = 3) -> str:
     """-0.012 (-0.031 to +0.004)."""
-    return _told(estimate, lambda value: f"{value:+.{digits}f}")
+    return _told(estimate, lambda value: f"{round(value, digits) + 0.0:+.{digits}f}")  # never -0.000
 
 
 def _told(estimate: Estimate | None, number: Callable[[float], str], unit: str = "") -> str:
