@@ -111,9 +111,10 @@ class PreparedCache:
         try:
             found = np.load(path, mmap_mode="r")
             facts, checksum = _trailer(path)
+            _facts(facts)  # an earlier version may have noted others
             right_kind = found.shape == self.shape and found.dtype == np.uint16
             return bool(right_kind and zlib.crc32(facts, zlib.crc32(found)) == checksum)
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, TypeError, KeyError):
             return False
 
     def _make_room(self, needed: Iterable[Path]) -> None:
@@ -179,11 +180,15 @@ def load_prepared(path: Path) -> FloatArray:
     return from_levels(found) if found.dtype == np.uint16 else found
 
 
+def _facts(told: bytes) -> ScanFacts:
+    found = json.loads(told)
+    return ScanFacts(**found | {key: tuple(found[key]) for key in ("spacing_mm", "shape")})
+
+
 def load_facts(path: Path) -> ScanFacts:
     """How the scan of a cached image was acquired; raises StorageError where the entry vanished or was damaged."""
     try:
-        found = json.loads(_trailer(path)[0])
-        return ScanFacts(**found | {key: tuple(found[key]) for key in ("spacing_mm", "shape")})
+        return _facts(_trailer(path)[0])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StorageError(f"The prepared image {path.name} vanished or was damaged ({error}); run again.") from None
 

@@ -1,4 +1,4 @@
-"""How much of a model's AUC is left when the images get worse, and at a site that training never saw.
+"""How much of a model's AUC is left when the images get worse.
 
 Every figure of one model comes from the same draws of patients, so that differences from the clean images are paired.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medopt.config import Task
 from medopt.errors import DataError
 from medopt.evaluation.bootstrap import estimates, guarded
 from medopt.evaluation.metrics import Floats, Weights, ranking_statistic
-from medopt.evaluation.predictions_io import read_predictions
 from medopt.evaluation.scored import Scored
 from medopt.records import Estimate, Predictions
 
@@ -124,46 +121,3 @@ def from_tables(
         for model, families in found.items()
     }
     return [robustness(families.pop(CLEAN)[0], families, **options) for families in ordered.values()]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutSite:
-    """A run's AUC at the one site of its test split, which neither its training nor its validation saw."""
-
-    site: str
-    auc: Estimate
-    patients: int
-
-
-def held_out_sites(
-    tables: Iterable[Path], task: Task, *, model: str = "int8", bootstrap: int, confidence: float, seed: int
-) -> list[HeldOutSite]:
-    """The leave-one-site-out table from the `predictions.csv` of runs of one study, each with another site held out.
-
-    Raises DataError where a run's test split holds several sites or one that validation holds, too, where the model is
-    not in the table, or where two runs hold the same site out.
-    """
-    found: dict[str, HeldOutSite] = {}
-    for path in tables:
-        table = next((one for one in read_predictions(path) if one.model == model), None)
-        if table is None:
-            raise DataError(f"{path} has no predictions of the model {model!r}.")
-        test, sites = table.of_split("test"), np.unique(table.of_split("test").site)
-        if len(sites) != 1 or sites[0] in table.of_split("val").site:
-            raise DataError(
-                f"{path}: the test split must be one site that validation does not hold; it is {', '.join(sites)}. "
-                "Build the manifest with that site held out (medopt manifest build --hold-out SITE) and run it again."
-            )
-        if sites[0] in found:
-            raise DataError(f"{path}: the site {sites[0]} is held out by two of the runs; give one run a site.")
-        scored = Scored(test, task)
-        statistic = ranking_statistic(scored.score, scored.target)
-        drawn = estimates(
-            lambda weights, ranked=statistic: {"auc": ranked(weights)["auc"]},  # type: ignore[misc]
-            test.patient_id,
-            bootstrap=bootstrap,
-            confidence=confidence,
-            generator=np.random.default_rng(seed),
-        )
-        found[str(sites[0])] = HeldOutSite(str(sites[0]), guarded(drawn["auc"]), len(np.unique(test.patient_id)))
-    return [found[site] for site in sorted(found)]

@@ -133,9 +133,3 @@ def _values_at(prevalence: float, scored: Scored, patients: Index, confidence: f
 def falling(predictions: Predictions) -> Index:
     """The order (N,) with the highest first logit on top, which spares a binary study's every draw the sorting."""
     return np.argsort(-predictions.logits[:, 0], kind="stable")
-
-
-def by_site(scored: Scored, **options: float | int | None) -> dict[str, dict[str, Estimate]]:
-    """`evaluate` for the cases of each site, sites in alphabetical order."""
-    site = scored.predictions.site
-    return {str(name): evaluate(scored.where(site == name), **options) for name in np.unique(site)}  # type: ignore[arg-type]

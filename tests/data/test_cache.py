@@ -91,6 +91,19 @@ def test_an_entry_tells_how_the_scan_was_acquired(cache: PreparedCache, root: Pa
     assert b"Unheard" not in ct.read_bytes()
 
 
+def test_an_entry_that_notes_other_facts_is_made_again(
+    cache: PreparedCache, root: Path, prepared: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of another version, whole in itself."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr("medopt.data.cache.asdict", lambda facts: {"modality": facts.modality, "gone": ""})
+        (path,) = cache.fill([case("0.png")], root)
+    with pytest.raises(StorageError, match="run again"):
+        load_facts(path)
+    cache.fill([case("0.png")], root)
+    assert len(prepared) == 2 and load_facts(path).shape == (20, 24)
+
+
 def test_the_same_content_under_another_path_has_the_same_entry(cache: PreparedCache, root: Path) -> None:
     shutil.copy(root / "0.png", root / "copy.png")
     one, copy, other = cache.fill([case("0.png"), case("copy.png"), case("1.png")], root)

@@ -12,7 +12,7 @@ from medopt.errors import DataError
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.calibration import probabilities
 from medopt.evaluation.scored import Scored
-from medopt.evaluation.summary import METRICS, by_site, evaluate
+from medopt.evaluation.summary import METRICS, evaluate
 from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
 
 SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 11}
@@ -101,15 +101,6 @@ def test_one_class_keeps_what_is_defined(drawn):
     found = evaluate(scored(predictions), **SETTINGS)
     assert found["auc"].value is None and found["specificity"].value is None
     assert found["sensitivity"].value == found["accuracy"].value > 0
-
-
-def test_sites_are_evaluated_alone(drawn):
-    predictions = drawn(120)
-    found = by_site(scored(predictions), **SETTINGS)
-    assert list(found) == ["north", "south"]
-    north = predictions.where(predictions.site == "north")
-    assert found["north"] == evaluate(scored(north), **SETTINGS)
-    assert found["north"]["auc"].n + found["south"]["auc"].n == 120
 
 
 def test_damaged_logits_are_refused(drawn):

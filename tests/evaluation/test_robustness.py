@@ -1,4 +1,4 @@
-"""Robustness and held-out sites: the figures are those of the definitions, and wrong tables are refused."""
+"""Robustness: the figures are those of the definitions, and wrong tables are refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medopt.errors import DataError
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
+from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.figures_robustness import robustness_figure
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.evaluation.robustness import from_tables, held_out_sites, robustness, shift_name
+from medopt.evaluation.robustness import from_tables, robustness, shift_name
 from medopt.evaluation.scored import Scored
 
 WARM = Calibration("temperature", 1.3)
@@ -82,34 +82,3 @@ def test_other_cases_are_refused(drawn):
     turned = corrupted["noise"][0].where(np.arange(150)[::-1])
     with pytest.raises(DataError, match="noise, level 1: its case_id"):
         robustness(Scored(clean, "binary"), {"noise": [Scored(turned, "binary")]}, **OPTIONS)
-
-
-def run_without(drawn, folder, site, seed):
-    """A run's predictions: validation at the other site, test at the one held out."""
-    table = drawn(80, seed=seed)
-    split = np.where(np.arange(80) < 30, "val", "test")
-    sites = np.where(split == "val", "north" if site != "north" else "south", site)
-    path = folder / f"{site}-{seed}.csv"
-    write_predictions(path, [replace(table, split=split, site=sites)], ["no", "yes"], "binary", {"float": UNCALIBRATED})
-    return path
-
-
-def test_held_out_sites_are_a_table_of_runs(drawn, tmp_path):
-    paths = [run_without(drawn, tmp_path, site, seed) for seed, site in enumerate(("south", "north"))]
-    first, second = held_out_sites(paths, "binary", model="float", **OPTIONS)
-    assert (first.site, second.site) == ("north", "south")
-    test = read_predictions(paths[1])[0].of_split("test")
-    assert first.auc.value == pytest.approx(roc_auc_score(test.labels, test.logits[:, 0]))
-    assert first.auc.n == first.patients == 50 and first.auc.low < first.auc.value
-
-
-def test_held_out_sites_refuses_what_is_none(drawn, tmp_path):
-    good, again = (run_without(drawn, tmp_path, "south", seed) for seed in (1, 2))
-    with pytest.raises(DataError, match="south is held out by two"):
-        held_out_sites([good, again], "binary", model="float", **OPTIONS)
-    with pytest.raises(DataError, match="no predictions of the model 'int8'"):
-        held_out_sites([good], "binary", **OPTIONS)
-    mixed = tmp_path / "mixed.csv"
-    write_predictions(mixed, [drawn(60)], ["no", "yes"], "binary", {"float": UNCALIBRATED})
-    with pytest.raises(DataError, match="must be one site that validation does not hold; it is north, south"):
-        held_out_sites([mixed], "binary", model="float", **OPTIONS)
