@@ -116,7 +116,7 @@ def _sections(run: RunRecords) -> list[Section]:
         Section(
             "Explanation",
             "Where the float network found the evidence for the answer it gave, in its surest errors and in a random "
-            f"sample. {sanity}",
+            f"sample. {sanity} Scans are shown as they are: text burned into the pixels can be read here.",
             (),
             _wide(run, "explain/cases", "explain/nearest"),
         ),
