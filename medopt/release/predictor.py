@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from medopt.errors import ReleaseError
 from medopt.imaging.facts import ScanFacts
 from medopt.inference.engines import Engine, open_engine
+from medopt.inference.machine import unfit
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.domain import Domain, blank
@@ -58,6 +59,11 @@ class Predictor:
         info = read_info(folder)
         chain = check_chain(info)
         model = info.models[kind]
+        if kind == "int8" and (reason := unfit(info.profile)):
+            raise ReleaseError(
+                f"The release was made for {info.profile}, and {reason}. Use the float model, or build the release "
+                "with compression.profile: cpu."
+            )
         if engine is not None and engine not in model.engines:
             raise ReleaseError(
                 f"{engine} did not pass the gate for the {kind} model; passed: {', '.join(model.engines)}."
