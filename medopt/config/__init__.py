@@ -1,7 +1,7 @@
 """What a study file may say: one room for every setting."""
 
 from medopt.config.data import Data, Intensity, Prepare, SeriesRules
-from medopt.config.evaluation import Compression, Domain, Evaluation, Gate, ShiftFamily
+from medopt.config.evaluation import Compression, Domain, Evaluation, Gate, Pruning, ShiftFamily
 from medopt.config.section import Section, Task
 from medopt.config.study import Study
 from medopt.config.training import Augment, Model, Optimizer, Schedule, Switch, Training
@@ -17,6 +17,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Prepare",
+    "Pruning",
     "Schedule",
     "Section",
     "SeriesRules",

@@ -69,12 +69,26 @@ class Gate(Section):
     """Over the float model in the same or the other engine, whichever is faster."""
 
 
+class Pruning(Section):
+    """A narrower network for the int8 model: whole channels go, in steps, and training goes on after each."""
+
+    target: float = Field(0.0, ge=0, lt=1)
+    """Share of the multiply-adds taken away; 0 is off."""
+    steps: int = Field(3, ge=1, le=20)
+    """How many times channels go, the same share of what is left each time."""
+    epochs: int = Field(10, ge=1)
+    """Epochs of training after each step; the best on validation stays."""
+    lr: float = Field(0.3, gt=0, le=1)
+    """Their highest learning rate, as a fraction of the training's."""
+
+
 class Compression(Section):
-    """Export and static int8 after training."""
+    """Export, pruning and static int8 after training."""
 
     opset: int = Field(18, ge=18, le=23)
     calibration_images: int = Field(300, ge=8)
     engines: list[Literal["onnxruntime", "openvino"]] = Field(["onnxruntime", "openvino"], min_length=1)
     threads: int = Field(0, ge=0)
     """Processor threads for inference; 0 takes all cores."""
+    pruning: Pruning = Pruning()
     gate: Gate = Gate()

@@ -79,14 +79,23 @@ def validation_score(study: Study, sets: Sets) -> Any:
     return score
 
 
-def compress(study: Study, sets: Sets, weights: Path, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Export the best weights to float ONNX, and quantize that to int8, calibrated on training images only."""
+def compress(
+    study: Study, sets: Sets, weights: Path, folder: RunFolder, reporter: Reporter, pruned: Path | None = None
+) -> dict[str, Any]:
+    """Export the best weights to float ONNX, and quantize that to int8, calibrated on training images only.
+
+    Where there are `pruned` weights, int8 is made of these, by way of models/pruned.onnx.
+    """
     model = load_best(study, weights)
     train = sets["train"]
     picked = choose_calibration(len(train.files), study.compression.calibration_images, study.seed)
     images = [load_prepared(train.files[index]) for index in picked]
     source, target = folder.models / "float.onnx", folder.models / "int8.onnx"
     parity = export_onnx(model, np.stack(images[:8]), source, study.compression.opset)
+    if pruned is not None:
+        source = folder.models / "pruned.onnx"
+        narrow = export_onnx(load_best(study, pruned), np.stack(images[:8]), source, study.compression.opset)
+        parity = max(parity, narrow)
     quantize_int8(source, target, images)
     reporter.message(f"exported (largest logit difference {parity:.1e}), int8 calibrated on {len(picked)} images")
     return {"parity": parity, "calibration": [train.cases[index].case_id for index in picked]}
