@@ -1,6 +1,6 @@
 """What a study file may say: one room for every setting."""
 
-from medopt.config.compression import Compression, EngineName, Gate, Profile
+from medopt.config.compression import Compression, EngineName, Gate, Profile, Pruning
 from medopt.config.data import Data, Intensity, Prepare, SeriesRules
 from medopt.config.evaluation import Domain, Evaluation, ShiftFamily
 from medopt.config.section import Section, Task
@@ -20,6 +20,7 @@ __all__ = [
     "Optimizer",
     "Prepare",
     "Profile",
+    "Pruning",
     "Schedule",
     "Section",
     "SeriesRules",

@@ -32,8 +32,21 @@ class Gate(Section):
     """Where int8 loses too much, leave the layers that harm most in float, as few as pass, up to a quarter of them."""
 
 
+class Pruning(Section):
+    """A narrower network for the int8 model: whole channels go, in steps, and training goes on after each."""
+
+    target: float = Field(0.0, ge=0, lt=1)
+    """Share of the multiply-adds taken away; 0 is off."""
+    steps: int = Field(3, ge=1, le=20)
+    """How many times channels go, the same share of what is left each time."""
+    epochs: int = Field(10, ge=1)
+    """Epochs of training after each step; the best on validation stays."""
+    lr: float = Field(0.3, gt=0, le=1)
+    """Their highest learning rate, as a fraction of the training's."""
+
+
 class Compression(Section):
-    """Export and static int8 after training."""
+    """Export, pruning and static int8 after training."""
 
     profile: Profile = "cpu"
     """Where the release is to run. cpu: any processor, weights of 7 bits, as those without VNNI overflow with 8.
@@ -45,6 +58,7 @@ class Compression(Section):
     """Those that may serve: the gate judges each."""
     threads: int = Field(0, ge=0)
     """Processor threads for inference; 0 takes all cores, and one on the edge."""
+    pruning: Pruning = Pruning()
     gate: Gate = Gate()
 
     @property

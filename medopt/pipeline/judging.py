@@ -33,7 +33,7 @@ from medopt.records import Predictions, Reporter, Verdict
 from medopt.training.loop import load_best
 from medopt.training.task import Prepared
 
-FLOAT, PRUNED, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", "int8.onnx"
+FLOAT, NARROW, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", "int8.onnx"
 RANKED_ON = 16  # training images that tell which layers harm
 
 
@@ -87,7 +87,7 @@ def judge_models(
     judged = jury.judge()
     if judged.verdict.passed or not study.compression.gate.mend or not jury.lost:
         return judged
-    source = models / (PRUNED if (models / PRUNED).exists() else FLOAT)
+    source = models / (NARROW if (models / NARROW).exists() else FLOAT)
     ranked = rank_by_harm(models / QUANTIZED, source, load_batch(calibrating[:RANKED_ON]))
     for count in _counts(len(ranked)):
         write_mended(models / QUANTIZED, source, ranked[:count], models / INT8)

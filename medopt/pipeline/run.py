@@ -18,9 +18,11 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
+from medopt.models.widths import WIDTHS
 from medopt.pipeline import gating, robust
 from medopt.pipeline.inspections import inspections
-from medopt.pipeline.judging import FLOAT, INT8, QUANTIZED, Judged, judge_models
+from medopt.pipeline.judging import FLOAT, INT8, NARROW, QUANTIZED, Judged, judge_models
+from medopt.pipeline.pruning import RESULT, PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.referring import reference_of
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.run_folder import RunFolder
@@ -83,11 +85,14 @@ class Run:
         study, path = self.source.study, self.folder.path
         sets, identity, history, notes = self.training(runs)
         weights, models = path / "checkpoints" / BEST, [self.folder.models / name for name in (FLOAT, QUANTIZED)]
+        pruned = self._prune(sets, identity, weights)
+        models += [self.folder.models / NARROW] if pruned else []
+        inputs = identity | {"history": history} | {step.weights.parent.name: step.facts for step in pruned}
 
         def compressing() -> dict[str, Any]:
-            return compress(study, sets, weights, self.folder, self.reporter)
+            return compress(study, sets, weights, self.folder, self.reporter, pruned[-1].weights if pruned else None)
 
-        compressed = self._stage("compress", identity | {"history": history}, models, compressing)
+        compressed = self._stage("compress", inputs, models, compressing)
         return self._judged_on(sets, identity | {"compressed": compressed}, history, notes, [weights])
 
     def ensemble(
@@ -147,7 +152,8 @@ class Run:
         self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]
     ) -> dict[str, Any]:
         """What else was measured of the test split, each under the name of its file."""
-        found, inputs = {}, identity | {"judged": judged.facts()}
+        told, inputs = self.folder.path / RESULT, identity | {"judged": judged.facts()}
+        found = {"pruning": json.loads(told.read_text())} if told.exists() else {}
         asked = inspections(self.source.study, sets, self.source.root, weights, judged, self.folder, self.reporter)
         for one in asked:
             self._stage(one.name, inputs, one.outputs, one.work)
@@ -214,6 +220,19 @@ class Run:
         history: list[dict[str, Any]] = facts["history"]
         self._on_epoch([EpochRecord(**record) for record in history])
         return history
+
+    def _prune(self, sets: dict[Any, Prepared], identity: dict[str, str], weights: Path) -> list[PrunedStep]:
+        """The steps of pruning, none where it is off."""
+        wanted = self.source.study.compression.pruning
+        if not wanted.target:
+            return []
+        targets = steps_to(wanted.target, wanted.steps)
+        study = self._resolved(sets, identity)
+        steps = prune_in_steps(study, sets, weights, targets, self.folder, self.reporter, self.hardware)
+        told = {step.weights.parent.name: step.facts for step in steps}
+        write_json(self.folder.path / RESULT, told)
+        self.tracker.log_figures({f"pruning {name}": facts | {WIDTHS: None} for name, facts in told.items()})
+        return steps
 
     def _resolved(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> Study:
         """The study with numbers for what it leaves to be found, found once and kept for the whole run."""

@@ -20,7 +20,7 @@ from medopt.evaluation.metrics import auc
 from medopt.evaluation.scored import Scored
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.machine import unfit
-from medopt.pipeline.judging import FLOAT, QUANTIZED, Judged
+from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED, Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.subgroups import subgroups
 from medopt.pipeline.tables import labels_of, predict, predictions_of
@@ -57,11 +57,19 @@ def validation_score(study: Study, sets: Sets) -> Any:
     return score
 
 
-def compress(study: Study, sets: Sets, weights: Path, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """Export the best weights to float ONNX, and quantize that to int8, calibrated on training images only."""
+def compress(
+    study: Study, sets: Sets, weights: Path, folder: RunFolder, reporter: Reporter, pruned: Path | None = None
+) -> dict[str, Any]:
+    """Export the best weights to float ONNX, and quantize that to int8, calibrated on training images only.
+
+    Where there are `pruned` weights, int8 is made of these, by way of models/pruned.onnx.
+    """
     files = calibration_files(study, sets)
-    source = folder.models / FLOAT
-    parity = export_onnx(load_best(study, weights), load_batch(files[:8]), source, study.compression.opset)
+    source, opset = folder.models / FLOAT, study.compression.opset
+    parity = export_onnx(load_best(study, weights), load_batch(files[:8]), source, opset)
+    if pruned is not None:
+        source = folder.models / NARROW
+        parity = max(parity, export_onnx(load_best(study, pruned), load_batch(files[:8]), source, opset))
     quantize_int8(source, folder.models / QUANTIZED, PreparedImages(files), study.compression.profile)
     size = " x ".join(map(str, study.prepare.size))
     reporter.message(
