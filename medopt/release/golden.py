@@ -66,6 +66,17 @@ def record_answers(folder: Path, predictors: list[Predictor], scans: list[Path])
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
 
 
+def golden_scans(folder: Path) -> list[Volume]:
+    """The golden scans of a release, read."""
+    cases = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))["cases"]
+    return [_read(folder / case["scan"]) for case in cases]
+
+
+def golden_batch(folder: Path, predictor: Predictor) -> FloatArray:
+    """The golden scans, prepared: (N, C, *size)."""
+    return np.stack([predictor.chain(scan).numpy() for scan in golden_scans(folder)])
+
+
 def _read(path: Path) -> Volume:
     """A golden scan; NIfTI names no window, so that a study that takes the scan's own gets that of the drawing."""
     volume = read_scan(path)
