@@ -15,6 +15,7 @@ from torch import nn
 from medopt.config import Study
 from medopt.errors import TrainingError
 from medopt.models import build_model
+from medopt.models.widths import WIDTHS, Widths, narrow_model
 from medopt.records import EpochRecord, SilentReporter
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
 from medopt.training.epoch import Epochs
@@ -30,7 +31,7 @@ def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
     """
     study, facts = task.study, task.facts
     reporter = lead.reporter if lead else SilentReporter()
-    state = start_state(study, fabric)
+    state = start_state(study, fabric, load_best(study, task.start) if task.start else None)
     restore_newest(
         task.folder, state, facts, reporter.message, lambda scores: take_optimizer(study, fabric, state, scores)
     )
@@ -82,7 +83,12 @@ def _epoch_line(study: Study, record: EpochRecord, is_best: bool) -> str:
 
 
 def load_best(study: Study, weights: Path) -> nn.Module:
-    """The study's network with its best weights, on the CPU, in evaluation mode."""
-    model = build_model(study)
-    model.load_state_dict(read_tensors(weights)[0])
+    """The study's network with its best weights, on the CPU, in evaluation mode.
+
+    Those of a pruned network say how wide its layers are. Raises TrainingError where the weights are not the study's.
+    """
+    tensors, facts = read_tensors(weights)
+    widths = facts.get(WIDTHS)
+    model = narrow_model(study, Widths.from_json(widths)) if widths else build_model(study)
+    model.load_state_dict(tensors)
     return model.eval()

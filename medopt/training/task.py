@@ -28,7 +28,9 @@ class Prepared:
 class TrainingTask:
     """What is to be trained on what, and where to: all that another process has to know.
 
-    `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused.
+    `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused. `start` are the
+    weights to begin with, of the study's network or of a pruned one, whose widths then have to be among the facts;
+    without it they are drawn from the study's seed.
     """
 
     study: Study
@@ -36,6 +38,7 @@ class TrainingTask:
     val_set: Prepared
     folder: Path
     facts: Mapping[str, str]
+    start: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
