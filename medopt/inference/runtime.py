@@ -92,7 +92,7 @@ def run_trial(path: Path, settings: Mapping[Mode, Sequence[Setting]], image: Flo
     """
     measured: dict[Mode, list[Measured]] = {}
     for goal, tried in settings.items():
-        engines = {_opened(one): one.model_copy(update={"batch": 1}).open(path) for one in tried}
+        engines = {key: open_engine(key[0], path, key[2], key[1]) for key in dict.fromkeys(map(_opened, tried))}
         runs = {one: _call(engines[_opened(one)], image, one.batch) for one in tried}
         times = measure_latency(runs, rounds=50, warmup=1, seconds=seconds, least=3, pause=PAUSE)
         measured[goal] = [
@@ -103,7 +103,7 @@ def run_trial(path: Path, settings: Mapping[Mode, Sequence[Setting]], image: Flo
     return Tuned(latency=latency, throughput=throughput, measured=measured)
 
 
-def _opened(setting: Setting) -> tuple[str, str, int]:
+def _opened(setting: Setting) -> tuple[str, Mode, int]:
     return setting.engine, setting.mode, setting.threads
 
 

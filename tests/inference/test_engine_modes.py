@@ -84,7 +84,7 @@ def test_trial_measures_every_setting_and_chooses_one_for_each_goal(tiny_models:
     for rows in found.measured.values():
         for one in rows:
             assert one.milliseconds > 0
-                assert one.images_per_second == pytest.approx(1000 * one.setting.batch / one.milliseconds)
+            assert one.images_per_second == pytest.approx(1000 * one.setting.batch / one.milliseconds)
 
 
 def test_pause_is_not_part_of_the_time() -> None:
