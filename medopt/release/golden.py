@@ -21,6 +21,7 @@ from medopt.provenance import write_json
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import GOLDEN, ReleaseInfo
 from medopt.release.predictor import Predictor
+from medopt.transforms.prepare import PrepareChain
 
 COUNT = 3
 # int8 arithmetic differs a little between processors (VNNI, AVX2) and engines; the prepared pixels may not.
@@ -72,9 +73,9 @@ def golden_scans(folder: Path) -> list[Volume]:
     return [_read(folder / case["scan"]) for case in cases]
 
 
-def golden_batch(folder: Path, predictor: Predictor) -> FloatArray:
+def golden_batch(folder: Path, chain: PrepareChain) -> FloatArray:
     """The golden scans, prepared: (N, C, *size)."""
-    return np.stack([predictor.chain(scan).numpy() for scan in golden_scans(folder)])
+    return np.stack([chain(scan).numpy() for scan in golden_scans(folder)])
 
 
 def _read(path: Path) -> Volume:

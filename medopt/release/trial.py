@@ -10,7 +10,7 @@ import numpy as np
 from medopt.errors import ReleaseError
 from medopt.inference.runtime import BATCHES, Setting, Tuned, candidates, run_trial
 from medopt.provenance import physical_cores
-from medopt.release.contents import Kind, check_sums, read_info
+from medopt.release.contents import Kind, check_chain, check_sums, read_info
 from medopt.release.golden import golden_batch, replay
 from medopt.release.predictor import Predictor
 from medopt.release.runtime import write_runtime
@@ -30,7 +30,7 @@ def tune_runtime(
     check_sums(folder)
     info = read_info(folder)
     model = info.models[kind]
-    image = golden_batch(folder, Predictor.open(folder, kind, model.engines[0]))[0]
+    image = golden_batch(folder, check_chain(info))[0]
     settings = candidates(model.engines, cores or physical_cores(), sizes)
     tuned = run_trial(folder / model.file, settings, image, seconds)
     for setting in (tuned.latency, tuned.throughput):
@@ -45,7 +45,7 @@ def prove(folder: Path, kind: Kind, setting: Setting) -> float:
     """
     predictor = Predictor.open(folder, kind, setting=setting)
     replay(folder, predictor.info, [predictor])
-    images = golden_batch(folder, predictor)
+    images = golden_batch(folder, predictor.chain)
     images = images[np.arange(max(setting.batch, len(images))) % len(images)][: setting.batch]
     alone = np.concatenate([predictor.engine.run(image[None]) for image in images])
     difference = float(np.abs(predictor.engine.run(images) - alone).max())
