@@ -83,6 +83,7 @@ class ConsoleReporter:
 def print_summary(summary: Mapping[str, Any], name: str = "") -> None:
     """The table at the end of a run: float and int8 side by side, then what to try next. `name`: else its seed."""
     from medopt.release.card import shown
+    from medopt.report.words import share
 
     console = plain_console()
     test, sites = summary["test"], summary["sites"]
@@ -102,16 +103,19 @@ def print_summary(summary: Mapping[str, Any], name: str = "") -> None:
     latency, size, engine = summary["latency_ms"], summary["size_bytes"], summary["engine"]
     times = [latency[f"{engine[kind]}_{kind}"] for kind in ("float", "int8")]
     table.add_row("time for an image", *(f"{time:.2f} ms" for time in times))
+    table.add_row("auc, int8 less float", "", shown(summary["int8_on_test"]["auc_difference"]))
     table.add_row("speed over float", "", f"{times[0] / times[1]:.1f}x")
     table.add_row("size", *(f"{size[kind] / 1e6:.2f} MB" for kind in ("float", "int8")))
     console.print(table)
     gate, folder, seconds = summary["gate"], summary["folder"], summary["stages"]
-    flips = gate["figures"]["engines"][gate["figures"]["engine"]]["decision_flips"]
+    flips = share(gate["figures"]["engines"][gate["figures"]["engine"]]["decision_flips"])
     says = ("gate passed", "bold green") if gate["passed"] else ("gate refused", "bold red")
-    console.print(Text.assemble(says, f": {flips:.1%} of validation decisions flip"))
+    console.print(Text.assemble(says, f": {flips} of validation decisions flip"))
     console.print("seconds  " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     console.print(f"run      {folder}\nMLflow   {summary['mlflow_link']}", soft_wrap=True)
-    if not gate["passed"]:
+    if told := gate["override"]:
+        console.print(Text(f"released against the gate by {told['by']}: {told['reason']}", "bold red"))
+    if not gate["passed"] and not told:
         return
     console.print(Text("\nNext:", "bold"))
     for command, what in (

@@ -146,6 +146,15 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """Who releases an int8 model that the gate refused, why, and when (ISO 8601)."""
+
+    by: str
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """That a stage ran: the digest of what went in, the files that came out, and how long it took."""
 

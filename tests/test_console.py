@@ -20,7 +20,7 @@ def figures(value: float) -> dict[str, Any]:
     return {name: {"value": value, "low": value - 0.1, "high": value + 0.05, "n": 18} for name in METRICS}
 
 
-def summary(passed: bool, **more: Any) -> dict[str, Any]:
+def summary(passed: bool, override: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
     undefined = {"auc": {"value": None, "low": None, "high": None, "n": 4, "note": "one class only"}}
     return {
         "study": "clinic",
@@ -32,10 +32,15 @@ def summary(passed: bool, **more: Any) -> dict[str, Any]:
         "engine": {"float": "onnxruntime", "int8": "openvino"},
         "latency_ms": {"onnxruntime_float": 9.0, "openvino_int8": 3.0, "torch_float": 20.0},
         "size_bytes": {"float": 4_000_000, "int8": 1_100_000},
+        "int8_on_test": {"auc_difference": {"value": -0.025, "low": -0.05, "high": 0.01, "n": 18, "note": ""}},
         "gate": {
             "passed": passed,
             "reasons": [] if passed else ["the decision flips"],
-            "figures": {"engine": "openvino", "engines": {"openvino": {"decision_flips": 0.0556}}},
+            "figures": {
+                "engine": "openvino",
+                "engines": {"openvino": {"decision_flips": {"value": 0.0556, "low": 0.01, "high": 0.12}}},
+            },
+            "override": override,
         },
         "folder": "runs/clinic/20260101-000000-abcdef01",
         "stages": {"train": 12.4, "compress": 3.0},
@@ -67,7 +72,7 @@ def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.Captur
     assert cells(text, "time for an image") == ["9.00 ms", "3.00 ms"]
     assert cells(text, "speed over float") == ["", "3.0x"]
     assert cells(text, "size") == ["4.00 MB", "1.10 MB"]
-    assert "gate passed: 5.6% of validation decisions flip" in text
+    assert "gate passed: 5.6 % (1.0 to 12.0) of validation decisions flip" in text
     assert "train 12, compress 3" in text
     assert "medopt verify runs/clinic/20260101-000000-abcdef01/release" in text
     assert "medopt ui --runs runs " in text
@@ -76,11 +81,19 @@ def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.Captur
 def test_refused_run_names_no_release(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(summary(passed=False))
     text = capsys.readouterr().out
-    assert "gate refused: 5.6%" in text
+    assert "gate refused: 5.6 %" in text
     assert "gate passed" not in text
     assert "medopt verify" not in text
     assert "/release" not in text
     assert f"MLflow   http://127.0.0.1:5000/#/experiments/1/runs/{'f' * 32}\n" in text
+
+
+def test_a_release_against_the_gate_says_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"by": "Dr. Winter", "reason": "only the latency was missed", "at": "2026-11-23T12:00:00+00:00"}
+    print_summary(summary(passed=False, override=told))
+    text = capsys.readouterr().out
+    assert "released against the gate by Dr. Winter: only the latency was missed" in text
+    assert "medopt verify" in text
 
 
 def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

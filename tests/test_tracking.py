@@ -226,6 +226,17 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     lines = [line.rstrip() for line in again.stderr.splitlines()]
     assert again.code == 5
     assert "train      unchanged, skipped" in lines and "judge" in lines  # the same command measures anew
+    call("run", *words, *strict, "--override-gate", "Dr. Winter").refused(2, "ConfigError", "go together")
+    named = ("--override-gate", "Dr. Winter", "--reason", "the server has another processor")
+    released = call("run", *words, *strict, *named)
+    assert released.code == 0 and "released against the gate by Dr. Winter" in released.stdout
+    for text in ((folder / "release" / "CARD.md").read_text(), (folder / "report.html").read_text()):
+        assert "Dr. Winter" in text and "the server has another processor" in text
+    assert call("verify", folder / "release").code == 0
+    found = only_run(runs, "strict")
+    assert found.data.tags["outcome"] == "released against the gate"
+    assert [model.name for model in client.search_registered_models()] == ["clinic"]  # nobody's candidate
+    assert call("run", *words, *strict).code == 0  # the name stays with the run
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from medopt.commands.options import (
 )
 from medopt.config import Study, Training
 from medopt.errors import ConfigError, GateRefused, listed
+from medopt.records import Override
 from medopt.study_file import data_folder, load_study
 
 
@@ -55,6 +57,11 @@ def run(
         bool, typer.Option("--dry-run", help="Show the resolved study and the plan, do nothing.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with the same run.")] = False,
+    override_gate: Annotated[
+        str,
+        typer.Option("--override-gate", metavar="NAME", help="Release what the gate refuses, in this name."),
+    ] = "",
+    reason: Annotated[str, typer.Option("--reason", help="With --override-gate: why. The model card says both.")] = "",
 ) -> None:
     """Take a study's scans to a checked int8 release, all of it in MLflow.
 
@@ -81,6 +88,8 @@ def run(
         raise ConfigError(
             "--fresh starts one run anew; with several runs, or on a cluster, remove their folders instead."
         )
+    if bool(override_gate) != bool(reason) or (override_gate and several):
+        raise ConfigError("--override-gate NAME and --reason TEXT go together, for one run: who releases it, and why.")
     hardware = Hardware.found(devices, nodes, strategy.value)
     if several and (hardware.devices > 1 or hardware.nodes > 1):
         raise ConfigError(
@@ -89,7 +98,8 @@ def run(
         )
     if not several and _helped(plans[0].study.training, hardware):
         return
-    summaries = _run(plans, data_folder(data), runs, fleet, fresh, hardware)
+    override = Override(override_gate, reason, datetime.now(UTC).isoformat(timespec="seconds")) if reason else None
+    summaries = _run(plans, data_folder(data), runs, fleet, fresh, hardware, override)
     for summary in summaries:
         _print(summary)
     if as_json:
@@ -110,7 +120,9 @@ def _helped(training: Training, hardware: Any) -> bool:
     return True
 
 
-def _run(plans: Sequence[Any], data: Path, runs: Path, fleet: Any, fresh: bool, hardware: Any) -> list[dict[str, Any]]:
+def _run(
+    plans: Sequence[Any], data: Path, runs: Path, fleet: Any, fresh: bool, hardware: Any, override: Override | None
+) -> list[dict[str, Any]]:
     """One run in this process, or several as jobs."""
     from medopt.console import ConsoleReporter
     from medopt.pipeline import run_study
@@ -119,7 +131,8 @@ def _run(plans: Sequence[Any], data: Path, runs: Path, fleet: Any, fresh: bool, 
     reporter = ConsoleReporter()
     try:
         if fleet.engine == "local" and len(plans) == 1 and len(plans[0].members()) == 1:
-            return [run_study(plans[0].study, plans[0].study_file, data, runs, reporter, fresh, hardware=hardware)]
+            one = plans[0]
+            return [run_study(one.study, one.study_file, data, runs, reporter, fresh, "", hardware, override)]
         return run_plans(plans, data, runs, fleet, reporter)
     finally:
         reporter.close()
@@ -140,14 +153,15 @@ def _print(summary: Mapping[str, Any]) -> None:
 def _refuse_gate(summaries: Sequence[Mapping[str, Any]]) -> None:
     """Exit code 5 where an int8 model is worse or not faster: there is no release of it then."""
     single = [one for summary in summaries for one in (summary, summary.get("ensemble")) if one and "gate" in one]
-    refused = [one for one in single if not one["gate"]["passed"]]
+    refused = [one for one in single if not one["gate"]["passed"] and not one["gate"]["override"]]
     members = [one["folder"] for summary in summaries for one in summary.get("members", []) if not one["gate_passed"]]
     if refused:
         first = refused[0]
         raise GateRefused(
             f"The int8 model of {first['study']} is refused: {listed(first['gate']['reasons'])}. The float model and "
             f"all figures are in {first['folder']}; there is no release. The same command trains nothing again and "
-            "measures anew, as for a machine that was busy; limits: compression.gate in the study file."
+            "measures anew, as for a machine that was busy; limits: compression.gate in the study file. Whoever will "
+            "answer for it may release it all the same: --override-gate NAME --reason TEXT."
         )
     if members:
         raise GateRefused(

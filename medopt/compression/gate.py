@@ -7,15 +7,32 @@ changed. So the gate looks at the same cases' decisions and probabilities, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from medopt.config import Gate, Task
+from medopt.config import Gate
 from medopt.errors import DataError
-from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.thresholds import OperatingPoint
-from medopt.records import Estimate, Predictions, Verdict
+from medopt.evaluation.bootstrap import estimates
+from medopt.evaluation.fitted import Read
+from medopt.evaluation.metrics import Floats, Weights
+from medopt.evaluation.proportions import proportion
+from medopt.records import Estimate, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """How two models answer the same cases: share of decisions that flip, mean and largest change of a probability."""
+
+    decision_flips: Estimate
+    probability_shift: Estimate
+    largest_shift: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        means = {"decision_flips": self.decision_flips, "probability_shift": self.probability_shift}
+        return {name: one.as_dict() for name, one in means.items()} | {"largest_shift": self.largest_shift}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +44,7 @@ class Candidate:
 
     engine: str
     auc_difference: Estimate
-    decision_flips: float
-    probability_shift: float
-    largest_shift: float
+    disagreement: Disagreement
     int8_ms: float
     float_ms: float
     size_ratio: float
@@ -41,25 +56,29 @@ class Candidate:
 
 
 def disagreement(
-    before: Predictions,
-    after: Predictions,
-    task: Task,
-    calibrations: Sequence[Calibration],
-    points: Sequence[OperatingPoint],
-) -> tuple[float, float, float]:
-    """Share of decisions that flip, and the mean and largest change of a probability, on the same cases.
+    before: Read, after: Read, *, bootstrap: int, confidence: float, generator: np.random.Generator
+) -> Disagreement:
+    """What changes from one model to the other, each read as it will be used: with what was fitted for it.
 
-    Each model is read as it will be used: with its own calibration and operating point. Raises DataError where the
-    cases differ.
+    Intervals: Wilson's with clustered variance for the flips, patient bootstrap for the mean change of a probability.
+    Raises DataError where the cases differ.
     """
     if not np.array_equal(before.case_id, after.case_id):
-        raise DataError(
-            f"{before.model} and {after.model} predicted other cases, or in another order; predict them again."
-        )
-    first, second = (fit.probabilities(t.logits, task) for fit, t in zip(calibrations, (before, after), strict=True))
-    flips = points[0].decide(first) != points[1].decide(second)
-    change = np.abs(first - second)
-    return float(flips.mean()), float(change.mean()), float(change.max())
+        raise DataError("The two models predicted other cases, or in another order; predict them again.")
+    flips = (before.decision != after.decision).reshape(len(before.case_id), -1)  # (N, 1 or K)
+    patients = np.repeat(before.patients, flips.shape[1])
+    change = np.abs(before.probability - after.probability)
+    mean = change.mean(axis=1)
+
+    def shift(weights: Weights) -> dict[str, Floats]:
+        return {"shift": weights @ mean / weights.sum(axis=1)}
+
+    how = {"bootstrap": bootstrap, "confidence": confidence, "generator": generator}
+    return Disagreement(
+        proportion(flips.ravel(), patients, confidence, len(flips)),
+        estimates(shift, before.patients, **how)["shift"],  # type: ignore[arg-type]
+        float(change.max()),
+    )
 
 
 def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None, float | None]) -> Verdict:
@@ -81,8 +100,11 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
         "limits": limits.model_dump(),
         "engines": {
             item.engine: {
-                **{key: value for key, value in asdict(item).items() if key not in ("engine", "auc_difference")},
                 "auc_difference": item.auc_difference.as_dict(),
+                **item.disagreement.as_dict(),
+                "int8_ms": item.int8_ms,
+                "float_ms": item.float_ms,
+                "size_ratio": item.size_ratio,
                 "speedup": item.speedup,
             }
             for item in candidates
@@ -91,7 +113,8 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
     return Verdict(bool(passed), () if passed else tuple(faults), figures)
 
 
-def _faults(item: Candidate, limits: Gate) -> list[str]:
+def loses(item: Candidate, limits: Gate) -> list[str]:
+    """What of its accuracy a candidate loses beyond the limits: leaving layers in float may win that back."""
     # Asked the other way round (not x <= limit), so that what is not a number is a fault, too.
     difference, faults = item.auc_difference, []
     bound = difference.low if limits.strict else difference.value
@@ -100,12 +123,22 @@ def _faults(item: Candidate, limits: Gate) -> list[str]:
     elif not bound >= -limits.auc_margin:
         what = "may lose" if limits.strict else "loses"
         faults.append(f"int8 {what} {-bound:.4f} AUC, more than {limits.auc_margin:g}")
-    if not item.decision_flips <= limits.max_decision_flips:
-        faults.append(f"{item.decision_flips:.1%} of the decisions flip, more than {limits.max_decision_flips:.1%}")
-    if not item.probability_shift <= limits.max_probability_shift:
+    flips, shift = item.disagreement.decision_flips.value, item.disagreement.probability_shift.value
+    if flips is None or not flips <= limits.max_decision_flips:
+        faults.append(f"{_told(flips, '.1%')} of the decisions flip, more than {limits.max_decision_flips:.1%}")
+    if shift is None or not shift <= limits.max_probability_shift:
         faults.append(
-            f"probabilities move by {item.probability_shift:.3f} on average, more than {limits.max_probability_shift:g}"
+            f"probabilities move by {_told(shift, '.3f')} on average, more than {limits.max_probability_shift:g}"
         )
+    return faults
+
+
+def _told(value: float | None, form: str) -> str:
+    return "an unknown share" if value is None else format(value, form)
+
+
+def _faults(item: Candidate, limits: Gate) -> list[str]:
+    faults = loses(item, limits)
     if not item.size_ratio <= limits.max_size_ratio:
         faults.append(f"the file has {item.size_ratio:.0%} of the float size, more than {limits.max_size_ratio:.0%}")
     if not item.speedup > limits.min_speedup:

@@ -12,46 +12,146 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nncf
 import numpy as np
 import onnx
-from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+from nncf.common.quantization.structs import QuantizationScheme
+from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix, QuantizationParameters
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+from onnx import numpy_helper
 
+from medopt.config import Profile
+from medopt.errors import DataError, TrainingError
 from medopt.inference.engines import INPUT
 from medopt.provenance import atomic
 from medopt.records import FloatArray
 
+LEAST = 8  # images whose ranges say anything
 
-def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray]) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a profile asks of the int8 file.
+
+    headroom: weights of 7 bits, so that sums of two products fit 16 bits where the processor adds them so (AVX2).
+    symmetric: signed activations around zero, the only form that TensorRT reads.
+    first: the first convolution is int8, too.
+    """
+
+    headroom: bool = True
+    symmetric: bool = False
+    first: bool = False
+
+
+RECIPES: dict[Profile, Recipe] = {
+    "cpu": Recipe(),
+    "cpu-vnni": Recipe(headroom=False),
+    "cuda-tensorrt": Recipe(headroom=False, symmetric=True),
+    "edge": Recipe(first=True),
+}
+
+
+def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray], profile: Profile = "cpu") -> None:
     """Write the int8 form of the float ONNX file `source` to `target`.
 
-    `calibration` holds prepared training images (C, *size) at the size of deployment; they are read one at a time.
+    `calibration` holds prepared training images (C, *size) at the size of deployment; they are read one at a time, so
+    that it may read them from disk as it is asked.
     """
-    model = onnx.load(source)
+    model, recipe = onnx.load(source), RECIPES[profile]
     data = nncf.Dataset(range(len(calibration)), lambda index: {INPUT: np.array(calibration[index])[None]})
     parameters = AdvancedQuantizationParameters(
-        overflow_fix=OverflowFix.ENABLE,
+        overflow_fix=OverflowFix.ENABLE if recipe.headroom else OverflowFix.DISABLE,
         disable_bias_correction=True,
         activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
     )
-    first = next(node.name for node in model.graph.node if node.op_type == "Conv")
+    if recipe.symmetric:
+        parameters.activations_quantization_params = QuantizationParameters(mode=QuantizationScheme.SYMMETRIC)
+    first = [next(node.name for node in model.graph.node if node.op_type == "Conv")]
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         quantized = nncf.quantize(
             model,
             data,
             subset_size=len(calibration),
-            ignored_scope=nncf.IgnoredScope(names=[first], types=["Gemm"]),
+            ignored_scope=nncf.IgnoredScope(names=[] if recipe.first else first, types=["Gemm"]),
             advanced_parameters=parameters,
         )
     with atomic(target) as part:
-        onnx.save(quantized, part)
+        onnx.save(_slim(_signed(quantized) if recipe.symmetric else quantized), part)
 
 
-def choose_calibration(count: int, wanted: int, seed: int) -> list[int]:
-    """Which of `count` training images calibrate: `wanted` of them at random, in a fixed order."""
-    picked = np.random.default_rng(seed).permutation(count)[:wanted]
-    return sorted(int(index) for index in picked)
+def _signed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with int8 where it had uint8 around zero: the steps become 255/127 as wide, the range is the same.
+
+    NNCF takes no other form for an activation that is never negative.
+    """
+    graph = model.graph
+    values = {item.name: item for item in graph.initializer}
+    unsigned = {
+        (node.input[1], node.input[2])
+        for node in graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        and len(node.input) == 3
+        and values[node.input[2]].data_type == onnx.TensorProto.UINT8
+    }
+    for scale, zero in sorted(unsigned):
+        if numpy_helper.to_array(values[zero]).any():
+            raise TrainingError(f"{zero} is not zero: the model is not symmetric, and TensorRT would refuse it.")
+        wider = numpy_helper.to_array(values[scale]) * np.float32(255 / 127)
+        values[scale].CopyFrom(numpy_helper.from_array(wider.astype(np.float32), scale))
+        values[zero].CopyFrom(
+            numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(values[zero]), np.int8), zero)
+        )
+    for info in graph.value_info:
+        if info.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+            info.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    return model
+
+
+def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with short names for what NNCF put in, and without shapes that engines infer: 3 % of a small file."""
+    graph = model.graph
+    kept = {item.name for item in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.name = ""
+        for names in (node.input, node.output):
+            names[:] = [name if name in kept else short.setdefault(name, f"t{len(short)}") for name in names]
+    for item in graph.initializer:
+        item.name = short.get(item.name, item.name)
+    del graph.value_info[:], graph.metadata_props[:], graph.quantization_annotation[:], model.metadata_props[:]
+    return model
+
+
+def choose_calibration(train: Sequence[Path], others: Sequence[Path], wanted: int, seed: int) -> list[int]:
+    """Which training images calibrate: `wanted` of them at random, in a fixed order, none that is in `others`, too.
+
+    The files are those of the cache of prepared images, whose names are hashes of what is in them.
+    """
+    known = {path.name for path in others}
+    free = [index for index, path in enumerate(train) if path.name not in known]
+    picked = np.random.default_rng(seed).permutation(len(free))[:wanted]
+    return sorted(free[int(place)] for place in picked)
+
+
+def refuse_overlap(calibration: Sequence[Path], others: Sequence[Path]) -> None:
+    """Raise DataError where an image that calibrates is one that judges, under whatever name.
+
+    Both are files of the cache, as those of `choose_calibration`. One that is too small to calibrate is refused, too.
+    """
+    if len(calibration) < LEAST:
+        raise DataError(
+            f"{len(calibration)} training images are left to calibrate int8 on, fewer than {LEAST}: the others are "
+            "validation or test images, too. Take the copies out (`medopt manifest check --fix`)."
+        )
+    shared = {path.name for path in calibration} & {path.name for path in others}
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(calibration)} images that int8 would be calibrated on are validation or test "
+            "images, so that the gate and the test would judge it by what it was fitted to. Take copies out of the "
+            "splits (`medopt manifest check --fix`)."
+        )

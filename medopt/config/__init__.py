@@ -1,7 +1,8 @@
 """What a study file may say: one room for every setting."""
 
+from medopt.config.compression import Compression, EngineName, Gate, Profile, Pruning
 from medopt.config.data import Data, Intensity, Prepare, SeriesRules
-from medopt.config.evaluation import Compression, Domain, Evaluation, Gate, ShiftFamily
+from medopt.config.evaluation import Domain, Evaluation, ShiftFamily
 from medopt.config.section import Section, Task
 from medopt.config.study import Study
 from medopt.config.training import Augment, Model, Optimizer, Schedule, Switch, Training
@@ -11,12 +12,15 @@ __all__ = [
     "Compression",
     "Data",
     "Domain",
+    "EngineName",
     "Evaluation",
     "Gate",
     "Intensity",
     "Model",
     "Optimizer",
     "Prepare",
+    "Profile",
+    "Pruning",
     "Schedule",
     "Section",
     "SeriesRules",

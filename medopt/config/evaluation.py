@@ -1,4 +1,4 @@
-"""What is measured, what the compressed model must keep, and which scans are declined."""
+"""What is measured, and which scans are declined."""
 
 from __future__ import annotations
 
@@ -52,29 +52,3 @@ class Domain(Section):
     """Share of good scans that may be declined; the limits are set by it on validation."""
     margin: float = Field(1.5, ge=1)
     """By which factor a scan's size and pixel spacing may lie beyond those of the training images."""
-
-
-class Gate(Section):
-    """What the compressed model must keep, judged on validation."""
-
-    auc_margin: Fraction = 0.01
-    """Largest loss of AUC that the paired bootstrap must rule out, or the point difference where `strict` is off."""
-    strict: bool = False
-    """True: the lower bound of the interval must stay within the margin; a small validation set rarely shows that."""
-    max_decision_flips: Fraction = 0.05
-    max_probability_shift: Fraction = 0.1
-    """Mean absolute change of the probability."""
-    max_size_ratio: Fraction = 0.5
-    min_speedup: float = Field(1.0, ge=0)
-    """Over the float model in the same or the other engine, whichever is faster."""
-
-
-class Compression(Section):
-    """Export and static int8 after training."""
-
-    opset: int = Field(18, ge=18, le=23)
-    calibration_images: int = Field(300, ge=8)
-    engines: list[Literal["onnxruntime", "openvino"]] = Field(["onnxruntime", "openvino"], min_length=1)
-    threads: int = Field(0, ge=0)
-    """Processor threads for inference; 0 takes all cores."""
-    gate: Gate = Gate()

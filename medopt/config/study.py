@@ -6,8 +6,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from medopt.config.compression import Compression
 from medopt.config.data import Data, Prepare
-from medopt.config.evaluation import Compression, Domain, Evaluation
+from medopt.config.evaluation import Domain, Evaluation
 from medopt.config.section import Section
 from medopt.config.training import Augment, Model, Training
 from medopt.provenance import digest

@@ -180,6 +180,19 @@ def load_prepared(path: Path) -> FloatArray:
     return from_levels(found) if found.dtype == np.uint16 else found
 
 
+class PreparedImages(Sequence[FloatArray]):
+    """Cached images by number, each read when it is asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return load_prepared(self.files[index])
+
+
 def _facts(told: bytes) -> ScanFacts:
     found = json.loads(told)
     return ScanFacts(**found | {key: tuple(found[key]) for key in ("spacing_mm", "shape")})

@@ -74,17 +74,23 @@ UNCALIBRATED = Calibration()
 
 
 def fit_calibration(
-    logits: NDArray[np.floating], labels: NDArray[np.int64], task: Task, method: Method = "temperature"
+    logits: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    task: Task,
+    method: Method = "temperature",
+    *,
+    enough: bool = False,
 ) -> Calibration:
     """Fit a calibration on validation cases: logits (N, K), labels (N,) or (N, K).
 
-    Raises ConfigError where isotonic is asked of too few cases (`refuse_few`).
+    Raises ConfigError where isotonic is asked of too few cases (`refuse_few`), unless `enough` says that they are.
     """
     if method == "none":
         return UNCALIBRATED
     if method == "temperature":
         return Calibration("temperature", fit_temperature(logits, labels, task))
-    refuse_few(labels, logits.shape[1], task)
+    if not enough:
+        refuse_few(labels, logits.shape[1], task)
     target = targets(labels, logits.shape[1], task)
     position = softmax(logits, axis=1) if task == "multiclass" else np.asarray(logits, dtype=np.float64)
     columns = zip(position.T, target.T, strict=True)

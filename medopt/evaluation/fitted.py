@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
 from medopt.config import Evaluation, Task
 from medopt.evaluation.calibrated import fit_calibration
+from medopt.evaluation.metrics import Index
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import choose_threshold, with_band
+from medopt.manifest.splits import draw, group_rows
 from medopt.records import Predictions
 
+PARTS = 4
 
-def fit_on(validation: Predictions, wanted: Evaluation, task: Task) -> Scored:
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Cases as a model answers them: probabilities (N, K), and decisions (N,) or, of several labels, (N, K)."""
+
+    case_id: NDArray[np.str_]
+    patients: Index
+    probability: NDArray[np.float64]
+    decision: NDArray[np.int64] | NDArray[np.bool_]
+
+
+def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64]:
+    """Which of PARTS parts (N,) each case belongs to: by patient, each class in each.
+
+    Fewer parts where a class has fewer patients; one where it has one alone, so that nothing can be left out.
+    """
+    target = Scored(validation, task).target
+    classes = target if task == "multiclass" else np.concatenate([target, ~target], axis=1)
+    classes = classes[:, classes.any(axis=0)]
+    groups = group_rows(validation.patient_id, classes, validation.site)
+    count = min(PARTS, int(groups.has.sum(axis=0).min()))
+    if count < 2:
+        return np.zeros(len(validation), np.int64)
+    return draw(groups, [1] * count, seed, [""] * classes.shape[1])[groups.row]
+
+
+def read_crossed(validation: Predictions, wanted: Evaluation, task: Task, parts: NDArray[np.int64]) -> Read:
+    """Each case read with a calibration and an operating point that the other parts gave.
+
+    So the cases judge what was fitted without them. With one part only they judge what they were fitted to.
+    """
+    probability, decision, patients = None, None, Scored(validation, task).patients
+    for part in np.unique(parts):
+        here = parts == part
+        rest = here if here.all() else ~here
+        read = replace(fit_on(validation.where(rest), wanted, task, enough=True), predictions=validation.where(here))
+        decided = read.operating_point.decide(read.probability)
+        if probability is None or decision is None:
+            probability = np.empty((len(validation), read.probability.shape[1]))
+            decision = np.empty((len(validation), *decided.shape[1:]), decided.dtype)
+        probability[here], decision[here] = read.probability, decided
+    assert probability is not None and decision is not None  # there is a case
+    return Read(validation.case_id, patients, probability, decision)
+
+
+def fit_on(validation: Predictions, wanted: Evaluation, task: Task, *, enough: bool = False) -> Scored:
     """The validation cases with the calibration and the operating point that they give.
 
-    Raises ConfigError where isotonic calibration is asked of too few cases.
+    Raises ConfigError where isotonic calibration is asked of too few cases, unless `enough` says that they are.
     """
-    calibration = fit_calibration(validation.logits, validation.labels, task, wanted.calibration)
+    calibration = fit_calibration(validation.logits, validation.labels, task, wanted.calibration, enough=enough)
     probability = calibration.probabilities(validation.logits, task)
     point = choose_threshold(
         probability,

@@ -84,7 +84,7 @@ def compare(what: str, found: NDArray[Any], wanted: NDArray[np.float64]) -> floa
     difference = float(np.abs(found.astype(np.float64) - wanted).max())
     if not difference <= PARITY * max(1.0, float(np.abs(wanted).max())):
         raise ReleaseError(
-            f"{what}, read back, differs from the release by {difference:.2g} on a logit of a golden case; not exported."
+            f"{what}, read back, differs from the release by {difference:.2g} on a golden case's logit; not exported."
         )
     return difference
 

@@ -11,11 +11,14 @@ from onnx import compose, helper
 
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
 from medopt.pipeline.group import Group
+from medopt.pipeline.judging import FLOAT, QUANTIZED
 from medopt.pipeline.runner import ensemble_study
 from medopt.pipeline.source import Source
 from medopt.pipeline.stages import KINDS
 from medopt.provenance import atomic, file_digest
 from medopt.records import Reporter
+
+MERGED = {"float": FLOAT, "int8": QUANTIZED}
 
 
 def build_ensemble(
@@ -31,7 +34,7 @@ def build_ensemble(
 
     def merge(models: Path) -> None:
         for kind, paths in files.items():
-            merge_mean(paths, models / f"{kind}.onnx")
+            merge_mean(paths, models / MERGED[kind])
 
     place = group.folder.path / "ensemble"
     return ensemble_study(source, members, inputs, merge, place, runs, reporter, group.parent.run_id)

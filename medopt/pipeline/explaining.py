@@ -81,7 +81,7 @@ def _nearest(
     study: Study, sets: Mapping[Any, Prepared], errors: Sequence[Chosen], place: RunFolder
 ) -> list[dict[str, Any]]:
     """The training images nearest to each error by the float model's features, drawn and listed."""
-    engine = open_engine("onnxruntime", place.models / "float.onnx", study.compression.threads)
+    engine = open_engine("onnxruntime", place.models / "float.onnx", study.compression.cores)
     train, test = sets["train"], sets["test"]
     known, asked = (_features(engine, files) for files in (train.files, [test.files[one.row] for one in errors]))
     rows, told = [], []

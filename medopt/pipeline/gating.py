@@ -14,9 +14,10 @@ from medopt.config import Study
 from medopt.data.cache import load_facts
 from medopt.evaluation.proportions import proportion
 from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.pipeline.judging import Judged
 from medopt.pipeline.robust import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import KINDS, Judged
+from medopt.pipeline.stages import KINDS
 from medopt.provenance import write_json, write_text
 from medopt.records import FloatArray, Reporter, batches
 from medopt.release.domain import Domain, Floats, fit_distance, fit_rules, texture
@@ -41,7 +42,7 @@ def gate_domain(
     Writes models/domain.json, which a release takes along, and domain.json.
     """
     engines = {
-        k: [open_engine(name, folder.models / f"{k}.onnx", study.compression.threads) for name in judged.engines[k]]
+        k: [open_engine(name, folder.models / f"{k}.onnx", study.compression.cores) for name in judged.engines[k]]
         for k in KINDS
     }
     served = {kind: opened[0] for kind, opened in engines.items()}

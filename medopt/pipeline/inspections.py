@@ -11,8 +11,8 @@ from medopt.config import Study
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.evaluation.scored import Scored
 from medopt.pipeline import explaining, gating, robust
+from medopt.pipeline.judging import Judged
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import Judged
 from medopt.records import Predictions, Reporter
 from medopt.training.task import Prepared
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from medopt.config import Study
+from medopt.config import Evaluation, Study
 from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
+from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
+from medopt.evaluation.proportions import proportion
 from medopt.evaluation.scored import Scored
 from medopt.pipeline.evaluating import draw_decisions
-from medopt.pipeline.stages import KINDS, Judged
+from medopt.pipeline.judging import Judged
+from medopt.pipeline.stages import KINDS
 from medopt.records import EpochRecord, Predictions
 from medopt.release.contents import FORMAT, MODELS, ModelInfo, ReleaseInfo
 
@@ -50,6 +53,7 @@ def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes
         for name, one in beyond_figures(test, labels, wanted, seed).items():
             found.setdefault(name, {})[table.model] = one
         found["patients"][table.model] = patients_told(table, wanted, study.data.task, seed)
+    found["int8_on_test"] = int8_on_test([scored_as_judged(study, table, judged) for table in tables], wanted)
     return found | {
         "operating_point": {kind: judged.points[kind].as_dict() for kind in KINDS},
         "engine": {kind: judged.engines[kind][0] for kind in KINDS},
@@ -60,7 +64,18 @@ def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes
             "passed": judged.verdict.passed,
             "reasons": list(judged.verdict.reasons),
             "figures": judged.verdict.figures,
+            "in_float": list(judged.in_float),
         },
+    }
+
+
+def int8_on_test(models: Sequence[Scored], wanted: Evaluation) -> dict[str, Any]:
+    """What int8 changes on the test split: the AUC by a paired interval, and the share of decisions that flip."""
+    before, after = (one.where(one.predictions.split == "test") for one in models)
+    flips = (before.decided != after.decided).any(axis=1)
+    return {
+        "auc_difference": area_difference(before, after, wanted.confidence)[0].as_dict(),
+        "decision_flips": proportion(flips, before.patients, wanted.confidence, len(flips)).as_dict(),
     }
 
 
@@ -129,6 +144,7 @@ def release_info(
         prepare=study.prepare,
         chain_fingerprint=fingerprint,
         models=models,
+        profile=study.compression.profile,
         domain=domain,
         gate=metrics["gate"],
         figures={key: metrics[key] for key in TOLD if key in metrics},

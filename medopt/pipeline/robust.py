@@ -19,8 +19,9 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.evaluation.scored import Scored
 from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.pipeline.judging import Judged
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import KINDS, Judged
+from medopt.pipeline.stages import KINDS
 from medopt.provenance import write_json
 from medopt.records import FloatArray, Predictions, Reporter, batches
 from medopt.training.task import Prepared
@@ -88,7 +89,7 @@ def _worse(study: Study, part: Prepared, folder: RunFolder, judged: Judged, repo
     Each worker has engines of its own with one thread: small networks lose by sharing one image among threads (1.2
     against 0.6 ms on a busy machine), and the images are made worse side by side as well.
     """
-    workers = min(MOST_WORKERS, study.compression.threads or os.cpu_count() or 1)
+    workers = min(MOST_WORKERS, study.compression.cores or os.cpu_count() or 1)
     free: SimpleQueue[dict[str, Engine]] = SimpleQueue()
     for _ in range(workers):
         free.put({kind: open_engine(judged.engines[kind][0], folder.models / f"{kind}.onnx", 1) for kind in KINDS})

@@ -18,19 +18,21 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
+from medopt.models.widths import WIDTHS
 from medopt.pipeline import gating, robust
 from medopt.pipeline.inspections import inspections
+from medopt.pipeline.judging import FLOAT, INT8, NARROW, QUANTIZED, Judged, judge_models
+from medopt.pipeline.pruning import RESULT, PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.referring import reference_of
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import Source
 from medopt.pipeline.stages import (
     KINDS,
-    Judged,
+    calibration_files,
     compress,
-    judge_models,
     predict_splits,
-    refuse_few_to_calibrate,
+    refuse_early,
     validation_score,
 )
 from medopt.provenance import code_version, digest, machine, package_versions, write_json
@@ -74,7 +76,7 @@ class Run:
         """The prepared sets, what identifies the run, and what is known of the data."""
         chain = PrepareChain(self.source.study.prepare)
         sets = self._prepare(runs, chain)
-        refuse_few_to_calibrate(self.source.study, sets)
+        refuse_early(self.source.study, sets)
         notes = [*self._duplicates(sets), *self.source.notes]
         return sets, {"study": self.source.study.digest(), "chain": chain.fingerprint, "data": _content(sets)}, notes
 
@@ -82,12 +84,15 @@ class Run:
         """The whole way, from the images to the release; returns `metrics.json` with the folder and the link."""
         study, path = self.source.study, self.folder.path
         sets, identity, history, notes = self.training(runs)
-        weights, models = path / "checkpoints" / BEST, [self.folder.models / f"{kind}.onnx" for kind in KINDS]
+        weights, models = path / "checkpoints" / BEST, [self.folder.models / name for name in (FLOAT, QUANTIZED)]
+        pruned = self._prune(sets, identity, weights)
+        models += [self.folder.models / NARROW] if pruned else []
+        inputs = identity | {"history": history} | {step.weights.parent.name: step.facts for step in pruned}
 
         def compressing() -> dict[str, Any]:
-            return compress(study, sets, weights, self.folder, self.reporter)
+            return compress(study, sets, weights, self.folder, self.reporter, pruned[-1].weights if pruned else None)
 
-        compressed = self._stage("compress", identity | {"history": history}, models, compressing)
+        compressed = self._stage("compress", inputs, models, compressing)
         return self._judged_on(sets, identity | {"compressed": compressed}, history, notes, [weights])
 
     def ensemble(
@@ -96,7 +101,7 @@ class Run:
         """The stages after training, for a model merged of the members' run folders instead of a trained one."""
         self._log_start(PrepareChain(self.source.study.prepare))
         sets, identity, notes = self._ready(runs)
-        outputs = [self.folder.models / f"{kind}.onnx" for kind in KINDS]
+        outputs = [self.folder.models / name for name in (FLOAT, QUANTIZED)]
 
         def merging() -> dict[str, Any]:
             merge(self.folder.models)
@@ -118,20 +123,26 @@ class Run:
         """From the models to the release: judge, evaluate, release, record."""
         study, path, chain = self.source.study, self.folder.path, PrepareChain(self.source.study.prepare)
         inputs = identity | {"history": history}
-        judged = Judged.from_facts(
-            self._stage("judge", inputs, [], lambda: judge_models(study, sets, weights, self.folder).facts())
-        )
+        models = self.folder.models
+
+        def judging() -> dict[str, Any]:
+            calibrating = calibration_files(study, sets)
+            return judge_models(study, sets["val"], weights, models, calibrating, self.reporter).facts()
+
+        judged = Judged.from_facts(self._stage("judge", inputs, [models / INT8], judging))
         figures = [path / "figures" / f"{name}.png" for name in FIGURES]
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
-        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes}
-        self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes))
+        override = None if judged.verdict.passed else self.folder.facts().get("override")
+        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes, "override": override}
+        self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
         metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
-        if judged.verdict.passed:
+        if judged.verdict.passed or override:
             folder = [self.folder.release]
             held = sets["val"]
             self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain, held))
         else:
             shutil.rmtree(self.folder.release, ignore_errors=True)
+        if not judged.verdict.passed:
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
         self._stage("report", {"metrics": metrics}, [path / REPORT], self._report)
         self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
@@ -141,7 +152,8 @@ class Run:
         self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]
     ) -> dict[str, Any]:
         """What else was measured of the test split, each under the name of its file."""
-        found, inputs = {}, identity | {"judged": judged.facts()}
+        told, inputs = self.folder.path / RESULT, identity | {"judged": judged.facts()}
+        found = {"pruning": json.loads(told.read_text())} if told.exists() else {}
         asked = inspections(self.source.study, sets, self.source.root, weights, judged, self.folder, self.reporter)
         for one in asked:
             self._stage(one.name, inputs, one.outputs, one.work)
@@ -209,6 +221,19 @@ class Run:
         self._on_epoch([EpochRecord(**record) for record in history])
         return history
 
+    def _prune(self, sets: dict[Any, Prepared], identity: dict[str, str], weights: Path) -> list[PrunedStep]:
+        """The steps of pruning, none where it is off."""
+        wanted = self.source.study.compression.pruning
+        if not wanted.target:
+            return []
+        targets = steps_to(wanted.target, wanted.steps)
+        study = self._resolved(sets, identity)
+        steps = prune_in_steps(study, sets, weights, targets, self.folder, self.reporter, self.hardware)
+        told = {step.weights.parent.name: step.facts for step in steps}
+        write_json(self.folder.path / RESULT, told)
+        self.tracker.log_figures({f"pruning {name}": facts | {WIDTHS: None} for name, facts in told.items()})
+        return steps
+
     def _resolved(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> Study:
         """The study with numbers for what it leaves to be found, found once and kept for the whole run."""
         study, train_set = self.source.study, sets["train"]
@@ -234,7 +259,14 @@ class Run:
         if self.watch is not None:
             self.watch(history)
 
-    def _evaluate(self, sets: Any, judged: Judged, history: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+    def _evaluate(
+        self,
+        sets: Any,
+        judged: Judged,
+        history: list[dict[str, Any]],
+        notes: list[str],
+        override: dict[str, str] | None,
+    ) -> dict[str, Any]:
         """Score the test split, once: everything was chosen before."""
         study, path = self.source.study, self.folder.path
         tables = predict_splits(study, sets, self.folder, judged)
@@ -244,6 +276,7 @@ class Run:
         tables = read_predictions(path / "predictions.csv")  # every figure can be recomputed from that file
         sizes = {kind: (self.folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
         metrics = summarize(study, tables, judged, sizes)
+        metrics["gate"]["override"] = override
         records = [EpochRecord(**record) for record in history]
         draw_figures(study, records, tables, judged, metrics, path / "figures")
         kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id, "data_notes": notes}
@@ -281,7 +314,7 @@ class Run:
             self.tracker.log_files({"": path / name})
         for name in ("predictions.csv", *((robust.TABLE,) if worse else ())):
             self.tracker.log_files({"tables": path / name})
-        if passed:
+        if self.folder.release.exists():
             self.tracker.log_files({"release": self.folder.release})
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}
         return {"registered_version": self.tracker.log_models(self.source.study, models, register=passed)}

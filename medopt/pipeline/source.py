@@ -17,16 +17,19 @@ from medopt.study_file import find_manifest
 from medopt.transforms.prepare import PrepareChain
 
 STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "report", "record")
+PRUNED = "pruned"
 
 
 def stages_of(study: Study) -> tuple[str, ...]:
-    """The stages of this study's run: those of STAGES that it does not switch off."""
+    """The stages of this study's run: those of STAGES that it does not switch off, and a step of pruning each."""
     off = {
         "robustness": study.evaluation.shift_cases == 0,
         "explain": study.evaluation.explain == 0,
         "domain": not study.domain.enabled,
     }
-    return tuple(stage for stage in STAGES if not off.get(stage))
+    wanted, (first, *others) = study.compression.pruning, STAGES
+    pruning = [f"{PRUNED}-{step}" for step in range(1, wanted.steps + 1)] if wanted.target else []
+    return first, *pruning, *(stage for stage in others if not off.get(stage))
 
 
 @dataclass(frozen=True, slots=True)

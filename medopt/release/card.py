@@ -64,6 +64,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
 def _head(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"# {facts['name']}", "", f"{facts['question']} {facts['status']}", "")
+    yield from _override(facts)
     yield from (f"**Intended use**: {facts['intended_use']}.".replace("..", "."), "")
 
 
@@ -114,7 +115,17 @@ def _model(facts: Mapping[str, Any]) -> Iterator[str]:
         yield "- Undecided between {:.3f} and {:.3f}.".format(*model["undecided_between"])
     yield f"- Engines that passed the gate: {', '.join(model['engines'])}."
     gate = model["gate"]
+    if layers := gate.get("in_float"):
+        yield f"- {len(layers)} layers of the int8 model compute in float, which the gate asked for."
     yield from (f"- Gate: {'passed' if gate['passed'] else 'REFUSED: ' + '; '.join(gate['reasons'])}.", "")
+
+
+def _override(facts: Mapping[str, Any]) -> Iterator[str]:
+    """First of all on the card: somebody took it on himself to release what the gate refused."""
+    gate = facts["model"]["gate"]
+    if told := gate.get("override"):
+        yield f"**The gate refused this int8 model** ({'; '.join(gate['reasons'])})."
+        yield from (f"**Released all the same by {told['by']}** on {told['at'][:10]}: {told['reason']}", "")
 
 
 def _origin(facts: Mapping[str, Any]) -> Iterator[str]:

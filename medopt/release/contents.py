@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medopt.config import Prepare, Task
+from medopt.config import Prepare, Profile, Task
 from medopt.errors import ReleaseError, listed
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.thresholds import OperatingPoint
@@ -54,6 +54,8 @@ class ReleaseInfo(BaseModel):
     prepare: Prepare
     chain_fingerprint: str
     models: dict[Kind, ModelInfo]
+    profile: Profile = "cpu"
+    """What kind of machine the int8 model was made for."""
     domain: str | None = None
     """The file of the gate that declines scans unlike those of training; None: there is no such gate."""
     gate: dict[str, Any]

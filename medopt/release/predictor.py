@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from medopt.errors import ReleaseError
 from medopt.imaging.facts import ScanFacts
 from medopt.inference.engines import Engine, Mode
+from medopt.inference.machine import unfit
 from medopt.inference.runtime import Setting
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
@@ -73,6 +74,11 @@ class Predictor:
         info = read_info(folder)
         chain = check_chain(info)
         model, note = info.models[kind], ""
+        if kind == "int8" and (reason := unfit(info.profile)):
+            raise ReleaseError(
+                f"The release was made for {info.profile}, and {reason}. Use the float model, or build the release "
+                "with compression.profile: cpu."
+            )
         if setting is None:
             setting, note = setting_for(folder, info, kind, mode)
             if engine is not None or threads:

@@ -136,15 +136,24 @@ def _int8(run: RunRecords) -> Iterator[str]:
     measured = gate["figures"]["engines"][engine["int8"]]
     yield (
         f"On the same validation images the AUC changes by {difference(measured['auc_difference'])}, and "
-        f"{100 * measured['decision_flips']:.1f} % of the decisions turn over; a probability moves by "
-        f"{100 * measured['probability_shift']:.1f} points on average, {100 * measured['largest_shift']:.0f} at most."
+        f"{share(measured['decision_flips'])} of the decisions turn over; a probability moves by "
+        f"{100 * measured['probability_shift']['value']:.1f} points on average, {100 * measured['largest_shift']:.0f} "
+        "at most. Each image is judged with a calibration and a threshold fitted without it."
     )
     test, size = run.metrics["test"], run.metrics["size_bytes"]
-    yield f"On test: float {figure(test['float']['auc'])}, int8 {figure(test['int8']['auc'])}."
+    changed = run.metrics["int8_on_test"]
+    yield (
+        f"On test: float {figure(test['float']['auc'])}, int8 {figure(test['int8']['auc'])}, a change of "
+        f"{difference(changed['auc_difference'])}; {share(changed['decision_flips'])} of the decisions turn over."
+    )
+    if layers := gate["in_float"]:
+        yield f"{len(layers)} of its layers compute in float: in int8 they harmed most, and the gate refused it."
     times = [latency[f"{engine[kind]}_{kind}"] for kind in ("float", "int8")]
     yield (
         f"An image takes {times[1]:.2g} ms instead of {times[0]:.2g} ms in the faster engine, and the file has "
         f"{size['int8'] / 1e6:.2f} MB instead of {size['float'] / 1e6:.2f} MB."
     )
     if not gate["passed"]:
-        yield f"The gate refused it: {'; '.join(gate['reasons'])}. There is no release."
+        told = gate["override"]
+        ending = f"{told['by']} released it all the same: {told['reason']}" if told else "There is no release."
+        yield f"The gate refused it: {'; '.join(gate['reasons'])}. {ending}"

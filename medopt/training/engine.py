@@ -43,6 +43,11 @@ class Hardware:
         return cls(devices, nodes, strategy)
 
 
+def has_launcher() -> bool:
+    """Whether torchrun or SLURM started this process, which then brought its helpers along for one training."""
+    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+
+
 def open_fabric(training: Training, hardware: Hardware | None = None) -> Fabric:
     """Fabric for the configured accelerator and precision; raises ConfigError where this machine cannot do it."""
     hardware = hardware or Hardware(1)

@@ -11,29 +11,24 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from scipy.special import expit
 
-from medopt.compression.gate import Candidate, disagreement, judge
+from medopt.compression.gate import Candidate, Disagreement, disagreement, judge
+from medopt.compression.quantize import quantize_int8
 from medopt.config import Gate
 from medopt.errors import DataError
 from medopt.evaluation.bootstrap import paired_difference
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration, fit_calibration
-from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
+from medopt.evaluation.fitted import Read, parts_of, read_crossed
 from medopt.inference.engines import open_engine, run_files
 from medopt.records import Estimate, Predictions
 
-HALF = OperatingPoint(0.5, "fixed")
-PLAIN = (UNCALIBRATED, UNCALIBRATED)
-HALVED = (UNCALIBRATED, Calibration("temperature", 2.0))
-
 
 def candidate(**changes: Any) -> Candidate:
+    apart = {name: changes.pop(name, value) for name, value in (("decision_flips", 0.01), ("probability_shift", 0.02))}
+    told = [Estimate(value, None, None, 80, "none" if value is None else "") for value in apart.values()]
     good: dict[str, Any] = {
         "engine": "openvino",
         "auc_difference": Estimate(-0.002, -0.008, 0.004, 80),
-        "decision_flips": 0.01,
-        "probability_shift": 0.02,
-        "largest_shift": 0.1,
+        "disagreement": Disagreement(told[0], told[1], 0.1),
         "int8_ms": 2.0,
         "float_ms": 5.0,
         "size_ratio": 0.27,
@@ -73,6 +68,7 @@ def estimate(value: float | None, low: float | None = None) -> dict[str, Any]:
         (estimate(math.nan), {}, "loses nan AUC"),
         ({"decision_flips": 0.06}, {}, "6.0% of the decisions flip, more than 5.0%"),
         ({"decision_flips": math.nan}, {}, "of the decisions flip"),
+        ({"decision_flips": None}, {}, "an unknown share of the decisions flip"),
         ({"probability_shift": 0.11}, {}, "probabilities move by 0.110 on average, more than 0.1"),
         ({"probability_shift": math.nan}, {}, "probabilities move by nan"),
         ({"size_ratio": 0.51}, {}, "the file has 51% of the float size, more than 50%"),
@@ -123,33 +119,38 @@ def test_where_none_passes_every_engine_says_why() -> None:
     assert [reason.split(":")[0] for reason in verdict.reasons] == ["onnxruntime", "openvino", "openvino"]
 
 
+def read(probability: Any, decision: Any = None, names: Any = None) -> Read:
+    table = np.asarray(probability, np.float64).reshape(len(probability), -1)
+    decided = (table[:, 0] >= 0.5) if decision is None else np.asarray(decision)
+    cases = np.array(names if names is not None else [f"c{k:03d}" for k in range(len(table))])
+    return Read(cases, np.arange(len(table)), table, decided)
+
+
+def between(before: Read, after: Read) -> Disagreement:
+    return disagreement(before, after, bootstrap=200, confidence=0.95, generator=np.random.default_rng(0))
+
+
 def test_disagreement_counts_flips_and_changes_of_probability() -> None:
-    before, after = predictions([-2.0, -0.1, 0.5, 3.0]), predictions([-2.0, 0.1, 0.5, 1.0], model="int8")
-    flips, mean, largest = disagreement(before, after, "binary", PLAIN, (HALF, HALF))
-    changes = np.abs(expit(before.logits) - expit(after.logits))
-    assert (flips, mean, largest) == pytest.approx((0.25, changes.mean(), changes.max()))
-
-
-def test_each_model_is_read_with_its_own_calibration_and_operating_point() -> None:
-    before, after = predictions([-2.0, 0.5, 3.0]), predictions([-4.0, 1.0, 6.0], model="int8")
-    assert disagreement(before, after, "binary", HALVED, (HALF, HALF)) == pytest.approx((0, 0, 0))
-    flips, _, _ = disagreement(before, after, "binary", HALVED, (HALF, OperatingPoint(0.9, "fixed")))
-    assert flips == pytest.approx(1 / 3)
+    before, after = [0.1, 0.45, 0.6, 0.95], [0.1, 0.55, 0.6, 0.75]
+    found = between(read(before), read(after))
+    assert found.decision_flips.value == 0.25 and found.decision_flips.n == 4
+    assert found.probability_shift.value == pytest.approx(0.075) and found.largest_shift == pytest.approx(0.2)
+    low, high = found.probability_shift.low, found.probability_shift.high
+    assert low is not None and high is not None and 0 <= low < 0.075 < high <= 0.2
 
 
 def test_classes_and_labels_disagree_in_their_own_way() -> None:
-    before, after = predictions([[2.0, 0, 0], [0, 1, 0]]), predictions([[2.0, 0, 0], [0, 0, 1]], model="int8")
-    chosen = OperatingPoint(None, "argmax")
-    assert disagreement(before, after, "multiclass", PLAIN, (chosen, chosen))[0] == 0.5
-    both = OperatingPoint((0.5, 0.5, 0.5), "fixed")
-    before, after = predictions([[2.0, -1, -1]]), predictions([[2.0, 1, -1]], model="int8")
-    assert disagreement(before, after, "multilabel", PLAIN, (both, both))[0] == pytest.approx(1 / 3)
+    classes = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]
+    assert between(read(classes, [0, 1]), read(classes, [0, 2])).decision_flips.value == 0.5
+    labels = np.array([[True, False, False]])
+    assert between(read(classes[:1], labels), read(classes[:1], [[True, True, False]])).decision_flips.value == (
+        pytest.approx(1 / 3)
+    )
 
 
 def test_predictions_in_another_order_are_not_compared() -> None:
-    before, after = predictions([1.0, 2.0]), predictions([1.0, 2.0], model="int8")
-    with pytest.raises(DataError, match="float and int8 predicted other cases, or in another order"):
-        disagreement(before, after.where(np.array([1, 0])), "binary", PLAIN, (HALF, HALF))
+    with pytest.raises(DataError, match="The two models predicted other cases, or in another order"):
+        between(read([0.1, 0.2]), read([0.1, 0.2], names=["c001", "c000"]))
 
 
 @pytest.fixture
@@ -157,19 +158,19 @@ def measured(tiny_models: SimpleNamespace) -> Callable[[Path], Any]:
     """The verdict on an int8 file, all but its latency measured on validation."""
     labels = [case.label[0] for case in tiny_models.val.cases]
 
-    def predict(path: Path, model: str) -> tuple[Predictions, Calibration, OperatingPoint]:
+    wanted = tiny_models.study.evaluation.model_copy(update={"operating_point": "fixed", "target": 0.5})
+    how: dict[str, Any] = {"bootstrap": 200, "confidence": 0.95}
+
+    def predict(path: Path, model: str) -> tuple[Predictions, Read]:
         table = predictions(run_files(open_engine("onnxruntime", path, 1), tiny_models.val.files), labels, model)
-        fitted = fit_calibration(table.logits, table.labels, "binary")
-        point = choose_threshold(fitted.probabilities(table.logits, "binary"), table.labels, "fixed")
-        return table, fitted, point
+        return table, read_crossed(table, wanted, "binary", parts_of(table, "binary", 0))
 
     def verdict(path: Path) -> Any:
-        (before, warm, point), (after, warmed, other) = predict(tiny_models.float, "float"), predict(path, "int8")
-        flips, shift, largest = disagreement(before, after, "binary", (warm, warmed), (point, other))
-        random = np.random.default_rng(0)
-        difference = paired_difference(before, after, "binary", bootstrap=200, confidence=0.95, generator=random)
+        (before, old), (after, new) = predict(tiny_models.float, "float"), predict(path, "int8")
+        apart = disagreement(old, new, generator=np.random.default_rng(0), **how)
+        difference = paired_difference(before, after, "binary", generator=np.random.default_rng(0), **how)
         size = path.stat().st_size / tiny_models.float.stat().st_size
-        return judge([Candidate("onnxruntime", difference, flips, shift, largest, 1.0, 2.0, size)], Gate(), (0.9, 0.9))
+        return judge([Candidate("onnxruntime", difference, apart, 1.0, 2.0, size)], Gate(), (0.9, 0.9))
 
     return verdict
 
@@ -194,5 +195,15 @@ def test_a_real_int8_model_with_one_damaged_layer_is_refused(
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(factor), scale.name))
     onnx.save(model, tmp_path / "damaged.onnx")
     verdict = measured(tmp_path / "damaged.onnx")
+    assert not verdict.passed
+    assert any("decisions flip" in reason or "probabilities move" in reason for reason in verdict.reasons)
+
+
+def test_a_real_int8_model_calibrated_on_noise_is_refused(
+    measured: Callable[[Path], Any], tiny_models: SimpleNamespace, tmp_path: Path
+) -> None:
+    noise = list(np.random.default_rng(0).normal(0, 0.02, (16, 1, 16, 16)).astype(np.float32))
+    quantize_int8(tiny_models.float, tmp_path / "noise.onnx", noise)
+    verdict = measured(tmp_path / "noise.onnx")
     assert not verdict.passed
     assert any("decisions flip" in reason or "probabilities move" in reason for reason in verdict.reasons)

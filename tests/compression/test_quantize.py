@@ -10,7 +10,10 @@ from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from scipy.special import expit
 
-from medopt.compression.quantize import choose_calibration, quantize_int8
+from medopt.compression.in_float import int8_layers, rank_by_harm, with_float_layers, write_mended
+from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
+from medopt.compression.weights_only import store_float16, store_int8_weights
+from medopt.errors import DataError
 from medopt.inference.engines import ENGINES, open_engine, run_files
 
 
@@ -69,8 +72,113 @@ def test_nothing_is_written_where_calibration_fails(tiny_models: SimpleNamespace
     assert list(tmp_path.iterdir()) == []
 
 
+def names(count: int, prefix: str = "t") -> list[Path]:
+    return [Path(f"{prefix}{index}") for index in range(count)]
+
+
 def test_calibration_images_follow_from_the_seed() -> None:
-    chosen = choose_calibration(100, 20, seed=3)
-    assert chosen == choose_calibration(100, 20, seed=3) != choose_calibration(100, 20, seed=4)
+    chosen = choose_calibration(names(100), [], 20, seed=3)
+    assert chosen == choose_calibration(names(100), [], 20, seed=3) != choose_calibration(names(100), [], 20, seed=4)
     assert len(set(chosen)) == 20 and chosen == sorted(chosen) and set(chosen) <= set(range(100))
-    assert choose_calibration(5, 20, seed=0) == [0, 1, 2, 3, 4]
+    assert choose_calibration(names(5), [], 20, seed=0) == [0, 1, 2, 3, 4]
+
+
+def test_no_image_calibrates_that_judges_too() -> None:
+    chosen = choose_calibration(names(40), names(12), 20, seed=0)
+    assert len(chosen) == 20 and min(chosen) >= 12
+    refuse_overlap([names(40)[index] for index in chosen], names(12))
+    with pytest.raises(DataError, match=r"3 of 20 images .* are validation or test images"):
+        refuse_overlap(names(20), [Path("elsewhere") / one for one in names(3)])
+    with pytest.raises(DataError, match=r"2 training images are left .* fewer than 8"):
+        refuse_overlap(names(2), [])
+
+
+def rounded(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+
+
+@pytest.fixture(scope="module")
+def profiles(tiny_models: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("profiles")
+    images = [np.load(path) for path in tiny_models.train.files[:16]]
+    for profile in RECIPES:
+        quantize_int8(tiny_models.float, folder / f"{profile}.onnx", images, profile)
+    return {profile: folder / f"{profile}.onnx" for profile in RECIPES}
+
+
+def test_each_profile_is_what_its_machine_reads(profiles: dict[str, Path]) -> None:
+    kinds, largest, first = {}, {}, {}
+    for profile, path in profiles.items():
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+        zeros = [values[node.input[2]] for node in rounded(model) if len(node.input) == 3]
+        assert not any(zero.any() for zero in zeros)
+        kinds[profile] = {str(zero.dtype) for zero in zeros}
+        largest[profile] = max(abs(v.astype(int)).max() for v in values.values() if v.dtype == np.int8 and v.ndim == 4)
+        made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+        conv = next(node for node in model.graph.node if node.op_type == "Conv")
+        first[profile] = made_by.get(conv.input[1], "float")
+    assert kinds["cuda-tensorrt"] == {"int8"} and kinds["cpu"] == {"int8", "uint8"}
+    assert largest["cpu"] <= 64 < largest["cpu-vnni"] and largest["cuda-tensorrt"] > 64
+    assert first["edge"] == "DequantizeLinear" and first["cpu"] == "float"
+
+
+@pytest.mark.parametrize("profile", list(RECIPES))
+def test_each_profile_answers_as_the_float_model(
+    profiles: dict[str, Path], tiny_models: SimpleNamespace, profile: str
+) -> None:
+    before, after = (
+        run_files(open_engine("openvino", path, 1), tiny_models.val.files)
+        for path in (tiny_models.float, profiles[profile])
+    )
+    assert np.abs(expit(before) - expit(after)).mean() < 0.05
+
+
+def test_layers_put_back_in_float_take_their_error_away(tiny_models: SimpleNamespace, tmp_path: Path) -> None:
+    """The layer that was damaged is found, and without it the model is as good as before the damage."""
+    model = onnx.load(tiny_models.int8)
+    layers = int8_layers(model)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    harmed = layers[5]
+    node = next(node for node in model.graph.node if node.name == harmed)
+    scale = next(item for item in model.graph.initializer if item.name == made_by[node.input[1]].input[1])
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(6), scale.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    images = np.stack([np.load(path) for path in tiny_models.train.files[:8]])
+    ranked = rank_by_harm(tmp_path / "damaged.onnx", tiny_models.float, images)
+    assert ranked[0] == harmed and sorted(ranked) == sorted(layers)
+    write_mended(tmp_path / "damaged.onnx", tiny_models.float, ranked[:1], tmp_path / "mended.onnx")
+    batch = np.stack([np.load(path) for path in tiny_models.val.files])
+    files = [tiny_models.float, tmp_path / "damaged.onnx", tmp_path / "mended.onnx"]
+    for engine in ENGINES:
+        before, damaged, mended = (open_engine(engine, path, 1).run(batch) for path in files)
+        assert np.abs(mended - before).max() < 0.2 * np.abs(damaged - before).max()
+
+
+def test_with_all_layers_in_float_it_is_the_float_model(tiny_models: SimpleNamespace, tmp_path: Path) -> None:
+    source, quantized = onnx.load(tiny_models.float), onnx.load(tiny_models.int8)
+    whole = with_float_layers(quantized, source, int8_layers(quantized))
+    onnx.save(whole, tmp_path / "whole.onnx")
+    batch = np.stack([np.load(path) for path in tiny_models.val.files[:8]])
+    files = (tiny_models.float, tmp_path / "whole.onnx")
+    before, after = (open_engine("onnxruntime", path, 1).run(batch) for path in files)
+    assert int8_layers(whole) == []
+    assert np.abs(before - after).max() < 0.02 * np.abs(before).max()  # what the skips round is left
+
+
+@pytest.mark.parametrize(("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.1)])
+def test_weights_alone_may_be_small(
+    tiny_models: SimpleNamespace, tmp_path: Path, kind: str, size: float, error: float
+) -> None:
+    path = tmp_path / "small.onnx"
+    if kind == "float16":
+        store_float16(tiny_models.float, path)
+    else:
+        store_int8_weights(tiny_models.int8, path)
+        assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+    assert path.stat().st_size < size * tiny_models.float.stat().st_size
+    for engine in ENGINES:
+        files = (tiny_models.float, path)
+        before, after = (run_files(open_engine(engine, one, 1), tiny_models.val.files) for one in files)
+        assert 0 < np.abs(before - after).max() < error * np.abs(before).max()

@@ -9,7 +9,7 @@ import pytest
 
 from medopt.config import Study
 from medopt.errors import ConfigError
-from medopt.pipeline.stages import refuse_few_to_calibrate
+from medopt.pipeline.stages import refuse_early
 from medopt.training.task import Prepared
 
 
@@ -19,5 +19,5 @@ def test_isotonic_needs_enough_validation_cases(
     study = tiny_study(evaluation={"calibration": "isotonic"})
     sets = {"val": tiny_set(tmp_path, study, 12, "val")}
     with pytest.raises(ConfigError, match=r"validation holds 12.*Set it to temperature"):
-        refuse_few_to_calibrate(study, sets)  # type: ignore[arg-type]
-    refuse_few_to_calibrate(tiny_study(), sets)  # type: ignore[arg-type]
+        refuse_early(study, sets)  # type: ignore[arg-type]
+    refuse_early(tiny_study(), sets)  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""Layers of an int8 model left in float: which ones harm most, and the model without their rounding.
+
+The tools can search for them by themselves, which takes minutes and puts most of the network back (NNCF's accuracy
+control: 57 of 71 operations). Here one layer at a time is put back in the finished file, no range is measured anew, and
+the harm is how far the logits of training images then come nearer to those of the float model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from medopt.inference.engines import open_engine
+from medopt.provenance import atomic
+from medopt.records import FloatArray
+
+_INPUTS, _WEIGHTS = 0, 1  # of a convolution
+
+
+def int8_layers(model: onnx.ModelProto) -> list[str]:
+    """The names of the convolutions that run in int8, from the image to the classifier."""
+    made_by = makers(model)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and all(_is_rounded(made_by, node.input[place]) for place in (_INPUTS, _WEIGHTS))
+    ]
+
+
+def with_float_layers(quantized: onnx.ModelProto, source: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `quantized` whose convolutions `names` compute in float, with the weights of `source`."""
+    model = onnx.ModelProto()
+    model.CopyFrom(quantized)
+    made_by, weights = makers(model), {item.name: item for item in source.graph.initializer}
+    wanted = {node.name: node.input[_WEIGHTS] for node in source.graph.node if node.op_type == "Conv"}
+    for node in model.graph.node:
+        if node.name in names:
+            rounded = made_by[made_by[node.input[_INPUTS]].input[0]]  # the QuantizeLinear before the DequantizeLinear
+            node.input[_INPUTS] = rounded.input[0]
+            node.input[_WEIGHTS] = wanted[node.name]
+            model.graph.initializer.append(weights[wanted[node.name]])
+    sweep(model)
+    return model
+
+
+def rank_by_harm(quantized: Path, source: Path, images: FloatArray) -> list[str]:
+    """The int8 layers, the most harmful first: by the squared error of the logits of `images` (N, C, *size) that is
+    gone when that layer alone is in float.
+    """
+    model, whole = onnx.load(quantized), onnx.load(source)
+    expected = open_engine("onnxruntime", source).run(images)
+    errors = {}
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "trial.onnx"
+        for name in int8_layers(model):
+            onnx.save(with_float_layers(model, whole, [name]), trial)
+            found = open_engine("onnxruntime", trial).run(images)
+            errors[name] = float(np.square(found - expected).sum())
+    return sorted(errors, key=lambda name: errors[name])
+
+
+def write_mended(quantized: Path, source: Path, names: Sequence[str], target: Path) -> None:
+    """Write `quantized` with the layers `names` in float to `target`."""
+    with atomic(target) as part:
+        onnx.save(with_float_layers(onnx.load(quantized), onnx.load(source), names), part)
+
+
+def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Which node each tensor comes from."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def _is_rounded(made_by: dict[str, onnx.NodeProto], name: str) -> bool:
+    return name in made_by and made_by[name].op_type == "DequantizeLinear"
+
+
+def sweep(model: onnx.ModelProto) -> None:
+    """Take out the nodes and weights that nothing uses any more."""
+    graph = model.graph
+    while True:
+        used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
+        idle = [node for node in graph.node if not used.intersection(node.output)]
+        if not idle:
+            break
+        for node in idle:
+            graph.node.remove(node)
+    for item in [item for item in graph.initializer if item.name not in used]:
+        graph.initializer.remove(item)
+    for info in [info for info in graph.value_info if info.name not in used]:
+        graph.value_info.remove(info)

@@ -1,0 +1,204 @@
+"""The stage `judge`: calibrations, operating points, and whether the int8 model may take the float model's place.
+
+Where int8 loses too much, the layers that harm most are left in float, as few as the gate passes. Which ones is told by
+training images; how many, by the gate.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medopt.compression.gate import Candidate, disagreement, judge, loses
+from medopt.compression.in_float import rank_by_harm, write_mended
+from medopt.config import Study
+from medopt.evaluation.bootstrap import paired_difference
+from medopt.evaluation.calibrated import Calibration
+from medopt.evaluation.fitted import Read, fit_on, parts_of, read_crossed
+from medopt.evaluation.metrics import auc
+from medopt.evaluation.scored import Scored
+from medopt.evaluation.thresholds import OperatingPoint
+from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.inference.latency import measure_latency
+from medopt.pipeline.tables import predict
+from medopt.records import Predictions, Reporter, Verdict
+from medopt.training.loop import load_best
+from medopt.training.task import Prepared
+
+FLOAT, NARROW, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", "int8.onnx"
+RANKED_ON = 16  # training images that tell which layers harm
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What validation decided: calibration, operating point and engines of each model, and the gate's verdict.
+
+    `in_float` names the layers of the int8 model that compute in float.
+    """
+
+    calibrations: dict[str, Calibration]
+    points: dict[str, OperatingPoint]
+    engines: dict[str, list[str]]
+    latency_ms: dict[str, float]
+    verdict: Verdict
+    in_float: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Judged:
+        """From JSON."""
+        verdict = facts["verdict"]
+        return cls(
+            {kind: Calibration.from_dict(fit) for kind, fit in facts["calibrations"].items()},
+            {kind: OperatingPoint.from_dict(point) for kind, point in facts["points"].items()},
+            facts["engines"],
+            facts["latency_ms"],
+            Verdict(verdict["passed"], tuple(verdict["reasons"]), verdict["figures"]),
+            tuple(facts["in_float"]),
+        )
+
+
+def judge_models(
+    study: Study,
+    validation: Prepared,
+    networks: Sequence[Path],
+    models: Path,
+    calibrating: Sequence[Path],
+    reporter: Reporter,
+) -> Judged:
+    """Write models/int8.onnx out of models/quantized.onnx, and let the gate decide on it.
+
+    `networks` are the weights of the network, of each member's where the models are an ensemble; `calibrating` are the
+    prepared training images that int8 was calibrated on.
+    """
+    jury = Jury(study, validation, networks, models)
+    shutil.copyfile(models / QUANTIZED, models / INT8)
+    judged = jury.judge()
+    if judged.verdict.passed or not study.compression.gate.mend or not jury.lost:
+        return judged
+    source = models / (NARROW if (models / NARROW).exists() else FLOAT)
+    ranked = rank_by_harm(models / QUANTIZED, source, load_batch(calibrating[:RANKED_ON]))
+    for count in _counts(len(ranked)):
+        write_mended(models / QUANTIZED, source, ranked[:count], models / INT8)
+        mended = jury.judge()
+        if mended.verdict.passed:
+            reporter.message(f"int8 lost too much; with {count} of {len(ranked)} layers in float it passes")
+            return replace(mended, in_float=tuple(ranked[:count]))
+    shutil.copyfile(models / QUANTIZED, models / INT8)
+    return judged
+
+
+def _counts(layers: int) -> Iterator[int]:
+    """1, 2, 4 ... up to a quarter of the layers."""
+    count = 1
+    while count <= layers // 4:
+        yield count
+        count *= 2
+
+
+@dataclass
+class Jury:
+    """Judges models/int8.onnx against models/float.onnx on validation; what is known of the float model is kept."""
+
+    study: Study
+    validation: Prepared
+    networks: Sequence[Path]
+    models: Path
+    lost: bool = False
+    """Whether the last model lost accuracy in an engine, beyond the limits."""
+
+    @property
+    def names(self) -> list[str]:
+        """The engines."""
+        return [str(name) for name in self.study.compression.engines]
+
+    def opened(self, file: str) -> dict[str, Engine]:
+        """A model in every engine."""
+        return {name: open_engine(name, self.models / file, self.study.compression.cores) for name in self.names}
+
+    @cached_property
+    def floats(self) -> dict[str, Engine]:
+        """The float model in every engine."""
+        return self.opened(FLOAT)
+
+    @cached_property
+    def eager(self) -> Callable[[NDArray[np.float32]], None]:
+        """The networks themselves."""
+        networks = [load_best(self.study, path) for path in self.networks]
+
+        def run(image: NDArray[np.float32]) -> None:
+            with torch.inference_mode():
+                for network in networks:
+                    network(torch.from_numpy(image))
+
+        return run
+
+    def judge(self) -> Judged:
+        """Calibrate, choose operating points, and decide."""
+        study, names = self.study, self.names
+        engines = self.opened(INT8)
+        latency = self._latencies(engines)
+        fastest = min(names, key=lambda name: latency[f"{name}_float"])
+        before = self._table("float", self.floats[fastest])
+        tables = {name: self._table("int8", engine) for name, engine in engines.items()}
+        crossed = self._crossed(before)
+        sizes = [(self.models / file).stat().st_size for file in (INT8, FLOAT)]
+        candidates = []
+        for name, after in tables.items():
+            how = {"bootstrap": study.evaluation.bootstrap, "confidence": study.evaluation.confidence}
+            random = [np.random.default_rng(study.seed) for _ in range(2)]
+            candidates.append(
+                Candidate(
+                    name,
+                    paired_difference(before, after, study.data.task, generator=random[0], **how),  # type: ignore[arg-type]
+                    disagreement(crossed, self._crossed(after), generator=random[1], **how),  # type: ignore[arg-type]
+                    int8_ms=latency[f"{name}_int8"],
+                    float_ms=latency[f"{fastest}_float"],
+                    size_ratio=sizes[0] / sizes[1],
+                )
+            )
+        limits = study.compression.gate
+        self.lost = any(loses(one, limits) for one in candidates)
+        chosen = min(names, key=lambda name: latency[f"{name}_int8"])
+        verdict = judge(candidates, limits, (self._auc(before), self._auc(tables[chosen])))
+        passed = verdict.figures["engines_passed"] or [verdict.figures["engine"]]
+        fitted = {"float": fit_on(before, study.evaluation, study.data.task)}
+        fitted["int8"] = fit_on(tables[passed[0]], study.evaluation, study.data.task)
+        return Judged(
+            calibrations={kind: one.calibration for kind, one in fitted.items()},
+            points={kind: one.operating_point for kind, one in fitted.items()},
+            engines={"float": sorted(names, key=lambda name: latency[f"{name}_float"]), "int8": passed},
+            latency_ms=latency,
+            verdict=verdict,
+        )
+
+    def _latencies(self, engines: Mapping[str, Engine]) -> dict[str, float]:
+        """Median milliseconds of one image: torch, and each engine with the float and the int8 model, interleaved."""
+        image = load_batch(self.validation.files[:1])
+        pairs = [(f"{name}_{kind}", one) for kind, all_ in (("float", self.floats), ("int8", engines))
+                 for name, one in all_.items()]  # fmt: skip
+        runs = {name: (lambda e=engine: e.run(image)) for name, engine in pairs}
+        return measure_latency({"torch_float": lambda: self.eager(image), **runs})
+
+    def _table(self, kind: str, engine: Engine) -> Predictions:
+        return predict(self.study, kind, "val", self.validation, engine)
+
+    def _crossed(self, table: Predictions) -> Read:
+        task = self.study.data.task
+        return read_crossed(table, self.study.evaluation, task, parts_of(table, task, self.study.seed))
+
+    def _auc(self, table: Predictions) -> float | None:
+        scored = Scored(table, self.study.data.task)
+        value = float(auc(scored.score, scored.target)[0])
+        return value if np.isfinite(value) else None

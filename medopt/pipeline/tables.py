@@ -1,0 +1,41 @@
+"""Prediction tables of a run: an engine's logits of a split, with what is known of its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medopt.config import Study
+from medopt.inference.engines import Engine, run_files
+from medopt.records import Predictions, Split
+from medopt.training.task import Prepared
+
+
+def predict(study: Study, kind: str, split: Split, part: Prepared, engine: Engine) -> Predictions:
+    """A model's predictions of one split, in the order of its cases."""
+    return predictions_of(study, kind, split, part, run_files(engine, part.files))
+
+
+def predictions_of(study: Study, kind: str, split: Split, part: Prepared, logits: NDArray[np.float64]) -> Predictions:
+    """The table of logits (N, K) of one split."""
+
+    def column(values: Sequence[str]) -> NDArray[np.str_]:
+        return np.array(values, dtype=np.str_)
+
+    return Predictions(
+        model=kind,
+        case_id=column([case.case_id for case in part.cases]),
+        patient_id=column([case.patient_id for case in part.cases]),
+        site=column([case.site for case in part.cases]),
+        split=column([split] * len(part.cases)),
+        labels=labels_of(study, part),
+        logits=logits,
+    )
+
+
+def labels_of(study: Study, part: Prepared) -> NDArray[np.int64]:
+    """(N,) class indices, or (N, K) zeros and ones for a multi-label study."""
+    labels = np.array([case.label for case in part.cases], np.int64)
+    return labels if study.data.task == "multilabel" else labels[:, 0]
