@@ -16,6 +16,7 @@ from medopt import __version__, interrupts
 from medopt.commands.compare import compare
 from medopt.commands.drift import drift
 from medopt.commands.evaluate import evaluate
+from medopt.commands.export import export
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
 from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
@@ -54,6 +55,7 @@ app.command()(series)
 app.command()(plan)
 app.command()(report)
 app.command()(drift)
+app.command()(export)
 
 
 @app.callback()
