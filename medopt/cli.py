@@ -17,6 +17,7 @@ from medopt.commands.compare import compare
 from medopt.commands.compress import compress
 from medopt.commands.drift import drift
 from medopt.commands.evaluate import evaluate
+from medopt.commands.export import export
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
 from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
@@ -27,6 +28,7 @@ from medopt.commands.run import run
 from medopt.commands.series import series
 from medopt.commands.sweep import sweep
 from medopt.commands.tune import tune_app
+from medopt.commands.tune_runtime import tune_runtime
 from medopt.errors import ConfigError, DataError, MedoptError, listed
 from medopt.study_file import data_folder, load_study
 
@@ -43,6 +45,7 @@ app = typer.Typer(
 manifest_app = typer.Typer(help="Build a manifest from a folder of scans, and check one.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(tune_app, name="tune")
+tune_app.command("runtime")(tune_runtime)
 manifest_app.command("check")(check)
 app.command()(run)
 app.command()(prepare)
@@ -54,6 +57,7 @@ app.command()(series)
 app.command()(plan)
 app.command()(report)
 app.command()(drift)
+app.command()(export)
 
 
 @app.callback()
@@ -153,9 +157,11 @@ def predict(
     from medopt.serving.batch import find_scans, predict_scans
 
     spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name
-    predictor = Predictor.open(release, "float" if model == "float" else "int8", engine)
+    predictor = Predictor.open(release, "float" if model == "float" else "int8", engine, mode="throughput")
     scans = find_scans(paths, len(predictor.info.prepare.size))
     reporter = ConsoleReporter()
+    if predictor.note:
+        reporter.message(predictor.note)
     try:
         if spread.engine == "local":
             found = predict_scans(predictor, scans, reporter)

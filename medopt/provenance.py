@@ -97,6 +97,19 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
 
 
+def physical_cores() -> int:
+    """Cores that this process may use, two threads of one core counted once; what is not known counts as a core."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    places = Path("/sys/devices/system/cpu")
+    siblings = set()
+    for one in allowed:
+        try:
+            siblings.add((places / f"cpu{one}" / "topology" / "thread_siblings_list").read_text())
+        except OSError:
+            siblings.add(str(one))
+    return len(siblings)
+
+
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write below `path` into a StorageError with the way out."""

@@ -5,31 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
-PAUSE = 0.005  # seconds in which spinning threads come to rest
+Key = TypeVar("Key")
+PAUSE = 0.002
 
 
 def measure_latency(
-    runs: Mapping[str, Callable[[], Any]], rounds: int = 30, warmup: int = 3, seconds: float = 10.0
-) -> dict[str, float]:
+    runs: Mapping[Key, Callable[[], Any]],
+    rounds: int = 30,
+    warmup: int = 3,
+    seconds: float = 10.0,
+    least: int = 5,
+    pause: float = PAUSE,
+) -> dict[Key, float]:
     """Median milliseconds of each callable, taken in turn (A B C A B C ...), so that a slow moment hits all alike.
 
-    Threads of an engine spin for a while after its work, and take time from whoever comes next (a factor of ten was
-    seen): so there is a pause before each, and of two calls the second counts. Stops after `rounds`, or after `seconds`
-    and at least five rounds.
+    Stops after `rounds`, or after `seconds` and at least `least` rounds. `pause` seconds pass before each call: an
+    engine's idle threads watch for work a while before they sleep, and would take the next one's time.
     """
     for run in runs.values():
         for _ in range(warmup):
             run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[Key, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(rounds):
-        if done >= 5 and time.perf_counter() - started > seconds:
+        if done >= least and time.perf_counter() - started > seconds:
             break
         for name, run in runs.items():
-            time.sleep(PAUSE)
-            run()
+            if pause:
+                time.sleep(pause)
             begin = time.perf_counter()
             run()
             times[name].append(1000 * (time.perf_counter() - begin))

@@ -21,6 +21,7 @@ from medopt.provenance import write_json
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import GOLDEN, ReleaseInfo
 from medopt.release.predictor import Predictor
+from medopt.transforms.prepare import PrepareChain
 
 COUNT = 3
 # int8 arithmetic differs a little between processors (VNNI, AVX2) and engines; the prepared pixels may not.
@@ -64,6 +65,17 @@ def record_answers(folder: Path, predictors: list[Predictor], scans: list[Path])
         cases.append({"scan": name, "pixels": _pixels(predictors[0], scan), "answers": answers})
     tolerance = {"probability": PROBABILITY_TOLERANCE, "pixels": PIXEL_TOLERANCE}
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
+
+
+def golden_scans(folder: Path) -> list[Volume]:
+    """The golden scans of a release, read."""
+    cases = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))["cases"]
+    return [_read(folder / case["scan"]) for case in cases]
+
+
+def golden_batch(folder: Path, chain: PrepareChain) -> FloatArray:
+    """The golden scans, prepared: (N, C, *size)."""
+    return np.stack([chain(scan).numpy() for scan in golden_scans(folder)])
 
 
 def _read(path: Path) -> Volume:

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from medopt.errors import ReleaseError
 from medopt.imaging.facts import ScanFacts
-from medopt.inference.engines import Engine, open_engine
+from medopt.inference.engines import Engine, Mode
 from medopt.inference.machine import unfit
+from medopt.inference.runtime import Setting
 from medopt.records import FloatArray, Volume
 from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.domain import Domain, blank
+from medopt.release.runtime import DEFAULT_BATCH, setting_for
 from medopt.transforms.prepare import PrepareChain
 
 UNDECIDED = "undecided"
+PLAIN = Setting(engine="onnxruntime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +51,47 @@ class Predictor:
     chain: PrepareChain
     engine: Engine
     domain: Domain | None = None
+    setting: Setting = PLAIN
+    note: str = ""
+    """Why settings measured for this release were found and not used."""
 
     @classmethod
-    def open(cls, folder: Path, kind: Kind = "int8", engine: str | None = None, threads: int = 0) -> Predictor:
+    def open(
+        cls,
+        folder: Path,
+        kind: Kind = "int8",
+        engine: str | None = None,
+        threads: int = 0,
+        mode: Mode = "latency",
+        setting: Setting | None = None,
+    ) -> Predictor:
         """Open a release after its files and its chain were checked.
 
-        `engine` None takes the fastest of those that passed the gate. Raises ReleaseError.
+        `setting` says how it runs. Without one, and without `engine` and `threads`, that is what `medopt tune runtime`
+        found for `mode` here; else the named engine, or the fastest of those that passed the gate. Raises ReleaseError.
         """
         check_sums(folder)
         info = read_info(folder)
         chain = check_chain(info)
-        model = info.models[kind]
+        model, note = info.models[kind], ""
         if kind == "int8" and (reason := unfit(info.profile)):
             raise ReleaseError(
                 f"The release was made for {info.profile}, and {reason}. Use the float model, or build the release "
                 "with compression.profile: cpu."
             )
-        if engine is not None and engine not in model.engines:
+        if setting is None:
+            setting, note = setting_for(folder, info, kind, mode)
+            if engine is not None or threads:
+                batch = 1 if mode == "latency" else DEFAULT_BATCH
+                setting = Setting(engine=engine or model.engines[0], mode=mode, threads=threads, batch=batch)
+                note = ""
+        if setting.engine not in model.engines:
             raise ReleaseError(
-                f"{engine} did not pass the gate for the {kind} model; passed: {', '.join(model.engines)}."
+                f"{setting.engine} did not pass the gate for the {kind} model; passed: {', '.join(model.engines)}."
             )
-        opened = open_engine(engine or model.engines[0], folder / model.file, threads)
-        return cls(info, kind, chain, opened, Domain.read(folder / info.domain) if info.domain else None)
+        opened = setting.open(folder / model.file)
+        domain = Domain.read(folder / info.domain) if info.domain else None
+        return cls(info, kind, chain, opened, domain, setting, note)
 
     def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, ScanFacts]:
         """A scan's tensor (C, *size), and what the gate wants to know of its header; raises DataError."""

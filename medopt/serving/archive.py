@@ -51,4 +51,4 @@ def predict_part(
             f"A machine of the cluster does not see {len(absent)} of {len(scans)} scans, as {absent[0]}. All of them "
             "must see the archive and the release under the same paths."
         )
-    return list(predict_scans(Predictor.open(release, kind, engine, threads), scans, reporter))
+    return list(predict_scans(Predictor.open(release, kind, engine, threads, "throughput"), scans, reporter, threads))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from medopt.errors import DataError
 from medopt.imaging.facts import ScanFacts
-from medopt.records import FloatArray, Reporter, SilentReporter
+from medopt.provenance import physical_cores
+from medopt.records import FloatArray, Reporter, SilentReporter, batches
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import Row
 
 # Names that belong to a data folder but are no scans.
 IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}
+MOST_WORKERS = 8
+Prepared = tuple[FloatArray, ScanFacts] | DataError
 
 
 def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:
@@ -45,29 +53,56 @@ def _below(folder: Path, spatial_dims: int) -> list[Path]:
 
 
 def predict_scans(
-    predictor: Predictor, scans: Sequence[Path], reporter: Reporter | None = None, workers: int = 2
+    predictor: Predictor, scans: Sequence[Path], reporter: Reporter | None = None, workers: int | None = None
 ) -> Iterator[Row]:
-    """Predict scans in order; decoding runs ahead of the model in threads, at most a few scans in memory."""
+    """Predict scans in order, in batches of the predictor's size, while `workers` threads decode those to come.
+
+    At most two batches of prepared images and one scan a worker are in memory. `workers` None takes one a core.
+    """
     advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(scans), 4 * workers):
-            part = scans[start : start + 4 * workers]
-            for path, prepared in zip(part, pool.map(lambda p: _prepare(predictor, p), part), strict=True):
-                yield _row(predictor, path, prepared)
+    workers, size = workers or min(physical_cores(), MOST_WORKERS), predictor.setting.batch
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        decoded = _ahead(pool, predictor, scans, workers + size)
+        for part in batches(len(scans), size):
+            found = list(islice(decoded, part.stop - part.start))
+            for row in _rows(predictor, scans[part], found):
+                yield row
                 advance(1)
 
 
-def _row(predictor: Predictor, path: Path, prepared: tuple[FloatArray, ScanFacts] | DataError) -> Row:
-    if isinstance(prepared, DataError):
-        return Row(str(path), None, str(prepared))
+def _ahead(pool: ThreadPoolExecutor, predictor: Predictor, scans: Sequence[Path], most: int) -> Iterator[Prepared]:
+    """The scans prepared, in order; `most` of them are begun before the first is taken."""
+    begun: deque[Future[Prepared]] = deque()
     try:
-        image, facts = prepared
-        return Row(str(path), predictor.predict(image[None], [facts])[0], facts=facts)
+        for path in scans:
+            if len(begun) == most:
+                yield begun.popleft().result()
+            begun.append(pool.submit(_prepare, predictor, path))
+        while begun:
+            yield begun.popleft().result()
+    finally:  # whoever asked for the rows went away
+        for future in begun:
+            future.cancel()
+
+
+def _rows(predictor: Predictor, paths: Sequence[Path], found: Sequence[Prepared]) -> list[Row]:
+    """Rows of one batch. Where the model has no answer, each scan is asked for alone: one of them is at fault."""
+    read = [one for one in found if not isinstance(one, DataError)]
+    try:
+        answers = iter(
+            predictor.predict(np.stack([image for image, _ in read]), [facts for _, facts in read]) if read else ()
+        )
     except DataError as error:  # a logit that is not a number
-        return Row(str(path), None, f"{path}: {error}")
+        if len(found) == 1:
+            return [Row(str(paths[0]), None, f"{paths[0]}: {error}")]
+        return [row for path, one in zip(paths, found, strict=True) for row in _rows(predictor, [path], [one])]
+    return [
+        Row(str(path), None, str(one)) if isinstance(one, DataError) else Row(str(path), next(answers), facts=one[1])
+        for path, one in zip(paths, found, strict=True)
+    ]
 
 
-def _prepare(predictor: Predictor, path: Path) -> tuple[FloatArray, ScanFacts] | DataError:
+def _prepare(predictor: Predictor, path: Path) -> Prepared:
     try:
         return predictor.prepare(path)
     except DataError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from medopt.config import Prepare
 from medopt.errors import DataError, StorageError
 from medopt.evaluation.calibrated import UNCALIBRATED
+from medopt.inference.runtime import Setting
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.records import FloatArray
 from medopt.release.predictor import Predictor
@@ -234,3 +237,64 @@ def test_folder_of_slices_is_one_scan_for_a_release_of_volumes(predictor: Predic
     assert second.answer is not None and sixth.answer is not None
     assert (second.answer.logits, sixth.answer.logits) == ((2.0,), (6.0,))
     assert (second.answer.decision, sixth.answer.decision) == ("clear", "blob")
+
+
+@pytest.mark.parametrize(("size", "workers"), [(4, 2), (16, 1), (7, 3)])
+def test_batches_answer_as_one_by_one_and_refuse_only_what_cannot_be_read(
+    predictor: Predictor, clinic: Clinic, tmp_path: Path, size: int, workers: int
+) -> None:
+    scans = find_scans([clinic.data / "scans"], 2)[:9]
+    (tmp_path / "none.dcm").write_bytes(b"this is no scan" * 20)
+    scans.insert(5, tmp_path / "none.dcm")
+    setting = predictor.setting.model_copy(update={"batch": size, "mode": "throughput"})
+    rows = list(predict_scans(replace(predictor, setting=setting), scans, workers=workers))
+    assert [row.path for row in rows] == [str(path) for path in scans]
+    assert [row.answer is None for row in rows] == [place == 5 for place in range(10)]
+    assert "not a format that is read" in rows[5].refused
+    for row in (one for one in rows if one.answer):
+        alone = predictor.predict_scan(row.path)
+        assert row.answer is not None and row.facts is not None
+        assert (row.answer.decision, row.answer.declined) == (alone.decision, alone.declined)
+        assert row.answer.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+
+
+def test_one_answer_that_is_not_a_number_does_not_refuse_its_batch(predictor: Predictor, clinic: Clinic) -> None:
+    class Dark:
+        """Of dark images the answer is not a number, in a batch or alone."""
+
+        name = "damaged"
+
+        def run(self, batch: FloatArray) -> NDArray[np.float64]:
+            return np.where(batch.mean(axis=(1, 2, 3)) < limit, np.nan, 1.0)[:, None]
+
+    scans = find_scans([clinic.data / "scans"], 2)[:5]
+    means = [float(predictor.prepare(path)[0].mean()) for path in scans]
+    limit = sorted(means)[1]
+    damaged = Predictor(predictor.info, "int8", predictor.chain, Dark(), setting=Setting(engine="damaged", batch=5))
+    rows = list(predict_scans(damaged, scans))
+    assert [row.answer is None for row in rows] == [mean < limit for mean in means]
+    assert sum("a logit that is not a finite number" in row.refused for row in rows) == 1
+
+
+def test_decoding_runs_ahead_of_the_model_and_no_further_than_a_batch(clinic: Clinic, predictor: Predictor) -> None:
+    begun: list[Path] = []
+
+    class Watched:
+        config = predictor.chain.config
+
+        def read(self, path: Path) -> Any:
+            begun.append(path)
+            return predictor.chain.read(path)
+
+        def consume(self, volume: Any, where: str) -> Any:
+            return predictor.chain.consume(volume, where)
+
+    setting = predictor.setting.model_copy(update={"batch": 3})
+    watched = replace(predictor, chain=Watched(), setting=setting)  # type: ignore[arg-type]
+    scans = find_scans([clinic.data / "scans"], 2)[:30]
+    rows = predict_scans(watched, scans, workers=2)
+    for taken in range(1, 31):
+        next(rows)
+        batch_end = -(-taken // 3) * 3
+        assert len(begun) <= batch_end + 3 + 2
+    assert len(begun) == 30

@@ -1,0 +1,96 @@
+"""`medopt export`: a release in the form that another server reads."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medopt.commands.options import JsonOption
+from medopt.errors import ConfigError
+
+if TYPE_CHECKING:  # `medopt --help` does not wait for torch
+    from torch import nn
+
+    from medopt.formats.folder import Source
+    from medopt.release.contents import Kind
+
+
+class Format(StrEnum):
+    """What can be written."""
+
+    triton = "triton"
+    openvino = "openvino"
+    monai = "monai"
+
+
+def export(
+    release: Annotated[Path, typer.Argument(help="A release folder, or a run folder with a release in it.")],
+    form: Annotated[Format, typer.Option("--format", help="What to write.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    model: Annotated[
+        str | None, typer.Option(help="int8 or float; else int8 for triton, both for openvino, float for monai.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a release as a Triton model repository, as OpenVINO's IR, or as a MONAI bundle.
+
+    triton: NAME/config.pbtxt with dynamic batching, NAME/1/model.onnx and labels; serve it with
+    tritonserver --model-repository=OUT.
+
+    openvino: model.int8.xml and model.float.xml with their weights, for OpenVINO's runtime and Model Server.
+
+    monai: configs/inference.json with the release's own preparation chain, metadata.json, models/. Given a RUN folder,
+    the float network goes along as models/model.pt2 (torch.export, no pickle); a release alone holds ONNX only.
+
+    Each is written whole or not at all, read back with its own tool and compared with the release on its golden cases;
+    the largest difference of a logit is said. A model is written only for engines that passed its gate. medopt.json
+    beside it says how logits become probabilities and decisions (labels, calibration, threshold), how scans are
+    prepared, and the hash of every file. What no other server does: decline scans unlike those of training.
+
+    Example: medopt export runs/busi/RUN --format triton --out models
+    """
+    if model not in (None, "int8", "float"):
+        raise ConfigError(f"--model takes int8 or float; got {model!r}.")
+    from medopt.formats.folder import Source
+
+    run = release if (release / "release").is_dir() else None
+    found = _write(Source.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
+    for kind, difference in found["largest_logit_difference"].items():
+        typer.echo(
+            f"{kind:<6} read back with {found['tool']}: golden cases differ by at most {difference:.2g} on a logit"
+        )
+    for kind in found.get("not_exported", ()):
+        typer.echo(f"{kind:<6} left out: the engine did not pass the release's gate for it")
+    if "config" in found:
+        typer.echo(f"config read back with {found['config']}")
+    typer.echo(f"written to {out}; medopt.json there says how logits become decisions")
+    if as_json:
+        typer.echo(json.dumps({"release": str(release), "format": form, "out": str(out)} | found, allow_nan=False))
+
+
+def _write(source: Source, form: Format, out: Path, model: Kind | None, run: Path | None) -> dict[str, Any]:
+    if form == Format.triton:
+        from medopt.formats.triton import export_triton
+
+        return export_triton(source, out, model)
+    if form == Format.openvino:
+        from medopt.formats.openvino_ir import export_openvino
+
+        return export_openvino(source, out, model)
+    from medopt.formats.monai_bundle import export_monai
+
+    return export_monai(source, out, model, _network(run) if run and model != "int8" else None)
+
+
+def _network(run: Path) -> nn.Module | None:
+    """The float network of a run; None for an ensemble, which is no network of one checkpoint."""
+    from medopt.study_file import load_study
+    from medopt.training.loop import load_best
+    from medopt.training.task import BEST
+
+    weights = run / "checkpoints" / BEST
+    return load_best(load_study(run / "study.yaml"), weights) if weights.exists() else None

@@ -1,0 +1,84 @@
+"""`medopt tune runtime`: the fastest engine, threads and batch of a release, measured where it will serve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from medopt.commands.options import JsonOption
+from medopt.console import ConsoleReporter, plain_console
+from medopt.errors import ConfigError
+
+if TYPE_CHECKING:  # `medopt --help` does not wait for the engines
+    from medopt.inference.runtime import Measured, Setting, Tuned
+
+
+def tune_runtime(
+    release: Annotated[Path, typer.Argument(help="A release folder.")],
+    model: Annotated[str, typer.Option(help="int8 or float.")] = "int8",
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Time for each of the two trials (three rounds at least).")
+    ] = 20.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find out how a release runs fastest on this machine; do this once where it is installed.
+
+    Which engine wins depends on the processor and on the network: nothing but a trial tells. Each engine that passed
+    the release's gate is tried with one thread and with one for each core: for latency one image at a time (a scan
+    that somebody waits for), for throughput in batches of 1, 4, 8 and 16 (an archive over night). All are measured in
+    turn, so that a slow moment of the machine hits all alike; of settings within 3 % of the fastest the smallest is
+    taken.
+
+    The choice must answer the release's golden cases as when it was built, and is then written beside the release as
+    RELEASE.runtime.json. medopt predict takes it from there. It is left aside, with a note, on another processor, with
+    other versions of the engines, or for another release; deleting it does no harm.
+
+    Example: medopt tune runtime runs/busi/RUN/release
+    """
+    if model not in ("int8", "float"):
+        raise ConfigError(f"--model takes int8 or float; got {model!r}.")
+    from medopt.release.runtime import engine_versions, this_machine
+    from medopt.release.trial import tune_runtime as tune
+
+    reporter = ConsoleReporter()
+    reporter.stage("tune", f"engines of {release}, about {2 * seconds:.0f} seconds")
+    tuned, path = tune(release, "float" if model == "float" else "int8", seconds)
+    machine = this_machine()
+    _print(tuned, f"{release.name}, {model} model, on {machine['cores']} cores of {machine['cpu']}")
+    typer.echo(f"latency    {_said(tuned.latency)}")
+    typer.echo(f"throughput {_said(tuned.throughput)}")
+    typer.echo(f"written to {path}; golden cases answered as when the release was built")
+    if as_json:
+        facts = {"release": str(release), "model": model, "file": str(path), "machine": machine}
+        told = tuned.model_dump(mode="json") | {"versions": engine_versions()}
+        typer.echo(json.dumps(facts | told, allow_nan=False))
+
+
+def _print(tuned: Tuned, title: str) -> None:
+    table = Table(
+        "", "engine", "opened for", "threads", "batch", "ms", "images/s", "", title=title, title_justify="left"
+    )
+    for goal, rows in tuned.measured.items():
+        chosen = tuned.setting(goal)
+        for place, row in enumerate(rows):
+            table.add_row(goal if not place else "", *_cells(row), "chosen" if row.setting == chosen else "")
+        table.add_section()
+    plain_console().print(table)
+
+
+def _cells(row: Measured) -> list[str]:
+    one = row.setting
+    opened = "streams" if one.mode == "throughput" and one.engine == "openvino" else "one call"
+    return [
+        one.engine, opened, str(one.threads), str(one.batch),
+        f"{row.milliseconds:.2f}", f"{row.images_per_second:.1f}",
+    ]  # fmt: skip
+
+
+def _said(one: Setting) -> str:
+    threads, images = "thread" if one.threads == 1 else "threads", "image" if one.batch == 1 else "images"
+    return f"{one.engine}, {one.threads} {threads}, {one.batch} {images} at once"

@@ -1,0 +1,69 @@
+"""Logits of an exported model to the release's probabilities and decisions, from the `medopt.json` beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from medopt.config import Task
+from medopt.errors import ReleaseError
+from medopt.evaluation.calibrated import Calibration
+from medopt.formats.folder import FACTS
+from medopt.release.contents import Kind, ModelInfo
+from medopt.release.predictor import UNDECIDED
+
+
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """What one model's logits mean."""
+
+    labels: list[str]
+    task: Task
+    calibration: Calibration
+    model: ModelInfo
+
+    @classmethod
+    def read(cls, folder: Path, kind: Kind) -> Decider:
+        """From an export's folder; raises ReleaseError where it is none or does not hold the model."""
+        try:
+            facts = json.loads((folder / FACTS).read_bytes())
+            model = ModelInfo.model_validate(facts["models"][kind])
+            return cls(facts["labels"], facts["task"], model.calibration, model)
+        except (OSError, ValueError, KeyError) as error:
+            raise ReleaseError(f"{folder} holds no export with a {kind} model ({error!r}).") from None
+
+    def probabilities(self, logits: ArrayLike) -> NDArray[np.float64]:
+        """Of each label (N, labels), from logits (N, K)."""
+        found = self.calibration.probabilities(np.asarray(logits, np.float64), self.task)
+        return np.hstack([1 - found, found]) if self.task == "binary" else found
+
+    def decisions(self, logits: ArrayLike) -> list[str]:
+        """The label of each case, those of a multi-label case joined by semicolons, or "undecided"."""
+        table = self.calibration.probabilities(np.asarray(logits, np.float64), self.task)
+        point = self.model.operating_point
+        found = zip(point.decide(table), point.undecided(table), strict=True)
+        return [UNDECIDED if undecided else self._named(one) for one, undecided in found]
+
+    def _named(self, decided: Any) -> str:
+        if self.task == "multilabel":
+            return ";".join(name for name, yes in zip(self.labels, decided, strict=True) if yes)
+        return self.labels[int(decided)]
+
+
+class ToProbabilities(Transform):
+    """Logits (K,) of one case to the probabilities of its labels: the last step of an exported MONAI bundle."""
+
+    def __init__(self, folder: str, kind: Kind = "float") -> None:
+        self.decider = Decider.read(Path(folder), kind)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(K,) to (labels,)."""
+        return torch.from_numpy(self.decider.probabilities(logits.detach().cpu().numpy()[None])[0])

@@ -1,0 +1,151 @@
+"""A folder that is written whole or not at all, and the facts that travel with every export."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medopt import __version__
+from medopt.errors import ConfigError, ReleaseError
+from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
+from medopt.provenance import file_digest, storage, write_json
+from medopt.records import FloatArray
+from medopt.release.contents import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info
+from medopt.release.golden import golden_batch
+from medopt.transforms.prepare import PrepareChain
+
+FACTS = "medopt.json"
+# Largest difference of a logit that reading back may show, relative to the largest logit.
+PARITY = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checked release: what an export is made of, and the golden images (N, C, *size) that it must answer."""
+
+    folder: Path
+    info: ReleaseInfo
+    chain: PrepareChain
+    golden: FloatArray
+
+    @classmethod
+    def read(cls, folder: Path) -> Source:
+        """Raises ReleaseError where a file was changed or this version builds another chain."""
+        check_sums(folder)
+        info = read_info(folder)
+        chain = check_chain(info)
+        return cls(folder, info, chain, golden_batch(folder, chain))
+
+    def model(self, kind: Kind) -> Path:
+        """The ONNX file."""
+        return self.folder / self.info.models[kind].file
+
+    def passed(self, engine: str) -> list[Kind]:
+        """The models that may run in an engine, int8 first."""
+        kinds: tuple[Kind, ...] = ("int8", "float")
+        return [kind for kind in kinds if engine in self.info.models[kind].engines]
+
+    def answers(self, kind: Kind, engine: str) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Logits and, where the model has them, features of the golden images, as the release gives them."""
+        opened = open_engine(engine, self.model(kind), 1)
+        return opened.run_both(self.golden) if self.info.domain else (opened.run(self.golden), None)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yields a folder beside `target` that becomes it at the end; nothing is left where something goes wrong.
+
+    Raises ConfigError where `target` is there already, StorageError where it may not be written.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists. An export is written to a new folder: choose another --out, or delete it.")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with storage(target):
+            part.mkdir(parents=True)
+            yield part
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def compare(what: str, found: NDArray[Any], wanted: NDArray[np.float64]) -> float:
+    """The largest logit difference between an export, read back, and the release; raises ReleaseError above PARITY."""
+    if found.shape != wanted.shape:
+        raise ReleaseError(f"{what} answers {found.shape} where the release answers {wanted.shape}; not exported.")
+    difference = float(np.abs(found.astype(np.float64) - wanted).max())
+    if not difference <= PARITY * max(1.0, float(np.abs(wanted).max())):
+        raise ReleaseError(
+            f"{what}, read back, differs from the release by {difference:.2g} on a golden case's logit; not exported."
+        )
+    return difference
+
+
+def write_facts(
+    folder: Path, source: Source, kinds: Mapping[Kind, str], checked: Mapping[str, Any], skip: Sequence[str] = ()
+) -> None:
+    """Write `medopt.json`: all that turns logits into the release's probabilities and decisions, and every hash.
+
+    `kinds` are the files of the models that were exported, by their path in `folder`; `checked` says how each was read
+    back. Files named in `skip` are listed without a hash.
+    """
+    info = source.info
+    models = {
+        kind: {"file": name, **info.models[kind].model_dump(mode="json", exclude={"file"})}
+        for kind, name in kinds.items()
+    }
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path.name not in skip}
+    facts = {
+        "format": 1,
+        "medopt": __version__,
+        "release": {
+            "study": info.study,
+            "question": info.question,
+            "intended_use": info.intended_use,
+            "created": info.created,
+            "sha256": file_digest(source.folder / SUMS),
+        },
+        "input": {
+            "name": INPUT,
+            "type": "float32",
+            "shape": ["batch", info.prepare.channels, *info.prepare.size],
+            "range": [0, 1],
+            "prepare": info.prepare.model_dump(mode="json"),
+            "chain_fingerprint": info.chain_fingerprint,
+        },
+        "outputs": {OUTPUT: _meaning(info), FEATURES: "what the last layer works on; the domain gate looks at it"},
+        "task": info.task,
+        "labels": info.labels,
+        "models": models,
+        "not_carried": _left_behind(info),
+        "checked": checked,
+        "files": hashes,
+    }
+    write_json(folder / FACTS, facts)
+
+
+def _meaning(info: ReleaseInfo) -> str:
+    """How a reader without medopt makes probabilities and decisions of logits."""
+    if info.task == "multiclass":
+        text = "probabilities = softmax(logits / temperature); decided: the most probable label"
+    elif info.task == "multilabel":
+        text = "probability of each label = sigmoid(logit / temperature); decided: those that reach their threshold"
+    else:
+        text = f"probability of {info.labels[1]} = sigmoid(logit / temperature); decided: it, from the threshold on"
+    return f"{text}; a probability within band (low <= p < high) is undecided; isotonic: curves map instead, linearly"
+
+
+def _left_behind(info: ReleaseInfo) -> list[str]:
+    told = ["reading and checking the scan: the model takes prepared images (input.prepare says how they are made)"]
+    if info.domain:
+        told.append("the domain gate: scans unlike those of training are not declined outside medopt")
+    return told

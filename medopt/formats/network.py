@@ -1,0 +1,50 @@
+"""A release's model as a torch module: an ONNX file in its engine, or the float network as a PT2 program."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export, load, save
+
+from medopt.inference.engines import open_engine
+from medopt.records import FloatArray
+
+# What the exporter notes of each step: paths of this machine, and of no use to whoever runs the program.
+_NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file run by the engine that passed the release's gate, for those who expect a torch module."""
+
+    def __init__(self, path: str, engine: str = "onnxruntime") -> None:
+        super().__init__()
+        self.engine = open_engine(engine, Path(path))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, C, *size) to logits (N, K), float32 on the CPU."""
+        batch = torch.as_tensor(image).detach().cpu().float().contiguous()
+        return torch.from_numpy(self.engine.run(batch.numpy())).float()
+
+
+def save_program(network: nn.Module, examples: FloatArray, path: Path) -> None:
+    """Write the network as a PT2 program with a free batch: its graph as JSON and its weights as they are, no pickle.
+
+    `examples` are prepared images (N, C, *size).
+    """
+    batch = torch.from_numpy(examples[:1]).repeat(2, *[1] * (examples.ndim - 1))  # a batch of one could be baked in
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = export(network.eval(), (batch,), dynamic_shapes=({0: Dim("batch")},))
+        for node in program.graph.nodes:
+            for note in _NOTES:
+                node.meta.pop(note, None)
+        program._example_inputs = None  # else they are pickled into the file
+        save(program, path)
+
+
+def load_program(path: str) -> nn.Module:
+    """The network of a PT2 program, ready to run."""
+    return load(path).module()

@@ -1,0 +1,119 @@
+"""How an engine is set for one machine, and the trial that finds the fastest setting: measured, never assumed.
+
+Which engine wins depends on the network's size and on what the processor has (VNNI, AMX, AVX2), and a small network may
+be slower with all cores than with one. So each is tried, in turn, on the machine that will serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from medopt.inference.engines import Engine, Mode, open_engine
+from medopt.inference.latency import measure_latency
+from medopt.records import FloatArray
+
+BATCHES = (1, 4, 8, 16)
+# A setting is taken for as fast as the fastest within this share; the one that needs less is chosen then.
+ALIKE = 0.03
+# A core that another engine's idle threads still watch is free again after so long (seconds).
+PAUSE = 0.005
+
+
+class Setting(BaseModel):
+    """An engine, what it is opened for, its threads (0: all cores), and how many images it is given at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: str
+    mode: Mode = "latency"
+    threads: int = Field(0, ge=0, le=1024)
+    batch: int = Field(1, ge=1, le=1024)
+
+    def open(self, path: Path) -> Engine:
+        """The engine with an ONNX file loaded; raises ReleaseError."""
+        return open_engine(self.engine, path, self.threads, self.mode)
+
+
+class Measured(BaseModel):
+    """The median time of one call of a setting, and what that makes a second."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    setting: Setting
+    milliseconds: float
+    images_per_second: float
+
+
+class Tuned(BaseModel):
+    """The settings chosen for one image at a time and for many, and all that were measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latency: Setting
+    throughput: Setting
+    measured: dict[Mode, list[Measured]]
+
+    def setting(self, mode: Mode) -> Setting:
+        """What was chosen for `mode`."""
+        return self.latency if mode == "latency" else self.throughput
+
+
+def candidates(engines: Sequence[str], cores: int, sizes: Sequence[int] = BATCHES) -> dict[Mode, list[Setting]]:
+    """What is tried: one thread and one for each core; one image for latency, batches for throughput.
+
+    OpenVINO takes a batch in two ways, as a whole or parted among its streams; ONNX Runtime as a whole only.
+    """
+    threads = sorted({1, cores})
+    pairs = [(engine, count) for engine in engines for count in threads]
+    alone = [Setting(engine=engine, threads=count) for engine, count in pairs]
+    many = [
+        Setting(engine=engine, mode=mode, threads=count, batch=size)
+        for engine, count in pairs
+        for mode in _modes(engine)
+        for size in sizes
+        if (mode, count, size) != ("throughput", 1, 1) or engine != "openvino"  # one stream of one thread, as latency
+    ]
+    return {"latency": alone, "throughput": many}
+
+
+def _modes(engine: str) -> tuple[Mode, ...]:
+    return ("latency", "throughput") if engine == "openvino" else ("throughput",)
+
+
+def run_trial(path: Path, settings: Mapping[Mode, Sequence[Setting]], image: FloatArray, seconds: float) -> Tuned:
+    """Measure all settings of a model file in turn and choose one for each goal.
+
+    `image` (C, *size) is repeated to batches: what is in it does not change the time. `seconds` bounds each goal's
+    trial, three rounds at least. Raises ReleaseError where an engine cannot load the file.
+    """
+    measured: dict[Mode, list[Measured]] = {}
+    for goal, tried in settings.items():
+        engines = {key: open_engine(key[0], path, key[2], key[1]) for key in dict.fromkeys(map(_opened, tried))}
+        runs = {one: _call(engines[_opened(one)], image, one.batch) for one in tried}
+        times = measure_latency(runs, rounds=50, warmup=1, seconds=seconds, least=3, pause=PAUSE)
+        measured[goal] = [
+            Measured(setting=one, milliseconds=times[one], images_per_second=1000 * one.batch / times[one])
+            for one in tried
+        ]
+    latency, throughput = (choose(measured[goal]) for goal in ("latency", "throughput"))
+    return Tuned(latency=latency, throughput=throughput, measured=measured)
+
+
+def _opened(setting: Setting) -> tuple[str, Mode, int]:
+    return setting.engine, setting.mode, setting.threads
+
+
+def _call(engine: Engine, image: FloatArray, size: int):  # type: ignore[no-untyped-def]
+    batch = np.repeat(image[None], size, axis=0)
+    return lambda: engine.run_both(batch)
+
+
+def choose(measured: Sequence[Measured]) -> Setting:
+    """The fastest; of those that are as fast, the one with the smallest batch, then with the fewest threads."""
+    best = max(one.images_per_second for one in measured)
+    alike = [one for one in measured if one.images_per_second >= (1 - ALIKE) * best]
+    return min(alike, key=lambda one: (one.setting.batch, one.setting.threads, -one.images_per_second)).setting

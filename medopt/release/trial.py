@@ -1,0 +1,57 @@
+"""`medopt tune runtime`: try the settings of a release on this machine, and prove the chosen ones before they count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medopt.errors import ReleaseError
+from medopt.inference.runtime import BATCHES, Setting, Tuned, candidates, run_trial
+from medopt.provenance import physical_cores
+from medopt.release.contents import Kind, check_chain, check_sums, read_info
+from medopt.release.golden import golden_batch, replay
+from medopt.release.predictor import Predictor
+from medopt.release.runtime import write_runtime
+
+# A batch may sum float32 in another order than one image does, and in no other way differ.
+BATCH_TOLERANCE = 1e-4
+
+
+def tune_runtime(
+    folder: Path, kind: Kind, seconds: float, sizes: Sequence[int] = BATCHES, cores: int = 0
+) -> tuple[Tuned, Path]:
+    """Measure the engines that passed the gate, choose, check the choice on the golden cases, and write it down.
+
+    `cores` 0 takes all physical ones. Returns what was measured and the file, which lies beside the release. Raises
+    ReleaseError where the release was changed, or where a chosen setting does not answer as the release did.
+    """
+    check_sums(folder)
+    info = read_info(folder)
+    model = info.models[kind]
+    image = golden_batch(folder, check_chain(info))[0]
+    settings = candidates(model.engines, cores or physical_cores(), sizes)
+    tuned = run_trial(folder / model.file, settings, image, seconds)
+    for setting in (tuned.latency, tuned.throughput):
+        prove(folder, kind, setting)
+    return tuned, write_runtime(folder, kind, tuned)
+
+
+def prove(folder: Path, kind: Kind, setting: Setting) -> float:
+    """Replay the golden cases with a setting, and give the largest logit difference between a batch and single images.
+
+    Raises ReleaseError where answers are not those of the build, or depend on what else is in the batch.
+    """
+    predictor = Predictor.open(folder, kind, setting=setting)
+    replay(folder, predictor.info, [predictor])
+    images = golden_batch(folder, predictor.chain)
+    images = images[np.arange(max(setting.batch, len(images))) % len(images)][: setting.batch]
+    alone = np.concatenate([predictor.engine.run(image[None]) for image in images])
+    difference = float(np.abs(predictor.engine.run(images) - alone).max())
+    if not difference <= BATCH_TOLERANCE * max(1.0, float(np.abs(alone).max())):
+        raise ReleaseError(
+            f"{setting.engine} gives other logits for a batch of {setting.batch} than for its images one by one (by "
+            f"{difference:.2g}), so the setting is not written. Predict with another engine (--engine), or report this."
+        )
+    return difference
