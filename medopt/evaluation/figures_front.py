@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from medopt.evaluation.panels import COLOURS, GREY, dress, legend, page
+from medopt.evaluation.panels import COLOURS, GREY, dress, page
 
 MARKS = {"float32": "o", "float16": "s", "int8-weights": "^", "int8": "D"}
 
@@ -30,44 +30,49 @@ def front_figure(
             (panels[0], "latency_ms", 1.0, "time of one image (ms)"),
             (panels[1], "size_bytes", 1e6, "size of the file (MB)"),
         ):
-            if key == "latency_ms":
+            if key == "latency_ms" and front:
                 line = [one for name in front for one in known if one["name"] == name]
                 points = [(one[key] / scale, one["auc"]["value"]) for one in line]
                 axes.step(*zip(*points, strict=True), where="post", color=GREY, linewidth=1, linestyle="--")
             for one in known:
-                _point(axes, one, one[key] / scale, is_chosen=one["name"] == chosen)
+                is_chosen = one["name"] == chosen
+                _point(axes, one, one[key] / scale, is_chosen=is_chosen, named=is_chosen or key == "size_bytes")
             axes.set_xscale("log")
-            for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-                which(FuncFormatter(lambda value, _: f"{value:g}"))
-            if len(known) > 6:
-                axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             dress(axes, unit, "AUC on validation")
-        _name(panels[0], known)
+            _explain(axes, known, marks=key == "latency_ms")
 
 
-def _point(axes: Axes, one: Mapping[str, Any], x: float, *, is_chosen: bool) -> None:
+def _point(axes: Axes, one: Mapping[str, Any], x: float, *, is_chosen: bool, named: bool) -> None:
     auc, mark = one["auc"], MARKS[one["precision"]]
     colour = COLOURS[1] if is_chosen else COLOURS[0] if not one["faults"] else GREY
     if auc["low"] is not None:
         spread = [[auc["value"] - auc["low"]], [auc["high"] - auc["value"]]]
-        axes.errorbar(x, auc["value"], yerr=spread, color=colour, linewidth=0.8, alpha=0.5)
+        axes.errorbar(x, auc["value"], yerr=spread, color=colour, linewidth=0.8, alpha=0.3)
     axes.plot(x, auc["value"], mark, color=colour, markersize=9 if is_chosen else 6)
+    if one["precision"] != "int8" or not named:
+        return
     axes.annotate(
         f"{100 * one['removed']:.0f} %" if one["removed"] else "whole",
         (x, auc["value"]),
-        xytext=(5, 5),
+        xytext=(0, 9),
         textcoords="offset points",
-        fontsize=7,
+        ha="center",
+        fontsize=8,
         color=colour,
     )
 
 
-def _name(axes: Axes, known: Sequence[Mapping[str, Any]]) -> None:
-    """The legend: what a mark means, and a colour."""
-    for precision, mark in MARKS.items():
-        if any(one["precision"] == precision for one in known):
-            axes.plot([], [], mark, color=GREY, label=precision)
-    axes.plot([], [], "o", color=COLOURS[1], label="chosen")
-    axes.plot([], [], "o", color=COLOURS[0], label="passes the gate")
-    axes.plot([], [], "o", color=GREY, label="refused, or for comparison")
-    legend(axes, "lower right")
+def _explain(axes: Axes, known: Sequence[Mapping[str, Any]], *, marks: bool) -> None:
+    """The legend: what a mark means, or a colour."""
+    if marks:
+        for precision, mark in MARKS.items():
+            if any(one["precision"] == precision for one in known):
+                axes.plot([], [], mark, color=GREY, label=precision)
+    else:
+        axes.plot([], [], "o", color=COLOURS[1], label="chosen")
+        axes.plot([], [], "o", color=COLOURS[0], label="passes the gate")
+        axes.plot([], [], "o", color=GREY, label="refused, or for comparison")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize=8, frameon=False)

@@ -21,8 +21,8 @@ INPUT, OUTPUT, FEATURES = "image", "logits", "features"
 Mode = Literal["latency", "throughput"]
 """What an engine is opened for: one image as soon as possible, or as many as possible a second."""
 SPIN_US = "200"
-"""How long idle threads of ONNX Runtime watch for work. By its own choice they do so for more than 10 ms: a small network
-then took 0.77 ms instead of 0.40, and whatever ran next to it up to ten times as long. Without any, 0.78 ms."""
+"""How long idle threads of ONNX Runtime watch for work. By its own choice they do so for more than 10 ms: a small
+network then took 0.77 ms instead of 0.40, and whatever ran next to it up to ten times as long. Without any, 0.78 ms."""
 Both = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 

@@ -142,7 +142,7 @@ def _measured(run: Run, sets: Sets, widths: Sequence[Width], grid: Grid, place: 
         told["chosen"],
         run.folder.path / "figures" / PICTURE,
         title=f"{study.name}: accuracy against time and size",
-        caption=f"Beside each point the share of multiply-adds taken away. Chosen: {grid.rule.told()}.",
+        caption=f"Beside each int8 point the share of multiply-adds taken away. Chosen: {grid.rule.told()}.",
     )
     return told
 
