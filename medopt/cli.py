@@ -14,6 +14,7 @@ from rich.console import Console
 
 from medopt import __version__, interrupts
 from medopt.commands.compare import compare
+from medopt.commands.compress import compress
 from medopt.commands.drift import drift
 from medopt.commands.evaluate import evaluate
 from medopt.commands.export import export
@@ -51,6 +52,7 @@ app.command()(prepare)
 app.command()(sweep)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(compress)
 app.command()(series)
 app.command()(plan)
 app.command()(report)

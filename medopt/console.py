@@ -128,9 +128,9 @@ def print_summary(summary: Mapping[str, Any], name: str = "") -> None:
 
 
 def runs_of(folder: str) -> Path:
-    """The runs folder that a run stands in: two above, or three for an ensemble's, which stands in its group's."""
+    """The runs folder that a run stands in: two above, or three for one that stands in another's folder."""
     path = Path(folder)
-    return path.parents[2] if path.name == "ensemble" else path.parents[1]
+    return path.parents[2] if path.name in ("ensemble", "compressed") else path.parents[1]
 
 
 def caption_of(notes: Sequence[str]) -> str | None:

@@ -93,3 +93,35 @@ def print_sweep(summary: Mapping[str, Any], most: int = 10) -> None:
     if "command" in summary:
         console.print(Text("\nNext:", "bold"))
         console.print(f"  {summary['command']}", Text("  # the best trial's release", "dim"), soft_wrap=True)
+
+
+def print_front(front: Mapping[str, Any]) -> None:
+    """Every option of `medopt compress` with what it costs and keeps; which no other beats, and which was chosen."""
+    from medopt.release.card import shown
+    from medopt.report.words import share
+
+    title = f"{len(front['options'])} options on {front['validation_cases']} validation cases, {front['rule']}"
+    table = Table(title=title, title_justify="left")
+    for name in ("option", "AUC", "less float", "decisions that flip", "ms", "over torch", "MB", "multiply-adds", ""):
+        table.add_column(name, justify="left" if name in ("option", "") else "right")
+    for one in front["options"]:
+        is_chosen, is_first = one["name"] == front["chosen"], one["name"] == front["options"][0]["name"]
+        marks = ["chosen"] if is_chosen else []
+        marks += ["front"] if one["name"] in front["front"] else []
+        marks += ["refused"] if one["faults"] and one["precision"] == "int8" else []
+        table.add_row(
+            Text(one["name"], "bold green" if is_chosen else ""),
+            shown(one["auc"]),
+            "" if is_first else shown(one["auc_difference"]),
+            "" if is_first else share(one["decision_flips"]),
+            f"{one['latency_ms']:.2f}",
+            f"{one['speedup_over_torch']:.1f}x",
+            f"{one['size_bytes'] / 1e6:.2f}",
+            f"{one['multiply_adds'] / 1e6:.1f} M",
+            ", ".join(marks),
+        )
+    console = plain_console()
+    console.print(table)
+    for one in front["options"]:
+        if one["faults"] and one["precision"] == "int8":
+            console.print(f"refused  {one['name']}: {'; '.join(one['faults'])}", soft_wrap=True)

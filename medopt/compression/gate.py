@@ -87,7 +87,7 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
     `auc` holds the float and the int8 figure for the record. A difference that is not defined is refused: what cannot
     be shown is not passed.
     """
-    found = {item.engine: _faults(item, limits) for item in candidates}
+    found = {item.engine: faults_of(item, limits) for item in candidates}
     passed = sorted((item for item in candidates if not found[item.engine]), key=lambda item: item.int8_ms)
     faults = [f"{engine}: {fault}" for engine, told in found.items() for fault in told]
     chosen = passed[0] if passed else min(candidates, key=lambda item: item.int8_ms)
@@ -137,7 +137,8 @@ def _told(value: float | None, form: str) -> str:
     return "an unknown share" if value is None else format(value, form)
 
 
-def _faults(item: Candidate, limits: Gate) -> list[str]:
+def faults_of(item: Candidate, limits: Gate) -> list[str]:
+    """All that the gate has against a candidate; nothing where it passes."""
     faults = loses(item, limits)
     if not item.size_ratio <= limits.max_size_ratio:
         faults.append(f"the file has {item.size_ratio:.0%} of the float size, more than {limits.max_size_ratio:.0%}")

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 Key = TypeVar("Key")
+PAUSE = 0.002
 
 
 def measure_latency(
@@ -16,7 +17,7 @@ def measure_latency(
     warmup: int = 3,
     seconds: float = 10.0,
     least: int = 5,
-    pause: float = 0.0,
+    pause: float = PAUSE,
 ) -> dict[Key, float]:
     """Median milliseconds of each callable, taken in turn (A B C A B C ...), so that a slow moment hits all alike.
 

@@ -30,25 +30,27 @@ NO_PATIENT = frozenset(
 Cells = dict[str, str]
 
 
-def read_manifest(path: Path, study: Study) -> tuple[Case, ...]:
+def read_manifest(path: Path, study: Study, *, of_run: bool = False) -> tuple[Case, ...]:
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
     A multi-label study has one 0/1 column a label instead of `label`. `site`, `study_uid`, `series_uid` and `case_id`
     are read where present; `age`, `sex` and the columns that `data.subgroups` names become the case's groups. Other
-    columns may stand there and are not used. `case_id` is the image's pseudonym where the manifest gives none. Raises
-    DataError naming the file, the rows and the columns.
+    columns may stand there and are not used. `case_id` is the image's pseudonym where the manifest gives none. A
+    manifest `of_run` is one that `write_run_manifest` wrote: its identifiers are pseudonyms already. Raises DataError
+    naming the file, the rows and the columns.
     """
     labels = _label_columns(study)
     read_label = _label_reader(study)
     faults = _Faults(path)
     grouping = dict.fromkeys((*GROUPS, *study.data.subgroups))
+    hide = str if of_run else pseudonym
     cases = []
     for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
         image = faults.read(number, "image", cells, _image)
         given = cells.get("case_id") or image or ""
         case = Case(
-            case_id=pseudonym(given),
-            patient_id=faults.read(number, "patient_id", cells, _patient) or "",
+            case_id=hide(given),
+            patient_id=hide(faults.read(number, "patient_id", cells, _patient) or ""),
             image=image or "",
             label=tuple(faults.read(number, column, cells, read_label) for column in labels),
             split=faults.read(number, "split", cells, _split),
@@ -186,7 +188,7 @@ def _plain(name: str) -> str:
 def _patient(text: str) -> str:
     if text.lower() in NO_PATIENT:
         raise ValueError("no patient is given, so that a patient in two splits could not be found")
-    return pseudonym(text)
+    return text
 
 
 def _image(text: str) -> str:

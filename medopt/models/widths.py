@@ -91,8 +91,11 @@ def channel_groups(model: nn.Module) -> list[Group]:
         for name, block in _blocks(model, stage):
             readers[current].append(f"{name}.reduce")
             if isinstance(block.skip, nn.Sequential):
-                readers[current].append(f"{name}.skip.0")
-                writers.append((f"{name}.skip.0", f"{name}.skip.1"))
+                conv, norm = (
+                    f"{name}.skip.{own}" for own, layer in block.skip.named_children() if [*layer.parameters()]
+                )
+                readers[current].append(conv)
+                writers.append((conv, norm))
                 current = stage
             writers.append((f"{name}.expand", f"{name}.norm3"))
             inner.append(Group(f"{name}.reduce", ((f"{name}.reduce", f"{name}.norm1"),), (f"{name}.spatial",)))

@@ -128,8 +128,8 @@ def _step(
     scores.append(_score(study, sets, load_best(study, trained.weights)))
     told = [f"{score:.4f}" if score is not None else "not defined" for score in scores]
     reporter.message(
-        f"pruned to {counts[1] / counts[0]:.0%} of the multiply-adds; validation AUC {told[0]} -> {told[1]}, after "
-        f"{len(trained.history)} epochs {told[2]}"
+        f"pruned to {100 * counts[1] / counts[0]:.0f} % of the multiply-adds; validation AUC {told[0]} -> {told[1]}, "
+        f"after {len(trained.history)} epochs {told[2]}"
     )
     return {
         "target": target,

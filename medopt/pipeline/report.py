@@ -28,7 +28,7 @@ FIGURES = (
 
 TOLD = (
     *("test", "sites", "latency_ms", "size_bytes", "confidence"),
-    *("calibration", "subgroups", "robustness", "domain", "explanations"),
+    *("calibration", "subgroups", "robustness", "domain", "explanations", "pruning"),
 )
 """What of `metrics` a release tells of itself."""
 

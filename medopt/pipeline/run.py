@@ -68,11 +68,11 @@ class Run:
 
     def training(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[dict[str, Any]], list[str]]:
         """Prepare and train: the sets, what identifies the run, the history, and what is known of the data."""
-        self._log_start(PrepareChain(self.source.study.prepare))
-        sets, identity, notes = self._ready(runs)
+        self.log_start()
+        sets, identity, notes = self.ready(runs)
         return sets, identity, self._train(sets, identity), notes
 
-    def _ready(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[str]]:
+    def ready(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[str]]:
         """The prepared sets, what identifies the run, and what is known of the data."""
         chain = PrepareChain(self.source.study.prepare)
         sets = self._prepare(runs, chain)
@@ -92,27 +92,27 @@ class Run:
         def compressing() -> dict[str, Any]:
             return compress(study, sets, weights, self.folder, self.reporter, pruned[-1].weights if pruned else None)
 
-        compressed = self._stage("compress", inputs, models, compressing)
-        return self._judged_on(sets, identity | {"compressed": compressed}, history, notes, [weights])
+        compressed = self.stage("compress", inputs, models, compressing)
+        return self.judged_on(sets, identity | {"compressed": compressed}, history, notes, [weights])
 
     def ensemble(
         self, runs: Path, members: Sequence[Path], files: dict[str, list[str]], merge: Callable[[Path], None]
     ) -> dict[str, Any]:
         """The stages after training, for a model merged of the members' run folders instead of a trained one."""
-        self._log_start(PrepareChain(self.source.study.prepare))
-        sets, identity, notes = self._ready(runs)
+        self.log_start()
+        sets, identity, notes = self.ready(runs)
         outputs = [self.folder.models / name for name in (FLOAT, QUANTIZED)]
 
         def merging() -> dict[str, Any]:
             merge(self.folder.models)
             return {"members": [folder.name for folder in members], "files": files}
 
-        merged = self._stage("compress", identity | {"files": files}, outputs, merging)
+        merged = self.stage("compress", identity | {"files": files}, outputs, merging)
         weights = [folder / "checkpoints" / BEST for folder in members]
         notes = [f"an ensemble: the mean of the logits of {len(members)} networks, of one seed each", *notes]
-        return self._judged_on(sets, identity | {"merged": merged}, [], notes, weights)
+        return self.judged_on(sets, identity | {"merged": merged}, [], notes, weights)
 
-    def _judged_on(
+    def judged_on(
         self,
         sets: dict[Any, Prepared],
         identity: dict[str, Any],
@@ -129,23 +129,23 @@ class Run:
             calibrating = calibration_files(study, sets)
             return judge_models(study, sets["val"], weights, models, calibrating, self.reporter).facts()
 
-        judged = Judged.from_facts(self._stage("judge", inputs, [models / INT8], judging))
+        judged = Judged.from_facts(self.stage("judge", inputs, [models / INT8], judging))
         figures = [path / "figures" / f"{name}.png" for name in FIGURES]
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         override = None if judged.verdict.passed else self.folder.facts().get("override")
         inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes, "override": override}
-        self._stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
+        self.stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
         metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
         if judged.verdict.passed or override:
             folder = [self.folder.release]
             held = sets["val"]
-            self._stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain, held))
+            self.stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain, held))
         else:
             shutil.rmtree(self.folder.release, ignore_errors=True)
         if not judged.verdict.passed:
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
-        self._stage("report", {"metrics": metrics}, [path / REPORT], self._report)
-        self._stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
+        self.stage("report", {"metrics": metrics}, [path / REPORT], self._report)
+        self.stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
     def _inspected(
@@ -156,20 +156,22 @@ class Run:
         found = {"pruning": json.loads(told.read_text())} if told.exists() else {}
         asked = inspections(self.source.study, sets, self.source.root, weights, judged, self.folder, self.reporter)
         for one in asked:
-            self._stage(one.name, inputs, one.outputs, one.work)
+            self.stage(one.name, inputs, one.outputs, one.work)
             found[one.outputs[0].stem] = json.loads(one.outputs[0].read_text())
         return found
 
-    def _stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
+    def stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
+        """A stage of the folder, unless the run is to stop."""
         interrupts.stop_if_asked()
         return self.folder.stage(name, inputs, outputs, work, self.reporter)
 
-    def _log_start(self, chain: PrepareChain) -> None:
+    def log_start(self) -> None:
+        """Where the run comes from, to MLflow."""
         code = code_version()
         tags = {
             "study": self.source.study.name,
             "manifest_digest": self.source.digest,
-            "chain_fingerprint": chain.fingerprint,
+            "chain_fingerprint": PrepareChain(self.source.study.prepare).fingerprint,
             "code": code.get("commit", code["version"]),
             "code_clean": str(code.get("clean", "unknown")),
             "machine": machine()["cpu"],
@@ -214,7 +216,7 @@ class Run:
             history = [asdict(record) for record in trained.history]
             return {"best_epoch": trained.best, "device": trained.device, "history": history}
 
-        facts = self._stage("train", identity, [folder / BEST], work)
+        facts = self.stage("train", identity, [folder / BEST], work)
         if waiting:
             dismiss(study.training, self.hardware)
         history: list[dict[str, Any]] = facts["history"]
@@ -244,7 +246,7 @@ class Run:
             found, measured = resolve_auto(study, train_set.cases, train_set.files, self.reporter)
             return {"training": found.training.model_dump(mode="json"), "measured": measured}
 
-        facts = self._stage("tune", identity, [], work)
+        facts = self.stage("tune", identity, [], work)
         training = Training.model_validate(facts["training"])
         size, micro = training.resolved_sizes
         figures = {"lr": training.optimizer.rate, "batch_size": size, "micro_batch": micro}

@@ -14,9 +14,10 @@ import yaml
 from medopt.config import Study
 from medopt.errors import MedoptError, Pruned, StorageError
 from medopt.manifest.table import write_run_manifest
+from medopt.pipeline.front import PLACE, Grid, run_front
 from medopt.pipeline.run import Run, Watch
-from medopt.pipeline.run_folder import held, open_run
-from medopt.pipeline.source import Source, read_source
+from medopt.pipeline.run_folder import RunFolder, held, open_run
+from medopt.pipeline.source import Source, read_run, read_source
 from medopt.provenance import write_text
 from medopt.records import Override, Reporter
 from medopt.tracking import Tracker
@@ -89,6 +90,23 @@ def ensemble_study(
     """
     with _opened(source, runs, reporter, parent=parent, place=place) as run:
         summary = run.ensemble(runs, members, files, merge)
+        run.end(outcome_of(summary))
+        return summary
+
+
+def compress_run(
+    folder: Path, grid: Grid, data: Path, reporter: Reporter, hardware: Hardware | None = None
+) -> dict[str, Any]:
+    """Try the grid on a finished run's network, and release what its rule picks; the summary of a run.
+
+    `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow.
+    """
+    folder = folder.resolve()
+    source, base = read_run(folder, data), RunFolder(folder, False)
+    runs = folder.parents[1]
+    parent = str(base.facts().get("mlflow_run_id") or "")
+    with _opened(source, runs, reporter, parent=parent, place=folder / PLACE, hardware=hardware) as run:
+        summary = run_front(run, folder, runs, grid)
         run.end(outcome_of(summary))
         return summary
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medopt.config import Study
+from medopt.config import Study, Training
+from medopt.errors import ConfigError
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases, refuse, told
 from medopt.manifest.folds import with_folds
 from medopt.manifest.table import manifest_digest, read_manifest
 from medopt.pipeline.run_folder import RunFolder, find_run
 from medopt.records import SPLITS, Case
-from medopt.study_file import find_manifest
+from medopt.study_file import find_manifest, load_study
+from medopt.training.task import BEST
 from medopt.transforms.prepare import PrepareChain
 
 STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "report", "record")
@@ -54,6 +57,25 @@ def read_source(study: Study, study_file: Path, data: Path) -> Source:
     notes = [told(finding, study) for finding in findings]
     cases = with_folds(cases, study)
     return Source(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
+
+
+def read_run(folder: Path, data: Path) -> Source:
+    """The study and the cases of a finished run, from its folder; raises ConfigError where there is none.
+
+    The cases were checked when the run began.
+    """
+    if not (folder / "checkpoints" / BEST).is_file():
+        raise ConfigError(
+            f"{folder} is not the folder of a run that has been trained: there is no checkpoints/{BEST} in it. `medopt "
+            "run` prints its folder at the end."
+        )
+    study = load_study(folder / "study.yaml")
+    record = folder / "stages" / "tune.json"
+    if study.training.leaves_open and record.is_file():  # what the run found, it keeps
+        found = Training.model_validate(json.loads(record.read_text(encoding="utf-8"))["facts"]["training"])
+        study = study.model_copy(update={"training": found})
+    cases = read_manifest(folder / "manifest.csv", study, of_run=True)
+    return Source(study, cases, data / study.data.root, manifest_digest(cases), ())
 
 
 def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def card_facts(info: ReleaseInfo) -> dict[str, Any]:
             "undecided_between": int8.band,
             "engines": int8.engines,
             "gate": info.gate,
+            "pruning": figures.get("pruning", {}),
             "size_bytes": figures["size_bytes"],
             "latency_ms": figures["latency_ms"],
         },
@@ -111,6 +112,10 @@ def _model(facts: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"- Chain fingerprint: `{model['chain_fingerprint']}`."
     yield f"- int8: {model['calibration']}, threshold {model['threshold']} ({model['rule']}), all from validation."
+    if model["pruning"]:
+        last = list(model["pruning"].values())[-1]
+        left = 100 * last["multiply_adds"]["share"]
+        yield f"- int8 is pruned: {left:.0f} % of the multiply-adds of the float network, trained on afterwards."
     if model["undecided_between"]:
         yield "- Undecided between {:.3f} and {:.3f}.".format(*model["undecided_between"])
     yield f"- Engines that passed the gate: {', '.join(model['engines'])}."

@@ -134,6 +134,12 @@ def _int8(run: RunRecords) -> Iterator[str]:
     gate, latency = run.metrics["gate"], run.metrics["latency_ms"]
     engine = run.metrics["engine"]
     measured = gate["figures"]["engines"][engine["int8"]]
+    if run.pruning:
+        last = list(run.pruning.values())[-1]
+        yield (
+            f"It is pruned, too: its network has {100 * last['multiply_adds']['share']:.0f} % of the multiply-adds of "
+            "the float one and was trained on; all that follows is what both changed."
+        )
     yield (
         f"On the same validation images the AUC changes by {difference(measured['auc_difference'])}, and "
         f"{share(measured['decision_flips'])} of the decisions turn over; a probability moves by "

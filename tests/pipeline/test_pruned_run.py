@@ -65,10 +65,17 @@ class Steps:
         return prune_in_steps(study, self.sets, self.weights, targets, place, listener, Hardware(1)), listener
 
 
-@pytest.fixture
-def steps(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]) -> Steps:
-    study = tiny_study(training={"ema_decay": 0.5}, compression={"pruning": {"target": 0.6, "steps": 2, "epochs": 3}})
-    return Steps(tmp_path, study, tiny_set)
+@pytest.fixture(scope="module")
+def steps(
+    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+) -> Steps:
+    study = tiny_study(training={"ema_decay": 0.5}, compression={"pruning": {"target": 0.6, "steps": 2, "epochs": 2}})
+    return Steps(tmp_path_factory.mktemp("steps"), study, tiny_set)
+
+
+@pytest.fixture(scope="module")
+def whole(steps: Steps) -> tuple[list[PrunedStep], Listener]:
+    return steps.run("whole")
 
 
 def left(study: Study, weights: Path) -> float:
@@ -84,8 +91,10 @@ def test_each_step_takes_the_same_share_of_what_is_left() -> None:
     np.testing.assert_allclose(np.divide(left[1:], left[:-1]), 0.25**0.25)
 
 
-def test_every_step_is_narrower_and_trained_on_from_the_one_before(steps: Steps) -> None:
-    done, listener = steps.run("one")
+def test_every_step_is_narrower_and_trained_on_from_the_one_before(
+    steps: Steps, whole: tuple[list[PrunedStep], Listener]
+) -> None:
+    done, listener = whole
     shares = [left(steps.study, step.weights) for step in done]
     assert 0.6 < shares[0] <= 0.7 and 0.3 < shares[1] <= 0.4
     for number, step in enumerate(done, start=1):
@@ -96,53 +105,63 @@ def test_every_step_is_narrower_and_trained_on_from_the_one_before(steps: Steps)
             read_tensors(step.weights.with_name(n)) for n in ("start.safetensors", "best.safetensors")
         )
         assert any(not torch.equal(start[name], tuned[name]) for name in start)
-        assert set(step.facts["validation_auc"]) == {"before", "pruned", "tuned"} and step.facts["epochs"] == 3
+        assert set(step.facts["validation_auc"]) == {"before", "pruned", "tuned"} and step.facts["epochs"] == 2
     assert done[0].facts["validation_auc"]["tuned"] == done[1].facts["validation_auc"]["before"]
     assert len([line for line in listener.said if "of the multiply-adds; validation AUC" in line]) == 2
-    again, listener = steps.run("one")
+    again, listener = steps.run("whole")
     assert again == done and listener.said == []
     assert listener.stages == [("pruned-1", "unchanged, skipped"), ("pruned-2", "unchanged, skipped")]
 
 
-@pytest.mark.parametrize("moment", ["cut", "first epoch", "second step"])
-def test_a_killed_pruning_ends_with_the_same_bits(steps: Steps, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    whole, _ = steps.run("whole")
-    saved, original = [], loop.save_epoch
+@pytest.mark.parametrize(("moment", "epochs"), [("cut", 0), ("second step", 3)])
+def test_a_killed_pruning_ends_with_the_same_bits_and_trains_no_epoch_twice(
+    steps: Steps,
+    whole: tuple[list[PrunedStep], Listener],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    epochs: int,
+) -> None:
+    saved, original = 0, loop.save_epoch
 
-    def dying(*args: Any, **options: Any) -> None:
+    def counting(*args: Any, **options: Any) -> None:
+        nonlocal saved
         original(*args, **options)
-        saved.append(1)
-        if len(saved) == {"first epoch": 1, "second step": 5}[moment]:
+        saved += 1
+        if saved == epochs:
             raise Killed
 
-    if moment == "cut":
-        monkeypatch.setattr(pruning, "train", lambda *args: (_ for _ in ()).throw(Killed))
-    else:
-        monkeypatch.setattr(loop, "save_epoch", dying)
-    with pytest.raises(Killed):
-        steps.run("killed")
-    monkeypatch.undo()
-    monkeypatch.setattr(loop, "save_epoch", lambda *args, **options: (saved.append(1), original(*args, **options)))
-    before = len(saved)
-    resumed, _ = steps.run("killed")
-    assert [step.weights.read_bytes() for step in resumed] == [step.weights.read_bytes() for step in whole]
-    assert before + 6 == {"cut": 6, "first epoch": 7, "second step": 11}[moment] and len(saved) == 6  # none twice
+    def dying(*_args: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(loop, "save_epoch", counting)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if moment == "cut":
+            patch.setattr(pruning, "train", dying)
+        steps.run(moment)
+    resumed, _ = steps.run(moment)
+    assert [step.weights.read_bytes() for step in resumed] == [step.weights.read_bytes() for step in whole[0]]
+    assert saved == 4
 
 
-def test_other_weights_and_settings_are_pruned_anew(steps: Steps) -> None:
-    first, _ = steps.run("one", (0.3,))
-    write_tensors(steps.weights, build_model(steps.study.model_copy(update={"seed": 5})).state_dict(), {})
-    second, listener = steps.run("one", (0.3,))
-    assert listener.stages == [("pruned-1", "")] and first[0].facts["weights"] != second[0].facts["weights"]
+def test_other_weights_and_settings_are_pruned_anew(
+    tmp_path: Path, steps: Steps, tiny_set: Callable[..., Prepared]
+) -> None:
     changed = steps.study.compression.pruning.model_copy(update={"epochs": 1})
-    compression = steps.study.compression.model_copy(update={"pruning": changed})
-    third, _ = steps.run("one", (0.3,), study=steps.study.model_copy(update={"compression": compression}))
-    assert third[0].facts["epochs"] == 1
+    study = steps.study.model_copy(
+        update={"compression": steps.study.compression.model_copy(update={"pruning": changed})}
+    )
+    others = Steps(tmp_path, study, tiny_set)
+    first, _ = others.run("one", (0.3,))
+    write_tensors(others.weights, build_model(study.model_copy(update={"seed": 5})).state_dict(), {})
+    second, listener = others.run("one", (0.3,))
+    assert listener.stages == [("pruned-1", "")] and first[0].facts["weights"] != second[0].facts["weights"]
+    third, _ = others.run("one", (0.3,), study=steps.study)
+    assert [step[0].facts["epochs"] for step in (first, second, third)] == [1, 1, 2]
 
 
 def test_a_target_that_cannot_be_reached_is_refused(steps: Steps) -> None:
     with pytest.raises(ConfigError, match=r"of the multiply-adds cannot go.*compression.pruning.target"):
-        steps.run("one", (0.99,))
+        steps.run("too much", (0.99,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,7 @@ def run(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> PrunedRun:
     compression |= {"pruning": {"target": 0.5, "steps": 2, "epochs": 1}}
     changed = {"name": "pruned", "compression": compression, "evaluation": {"bootstrap": 100, "shift_cases": 0}}
     changed["evaluation"] |= {"explain": 0}
+    changed |= {"domain": {"enabled": False}}
     changed |= {"data": STUDY["data"] | {"manifest": str(clinic.data / "manifest.csv")}}
     changed |= {"training": STUDY["training"] | {"epochs": 2}, "prepare": STUDY["prepare"] | {"size": [16, 16]}}
     words = ("run", write_study(base, STUDY | changed), "--data", clinic.data, "--runs", base / "runs", "--json")

@@ -1,0 +1,126 @@
+"""One network in several widths and precisions: the files, and what each costs and keeps, measured on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medopt.compression.export import export_onnx
+from medopt.compression.front import Option, Precision
+from medopt.compression.gate import Candidate, disagreement, faults_of
+from medopt.compression.quantize import quantize_int8
+from medopt.compression.weights_only import store_float16, store_int8_weights
+from medopt.config import Study
+from medopt.data.cache import PreparedImages
+from medopt.evaluation.bootstrap import paired_difference
+from medopt.evaluation.delong import areas, mean_area
+from medopt.evaluation.fitted import parts_of, read_crossed
+from medopt.evaluation.scored import Scored
+from medopt.inference.engines import load_batch, open_engine
+from medopt.inference.latency import measure_latency
+from medopt.pipeline.tables import predict
+from medopt.records import Predictions
+from medopt.training.loop import load_best
+from medopt.training.task import Prepared
+
+TORCH, SECONDS = "torch", 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """The network at one width."""
+
+    removed: float
+    weights: Path
+    multiply_adds: int
+
+
+def file_of(removed: float, precision: str) -> str:
+    """The name of an option's file."""
+    return f"{removed:g}-{precision}.onnx"
+
+
+def write_options(
+    study: Study, width: Width, files: Sequence[Path], place: Path, precisions: Sequence[Precision]
+) -> None:
+    """Write one width in these precisions, and what they are made of."""
+
+    def path(precision: str) -> Path:
+        return place / file_of(width.removed, precision)
+
+    export_onnx(load_best(study, width.weights), load_batch(files[:8]), path("float32"), study.compression.opset)
+    quantize_int8(path("float32"), path("int8"), PreparedImages(files), study.compression.profile)
+    if "float16" in precisions:
+        store_float16(path("float32"), path("float16"))
+    if "int8-weights" in precisions:
+        store_int8_weights(path("int8"), path("int8-weights"))
+
+
+def measure_options(
+    study: Study, validation: Prepared, widths: Sequence[Width], precisions: Sequence[Precision], place: Path
+) -> list[Option]:
+    """Every option in its fastest engine, against the whole float model in its own; times interleaved in one go."""
+    keys = [(one, precision) for one in widths for precision in ("float32", *precisions)]
+    keys = list(dict.fromkeys((one, kind) for one, kind in keys if kind in precisions or not one.removed))
+    names = [str(name) for name in study.compression.engines]
+    engines = {
+        _key(width, kind, name): open_engine(name, place / file_of(width.removed, kind), study.compression.cores)
+        for width, kind in keys
+        for name in names
+    }
+    image, network = load_batch(validation.files[:1]), load_best(study, widths[0].weights)
+
+    def eager() -> None:
+        with torch.inference_mode():
+            network(torch.from_numpy(image))
+
+    runs = {key: (lambda e=engine: e.run(image)) for key, engine in engines.items()}
+    latency = measure_latency({TORCH: eager, **runs}, seconds=SECONDS)
+    fastest = {key: min(names, key=lambda name: latency[_key(*key, name)]) for key in keys}
+    base = _key(*keys[0], fastest[keys[0]])
+    before = predict(study, "float", "val", validation, engines[base])
+    found = []
+    for width, kind in keys:
+        engine = _key(width, kind, fastest[width, kind])
+        after = predict(study, "int8", "val", validation, engines[engine])
+        sizes = [(place / file_of(*one)).stat().st_size for one in ((width.removed, kind), (0, "float32"))]
+        candidate = _candidate(study, before, after, fastest[width, kind], (latency[engine], latency[base]), sizes)
+        scored = Scored(after, study.data.task)
+        auc = mean_area(areas(scored.score, scored.target, scored.patients), len(after), study.evaluation.confidence)
+        name = f"{f'{width.removed:.0%} pruned' if width.removed else 'whole'}, {kind}"
+        faults = faults_of(candidate, study.compression.gate) if engine != base else []
+        counts = (width.multiply_adds, sizes[0])
+        found.append(Option(name, kind, width.removed, *counts, auc, candidate, tuple(faults), latency[TORCH]))
+    return found
+
+
+def _key(width: Width, precision: str, engine: str) -> str:
+    return f"{width.removed:g} {precision} {engine}"
+
+
+def _candidate(
+    study: Study,
+    before: Predictions,
+    after: Predictions,
+    engine: str,
+    times: tuple[float, float],
+    sizes: Sequence[int],
+) -> Candidate:
+    """What the gate would look at: times and sizes of this option and of the whole float model."""
+    task, wanted = study.data.task, study.evaluation
+    how: dict[str, Any] = {"bootstrap": wanted.bootstrap, "confidence": wanted.confidence}
+    random = [np.random.default_rng(study.seed) for _ in range(2)]
+    read = [read_crossed(one, wanted, task, parts_of(one, task, study.seed)) for one in (before, after)]
+    return Candidate(
+        engine,
+        paired_difference(before, after, task, generator=random[0], **how),
+        disagreement(read[0], read[1], generator=random[1], **how),
+        int8_ms=times[0],
+        float_ms=times[1],
+        size_ratio=sizes[0] / sizes[1],
+    )
