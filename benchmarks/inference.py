@@ -126,7 +126,7 @@ def torch_runs(contest: Contest, model: nn.Module, image: FloatArray, batch: Flo
 
     fastest = min({1, physical_cores()}, key=timed)
     torch.set_num_threads(fastest)
-    contest.notes[EAGER] = f"{fastest} threads"
+    contest.notes[EAGER] = f"{fastest} thread{'s' * (fastest > 1)}"
     contest.alone[EAGER], contest.many[EAGER] = call(model, image), call(model, batch)
     name = "torch.compile"
     if compile_too:
