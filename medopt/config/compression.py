@@ -41,7 +41,7 @@ class Pruning(Section):
     """How many times channels go, the same share of what is left each time."""
     epochs: int = Field(10, ge=1)
     """Epochs of training after each step; the best on validation stays."""
-    lr: float = Field(0.3, gt=0, le=1)
+    lr: float = Field(1.0, gt=0, le=1)
     """Their highest learning rate, as a fraction of the training's."""
 
 

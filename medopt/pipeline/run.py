@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +12,7 @@ from typing import Any
 
 from medopt import interrupts
 from medopt.config import Study, Training
-from medopt.data.cache import PreparedCache, load_prepared
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
-from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
-from medopt.manifest.quality import pixel_digest
 from medopt.models.widths import WIDTHS
 from medopt.pipeline import gating, robust
 from medopt.pipeline.inspections import inspections
@@ -26,6 +21,7 @@ from medopt.pipeline.pruning import RESULT, PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.referring import reference_of
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.sets import content_of, prepare_sets, refuse_duplicates
 from medopt.pipeline.source import Source
 from medopt.pipeline.stages import (
     KINDS,
@@ -36,7 +32,7 @@ from medopt.pipeline.stages import (
     validation_score,
 )
 from medopt.provenance import code_version, digest, machine, package_versions, write_json
-from medopt.records import SPLITS, EpochRecord, Reporter
+from medopt.records import EpochRecord, Reporter
 from medopt.release.build import build_release
 from medopt.release.contents import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
@@ -74,11 +70,12 @@ class Run:
 
     def ready(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[str]]:
         """The prepared sets, what identifies the run, and what is known of the data."""
-        chain = PrepareChain(self.source.study.prepare)
-        sets = self._prepare(runs, chain)
-        refuse_early(self.source.study, sets)
-        notes = [*self._duplicates(sets), *self.source.notes]
-        return sets, {"study": self.source.study.digest(), "chain": chain.fingerprint, "data": _content(sets)}, notes
+        chain, study = PrepareChain(self.source.study.prepare), self.source.study
+        self.reporter.stage("prepare", "")
+        sets = prepare_sets(self.source, chain, runs / "cache", self.reporter)
+        refuse_early(study, sets)
+        notes = [*refuse_duplicates(study, sets), *self.source.notes]
+        return sets, {"study": study.digest(), "chain": chain.fingerprint, "data": content_of(sets)}, notes
 
     def all_stages(self, runs: Path) -> dict[str, Any]:
         """The whole way, from the images to the release; returns `metrics.json` with the folder and the link."""
@@ -179,29 +176,6 @@ class Run:
         }
         splits = Counter(str(case.split) for case in self.source.cases)
         self.tracker.log_start(self.source.study, self.source.digest, tags, splits)
-
-    def _prepare(self, runs: Path, chain: PrepareChain) -> dict[Any, Prepared]:
-        self.reporter.stage("prepare", "")
-        cache, cases = PreparedCache(runs / "cache", chain), self.source.cases
-        started = time.perf_counter()
-        files = cache.fill(cases, self.source.root, self.reporter)
-        seconds = time.perf_counter() - started
-        self.reporter.message(f"{len(files)} images in {seconds:.1f} s, chain {chain.fingerprint[:16]}")
-        sets = {}
-        for split in SPLITS:
-            rows = [index for index, case in enumerate(cases) if case.split == split]
-            sets[split] = Prepared([cases[index] for index in rows], [files[index] for index in rows])
-        return sets
-
-    def _duplicates(self, sets: dict[Any, Prepared]) -> list[str]:
-        """Refuse pictures that stand in two splits or under two labels; what the study accepts comes back as notes."""
-        cases = [case for split in SPLITS for case in sets[split].cases]
-        files = [file for split in SPLITS for file in sets[split].files]
-        thumbnails = {row: thumbnail(load_prepared(file)) for row, file in enumerate(files)}
-        pairs = find_pairs(thumbnails, lambda row: pixel_digest(load_prepared(files[row])))
-        found = accept(duplicate_findings(cases, pairs), self.source.study)
-        refuse(found, self.source.study)
-        return [told(finding, self.source.study) for finding in found if finding.name in ACCEPTABLE]
 
     def _train(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> list[dict[str, Any]]:
         folder, study = self.folder.path / "checkpoints", self._resolved(sets, identity)
@@ -320,10 +294,3 @@ class Run:
             self.tracker.log_files({"release": self.folder.release})
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}
         return {"registered_version": self.tracker.log_models(self.source.study, models, register=passed)}
-
-
-def _content(sets: dict[Any, Prepared]) -> str:
-    """What the prepared images and their labels are: the cache's names are hashes of content."""
-    return digest(
-        {split: [(p.name, c.label) for p, c in zip(s.files, s.cases, strict=True)] for split, s in sets.items()}
-    )

@@ -30,6 +30,7 @@ class RunRecords:
     robustness: Facts
     domain: Facts
     explanations: Facts
+    front: Facts
     pruning: Facts
 
     @property
@@ -63,6 +64,7 @@ def read_run(folder: Path) -> RunRecords:
         _json(folder / "robustness.json"),
         _json(folder / "domain.json"),
         _json(folder / "explanations.json"),
+        _json(folder / "front.json"),
         _json(folder / "pruning.json"),
     )
 

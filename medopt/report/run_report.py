@@ -24,6 +24,7 @@ ALT = {
     "robustness": "AUC against the level of each corruption, both models",
     "explain/cases": "Scans beside maps of where the network found its evidence",
     "explain/nearest": "Errors beside the training images nearest to them",
+    "front": "AUC on validation with its interval against time and size of every width and precision",
     "learning_curves": "Loss, validation AUC, learning rate and speed by epoch",
 }
 
@@ -112,6 +113,12 @@ def _sections(run: RunRecords) -> list[Section]:
             "Test images made worse as other devices, motion and transmission would, from just visible (1) to severe.",
             _tables(sections.robustness(run)),
             _wide(run, "robustness"),
+        ),
+        Section(
+            "Compression",
+            f"Chosen of these options: {run.front.get('rule', '')}.",
+            _tables(sections.front(run)),
+            _wide(run, "front"),
         ),
         Section(
             "Explanation",

@@ -104,6 +104,28 @@ def robustness(run: RunRecords) -> Table | None:
     return Table(f"AUC of {run.robustness['cases']} test images made worse", columns, rows, notes)
 
 
+def front(run: RunRecords) -> Table | None:
+    """What `medopt compress` tried, on validation."""
+    if not run.front:
+        return None
+    rows = [
+        [
+            f"{one['name']}{' (chosen)' if one['name'] == run.front['chosen'] else ''}",
+            figure(one["auc"]),
+            difference(one["auc_difference"]),
+            share(one["decision_flips"]),
+            f"{one['latency_ms']:.2f}",
+            f"{one['size_bytes'] / 1e6:.2f}",
+            f"{one['multiply_adds'] / 1e6:.1f}",
+            "; ".join(one["faults"]),
+        ]
+        for one in run.front["options"]
+    ]
+    heads = ("option", "AUC", "less float", "decisions that flip", "ms", "MB", "million multiply-adds", "refused, as")
+    title = f"Options on {run.front['validation_cases']} validation images"
+    return Table(title, heads, rows, ["Times are medians of interleaved runs at batch 1, in the faster engine."])
+
+
 def domain(run: RunRecords) -> Table | None:
     """What the gate before the answer declines."""
     if not run.domain:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,10 @@ from torch import nn
 
 from medopt.compression import export
 from medopt.compression.export import export_onnx
+from medopt.config import Study
 from medopt.errors import TrainingError
-from medopt.inference.engines import open_engine
-from medopt.models import BottleneckLayer
+from medopt.inference.engines import ENGINES, open_engine
+from medopt.models import BottleneckLayer, build_model
 from medopt.pipeline.ensemble import merge_mean
 
 
@@ -48,6 +50,28 @@ def test_volumes_and_classes_are_exported(dims: int, outputs: int, tmp_path: Pat
     more = images(dims, 7)
     found = open_engine("openvino", path).run(more)
     np.testing.assert_allclose(found, model.eval()(torch.from_numpy(more)).detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [[24, 20], [16, 12, 20]], ids=["2-D", "3-D"])
+@pytest.mark.parametrize(("task", "labels"), [("binary", 2), ("multiclass", 3), ("multilabel", 3)])
+def test_every_head_is_exported_with_its_normalizations_folded(
+    tiny_study: Callable[..., Study], tmp_path: Path, task: str, labels: int, size: list[int]
+) -> None:
+    data = {"labels": [f"l{k}" for k in range(labels)], "task": task}
+    study = tiny_study(data=data, prepare={"size": size}, model={"zero_init_residual": False, "dropout": 0.1})
+    model, path = build_model(study), tmp_path / "a.onnx"
+    batch = np.random.default_rng(0).random((3, 1, *size), dtype=np.float32)
+    settled = model.train()(torch.from_numpy(batch))  # the normalizations have statistics of their own
+    assert settled.shape == (3, study.data.outputs)
+    assert export_onnx(model, batch, path, 18) < 1e-4
+    written = onnx.load(path)
+    assert "BatchNormalization" not in {node.op_type for node in written.graph.node}
+    assert {node.domain for node in written.graph.node} == {""} and not written.functions  # any runtime reads these
+    with torch.inference_mode():
+        expected = model.eval()(torch.from_numpy(batch)).numpy()
+    for engine in ENGINES:
+        if "-" not in engine:
+            np.testing.assert_allclose(open_engine(engine, path, 1).run(batch), expected, atol=1e-3)
 
 
 def test_one_example_is_enough_for_any_batch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
