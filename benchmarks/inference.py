@@ -126,7 +126,7 @@ def torch_runs(contest: Contest, model: nn.Module, image: FloatArray, batch: Flo
 
     fastest = min({1, physical_cores()}, key=timed)
     torch.set_num_threads(fastest)
-    contest.notes[EAGER] = f"{fastest} threads"
+    contest.notes[EAGER] = f"{fastest} thread{'s' * (fastest > 1)}"
     contest.alone[EAGER], contest.many[EAGER] = call(model, image), call(model, batch)
     name = "torch.compile"
     if compile_too:
@@ -223,8 +223,8 @@ def prepare(scene: Scene, folder: Path, quick: bool) -> Contest:
 def measure(contest: Contest, quick: bool) -> list[dict[str, Any]]:
     """A row a competitor: medians of interleaved runs, and how many times faster than torch eager."""
     rounds = 5 if quick else 25
-    alone = measure_latency(contest.alone, rounds=rounds, warmup=3, seconds=60, least=5, pause=PAUSE)
-    many = measure_latency(contest.many, rounds=3 if quick else 7, warmup=1, seconds=40, least=3, pause=PAUSE)
+    alone = measure_latency(contest.alone, rounds=rounds, warmup=3, seconds=30, least=5, pause=PAUSE)
+    many = measure_latency(contest.many, rounds=3 if quick else 7, warmup=1, seconds=20, least=3, pause=PAUSE)
     rows = []
     for name in dict.fromkeys([*alone, *many, *contest.notes]):
         one, eight = alone.get(name), many.get(name)

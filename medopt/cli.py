@@ -137,11 +137,16 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, NIfTI or image files, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("predictions.csv"),
     model: Annotated[str, typer.Option(help="int8 or float.")] = "int8",
-    engine: Annotated[str | None, typer.Option(help="onnxruntime or openvino; else the fastest that passed.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="onnxruntime or openvino; else what `medopt tune runtime` found to be fastest.")
+    ] = None,
     fleet: FleetOption = "local",
     job_cpus: CpusOption = 1,
 ) -> None:
     """Predict scans with a release: a table, and a CSV with the reason of every refusal.
+
+    Scans are decoded while the model works on those before, in batches; medopt tune runtime RELEASE finds the engine,
+    threads and batch that are fastest here, and answers stay the same.
 
     A scan unlike those of the release's training is declined: it has a reason instead of a decision. Exit code 3
     where a scan was refused, since it cannot be read; the others are predicted all the same. An archive may be spread

@@ -60,9 +60,8 @@ def export(
     run = release if (release / "release").is_dir() else None
     found = _write(Source.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
     for kind, difference in found["largest_logit_difference"].items():
-        typer.echo(
-            f"{kind:<6} read back with {found['tool']}: golden cases differ by at most {difference:.2g} on a logit"
-        )
+        told = f"read back with {found['tool']}: a logit of the golden cases differs by at most {difference:.2g}"
+        typer.echo(f"{kind:<6} {told}")
     for kind in found.get("not_exported", ()):
         typer.echo(f"{kind:<6} left out: the engine did not pass the release's gate for it")
     if "config" in found:

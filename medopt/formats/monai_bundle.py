@@ -86,7 +86,6 @@ def bundle_metadata(source: Source) -> dict[str, Any]:
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": {"medopt": __version__, "pytorch-ignite": "0.5"},
-        "optional_packages_version": {},
         "name": info.study,
         "task": info.question,
         "description": f"{info.question} Classification into {', '.join(info.labels)}. docs/README.md is its card.",
@@ -148,7 +147,7 @@ def bundle_inference(source: Source, kind: Kind, engine: str, program: bool) -> 
     }
     if program:
         network = {
-            "_target_": "medopt.formats.network.load_program", "path": "$@bundle_root + '/models/model.pt2'",
+            "_target_": "medopt.formats.network.ProgramNetwork", "path": "$@bundle_root + '/models/model.pt2'",
         }  # fmt: skip
     return {
         "imports": ["$import os", "$import monai"],
@@ -247,8 +246,9 @@ def _readme(source: Source, kind: Kind, name: str, engine: str) -> str:
         --bundle_root . --dataset_dir FOLDER_OF_SCANS --output_dir eval
 
 writes eval/predictions.csv: each scan and the probabilities of {", ".join(source.info.labels)}. Without --dataset_dir
-it predicts the drawn scans in golden/. It needs medopt (the chain that prepares a scan is the one of training),
-pytorch-ignite (for MONAI's evaluator), and runs the {kind} model in {runs}.
+it predicts the drawn scans in golden/. It needs medopt (the chain that prepares a scan is the one of training) and
+pytorch-ignite and fire (MONAI's evaluator and command line), and runs the {kind} model in {runs}.
+Each file of FOLDER_OF_SCANS is one scan; for a study of volumes so is each folder of DICOM slices.
 
 medopt.json says how logits become probabilities and decisions (calibration, threshold), and the SHA-256 of every file.
 What a bundle does not do: decline scans that are unlike those of training. `medopt predict` does.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,18 @@ def save_program(network: nn.Module, examples: FloatArray, path: Path) -> None:
         save(program, path)
 
 
-def load_program(path: str) -> nn.Module:
-    """The network of a PT2 program, ready to run."""
-    return load(path).module()
+class ProgramNetwork(nn.Module):
+    """The network of a PT2 program. It knows evaluation only; a program itself refuses even to be told so."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.program = load(path).module()
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing changes."""
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, C, *size) to logits (N, K)."""
+        found: Tensor = self.program(image)
+        return found

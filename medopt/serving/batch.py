@@ -61,28 +61,27 @@ def predict_scans(
     """
     advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
     workers, size = workers or min(physical_cores(), MOST_WORKERS), predictor.setting.batch
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))  # a core is a worker's
+    try:
         decoded = _ahead(pool, predictor, scans, workers + size)
         for part in batches(len(scans), size):
             found = list(islice(decoded, part.stop - part.start))
             for row in _rows(predictor, scans[part], found):
                 yield row
                 advance(1)
+    finally:  # whoever asked for the rows may have gone away
+        pool.shutdown(cancel_futures=True)
 
 
 def _ahead(pool: ThreadPoolExecutor, predictor: Predictor, scans: Sequence[Path], most: int) -> Iterator[Prepared]:
     """The scans prepared, in order; `most` of them are begun before the first is taken."""
     begun: deque[Future[Prepared]] = deque()
-    try:
-        for path in scans:
-            if len(begun) == most:
-                yield begun.popleft().result()
-            begun.append(pool.submit(_prepare, predictor, path))
-        while begun:
+    for path in scans:
+        if len(begun) == most:
             yield begun.popleft().result()
-    finally:  # whoever asked for the rows went away
-        for future in begun:
-            future.cancel()
+        begun.append(pool.submit(_prepare, predictor, path))
+    while begun:
+        yield begun.popleft().result()
 
 
 def _rows(predictor: Predictor, paths: Sequence[Path], found: Sequence[Prepared]) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +299,25 @@ def test_decoding_runs_ahead_of_the_model_and_no_further_than_a_batch(clinic: Cl
         batch_end = -(-taken // 3) * 3
         assert len(begun) <= batch_end + 3 + 2
     assert len(begun) == 30
+
+
+def test_whoever_stops_asking_waits_for_no_more_than_is_being_decoded(predictor: Predictor, clinic: Clinic) -> None:
+    begun: list[Path] = []
+
+    class Slow:
+        config = predictor.chain.config
+
+        def read(self, path: Path) -> Any:
+            begun.append(path)
+            time.sleep(0.03)
+            return predictor.chain.read(path)
+
+        def consume(self, volume: Any, where: str) -> Any:
+            return predictor.chain.consume(volume, where)
+
+    setting = predictor.setting.model_copy(update={"batch": 12})
+    watched = replace(predictor, chain=Slow(), setting=setting)  # type: ignore[arg-type]
+    rows = predict_scans(watched, find_scans([clinic.data / "scans"], 2)[:12] * 3, workers=1)
+    next(rows)  # another 12 are queued behind the first batch
+    rows.close()  # type: ignore[attr-defined]
+    assert 12 <= len(begun) <= 18
