@@ -80,7 +80,42 @@ def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray],
             advanced_parameters=parameters,
         )
     with atomic(target) as part:
+        quantized = quantized if recipe.first else _pooled_in_float(quantized)
         onnx.save(_slim(_signed(quantized) if recipe.symmetric else quantized), part)
+
+
+def _pooled_in_float(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its max pooling right after the float first convolution, before ReLU and rounding.
+
+    Both never fall as their input rises, so that the largest value may be taken first, and no logit changes. But ONNX
+    Runtime's pooling of 8-bit integers takes 0.9 ms where that of floats takes 0.02 ms (16 channels of 112 x 112), a
+    third of a small model. The ReLU in between keeps its optimizer from rounding before the pooling again.
+    """
+    graph = model.graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    pool = next((node for node in graph.node if node.op_type == "MaxPool"), None)
+    if pool is None:
+        return model
+    chain = [pool]  # upwards: MaxPool, DequantizeLinear, QuantizeLinear, Relu
+    for kind in ("DequantizeLinear", "QuantizeLinear", "Relu"):
+        above = made_by.get(chain[-1].input[0])
+        uses = sum(above is not None and above.output[0] in node.input for node in graph.node)
+        if above is None or above.op_type != kind or uses > 1:
+            return model  # what lies in between goes elsewhere, too
+        chain.append(above)
+    _, widened, rounded, relu = chain
+    source, pooled = relu.input[0], pool.output[0]
+    pool.input[0], relu.input[0] = source, pooled
+    moved = [node.SerializeToString() for node in (relu, rounded, widened)]
+    for node in graph.node:
+        if node is not relu and node.output[0] != relu.output[0]:
+            node.input[:] = [widened.output[0] if name == pooled else name for name in node.input]
+    names = {relu.output[0], rounded.output[0], widened.output[0]}
+    kept = [node.SerializeToString() for node in graph.node if node.output[0] not in names]
+    at = next(index for index, node in enumerate(kept) if onnx.NodeProto.FromString(node).op_type == "MaxPool")
+    del graph.node[:]
+    graph.node.extend(onnx.NodeProto.FromString(node) for node in (*kept[: at + 1], *moved, *kept[at + 1 :]))
+    return model
 
 
 def _signed(model: onnx.ModelProto) -> onnx.ModelProto:

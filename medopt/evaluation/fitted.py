@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Evaluation, Task
+from medopt.errors import DataError
 from medopt.evaluation.calibrated import fit_calibration
 from medopt.evaluation.metrics import Index
 from medopt.evaluation.scored import Scored
@@ -31,16 +32,19 @@ class Read:
 def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64]:
     """Which of PARTS parts (N,) each case belongs to: by patient, each class in each.
 
-    Fewer parts where a class has fewer patients; one where it has one alone, so that nothing can be left out.
+    Fewer parts where a class has fewer patients, or where they cannot be dealt out so; one where nothing can be left
+    out.
     """
     target = Scored(validation, task).target
     classes = target if task == "multiclass" else np.concatenate([target, ~target], axis=1)
     classes = classes[:, classes.any(axis=0)]
     groups = group_rows(validation.patient_id, classes, validation.site)
-    count = min(PARTS, int(groups.has.sum(axis=0).min()))
-    if count < 2:
-        return np.zeros(len(validation), np.int64)
-    return draw(groups, [1] * count, seed, [""] * classes.shape[1])[groups.row]
+    for count in range(min(PARTS, int(groups.has.sum(axis=0).min())), 1, -1):
+        try:
+            return draw(groups, [1] * count, seed, [""] * classes.shape[1])[groups.row]
+        except DataError:  # patients with several classes stand in the way of so many parts
+            continue
+    return np.zeros(len(validation), np.int64)
 
 
 def read_crossed(validation: Predictions, wanted: Evaluation, task: Task, parts: NDArray[np.int64]) -> Read:

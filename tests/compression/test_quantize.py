@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from scipy.special import expit
 
+from medopt.compression import quantize
+from medopt.compression.export import export_onnx
 from medopt.compression.in_float import int8_layers, rank_by_harm, with_float_layers, write_mended
 from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
 from medopt.compression.weights_only import store_float16, store_int8_weights
+from medopt.config import Study
 from medopt.errors import DataError
 from medopt.inference.engines import ENGINES, open_engine, run_files
+from medopt.models import build_model
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,28 @@ def test_each_profile_answers_as_the_float_model(
         for path in (tiny_models.float, profiles[profile])
     )
     assert np.abs(expit(before) - expit(after)).mean() < 0.05
+
+
+def test_pooling_before_rounding_changes_no_logit(
+    tiny_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stem with max pooling: pooled in float, each logit is the same to the bit, in both engines."""
+    study = tiny_study(prepare={"size": [40, 36]}, model={"stem": "large", "zero_init_residual": False})
+    images = np.random.default_rng(0).random((6, 1, 40, 36), dtype=np.float32)
+    model = build_model(study)
+    model.train()(torch.from_numpy(images))
+    export_onnx(model, images, tmp_path / "float.onnx", 18)
+    quantize_int8(tmp_path / "float.onnx", tmp_path / "after.onnx", list(images))
+    monkeypatch.setattr(quantize, "_pooled_in_float", lambda found: found)
+    quantize_int8(tmp_path / "float.onnx", tmp_path / "before.onnx", list(images))
+    order = {}
+    for name in ("before", "after"):
+        kinds = [node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node]
+        order[name] = kinds.index("MaxPool") > kinds.index("QuantizeLinear")
+    assert order == {"before": True, "after": False}
+    for engine in ENGINES:
+        before, after = (open_engine(engine, tmp_path / f"{name}.onnx", 1).run(images) for name in order)
+        np.testing.assert_array_equal(before, after)
 
 
 def test_layers_put_back_in_float_take_their_error_away(tiny_models: SimpleNamespace, tmp_path: Path) -> None:

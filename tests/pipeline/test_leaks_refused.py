@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,7 @@ from PIL import Image
 
 from medopt.errors import DataError
 from medopt.manifest.check import ACCEPTED
-from medopt.pipeline.run import Run
-from medopt.records import SilentReporter
-from medopt.training.engine import Hardware
+from medopt.pipeline.sets import refuse_duplicates
 
 
 def study_of(folder: Path, *accepted: str) -> Path:
@@ -51,7 +48,7 @@ def prepared(tmp_path: Path, tiny_study: Any, tiny_set: Any) -> Any:
         }
         np.save(sets["test"].files[1], np.load(sets["train"].files[0]))
         sets["test"].cases[1] = replace(sets["test"].cases[1], label=(1,))
-        return Run(SimpleNamespace(study=study, notes=()), None, None, SilentReporter(), Hardware(1))._duplicates(sets)  # type: ignore[arg-type]
+        return refuse_duplicates(study, sets)
 
     return make
 
