@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,11 @@ def prune_in_steps(
     a target cannot be reached, and what training raises.
     """
     found: list[PrunedStep] = []
+    teacher = weights
     for number, target in enumerate(targets, start=1):
         interrupts.stop_if_asked()
         here = folder.path / place / f"step-{number}"
-        task = _tuning(study, sets, here, _facts(study, sets, weights, target))
+        task = _tuning(study, sets, here, _facts(study, sets, weights, target), teacher)
 
         def work(source: Path = weights, task: TrainingTask = task, share: float = target) -> dict[str, Any]:
             return _step(study, sets, source, share, task, reporter, hardware)
@@ -94,8 +95,8 @@ def _facts(study: Study, sets: Sets, weights: Path, target: float) -> dict[str, 
     return {"from": file_digest(weights), "target": f"{target:.6f}", "cases": digest(cases), "seed": str(study.seed)}
 
 
-def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str]) -> TrainingTask:
-    """Training as it was, shorter, at a lower rate and to its end."""
+def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str], teacher: Path) -> TrainingTask:
+    """Training as it was, shorter and to its end, with the whole network's answers among the targets."""
     wanted, training = study.compression.pruning, study.training
     optimizer = training.optimizer.model_copy(update={"lr": wanted.lr * training.optimizer.rate})
     changed = {
@@ -106,7 +107,8 @@ def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str]) ->
     recipe = digest(
         tuned.model_dump(mode="json", exclude={"data": {"manifest"}, "evaluation": True, "compression": True})
     )
-    return TrainingTask(tuned, sets["train"], sets["val"], folder, {**facts, "recipe": recipe})
+    told = {**facts, "recipe": recipe, "imitate": f"{wanted.imitate:g} of {file_digest(teacher)}"}
+    return TrainingTask(tuned, sets["train"], sets["val"], folder, told, teacher=teacher)
 
 
 def _step(
@@ -122,7 +124,7 @@ def _step(
     counts = [multiply_adds(net, study.prepare.channels, size) for net in (build_model(study), narrow)]
     scores = [_score(study, sets, load_best(study, path)) for path in (weights, start)]
     facts = {**task.facts, WIDTHS: Widths.of(narrow).to_json(), "start": file_digest(start)}
-    task = TrainingTask(task.study, task.train_set, task.val_set, task.folder, facts, start)
+    task = replace(task, facts=facts, start=start)
     lead = Lead(validation_score(study, sets), lambda history: interrupts.stop_if_asked(), reporter)
     trained = train(task, lead, Hardware(1) if has_launcher() else hardware)
     scores.append(_score(study, sets, load_best(study, trained.weights)))

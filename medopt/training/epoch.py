@@ -26,12 +26,20 @@ from medopt.training.schedules import learning_rate
 from medopt.training.state import TrainingState, take_optimizer
 from medopt.training.step import Stepper
 from medopt.training.task import TrainingTask
+from medopt.training.teacher import Teacher
 
 
 class Epochs:
     """One process's part of each epoch: its loaders, and its steps."""
 
-    def __init__(self, task: TrainingTask, fabric: Fabric, state: TrainingState, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        task: TrainingTask,
+        fabric: Fabric,
+        state: TrainingState,
+        reporter: Reporter,
+        teacher: Teacher | None = None,
+    ) -> None:
         self.study, self.fabric, self.state, self.reporter = task.study, fabric, state, reporter
         rank, world = fabric.global_rank, fabric.world_size
         if len(task.val_set.cases) < world:
@@ -40,7 +48,7 @@ class Epochs:
         train, val = task.train_set, task.val_set
         self.loader, self.sampler = train_loader(task.study, train.cases, train.files, rank, world)
         self.val_loader = predict_loader(task.study, val.cases, val.files, rank, world)
-        self.stepper = Stepper(task.study, fabric, state, self.loss)
+        self.stepper = Stepper(task.study, fabric, state, self.loss, teacher)
 
     def validate(self) -> tuple[NDArray[np.float64], Tensor]:
         """Logits (N, K) and targets (N, K) of all validation cases, on every process."""

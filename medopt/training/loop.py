@@ -22,6 +22,7 @@ from medopt.training.epoch import Epochs
 from medopt.training.state import start_state, take_optimizer
 from medopt.training.stopping import best_epoch, should_stop
 from medopt.training.task import BEST, Lead, Trained, TrainingTask
+from medopt.training.teacher import Teacher
 
 
 def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
@@ -37,7 +38,7 @@ def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
     )
     if lead:
         lead.on_epoch(state.history)
-    epochs = Epochs(task, fabric, state, reporter)
+    epochs = Epochs(task, fabric, state, reporter, _teacher(task, fabric))
     while len(state.history) < study.training.epochs:
         if should_stop(state.scores, study.training.patience):
             reporter.message(f"Stopped early: no progress in {study.training.patience} epochs.")
@@ -55,6 +56,15 @@ def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
     if best is None:
         raise TrainingError("No epoch gave a defined validation metric; is one class absent from validation?")
     return Trained(task.folder / BEST, tuple(state.history), best, str(fabric.device))
+
+
+def _teacher(task: TrainingTask, fabric: Fabric) -> Teacher | None:
+    """The network that this one learns from, where it learns from one."""
+    share = task.study.compression.pruning.imitate
+    if task.teacher is None or not share:
+        return None
+    network = load_best(task.study, task.teacher).to(fabric.device)
+    return Teacher(network, share, exclusive=task.study.data.task == "multiclass")
 
 
 def _one_epoch(task: TrainingTask, fabric: Fabric, epochs: Epochs, lead: Lead | None) -> EpochRecord:

@@ -11,13 +11,17 @@ from torch import Tensor
 from medopt.config import Study
 from medopt.training.losses import Loss
 from medopt.training.state import TrainingState, update_average, whole
+from medopt.training.teacher import Teacher
 
 
 class Stepper:
     """Steps of one training. The same images give the same step, however many micro-batches or processes share them."""
 
-    def __init__(self, study: Study, fabric: Fabric, state: TrainingState, loss: Loss) -> None:
+    def __init__(
+        self, study: Study, fabric: Fabric, state: TrainingState, loss: Loss, teacher: Teacher | None = None
+    ) -> None:
         self.config, self.fabric, self.state, self.loss = study.training, fabric, state, loss
+        self.teacher = teacher
 
     def step(
         self, batch: Sequence[tuple[Tensor, Tensor]], rate: float, images: int | None = None, number: int = 0
@@ -37,8 +41,10 @@ class Stepper:
         total = None
         for part, (image, target) in enumerate(batch, start=1):
             with fabric.no_backward_sync(state.network, enabled=part < len(batch)):
-                logits = state.network(image.to(fabric.device, non_blocking=True))  # (N, K)
-                share = self.loss(logits.float(), target.to(fabric.device, non_blocking=True)).sum() / images
+                seen, truth = (one.to(fabric.device, non_blocking=True) for one in (image, target))
+                wanted = truth if self.teacher is None else self.teacher.targets(seen, truth)
+                logits = state.network(seen)  # (N, K)
+                share = self.loss(logits.float(), wanted).sum() / images
                 fabric.backward(share * fabric.world_size)  # the processes' gradients are averaged, not summed
             total = share.detach() if total is None else total + share.detach()
         limit = self.config.clip_norm or math.inf

@@ -30,7 +30,8 @@ class TrainingTask:
 
     `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused. `start` are the
     weights to begin with, of the study's network or of a pruned one, whose widths then have to be among the facts;
-    without it they are drawn from the study's seed.
+    without it they are drawn from the study's seed. `teacher` are those of a network whose answers are targets, too, to
+    the share that `compression.pruning.imitate` says.
     """
 
     study: Study
@@ -39,6 +40,7 @@ class TrainingTask:
     folder: Path
     facts: Mapping[str, str]
     start: Path | None = None
+    teacher: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
