@@ -40,7 +40,7 @@ class Pruning(Section):
     steps: int = Field(3, ge=1, le=20)
     """How many times channels go, the same share of what is left each time."""
     epochs: int = Field(10, ge=1)
-    """Epochs of training after each step; the best on validation stays."""
+    """Epochs of training after each step; the weights of the last one stay, when the rate has come down to zero."""
     lr: float = Field(1.0, gt=0, le=1)
     """Their highest learning rate, as a fraction of the training's."""
     imitate: Fraction = 0.8

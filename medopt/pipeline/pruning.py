@@ -108,7 +108,7 @@ def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str], te
         tuned.model_dump(mode="json", exclude={"data": {"manifest"}, "evaluation": True, "compression": True})
     )
     told = {**facts, "recipe": recipe, "imitate": f"{wanted.imitate:g} of {file_digest(teacher)}"}
-    return TrainingTask(tuned, sets["train"], sets["val"], folder, told, teacher=teacher)
+    return TrainingTask(tuned, sets["train"], sets["val"], folder, told, teacher=teacher, to_the_end=True)
 
 
 def _step(

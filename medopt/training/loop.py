@@ -6,6 +6,7 @@ index), the learning rate, the optimizer and early stopping from the history, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
             break
         record = _one_epoch(task, fabric, epochs, lead)
         state.history.append(record)
-        is_best = best_epoch(state.scores) == record.epoch
+        is_best = _is_kept(task, state.scores)
         reporter.message(_epoch_line(study, record, is_best))
         if is_best:
             save_best(task.folder / BEST, state, facts, write=lead is not None)
@@ -53,9 +54,18 @@ def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
         if lead:
             lead.on_epoch(state.history)
     best = best_epoch(state.scores)
+    if best is not None and task.to_the_end:
+        best = len(state.history) - 1
     if best is None:
         raise TrainingError("No epoch gave a defined validation metric; is one class absent from validation?")
     return Trained(task.folder / BEST, tuple(state.history), best, str(fabric.device))
+
+
+def _is_kept(task: TrainingTask, scores: Sequence[float]) -> bool:
+    """Whether the weights of the last of these epochs are kept, so far at least."""
+    if task.to_the_end:
+        return len(scores) == task.study.training.epochs
+    return best_epoch(scores) == len(scores) - 1
 
 
 def _teacher(task: TrainingTask, fabric: Fabric) -> Teacher | None:

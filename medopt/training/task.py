@@ -31,7 +31,7 @@ class TrainingTask:
     `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused. `start` are the
     weights to begin with, of the study's network or of a pruned one, whose widths then have to be among the facts;
     without it they are drawn from the study's seed. `teacher` are those of a network whose answers are targets, too, to
-    the share that `compression.pruning.imitate` says.
+    the share that `compression.pruning.imitate` says. `to_the_end` keeps those of the last epoch, not the best.
     """
 
     study: Study
@@ -41,6 +41,7 @@ class TrainingTask:
     facts: Mapping[str, str]
     start: Path | None = None
     teacher: Path | None = None
+    to_the_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
