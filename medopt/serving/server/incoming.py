@@ -61,8 +61,8 @@ def _neutral(text: str, place: Path, folder: Path) -> str:
 def _placed(data: bytes, folder: Path, limits: Limits) -> Path:
     """The bytes as a file, or as a folder of one series' files."""
     if data.startswith(_ZIP):
-        return _unpacked(data, folder / "series", limits)
-    return _written(data, folder, "scan", limits)
+        return _unpacked(data, folder / "medopt-series", limits)
+    return _written(data, folder, "medopt-scan", limits)
 
 
 def _written(data: bytes, folder: Path, name: str, limits: Limits) -> Path:
