@@ -45,7 +45,7 @@ class Server:
         for line in self.process.stderr or ():
             self.raw.append(line)
 
-    def wait_for(self, event: str, count: int = 1, seconds: float = 60) -> dict[str, Any]:
+    def wait_for(self, event: str, count: int = 1, seconds: float = 240) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = [one for one in self.events if one["event"] == event]

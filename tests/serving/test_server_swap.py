@@ -97,9 +97,9 @@ def test_only_certified_clients_get_in(server: Server, certificates: Path, finis
     with closing(triton.InferenceServerClient(f"localhost:{server.grpc}", ssl=True, **words)) as one:
         assert one.is_model_ready("clinic", version_of(finished.release))
     del words["private_key"], words["certificate_chain"]
-    with closing(triton.InferenceServerClient(f"localhost:{server.grpc}", ssl=True, **words)) as one:
-        with pytest.raises(triton.InferenceServerException):
-            one.is_server_live(client_timeout=5)
+    stranger_too = triton.InferenceServerClient(f"localhost:{server.grpc}", ssl=True, **words)
+    with closing(stranger_too) as one, pytest.raises(triton.InferenceServerException):
+        one.is_server_live(client_timeout=5)
 
 
 def test_a_new_release_takes_over_under_load_and_a_bad_one_does_not(
