@@ -107,7 +107,7 @@ def test_what_is_not_sound_is_refused_without_a_name(data: bytes, words: str) ->
 def test_a_member_larger_than_it_says_is_not_unpacked() -> None:
     honest = zipped({"a.png": bytes(150_000)})
     lying = honest.replace(struct.pack("<I", 150_000), struct.pack("<I", 10))
-    with pytest.raises(DataError, match="damaged|more than it says"):
+    with pytest.raises(DataError, match=r"damaged|more than it says"):
         prepared(lying)
 
 

@@ -5,8 +5,10 @@ KServe reads the command line when it is imported and takes what it knows of it;
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on stderr are no JSON, and tell of clients
 try:
     from kserve import ModelRepository
     from kserve.errors import ModelNotFound
