@@ -93,7 +93,7 @@ def test_every_form_of_a_scan_is_told_by_its_content() -> None:
         (gzip.compress(volume(4, 5, 6))[:-20], "breaks off"),
         (b"\x1f\x8b\x08SMITH", "gzip"),
         (picture(400), "claims more than"),
-        (volume(4, 5, 6)[:420], "more than it can hold"),
+        (volume(4, 5, 6)[:420], "truncated or damaged"),
         (b"SMITH", "not a format that is read"),
     ],
 )
