@@ -26,6 +26,7 @@ from medopt.commands.prepare import prepare
 from medopt.commands.report import report
 from medopt.commands.run import run
 from medopt.commands.series import series
+from medopt.commands.serve import serve
 from medopt.commands.sweep import sweep
 from medopt.commands.tune import tune_app
 from medopt.commands.tune_runtime import tune_runtime
@@ -58,6 +59,7 @@ app.command()(plan)
 app.command()(report)
 app.command()(drift)
 app.command()(export)
+app.command()(serve)
 
 
 @app.callback()

@@ -11,7 +11,7 @@ from clinic_fixtures import Finished, call, start, wait
 import medopt
 from medopt.errors import DataError
 
-COMMANDS = ("run", "phantom", "fetch", "verify", "predict", "ui", "version")
+COMMANDS = ("run", "phantom", "fetch", "verify", "predict", "serve", "ui", "version")
 
 
 def test_help_names_every_command_and_exit_code() -> None:

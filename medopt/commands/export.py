@@ -25,6 +25,7 @@ class Format(StrEnum):
     triton = "triton"
     openvino = "openvino"
     monai = "monai"
+    kserve = "kserve"
 
 
 def export(
@@ -32,11 +33,12 @@ def export(
     form: Annotated[Format, typer.Option("--format", help="What to write.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
     model: Annotated[
-        str | None, typer.Option(help="int8 or float; else int8 for triton, both for openvino, float for monai.")
+        str | None,
+        typer.Option(help="int8 or float; else int8 for triton and kserve, both for openvino, float for monai."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a release as a Triton model repository, as OpenVINO's IR, or as a MONAI bundle.
+    """Write a release as a Triton model repository, OpenVINO's IR, a MONAI bundle, or a service for Kubernetes.
 
     triton: NAME/config.pbtxt with dynamic batching, NAME/1/model.onnx and labels; serve it with
     tritonserver --model-repository=OUT.
@@ -45,6 +47,9 @@ def export(
 
     monai: configs/inference.json with the release's own preparation chain, metadata.json, models/. Given a RUN folder,
     the float network goes along as models/model.pt2 (torch.export, no pickle); a release alone holds ONNX only.
+
+    kserve: inferenceservice.yaml for KServe, a Dockerfile, and the release; it runs medopt serve, which declines scans
+    and reads files as medopt predict does. What follows is about the other three.
 
     Each is written whole or not at all, read back with its own tool and compared with the release on its golden cases;
     the largest difference of a logit is said. A model is written only for engines that passed its gate. medopt.json
@@ -66,7 +71,10 @@ def export(
         typer.echo(f"{kind:<6} left out: the engine did not pass the release's gate for it")
     if "config" in found:
         typer.echo(f"config read back with {found['config']}")
-    typer.echo(f"written to {out}; medopt.json there says how logits become decisions")
+    facts = f"{out}/inferenceservice.yaml begins with the steps to take"
+    if form != Format.kserve:
+        facts = "medopt.json there says how logits become decisions"
+    typer.echo(f"written to {out}; {facts}")
     if as_json:
         typer.echo(json.dumps({"release": str(release), "format": form, "out": str(out)} | found, allow_nan=False))
 
@@ -80,6 +88,10 @@ def _write(source: Source, form: Format, out: Path, model: Kind | None, run: Pat
         from medopt.formats.openvino_ir import export_openvino
 
         return export_openvino(source, out, model)
+    if form == Format.kserve:
+        from medopt.formats.kserve import export_kserve
+
+        return export_kserve(source, out, model)
     from medopt.formats.monai_bundle import export_monai
 
     return export_monai(source, out, model, _network(run) if run and model != "int8" else None)

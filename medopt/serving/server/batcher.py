@@ -1,0 +1,127 @@
+"""Dynamic batching: images of several requests become one call of the engine, one call at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from medopt.errors import DataError
+from medopt.imaging.facts import ScanFacts
+from medopt.records import FloatArray, batches
+from medopt.release.predictor import Answer
+
+Facts = Sequence[ScanFacts | None]
+Predict = Callable[[FloatArray, Facts], list[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Images of one request (N, C, *size), and who waits for them."""
+
+    images: FloatArray
+    facts: Facts
+    answers: asyncio.Future[list[Answer]]
+
+
+class Batcher:
+    """Gathers up to `size` images, or what came within `seconds` while more is on its way, and predicts them.
+
+    A request's images stay together where `size` allows; more than that are cut as `medopt predict` cuts an archive.
+    Belongs to one event loop.
+    """
+
+    def __init__(self, predict: Predict, size: int, seconds: float, observe: Callable[[int], None] = lambda _: None):
+        self.size = size
+        self._predict, self._seconds, self._observe = predict, seconds, observe
+        self._waiting: deque[_Part] = deque()
+        self._expected = 0
+        self._changed = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "medopt-engine")
+        self._worker = asyncio.create_task(self._work())
+
+    @contextmanager
+    def expecting(self) -> Iterator[Callable[[], None]]:
+        """A request is on its way here: a batch may wait for it. Call what is yielded when it has come."""
+        self._expected += 1
+        here = [False]
+
+        def come() -> None:
+            if not here[0]:
+                here[0] = True
+                self._expected -= 1
+                self._changed.set()
+
+        try:
+            yield come
+        finally:
+            come()
+
+    async def ask(self, images: FloatArray, facts: Facts) -> list[Answer]:
+        """Answers for prepared images (N, C, *size); raises DataError where the model has none for one of them."""
+        loop = asyncio.get_running_loop()
+        parts = [_Part(images[rows], facts[rows], loop.create_future()) for rows in batches(len(images), self.size)]
+        self._waiting.extend(parts)
+        self._changed.set()
+        found = await asyncio.gather(*(part.answers for part in parts))
+        return [answer for answers in found for answer in answers]
+
+    def close(self) -> None:
+        """End the worker; nobody may be waiting any more."""
+        self._worker.cancel()
+        self._thread.shutdown(wait=False)
+
+    async def _work(self) -> None:
+        while True:
+            await self._gather()
+            parts = self._next()
+            self._observe(sum(len(part.images) for part in parts))
+            await self._run(parts)
+
+    async def _gather(self) -> None:
+        """Return when a batch is worth running: full, or nobody else on the way, or waited long enough."""
+        while not self._waiting:
+            self._changed.clear()
+            await self._changed.wait()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._seconds
+        while self._expected and sum(len(part.images) for part in self._waiting) < self.size:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), end - loop.time())
+            except TimeoutError:
+                return
+
+    def _next(self) -> list[_Part]:
+        parts = [self._waiting.popleft()]
+        count = len(parts[0].images)
+        while self._waiting and count + len(self._waiting[0].images) <= self.size:
+            parts.append(self._waiting.popleft())
+            count += len(parts[-1].images)
+        return parts
+
+    async def _run(self, parts: list[_Part]) -> None:
+        """One call of the engine; where it has no answer, each request is asked for alone: one of them is at fault."""
+        images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
+        facts = [one for part in parts for one in part.facts]
+        loop = asyncio.get_running_loop()
+        try:
+            answers = iter(await loop.run_in_executor(self._thread, self._predict, images, facts))
+        except Exception as error:
+            if len(parts) > 1 and isinstance(error, DataError):
+                for part in parts:
+                    await self._run([part])
+                return
+            for part in parts:
+                if not part.answers.done():
+                    part.answers.set_exception(error)
+            return
+        for part in parts:
+            found = [next(answers) for _ in part.facts]
+            if not part.answers.done():  # whoever asked may have gone
+                part.answers.set_result(found)

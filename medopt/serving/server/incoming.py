@@ -1,0 +1,174 @@
+"""A scan's bytes, as a client sent them, to a prepared image: through files of neutral names that live for one reading.
+
+Nothing that the client chose becomes a name or a path, nothing is unpacked beyond its limits, and what a header claims
+is looked at before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+import nibabel
+from PIL import Image
+from pydicom import dcmread
+
+from medopt.errors import DataError
+from medopt.imaging.dicom_file import is_dicom
+from medopt.imaging.facts import ScanFacts
+from medopt.imaging.raster import FORMATS, is_image
+from medopt.manifest.paths import below
+from medopt.records import FloatArray
+from medopt.release.predictor import Predictor
+from medopt.serving.batch import IGNORED
+from medopt.serving.server.limits import Limits
+
+PREFIX = "medopt-serve-"
+_CHUNK = 1 << 20
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_CLAIMING = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
+
+
+def prepare_bytes(predictor: Predictor, data: bytes, limits: Limits) -> tuple[FloatArray, ScanFacts]:
+    """One scan's tensor (C, *size) and facts: a DICOM, NIfTI or image file, or a zip of one scan's files.
+
+    Read by the release's own chain, as `medopt predict` does. Raises DataError with a reason that names nothing of the
+    client's: a file of a zip is told by its place in there.
+    """
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        folder = Path(name)
+        place = _placed(data, folder, limits)
+        try:
+            _check_claims(place, limits)
+            return predictor.prepare(place)
+        except DataError as error:
+            raise DataError(_neutral(str(error), place, folder)) from None
+
+
+def _neutral(text: str, place: Path, folder: Path) -> str:
+    what = "the series" if place.is_dir() else "the scan"
+    for told, said in ((str(place), what), (str(folder), "the scan"), (place.name, what)):
+        text = text.replace(told, said)
+    return text[:1].upper() + text[1:]
+
+
+def _placed(data: bytes, folder: Path, limits: Limits) -> Path:
+    """The bytes as a file, or as a folder of one series' files."""
+    if data.startswith(_ZIP):
+        return _unpacked(data, folder / "medopt-series", limits)
+    return _written(data, folder, "medopt-scan", limits)
+
+
+def _written(data: bytes, folder: Path, name: str, limits: Limits) -> Path:
+    """One file; NIfTI is told by its name elsewhere, and here gets it from its content."""
+    if data.startswith(_GZIP):
+        data = _gunzipped(data, limits.max_unpacked)
+    path = folder / (f"{name}.nii" if _is_nifti(data) else name)
+    path.write_bytes(data)
+    return path
+
+
+def _is_nifti(data: bytes) -> bool:
+    """The magic of NIfTI-1 (at 344) and NIfTI-2 (at 4), in one file."""
+    return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0"
+
+
+def _gunzipped(data: bytes, most: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacker.decompress(data, most)
+    except zlib.error:
+        raise DataError("The scan is damaged: its gzip stream cannot be unpacked.") from None
+    if unpacker.unconsumed_tail:
+        raise DataError(f"The scan unpacks to more than {most >> 20} MiB, which this server does not take.")
+    if not unpacker.eof:
+        raise DataError("The scan is damaged: its gzip stream breaks off.")
+    return found
+
+
+def _unpacked(data: bytes, folder: Path, limits: Limits) -> Path:
+    """The files of a zip under numbers instead of names; one file alone is the scan itself."""
+    folder.mkdir()
+    left, count = limits.max_unpacked, 0
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as opened:
+            members = _members(opened, limits)
+            for count, info in enumerate(members, 1):
+                with opened.open(info) as source:
+                    piece = source.read(min(info.file_size, left) + 1)
+                left -= len(piece)
+                if left < 0 or len(piece) > info.file_size:
+                    raise DataError("The zip unpacks to more than it says.")
+                path = _written(piece, folder, f"{count:05}", limits)
+    except DataError:
+        raise
+    except Exception as error:  # each of the decoders that zipfile knows has its own exceptions
+        raise DataError(f"The zip is damaged, or packed in a way that is not read ({type(error).__name__}).") from None
+    return path if count == 1 else folder
+
+
+def _members(opened: zipfile.ZipFile, limits: Limits) -> list[zipfile.ZipInfo]:
+    """The files that may be images; raises DataError for a zip that is not sound."""
+    infos = [info for info in opened.infolist() if not info.is_dir()]
+    total = sum(info.file_size for info in infos)
+    if len(infos) > limits.max_files or total > limits.max_unpacked:
+        raise DataError(
+            f"The zip holds {len(infos)} files of {total >> 20} MiB; this server takes {limits.max_files} files and "
+            f"{limits.max_unpacked >> 20} MiB of one scan."
+        )
+    for info in infos:
+        try:
+            below(info.filename)
+        except ValueError as error:
+            raise DataError(f"The zip holds a path that is not sound: {error}.") from None
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError("The zip holds a link, which is not followed.")
+        if info.flag_bits & 1:
+            raise DataError("The zip is encrypted.")
+    found = [info for info in infos if _may_be_image(PurePosixPath(info.filename))]
+    if not found:
+        raise DataError("The zip holds no file that could be a scan.")
+    return found
+
+
+def _may_be_image(path: PurePosixPath) -> bool:
+    return path.suffix.lower() not in IGNORED and path.name[0] != "." and path.name.upper() != "DICOMDIR"
+
+
+def _check_claims(place: Path, limits: Limits) -> None:
+    """Raises DataError where the headers claim more pixels than the server takes."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    claimed = 0
+    for path in files:
+        claimed += max(_claims(path), default=0)
+        if claimed > limits.max_pixels:
+            raise DataError(f"The scan claims more than {limits.max_pixels >> 20} Mi pixels, more than is taken here.")
+
+
+def _claims(path: Path) -> Iterator[int]:
+    """Values that a file's header claims; what cannot be read here is refused by the reading itself."""
+    with path.open("rb") as stream:
+        head = stream.read(132)
+    with suppress(Exception):
+        if is_image(head):
+            with Image.open(path, formats=FORMATS) as image:
+                yield image.width * image.height * len(image.getbands())
+        elif path.suffix == ".nii":
+            sides = [int(side) for side in nibabel.load(path).shape]  # type: ignore[attr-defined]
+            yield _product(sides)
+        elif is_dicom(head):
+            header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=_CLAIMING)
+            yield _product([int(header.get(key) or 1) for key in _CLAIMING])
+
+
+def _product(sides: list[int]) -> int:
+    found = 1
+    for side in sides:
+        found *= max(side, 0)
+    return found

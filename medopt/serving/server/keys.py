@@ -1,0 +1,49 @@
+"""Who may ask: an API key, given as a file or in the environment and kept as a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from medopt.errors import ConfigError
+from medopt.serving.server.limits import Refused
+
+VARIABLE = "MEDOPT_API_KEY"
+_LEAST = 16
+
+
+class Key:
+    """The key of a server, or none."""
+
+    def __init__(self, text: str = "") -> None:
+        self._digest = _digest(text) if text else b""
+
+    @classmethod
+    def read(cls, file: Path | None) -> Key:
+        """From a file's first line, else from the environment. Raises ConfigError."""
+        try:
+            text = file.read_text(encoding="utf-8").strip() if file else os.environ.get(VARIABLE, "").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The API key file {file} cannot be read ({type(error).__name__}).") from None
+        if (file or text) and len(text) < _LEAST:
+            raise ConfigError(f"The API key is shorter than {_LEAST} characters. Make one with: openssl rand -hex 32")
+        return cls(text)
+
+    def __bool__(self) -> bool:
+        return bool(self._digest)
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Raises Refused unless X-API-Key or Authorization: Bearer (names in lower case) holds the key."""
+        if not self._digest:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not hmac.compare_digest(_digest(given), self._digest):
+            raise Refused("key", "The API key is absent or wrong: give it as X-API-Key or Authorization: Bearer.")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

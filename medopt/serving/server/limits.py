@@ -1,0 +1,88 @@
+"""What a server takes and what it refuses: sizes, times, and the one exception that says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medopt.provenance import physical_cores
+
+Kind = Literal["malformed", "key", "unknown", "size", "busy", "not_ready", "slow", "internal"]
+HTTP: dict[Kind, int] = {
+    "malformed": 400, "key": 401, "unknown": 404, "size": 413, "busy": 429, "not_ready": 503, "slow": 504,
+    "internal": 500,
+}  # fmt: skip
+GRPC: dict[Kind, str] = {
+    "malformed": "INVALID_ARGUMENT", "key": "UNAUTHENTICATED", "unknown": "NOT_FOUND", "size": "OUT_OF_RANGE",
+    "busy": "RESOURCE_EXHAUSTED", "not_ready": "UNAVAILABLE", "slow": "DEADLINE_EXCEEDED", "internal": "INTERNAL",
+}  # fmt: skip
+"""Names of grpc.StatusCode. A message above the size limit never comes so far: gRPC itself says RESOURCE_EXHAUSTED."""
+MEBI = 1 << 20
+
+
+class Refused(Exception):
+    """A request that gets no answer: the kind decides the status code, the text goes to the client.
+
+    The text names no patient, no file and no path, whatever was sent.
+    """
+
+    def __init__(self, kind: Kind, text: str) -> None:
+        super().__init__(text)
+        self.kind, self.text = kind, text
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """All that bounds a server's memory and time."""
+
+    max_queue: int = 64
+    """Images in hand over all releases: being read, waiting, and in the model."""
+    max_body: int = 64 * MEBI
+    """Bytes of one request."""
+    max_unpacked: int = 1024 * MEBI
+    """Bytes that a zip or a .nii.gz may unpack to."""
+    max_files: int = 5000
+    """Files in a zip of a series."""
+    max_pixels: int = 1 << 28
+    """Pixels or voxels that a scan's header may claim: 512 x 512 x 1024."""
+    gather_seconds: float = 0.002
+    """How long a batch that is not full waits for requests that are on their way."""
+    body_seconds: float = 60.0
+    """For a request to arrive."""
+    read_seconds: float = 30.0
+    """For one request's scans to be read and prepared."""
+    answer_seconds: float = 120.0
+    """For a request as a whole, once it has arrived."""
+    grace_seconds: float = 30.0
+    """For what is in hand at SIGTERM."""
+    readers: int = field(default_factory=lambda: min(8, max(2, physical_cores())))
+    """Threads that read scans."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of requests in hand at once."""
+        return max(4 * self.max_body, 256 * MEBI)
+
+
+class Admission:
+    """Counts what is in hand, and refuses what would be too much. Used by one event loop only."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.images = 0
+        self.bytes = 0
+
+    def take(self, images: int, size: int = 0) -> None:
+        """Raises Refused ("busy", or "size" for more than would ever fit)."""
+        most = self._limits.max_queue
+        if images > most:
+            raise Refused("size", f"The request holds more images than this server queues ({most}); send fewer.")
+        if self.images + images > most or self.bytes + size > self._limits.max_bytes:
+            raise Refused("busy", f"The queue is full ({self.images} of {most} images in hand). Try again later.")
+        self.images += images
+        self.bytes += size
+
+    def give(self, images: int, size: int = 0) -> None:
+        """Hand back what was taken."""
+        self.images -= images
+        self.bytes -= size

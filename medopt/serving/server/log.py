@@ -1,0 +1,29 @@
+"""The server's log: one JSON object a line on stderr; no identifier, no file name, nothing that a client wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+_LOG = logging.getLogger("medopt.serve")
+
+
+def configure() -> None:
+    """One handler for medopt's lines; other packages' remarks, which may quote a request, only from errors on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _LOG.handlers, _LOG.propagate = [handler], False
+    _LOG.setLevel(logging.INFO)
+    for name in ("kserve", "uvicorn", "uvicorn.error", "uvicorn.access", "grpc", "asyncio", "pydicom", "PIL"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def event(level: int, what: str, facts: Mapping[str, Any]) -> None:
+    """One line."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = {"time": now, "level": logging.getLevelName(level).lower(), "event": what, **facts}
+    _LOG.log(level, json.dumps(line, default=str))

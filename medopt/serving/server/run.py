@@ -1,0 +1,161 @@
+"""Both doors of a server in one process: opened first, so that health can be asked, then the releases; closed last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import uvicorn
+
+from medopt.errors import ConfigError
+from medopt.release.contents import Kind
+from medopt.serving.server import grpc_door, rest
+from medopt.serving.server.keys import Key
+from medopt.serving.server.kserve_parts import Plane, Repository
+from medopt.serving.server.limits import Limits
+from medopt.serving.server.log import configure, event
+from medopt.serving.server.measures import Measures
+from medopt.serving.server.service import Service
+from medopt.serving.server.shelf import Shelf
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificate and key of the server, and who may sign those of clients (mutual TLS)."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def check(self) -> None:
+        """Raises ConfigError where the files are no certificate with its key."""
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self.cert, self.key)
+            if self.client_ca:
+                context.load_verify_locations(self.client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"TLS cannot be set up with {self.cert} and {self.key}: {error.strerror or type(error).__name__}. "
+                "Both must be readable PEM files, the key must be that of the certificate."
+            ) from None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For gRPC."""
+        ca = self.client_ca.read_bytes() if self.client_ca else None
+        pair = (self.key.read_bytes(), self.cert.read_bytes())
+        return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where a server listens. A port of 0 is chosen by the system; gRPC may be left out (None)."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    grpc_port: int | None = 8081
+    tls: Tls | None = None
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn without its own handling of signals: there are two doors to close."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them to `serve`."""
+        yield
+
+
+def serve(folders: Sequence[Path], kind: Kind, doors: Doors, limits: Limits, key: Key, open_to_all: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises ConfigError where it may not listen as asked."""
+    mutual = doors.tls is not None and doors.tls.client_ca is not None
+    if doors.host not in LOOPBACK and not (key or mutual or open_to_all):
+        raise ConfigError(
+            f"On {doors.host} anybody in the network could ask for answers. Give --api-key-file (or MEDOPT_API_KEY) or "
+            "--client-ca, or say --no-auth where something before this server asks who is there."
+        )
+    if doors.tls:
+        doors.tls.check()
+    configure()
+    listening = _listen(doors.host, doors.port)
+    try:
+        asyncio.run(_serve(folders, kind, doors, limits, key, listening))
+    finally:
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise ConfigError(f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another --port.") from None
+
+
+async def _serve(
+    folders: Sequence[Path], kind: Kind, doors: Doors, limits: Limits, key: Key, listening: socket.socket
+) -> None:
+    measures = Measures()
+    shelf = Shelf(folders, kind, limits, measures)
+    service = Service(shelf, limits, measures)
+    plane, repository = Plane(service), Repository(shelf)
+    web = _Uvicorn(_configuration(rest.application(service, plane, repository, key), doors, limits))
+    calls = None if doors.grpc_port is None else grpc_door.server(service, plane, repository, key)
+    grpc_port = None if calls is None else _bind(calls, doors)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if calls is not None:
+        await calls.start()
+    web_task = asyncio.create_task(web.serve(sockets=[listening]))
+    port = listening.getsockname()[1]
+    event(logging.INFO, "listening", {"host": doors.host, "rest": port, "grpc": grpc_port, "tls": bool(doors.tls)})
+    opening = asyncio.create_task(shelf.open_all())
+    await asyncio.wait([asyncio.create_task(stop.wait()), web_task], return_when=asyncio.FIRST_COMPLETED)
+    service.stopping = True
+    event(logging.INFO, "stopping", {"images": service.admission.images})
+    opening.cancel()
+    web.should_exit = True
+    await asyncio.gather(web_task, calls.stop(limits.grace_seconds) if calls else asyncio.sleep(0))
+    shelf.close()
+    service.readers.shutdown(wait=False, cancel_futures=True)
+    event(logging.INFO, "stopped", {"images": service.admission.images})
+
+
+def _configuration(app: rest.Channel, doors: Doors, limits: Limits) -> uvicorn.Config:
+    tls = doors.tls
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=int(limits.grace_seconds),
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+        ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
+    )
+
+
+def _bind(calls: grpc.aio.Server, doors: Doors) -> int:
+    host = f"[{doors.host}]" if ":" in doors.host else doors.host
+    place = f"{host}:{doors.grpc_port}"
+    try:
+        return int(
+            calls.add_secure_port(place, doors.tls.credentials()) if doors.tls else calls.add_insecure_port(place)
+        )
+    except RuntimeError:
+        raise ConfigError(f"Cannot listen on {place} for gRPC: it is taken. Choose another --grpc-port.") from None

@@ -1,0 +1,220 @@
+"""Bytes of the Open Inference Protocol v2 over REST to a request, and a reply to bytes: JSON with binary tensors.
+
+KServe's own decoder turns binary tensors into lists and BYTES into UTF-8 text, which a scan is not, and quotes them in
+errors; so the bytes are read here. https://github.com/kserve/open-inference-protocol, and Triton's binary tensor data
+extension (protocol/extension_binary_data.md). Nothing in an error quotes what was sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from medopt.records import FloatArray
+from medopt.serving.server.limits import Refused
+from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN, Asked, Reply
+
+TYPES = {IMAGE: "FP32", SCAN: "BYTES"}
+_ID = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How the reply is to look: the request's id, which outputs (none named: all), and which of them as binary."""
+
+    id: str = ""
+    outputs: Mapping[str, bool] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """The outputs to give."""
+        return [name for name in OUTPUTS if name in self.outputs] if self.outputs else list(OUTPUTS)
+
+
+def malformed(text: str) -> Refused:
+    """A request that is not what the protocol says."""
+    return Refused("malformed", text)
+
+
+def parse_request(body: bytes, header_length: str | None) -> tuple[Asked, Wanted]:
+    """A REST request; `header_length` is the header Inference-Header-Content-Length, where there is one.
+
+    With the length 0 the whole body is one scan, as a file holds it. Raises Refused.
+    """
+    if header_length is not None and header_length.strip() == "0":
+        return Asked(scans=_whole(body)), Wanted()
+    length = len(body) if header_length is None else _length(header_length, len(body))
+    try:
+        message = orjson.loads(memoryview(body)[:length])
+    except ValueError:
+        raise malformed(
+            "The request is no JSON. For binary tensors give Inference-Header-Content-Length, the length of the JSON "
+            "before them; with 0, the whole body is one scan."
+        ) from None
+    try:
+        asked = _asked(message, memoryview(body)[length:])
+        return asked, _wanted(message)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        what = type(error).__name__
+        raise malformed(f"The request is not of the protocol: a field is absent or of a wrong type ({what}).") from None
+
+
+def _whole(body: bytes) -> tuple[bytes, ...]:
+    if not body:
+        raise malformed("The body is empty; with Inference-Header-Content-Length: 0 it is one scan.")
+    return (body,)
+
+
+def _length(text: str, most: int) -> int:
+    if not text.strip().isdecimal() or int(text) > most:
+        raise malformed("Inference-Header-Content-Length is no number, or larger than the body.")
+    return int(text)
+
+
+def _asked(message: Any, binary: memoryview) -> Asked:
+    inputs = message["inputs"]
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        raise malformed(f"Give exactly one input: {IMAGE} (FP32, prepared) or {SCAN} (BYTES, files).")
+    tensor = inputs[0]
+    name, shape = str(tensor["name"]), [int(side) for side in tensor["shape"]]
+    check_input(name, str(tensor["datatype"]), shape)
+    parameters = tensor.get("parameters") or {}
+    size = parameters.get("binary_data_size")
+    if size is not None:
+        if size != len(binary):
+            raise malformed("binary_data_size is not the number of bytes behind the JSON.")
+        return from_raw(name, shape, binary)
+    if len(binary):
+        raise malformed("There are bytes behind the JSON, and the input has no binary_data_size.")
+    return _from_json(name, shape, tensor["data"], str(parameters.get("content_type", "")))
+
+
+def check_input(name: str, datatype: str, shape: Sequence[int]) -> None:
+    """Raises Refused for an input that no release has."""
+    if name not in TYPES:
+        raise malformed(f"The inputs are {IMAGE} (FP32, prepared) and {SCAN} (BYTES, files); give one of them.")
+    if datatype != TYPES[name]:
+        raise malformed(f"The input {name} is of {TYPES[name]}.")
+    if not shape or min(shape) < 1 or len(shape) > 8:
+        raise malformed(f"The shape of the input {name} must hold positive numbers.")
+    if name == SCAN and len(shape) > 1 and max(shape[1:]) > 1:
+        raise malformed(f"The input {SCAN} has the shape (N,): N files.")
+
+
+def from_raw(name: str, shape: Sequence[int], data: memoryview | bytes) -> Asked:
+    """An input whose values are bytes: little-endian float32, or files with four bytes of length before each."""
+    count = product(shape)
+    if name == SCAN:
+        return Asked(scans=_split(memoryview(data), count))
+    if 4 * count != len(data):
+        raise malformed(f"The input {IMAGE} has {len(data)} bytes, and its shape needs {4 * count}.")
+    return Asked(images=np.frombuffer(data, "<f4").reshape(shape))
+
+
+def product(shape: Sequence[int]) -> int:
+    """Values in a tensor."""
+    found = 1
+    for side in shape:
+        found *= side
+    return found
+
+
+def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
+    found, at = [], 0
+    while at < len(data):
+        if at + 4 > len(data):
+            break
+        (length,) = struct.unpack_from("<I", data, at)
+        at += 4 + length
+        if at > len(data):
+            break
+        found.append(bytes(data[at - length : at]))
+    if at != len(data) or len(found) != count or not all(found):
+        raise malformed(
+            f"The input {SCAN} must be as many files as its shape says, each after four bytes of its length "
+            "(little-endian), and none of them empty."
+        )
+    return tuple(found)
+
+
+def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) -> Asked:
+    if name == IMAGE:
+        images: FloatArray = np.asarray(data, np.float32)
+        if images.size != product(shape):
+            raise malformed(f"The input {IMAGE} has {images.size} values, and its shape needs {product(shape)}.")
+        return Asked(images=images.reshape(shape))
+    if content_type != "base64":
+        raise malformed(
+            f"JSON holds no bytes: send the input {SCAN} as a binary tensor, or as base64 with the parameter "
+            '"content_type": "base64".'
+        )
+    texts = [data] if isinstance(data, str) else data
+    try:
+        scans = tuple(base64.b64decode(text, validate=True) for text in texts)
+    except (binascii.Error, ValueError, TypeError):
+        raise malformed(f"The input {SCAN} is not base64.") from None
+    if len(scans) != product(shape) or not all(scans):
+        raise malformed(f"The input {SCAN} must be as many files as its shape says, none of them empty.")
+    return Asked(scans=scans)
+
+
+def _wanted(message: Any) -> Wanted:
+    everything = bool((message.get("parameters") or {}).get("binary_data_output", False))
+    outputs = {}
+    for one in message.get("outputs") or []:
+        binary = (one.get("parameters") or {}).get("binary_data")
+        outputs[known_output(str(one["name"]))] = everything if binary is None else bool(binary)
+    return Wanted(known_id(message.get("id")), outputs or dict.fromkeys(OUTPUTS, everything))
+
+
+def known_output(name: str) -> str:
+    """The name of an output; raises Refused where there is none of that name."""
+    if name not in OUTPUTS:
+        raise malformed(f"The outputs are {', '.join(OUTPUTS)}.")
+    return name
+
+
+def known_id(value: Any) -> str:
+    """A request's id, which is sent back and nothing else; raises Refused where it is too long."""
+    text = str(value or "")
+    if len(text) > _ID:
+        raise malformed(f"The request's id is longer than {_ID} characters.")
+    return text
+
+
+def write_reply(reply: Reply, wanted: Wanted) -> tuple[bytes, int | None]:
+    """A REST body, and the length of the JSON in it where binary tensors follow."""
+    outputs, pieces = [], []
+    for name in wanted.names():
+        array = reply.arrays[name]
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
+        if wanted.outputs.get(name):
+            pieces.append(to_raw(array))
+            tensor["parameters"] = {"binary_data_size": len(pieces[-1])}
+        else:
+            tensor["data"] = [value.decode() for value in array] if array.dtype == object else array.ravel().tolist()
+        outputs.append(tensor)
+    message = {"model_name": reply.model, "model_version": reply.version, "parameters": reply.parameters}
+    if wanted.id:
+        message["id"] = wanted.id
+    head = orjson.dumps(message | {"outputs": outputs})  # a NaN becomes null
+    return (b"".join([head, *pieces]), len(head)) if pieces else (head, None)
+
+
+def datatype(array: NDArray[Any]) -> str:
+    """As the protocol names it."""
+    return "BYTES" if array.dtype == object else "FP64"
+
+
+def to_raw(array: NDArray[Any]) -> bytes:
+    """A tensor's bytes, as `from_raw` reads them."""
+    if array.dtype == object:
+        return b"".join(struct.pack("<I", len(value)) + value for value in array.ravel())
+    return np.ascontiguousarray(array, "<f8").tobytes()

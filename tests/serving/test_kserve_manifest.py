@@ -1,0 +1,53 @@
+"""`medopt export --format kserve`: a manifest that KServe's own model of it reads, and a release that verifies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from clinic_fixtures import Finished, call, environment
+
+from medopt.formats.kserve import service_name
+from medopt.provenance import file_digest
+from medopt.release.contents import SUMS
+
+READ = """
+import json, sys, yaml
+from kserve import V1beta1InferenceService
+from kubernetes.client import ApiClient
+told = yaml.safe_load(open(sys.argv[1]))
+import kserve
+api = ApiClient()
+for name in dir(kserve):
+    if name.startswith("V1"):
+        setattr(__import__("kubernetes").client.models, name, getattr(kserve, name))
+found = api.deserialize(json.dumps(told), "V1beta1InferenceService", "application/json")
+assert api.sanitize_for_serialization(found) == told, api.sanitize_for_serialization(found)
+"""
+
+
+def test_the_manifest_is_kserves_and_the_release_verifies(finished: Finished, tmp_path: Path) -> None:
+    out = tmp_path / "cluster"
+    done = call("export", finished.release, "--format", "kserve", "--out", out)
+    assert done.code == 0, done.stderr
+    assert "inferenceservice.yaml begins with the steps to take" in done.stdout
+    version = file_digest(finished.release / SUMS)[:12]
+    told = yaml.safe_load((out / "inferenceservice.yaml").read_text())
+    (container,) = told["spec"]["predictor"]["containers"]
+    assert container["image"] == f"registry.example/clinic:{version}"
+    assert file_digest(out / "release" / SUMS)[:12] == version
+    words = [sys.executable, "-c", READ, str(out / "inferenceservice.yaml")]
+    read = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    assert read.returncode == 0, read.stderr
+    call("export", finished.release, "--format", "kserve", "--out", out).refused(2, "exists")
+
+
+@pytest.mark.parametrize(
+    ("study", "name"),
+    [("BUSI_official v2", "busi-official-v2"), ("3d--Hippo.", "release-3d-hippo"), ("x" * 90, "x" * 40)],
+)
+def test_names_are_what_kubernetes_takes(study: str, name: str) -> None:
+    assert service_name(study) == name
