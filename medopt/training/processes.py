@@ -78,6 +78,15 @@ def _starts_others(fabric: Fabric) -> bool:
     return isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process is gone; its connection breaks a moment before its end can be seen."""
+    try:
+        process.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 @contextmanager
 def _joined(fabric: Fabric, training: Training, hardware: Hardware) -> Iterator[None]:
     """Start this node's other processes where no launcher did, and hold all of them together until the block ends."""
@@ -91,7 +100,7 @@ def _joined(fabric: Fabric, training: Training, hardware: Hardware) -> Iterator[
     except (RuntimeError, torch.distributed.DistError) as error:
         if not any(word in str(error).lower() for word in _LOST):
             raise
-        ended = [str(number) for number, other in enumerate(others, start=1) if other.poll() is not None]
+        ended = [str(number) for number, other in enumerate(others, start=1) if _has_ended(other)]
         who = f"process {', '.join(ended)} of this node" if ended else "a process"
         raise LostProcess(
             f"Training stopped: {who} of {fabric.world_size} went away (killed, out of memory, or its machine lost). "
