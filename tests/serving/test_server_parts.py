@@ -9,11 +9,13 @@ import stat
 import struct
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import nibabel
 import numpy as np
 import pytest
+from imaging.scans_made import canonical_affine, letter_f, series, slices
 from PIL import Image
 
 from medopt.errors import ConfigError, DataError
@@ -74,6 +76,18 @@ def test_every_form_of_a_scan_is_told_by_its_content() -> None:
     for data in (nifti, gzip.compress(nifti), zipped({"x.bin": gzip.compress(nifti)})):
         assert prepared(data).shape == (1, 6, 5, 4)
     assert prepared(picture(9)).tolist() == prepared(zipped({"SMITH^J.png": picture(9)})).tolist()
+
+
+def test_a_zip_of_a_series_is_the_series(tmp_path: Path) -> None:
+    folder = series(tmp_path / "series", slices(letter_f(), canonical_affine()))
+    files = {f"SMITH/{place}": path.read_bytes() for place, path in enumerate(sorted(folder.iterdir()))}
+    assert len(files) == 4
+    found = prepared(zipped(files | {"SMITH/report.txt": b"x", "DICOMDIR": b"x"}))
+    np.testing.assert_array_equal(found, read_scan(folder).array)
+    np.testing.assert_array_equal(found[0], letter_f())
+    with pytest.raises(DataError) as caught:  # one slice is no longer there
+        prepared(zipped({name: data for name, data in files.items() if name != "SMITH/1"}))
+    assert "SMITH" not in str(caught.value) and "/" not in str(caught.value).replace("mm/", "")
 
 
 @pytest.mark.parametrize(
