@@ -30,7 +30,7 @@ from medopt.serving.server.limits import Admission, Limits, Refused
 from medopt.serving.server.service import Reply
 from medopt.serving.server.wire import Wanted, from_raw, parse_request, to_raw, write_reply
 
-SMALL = Limits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=5, max_pixels=100_000)
+SMALL = Limits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=6, max_pixels=100_000)
 
 
 class Reader:
@@ -94,7 +94,7 @@ def test_a_zip_of_a_series_is_the_series(tmp_path: Path) -> None:
     ("data", "words"),
     [
         (zipped({"a.png": bytes(300_000)}), "this server takes"),
-        (zipped({f"{n}.png": b"x" for n in range(6)}), "holds 6 files"),
+        (zipped({f"{n}.png": b"x" for n in range(7)}), "holds 7 files"),
         (zipped({"../SMITH.png": picture(9)}), "not sound"),
         (zipped({"/SMITH.png": picture(9)}), "not sound"),
         (zipped({"a\\..\\SMITH.png": picture(9)}), "not sound"),
