@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -177,4 +178,7 @@ def test_the_end_finishes_what_is_in_hand(server: Server, finished: Finished, ce
             answer += piece
     assert answer.startswith(b"HTTP/1.1 200 ") and b'"decision"' in answer
     assert server.stop() == 0
-    assert server.wait_for("stopped")["images"] == 0
+    stopped = server.wait_for("stopped")
+    assert stopped["images"] == 0
+    begun, ended = (datetime.fromisoformat(one["time"]) for one in (server.wait_for("stopping"), stopped))
+    assert (ended - begun).total_seconds() < 31
