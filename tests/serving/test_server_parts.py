@@ -9,11 +9,13 @@ import stat
 import struct
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import nibabel
 import numpy as np
 import pytest
+from imaging.scans_made import canonical_affine, letter_f, series, slices
 from PIL import Image
 
 from medopt.errors import ConfigError, DataError
@@ -28,7 +30,7 @@ from medopt.serving.server.limits import Admission, Limits, Refused
 from medopt.serving.server.service import Reply
 from medopt.serving.server.wire import Wanted, from_raw, parse_request, to_raw, write_reply
 
-SMALL = Limits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=5, max_pixels=100_000)
+SMALL = Limits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=6, max_pixels=100_000)
 
 
 class Reader:
@@ -76,11 +78,23 @@ def test_every_form_of_a_scan_is_told_by_its_content() -> None:
     assert prepared(picture(9)).tolist() == prepared(zipped({"SMITH^J.png": picture(9)})).tolist()
 
 
+def test_a_zip_of_a_series_is_the_series(tmp_path: Path) -> None:
+    folder = series(tmp_path / "series", slices(letter_f(), canonical_affine()))
+    files = {f"SMITH/{place}": path.read_bytes() for place, path in enumerate(sorted(folder.iterdir()))}
+    assert len(files) == 4
+    found = prepared(zipped(files | {"SMITH/report.txt": b"x", "DICOMDIR": b"x"}))
+    np.testing.assert_array_equal(found, read_scan(folder).array)
+    np.testing.assert_array_equal(found[0], letter_f())
+    with pytest.raises(DataError) as caught:
+        prepared(zipped(files | {"SMITH/1": files["SMITH/1"][:-20]}))
+    assert "SMITH" not in str(caught.value) and "/tmp" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (zipped({"a.png": bytes(300_000)}), "this server takes"),
-        (zipped({f"{n}.png": b"x" for n in range(6)}), "holds 6 files"),
+        (zipped({f"{n}.png": b"x" for n in range(7)}), "holds 7 files"),
         (zipped({"../SMITH.png": picture(9)}), "not sound"),
         (zipped({"/SMITH.png": picture(9)}), "not sound"),
         (zipped({"a\\..\\SMITH.png": picture(9)}), "not sound"),

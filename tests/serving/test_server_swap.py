@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -160,18 +161,24 @@ def test_the_end_finishes_what_is_in_hand(server: Server, finished: Finished, ce
     head += "".join(f"{name}: {value}\r\n" for name, value in WHOLE.items()) + "\r\n"
     raw = socket.create_connection(("127.0.0.1", server.rest))
     with closing(context_of(certificates).wrap_socket(raw, server_hostname="localhost")) as one:
-        one.settimeout(30)
+        one.settimeout(60)
         one.sendall(head.encode() + scan[:1000])
-        time.sleep(0.3)
+        with httpx.Client(base_url=server.url(""), verify=context_of(certificates), timeout=60) as admin:
+            while "medopt_queue_images 1.0" not in admin.get("/metrics").text:
+                time.sleep(0.01)
         server.process.terminate()
         assert server.wait_for("stopping")["images"] == 1
-        time.sleep(0.2)
-        with pytest.raises(OSError):
-            socket.create_connection(("127.0.0.1", server.rest)).close()
+        with pytest.raises(OSError):  # nobody else gets in any more
+            while True:
+                socket.create_connection(("127.0.0.1", server.rest), timeout=5).close()
+                time.sleep(0.01)
         one.sendall(scan[1000:])
         answer = b""
         while piece := one.recv(65536):
             answer += piece
     assert answer.startswith(b"HTTP/1.1 200 ") and b'"decision"' in answer
     assert server.stop() == 0
-    assert server.wait_for("stopped")["images"] == 0
+    stopped = server.wait_for("stopped")
+    assert stopped["images"] == 0
+    begun, ended = (datetime.fromisoformat(one["time"]) for one in (server.wait_for("stopping"), stopped))
+    assert (ended - begun).total_seconds() < 31
