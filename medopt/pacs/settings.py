@@ -148,7 +148,8 @@ class Node(Section):
     quiet_seconds: Positive = 60
     """A study is complete when it was quiet for so long and no association that sent any of it is open."""
     late_images: Literal["new_result", "refuse"] = "new_result"
-    """What becomes of an image of a study that was answered: a new result that names the earlier one, or a refusal."""
+    """What becomes of an image of a study that was answered: a new result, which names the earlier one, or it is
+    refused."""
     series: SeriesRules | None = None
     """Which series of a study is meant, instead of the release's own rules."""
     limits: Limits = Limits()
