@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -311,9 +311,9 @@ def _at(one: Instance, now: float) -> tuple[str, float]:
 
 
 def _instance(row: sqlite3.Row) -> Instance:
-    names = ("sop_uid", "study_uid", "sop_class", "transfer_syntax", "digest", "size", "file")
-    return Instance(*(row[name] for name in names), bool(row["image"]))
+    found = {one.name: row[one.name] for one in fields(Instance)}
+    return Instance(**found | {"image": bool(found["image"])})
 
 
 def _result(row: sqlite3.Row) -> Result:
-    return Result(*(row[name] for name in ("sop_uid", "study_uid", "sop_class", "kind", "file", "digest")))
+    return Result(**{one.name: row[one.name] for one in fields(Result)})

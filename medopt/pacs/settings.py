@@ -142,7 +142,7 @@ class Node(Section):
     """A release folder; a relative path starts at this file's folder."""
     model: Literal["int8", "float"] = "int8"
     spool: Path
-    """The folder for what was received and for the ledger; it holds patients' data. On a local disk, not a network's."""
+    """The folder for what was received and for the ledger, on a local disk; it holds patients' data."""
     accept: list[Peer] = Field(min_length=1)
     destinations: list[Destination] = Field(min_length=1)
     quiet_seconds: Positive = 60
