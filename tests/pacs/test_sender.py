@@ -141,5 +141,5 @@ def test_any_edit_is_found(tmp_path: Path, edit: str) -> None:
     else:
         lines[1], lines[2] = lines[2], lines[1]
     path.write_text("".join(lines))
-    with pytest.raises(DataError, match="line [234] does not follow"):
+    with pytest.raises(DataError, match=r"line [234] does not follow"):
         verify(path)
