@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import socket
 import struct
@@ -274,7 +275,7 @@ def test_idle_sockets_and_many_associations_keep_nobody_waiting(listening: Calla
     begun = time.perf_counter()
     one = association(node.port)
     assert one.send_c_echo().Status == STORED
-    assert time.perf_counter() - begun < 4  # a second on a quiet machine
+    assert time.perf_counter() - begun < 20  # idle sockets alone would hold it up for 30 seconds
     one.release()
     for each in (*idle, loris):
         each.close()
@@ -288,7 +289,7 @@ def test_dcmtk_sends(listening: Callable[..., Listening], scan: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, len(node.files())) == (0, 1), done.stderr
     wrong = subprocess.run([*words[:3], "-aec", "WRONG", *words[5:]], capture_output=True, text=True, check=False)
-    assert "called ae title not recognised" in wrong.stderr.lower()
+    assert re.search("called ae title not recogni[sz]ed", wrong.stderr.lower())
 
 
 def test_nothing_is_said_about_patients(
