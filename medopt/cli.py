@@ -21,6 +21,7 @@ from medopt.commands.export import export
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
 from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
+from medopt.commands.pacs import pacs_app
 from medopt.commands.plan import plan
 from medopt.commands.prepare import prepare
 from medopt.commands.report import report
@@ -46,6 +47,7 @@ app = typer.Typer(
 manifest_app = typer.Typer(help="Build a manifest from a folder of scans, and check one.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(tune_app, name="tune")
+app.add_typer(pacs_app, name="pacs")
 tune_app.command("runtime")(tune_runtime)
 manifest_app.command("check")(check)
 app.command()(run)
@@ -216,7 +218,8 @@ def main() -> NoReturn:
     except MedoptError as error:
         _leave(error, type(error).__name__, str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        text = f"This command needs {error.name}, which is not installed: pip install 'medopt[train]'."
+        extra = "pacs" if error.name in ("pynetdicom", "highdicom") else "train"
+        text = f"This command needs {error.name}, which is not installed: pip install 'medopt[{extra}]'."
         _leave(error, "ConfigError", text, ConfigError.exit_code)
     except KeyboardInterrupt as error:
         _leave(error, "Interrupted", "A run goes on where it was when the same command is given again.", 130)

@@ -29,21 +29,27 @@ def load_study(path: Path, overrides: list[str] | None = None) -> Study:
 
     Raises ConfigError naming the file, the key and the nearest known key.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"There is no study file {path}. Study files beside it: {near}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as a study file: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} is not a study file: it must hold keys such as name, data and prepare.")
+    raw = read_keys(path, "study file", "name, data and prepare")
     for override in overrides or []:
         _apply(raw, override)
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + " ".join(_explain(item) for item in error.errors()[:5])) from None
+        raise ConfigError(f"{path}: " + " ".join(explain(item) for item in error.errors()[:5])) from None
+
+
+def read_keys(path: Path, what: str, such_as: str) -> dict[str, Any]:
+    """The keys of a YAML file; raises ConfigError that calls it `what` and says which keys belong there."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"There is no {what} {path}. {what.capitalize()}s beside it: {near}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a {what}: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} is not a {what}: it must hold keys such as {such_as}.")
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -63,20 +69,22 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML.") from None
 
 
-def _explain(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "the study"
+def explain(item: Any, root: type[BaseModel] = Study) -> str:
+    """One of pydantic's findings in a file of `root`, as a sentence with the nearest known key."""
+    where = ".".join(str(part) for part in item["loc"]) or "the file"
     if item["type"] == "extra_forbidden":
-        return _unknown(where, _section(".".join(str(part) for part in item["loc"][:-1])))
+        parents = (str(part) for part in item["loc"][:-1] if not isinstance(part, int))
+        return _unknown(where, _section(".".join(parents), root))
     if item["type"] == "missing":
         return f"{where} is missing."
     got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{got}."
 
 
-def annotation_of(key: str) -> Any:
+def annotation_of(key: str, root: type[BaseModel] = Study) -> Any:
     """The type of a key such as training.optimizer.lr; raises ConfigError naming the nearest known key."""
     parent, _, last = key.rpartition(".")
-    section = _section(parent)
+    section = _section(parent, root)
     if section is None:
         raise ConfigError(f"{key}: {parent} is a value, not a section.")
     if last not in section.model_fields:
@@ -84,11 +92,11 @@ def annotation_of(key: str) -> Any:
     return section.model_fields[last].annotation
 
 
-def _section(key: str) -> type[BaseModel] | None:
-    """The section of a study file that a key names; '' is the whole. None where it is a value."""
+def _section(key: str, root: type[BaseModel]) -> type[BaseModel] | None:
+    """The section that a key names, or one of its list; '' is the whole. None where it is a value."""
     if not key:
-        return Study
-    found = annotation_of(key)
+        return root
+    found = annotation_of(key, root)
     kinds = (one for one in (found, *get_args(found)) if isinstance(one, type))
     return next((one for one in kinds if issubclass(one, BaseModel)), None)
 

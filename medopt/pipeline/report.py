@@ -142,6 +142,7 @@ def release_info(
         task=study.data.task,
         labels=study.data.labels,
         prepare=study.prepare,
+        series=study.data.series,
         chain_fingerprint=fingerprint,
         models=models,
         profile=study.compression.profile,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medopt.config import Prepare, Profile, Task
+from medopt.config import Prepare, Profile, SeriesRules, Task
 from medopt.errors import ReleaseError, listed
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.thresholds import OperatingPoint
@@ -52,6 +52,8 @@ class ReleaseInfo(BaseModel):
     task: Task
     labels: list[str]
     prepare: Prepare
+    series: SeriesRules = SeriesRules()
+    """Which series of a DICOM study the model was made for."""
     chain_fingerprint: str
     models: dict[Kind, ModelInfo]
     profile: Profile = "cpu"

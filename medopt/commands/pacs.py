@@ -1,0 +1,133 @@
+"""`medopt pacs`: run a PACS node, check one, see what it does, begin anew with what is parked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medopt.commands.options import JsonOption
+
+if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
+    from medopt.pacs.ledger import Ledger
+    from medopt.pacs.settings import Node
+
+pacs_app = typer.Typer(
+    help="A PACS node: studies in by DICOM, the release's answers back as structured reports.", no_args_is_help=True
+)
+audit_app = typer.Typer(help="The node's record of what happened.", no_args_is_help=True)
+pacs_app.add_typer(audit_app, name="audit")
+NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
+
+
+@pacs_app.command("run")
+def run(node_file: NodeFile) -> None:
+    """Run the node until Ctrl-C or SIGTERM; the study at work then gets 20 seconds, or is done at the next start.
+
+    A node that was killed goes on where it was: what was acknowledged is answered and sent exactly once.
+
+    Example: medopt pacs run node.yaml
+    """
+    from medopt.pacs.node import PacsNode
+    from medopt.pacs.settings import load_node
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("medopt.pacs").setLevel(logging.INFO)
+    node = PacsNode(load_node(node_file))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: node.stop())
+    node.run(typer.echo)
+
+
+@pacs_app.command("check")
+def check(node_file: NodeFile) -> None:
+    """Check the node file, the release with its golden cases, and each destination by C-ECHO; sends nothing else.
+
+    Where the node runs, it is called by C-ECHO, too. Exit code 2 where a destination does not answer.
+
+    Example: medopt pacs check node.yaml
+    """
+    from medopt.console import print_rows
+    from medopt.errors import ConfigError
+    from medopt.pacs.sender import echo
+    from medopt.pacs.settings import Destination, load_node
+    from medopt.pacs.tls import server_context
+    from medopt.release.verify import verify_release
+
+    node = load_node(node_file)
+    server_context(node.tls)
+    verify_release(node.release)
+    itself = Destination(aet=node.aet, host="127.0.0.1", port=node.port, tls=node.tls is not None)
+    found = {one.name: echo(node, one) for one in node.destinations}
+    rows = [{"what": "release", "found": "unchanged; golden cases replayed"}]
+    rows += [{"what": f"C-ECHO to {name}", "found": why or "answered"} for name, why in found.items()]
+    listed_itself = any(peer.aet == node.aet and peer.comes_from("127.0.0.1") for peer in node.accept)
+    if listed_itself:
+        rows.append({"what": "C-ECHO to the node itself", "found": echo(node, itself) or "answered"})
+    else:
+        rows.append({"what": "C-ECHO to the node itself", "found": "not tried: it is not in its own `accept`"})
+    print_rows(f"{node_file}", rows)
+    if silent := [f"{name}: {why}" for name, why in found.items() if why]:
+        raise ConfigError(
+            f"No answer from {'; '.join(silent)}. Check title, host and port, and that {node.aet} is known there."
+        )
+
+
+@pacs_app.command("status")
+def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
+    """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
+    from medopt.console import print_rows
+    from medopt.provenance import pseudonym
+
+    _, ledger = _ledger(node_file)
+    counts = ledger.counts()
+    parked = [{"study": pseudonym(study), "parked": what, "reason": why} for study, what, why in ledger.parked()]
+    ledger.close()
+    rows = [{"what": table, "state": state, "number": n} for table, by in counts.items() for state, n in by.items()]
+    print_rows(f"{node_file}: studies, and results to send", rows)
+    if parked:
+        print_rows("parked; begin anew with `medopt pacs retry`", parked)
+    if as_json:
+        typer.echo(json.dumps({**{table: dict(by) for table, by in counts.items()}, "parked": parked}))
+
+
+@pacs_app.command("retry")
+def retry(node_file: NodeFile) -> None:
+    """Begin anew with all studies and results that are parked; a running node takes them up by itself."""
+    import time
+
+    _, ledger = _ledger(node_file)
+    studies, sends = ledger.retry(time.time())
+    ledger.close()
+    typer.echo(f"{studies} studies and {sends} results are tried again")
+
+
+@audit_app.command("verify")
+def verify(node_file: NodeFile) -> None:
+    """Check that no line of the record was changed, added or taken away; prints the last line's hash to keep.
+
+    Exit code 3 where one was.
+    """
+    from medopt.pacs.audit import verify as verify_chain
+    from medopt.pacs.settings import load_node
+    from medopt.pacs.spool import AUDIT
+
+    lines, last = verify_chain(load_node(node_file).spool / AUDIT)
+    typer.echo(f"{lines} lines, unchanged; the last one's SHA-256 is {last}")
+
+
+def _ledger(node_file: Path) -> tuple[Node, Ledger]:
+    from medopt.errors import ConfigError
+    from medopt.pacs.ledger import Ledger
+    from medopt.pacs.settings import load_node
+    from medopt.pacs.spool import LEDGER
+
+    node = load_node(node_file)
+    path = node.spool / LEDGER
+    if not path.is_file():
+        raise ConfigError(f"The node of {node_file} has not run yet: there is no {path}.")
+    return node, Ledger(path)

@@ -1,0 +1,66 @@
+"""The ledger's tables, one step a version: an older file is brought forward in one go and keeps its content."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from medopt.errors import ConfigError
+
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE studies (
+            uid TEXT PRIMARY KEY,
+            state TEXT NOT NULL CHECK (state IN ('receiving', 'ready', 'working', 'done', 'declined', 'parked')),
+            tries INTEGER NOT NULL DEFAULT 0,
+            reason TEXT NOT NULL DEFAULT '',
+            changed REAL NOT NULL)""",
+        """CREATE TABLE instances (
+            sop_uid TEXT PRIMARY KEY,
+            study_uid TEXT NOT NULL REFERENCES studies,
+            sop_class TEXT NOT NULL,
+            transfer_syntax TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            size INTEGER NOT NULL,
+            file TEXT NOT NULL UNIQUE,
+            image INTEGER NOT NULL,
+            received REAL NOT NULL)""",
+        """CREATE TABLE results (
+            sop_uid TEXT PRIMARY KEY,
+            study_uid TEXT NOT NULL REFERENCES studies,
+            sop_class TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            file TEXT NOT NULL UNIQUE,
+            digest TEXT NOT NULL,
+            made REAL NOT NULL)""",
+        """CREATE TABLE sends (
+            sop_uid TEXT NOT NULL REFERENCES results,
+            destination TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'parked')),
+            attempts INTEGER NOT NULL DEFAULT 0,
+            due REAL NOT NULL,
+            reason TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (sop_uid, destination))""",
+    ),
+    (  # without these every look at a study reads the whole table
+        "CREATE INDEX instances_of ON instances (study_uid)",
+        "CREATE INDEX results_of ON results (study_uid)",
+        "CREATE INDEX studies_in ON studies (state)",
+        "CREATE INDEX sends_in ON sends (state, due)",
+    ),
+)
+"""What each version adds. A step that was shipped is never changed."""
+
+
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring a file to the newest version, inside the caller's transaction; raises ConfigError for a newer file."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(STEPS):
+        raise ConfigError(
+            f"The ledger {path} is of version {version}, and this medopt knows up to {len(STEPS)}. Use the medopt that "
+            "wrote it, or a newer one."
+        )
+    for step in STEPS[version:]:
+        for statement in step:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {len(STEPS)}")

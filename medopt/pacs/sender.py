@@ -1,0 +1,123 @@
+"""Results to their destinations by C-STORE: each tried by itself, ever more seldom, and never again once confirmed."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from medopt.pacs.ledger import Ledger, Send
+from medopt.pacs.settings import Destination, Node
+from medopt.pacs.tls import client_context
+from medopt.provenance import pseudonym
+
+log = logging.getLogger("medopt.pacs")
+_WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, though some elements were changed or dropped (PS3.4 B.2.3)
+
+
+def wait_seconds(node: Node, attempts: int) -> float:
+    """How long to wait after so many failed attempts: doubled each time, up to a bound."""
+    sending = node.sending
+    return float(min(sending.longest_seconds, sending.first_seconds * 2 ** min(attempts - 1, 30)))
+
+
+class Sender:
+    """Sends what the ledger owes. One object is used by one thread."""
+
+    def __init__(self, node: Node, ledger: Ledger, told: Callable[..., None] = lambda *_, **__: None) -> None:
+        self._node, self._ledger, self._told = node, ledger, told
+        self._known = {one.name: one for one in node.destinations}
+
+    def send_due(self, now: Callable[[], float], stopping: Callable[[], bool] = lambda: False) -> int:
+        """Try all that is due once; returns how many were confirmed."""
+        owed: dict[str, list[Send]] = defaultdict(list)
+        for one in self._ledger.due(now()):
+            owed[one.destination].append(one)
+        done = 0
+        for name, sends in owed.items():
+            if name not in self._known:
+                for one in sends:
+                    self._failed(one, "the destination is no longer in the node file", now(), park=True)
+                continue
+            done += self._batch(self._known[name], sends, now, stopping)
+        return done
+
+    def _batch(
+        self, place: Destination, sends: list[Send], now: Callable[[], float], stopping: Callable[[], bool]
+    ) -> int:  # fmt: skip
+        """One association for all of a destination; each instance succeeds or fails by itself."""
+        classes = sorted({one.result.sop_class for one in sends})
+        link = connect(self._node, place, classes)
+        done = 0
+        try:
+            for one in sends:
+                if stopping():
+                    break
+                reason = self._attempt(link, one)
+                if reason:
+                    self._failed(one, reason, now())
+                else:
+                    self._ledger.confirmed(one, now())
+                    self._told("sent", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
+                    done += 1
+        finally:
+            if link.is_established:
+                link.release()
+        return done
+
+    def _attempt(self, link: Association, one: Send) -> str:
+        """Send the stored bytes; why that failed, empty where the destination confirmed it."""
+        if not link.is_established:
+            return "the destination rejected the association" if link.is_rejected else "the destination is not reached"
+        try:
+            answer = link.send_c_store(dcmread(self._path(one)))
+        except ValueError:  # no context was accepted
+            return "the destination does not take this kind of object"
+        except (OSError, RuntimeError):
+            return "the connection broke off"
+        status = answer.get("Status")
+        if status is None:
+            return "the destination did not answer in time, or the connection broke off"
+        return "" if status == 0x0000 or status in _WARNINGS else f"the destination answered 0x{status:04X}"
+
+    def _path(self, one: Send) -> Path:
+        return self._node.spool / one.result.file
+
+    def _failed(self, one: Send, reason: str, now: float, *, park: bool = False) -> None:
+        attempts = one.attempts + 1
+        again = None if park or attempts >= self._node.sending.tries else now + wait_seconds(self._node, attempts)
+        self._ledger.unsent(one, reason, again)
+        study, more = pseudonym(one.result.study_uid), "parked" if again is None else "tried again later"
+        log.warning("result of study %s not sent to %s (%s): %s", study, one.destination, more, reason)
+        self._told("not sent", study=study, to=one.destination, reason=reason, parked=again is None)
+
+
+def connect(node: Node, place: Destination, classes: list[str]) -> Association:
+    """An association with a destination, established or not."""
+    ae = AE(node.aet)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = node.sending.timeout_seconds
+    for uid in classes or [Verification]:
+        ae.add_requested_context(uid, ExplicitVRLittleEndian)
+    more: dict[str, Any] = {}
+    if place.tls and node.tls is not None:
+        more["tls_args"] = (client_context(node.tls), place.host)
+    return ae.associate(place.host, place.port, ae_title=place.aet, **more)
+
+
+def echo(node: Node, place: Destination) -> str:
+    """C-ECHO to a destination: empty, or why it failed."""
+    link = connect(node, place, [])
+    if not link.is_established:
+        return "it rejected the association" if link.is_rejected else "it is not reached"
+    answer = link.send_c_echo()
+    link.release()
+    status = answer.get("Status")
+    return "" if status == 0x0000 else "it did not answer C-ECHO"

@@ -1,0 +1,178 @@
+"""`node.yaml`: all that a PACS node may be told. An unknown key is refused with "did you mean"."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from medopt.config import Section, SeriesRules
+from medopt.config.section import Positive
+from medopt.errors import ConfigError
+from medopt.study_file import explain, read_keys
+
+
+def _title(text: str) -> str:
+    """An application entity title (PS3.5 6.2, VR AE): 1 to 16 printable ASCII characters, no backslash."""
+    if not 1 <= len(text) <= 16 or text != text.strip() or "\\" in text or not (text.isascii() and text.isprintable()):
+        raise ValueError(
+            "an AE title has 1 to 16 printable ASCII characters, no backslash, and no space before or after"
+        )
+    return text
+
+
+def _network(text: str) -> str:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("it takes an IP address or a network, as in 10.1.2.3 or 10.1.2.0/24") from None
+    return text
+
+
+Title = Annotated[str, AfterValidator(_title)]
+Network = Annotated[str, AfterValidator(_network)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Peer(Section):
+    """Who may send: an AE title, and the addresses that it may come from."""
+
+    aet: Title
+    addresses: list[Network] = Field(min_length=1)
+    """IP addresses or networks, as in [10.1.2.3, 10.1.4.0/24]."""
+
+    def comes_from(self, address: str) -> bool:
+        """Whether an IP address is one of this peer's."""
+        found = ip_address(address)
+        mapped = getattr(found, "ipv4_mapped", None) or found
+        return any(mapped in ip_network(one, strict=False) for one in self.addresses)
+
+
+class Destination(Section):
+    """Where results are sent to by C-STORE."""
+
+    aet: Title
+    host: str = Field(min_length=1)
+    port: Port
+    tls: bool = False
+    """True: as the node's own `tls` section says."""
+
+    @property
+    def name(self) -> str:
+        """What the ledger knows it by."""
+        return f"{self.aet}@{self.host}:{self.port}"
+
+
+class Limits(Section):
+    """What no sender may exceed."""
+
+    associations: int = Field(100, ge=1, le=1000)
+    """Associations at the same time; one more is rejected as a passing shortage."""
+    instance_mb: Positive = 1024
+    """The largest instance. A connection that sends more is closed."""
+    free_mb: float = Field(1024, ge=0)
+    """Free space of the spool's disk below which every instance is refused (0xA700) until there is more again."""
+    idle_seconds: Positive = 60
+    """A connection that says nothing for so long is closed."""
+
+
+class Work(Section):
+    """The process that decodes and predicts. It may be killed at any time without loss."""
+
+    tries: int = Field(3, ge=1)
+    """A study during which the process ended so many times is parked."""
+    seconds: Positive = 600
+    """The longest that one study may take."""
+    memory_mb: Positive = 8192
+    """The process is ended where it takes more memory (resident)."""
+
+
+class Sending(Section):
+    """How often a result is tried before it is parked; `medopt pacs retry` begins anew."""
+
+    tries: int = Field(12, ge=1)
+    first_seconds: Positive = 15
+    """The wait after the first failure; it doubles with each one."""
+    longest_seconds: Positive = 900
+    """The longest wait between two attempts."""
+    timeout_seconds: Positive = 30
+    """How long a destination may take to answer."""
+
+
+class Results(Section):
+    """What is sent back."""
+
+    text: bool = True
+    """Also a Basic Text SR, for viewers that read no measurement reports."""
+    declined: bool = True
+    """True: a scan that the release declines gets a report, too, that says Undetermined. False: nothing is sent."""
+    series_number: int = Field(9001, ge=1, le=2**31 - 100)
+    """Of the measurement reports; those in text have the next one."""
+
+
+class Tls(Section):
+    """Encryption with a certificate of both sides: a sender without one of the authority's is turned away."""
+
+    certificate: Path
+    """The node's certificate with its chain (PEM)."""
+    key: Path
+    """Its private key (PEM)."""
+    authority: Path
+    """The certificates (PEM) of those who may vouch for the other side."""
+
+
+class Node(Section):
+    """One PACS node: who it is, who may send, what it runs, where results go."""
+
+    aet: Title
+    """The node's own AE title; an association that calls another one is rejected."""
+    host: str = "0.0.0.0"
+    port: Port = 11112
+    release: Path
+    """A release folder; a relative path starts at this file's folder."""
+    model: Literal["int8", "float"] = "int8"
+    spool: Path
+    """The folder for what was received and for the ledger, on a local disk; it holds patients' data."""
+    accept: list[Peer] = Field(min_length=1)
+    destinations: list[Destination] = Field(min_length=1)
+    quiet_seconds: Positive = 60
+    """A study is complete when it was quiet for so long and no association that sent any of it is open."""
+    late_images: Literal["new_result", "refuse"] = "new_result"
+    """What becomes of an image of a study that was answered: a new result, which names the earlier one, or it is
+    refused."""
+    series: SeriesRules | None = None
+    """Which series of a study is meant, instead of the release's own rules."""
+    limits: Limits = Limits()
+    work: Work = Work()
+    sending: Sending = Sending()
+    results: Results = Results()
+    tls: Tls | None = None
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = [one.name for one in self.destinations]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a destination stands twice in {names}")
+        if self.tls is None and any(one.tls for one in self.destinations):
+            raise ValueError("a destination with tls: true needs the node's section tls")
+        return self
+
+
+def load_node(path: Path) -> Node:
+    """Read a node file; relative paths in it start at its folder.
+
+    Raises ConfigError naming the file, the key and the nearest known key.
+    """
+    raw = read_keys(path, "node file", "aet, release, spool, accept and destinations")
+    try:
+        node = Node.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + " ".join(explain(item, Node) for item in error.errors()[:5])) from None
+    base = path.resolve().parent
+    changes: dict[str, object] = {"release": base / node.release, "spool": base / node.spool}
+    if node.tls is not None:
+        places = {name: base / getattr(node.tls, name) for name in Tls.model_fields}
+        changes["tls"] = node.tls.model_copy(update=places)
+    return node.model_copy(update=changes)

@@ -1,0 +1,116 @@
+"""The spool's files: what was received, what is to be sent. A file is safe on disk before anyone is told of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from medopt.errors import BusyError
+from medopt.provenance import storage
+
+STUDIES, RESULTS, AT_WORK, LEDGER, AUDIT = "studies", "results", "work", "ledger.db", "audit.jsonl"
+_PART = ".part"
+
+
+class Spool:
+    """A folder for one node. Names in it are hashes of UIDs: nothing that a sender says becomes a path."""
+
+    def __init__(self, root: Path) -> None:
+        """Make the folders, readable by their owner alone; raises StorageError."""
+        self.root = root
+        with storage(root):
+            for name in ("", STUDIES, RESULTS, AT_WORK):
+                (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keep the spool to this process; raises BusyError where another node has it.
+
+        The lock goes with the process, however that ends.
+        """
+        import fcntl  # where medopt runs without a node, as on Windows, there is none
+
+        with (self.root / "node.lock").open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BusyError(
+                    f"Another node works in the spool {self.root}. Stop it, or give this one a spool of its own."
+                ) from None
+            yield
+
+    def free_bytes(self) -> int:
+        """Room left on the spool's disk for this user."""
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
+
+    def place(self, kind: str, group: str, uid: str) -> str:
+        """The path below the spool of an object by its UID, in a folder for its study."""
+        return f"{kind}/{hashed(group)}/{hashed(uid)}.dcm"
+
+    def write(self, name: str, content: Iterable[bytes]) -> None:
+        """Write a file whole or not at all, so that it outlives a power cut.
+
+        A temporary name, fsync, rename, fsync of the folder. Raises OSError; nothing half-written stays.
+        """
+        path = self.root / name
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(path.parent.parent)
+        part = path.with_name(f"{uuid.uuid4().hex}{_PART}")
+        try:
+            with part.open("xb") as stream:
+                stream.writelines(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, and its folder where that is empty then."""
+        path = self.root / name
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            path.parent.rmdir()
+
+    def clean(self) -> None:
+        """After a start: remove what an ended process left half-written, and its working folders."""
+        for part in self.root.rglob(f"*{_PART}"):
+            with suppress(OSError):
+                part.unlink()
+        for folder in (self.root / AT_WORK).iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def gathered(self, names: Iterable[str]) -> Iterator[Path]:
+        """A folder that holds these files alone, as links, while they are at work."""
+        folder = self.root / AT_WORK / uuid.uuid4().hex
+        try:
+            folder.mkdir(mode=0o700)
+            for name in names:
+                os.link(self.root / name, folder / Path(name).name)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def hashed(uid: str) -> str:
+    """A UID as a file's name."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:32]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

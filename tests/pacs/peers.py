@@ -1,0 +1,108 @@
+"""The other side of a node, for real: senders and a PACS that keeps what it gets; and DICOM to send."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification
+
+from medopt.phantom import Radiograph, write_radiograph
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def radiograph(path: Path, study: int = 1, number: int = 1, seed: int | None = None, **header: str) -> Path:
+    """A small radiograph of the clinic's kind, with names and numbers to look for."""
+    from clinic import draw_scan
+
+    study_uid = f"1.2.826.0.1.4711.{study}.5"
+    told = {
+        "patient_id": f"MRN{8000 + study}P",
+        "patient_name": f"QUITTENBAUM{study}^ZOE",
+        "study_uid": study_uid,
+        "series_uid": f"{study_uid}.1",
+        "instance_uid": f"{study_uid}.1.{number}",
+        "accession": f"ACQ{3000 + study}V",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_radiograph(
+        path, draw_scan(number % 2, study * 100 + number if seed is None else seed), Radiograph(**told | header)
+    )
+    return path
+
+
+def association(port: int, calling: str = "SENDER", called: str = "MEDOPT", **more: Any) -> Association:
+    ae = AE(calling)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
+    ae.requested_contexts = [*AllStoragePresentationContexts[:126]]
+    ae.add_requested_context(Verification)
+    return ae.associate("127.0.0.1", port, ae_title=called, **more)
+
+
+def store(one: Association, scan: Path | Dataset) -> Dataset:
+    """C-STORE of a file or a data set; the answer."""
+    dataset = dcmread(scan) if isinstance(scan, Path) else scan
+    return one.send_c_store(dataset)
+
+
+def send(port: int, scans: Iterable[Path | Dataset], **more: Any) -> list[int]:
+    """All of them in one association; the status of each."""
+    one = association(port, **more)
+    assert one.is_established
+    found = [int(store(one, scan).Status) for scan in scans]
+    one.release()
+    return found
+
+
+class Archive:
+    """A PACS of one port that keeps the bytes of every instance, each time it comes."""
+
+    def __init__(self, port: int | None = None, aet: str = "PACS") -> None:
+        self.port, self.aet = port or free_port(), aet
+        self.kept: dict[str, list[bytes]] = defaultdict(list)
+        self.status = 0x0000
+        self._lock = threading.Lock()
+        self._server: Any = None
+
+    def start(self) -> None:
+        ae = AE(self.aet)
+        ae.supported_contexts = [*AllStoragePresentationContexts]
+        ae.add_supported_context(Verification)
+        handlers = [(evt.EVT_C_STORE, self._store)]
+        self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def _store(self, event: Any) -> int:
+        if self.status == 0x0000:
+            with self._lock:
+                self.kept[str(event.request.AffectedSOPInstanceUID)].append(event.request.DataSet.getvalue())
+        return self.status
+
+    def objects(self) -> list[Dataset]:
+        return [
+            dcmread(io.BytesIO(copies[0]), force=True) if copies[0][128:132] == b"DICM" else _plain(copies[0])
+            for copies in self.kept.values()
+        ]
+
+
+def _plain(content: bytes) -> Dataset:
+    from pydicom.filereader import read_dataset
+
+    return read_dataset(io.BytesIO(content), is_implicit_VR=False, is_little_endian=True)

@@ -1,0 +1,193 @@
+"""The ledger: what is committed stays, what is parked can be begun anew, older files keep their content."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medopt.errors import ConfigError
+from medopt.pacs.ledger import Instance, Ledger, Result, Work
+from medopt.pacs.schema import STEPS
+
+
+def instance(number: int, study: str = "1.2.3", **changes: object) -> Instance:
+    values = {
+        "sop_uid": f"1.2.3.{number}",
+        "study_uid": study,
+        "sop_class": "1.2.840.10008.5.1.4.1.1.1.1",
+        "transfer_syntax": "1.2.840.10008.1.2.1",
+        "digest": f"digest {number}",
+        "size": 100,
+        "file": f"studies/{number}",
+        "image": True,
+    }
+    return Instance(**(values | changes))  # type: ignore[arg-type]
+
+
+def result(number: int, study: str = "1.2.3") -> Result:
+    return Result(f"2.25.{number}", study, "1.2.840.10008.5.1.4.1.1.88.34", "report", f"results/{number}", "d")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.db")
+
+
+def worked(ledger: Ledger, *numbers: int) -> Work:
+    """A study with these images, at work."""
+    for number in numbers:
+        assert ledger.record(instance(number), 1, late=True) == "new"
+    ledger.complete("1.2.3", 2)
+    work = ledger.take(3)
+    assert work is not None
+    return work
+
+
+def test_an_instance_is_recorded_once(ledger: Ledger) -> None:
+    first = instance(1)
+    assert [ledger.record(first, now, late=True) for now in (1, 2)] == ["new", "known"]
+    assert ledger.record(instance(1, digest="another"), 3, late=True) == "other"
+    assert ledger.images("1.2.3") == (first,)
+
+
+def test_a_study_goes_its_way(ledger: Ledger) -> None:
+    work = worked(ledger, 1, 2)
+    assert (work.study_uid, work.tries, len(work.images), ledger.take(3)) == ("1.2.3", 0, 2, None)
+    assert ledger.finish(work, "done", "", [result(1)], ["A", "B"], 4) == [result(1)]
+    assert ledger.counts() == {"studies": {"done": 1}, "sends": {"waiting": 2}}
+    assert ledger.is_result("2.25.1")
+    first, second = ledger.due(4)
+    ledger.confirmed(first, 5)
+    ledger.unsent(second, "away", 60)
+    assert (ledger.due(59), [(one.destination, one.attempts) for one in ledger.due(60)]) == ([], [("B", 1)])
+    ledger.unsent(second, "still away", None)
+    assert ledger.parked() == [("1.2.3", "B", "still away")]
+    assert ledger.retry(70) == (0, 1)
+    assert [(one.destination, one.attempts) for one in ledger.due(70)] == [("B", 0)]
+
+
+def test_a_known_result_is_not_owed_again(ledger: Ledger) -> None:
+    ledger.finish(worked(ledger, 1), "done", "", [result(1)], ["A"], 4)
+    ledger.confirmed(ledger.due(4)[0], 5)
+    assert ledger.record(instance(2), 6, late=True) == "new"
+    assert ledger.state("1.2.3") == "receiving"
+    ledger.complete("1.2.3", 7)
+    again = ledger.take(8)
+    assert again is not None
+    assert ledger.finish(again, "done", "", [result(1), result(2)], ["A"], 9) == [result(2)]
+    assert [one.result for one in ledger.due(9)] == [result(2)]
+    assert ledger.results("1.2.3") == [result(1), result(2)]
+
+
+def test_images_during_work_make_the_study_wait_again(ledger: Ledger) -> None:
+    work = worked(ledger, 1)
+    assert ledger.record(instance(2), 4, late=True) == "new"
+    assert ledger.state("1.2.3") == "working"
+    ledger.finish(work, "done", "", [result(1)], ["A"], 5)
+    assert ledger.receiving() == ["1.2.3"]
+
+
+def test_late_images_are_refused_where_the_site_says_so(ledger: Ledger) -> None:
+    ledger.finish(worked(ledger, 1), "done", "", [], [], 4)
+    assert ledger.record(instance(2), 5, late=False) == "late"
+    assert ledger.record(instance(1), 5, late=False) == "known"
+    assert (ledger.state("1.2.3"), len(ledger.images("1.2.3"))) == ("done", 1)
+
+
+def test_what_is_no_image_keeps_nobody_waiting(ledger: Ledger) -> None:
+    assert ledger.record(instance(9, image=False), 1, late=False) == "new"
+    assert ledger.receiving() == []
+    ledger.finish(worked(ledger, 1), "done", "", [], [], 4)
+    assert ledger.record(instance(8, image=False), 5, late=False) == "new"
+    assert ledger.state("1.2.3") == "done"
+
+
+def test_failed_tries_are_counted_and_parked_ones_begun_anew(ledger: Ledger) -> None:
+    work = worked(ledger, 1)
+    ledger.hand_back(work.study_uid, 4, failed="it ended")
+    work = ledger.take(5)
+    assert work is not None
+    assert work.tries == 1
+    ledger.finish(work, "parked", "it ended again", [], [], 6)
+    assert (ledger.take(7), ledger.parked()) == (None, [("1.2.3", "study", "it ended again")])
+    assert ledger.retry(8) == (1, 0)
+    again = ledger.take(9)
+    assert again is not None
+    assert again.tries == 0
+
+
+def test_work_of_an_ended_process_is_ready_again(ledger: Ledger, tmp_path: Path) -> None:
+    worked(ledger, 1)
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.db")
+    assert again.recover(5) == 1
+    work = again.take(6)
+    assert work is not None
+    assert work.tries == 0
+
+
+def test_an_older_file_keeps_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    old = sqlite3.connect(path)
+    for statement in STEPS[0]:
+        old.execute(statement)
+    old.execute("INSERT INTO studies (uid, state, changed) VALUES ('1.2.3', 'done', 1)")
+    old.execute("INSERT INTO instances VALUES ('1.2.3.1', '1.2.3', 'c', 't', 'digest 1', 100, 'studies/1', 1, 1)")
+    old.execute("PRAGMA user_version = 1")
+    old.commit()
+    old.close()
+    ledger = Ledger(path)
+    assert ledger.state("1.2.3") == "done"
+    assert [one.digest for one in ledger.images("1.2.3")] == ["digest 1"]
+    ledger.close()
+    seen = sqlite3.connect(path)
+    assert seen.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
+    assert seen.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_newer_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "newer.db"
+    newer = sqlite3.connect(path)
+    newer.execute("PRAGMA user_version = 99")
+    newer.close()
+    with pytest.raises(ConfigError, match="of version 99, and this medopt knows up to"):
+        Ledger(path)
+    (tmp_path / "bad.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        Ledger(tmp_path / "bad.db")
+
+
+_WRITER = """
+import sys
+from test_ledger import instance
+from medopt.pacs.ledger import Ledger
+from pathlib import Path
+ledger = Ledger(Path(sys.argv[1]))
+for number in range(100000):
+    ledger.record(instance(number), number, late=True)
+    print(number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    said = [0, *(int(line) for line in process.stdout.read().split("\n")[:-1])]
+    process.wait()
+    kept = {one.sop_uid for one in Ledger(path).images("1.2.3")}
+    assert {f"1.2.3.{number}" for number in said} <= kept
+    assert len(kept) <= len(said) + 1

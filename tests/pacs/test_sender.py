@@ -1,0 +1,145 @@
+"""Sending with a clock of its own: bounded waits, parked in the end, nothing twice; and the audit's chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from peers import Archive
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom.sop_class import BasicTextSRStorage  # type: ignore[attr-defined]
+
+from medopt.errors import DataError
+from medopt.pacs.audit import Audit, verify
+from medopt.pacs.ledger import Instance, Ledger, Result
+from medopt.pacs.sender import Sender, echo, wait_seconds
+from medopt.pacs.settings import Node
+from medopt.pacs.spool import LEDGER, RESULTS, Spool
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def owing(folder: Path, port: int, many: int = 1, **sending: object) -> tuple[Node, Ledger]:
+    """A node that owes the destination some small reports."""
+    node = Node.model_validate(
+        {
+            "aet": "MEDOPT",
+            "release": folder,
+            "spool": folder / "spool",
+            "accept": [{"aet": "SENDER", "addresses": ["127.0.0.1"]}],
+            "destinations": [{"aet": "PACS", "host": "127.0.0.1", "port": port}],
+            "sending": {"tries": 4, "first_seconds": 10, "longest_seconds": 25, "timeout_seconds": 5} | sending,
+        }
+    )
+    spool, ledger = Spool(node.spool), Ledger(node.spool / LEDGER)
+    ledger.record(Instance("1.2.3.4", "1.2.3", "c", "t", "d", 1, "f", True), 1, late=True)
+    ledger.complete("1.2.3", 1)
+    work = ledger.take(1)
+    assert work is not None
+    results = []
+    for number in range(many):
+        report = Dataset()
+        report.SOPClassUID, report.SOPInstanceUID = BasicTextSRStorage, f"2.25.{number + 1}"
+        report.PatientID, report.StudyInstanceUID = "Q", "1.2.3"
+        report.file_meta = FileMetaDataset()
+        report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        place = spool.place(RESULTS, "1.2.3", report.SOPInstanceUID)
+        (node.spool / place).parent.mkdir(parents=True, exist_ok=True)
+        report.save_as(node.spool / place, enforce_file_format=True)
+        results.append(Result(report.SOPInstanceUID, "1.2.3", BasicTextSRStorage, f"text{number}", place, "d"))
+    ledger.finish(work, "done", "", results, [node.destinations[0].name], 1000)
+    return node, ledger
+
+
+def test_down_then_up_and_nothing_twice(tmp_path: Path) -> None:
+    archive, clock = Archive(), Clock()
+    node, ledger = owing(tmp_path, archive.port)
+    sender = Sender(node, ledger)
+    assert sender.send_due(clock) == 0
+    assert echo(node, node.destinations[0]) == "it is not reached"
+    clock.now += 9
+    assert ledger.due(clock.now) == []
+    archive.start()
+    try:
+        clock.now += 1
+        assert [sender.send_due(clock) for _ in range(3)] == [1, 0, 0]
+        assert [len(copies) for copies in archive.kept.values()] == [1]
+        assert echo(node, node.destinations[0]) == ""
+    finally:
+        archive.stop()
+
+
+def test_waits_double_up_to_a_bound_then_it_is_parked(tmp_path: Path) -> None:
+    archive, clock = Archive(), Clock()
+    node, ledger = owing(tmp_path, archive.port)
+    sender = Sender(node, ledger)
+    assert [wait_seconds(node, attempts) for attempts in (1, 2, 3, 1000)] == [10, 20, 25, 25]
+    for _ in range(6):  # the hour in which the PACS is away
+        sender.send_due(clock)
+        clock.now += 600
+    assert ledger.counts()["sends"] == {"parked": 1}
+    assert ledger.parked() == [("1.2.3", node.destinations[0].name, "the destination is not reached")]
+    archive.start()
+    try:
+        assert sender.send_due(clock) == 0
+        assert ledger.retry(clock.now) == (0, 1)
+        assert sender.send_due(clock) == 1
+    finally:
+        archive.stop()
+
+
+def test_each_instance_fails_by_itself(tmp_path: Path) -> None:
+    archive, clock = Archive(), Clock()
+    node, ledger = owing(tmp_path, archive.port, many=3)
+    refused = "2.25.2"
+    keep = archive._store
+    archive._store = lambda event: (  # type: ignore[method-assign]
+        0xA700 if event.request.AffectedSOPInstanceUID == refused else keep(event)
+    )
+    archive.start()
+    try:
+        assert Sender(node, ledger).send_due(clock) == 2
+        assert (set(archive.kept), ledger.counts()["sends"]) == ({"2.25.1", "2.25.3"}, {"sent": 2, "waiting": 1})
+    finally:
+        archive.stop()
+
+
+def test_the_chain_goes_on_after_a_start_and_a_torn_line(tmp_path: Path) -> None:
+    path, clock = tmp_path / "audit.jsonl", Clock()
+    for number in range(3):
+        audit = Audit(path, clock)
+        audit("received", number=number)
+        audit.close()
+        with path.open("ab") as stream:
+            stream.write(b'{"at": "2026')  # the process was killed there
+    again = Audit(path, clock)
+    again("stopped")
+    again.close()
+    count, last = verify(path)
+    assert (count, len(last)) == (4, 64)
+
+
+@pytest.mark.parametrize("edit", ["change", "remove", "swap"])
+def test_any_edit_is_found(tmp_path: Path, edit: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path, Clock())
+    for number in range(5):
+        audit("received", number=number)
+    audit.close()
+    lines = path.read_text().splitlines(keepends=True)
+    if edit == "change":
+        lines[2] = lines[2].replace('"number": 2', '"number": 7')
+    elif edit == "remove":
+        del lines[2]
+    else:
+        lines[1], lines[2] = lines[2], lines[1]
+    path.write_text("".join(lines))
+    with pytest.raises(DataError, match=r"line [234] does not follow"):
+        verify(path)
