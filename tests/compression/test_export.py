@@ -52,8 +52,16 @@ def test_volumes_and_classes_are_exported(dims: int, outputs: int, tmp_path: Pat
     np.testing.assert_allclose(found, model.eval()(torch.from_numpy(more)).detach(), atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [[24, 20], [16, 12, 20]], ids=["2-D", "3-D"])
-@pytest.mark.parametrize(("task", "labels"), [("binary", 2), ("multiclass", 3), ("multilabel", 3)])
+@pytest.mark.parametrize(
+    ("task", "labels", "size"),
+    [
+        ("binary", 2, [24, 20]),
+        ("multiclass", 3, [24, 20]),
+        ("multilabel", 3, [24, 20]),
+        ("binary", 2, [16, 12, 20]),
+        ("multiclass", 3, [16, 12, 20]),
+    ],
+)
 def test_every_head_is_exported_with_its_normalizations_folded(
     tiny_study: Callable[..., Study], tmp_path: Path, task: str, labels: int, size: list[int]
 ) -> None:

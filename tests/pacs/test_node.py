@@ -19,7 +19,7 @@ from clinic_fixtures import call
 from peers import Archive, association, free_port, radiograph, store
 from pydicom import dcmread
 
-KILLS = int(os.environ.get("MEDOPT_TEST_NODE_KILLS", "3"))
+KILLS = int(os.environ.get("MEDOPT_TEST_NODE_KILLS", "1"))
 
 
 class Running:

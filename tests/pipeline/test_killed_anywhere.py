@@ -16,7 +16,7 @@ from clinic_fixtures import only_folder
 from killed_runs import train_once
 from mlflow import MlflowClient
 
-KILLS = int(os.environ.get("MEDOPT_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("MEDOPT_TEST_KILLS", "2"))
 SETTINGS = [
     "training.epochs=12",
     "training.patience=8",
