@@ -237,6 +237,11 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     assert found.data.tags["outcome"] == "released against the gate"
     assert [model.name for model in client.search_registered_models()] == ["clinic"]  # nobody's candidate
     assert call("run", *words, *strict).code == 0  # the name stays with the run
+    told = json.loads((folder / "run.json").read_text())
+    told["override"]["model"] = "0" * 64  # as where the model is another one since
+    (folder / "run.json").write_text(json.dumps(told))
+    call("run", *words, *strict).refused(5, "GateRefused", "not faster")
+    assert not (folder / "release").exists()
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class Option:
     @property
     def latency_ms(self) -> float:
         """Median time of one image."""
-        return self.candidate.int8_ms
+        return self.candidate.latency_ms
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""

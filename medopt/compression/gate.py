@@ -45,14 +45,14 @@ class Candidate:
     engine: str
     auc_difference: Estimate
     disagreement: Disagreement
-    int8_ms: float
+    latency_ms: float
     float_ms: float
     size_ratio: float
 
     @property
     def speedup(self) -> float:
         """How many times faster than the fastest float engine."""
-        return self.float_ms / self.int8_ms
+        return self.float_ms / self.latency_ms
 
 
 def disagreement(
@@ -88,9 +88,9 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
     be shown is not passed.
     """
     found = {item.engine: faults_of(item, limits) for item in candidates}
-    passed = sorted((item for item in candidates if not found[item.engine]), key=lambda item: item.int8_ms)
+    passed = sorted((item for item in candidates if not found[item.engine]), key=lambda item: item.latency_ms)
     faults = [f"{engine}: {fault}" for engine, told in found.items() for fault in told]
-    chosen = passed[0] if passed else min(candidates, key=lambda item: item.int8_ms)
+    chosen = passed[0] if passed else min(candidates, key=lambda item: item.latency_ms)
     figures = {
         "engine": chosen.engine,
         "engines_passed": [item.engine for item in passed],
@@ -102,7 +102,7 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
             item.engine: {
                 "auc_difference": item.auc_difference.as_dict(),
                 **item.disagreement.as_dict(),
-                "int8_ms": item.int8_ms,
+                "latency_ms": item.latency_ms,
                 "float_ms": item.float_ms,
                 "size_ratio": item.size_ratio,
                 "speedup": item.speedup,
@@ -144,7 +144,7 @@ def faults_of(item: Candidate, limits: Gate) -> list[str]:
         faults.append(f"the file has {item.size_ratio:.0%} of the float size, more than {limits.max_size_ratio:.0%}")
     if not item.speedup > limits.min_speedup:
         faults.append(
-            f"not faster: {item.int8_ms:.2f} ms against {item.float_ms:.2f} ms of the fastest float engine "
+            f"not faster: {item.latency_ms:.2f} ms against {item.float_ms:.2f} ms of the fastest float engine "
             f"({item.speedup:.2f}x, wanted above {limits.min_speedup:g}x)"
         )
     return faults

@@ -19,8 +19,6 @@ from medopt.records import FloatArray
 BATCHES = (1, 4, 8, 16)
 # A setting is taken for as fast as the fastest within this share; the one that needs less is chosen then.
 ALIKE = 0.03
-# A core that another engine's idle threads still watch is free again after so long (seconds).
-PAUSE = 0.005
 
 
 class Setting(BaseModel):
@@ -94,7 +92,7 @@ def run_trial(path: Path, settings: Mapping[Mode, Sequence[Setting]], image: Flo
     for goal, tried in settings.items():
         engines = {key: open_engine(key[0], path, key[2], key[1]) for key in dict.fromkeys(map(_opened, tried))}
         runs = {one: _call(engines[_opened(one)], image, one.batch) for one in tried}
-        times = measure_latency(runs, rounds=50, warmup=1, seconds=seconds, least=3, pause=PAUSE)
+        times = measure_latency(runs, rounds=50, warmup=1, seconds=seconds, least=3)
         measured[goal] = [
             Measured(setting=one, milliseconds=times[one], images_per_second=1000 * one.batch / times[one])
             for one in tried

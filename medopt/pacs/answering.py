@@ -15,7 +15,7 @@ from medopt.errors import DataError
 from medopt.imaging.select import judge
 from medopt.imaging.series_index import Series, index_folder
 from medopt.pacs.made import Made
-from medopt.pacs.results import Earlier, Judged, Origin, make_results
+from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results
 from medopt.pacs.settings import Results
 from medopt.provenance import file_digest
 from medopt.release.contents import SUMS, Kind
@@ -45,9 +45,7 @@ class Answering:
         self._rules, self._wanted = rules or info.series, wanted
         self.origin = Origin(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
-    def study(
-        self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime
-    ) -> Answered:  # fmt: skip
+    def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
         """Answer the images of a folder, all of one study; `digests` are the ledger's, by file name.
 
         A study of which the rules leave no single series, and one whose scans the release declines, is declined. One
@@ -70,9 +68,9 @@ class Answering:
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
         return Answered("declined" if declined else "done", reason, tuple(made), decisions)
 
-    def _answers(self, folder: Path, series: Series) -> list[Judged]:
+    def _answers(self, folder: Path, series: Series) -> list[ScanAnswer]:
         """A release for volumes takes the series as one, a release for images each of its images by itself."""
         headers = {path: dcmread(path, stop_before_pixels=True, force=True) for path in series.files}
         if len(self._predictor.info.prepare.size) == 3:
-            return [Judged(self._predictor.predict_scan(f"{folder}#{series.uid}"), tuple(headers.values()))]
-        return [Judged(self._predictor.predict_scan(path), (header,)) for path, header in headers.items()]
+            return [ScanAnswer(self._predictor.predict_scan(f"{folder}#{series.uid}"), tuple(headers.values()))]
+        return [ScanAnswer(self._predictor.predict_scan(path), (header,)) for path, header in headers.items()]

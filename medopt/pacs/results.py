@@ -39,7 +39,7 @@ Earlier = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ScanAnswer:
     """The answer of one scan, and the headers of its images (one image, or those of a series)."""
 
     answer: Answer
@@ -57,7 +57,7 @@ class Origin:
 
 
 def make_results(
-    origin: Origin, judged: Sequence[Judged], inputs: Sequence[str], previous: Earlier, wanted: Results,
+    origin: Origin, judged: Sequence[ScanAnswer], inputs: Sequence[str], previous: Earlier, wanted: Results,
     now: datetime,
 ) -> list[Made]:  # fmt: skip
     """The objects of one study.
@@ -85,7 +85,7 @@ def derived_uid(*parts: str) -> str:
 
 def _report(
     origin: Origin,
-    judged: Sequence[Judged],
+    judged: Sequence[ScanAnswer],
     images: Sequence[Dataset],
     uid: Namer,
     previous: Earlier,
@@ -145,7 +145,7 @@ def presence(answer: Answer, label: str) -> str:
     return "Present" if label in answer.decision.split(";") else "Absent"
 
 
-def _group(origin: Origin, one: Judged, label: str, uid: Namer) -> sr.MeasurementsAndQualitativeEvaluations:
+def _group(origin: Origin, one: ScanAnswer, label: str, uid: Namer) -> sr.MeasurementsAndQualitativeEvaluations:
     first = str(one.images[0].SOPInstanceUID)
     certainty = []
     if not one.answer.declined:
@@ -189,7 +189,7 @@ def _algorithm(origin: Origin) -> sr.AlgorithmIdentification:
 
 
 def _text(
-    origin: Origin, judged: Sequence[Judged], report: Dataset, uid: Namer, previous: Earlier, wanted: Results
+    origin: Origin, judged: Sequence[ScanAnswer], report: Dataset, uid: Namer, previous: Earlier, wanted: Results
 ) -> Dataset:
     """PS3.3 A.35.1; everything but the content is the report's."""
     text = Dataset()
@@ -204,7 +204,7 @@ def _text(
     return text
 
 
-def _sentences(origin: Origin, judged: Sequence[Judged]) -> list[str]:
+def _sentences(origin: Origin, judged: Sequence[ScanAnswer]) -> list[str]:
     info, told = origin.info, [f"{origin.info.question} Research software, unverified, preliminary."]
     for number, one in enumerate(judged, start=1):
         which = f"Image {number} of {len(judged)}: " if len(judged) > 1 else ""

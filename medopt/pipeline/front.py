@@ -82,6 +82,8 @@ def run_front(run: Run, base: Path, runs: Path, grid: Grid) -> dict[str, Any]:
     run.stage("compress", {"front": front}, models, taking)
     if chosen["removed"]:
         write_json(run.folder.path / PRUNING, {name: one for name, one in told.items() if _is_before(one, chosen)})
+    else:  # an earlier choice may have been another
+        (run.folder.path / PRUNING).unlink(missing_ok=True)
     notes = [f"chosen of {len(front['options'])} options by validation: {grid.rule.told()}", *notes]
     return run.judged_on(sets, identity | {"front": front}, [], notes, [weights]) | {"front": front}
 

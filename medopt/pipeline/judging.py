@@ -22,7 +22,7 @@ from medopt.compression.in_float import rank_by_harm, write_mended
 from medopt.config import Study
 from medopt.evaluation.bootstrap import paired_difference
 from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.fitted import Read, fit_on, parts_of, read_crossed
+from medopt.evaluation.fitted import fit_on, parts_of, read_crossed
 from medopt.evaluation.metrics import auc
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import OperatingPoint
@@ -152,22 +152,11 @@ class Jury:
         fastest = min(names, key=lambda name: latency[f"{name}_float"])
         before = self._table("float", self.floats[fastest])
         tables = {name: self._table("int8", engine) for name, engine in engines.items()}
-        crossed = self._crossed(before)
-        sizes = [(self.models / file).stat().st_size for file in (INT8, FLOAT)]
-        candidates = []
-        for name, after in tables.items():
-            how = {"bootstrap": study.evaluation.bootstrap, "confidence": study.evaluation.confidence}
-            random = [np.random.default_rng(study.seed) for _ in range(2)]
-            candidates.append(
-                Candidate(
-                    name,
-                    paired_difference(before, after, study.data.task, generator=random[0], **how),  # type: ignore[arg-type]
-                    disagreement(crossed, self._crossed(after), generator=random[1], **how),  # type: ignore[arg-type]
-                    int8_ms=latency[f"{name}_int8"],
-                    float_ms=latency[f"{fastest}_float"],
-                    size_ratio=sizes[0] / sizes[1],
-                )
-            )
+        sizes = ((self.models / INT8).stat().st_size, (self.models / FLOAT).stat().st_size)
+        candidates = [
+            against_float(study, before, after, name, (latency[f"{name}_int8"], latency[f"{fastest}_float"]), sizes)
+            for name, after in tables.items()
+        ]
         limits = study.compression.gate
         self.lost = any(loses(one, limits) for one in candidates)
         chosen = min(names, key=lambda name: latency[f"{name}_int8"])
@@ -194,11 +183,33 @@ class Jury:
     def _table(self, kind: str, engine: Engine) -> Predictions:
         return predict(self.study, kind, "val", self.validation, engine)
 
-    def _crossed(self, table: Predictions) -> Read:
-        task = self.study.data.task
-        return read_crossed(table, self.study.evaluation, task, parts_of(table, task, self.study.seed))
-
     def _auc(self, table: Predictions) -> float | None:
         scored = Scored(table, self.study.data.task)
         value = float(auc(scored.score, scored.target)[0])
         return value if np.isfinite(value) else None
+
+
+def against_float(
+    study: Study,
+    before: Predictions,
+    after: Predictions,
+    engine: str,
+    times: tuple[float, float],
+    sizes: tuple[int, int],
+) -> Candidate:
+    """What the gate looks at: a model's validation predictions, time and file size, and those of the float model.
+
+    Each case is read with a calibration and an operating point that the other cases gave.
+    """
+    task, wanted = study.data.task, study.evaluation
+    how: dict[str, Any] = {"bootstrap": wanted.bootstrap, "confidence": wanted.confidence}
+    parts = parts_of(before, task, study.seed)
+    old, new = (read_crossed(one, wanted, task, parts) for one in (before, after))
+    return Candidate(
+        engine,
+        paired_difference(before, after, task, generator=np.random.default_rng(study.seed), **how),
+        disagreement(old, new, generator=np.random.default_rng(study.seed), **how),
+        latency_ms=times[0],
+        float_ms=times[1],
+        size_ratio=sizes[0] / sizes[1],
+    )

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from medopt.compression.export import export_onnx
 from medopt.compression.front import Option, Precision
-from medopt.compression.gate import Candidate, disagreement, faults_of
+from medopt.compression.gate import faults_of
 from medopt.compression.quantize import quantize_int8
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
 from medopt.data.cache import PreparedImages
-from medopt.evaluation.bootstrap import paired_difference
 from medopt.evaluation.delong import areas, mean_area
-from medopt.evaluation.fitted import parts_of, read_crossed
 from medopt.evaluation.scored import Scored
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.latency import measure_latency
+from medopt.pipeline.judging import against_float
 from medopt.pipeline.tables import predict
-from medopt.records import Predictions
 from medopt.training.loop import load_best
 from medopt.training.task import Prepared
 
@@ -89,7 +85,8 @@ def measure_options(
         engine = _key(width, kind, fastest[width, kind])
         after = predict(study, "int8", "val", validation, engines[engine])
         sizes = [(place / file_of(*one)).stat().st_size for one in ((width.removed, kind), (0, "float32"))]
-        candidate = _candidate(study, before, after, fastest[width, kind], (latency[engine], latency[base]), sizes)
+        times = (latency[engine], latency[base])
+        candidate = against_float(study, before, after, fastest[width, kind], times, (sizes[0], sizes[1]))
         scored = Scored(after, study.data.task)
         auc = mean_area(areas(scored.score, scored.target, scored.patients), len(after), study.evaluation.confidence)
         name = f"{f'{width.removed:.0%} pruned' if width.removed else 'whole'}, {kind}"
@@ -101,26 +98,3 @@ def measure_options(
 
 def _key(width: Width, precision: str, engine: str) -> str:
     return f"{width.removed:g} {precision} {engine}"
-
-
-def _candidate(
-    study: Study,
-    before: Predictions,
-    after: Predictions,
-    engine: str,
-    times: tuple[float, float],
-    sizes: Sequence[int],
-) -> Candidate:
-    """What the gate would look at: times and sizes of this option and of the whole float model."""
-    task, wanted = study.data.task, study.evaluation
-    how: dict[str, Any] = {"bootstrap": wanted.bootstrap, "confidence": wanted.confidence}
-    random = [np.random.default_rng(study.seed) for _ in range(2)]
-    read = [read_crossed(one, wanted, task, parts_of(one, task, study.seed)) for one in (before, after)]
-    return Candidate(
-        engine,
-        paired_difference(before, after, task, generator=random[0], **how),
-        disagreement(read[0], read[1], generator=random[1], **how),
-        int8_ms=times[0],
-        float_ms=times[1],
-        size_ratio=sizes[0] / sizes[1],
-    )

@@ -31,7 +31,7 @@ from medopt.pipeline.stages import (
     refuse_early,
     validation_score,
 )
-from medopt.provenance import code_version, digest, machine, package_versions, write_json
+from medopt.provenance import code_version, digest, file_digest, machine, package_versions, write_json
 from medopt.records import EpochRecord, Reporter
 from medopt.release.build import build_release
 from medopt.release.contents import DOMAIN, MODELS, SUMS
@@ -129,7 +129,7 @@ class Run:
         judged = Judged.from_facts(self.stage("judge", inputs, [models / INT8], judging))
         figures = [path / "figures" / f"{name}.png" for name in FIGURES]
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
-        override = None if judged.verdict.passed else self.folder.facts().get("override")
+        override = None if judged.verdict.passed else self._override(models / INT8)
         inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes, "override": override}
         self.stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
         metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
@@ -144,6 +144,18 @@ class Run:
         self.stage("report", {"metrics": metrics}, [path / REPORT], self._report)
         self.stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
+
+    def _override(self, int8: Path) -> dict[str, str] | None:
+        """Who releases what the gate refused. It holds for the model that it was given for, and for no later one."""
+        told: dict[str, str] | None = self.folder.facts().get("override")
+        if told is None:
+            return None
+        bound = {"model": file_digest(int8)} | told
+        if bound["model"] != file_digest(int8):
+            self.reporter.message(f"{told['by']} released another model of this run, not this one")
+            return None
+        self.folder.write_facts(override=bound)
+        return bound
 
     def _inspected(
         self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]

@@ -29,7 +29,7 @@ def candidate(**changes: Any) -> Candidate:
         "engine": "openvino",
         "auc_difference": Estimate(-0.002, -0.008, 0.004, 80),
         "disagreement": Disagreement(told[0], told[1], 0.1),
-        "int8_ms": 2.0,
+        "latency_ms": 2.0,
         "float_ms": 5.0,
         "size_ratio": 0.27,
     }
@@ -73,10 +73,10 @@ def estimate(value: float | None, low: float | None = None) -> dict[str, Any]:
         ({"probability_shift": math.nan}, {}, "probabilities move by nan"),
         ({"size_ratio": 0.51}, {}, "the file has 51% of the float size, more than 50%"),
         ({"size_ratio": math.nan}, {}, "of the float size"),
-        ({"int8_ms": 5.5}, {}, "not faster: 5.50 ms against 5.00 ms"),
-        ({"int8_ms": 5.0}, {}, "not faster"),
+        ({"latency_ms": 5.5}, {}, "not faster: 5.50 ms against 5.00 ms"),
+        ({"latency_ms": 5.0}, {}, "not faster"),
         ({"float_ms": math.nan}, {}, "not faster"),
-        ({"int8_ms": 3.0}, {"min_speedup": 2}, "(1.67x, wanted above 2x)"),
+        ({"latency_ms": 3.0}, {"min_speedup": 2}, "(1.67x, wanted above 2x)"),
     ],
 )
 def test_each_fault_alone_is_refused_for_its_own_reason(
@@ -90,7 +90,7 @@ def test_each_fault_alone_is_refused_for_its_own_reason(
 
 @pytest.mark.parametrize(
     "changes",
-    [estimate(-0.01), {"decision_flips": 0.05}, {"probability_shift": 0.1}, {"size_ratio": 0.5}, {"int8_ms": 4.99}],
+    [estimate(-0.01), {"decision_flips": 0.05}, {"probability_shift": 0.1}, {"size_ratio": 0.5}, {"latency_ms": 4.99}],
     ids=["auc", "flips", "shift", "size", "speed"],
 )
 def test_exactly_the_limit_passes(changes: dict[str, Any]) -> None:
@@ -102,8 +102,8 @@ def test_a_better_model_passes() -> None:
 
 
 def test_the_fastest_engine_that_passes_is_chosen() -> None:
-    slow, fast = candidate(engine="onnxruntime", int8_ms=3.0), candidate(int8_ms=1.5)
-    wrong = candidate(engine="third", int8_ms=0.5, decision_flips=0.4)
+    slow, fast = candidate(engine="onnxruntime", latency_ms=3.0), candidate(latency_ms=1.5)
+    wrong = candidate(engine="third", latency_ms=0.5, decision_flips=0.4)
     verdict = judge([slow, wrong, fast], Gate(), (0.9, 0.9))
     assert verdict.passed and verdict.figures["engine"] == "openvino"
     assert verdict.figures["engines_passed"] == ["openvino", "onnxruntime"]

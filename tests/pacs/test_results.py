@@ -16,7 +16,7 @@ from peers import radiograph
 from pydicom import Dataset, dcmread
 
 from medopt.pacs.answering import Answering
-from medopt.pacs.results import Judged, Made, make_results
+from medopt.pacs.results import Made, ScanAnswer, make_results
 from medopt.pacs.settings import Results
 from medopt.release.predictor import Answer
 
@@ -29,7 +29,7 @@ def answering(release: Path) -> Answering:
 
 
 def made(answering: Answering, scan: Path, answer: Answer, now: datetime = NOW, **earlier: Any) -> list[Made]:
-    judged = [Judged(answer, (dcmread(scan, stop_before_pixels=True),))]
+    judged = [ScanAnswer(answer, (dcmread(scan, stop_before_pixels=True),))]
     return make_results(answering.origin, judged, ["digest"], earlier, Results(), now)
 
 
@@ -115,7 +115,7 @@ def test_odd_headers_give_a_valid_report(answering: Answering, tmp_path: Path, o
     image.SpecificCharacterSet = "ISO_IR 192"
     for keyword, value in odd.items():
         image[keyword]._value = value  # as a careless writer has it
-    report = make_results(answering.origin, [Judged(FOUND, (image,))], ["d"], {}, Results(), NOW)[0]
+    report = make_results(answering.origin, [ScanAnswer(FOUND, (image,))], ["d"], {}, Results(), NOW)[0]
     checked([report], tmp_path)
     assert str(parsed(report).PatientName) == odd.get("PatientName", str(image.PatientName))
 
