@@ -14,8 +14,10 @@ from medopt.config import SeriesRules
 from medopt.errors import DataError
 from medopt.imaging.select import judge
 from medopt.imaging.series_index import Series, index_folder
+from medopt.inference.evidence import Evidence
+from medopt.pacs.heat_map import heat_maps, shown
 from medopt.pacs.made import Made
-from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results
+from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results, namer
 from medopt.pacs.settings import Results
 from medopt.provenance import file_digest
 from medopt.release.contents import SUMS, Kind
@@ -43,6 +45,7 @@ class Answering:
         info = self._predictor.info
         model = info.models[kind]
         self._rules, self._wanted = rules or info.series, wanted
+        self._evidence = Evidence.open(release / model.file) if wanted.heat_map else None
         self.origin = Origin(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
     def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
@@ -60,17 +63,38 @@ class Answering:
         except DataError as error:
             return Answered("parked", str(error).replace(f"{folder}/", "").replace(str(folder), "the study"))
         declined = all(one.answer.declined for one in answers)
-        made: Sequence[Made] = ()
+        made: list[Made] = []
         if not declined or self._wanted.declined:
             inputs = [digests[path.name] for path in series.files]
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
+            made += self._heat_maps(folder, series, answers, inputs, now)
         reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if declined else ""
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
         return Answered("declined" if declined else "done", reason, tuple(made), decisions)
 
+    def _heat_maps(
+        self, folder: Path, series: Series, answers: Sequence[ScanAnswer], inputs: Sequence[str], now: datetime
+    ) -> list[Made]:
+        """Of the scans whose finding is not absent; those are read once more, the others never twice."""
+        made: list[Made] = []
+        if self._evidence is None:
+            return made
+        for one, scan in zip(answers, self._scans(folder, series), strict=True):
+            if not shown(self.origin, one):
+                continue
+            volume = self._predictor.chain.read(scan)
+            places = self._evidence.places(self._predictor.prepare(volume)[0])
+            if places is not None:
+                uid = namer(self.origin, one, inputs)
+                made += heat_maps(self.origin, one, volume, places, uid, self._wanted, now)
+        return made
+
+    def _scans(self, folder: Path, series: Series) -> list[str | Path]:
+        """What is read as one scan each: the series for a release of volumes, each of its images for one of images."""
+        return [f"{folder}#{series.uid}"] if len(self._predictor.info.prepare.size) == 3 else list(series.files)
+
     def _answers(self, folder: Path, series: Series) -> list[ScanAnswer]:
-        """A release for volumes takes the series as one, a release for images each of its images by itself."""
-        headers = {path: dcmread(path, stop_before_pixels=True, force=True) for path in series.files}
-        if len(self._predictor.info.prepare.size) == 3:
-            return [ScanAnswer(self._predictor.predict_scan(f"{folder}#{series.uid}"), tuple(headers.values()))]
-        return [ScanAnswer(self._predictor.predict_scan(path), (header,)) for path, header in headers.items()]
+        headers = tuple(dcmread(path, stop_before_pixels=True, force=True) for path in series.files)
+        scans = self._scans(folder, series)
+        images = [headers] if len(scans) < len(headers) else [(header,) for header in headers]
+        return [ScanAnswer(self._predictor.predict_scan(scan), own) for scan, own in zip(scans, images, strict=True)]

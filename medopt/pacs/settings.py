@@ -106,10 +106,12 @@ class Results(Section):
 
     text: bool = True
     """Also a Basic Text SR, for viewers that read no measurement reports."""
+    heat_map: bool = True
+    """Also a Secondary Capture that shows where the evidence lay, for each finding that is present or undecided."""
     declined: bool = True
     """True: a scan that the release declines gets a report, too, that says Undetermined. False: nothing is sent."""
     series_number: int = Field(9001, ge=1, le=2**31 - 100)
-    """Of the measurement reports; those in text have the next one."""
+    """Of the measurement reports; those in text have the next one, heat maps the one after."""
 
 
 class Tls(Section):
