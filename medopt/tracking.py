@@ -17,23 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import onnx
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made when mlflow is imported
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
 
 from medopt.config import Study
 from medopt.errors import ConfigError
-from medopt.inference.engines import INPUT, OUTPUT
-from medopt.provenance import package_versions
+from medopt.provenance import file_digest
 from medopt.records import EpochRecord, batches
+from medopt.release.contents import CARD, SUMS
+from medopt.tracking_fetch import DIGEST
+from medopt.tracking_registry import CANDIDATE, GATE, PASSED
+from medopt.tracking_release import log_release
 from medopt.tracking_store import answering, find_experiment, find_run, is_known, open_store, page_of, tracking_uri
 
-CANDIDATE = "candidate"
 PARENT = "mlflow.parentRunId"
 _BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
 
@@ -118,34 +116,19 @@ class Tracker:
                 else:
                     mlflow.log_artifact(str(path), place or None)
 
-    def log_models(self, study: Study, models: Mapping[str, Path], register: bool) -> str | None:
-        """Both ONNX models with their signature; the int8 one is registered with alias `candidate` if `register`.
+    def log_release(self, study: Study, release: Path, *, passed: bool) -> str:
+        """The release as a model that answers scans, registered under the study's name; returns its version.
 
-        Returns the registered version.
+        With alias `candidate` where it passed the gate; one that somebody answers for is there without.
         """
-        shape = (-1, study.prepare.channels, *study.prepare.size)
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.float32), shape, INPUT)]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, study.data.outputs), OUTPUT)]),
-        )
-        versions = package_versions()
-        needs = [f"{name}=={versions[name]}" for name in ("onnx", "onnxruntime", "numpy")]
-        version = None
-        for kind, path in models.items():
-            chosen = register and kind == "int8"
-            with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
-                info = mlflow.onnx.log_model(
-                    onnx.load(path),
-                    name=kind,
-                    signature=signature,
-                    pip_requirements=needs,
-                    registered_model_name=study.name if chosen else None,
-                    save_as_external_data=False,
-                )
-            if chosen:
-                version = str(info.registered_model_version)
-                with answering(self.uri):
-                    self._client.set_registered_model_alias(study.name, CANDIDATE, version)
+        tags = {GATE: PASSED if passed else "overridden", DIGEST: file_digest(release / SUMS)}
+        with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
+            version = log_release(release)
+            for key, value in tags.items():
+                self._client.set_model_version_tag(study.name, version, key, value)
+            self._client.update_model_version(study.name, version, description=(release / CARD).read_text()[:5000])
+            if passed:
+                self._client.set_registered_model_alias(study.name, CANDIDATE, version)
         return version
 
     def end(self, outcome: str, status: str = "FINISHED") -> None:

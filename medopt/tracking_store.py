@@ -33,6 +33,7 @@ def open_store(runs: Path) -> str:
     # MLflow's own bound keeps a training waiting for minutes when its server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri, given = tracking_uri(runs), os.environ.get("MLFLOW_TRACKING_URI")
     if given is None:
         with answering(uri):

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import onnxruntime
 import pytest
 import yaml
 from clinic import STUDY, make_clinic, write_study
@@ -26,10 +24,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
 
 from medopt.config import Study
-from medopt.inference.engines import load_batch
 from medopt.records import EpochRecord
-from medopt.release.contents import Kind
-from medopt.release.predictor import Predictor
 from medopt.tracking import Tracker, flatten
 
 SERVER = Path(__file__).parents[1] / "mlflow" / "server.sh"
@@ -115,6 +110,7 @@ def test_artifacts_are_the_files_of_the_run(
     files = {path.relative_to(got).as_posix(): path.read_bytes() for path in got.rglob("*") if path.is_file()}
     kept = {"tables/predictions.csv": "predictions.csv", "tables/shift_predictions.csv": "shift_predictions.csv"}
     kept |= {name: name for name in ("study.yaml", "metrics.json", "report.html")}
+    kept |= {f"models/{kind}.onnx": f"models/{kind}.onnx" for kind in ("float", "int8")}
     for place in ("figures", "release"):
         kept |= {
             name: name
@@ -123,28 +119,6 @@ def test_artifacts_are_the_files_of_the_run(
             for name in [path.relative_to(finished.folder).as_posix()]
         }
     assert files == {name: (finished.folder / place).read_bytes() for name, place in kept.items()}
-
-
-@pytest.mark.parametrize("kind", ["float", "int8"])
-def test_logged_models_are_those_of_the_release(
-    store: MlflowClient, tracked: Run, finished: Finished, kind: Kind
-) -> None:
-    models = {m.name: m for m in (store.get_logged_model(out.model_id) for out in tracked.outputs.model_outputs)}
-    assert set(models) == {"float", "int8"}
-    model = mlflow.onnx.load_model(models[kind].model_uri)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    batch = load_batch(sorted((finished.runs / "cache").rglob("*.npy"))[:4])
-    wanted = [list(answer.logits) for answer in Predictor.open(finished.release, kind, "onnxruntime").predict(batch)]
-    np.testing.assert_allclose(session.run(["logits"], {"image": batch})[0], wanted, atol=1e-5)
-
-
-def test_int8_model_is_the_registered_candidate(store: MlflowClient, tracked: Run) -> None:
-    version = store.get_model_version_by_alias("clinic", "candidate")
-    assert version.run_id == tracked.info.run_id
-    assert [found.version for found in store.search_model_versions("name='clinic'")] == [version.version]
-    info = mlflow.models.get_model_info("models:/clinic@candidate")
-    assert info.signature.inputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 1, 32, 32)
-    assert store.get_logged_model(info.model_id).name == "int8"
 
 
 def epochs(count: int) -> list[EpochRecord]:
@@ -220,8 +194,8 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     assert (found.info.status, found.data.tags["outcome"]) == ("FINISHED", "gate refused")
     client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     assert [model.name for model in client.search_registered_models()] == ["clinic"]
-    assert "release" not in {item.path for item in client.list_artifacts(found.info.run_id)}
-    assert len(found.outputs.model_outputs) == 2  # kept, to see what was refused
+    kept = {item.path for item in client.list_artifacts(found.info.run_id)}
+    assert "release" not in kept and "models" in kept  # to see what was refused
     again = call("run", *words, *strict)
     lines = [line.rstrip() for line in again.stderr.splitlines()]
     assert again.code == 5
@@ -235,7 +209,8 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     assert call("verify", folder / "release").code == 0
     found = only_run(runs, "strict")
     assert found.data.tags["outcome"] == "released against the gate"
-    assert [model.name for model in client.search_registered_models()] == ["clinic"]  # nobody's candidate
+    assert client.get_registered_model("strict").aliases == {}  # nobody's candidate
+    call("promote", "strict", "1", "--reason", "x", "--runs", runs).refused(5, "GateRefused", "overridden")
     assert call("run", *words, *strict).code == 0  # the name stays with the run
     told = json.loads((folder / "run.json").read_text())
     told["override"]["model"] = "0" * 64  # as where the model is another one since

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medopt.commands.options import JsonOption
+from medopt.commands.registry import release_folder
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
     from medopt.pacs.ledger import Ledger
@@ -37,7 +38,8 @@ def run(node_file: NodeFile) -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("medopt.pacs").setLevel(logging.INFO)
-    node = PacsNode(load_node(node_file))
+    settings = load_node(node_file)
+    node = PacsNode(settings.model_copy(update={"release": release_folder(settings.release)}))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: node.stop())
     node.run(typer.echo)
@@ -60,7 +62,7 @@ def check(node_file: NodeFile) -> None:
 
     node = load_node(node_file)
     server_context(node.tls)
-    verify_release(node.release)
+    verify_release(release_folder(node.release))
     itself = Destination(aet=node.aet, host="127.0.0.1", port=node.port, tls=node.tls is not None)
     found = {one.name: echo(node, one) for one in node.destinations}
     rows = [{"what": "release", "found": "unchanged; golden cases replayed"}]

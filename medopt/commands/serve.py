@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from medopt.commands.registry import release_folder
 from medopt.errors import ConfigError
 
 
 def serve(
-    releases: Annotated[list[Path], typer.Argument(metavar="RELEASE...", help="Release folders.")],
+    releases: Annotated[
+        list[Path], typer.Argument(metavar="RELEASE...", help="Release folders, or models:/NAME@champion.")
+    ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="For REST; 0 lets the system choose.")] = 8080,
     grpc_port: Annotated[
@@ -81,4 +84,11 @@ def serve(
         read_seconds=read_seconds,
     )
     doors = Doors(host, port, None if grpc_port < 0 else grpc_port, tls)
-    run(releases, "float" if model == "float" else "int8", doors, limits, Key.read(api_key_file), no_auth)
+    run(
+        [release_folder(one) for one in releases],
+        "float" if model == "float" else "int8",
+        doors,
+        limits,
+        Key.read(api_key_file),
+        no_auth,
+    )

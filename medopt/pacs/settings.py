@@ -133,7 +133,8 @@ class Node(Section):
     host: str = "0.0.0.0"
     port: Port = 11112
     release: Path
-    """A release folder; a relative path starts at this file's folder."""
+    """A release folder, whose relative path starts at this file's folder; or models:/NAME@champion, as MLflow's
+    registry has it when the node starts (kept here for when it does not answer)."""
     model: Literal["int8", "float"] = "int8"
     spool: Path
     """The folder for what was received and for the ledger, on a local disk; it holds patients' data."""
@@ -173,7 +174,9 @@ def load_node(path: Path) -> Node:
     except ValidationError as error:
         raise ConfigError(f"{path}: " + " ".join(explain(item, Node) for item in error.errors()[:5])) from None
     base = path.resolve().parent
-    changes: dict[str, object] = {"release": base / node.release, "spool": base / node.spool}
+    registered = str(node.release).startswith("models:")
+    changes: dict[str, object] = {"release": node.release if registered else base / node.release}
+    changes["spool"] = base / node.spool
     if node.tls is not None:
         places = {name: base / getattr(node.tls, name) for name in Tls.model_fields}
         changes["tls"] = node.tls.model_copy(update=places)

@@ -302,7 +302,10 @@ class Run:
             self.tracker.log_files({"": path / name})
         for name in ("predictions.csv", *((robust.TABLE,) if worse else ())):
             self.tracker.log_files({"tables": path / name})
+        for kind in KINDS:
+            self.tracker.log_files({"models": self.folder.models / f"{kind}.onnx"})
+        version = None
         if self.folder.release.exists():
             self.tracker.log_files({"release": self.folder.release})
-        models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}
-        return {"registered_version": self.tracker.log_models(self.source.study, models, register=passed)}
+            version = self.tracker.log_release(self.source.study, self.folder.release, passed=passed)
+        return {"registered_version": version}

@@ -153,7 +153,7 @@ def test_artifacts_and_models_went_through_the_server(tracked: Tracked, server: 
     assert {"figures", "metrics.json", "release", "study.yaml", "tables"} <= names
     version = client.get_model_version_by_alias("served", "candidate")
     assert version.run_id == tracked.summary["mlflow_run_id"]
-    assert list((server.folder / "artifacts").rglob("model.onnx"))
+    assert list((server.folder / "artifacts").rglob("model.int8.onnx"))
 
 
 def test_server_that_is_not_there_at_the_start_is_2_and_leaves_nothing(
