@@ -21,7 +21,7 @@ trap 'rm -rf "$part"' EXIT
 mkdir "$part"
 for database in "$MEDOPT_DATABASE" "$MEDOPT_AUTH_DATABASE"; do
     pg_dump --format=custom --no-owner --file="$part/$database.dump" "$database"
-    pg_restore --list "$part/$database.dump" | grep -q 'TABLE DATA' || fail "The dump of $database holds no tables."
+    [ "$(pg_restore --list "$part/$database.dump" | grep -c 'TABLE DATA')" -gt 0 ] || fail "The dump of $database holds no tables."
 done
 if [[ $MEDOPT_ARTIFACTS == *://* ]]; then
     echo "artifacts are in $MEDOPT_ARTIFACTS: keep the bucket's own versions; they are not copied"

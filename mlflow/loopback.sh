@@ -3,7 +3,7 @@
 #
 # Debian's PostgreSQL in FOLDER (a cluster of its own, reached by a Unix socket only), MLflow before it with sign-in,
 # artifacts through the server, job runners off. All passwords are made here and kept in FOLDER/secrets. Ctrl-C stops
-# all of it; the same command goes on with what is in FOLDER.
+# all of it; the same command goes on with what is in FOLDER. DATABASE_ONLY=1 starts PostgreSQL alone, for restore.sh.
 set -euo pipefail
 fail() { echo "$*" >&2; exit 2; }
 store=${1:?usage: mlflow/loopback.sh FOLDER [PORT]}
@@ -80,6 +80,12 @@ for name in "$MEDOPT_DATABASE" "$MEDOPT_AUTH_DATABASE"; do
     "$binaries/psql" -d postgres -tAqc "select 1 from pg_database where datname = '$name'" | grep -q 1 ||
         "$binaries/createdb" "$name"
 done
+if [ -n "${DATABASE_ONLY:-}" ]; then
+    echo "PostgreSQL runs in $cluster; $store/server.env says how to reach it. Ctrl-C stops it."
+    setsid sleep infinity 9>&- &
+    server=$!
+    wait "$server"
+fi
 ADMIN_PASSWORD_FILE=$secrets/admin_password SESSION_KEY_FILE=$secrets/session_key HOSTS= LISTEN=127.0.0.1 PORT=$port \
     PYTHON=$python setsid "$here/serve.sh" >>"$store/server.log" 2>&1 9>&- &
 server=$!
