@@ -130,7 +130,7 @@ class Run:
         figures = [path / "figures" / f"{name}.png" for name in FIGURES]
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         override = None if judged.verdict.passed else self._override(models / INT8)
-        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes, "override": override}
+        inputs = identity | {"judged": judged.facts(), "run": self.tracker.origin, "notes": notes, "override": override}
         self.stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
         metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
         if judged.verdict.passed or override:
@@ -142,7 +142,7 @@ class Run:
         if not judged.verdict.passed:
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
         self.stage("report", {"metrics": metrics}, [path / REPORT], self._report)
-        self.stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
+        self.stage("record", {"metrics": metrics, "run": self.tracker.origin}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
     def _override(self, int8: Path) -> dict[str, str] | None:
