@@ -57,6 +57,7 @@ class Tracker:
         """Begin a run, or continue `run_id` where the store knows it; below the run `parent` where one is given."""
         self.uri = open_store(runs)
         self._logged: int | None = None
+        self._score = "auc/val" if study.training.metric == "auc" else "score/val"
         self._writer: Writer[Sequence[EpochRecord]] = Writer(self._write_history)
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
@@ -115,7 +116,7 @@ class Tracker:
                     self._logged = len(self._client.get_metric_history(self.run_id, "loss/train"))
                     watch_system(self.run_id)
                 for record in history[self._logged :]:
-                    self._client.log_batch(self.run_id, metrics=_epoch_metrics(record))
+                    self._client.log_batch(self.run_id, metrics=_epoch_metrics(record, self._score))
                     self._logged += 1
         except ConfigError:
             self._logged = None
@@ -128,6 +129,11 @@ class Tracker:
         with answering(self.uri):
             for part in batches(len(metrics), 1000):  # the most that MLflow takes at once
                 self._client.log_batch(self.run_id, metrics=metrics[part])
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """What a reviewer reads and searches by; `mlflow.note.content` is the description, in Markdown."""
+        with answering(self.uri):
+            self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags.items()])
 
     def log_files(self, paths: Mapping[str, Path]) -> None:
         """Files and folders as artifacts, by the folder they are to stand in ('' is the top)."""
@@ -212,15 +218,16 @@ def _metric_name(key: str) -> str:
     return f"{'_'.join(parts[:2])}/{'_'.join(parts[2:])}"
 
 
-def _epoch_metrics(record: EpochRecord) -> list[Metric]:
+def _epoch_metrics(record: EpochRecord, score: str) -> list[Metric]:
+    """The UI groups by the part before the slash, and draws the groups in the order of the alphabet."""
     values = {
         "loss/train": record.train_loss,
         "loss/val": record.val_loss,
-        "score/val": record.val_metric,
-        "learning_rate": record.learning_rate,
-        "speed/images_per_second": record.images_per_second,
-        "speed/data_wait_share": record.data_wait,
-        "speed/epoch_seconds": record.seconds,
+        score: record.val_metric,
+        "epoch/learning_rate": record.learning_rate,
+        "epoch/images_per_second": record.images_per_second,
+        "epoch/data_wait_share": record.data_wait,
+        "epoch/seconds": record.seconds,
     }
     now = int(time.time() * 1000)
     return [Metric(name, value, now, record.epoch + 1) for name, value in values.items()]

@@ -1,7 +1,7 @@
 """The runs of a runs folder's own store, copied to a team's server: whole, once, and by the server's API alone.
 
 Each copy carries its origin's id as a tag (`medopt.migrated_from`), and, when all of it is there, the state that the
-origin was in (`medopt.migrated`). So a copy that was cut short is gone on with, one that is whole is skipped, and one
+origin was in. So a copy that was cut short is gone on with, one that is whole is skipped, and one
 whose origin went on since is brought up to date. MLflow takes the same parameter, tag or point of a metric twice
 without keeping it twice, and files are compared by size before they are sent.
 """
@@ -26,7 +26,7 @@ from medopt.tracking_migrate_models import copy_models, copy_registry, local_fil
 from medopt.tracking_process import mark_crashed
 from medopt.tracking_store import MIGRATED_FROM, answering, every_run, find_copy, store_of, tracking_uri, use_store
 
-MIGRATED = "medopt.migrated"
+MIGRATED = "mlflow.medopt.migrated"  # MLflow's pages hide tags of this beginning
 PARENT = "mlflow.parentRunId"
 
 

@@ -14,8 +14,8 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 
 from medopt.records import batches
-from medopt.tracking_store import MIGRATED_FROM
 
+ORIGIN = "mlflow.medopt.migrated_from"
 _MADE_THERE = ("mlflow.modelVersions",)  # tags that the server writes when a version is made
 
 
@@ -57,7 +57,7 @@ def copy_models(
     """A run's models as models of its copy; with `complete` they are there and only have to be known."""
     outputs = list(run.outputs.model_outputs) if run.outputs else []
     linked = {output.model_id for output in copy.outputs.model_outputs} if copy.outputs else set()
-    there = {model.tags.get(MIGRATED_FROM): model for model in _models(target, copy)}
+    there = {model.tags.get(ORIGIN): model for model in _models(target, copy)}
     for output in outputs:
         model = source.get_logged_model(output.model_id)
         told.found["models"] += 1
@@ -90,7 +90,7 @@ def _models(target: MlflowClient, copy: Run) -> Iterator[LoggedModel]:
 
 def _model(target: MlflowClient, model: LoggedModel, copy: Run) -> LoggedModel:
     tags = {key: value for key, value in model.tags.items() if key not in _MADE_THERE}
-    tags[MIGRATED_FROM] = model.model_id
+    tags[ORIGIN] = model.model_id
     where = (copy.info.experiment_id, model.name, copy.info.run_id)
     return target.create_logged_model(*where, tags=tags, params=dict(model.params), model_type=model.model_type)
 
@@ -145,9 +145,9 @@ def copy_registry(source: MlflowClient, target: MlflowClient, told: Counted) -> 
 def _versions(source: MlflowClient, target: MlflowClient, name: str, told: Counted) -> dict[str, str]:
     """The version's number here: its number there."""
     there = {
-        version.tags[MIGRATED_FROM]: str(version.version)
+        version.tags[ORIGIN]: str(version.version)
         for version in target.search_model_versions(f"name='{name}'", max_results=10000)
-        if MIGRATED_FROM in version.tags
+        if ORIGIN in version.tags
     }
     numbers: dict[str, str] = {}
     every = source.search_model_versions(f"name='{name}'", max_results=10000)
@@ -165,7 +165,7 @@ def _versions(source: MlflowClient, target: MlflowClient, name: str, told: Count
             name,
             place,
             run_id=told.runs.get(version.run_id or ""),
-            tags=version.tags | {MIGRATED_FROM: origin, "medopt.created": str(version.creation_timestamp)},
+            tags=version.tags | {ORIGIN: origin},
             description=version.description,
             model_id=place.removeprefix("models:/") if place.startswith("models:/") else None,
         )

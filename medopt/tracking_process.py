@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from medopt.tracking_store import every_run
 
-PROCESS = "medopt.process"  # the tag: host, boot, process namespace, id, start
+PROCESS = "mlflow.medopt.process"  # host, boot, process namespace, id, start; MLflow's pages hide such a tag
 
 
 def this_process() -> str:

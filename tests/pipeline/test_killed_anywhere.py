@@ -27,7 +27,7 @@ SETTINGS = [
     "augment.elastic=0.02",
     "augment.shift=radiograph",
 ]
-TIMED = ("speed/images_per_second", "speed/data_wait_share", "speed/epoch_seconds")
+TIMED = ("epoch/images_per_second", "epoch/data_wait_share", "epoch/seconds")
 
 
 def forks() -> Any:
