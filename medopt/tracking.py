@@ -57,7 +57,7 @@ class Tracker:
         """Begin a run, or continue `run_id` where the store knows it; below the run `parent` where one is given."""
         self.uri = open_store(runs)
         self._logged: int | None = None
-        self._score = "auc/val" if study.training.metric == "auc" else "score/val"
+        self._score = "curves/auc_val" if study.training.metric == "auc" else "curves/score_val"
         self._writer: Writer[Sequence[EpochRecord]] = Writer(self._write_history)
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
@@ -113,7 +113,7 @@ class Tracker:
         try:
             with answering(self.uri):
                 if self._logged is None:
-                    self._logged = len(self._client.get_metric_history(self.run_id, "loss/train"))
+                    self._logged = len(self._client.get_metric_history(self.run_id, "curves/loss_train"))
                     watch_system(self.run_id)
                 for record in history[self._logged :]:
                     self._client.log_batch(self.run_id, metrics=_epoch_metrics(record, self._score))
@@ -221,8 +221,8 @@ def _metric_name(key: str) -> str:
 def _epoch_metrics(record: EpochRecord, score: str) -> list[Metric]:
     """The UI groups by the part before the slash, and draws the groups in the order of the alphabet."""
     values = {
-        "loss/train": record.train_loss,
-        "loss/val": record.val_loss,
+        "curves/loss_train": record.train_loss,
+        "curves/loss_val": record.val_loss,
         score: record.val_metric,
         "epoch/learning_rate": record.learning_rate,
         "epoch/images_per_second": record.images_per_second,

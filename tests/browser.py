@@ -86,13 +86,13 @@ class Page:
 
 
 @contextmanager
-def browser(folder: Path, width: int = 1440, height: int = 1000) -> Iterator[Page]:
+def browser(folder: Path, width: int = 1440, height: int = 1000, *more: str) -> Iterator[Page]:
     """Chromium without a window, its profile in `folder`."""
     assert CHROMIUM is not None
     words = [
         *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-        *("--disable-background-networking", "--hide-scrollbars", "--remote-debugging-port=0"),
-        *(f"--user-data-dir={folder}", f"--window-size={width},{height}", "about:blank"),
+        *("--disable-background-networking", "--remote-debugging-port=0"),
+        *(f"--user-data-dir={folder}", f"--window-size={width},{height}", *more, "about:blank"),
     ]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -42,13 +42,12 @@ def told_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
     Each becomes a chart, and those of one group stand together. All figures with all intervals are in `metrics.json`.
     """
-    areas: dict[str, Any] = {}
+    test = {kind: _values(metrics["test"][kind]) for kind in KINDS}
     for kind in KINDS:
         area = metrics["test"][kind]["auc"]
-        areas |= {f"test_{kind}": area["value"], f"test_{kind}_low": area["low"], f"test_{kind}_high": area["high"]}
+        test[kind] |= {"auc_low": area["low"], "auc_high": area["high"]}
     found = {
-        "auc": areas,
-        "test": {kind: _values(metrics["test"][kind]) for kind in KINDS},
+        "test": test,
         "validation": {kind: _values(metrics["validation"][kind], FEW) for kind in KINDS},
         "sites": {
             site: {kind: _values(one[kind], FEW) for kind in KINDS}

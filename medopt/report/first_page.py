@@ -25,14 +25,22 @@ def first_page(run: RunRecords) -> str:
 
 
 def _verdict(run: RunRecords) -> Iterator[str]:
-    gate = run.metrics["gate"]
-    yield f"{run.study['question']}\n"
-    if gate["passed"]:
-        yield "**int8 passed the gate**"
-        return
+    """The lines that MLflow shows before somebody asks for more."""
+    gate, test = run.metrics["gate"], run.metrics["test"]
     told = gate["override"]
-    yield f"**int8 refused by the gate, released by {told['by']}: {told['reason']}**" if told else "**int8 refused**"
-    yield from (f"\n- {reason}" for reason in gate["reasons"])
+    if gate["passed"]:
+        word = "int8 passed the gate"
+    elif told:
+        word = f"int8 refused by the gate, released by {told['by']}: {told['reason']}"
+    else:
+        word = "int8 refused by the gate"
+    yield f"{run.study['question']} **{word}.**\n"
+    yield (
+        f"AUC on {test['int8']['auc']['n']} test images: int8 **{figure(test['int8']['auc'])}**, float "
+        f"{figure(test['float']['auc'])}; changed by {difference(run.metrics['int8_on_test']['auc_difference'])}."
+    )
+    if not gate["passed"]:
+        yield from ("", *(f"- {reason}" for reason in gate["reasons"]))
 
 
 def _table(run: RunRecords) -> Iterator[str]:
