@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,10 +198,14 @@ def _check(migration: Migration, reporter: Reporter) -> None:
     """Read every copy back from the server and compare it with its origin."""
     advance = reporter.progress(len(migration.runs), "checking")
     wrong: list[str] = []
-    for begun, here in migration.runs.items():
-        told = differences(migration.source, migration.target, begun, here, migration.runs)
-        wrong += [f"{begun}: {text}" for text in told]
-        advance(1)
+
+    def told(pair: tuple[str, str]) -> list[str]:
+        return differences(migration.source, migration.target, *pair, migration.runs)
+
+    with ThreadPoolExecutor(4) as pool:  # what takes time is to wait for each answer
+        for (begun, _), found in zip(migration.runs.items(), pool.map(told, migration.runs.items()), strict=True):
+            wrong += [f"{begun}: {text}" for text in found]
+            advance(1)
     if wrong:
         raise ConfigError(
             f"{len(wrong)} things are not on the server as they were here: {'; '.join(wrong[:5])}. Give the same "
