@@ -20,6 +20,7 @@ from medopt.commands.evaluate import evaluate
 from medopt.commands.export import export
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
+from medopt.commands.mlflow import mlflow_app
 from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
 from medopt.commands.pacs import pacs_app
 from medopt.commands.plan import plan
@@ -49,6 +50,7 @@ manifest_app = typer.Typer(help="Build a manifest from a folder of scans, and ch
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(tune_app, name="tune")
 app.add_typer(pacs_app, name="pacs")
+app.add_typer(mlflow_app, name="mlflow")
 tune_app.command("runtime")(tune_runtime)
 manifest_app.command("check")(check)
 app.command()(run)

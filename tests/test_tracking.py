@@ -87,7 +87,11 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
 
 def test_every_epoch_stands_there_once(store: MlflowClient, tracked: Run, finished: Finished) -> None:
     history = json.loads((finished.folder / "stages" / "train.json").read_text())["facts"]["history"]
-    for name, key in (("loss/train", "train_loss"), ("loss/val", "val_loss"), ("score/val", "val_metric")):
+    for name, key in (
+        ("curves/loss_train", "train_loss"),
+        ("curves/loss_val", "val_loss"),
+        ("curves/auc_val", "val_metric"),
+    ):
         points = store.get_metric_history(tracked.info.run_id, name)
         assert [point.step for point in points] == [1, 2, 3, 4]
         assert [point.value for point in points] == [epoch[key] for epoch in history]
@@ -100,7 +104,7 @@ def test_figures_are_metrics(tracked: Run, finished: Finished) -> None:
         for name, figure in metrics["test"][kind].items():
             assert found[f"test_{kind}/{name}"] == figure["value"]
         assert found[f"size_bytes/{kind}"] == metrics["size_bytes"][kind]
-    assert found["latency_ms/onnxruntime_int8"] == metrics["latency_ms"]["onnxruntime_int8"]
+    assert found["time_ms/onnxruntime_int8"] == metrics["latency_ms"]["onnxruntime_int8"]
 
 
 def test_artifacts_are_the_files_of_the_run(
@@ -127,7 +131,7 @@ def epochs(count: int) -> list[EpochRecord]:
 
 def steps(client: MlflowClient, run_id: str) -> list[int]:
     found = [
-        [p.step for p in client.get_metric_history(run_id, name)] for name in ("loss/train", "speed/epoch_seconds")
+        [p.step for p in client.get_metric_history(run_id, name)] for name in ("curves/loss_train", "epoch/seconds")
     ]
     assert found[0] == found[1]
     return found[0]
@@ -144,7 +148,9 @@ def test_history_goes_on_after_a_crash(runs: Path, tiny_study: Callable[..., Stu
         assert second.sync_history(epochs(count)) is None
     second.end("released")
     assert steps(client, first.run_id) == [1, 2, 3, 4, 5]
-    assert [p.value for p in client.get_metric_history(first.run_id, "loss/train")] == [1 / e for e in range(1, 6)]
+    assert [p.value for p in client.get_metric_history(first.run_id, "curves/loss_train")] == [
+        1 / e for e in range(1, 6)
+    ]
 
 
 def test_history_has_no_gap_after_a_store_that_failed(

@@ -137,7 +137,13 @@ def test_training_goes_on_without_the_server_and_is_caught_up(tracked: Tracked, 
     assert len(troubles) == 1
     assert server.uri in troubles[0]
     client, run_id = MlflowClient(server.uri), tracked.summary["mlflow_run_id"]
-    for name in ("loss/train", "loss/val", "score/val", "learning_rate", "speed/images_per_second"):
+    for name in (
+        "curves/loss_train",
+        "curves/loss_val",
+        "curves/auc_val",
+        "epoch/learning_rate",
+        "epoch/images_per_second",
+    ):
         assert [metric.step for metric in client.get_metric_history(run_id, name)] == [1, 2, 3, 4], name
 
 
