@@ -51,7 +51,7 @@ class Spool:
 
     def place(self, kind: str, group: str, uid: str) -> str:
         """The path below the spool of an object by its UID, in a folder for its study."""
-        return f"{kind}/{hashed(group)}/{hashed(uid)}.dcm"
+        return hashed_place(kind, group, uid)
 
     def write(self, name: str, content: Iterable[bytes]) -> None:
         """Write a file whole or not at all, so that it outlives a power cut.
@@ -101,6 +101,11 @@ class Spool:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def hashed_place(kind: str, group: str, uid: str) -> str:
+    """The path below a spool of an object by its UID, in a folder for its study."""
+    return f"{kind}/{hashed(group)}/{hashed(uid)}.dcm"
 
 
 def hashed(uid: str) -> str:
