@@ -7,10 +7,10 @@ DATA ?= data
 RUNS ?= runs
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo pacs-demo test lint clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
 setup: $(READY)  ## a virtual environment in .venv with all pinned packages (3 to 5 minutes)
 
@@ -26,6 +26,9 @@ demo: $(READY)  ## draw the embedded study, run the whole pipeline on it, show w
 	@# One thread: this network is too small to gain from two (245 against 275 images/s), and on a busy machine two
 	@# that wait for each other are half as fast as one.
 	OMP_NUM_THREADS=1 $(BIN)/medopt run pipelines/phantom.yaml --data $(DATA) --runs $(RUNS)
+
+pacs-demo: $(READY)  ## the demo's release beside a real Orthanc (apt package): ten drawn studies in, their results back
+	OMP_NUM_THREADS=1 $(BIN)/medopt pacs demo --runs $(RUNS)
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

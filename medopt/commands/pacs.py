@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medopt.commands import pacs_example
 from medopt.commands.options import JsonOption
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
@@ -21,6 +22,8 @@ pacs_app = typer.Typer(
 )
 audit_app = typer.Typer(help="The node's record of what happened.", no_args_is_help=True)
 pacs_app.add_typer(audit_app, name="audit")
+pacs_app.command("demo")(pacs_example.demo)
+pacs_app.command("example")(pacs_example.example)
 NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
 
 
