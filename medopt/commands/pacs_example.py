@@ -42,12 +42,12 @@ def demo(
             typer.echo(f"Orthanc runs ({places.orthanc}), the node too", err=True)
             for found in send_studies(places, studies, lambda text: typer.echo(text, err=True)):
                 typer.echo(f"results of {sum(one.seconds is not None for one in found)} studies in Orthanc", err=True)
-            print_rows(
-                "Drawn studies and what came back to Orthanc (reports, unverified)", [_row(one) for one in found]
-            )
+            print_rows("Drawn studies, and what came back to Orthanc", [_row(one) for one in found])
             missing = [one.study for one in found if one.seconds is None]
             if keep:
-                typer.echo(f"Look at {places.orthanc}/app/explorer.html. Ctrl-C ends both.")
+                typer.echo(f"Orthanc: {places.orthanc}/app/explorer.html")
+                typer.echo(f"The node: http://127.0.0.1:{places.page}/")
+                typer.echo("Ctrl-C ends both.")
                 with suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(3600)

@@ -21,6 +21,7 @@ from medopt.pacs.sender import Sender
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, Spool
 from medopt.pacs.studies import Quiet
+from medopt.pacs.web.counted import Counted
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
 from medopt.provenance import pseudonym
 
@@ -52,7 +53,7 @@ class PacsNode:
         with spool.owned():
             spool.clean()
             self._spool, self._ledger = spool, Ledger(spool.root / LEDGER)
-            self._audit = Audit(spool.root / AUDIT, self._clock)
+            self._audit = Counted(Audit(spool.root / AUDIT, self._clock))
             try:
                 self._run(ready)
             finally:
@@ -66,6 +67,7 @@ class PacsNode:
         self._worker = Worker(self._node, lambda: self._stop.is_set() and time.monotonic() > self._until)
         self._sender = Sender(self._node, self._ledger, self._audit)
         receiver = Receiver(self._node, self._spool, self._ledger, self._quiet.heard, self._audit, self._clock)
+        door = self._door(receiver)
         try:
             port = self._listening(receiver)
             self._audit("started")
@@ -73,6 +75,8 @@ class PacsNode:
             for thread in threads:
                 thread.start()
             ready(f"{self._node.aet} listens on {self._node.host}:{port}")
+            if door is not None:
+                ready(f"its page: {door.start()}")
             while not self._stop.wait(_TICK_SECONDS):
                 self._end_studies()
             receiver.stop()
@@ -82,8 +86,23 @@ class PacsNode:
             self._stop.set()
             receiver.stop()
             self._worker.stop()
+            if door is not None:
+                door.stop()
         if self._fault is not None:
             raise self._fault
+
+    def _door(self, receiver: Receiver) -> Any:
+        """The HTTP side, where the node file has one."""
+        if self._node.web is None:
+            return None
+        from medopt.pacs.web.door import Door  # what it imports is not needed without one
+        from medopt.pacs.web.health import Vital
+        from medopt.pacs.web.routes import Parts
+
+        worker, receiving = self._worker, lambda: receiver.listening
+        vital = Vital(receiving, lambda: bool(worker.pid and worker.model), self._stop.is_set)
+        parts = Parts(self._node, self._spool, self._ledger, receiver.intake, self._audit, vital, self._clock)
+        return Door(parts)
 
     def _listening(self, receiver: Receiver) -> int:
         try:

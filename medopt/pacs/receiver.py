@@ -72,8 +72,15 @@ class Receiver:
             bounds=Bounds(int(limits.instance_mb * _MEGABYTE), 2 * limits.associations),
         )
         ae._servers.append(self._server)  # its shutdown takes it out again
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="pacs-listen", daemon=True).start()
+        serve = self._server.serve_forever
+        self._thread = threading.Thread(target=serve, args=(0.1,), name="pacs-listen", daemon=True)
+        self._thread.start()
         return int(self._server.server_address[1])
+
+    @property
+    def listening(self) -> bool:
+        """Whether the port is open."""
+        return self._server is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """No new associations; those open are aborted. What they had sent was acknowledged only if it is safe."""

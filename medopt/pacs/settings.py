@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from medopt.config import Section, SeriesRules
 from medopt.config.section import Positive
 from medopt.errors import ConfigError
+from medopt.pacs.web.settings import Web
 from medopt.study_file import explain, read_keys
 
 
@@ -149,6 +150,7 @@ class Node(Section):
     sending: Sending = Sending()
     results: Results = Results()
     tls: Tls | None = None
+    web: Web | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -157,6 +159,8 @@ class Node(Section):
             raise ValueError(f"a destination stands twice in {names}")
         if self.tls is None and any(one.tls for one in self.destinations):
             raise ValueError("a destination with tls: true needs the node's section tls")
+        if self.tls is None and self.web is not None and self.web.tls:
+            raise ValueError("web with tls: true needs the node's section tls")
         return self
 
 
@@ -175,4 +179,6 @@ def load_node(path: Path) -> Node:
     if node.tls is not None:
         places = {name: base / getattr(node.tls, name) for name in Tls.model_fields}
         changes["tls"] = node.tls.model_copy(update=places)
+    if node.web is not None and node.web.key_file is not None:
+        changes["web"] = node.web.model_copy(update={"key_file": base / node.web.key_file})
     return node.model_copy(update=changes)

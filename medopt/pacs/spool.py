@@ -59,9 +59,7 @@ class Spool:
         A temporary name, fsync, rename, fsync of the folder. Raises OSError; nothing half-written stays.
         """
         path = self.root / name
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(path.parent.parent)
+        self._folder_for(path)
         part = path.with_name(f"{uuid.uuid4().hex}{_PART}")
         try:
             with part.open("xb") as stream:
@@ -74,6 +72,18 @@ class Spool:
                 part.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+    def adopt(self, part: Path, name: str) -> None:
+        """Give a file of the spool, whose bytes are on the disk already, its name; raises OSError."""
+        path = self.root / name
+        self._folder_for(path)
+        part.replace(path)
+        _sync_folder(path.parent)
+
+    def _folder_for(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(path.parent.parent)
 
     def remove(self, name: str) -> None:
         """Remove a file, and its folder where that is empty then."""
