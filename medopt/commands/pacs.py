@@ -56,8 +56,9 @@ def check(node_file: NodeFile) -> None:
     """
     from medopt.console import print_rows
     from medopt.errors import ConfigError
+    from medopt.pacs.places import Destination
     from medopt.pacs.sender import echo
-    from medopt.pacs.settings import Destination, load_node
+    from medopt.pacs.settings import load_node
     from medopt.pacs.tls import server_context
     from medopt.release.verify import verify_release
 
@@ -67,7 +68,10 @@ def check(node_file: NodeFile) -> None:
     itself = Destination(aet=node.aet, host="127.0.0.1", port=node.port, tls=node.tls is not None)
     found = {one.name: echo(node, one) for one in node.destinations}
     rows = [{"what": "release", "found": "unchanged; golden cases replayed"}]
-    rows += [{"what": f"C-ECHO to {name}", "found": why or "answered"} for name, why in found.items()]
+    rows += [
+        {"what": f"{'QIDO-RS' if '://' in name else 'C-ECHO'} to {name}", "found": why or "answered"}
+        for name, why in found.items()
+    ]
     listed_itself = any(peer.aet == node.aet and peer.comes_from("127.0.0.1") for peer in node.accept)
     if listed_itself:
         rows.append({"what": "C-ECHO to the node itself", "found": echo(node, itself) or "answered"})

@@ -11,17 +11,9 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from medopt.config import Section, SeriesRules
 from medopt.config.section import Positive
 from medopt.errors import ConfigError
+from medopt.pacs.places import Destination, Place, Port, Title, anchored, explain_place
 from medopt.pacs.web.settings import Web
-from medopt.study_file import explain, read_keys
-
-
-def _title(text: str) -> str:
-    """An application entity title (PS3.5 6.2, VR AE): 1 to 16 printable ASCII characters, no backslash."""
-    if not 1 <= len(text) <= 16 or text != text.strip() or "\\" in text or not (text.isascii() and text.isprintable()):
-        raise ValueError(
-            "an AE title has 1 to 16 printable ASCII characters, no backslash, and no space before or after"
-        )
-    return text
+from medopt.study_file import read_keys
 
 
 def _network(text: str) -> str:
@@ -32,9 +24,7 @@ def _network(text: str) -> str:
     return text
 
 
-Title = Annotated[str, AfterValidator(_title)]
 Network = Annotated[str, AfterValidator(_network)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Peer(Section):
@@ -49,21 +39,6 @@ class Peer(Section):
         found = ip_address(address)
         mapped = getattr(found, "ipv4_mapped", None) or found
         return any(mapped in ip_network(one, strict=False) for one in self.addresses)
-
-
-class Destination(Section):
-    """Where results are sent to by C-STORE."""
-
-    aet: Title
-    host: str = Field(min_length=1)
-    port: Port
-    tls: bool = False
-    """True: as the node's own `tls` section says."""
-
-    @property
-    def name(self) -> str:
-        """What the ledger knows it by."""
-        return f"{self.aet}@{self.host}:{self.port}"
 
 
 class Limits(Section):
@@ -137,7 +112,8 @@ class Node(Section):
     spool: Path
     """The folder for what was received and for the ledger, on a local disk; it holds patients' data."""
     accept: list[Peer] = Field(min_length=1)
-    destinations: list[Destination] = Field(min_length=1)
+    destinations: list[Place] = Field(min_length=1)
+    """Each with aet, host and port, for C-STORE, or with url, for STOW-RS."""
     quiet_seconds: Positive = 60
     """A study is complete when it was quiet for so long and no association that sent any of it is open."""
     late_images: Literal["new_result", "refuse"] = "new_result"
@@ -157,7 +133,7 @@ class Node(Section):
         names = [one.name for one in self.destinations]
         if len(set(names)) < len(names):
             raise ValueError(f"a destination stands twice in {names}")
-        if self.tls is None and any(one.tls for one in self.destinations):
+        if self.tls is None and any(isinstance(one, Destination) and one.tls for one in self.destinations):
             raise ValueError("a destination with tls: true needs the node's section tls")
         if self.tls is None and self.web is not None and self.web.tls:
             raise ValueError("web with tls: true needs the node's section tls")
@@ -173,9 +149,10 @@ def load_node(path: Path) -> Node:
     try:
         node = Node.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + " ".join(explain(item, Node) for item in error.errors()[:5])) from None
+        raise ConfigError(f"{path}: " + " ".join(explain_place(item, Node) for item in error.errors()[:5])) from None
     base = path.resolve().parent
     changes: dict[str, object] = {"release": base / node.release, "spool": base / node.spool}
+    changes["destinations"] = [anchored(one, base) for one in node.destinations]
     if node.tls is not None:
         places = {name: base / getattr(node.tls, name) for name in Tls.model_fields}
         changes["tls"] = node.tls.model_copy(update=places)
