@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medopt.commands import pacs_example
+from medopt.commands import pacs_example, pacs_reconcile
 from medopt.commands.options import JsonOption
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
@@ -24,6 +24,7 @@ audit_app = typer.Typer(help="The node's record of what happened.", no_args_is_h
 pacs_app.add_typer(audit_app, name="audit")
 pacs_app.command("demo")(pacs_example.demo)
 pacs_app.command("example")(pacs_example.example)
+pacs_app.command("reconcile")(pacs_reconcile.reconcile)
 NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
 
 
@@ -48,7 +49,8 @@ def run(node_file: NodeFile) -> None:
 
 @pacs_app.command("check")
 def check(node_file: NodeFile) -> None:
-    """Check the node file, the release with its golden cases, and each destination by C-ECHO; sends nothing else.
+    """Check the node file, the release with its golden cases, and each destination by C-ECHO or a query that nothing
+    fits; sends nothing else.
 
     Where the node runs, it is called by C-ECHO, too. Exit code 2 where a destination does not answer.
 
@@ -66,7 +68,8 @@ def check(node_file: NodeFile) -> None:
     server_context(node.tls)
     verify_release(node.release)
     itself = Destination(aet=node.aet, host="127.0.0.1", port=node.port, tls=node.tls is not None)
-    found = {one.name: echo(node, one) for one in node.destinations}
+    others = [*node.destinations, *([] if node.pull is None else [node.pull.source])]
+    found = {one.name: echo(node, one) for one in others}
     rows = [{"what": "release", "found": "unchanged; golden cases replayed"}]
     rows += [
         {"what": f"{'QIDO-RS' if '://' in name else 'C-ECHO'} to {name}", "found": why or "answered"}

@@ -155,7 +155,8 @@ def _node(places: Places, release: Path) -> Path:
     told |= {"host": "127.0.0.1", "port": places.node, "release": str(release.resolve()), "spool": "spool"}
     told |= {"quiet_seconds": _QUIET_SECONDS, "limits": {"free_mb": 100}}
     told["destinations"][0]["port"] = places.dicom
-    told["web"] = {"port": places.page}
+    told["web"]["port"] = places.page
+    told["pull"]["source"]["port"] = places.dicom
     write_text(places.folder / "node.yaml", yaml.safe_dump(told))
     return places.folder / "node.yaml"
 

@@ -109,6 +109,11 @@ class Intake:
         return outcome
 
 
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID (PS3.5 9.1)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
 def content_digest(syntax: str, dataset: Iterable[bytes | memoryview]) -> str:
     """SHA-256 of a data set's bytes, without a file header, and of their transfer syntax."""
     digest = hashlib.sha256()
@@ -131,7 +136,7 @@ def described(stream: BinaryIO, names: tuple[str, str], syntax: str, digest: str
     for name in _SEEN:
         if not said[name]:
             raise Refusal(NOT_AS_SAID, f"{name} is missing")
-        if len(said[name]) > 64 or _UID.fullmatch(said[name]) is None:
+        if not is_uid(said[name]):
             raise Refusal(NOT_AS_SAID, f"{name} is not a UID")
     if (said["SOPInstanceUID"], said["SOPClassUID"]) != names:
         raise Refusal(NOT_AS_SAID, "command and data set name different instances")

@@ -67,7 +67,7 @@ class PacsNode:
         self._worker = Worker(self._node, lambda: self._stop.is_set() and time.monotonic() > self._until)
         self._sender = Sender(self._node, self._ledger, self._audit)
         receiver = Receiver(self._node, self._spool, self._ledger, self._quiet.heard, self._audit, self._clock)
-        door = self._door(receiver)
+        door, pull = self._door(receiver), self._pull(receiver)
         try:
             port = self._listening(receiver)
             self._audit("started")
@@ -77,10 +77,12 @@ class PacsNode:
             ready(f"{self._node.aet} listens on {self._node.host}:{port}")
             if door is not None:
                 ready(f"its page: {door.start()}")
+            if pull is not None:
+                pull.start()
             while not self._stop.wait(_TICK_SECONDS):
                 self._end_studies()
             receiver.stop()
-            for thread in threads:
+            for thread in [*threads, *([] if pull is None else [pull])]:
                 thread.join()
         finally:
             self._stop.set()
@@ -103,6 +105,14 @@ class PacsNode:
         vital = Vital(receiving, lambda: bool(worker.pid and worker.model), self._stop.is_set)
         parts = Parts(self._node, self._spool, self._ledger, receiver.intake, self._audit, vital, self._clock)
         return Door(parts)
+
+    def _pull(self, receiver: Receiver) -> Any:
+        """What asks the source again and again, where the node file has one."""
+        if self._node.pull is None or self._node.pull.every_minutes is None:
+            return None
+        from medopt.pacs.pull.periodic import Periodic
+
+        return Periodic(self._node, self._spool, receiver.intake, self._audit, self._stop)
 
     def _listening(self, receiver: Receiver) -> int:
         try:

@@ -12,6 +12,7 @@ from medopt.config import Section, SeriesRules
 from medopt.config.section import Positive
 from medopt.errors import ConfigError
 from medopt.pacs.places import Destination, Place, Port, Title, anchored, explain_place
+from medopt.pacs.pull.settings import Pull
 from medopt.pacs.web.settings import Web
 from medopt.study_file import read_keys
 
@@ -127,6 +128,7 @@ class Node(Section):
     results: Results = Results()
     tls: Tls | None = None
     web: Web | None = None
+    pull: Pull | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -153,6 +155,8 @@ def load_node(path: Path) -> Node:
     base = path.resolve().parent
     changes: dict[str, object] = {"release": base / node.release, "spool": base / node.spool}
     changes["destinations"] = [anchored(one, base) for one in node.destinations]
+    if node.pull is not None:
+        changes["pull"] = node.pull.model_copy(update={"source": anchored(node.pull.source, base)})
     if node.tls is not None:
         places = {name: base / getattr(node.tls, name) for name in Tls.model_fields}
         changes["tls"] = node.tls.model_copy(update=places)

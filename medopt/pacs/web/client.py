@@ -11,18 +11,15 @@ from typing import Any, Self
 
 import requests
 
-from medopt.errors import ConfigError, MedoptError
+from medopt.errors import ConfigError
 from medopt.pacs.places import WebDestination
+from medopt.pacs.unanswered import Unanswered
 from medopt.pacs.web.multipart import DICOM
 
 _JSON = "application/dicom+json"
 _LARGEST_ANSWER = 64 * 1024 * 1024
 _PIECE = 256 * 1024
 _REFERENCED, _FAILED, _SOP_UID, _REASON = "00081199", "00081198", "00081155", "00081197"
-
-
-class Unanswered(MedoptError):
-    """A service did not answer as it should; the text names no patient."""
 
 
 class Client:

@@ -8,7 +8,7 @@ from typing import Any
 
 from medopt.pacs.audit import Audit
 
-_WITH_REASON = ("refused", "rejected", "not sent")  # their reasons are few; others quote figures
+_WITH_REASON = ("refused", "rejected", "not sent", "not reconciled")  # their reasons are few; others quote figures
 
 
 class Counted:

@@ -77,6 +77,7 @@ class Metrics:
             "refused": "Instances that were not taken.",
             "rejected": "Associations that were not accepted.",
             "not sent": "Attempts to send a result that failed.",
+            "not reconciled": "Attempts to ask the source that failed.",
         }
         for event, what in reasoned.items():
             family = CounterMetricFamily(f"medopt_pacs_{event.replace(' ', '_')}", what, labels=["reason"])
