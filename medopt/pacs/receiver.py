@@ -146,6 +146,8 @@ class Receiver:
             raise _Refusal(DUPLICATE, "another instance with this UID is here already")
         if outcome == "late":
             raise _Refusal(LATE, "the study was answered; late images are refused here")
+        if outcome == "gone":
+            raise _Refusal(LATE, "the study was answered and has left the spool")
         if one.image:
             self._heard(one.study_uid, event.assoc.is_alive)
         if outcome == "new":
