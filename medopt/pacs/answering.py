@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,16 +13,14 @@ from pydicom import dcmread
 
 from medopt.config import SeriesRules
 from medopt.errors import DataError
-from medopt.imaging.select import judge
+from medopt.imaging.select import Judgement, fit, judge
 from medopt.imaging.series_index import Series, index_folder
 from medopt.pacs.made import Made
 from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results
 from medopt.pacs.settings import Results
 from medopt.provenance import file_digest
 from medopt.release.contents import SUMS, Kind
-from medopt.release.predictor import Predictor
-
-NO_SINGLE_SERIES = "the rules leave no single series"
+from medopt.release.predictor import Answer, Predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +42,58 @@ class Answering:
         info = self._predictor.info
         model = info.models[kind]
         self._rules, self._wanted = rules or info.series, wanted
+        self._volumes = len(info.prepare.size) == 3
         self.origin = Origin(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
     def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
         """Answer the images of a folder, all of one study; `digests` are the ledger's, by file name.
 
-        A study of which the rules leave no single series, and one whose scans the release declines, is declined. One
-        that cannot be read is parked: a person has to look.
+        A study of which the rules do not leave what is to be answered, and one whose scans the release declines, is
+        declined. One that cannot be read is parked: a person has to look.
         """
         try:
-            judged = judge(index_folder(folder).series, self._rules)
-            if judged.refused:
-                return Answered("declined", f"{NO_SINGLE_SERIES}: {judged.refused[0]}")
-            (series,) = judged.choice.taken
-            answers = self._answers(folder, series)
+            found = index_folder(folder).series
+            judged = judge(found, self._rules)
+            taken = self._taken(found, judged)
+            answers = [one for series in taken for one in self._answers(folder, series)] or [_refused(found, judged)]
         except DataError as error:
             return Answered("parked", str(error).replace(f"{folder}/", "").replace(str(folder), "the study"))
         declined = all(one.answer.declined for one in answers)
         made: Sequence[Made] = ()
         if not declined or self._wanted.declined:
-            inputs = [digests[path.name] for path in series.files]
+            inputs = [digests[path.name] for series in taken or found for path in series.files]
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
-        reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if declined else ""
+        reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, judged)
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
-        return Answered("declined" if declined else "done", reason, tuple(made), decisions)
+        return Answered("declined" if declined else "done", reason if declined else "", tuple(made), decisions)
+
+    def _taken(self, found: Sequence[Series], judged: Judgement) -> Sequence[Series]:
+        """The series to answer, as in training: where rules are given, they leave one series of a study.
+
+        Where none are, a release for images answers each image of each series (two views are often two series); one
+        for volumes wants to be told which of several it is.
+        """
+        if self._volumes or self._rules != SeriesRules():
+            return judged.choice.taken
+        return fit(found, self._rules)
 
     def _answers(self, folder: Path, series: Series) -> list[ScanAnswer]:
         """A release for volumes takes the series as one, a release for images each of its images by itself."""
         headers = {path: dcmread(path, stop_before_pixels=True, force=True) for path in series.files}
-        if len(self._predictor.info.prepare.size) == 3:
+        if self._volumes:
             return [ScanAnswer(self._predictor.predict_scan(f"{folder}#{series.uid}"), tuple(headers.values()))]
         return [ScanAnswer(self._predictor.predict_scan(path), (header,)) for path, header in headers.items()]
+
+
+def _refused(found: Sequence[Series], judged: Judgement) -> ScanAnswer:
+    """What a report says of a study of which no series could be chosen; it names the first image of each."""
+    _, _, why = judged.refused[0].partition(": ")
+    images = tuple(dcmread(one.files[0], stop_before_pixels=True, force=True) for one in found)
+    return ScanAnswer(Answer({}, "", (), declined=f"The rules do not leave one series of this study. {why}"), images)
+
+
+def _counted(found: Sequence[Series], judged: Judgement) -> str:
+    """The same for a log: which rule left out how many series, without a word of their headers."""
+    words = Counter(judged.choice.reasons[one.uid].split(" ")[0].rstrip(":") for one in found)
+    told = ", ".join(f"{many} {'left' if word == 'one' else word}" for word, many in words.items())
+    return f"the rules do not leave one of the {len(found)} series of this study ({told})"

@@ -76,6 +76,8 @@ class Intake:
             raise Refusal(DUPLICATE, "another instance with this UID is here already")
         if outcome == "late":
             raise Refusal(LATE, "the study was answered; late images are refused here")
+        if outcome == "gone":
+            raise Refusal(LATE, "the study was answered and has left the spool")
         if one.image:
             self._heard(one.study_uid, is_open)
         if outcome == "new":

@@ -89,6 +89,19 @@ class Results(Section):
     """Of the measurement reports; those in text have the next one."""
 
 
+class Retention(Section):
+    """How long the spool keeps a study after every destination confirmed its results; never shorter.
+
+    What was parked stays until somebody decides. The ledger remembers every study: sent again it is acknowledged and
+    gives no second result; a new image of it is refused.
+    """
+
+    days: float = Field(30, ge=0)
+    """So long after the last change."""
+    gigabytes: Positive | None = None
+    """Above so much the oldest of them go earlier, until the spool holds less."""
+
+
 class Tls(Section):
     """Encryption with a certificate of both sides: a sender without one of the authority's is turned away."""
 
@@ -126,6 +139,7 @@ class Node(Section):
     work: Work = Work()
     sending: Sending = Sending()
     results: Results = Results()
+    retention: Retention = Retention()
     tls: Tls | None = None
     web: Web | None = None
     pull: Pull | None = None
