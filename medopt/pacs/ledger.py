@@ -267,6 +267,24 @@ class Ledger:
         )
         return [Send(_result(row), row["destination"], row["attempts"]) for row in rows]
 
+    def owed(self, sop_uid: str, destination: str) -> Send | None:
+        """What a destination has not confirmed of one result, parked or not; None where it has, or never should."""
+        rows = self._rows(
+            "SELECT results.*, destination, attempts FROM sends JOIN results USING (sop_uid) "
+            "WHERE sends.state != 'sent' AND sop_uid = ? AND destination = ?",
+            sop_uid,
+            destination,
+        )
+        return Send(_result(rows[0]), destination, rows[0]["attempts"]) if rows else None
+
+    def unkept(self, send: Send, reason: str) -> None:
+        """A destination says that it does not keep a result: why, until it is tried again as was foreseen."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE sends SET reason = ? WHERE sop_uid = ? AND destination = ? AND state != 'sent'",
+                (reason, send.result.sop_uid, send.destination),
+            )
+
     def confirmed(self, send: Send, now: float) -> None:
         """A destination has a result: it is never sent there again."""
         with self._change() as db:

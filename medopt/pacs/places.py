@@ -50,6 +50,9 @@ class Destination(Section):
     port: Port
     tls: bool = False
     """True: as the node's own `tls` section says."""
+    commit: bool = False
+    """True: a result counts as sent only once the destination has said that it keeps it (storage commitment). It says
+    so by an association to the node, so it must stand in `accept`, too."""
 
     @property
     def name(self) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 from pydicom import Dataset
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
+from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from medopt.pacs.bounded import BoundedServer, Bounds
+from medopt.pacs.commitment import Reports
 from medopt.pacs.intake import STORED, Intake, Refusal, content_digest, described
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.settings import Node
@@ -46,6 +48,7 @@ class Receiver:
     ) -> None:
         self._node, self._spool, self._told = node, spool, told
         self.intake = Intake(node, spool, ledger, heard, told, clock)
+        self._reports = Reports(node, ledger, told, clock)
         self._server: Any = None
 
     def start(self) -> int:
@@ -58,10 +61,12 @@ class Receiver:
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
         ae.add_supported_context(Verification)
+        ae.add_supported_context(Push, scu_role=True, scp_role=True)  # the destination is the provider of this service
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._asked),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_C_ECHO, lambda _event: STORED),
+            (evt.EVT_N_EVENT_REPORT, self._reported),
         ]
         self._server = ae.make_server(
             (self._node.host, self._node.port),
@@ -114,6 +119,12 @@ class Receiver:
             answer = Dataset()
             answer.Status, answer.ErrorComment = refusal.status, refusal.reason[:64]
             return answer
+
+    def _reported(self, event: evt.Event) -> tuple[int, None]:
+        """A destination says what it keeps."""
+        event.assoc.dul.socket.begin_message()  # type: ignore[union-attr]
+        title = event.assoc.requestor.primitive.calling_ae_title.strip()  # type: ignore[union-attr]
+        return self._reports.take(title, event.event_information), None
 
     def _kept(self, event: evt.Event) -> int:
         content = event.encoded_dataset()

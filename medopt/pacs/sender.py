@@ -12,8 +12,10 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from medopt.pacs.commitment import AWAITED, ask
 from medopt.pacs.ledger import Ledger, Send
 from medopt.pacs.places import Destination, WebDestination
 from medopt.pacs.settings import Node
@@ -64,12 +66,39 @@ class Sender:
                     place, sends, lambda one: client.store(self._path(one), one.result.sop_uid), now, stopping
                 )
         classes = sorted({one.result.sop_class for one in sends})
-        link = connect(self._node, place, classes)
+        link = connect(self._node, place, [*classes, *([Push] if place.commit else [])])
         try:
-            return self._each(place, sends, lambda one: self._attempt(link, one), now, stopping)
+            if not place.commit:
+                return self._each(place, sends, lambda one: self._attempt(link, one), now, stopping)
+            self._commit(place, sends, link, now, stopping)
+            return 0
         finally:
             if link.is_established:
                 link.release()
+
+    def _commit(
+        self, place: Destination, sends: list[Send], link: Association, now: Callable[[], float],
+        stopping: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """Send, then ask whether all that was stored is kept; the report confirms it."""
+        stored = []
+        for one in sends:
+            if stopping():
+                break
+            if reason := self._attempt(link, one):
+                self._failed(one, reason, now())
+            else:
+                stored.append(one)
+        if not stored:
+            return
+        reason = ask(link, place, stored)
+        for one in stored:
+            if reason:
+                self._failed(one, reason, now())
+                continue
+            last = one.attempts + 1 >= self._node.sending.tries
+            self._ledger.unsent(one, AWAITED, None if last else now() + self._node.sending.commit_seconds)
+            self._told("stored", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
 
     def _each(
         self, place: Destination | WebDestination, sends: list[Send], attempt: Callable[[Send], str],

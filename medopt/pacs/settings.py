@@ -76,6 +76,8 @@ class Sending(Section):
     """The longest wait between two attempts."""
     timeout_seconds: Positive = 30
     """How long a destination may take to answer."""
+    commit_seconds: Positive = 900
+    """How long a destination with commit: true may take to say that it keeps a result; then it is sent once more."""
 
 
 class Results(Section):
@@ -151,6 +153,10 @@ class Node(Section):
             raise ValueError(f"a destination stands twice in {names}")
         if self.tls is None and any(isinstance(one, Destination) and one.tls for one in self.destinations):
             raise ValueError("a destination with tls: true needs the node's section tls")
+        known = {peer.aet for peer in self.accept}
+        for one in self.destinations:
+            if isinstance(one, Destination) and one.commit and one.aet not in known:
+                raise ValueError(f"destination {one.aet} with commit: true reports to the node: name it in accept, too")
         if self.tls is None and self.web is not None and self.web.tls:
             raise ValueError("web with tls: true needs the node's section tls")
         return self

@@ -22,7 +22,7 @@ needs_orthanc = pytest.mark.skipif(
 
 class Orthanc:
     def __init__(self, folder: Path, node_port: int = 11112, **changes: Any) -> None:
-        self.folder, self.web_port, self.port = folder, free_port(), free_port()
+        self.folder, self.web_port, self.port, self.node_port = folder, free_port(), free_port(), node_port
         self.url = f"http://127.0.0.1:{self.web_port}"
         self.web = f"{self.url}/dicom-web"
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,8 @@ WAYS = ("dimse", "web")
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    port = free_port()
-    one = Orthanc(tmp_path_factory.mktemp("orthanc") / "o", port)
+    one = Orthanc(tmp_path_factory.mktemp("orthanc") / "o", free_port())
     one.start()
-    one.node_port = port
     folder = tmp_path_factory.mktemp("scans")
     for study, many, day in ((1, 3, TODAY), (2, 1, TODAY), (3, 1, TODAY - timedelta(days=30))):
         for number in range(1, many + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peers import Archive
@@ -27,7 +28,12 @@ class Clock:
 
 
 def owing(
-    folder: Path, port: int, many: int = 1, place: dict[str, object] | None = None, **sending: object
+    folder: Path,
+    port: int,
+    many: int = 1,
+    place: dict[str, Any] | None = None,
+    accept: list[dict[str, Any]] | None = None,
+    **sending: object,
 ) -> tuple[Node, Ledger]:
     """A node that owes the destination some small reports."""
     node = Node.model_validate(
@@ -35,7 +41,7 @@ def owing(
             "aet": "MEDOPT",
             "release": folder,
             "spool": folder / "spool",
-            "accept": [{"aet": "SENDER", "addresses": ["127.0.0.1"]}],
+            "accept": accept or [{"aet": "SENDER", "addresses": ["127.0.0.1"]}],
             "destinations": [place or {"aet": "PACS", "host": "127.0.0.1", "port": port}],
             "sending": {"tries": 4, "first_seconds": 10, "longest_seconds": 25, "timeout_seconds": 5} | sending,
         }
