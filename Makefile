@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 2
 MLFLOW_STORE ?= runs/mlflow-server
 MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo test lint mlflow-server clean
+.PHONY: help setup demo pacs-demo test lint mlflow-server clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -28,6 +28,9 @@ demo: $(READY)  ## draw the embedded study, run the whole pipeline on it, show w
 	@# One thread: this network is too small to gain from two (245 against 275 images/s), and on a busy machine two
 	@# that wait for each other are half as fast as one.
 	OMP_NUM_THREADS=1 $(BIN)/medopt run pipelines/phantom.yaml --data $(DATA) --runs $(RUNS)
+
+pacs-demo: $(READY)  ## the demo's release beside a real Orthanc (apt package): ten drawn studies in, their results back
+	OMP_NUM_THREADS=1 $(BIN)/medopt pacs demo --runs $(RUNS)
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

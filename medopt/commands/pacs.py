@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medopt.commands import pacs_example, pacs_reconcile
 from medopt.commands.options import JsonOption
 from medopt.commands.registry import release_folder
 
@@ -22,6 +23,9 @@ pacs_app = typer.Typer(
 )
 audit_app = typer.Typer(help="The node's record of what happened.", no_args_is_help=True)
 pacs_app.add_typer(audit_app, name="audit")
+pacs_app.command("demo")(pacs_example.demo)
+pacs_app.command("example")(pacs_example.example)
+pacs_app.command("reconcile")(pacs_reconcile.reconcile)
 NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
 
 
@@ -47,7 +51,8 @@ def run(node_file: NodeFile) -> None:
 
 @pacs_app.command("check")
 def check(node_file: NodeFile) -> None:
-    """Check the node file, the release with its golden cases, and each destination by C-ECHO; sends nothing else.
+    """Check the node file, the release with its golden cases, and each destination by C-ECHO or a query that nothing
+    fits; sends nothing else.
 
     Where the node runs, it is called by C-ECHO, too. Exit code 2 where a destination does not answer.
 
@@ -55,8 +60,9 @@ def check(node_file: NodeFile) -> None:
     """
     from medopt.console import print_rows
     from medopt.errors import ConfigError
+    from medopt.pacs.places import Destination
     from medopt.pacs.sender import echo
-    from medopt.pacs.settings import Destination, load_node
+    from medopt.pacs.settings import load_node
     from medopt.pacs.tls import server_context
     from medopt.release.verify import verify_release
 
@@ -64,9 +70,13 @@ def check(node_file: NodeFile) -> None:
     server_context(node.tls)
     verify_release(release_folder(node.release))
     itself = Destination(aet=node.aet, host="127.0.0.1", port=node.port, tls=node.tls is not None)
-    found = {one.name: echo(node, one) for one in node.destinations}
+    others = [*node.destinations, *([] if node.pull is None else [node.pull.source])]
+    found = {one.name: echo(node, one) for one in others}
     rows = [{"what": "release", "found": "unchanged; golden cases replayed"}]
-    rows += [{"what": f"C-ECHO to {name}", "found": why or "answered"} for name, why in found.items()]
+    rows += [
+        {"what": f"{'QIDO-RS' if '://' in name else 'C-ECHO'} to {name}", "found": why or "answered"}
+        for name, why in found.items()
+    ]
     listed_itself = any(peer.aet == node.aet and peer.comes_from("127.0.0.1") for peer in node.accept)
     if listed_itself:
         rows.append({"what": "C-ECHO to the node itself", "found": echo(node, itself) or "answered"})

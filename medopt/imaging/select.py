@@ -70,6 +70,11 @@ def judge(series: Sequence[Series], rules: SeriesRules) -> Judgement:
     return Judgement(Choice(tuple(taken), reasons), tuple(refused))
 
 
+def fit(series: Sequence[Series], rules: SeriesRules) -> list[Series]:
+    """All series that no rule leaves out, however many of a study."""
+    return [one for one in series if not _unfit(one, rules)]
+
+
 def _left(members: Sequence[Series], rules: SeriesRules) -> tuple[list[Series], dict[str, str]]:
     """The series of one study that the rules leave, and the reason of each."""
     reasons = {one.uid: _unfit(one, rules) for one in members}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +13,7 @@ from pydicom import dcmread
 
 from medopt.config import SeriesRules
 from medopt.errors import DataError
-from medopt.imaging.select import judge
+from medopt.imaging.select import Judgement, fit, judge
 from medopt.imaging.series_index import Series, index_folder
 from medopt.inference.evidence import Evidence
 from medopt.pacs.heat_map import heat_maps, shown
@@ -21,9 +22,7 @@ from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results, namer
 from medopt.pacs.settings import Results
 from medopt.provenance import file_digest
 from medopt.release.contents import SUMS, Kind
-from medopt.release.predictor import Predictor
-
-NO_SINGLE_SERIES = "the rules leave no single series"
+from medopt.release.predictor import Answer, Predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,56 +44,79 @@ class Answering:
         info = self._predictor.info
         model = info.models[kind]
         self._rules, self._wanted = rules or info.series, wanted
+        self._volumes = len(info.prepare.size) == 3
         self._evidence = Evidence.open(release / model.file) if wanted.heat_map else None
         self.origin = Origin(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
     def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
         """Answer the images of a folder, all of one study; `digests` are the ledger's, by file name.
 
-        A study of which the rules leave no single series, and one whose scans the release declines, is declined. One
-        that cannot be read is parked: a person has to look.
+        A study of which the rules do not leave what is to be answered, and one whose scans the release declines, is
+        declined. One that cannot be read is parked: a person has to look.
         """
         try:
-            judged = judge(index_folder(folder).series, self._rules)
-            if judged.refused:
-                return Answered("declined", f"{NO_SINGLE_SERIES}: {judged.refused[0]}")
-            (series,) = judged.choice.taken
-            answers = self._answers(folder, series)
+            found = index_folder(folder).series
+            judged = judge(found, self._rules)
+            taken = self._taken(found, judged)
+            scans = [scan for series in taken for scan in self._scans(folder, series)]
+            answers = [self._answer(scan, images) for scan, images in scans] or [_refused(found, judged)]
         except DataError as error:
             return Answered("parked", str(error).replace(f"{folder}/", "").replace(str(folder), "the study"))
         declined = all(one.answer.declined for one in answers)
         made: list[Made] = []
         if not declined or self._wanted.declined:
-            inputs = [digests[path.name] for path in series.files]
+            inputs = [digests[path.name] for series in taken or found for path in series.files]
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
-            made += self._heat_maps(folder, series, answers, inputs, now)
-        reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if declined else ""
+            for (scan, _), answer in zip(scans, answers, strict=False):
+                made += self._heat_maps(scan, answer, inputs, now)
+        reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, judged)
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
-        return Answered("declined" if declined else "done", reason, tuple(made), decisions)
+        return Answered("declined" if declined else "done", reason if declined else "", tuple(made), decisions)
 
-    def _heat_maps(
-        self, folder: Path, series: Series, answers: Sequence[ScanAnswer], inputs: Sequence[str], now: datetime
-    ) -> list[Made]:
-        """Of the scans whose finding is not absent; those are read once more, the others never twice."""
-        made: list[Made] = []
-        if self._evidence is None:
-            return made
-        for one, scan in zip(answers, self._scans(folder, series), strict=True):
-            if not shown(self.origin, one):
-                continue
-            volume = self._predictor.chain.read(scan)
-            places = self._evidence.places(self._predictor.prepare(volume)[0])
-            if places is not None:
-                uid = namer(self.origin, one, inputs)
-                made += heat_maps(self.origin, one, volume, places, uid, self._wanted, now)
-        return made
+    def _taken(self, found: Sequence[Series], judged: Judgement) -> Sequence[Series]:
+        """The series to answer, as in training: where rules are given, they leave one series of a study.
 
-    def _scans(self, folder: Path, series: Series) -> list[str | Path]:
-        """What is read as one scan each: the series for a release of volumes, each of its images for one of images."""
-        return [f"{folder}#{series.uid}"] if len(self._predictor.info.prepare.size) == 3 else list(series.files)
+        Where none are, a release for images answers each image of each series (two views are often two series); one
+        for volumes wants to be told which of several it is.
+        """
+        if self._volumes or self._rules != SeriesRules():
+            return judged.choice.taken
+        return fit(found, self._rules)
 
-    def _answers(self, folder: Path, series: Series) -> list[ScanAnswer]:
-        headers = tuple(dcmread(path, stop_before_pixels=True, force=True) for path in series.files)
-        scans = self._scans(folder, series)
-        images = [headers] if len(scans) < len(headers) else [(header,) for header in headers]
-        return [ScanAnswer(self._predictor.predict_scan(scan), own) for scan, own in zip(scans, images, strict=True)]
+    def _scans(self, folder: Path, series: Series) -> list[tuple[str | Path, tuple[Path, ...]]]:
+        """What is read as one scan each, with its files.
+
+        A release for volumes takes the series as one, a release for images each of its images by itself.
+        """
+        if self._volumes:
+            return [(f"{folder}#{series.uid}", tuple(series.files))]
+        return [(path, (path,)) for path in series.files]
+
+    def _answer(self, scan: str | Path, files: Sequence[Path]) -> ScanAnswer:
+        images = tuple(dcmread(path, stop_before_pixels=True, force=True) for path in files)
+        return ScanAnswer(self._predictor.predict_scan(scan), images)
+
+    def _heat_maps(self, scan: str | Path, one: ScanAnswer, inputs: Sequence[str], now: datetime) -> list[Made]:
+        """Of a scan with a finding that is not absent; it is read once more, the others never twice."""
+        if self._evidence is None or not shown(self.origin, one):
+            return []
+        volume = self._predictor.chain.read(scan)
+        places = self._evidence.places(self._predictor.prepare(volume)[0])
+        if places is None:
+            return []
+        uid = namer(self.origin, one, inputs)
+        return heat_maps(self.origin, one, volume, places, uid, self._wanted, now)
+
+
+def _refused(found: Sequence[Series], judged: Judgement) -> ScanAnswer:
+    """What a report says of a study of which no series could be chosen; it names the first image of each."""
+    _, _, why = judged.refused[0].partition(": ")
+    images = tuple(dcmread(one.files[0], stop_before_pixels=True, force=True) for one in found)
+    return ScanAnswer(Answer({}, "", (), declined=f"The rules do not leave one series of this study. {why}"), images)
+
+
+def _counted(found: Sequence[Series], judged: Judgement) -> str:
+    """The same for a log: which rule left out how many series, without a word of their headers."""
+    words = Counter(judged.choice.reasons[one.uid].split(" ")[0].rstrip(":") for one in found)
+    told = ", ".join(f"{many} {'left' if word == 'one' else word}" for word, many in words.items())
+    return f"the rules do not leave one of the {len(found)} series of this study ({told})"

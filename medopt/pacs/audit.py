@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,29 +23,47 @@ FIRST = "0" * 64
 
 
 class Audit:
-    """The open file, appended to by one node."""
+    """The open file, appended to by one node.
+
+    A full disk stops neither the node nor the chain: the next line that can be written says how many could not.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._stream = path.open("a+b")
-        self._stream.seek(0)
+        path.touch(mode=0o600)
         whole, last = 0, FIRST
-        for line in self._stream:
-            if not line.endswith(b"\n"):  # a kill in the midst of it; it was told to nobody
-                break
-            whole, last = whole + len(line), hashlib.sha256(line).hexdigest()
+        with path.open("rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n"):  # a kill in the midst of it; it was told to nobody
+                    break
+                whole, last = whole + len(line), hashlib.sha256(line).hexdigest()
+        self._stream = path.open("ab", buffering=0)
         self._stream.truncate(whole)
-        self._last = last
+        self._last, self._whole, self._unwritten = last, whole, 0
 
     def __call__(self, event: str, **facts: Any) -> None:
         """Append one line and see it to the disk."""
         with self._lock:
-            at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
-            line = json.dumps({"at": at, "event": event, **facts, "before": self._last}).encode() + b"\n"
-            self._stream.write(line)
-            self._stream.flush()
+            try:
+                if self._unwritten:
+                    self._append("unwritten", {"lines": self._unwritten})
+                    self._unwritten = 0
+                self._append(event, facts)
+            except OSError:
+                self._unwritten += 1
+
+    def _append(self, event: str, facts: Mapping[str, Any]) -> None:
+        at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"at": at, "event": event, **facts, "before": self._last}).encode() + b"\n"
+        try:
+            if self._stream.write(line) != len(line):
+                raise OSError("the disk is full")
             os.fdatasync(self._stream.fileno())
-            self._last = hashlib.sha256(line).hexdigest()
+        except OSError:
+            with suppress(OSError):
+                self._stream.truncate(self._whole)  # no part of a line stays
+            raise
+        self._last, self._whole = hashlib.sha256(line).hexdigest(), self._whole + len(line)
 
     def close(self) -> None:
         """Close the file."""

@@ -17,9 +17,15 @@ from typing import Any, Literal
 from medopt.errors import ConfigError
 from medopt.pacs.schema import migrate
 
-Outcome = Literal["new", "known", "other", "late"]
-"""What an instance is to the ledger: new; the same as before; other bytes under its UID; of an answered study."""
+Outcome = Literal["new", "known", "other", "late", "gone"]
+"""What an instance is to the ledger: new; the same as before; other bytes under its UID; of an answered study; of one
+whose files are no longer in the spool."""
 Ending = Literal["done", "declined", "parked"]
+_FREE = (
+    "emptied = 0 AND (state IN ('done', 'declined') OR (state = 'receiving' AND NOT EXISTS (SELECT 1 FROM instances "
+    "WHERE study_uid = uid AND image))) AND NOT EXISTS (SELECT 1 FROM results JOIN sends USING (sop_uid) "
+    "WHERE study_uid = uid AND sends.state != 'sent')"
+)
 STATES = ("receiving", "ready", "working", "done", "declined", "parked")
 _ANSWERED = ("working", "done", "declined")
 
@@ -48,6 +54,8 @@ class Result:
     kind: str
     file: str
     digest: str
+    series_uid: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +127,11 @@ class Ledger:
         rows = self._rows("SELECT digest FROM instances WHERE sop_uid = ?", one.sop_uid)
         if rows:
             return "known" if rows[0]["digest"] == one.digest else "other"
-        if one.image and not late:
-            state = self.state(one.study_uid)
-            return "late" if state in _ANSWERED else "new"
+        study = self._rows("SELECT state, emptied FROM studies WHERE uid = ?", one.study_uid)
+        if study and study[0]["emptied"] and study[0]["state"] != "receiving":
+            return "gone"
+        if one.image and not late and study and study[0]["state"] in _ANSWERED:
+            return "late"
         return "new"
 
     def record(self, one: Instance, now: float, *, late: bool) -> Outcome:
@@ -141,7 +151,7 @@ class Ledger:
             )
             if one.image:
                 db.execute(
-                    "UPDATE studies SET state = 'receiving', tries = 0, reason = '', changed = ?2 "
+                    "UPDATE studies SET state = 'receiving', tries = 0, reason = '', changed = ?2, emptied = 0 "
                     "WHERE uid = ?1 AND state != 'working'",
                     _at(one, now),
                 )
@@ -224,9 +234,9 @@ class Ledger:
             fresh = [one for one in results if not self.is_result(one.sop_uid)]
             for one in fresh:
                 db.execute(
-                    "INSERT INTO results (sop_uid, study_uid, sop_class, kind, file, digest, made) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (one.sop_uid, one.study_uid, one.sop_class, one.kind, one.file, one.digest, now),
+                    "INSERT INTO results (sop_uid, study_uid, sop_class, kind, file, digest, series_uid, size, made) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*astuple(one), now),
                 )
                 for name in destinations:
                     db.execute(
@@ -257,6 +267,24 @@ class Ledger:
         )
         return [Send(_result(row), row["destination"], row["attempts"]) for row in rows]
 
+    def owed(self, sop_uid: str, destination: str) -> Send | None:
+        """What a destination has not confirmed of one result, parked or not; None where it has, or never should."""
+        rows = self._rows(
+            "SELECT results.*, destination, attempts FROM sends JOIN results USING (sop_uid) "
+            "WHERE sends.state != 'sent' AND sop_uid = ? AND destination = ?",
+            sop_uid,
+            destination,
+        )
+        return Send(_result(rows[0]), destination, rows[0]["attempts"]) if rows else None
+
+    def unkept(self, send: Send, reason: str) -> None:
+        """A destination says that it does not keep a result: why, until it is tried again as was foreseen."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE sends SET reason = ? WHERE sop_uid = ? AND destination = ? AND state != 'sent'",
+                (reason, send.result.sop_uid, send.destination),
+            )
+
     def confirmed(self, send: Send, now: float) -> None:
         """A destination has a result: it is never sent there again."""
         with self._change() as db:
@@ -274,6 +302,48 @@ class Ledger:
                 "WHERE sop_uid = ? AND destination = ? AND state = 'waiting'",
                 (reason, "parked" if again is None else "waiting", again, send.result.sop_uid, send.destination),
             )
+
+    # Retention
+
+    def kept_bytes(self) -> int:
+        """What the files of all studies take that are in the spool."""
+        parts = [
+            f"SELECT coalesce(sum(size), 0) AS many FROM {table} JOIN studies ON uid = study_uid WHERE emptied = 0"
+            for table in ("instances", "results")
+        ]
+        return sum(int(self._rows(part)[0]["many"]) for part in parts)
+
+    def removable(self, before: float, most: int) -> list[str]:
+        """Studies of which nothing changed since `before` and nothing is owed any more, the oldest first.
+
+        Answered ones of which every destination confirmed every result; and those that never had an image.
+        """
+        rows = self._rows(
+            f"SELECT uid FROM studies WHERE changed <= ? AND {_FREE} ORDER BY changed LIMIT ?", before, most
+        )
+        return [str(row["uid"]) for row in rows]
+
+    def begin_emptying(self, study_uid: str) -> bool:
+        """From now on no image of the study is new; False where something came or is owed since it was listed."""
+        with self._change() as db:
+            return bool(db.execute(f"UPDATE studies SET emptied = 1 WHERE uid = ? AND {_FREE}", (study_uid,)).rowcount)
+
+    def emptying(self) -> list[tuple[str, list[str], int]]:
+        """Studies whose files are being removed, with these files and their bytes."""
+        found = []
+        for row in self._rows("SELECT uid FROM studies WHERE emptied = 1"):
+            files = self._rows(
+                "SELECT file, size FROM instances WHERE study_uid = ?1 UNION ALL "
+                "SELECT file, size FROM results WHERE study_uid = ?1",
+                row["uid"],
+            )
+            found.append((str(row["uid"]), [str(one["file"]) for one in files], sum(int(one["size"]) for one in files)))
+        return found
+
+    def emptied(self, study_uid: str) -> None:
+        """The files of a study are gone; its rows stay, so that whatever comes of it again is known."""
+        with self._change() as db:
+            db.execute("UPDATE studies SET emptied = 2 WHERE uid = ? AND emptied = 1", (study_uid,))
 
     # For people
 

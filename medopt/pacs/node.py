@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Any
 
 from pydicom import dcmread
 
-from medopt.errors import ConfigError
+from medopt.errors import ConfigError, ReleaseError
 from medopt.pacs.audit import Audit
 from medopt.pacs.ledger import Ending, Ledger, Result, Work
 from medopt.pacs.made import Made
 from medopt.pacs.receiver import Receiver
+from medopt.pacs.retention import Sweeper
 from medopt.pacs.sender import Sender
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, Spool
 from medopt.pacs.studies import Quiet
+from medopt.pacs.web.counted import Counted
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
 from medopt.provenance import pseudonym
 
 log = logging.getLogger("medopt.pacs")
 _TICK_SECONDS = 0.2
 _GRACE_SECONDS = 20.0
+_SWEEP_SECONDS = 10.0
+_PAUSE_SECONDS = 5.0
+"""After a full disk, or a worker that does not start."""
 
 
 class PacsNode:
@@ -35,6 +42,9 @@ class PacsNode:
     def __init__(self, node: Node, clock: Callable[[], float] = time.time) -> None:
         self._node, self._clock = node, clock
         self._stop = threading.Event()
+        self._ready, self._owed = threading.Event(), threading.Event()
+        self._swept = time.monotonic()
+        self._unsettled = False
         self._until = 0.0
         self._fault: BaseException | None = None
 
@@ -42,6 +52,8 @@ class PacsNode:
         """End: no new associations; the study at work gets 20 seconds, then it is handed back."""
         self._until = time.monotonic() + _GRACE_SECONDS
         self._stop.set()
+        self._ready.set()
+        self._owed.set()
 
     def run(self, ready: Callable[[str], None] = lambda _: None) -> None:
         """Work until `stop`; `ready` is told where the node listens, once it does.
@@ -52,7 +64,7 @@ class PacsNode:
         with spool.owned():
             spool.clean()
             self._spool, self._ledger = spool, Ledger(spool.root / LEDGER)
-            self._audit = Audit(spool.root / AUDIT, self._clock)
+            self._audit = Counted(Audit(spool.root / AUDIT, self._clock))
             try:
                 self._run(ready)
             finally:
@@ -63,27 +75,71 @@ class PacsNode:
     def _run(self, ready: Callable[[str], None]) -> None:
         self._ledger.recover(self._clock())
         self._quiet = Quiet(self._node.quiet_seconds, time.monotonic)
-        self._worker = Worker(self._node, lambda: self._stop.is_set() and time.monotonic() > self._until)
+        self._worker = Worker(
+            self._node, self._stop.is_set, lambda: self._stop.is_set() and time.monotonic() > self._until
+        )
+        self._sweeper = Sweeper(self._node.retention, self._spool, self._ledger, self._audit)
         self._sender = Sender(self._node, self._ledger, self._audit)
         receiver = Receiver(self._node, self._spool, self._ledger, self._quiet.heard, self._audit, self._clock)
+        door, pull = self._door(receiver), self._pull(receiver)
         try:
+            if not self._opened():
+                return
             port = self._listening(receiver)
             self._audit("started")
-            threads = [threading.Thread(target=self._guarded, args=(one,)) for one in (self._work, self._send)]
+            steps = ((self._work, self._ready), (self._send, self._owed))
+            threads = [threading.Thread(target=self._guarded, args=one) for one in steps]
             for thread in threads:
                 thread.start()
             ready(f"{self._node.aet} listens on {self._node.host}:{port}")
+            if door is not None:
+                ready(f"its page: {door.start()}")
+            if pull is not None:
+                pull.start()
             while not self._stop.wait(_TICK_SECONDS):
-                self._end_studies()
+                self._safely(self._tick)
             receiver.stop()
-            for thread in threads:
+            for thread in [*threads, *([] if pull is None else [pull])]:
                 thread.join()
         finally:
-            self._stop.set()
+            self.stop()
             receiver.stop()
             self._worker.stop()
+            if door is not None:
+                door.stop()
         if self._fault is not None:
             raise self._fault
+
+    def _door(self, receiver: Receiver) -> Any:
+        """The HTTP side, where the node file has one."""
+        if self._node.web is None:
+            return None
+        from medopt.pacs.web.door import Door  # what it imports is not needed without one
+        from medopt.pacs.web.health import Vital
+        from medopt.pacs.web.routes import Parts
+
+        worker, receiving = self._worker, lambda: receiver.listening
+        vital = Vital(receiving, lambda: bool(worker.pid and worker.model), self._stop.is_set)
+        parts = Parts(self._node, self._spool, self._ledger, receiver.intake, self._audit, vital, self._clock)
+        return Door(parts)
+
+    def _pull(self, receiver: Receiver) -> Any:
+        """What asks the source again and again, where the node file has one."""
+        if self._node.pull is None or self._node.pull.every_minutes is None:
+            return None
+        from medopt.pacs.pull.periodic import Periodic
+
+        return Periodic(self._node, self._spool, receiver.intake, self._audit, self._stop)
+
+    def _opened(self) -> bool:
+        """The worker runs and has opened the release, or the node was asked to end; raises ReleaseError."""
+        try:
+            self._worker.start()
+        except Interrupted:
+            return False
+        except WorkerFailed as failure:
+            raise ReleaseError(f"The release {self._node.release} could not be opened: {failure}.") from None
+        return True
 
     def _listening(self, receiver: Receiver) -> int:
         try:
@@ -94,30 +150,52 @@ class PacsNode:
                 "port, or end what listens there."
             ) from None
 
-    def _guarded(self, step: Callable[[], bool]) -> None:
+    def _guarded(self, step: Callable[[], bool], news: threading.Event) -> None:
         """Repeat a step until the end. What it did not foresee ends the node, which its supervisor starts again."""
         try:
             while not self._stop.is_set():
-                if not step():
-                    self._stop.wait(_TICK_SECONDS)
+                if not self._safely(step):
+                    news.wait(_TICK_SECONDS)
+                    news.clear()
         except BaseException as fault:
             self._fault = fault
             self.stop()
 
-    def _end_studies(self) -> None:
+    def _safely(self, step: Callable[[], bool]) -> bool:
+        """One step. A disk that cannot be written to is waited for: nothing is lost, and it is tried again."""
+        try:
+            return step()
+        except (OSError, sqlite3.OperationalError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            log.warning("the spool cannot be written to (%s); tried again in %g s", why, _PAUSE_SECONDS)
+            self._stop.wait(_PAUSE_SECONDS)
+            return True
+
+    def _tick(self) -> bool:
+        """End the studies that have become quiet; now and then, remove what the spool keeps no longer."""
         for study in self._ledger.receiving():
             if self._quiet.over(study):
                 self._ledger.complete(study, self._clock())
                 self._quiet.forget(study)
                 self._audit("complete", study=pseudonym(study))
+                self._ready.set()
+        if time.monotonic() - self._swept >= _SWEEP_SECONDS and not self._sweeper.sweep(self._clock()):
+            self._swept = time.monotonic()
+        return True
 
     def _send(self) -> bool:
         return self._sender.send_due(self._clock, self._stop.is_set) > 0
 
     def _work(self) -> bool:
-        try:
-            self._worker.start()  # receiving does not wait for it
-        except Interrupted:
+        if self._unsettled:  # a full disk kept the last study from being finished, or handed back
+            self._ledger.recover(self._clock())
+        self._unsettled = True
+        done = self._work_on_one()
+        self._unsettled = False
+        return done
+
+    def _work_on_one(self) -> bool:
+        if not self._worker_runs():
             return False
         work = self._ledger.take(self._clock())
         if work is None:
@@ -141,6 +219,19 @@ class PacsNode:
         self._finish(work, found["ending"], found["reason"], made, decisions=found["decisions"])
         return True
 
+    def _worker_runs(self) -> bool:
+        """One that was ended begins again. Where it cannot, receiving and sending go on all the same."""
+        try:
+            self._worker.start()
+        except Interrupted:
+            return False
+        except (ReleaseError, WorkerFailed) as failure:
+            log.warning("the worker process does not start; studies wait: %s", failure)
+            self._audit("worker not started", reason=str(failure))
+            self._stop.wait(_PAUSE_SECONDS)
+            return False
+        return True
+
     def _failed(self, work: Work, reason: str) -> None:
         """A try that the study may have spoilt: again, or parked after the last."""
         log.warning("study %s: try %d failed: %s", pseudonym(work.study_uid), work.tries + 1, reason)
@@ -158,9 +249,12 @@ class PacsNode:
             place = self._spool.place(RESULTS, work.study_uid, one.sop_uid)
             self._spool.write(place, [one.content])
             digest = hashlib.sha256(one.content).hexdigest()
-            results.append(Result(one.sop_uid, work.study_uid, one.sop_class, one.kind, place, digest))
+            header = dcmread(BytesIO(one.content), specific_tags=["SeriesInstanceUID"])
+            series, size = str(header.SeriesInstanceUID), len(one.content)
+            results.append(Result(one.sop_uid, work.study_uid, one.sop_class, one.kind, place, digest, series, size))
         names = [place.name for place in self._node.destinations]
         fresh = self._ledger.finish(work, ending, reason, results, names, self._clock())
+        self._owed.set()
         self._audit(
             "answered",
             study=pseudonym(work.study_uid),
@@ -176,6 +270,9 @@ class PacsNode:
         """The latest result of each kind that the study has, as SOP instance and series."""
         found = {}
         for one in self._ledger.results(work.study_uid):
-            header = dcmread(self._spool.root / one.file, specific_tags=["SeriesInstanceUID"])
-            found[one.kind] = [one.sop_uid, str(header.SeriesInstanceUID)]
+            series = one.series_uid
+            if not series:  # of a ledger before its third version
+                header = dcmread(self._spool.root / one.file, specific_tags=["SeriesInstanceUID"])
+                series = str(header.SeriesInstanceUID)
+            found[one.kind] = [one.sop_uid, series]
         return found

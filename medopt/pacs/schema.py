@@ -48,6 +48,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX studies_in ON studies (state)",
         "CREATE INDEX sends_in ON sends (state, due)",
     ),
+    (  # retention: 0 the files are there, 1 they are being removed, 2 they are gone
+        "ALTER TABLE studies ADD COLUMN emptied INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE results ADD COLUMN series_uid TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE results ADD COLUMN size INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 """What each version adds. A step that was shipped is never changed."""
 

@@ -1,4 +1,4 @@
-"""Results to their destinations by C-STORE: each tried by itself, ever more seldom, and never again once confirmed."""
+"""Results to their destinations: each tried by itself, ever more seldom, and never again once confirmed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from medopt.pacs.commitment import AWAITED, ask
 from medopt.pacs.ledger import Ledger, Send
-from medopt.pacs.settings import Destination, Node
+from medopt.pacs.places import Destination, WebDestination
+from medopt.pacs.settings import Node
 from medopt.pacs.tls import client_context
 from medopt.provenance import pseudonym
 
@@ -51,26 +54,68 @@ class Sender:
         return done
 
     def _batch(
-        self, place: Destination, sends: list[Send], now: Callable[[], float], stopping: Callable[[], bool]
+        self, place: Destination | WebDestination, sends: list[Send], now: Callable[[], float],
+        stopping: Callable[[], bool],
     ) -> int:  # fmt: skip
-        """One association for all of a destination; each instance succeeds or fails by itself."""
+        """One connection for all of a destination."""
+        if isinstance(place, WebDestination):
+            from medopt.pacs.web.client import Client  # what it imports is not needed without one
+
+            with Client(place, self._node.sending.timeout_seconds) as client:
+                return self._each(
+                    place, sends, lambda one: client.store(self._path(one), one.result.sop_uid), now, stopping
+                )
         classes = sorted({one.result.sop_class for one in sends})
-        link = connect(self._node, place, classes)
-        done = 0
+        link = connect(self._node, place, [*classes, *([Push] if place.commit else [])])
         try:
-            for one in sends:
-                if stopping():
-                    break
-                reason = self._attempt(link, one)
-                if reason:
-                    self._failed(one, reason, now())
-                else:
-                    self._ledger.confirmed(one, now())
-                    self._told("sent", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
-                    done += 1
+            if not place.commit:
+                return self._each(place, sends, lambda one: self._attempt(link, one), now, stopping)
+            self._commit(place, sends, link, now, stopping)
+            return 0
         finally:
             if link.is_established:
                 link.release()
+
+    def _commit(
+        self, place: Destination, sends: list[Send], link: Association, now: Callable[[], float],
+        stopping: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """Send, then ask whether all that was stored is kept; the report confirms it."""
+        stored = []
+        for one in sends:
+            if stopping():
+                break
+            if reason := self._attempt(link, one):
+                self._failed(one, reason, now())
+            else:
+                stored.append(one)
+        if not stored:
+            return
+        reason = ask(link, place, stored)
+        for one in stored:
+            if reason:
+                self._failed(one, reason, now())
+                continue
+            last = one.attempts + 1 >= self._node.sending.tries
+            self._ledger.unsent(one, AWAITED, None if last else now() + self._node.sending.commit_seconds)
+            self._told("stored", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
+
+    def _each(
+        self, place: Destination | WebDestination, sends: list[Send], attempt: Callable[[Send], str],
+        now: Callable[[], float], stopping: Callable[[], bool],
+    ) -> int:  # fmt: skip
+        """Each instance succeeds or fails by itself."""
+        done = 0
+        for one in sends:
+            if stopping():
+                break
+            reason = attempt(one)
+            if reason:
+                self._failed(one, reason, now())
+            else:
+                self._ledger.confirmed(one, now())
+                self._told("sent", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
+                done += 1
         return done
 
     def _attempt(self, link: Association, one: Send) -> str:
@@ -112,8 +157,13 @@ def connect(node: Node, place: Destination, classes: list[str]) -> Association:
     return ae.associate(place.host, place.port, ae_title=place.aet, **more)
 
 
-def echo(node: Node, place: Destination) -> str:
-    """C-ECHO to a destination: empty, or why it failed."""
+def echo(node: Node, place: Destination | WebDestination) -> str:
+    """C-ECHO to a destination, or a query that finds nothing: empty, or why it failed."""
+    if isinstance(place, WebDestination):
+        from medopt.pacs.web.client import Client
+
+        with Client(place, node.sending.timeout_seconds) as client:
+            return client.answers()
     link = connect(node, place, [])
     if not link.is_established:
         return "it rejected the association" if link.is_rejected else "it is not reached"

@@ -11,16 +11,10 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from medopt.config import Section, SeriesRules
 from medopt.config.section import Positive
 from medopt.errors import ConfigError
-from medopt.study_file import explain, read_keys
-
-
-def _title(text: str) -> str:
-    """An application entity title (PS3.5 6.2, VR AE): 1 to 16 printable ASCII characters, no backslash."""
-    if not 1 <= len(text) <= 16 or text != text.strip() or "\\" in text or not (text.isascii() and text.isprintable()):
-        raise ValueError(
-            "an AE title has 1 to 16 printable ASCII characters, no backslash, and no space before or after"
-        )
-    return text
+from medopt.pacs.places import Destination, Place, Port, Title, anchored, explain_place
+from medopt.pacs.pull.settings import Pull
+from medopt.pacs.web.settings import Web
+from medopt.study_file import read_keys
 
 
 def _network(text: str) -> str:
@@ -31,9 +25,7 @@ def _network(text: str) -> str:
     return text
 
 
-Title = Annotated[str, AfterValidator(_title)]
 Network = Annotated[str, AfterValidator(_network)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Peer(Section):
@@ -48,21 +40,6 @@ class Peer(Section):
         found = ip_address(address)
         mapped = getattr(found, "ipv4_mapped", None) or found
         return any(mapped in ip_network(one, strict=False) for one in self.addresses)
-
-
-class Destination(Section):
-    """Where results are sent to by C-STORE."""
-
-    aet: Title
-    host: str = Field(min_length=1)
-    port: Port
-    tls: bool = False
-    """True: as the node's own `tls` section says."""
-
-    @property
-    def name(self) -> str:
-        """What the ledger knows it by."""
-        return f"{self.aet}@{self.host}:{self.port}"
 
 
 class Limits(Section):
@@ -99,6 +76,8 @@ class Sending(Section):
     """The longest wait between two attempts."""
     timeout_seconds: Positive = 30
     """How long a destination may take to answer."""
+    commit_seconds: Positive = 900
+    """How long a destination with commit: true may take to say that it keeps a result; then it is sent once more."""
 
 
 class Results(Section):
@@ -112,6 +91,19 @@ class Results(Section):
     """True: a scan that the release declines gets a report, too, that says Undetermined. False: nothing is sent."""
     series_number: int = Field(9001, ge=1, le=2**31 - 100)
     """Of the measurement reports; those in text have the next one, heat maps the one after."""
+
+
+class Retention(Section):
+    """How long the spool keeps a study after every destination confirmed its results; never shorter.
+
+    What was parked stays until somebody decides. The ledger remembers every study: sent again it is acknowledged and
+    gives no second result; a new image of it is refused.
+    """
+
+    days: float = Field(30, ge=0)
+    """So long after the last change."""
+    gigabytes: Positive | None = None
+    """Above so much the oldest of them go earlier, until the spool holds less."""
 
 
 class Tls(Section):
@@ -139,7 +131,8 @@ class Node(Section):
     spool: Path
     """The folder for what was received and for the ledger, on a local disk; it holds patients' data."""
     accept: list[Peer] = Field(min_length=1)
-    destinations: list[Destination] = Field(min_length=1)
+    destinations: list[Place] = Field(min_length=1)
+    """Each with aet, host and port, for C-STORE, or with url, for STOW-RS."""
     quiet_seconds: Positive = 60
     """A study is complete when it was quiet for so long and no association that sent any of it is open."""
     late_images: Literal["new_result", "refuse"] = "new_result"
@@ -151,15 +144,24 @@ class Node(Section):
     work: Work = Work()
     sending: Sending = Sending()
     results: Results = Results()
+    retention: Retention = Retention()
     tls: Tls | None = None
+    web: Web | None = None
+    pull: Pull | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         names = [one.name for one in self.destinations]
         if len(set(names)) < len(names):
             raise ValueError(f"a destination stands twice in {names}")
-        if self.tls is None and any(one.tls for one in self.destinations):
+        if self.tls is None and any(isinstance(one, Destination) and one.tls for one in self.destinations):
             raise ValueError("a destination with tls: true needs the node's section tls")
+        known = {peer.aet for peer in self.accept}
+        for one in self.destinations:
+            if isinstance(one, Destination) and one.commit and one.aet not in known:
+                raise ValueError(f"destination {one.aet} with commit: true reports to the node: name it in accept, too")
+        if self.tls is None and self.web is not None and self.web.tls:
+            raise ValueError("web with tls: true needs the node's section tls")
         return self
 
 
@@ -172,12 +174,17 @@ def load_node(path: Path) -> Node:
     try:
         node = Node.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + " ".join(explain(item, Node) for item in error.errors()[:5])) from None
+        raise ConfigError(f"{path}: " + " ".join(explain_place(item, Node) for item in error.errors()[:5])) from None
     base = path.resolve().parent
     registered = str(node.release).startswith("models:")
     changes: dict[str, object] = {"release": node.release if registered else base / node.release}
     changes["spool"] = base / node.spool
+    changes["destinations"] = [anchored(one, base) for one in node.destinations]
+    if node.pull is not None:
+        changes["pull"] = node.pull.model_copy(update={"source": anchored(node.pull.source, base)})
     if node.tls is not None:
         places = {name: base / getattr(node.tls, name) for name in Tls.model_fields}
         changes["tls"] = node.tls.model_copy(update=places)
+    if node.web is not None and node.web.key_file is not None:
+        changes["web"] = node.web.model_copy(update={"key_file": base / node.web.key_file})
     return node.model_copy(update=changes)

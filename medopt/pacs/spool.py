@@ -51,7 +51,7 @@ class Spool:
 
     def place(self, kind: str, group: str, uid: str) -> str:
         """The path below the spool of an object by its UID, in a folder for its study."""
-        return f"{kind}/{hashed(group)}/{hashed(uid)}.dcm"
+        return hashed_place(kind, group, uid)
 
     def write(self, name: str, content: Iterable[bytes]) -> None:
         """Write a file whole or not at all, so that it outlives a power cut.
@@ -59,9 +59,7 @@ class Spool:
         A temporary name, fsync, rename, fsync of the folder. Raises OSError; nothing half-written stays.
         """
         path = self.root / name
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(path.parent.parent)
+        self._folder_for(path)
         part = path.with_name(f"{uuid.uuid4().hex}{_PART}")
         try:
             with part.open("xb") as stream:
@@ -74,6 +72,18 @@ class Spool:
                 part.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+    def adopt(self, part: Path, name: str) -> None:
+        """Give a file of the spool, whose bytes are on the disk already, its name; raises OSError."""
+        path = self.root / name
+        self._folder_for(path)
+        part.replace(path)
+        _sync_folder(path.parent)
+
+    def _folder_for(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(path.parent.parent)
 
     def remove(self, name: str) -> None:
         """Remove a file, and its folder where that is empty then."""
@@ -101,6 +111,11 @@ class Spool:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def hashed_place(kind: str, group: str, uid: str) -> str:
+    """The path below a spool of an object by its UID, in a folder for its study."""
+    return f"{kind}/{hashed(group)}/{hashed(uid)}.dcm"
 
 
 def hashed(uid: str) -> str:

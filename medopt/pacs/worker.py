@@ -35,8 +35,9 @@ class Interrupted(MedoptError):
 class Worker:
     """One process that answers one study at a time."""
 
-    def __init__(self, node: Node, stopping: Callable[[], bool]) -> None:
-        self._node, self._stopping = node, stopping
+    def __init__(self, node: Node, stopping: Callable[[], bool], over: Callable[[], bool]) -> None:
+        """`stopping`: the node was asked to end; `over`: the study at work may not go on either."""
+        self._node, self._stopping, self._over = node, stopping, over
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Connection | None = None
         self.model = ""
@@ -48,7 +49,10 @@ class Worker:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Begin a process where none runs; raises ReleaseError where the release cannot be opened."""
+        """Begin a process where none runs.
+
+        Raises ReleaseError where it refuses the release, WorkerFailed where it ends before it is ready; Interrupted.
+        """
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()
@@ -69,6 +73,7 @@ class Worker:
             | {"series": None if node.series is None else node.series.model_dump(mode="json")}
             | {"results": node.results.model_dump(mode="json")},
             _START_SECONDS,
+            self._stopping,
         )
         if "refused" in found:
             self.stop()
@@ -93,34 +98,34 @@ class Worker:
         Needs a started process. Raises WorkerFailed where that ends, takes too long or too much memory; Interrupted.
         """
         asked = {"folder": str(folder), "digests": dict(digests), "previous": dict(previous), "now": now.isoformat()}
-        found = self._ask(asked, self._node.work.seconds)
+        found = self._ask(asked, self._node.work.seconds, self._over)
         made = [Made(**one | {"content": base64.b64decode(one["content"])}) for one in found.pop("made")]
         return found, made
 
-    def _ask(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def _ask(self, message: Mapping[str, Any], seconds: float, stopping: Callable[[], bool]) -> dict[str, Any]:
         if self._wire is None:
             raise WorkerFailed("the worker process does not run")
         until = time.monotonic() + seconds
         try:
             self._wire.send_bytes(json.dumps(message).encode())
             while not self._wire.poll(_LOOK_SECONDS):
-                self._watch(until)
+                self._watch(until, seconds, stopping)
             found: dict[str, Any] = json.loads(self._wire.recv_bytes())
             return found
         except (EOFError, OSError):
             self.stop()
-            raise WorkerFailed("the worker process ended while it worked on this study") from None
+            raise WorkerFailed("the worker process ended before it answered") from None
         except BaseException:
             self.stop()
             raise
 
-    def _watch(self, until: float) -> None:
-        if self._stopping():
+    def _watch(self, until: float, seconds: float, stopping: Callable[[], bool]) -> None:
+        if stopping():
             raise Interrupted("the node stops")
         if time.monotonic() > until:
-            raise WorkerFailed("the worker process took longer than work.seconds for this study")
-        if self._resident_mb() > self._node.work.memory_mb:
-            raise WorkerFailed("the worker process took more than work.memory_mb for this study")
+            raise WorkerFailed(f"the worker process took longer than {seconds:g} seconds (work.seconds)")
+        if self._resident_mb() > (most := self._node.work.memory_mb):
+            raise WorkerFailed(f"the worker process took more than {most:g} MB of memory (work.memory_mb)")
 
     def _resident_mb(self) -> float:
         with suppress(OSError, IndexError, ValueError):

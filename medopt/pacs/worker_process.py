@@ -8,8 +8,11 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,12 +51,20 @@ def _answer(answering: Any, asked: dict[str, Any]) -> dict[str, Any]:
     return {"ending": found.ending, "reason": found.reason, "made": made, "decisions": found.decisions}
 
 
+def _end_with(parent: int) -> None:
+    """A node that was killed cannot end a worker that hangs: it ends itself."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     """Begin; what goes wrong here is seen by the node, which parks the study after some tries."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the node ends it
         signal.signal(number, signal.SIG_IGN)
     for name in ("pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         serve(Connection(int(sys.argv[1])))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -19,8 +19,9 @@ from peers import association, radiograph, send, store
 from pydicom import Dataset, dcmread
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
+from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED
 from medopt.pacs.ledger import Ledger, Result
-from medopt.pacs.receiver import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED, Receiver
+from medopt.pacs.receiver import Receiver
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER, Spool
 

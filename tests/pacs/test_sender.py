@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peers import Archive
@@ -26,15 +27,22 @@ class Clock:
         return self.now
 
 
-def owing(folder: Path, port: int, many: int = 1, **sending: object) -> tuple[Node, Ledger]:
+def owing(
+    folder: Path,
+    port: int,
+    many: int = 1,
+    place: dict[str, Any] | None = None,
+    accept: list[dict[str, Any]] | None = None,
+    **sending: object,
+) -> tuple[Node, Ledger]:
     """A node that owes the destination some small reports."""
     node = Node.model_validate(
         {
             "aet": "MEDOPT",
             "release": folder,
             "spool": folder / "spool",
-            "accept": [{"aet": "SENDER", "addresses": ["127.0.0.1"]}],
-            "destinations": [{"aet": "PACS", "host": "127.0.0.1", "port": port}],
+            "accept": accept or [{"aet": "SENDER", "addresses": ["127.0.0.1"]}],
+            "destinations": [place or {"aet": "PACS", "host": "127.0.0.1", "port": port}],
             "sending": {"tries": 4, "first_seconds": 10, "longest_seconds": 25, "timeout_seconds": 5} | sending,
         }
     )
@@ -47,7 +55,7 @@ def owing(folder: Path, port: int, many: int = 1, **sending: object) -> tuple[No
     for number in range(many):
         report = Dataset()
         report.SOPClassUID, report.SOPInstanceUID = BasicTextSRStorage, f"2.25.{number + 1}"
-        report.PatientID, report.StudyInstanceUID = "Q", "1.2.3"
+        report.PatientID, report.StudyInstanceUID, report.SeriesInstanceUID = "Q", "1.2.3", "1.2.3.9"
         report.file_meta = FileMetaDataset()
         report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         place = spool.place(RESULTS, "1.2.3", report.SOPInstanceUID)

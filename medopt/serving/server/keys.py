@@ -24,13 +24,7 @@ class Key:
     @classmethod
     def read(cls, file: Path | None) -> Key:
         """From a file's first line, else from the environment. Raises ConfigError."""
-        try:
-            text = file.read_text(encoding="utf-8").strip() if file else os.environ.get(VARIABLE, "").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The API key file {file} cannot be read ({type(error).__name__}).") from None
-        if (file or text) and len(text) < _LEAST:
-            raise ConfigError(f"The API key is shorter than {_LEAST} characters. Make one with: openssl rand -hex 32")
-        return cls(text)
+        return cls(key_text(file))
 
     def __bool__(self) -> bool:
         return bool(self._digest)
@@ -43,6 +37,17 @@ class Key:
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not hmac.compare_digest(_digest(given), self._digest):
             raise Refused("key", "The API key is absent or wrong: give it as X-API-Key or Authorization: Bearer.")
+
+
+def key_text(file: Path | None) -> str:
+    """The key itself, from a file's first line, else from the environment, else ''. Raises ConfigError."""
+    try:
+        text = file.read_text(encoding="utf-8").strip() if file else os.environ.get(VARIABLE, "").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The API key file {file} cannot be read ({type(error).__name__}).") from None
+    if (file or text) and len(text) < _LEAST:
+        raise ConfigError(f"The API key is shorter than {_LEAST} characters. Make one with: openssl rand -hex 32")
+    return text
 
 
 def _digest(text: str) -> bytes:

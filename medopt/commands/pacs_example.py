@@ -1,0 +1,81 @@
+"""`medopt pacs demo` and `medopt pacs example`: the node beside an Orthanc, to be looked at and to be copied."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medopt.commands.options import JsonOption
+
+
+def demo(
+    release: Annotated[
+        Path | None, typer.Argument(help="A release folder of the study phantom; without one: its newest run's.")
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Where runs are.")] = Path("runs"),
+    studies: Annotated[int, typer.Option("--studies", min=1, max=500, help="How many to draw and send.")] = 10,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave both running, to look around, until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start Orthanc and a node, send drawn studies to Orthanc, and show the results that come back there.
+
+    Needs Orthanc on this machine. Everything lies in a temporary folder and is gone afterwards. Exit code 3 where a
+    result is missing.
+
+    Example: medopt pacs demo
+    """
+    import json
+
+    from medopt import interrupts
+    from medopt.console import print_rows
+    from medopt.errors import DataError
+    from medopt.pacs.demo import Shown, newest_release, send_studies, started
+
+    interrupts.listen()  # SIGTERM, too, ends Orthanc and the node
+    found: list[Shown] = []
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="medopt-pacs-") as folder:
+        with started(release or newest_release(runs), Path(folder)) as places:
+            typer.echo(f"Orthanc runs ({places.orthanc}), the node too", err=True)
+            for found in send_studies(places, studies, lambda text: typer.echo(text, err=True)):
+                typer.echo(f"results of {sum(one.seconds is not None for one in found)} studies in Orthanc", err=True)
+            print_rows("Drawn studies, and what came back to Orthanc", [_row(one) for one in found])
+            missing = [one.study for one in found if one.seconds is None]
+            if keep:
+                typer.echo(f"Orthanc: {places.orthanc}/app/explorer.html")
+                typer.echo(f"The node: http://127.0.0.1:{places.page}/")
+                typer.echo("Ctrl-C ends both.")
+                with suppress(KeyboardInterrupt):
+                    while True:
+                        time.sleep(3600)
+        seconds = time.monotonic() - begun
+    if not keep:
+        typer.echo(f"All stopped after {seconds:.0f} s. To look at the reports in Orthanc's page: --keep")
+    if as_json:
+        typer.echo(json.dumps({"studies": [_row(one) for one in found], "seconds": round(seconds, 1)}))
+    if missing:
+        raise DataError(f"No result came back for {len(missing)} of {studies} studies: number {missing}.")
+
+
+def _row(one: object) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {name: "" if value is None else value for name, value in asdict(one).items()}  # type: ignore[call-overload]
+
+
+def example(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder for the files; it is made.")],
+) -> None:
+    """Write what a site starts from: node.yaml, orthanc.json with route.lua, and a systemd unit.
+
+    Example: medopt pacs example site
+    """
+    from medopt.pacs.demo import write_example
+
+    for path in write_example(folder):
+        typer.echo(path)

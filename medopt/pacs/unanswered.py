@@ -1,0 +1,9 @@
+"""The one exception of those who ask another system."""
+
+from __future__ import annotations
+
+from medopt.errors import MedoptError
+
+
+class Unanswered(MedoptError):
+    """Another system did not answer as it should; the text names no patient."""
