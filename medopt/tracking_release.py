@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import nibabel
-import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
@@ -24,7 +22,6 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 
 import medopt
 from medopt.errors import DataError
-from medopt.phantom import write_radiograph
 from medopt.release.contents import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.server.incoming import prepare_bytes
@@ -49,12 +46,13 @@ class ReleaseModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`."""
         predictor = self._opened[(params or {}).get("model", "int8")]
-        return pd.DataFrame([_row(predictor, row) for row in model_input.to_dict("records")])
+        rows = [_row(predictor, row) for row in model_input.to_dict("records")]
+        return pd.DataFrame(rows, dtype=object)  # a number that is not there is None: JSON knows no NaN
 
 
 def _row(predictor: Predictor, asked: Mapping[Any, Any]) -> dict[str, Any]:
     labels = predictor.info.labels
-    found: dict[str, Any] = {"decision": ""} | {f"probability_{label}": float("nan") for label in labels}
+    found: dict[str, Any] = {"decision": ""} | {f"probability_{label}": None for label in labels}
     try:
         answer = _answer(predictor, asked)
     except DataError as error:
@@ -78,7 +76,7 @@ def _answer(predictor: Predictor, asked: Mapping[Any, Any]) -> Answer:
 def log_release(release: Path) -> str:
     """Log a release with the run that is open, and register it under its study's name; returns the version.
 
-    The example among the files is drawn, never a patient's.
+    The example among the files is a golden case: drawn, never a patient's.
     """
     info = read_info(release)
     for name in ("mlflow.pyfunc", "mlflow.models"):
@@ -94,7 +92,7 @@ def log_release(release: Path) -> str:
             signature=signature_of(info),
             pip_requirements=requirements(),
             registered_model_name=info.study,
-            input_example=pd.DataFrame({"scan": [example(info, Path(place))]}),
+            input_example=pd.DataFrame({"scan": [example(release)]}),
         )
     return str(logged.registered_model_version)
 
@@ -106,7 +104,7 @@ def signature_of(info: ReleaseInfo) -> ModelSignature:
         ColSpec(DataType.string, "path", required=False),
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "decision")]
-    outputs += [ColSpec(DataType.double, f"probability_{label}") for label in info.labels]
+    outputs += [ColSpec(DataType.double, f"probability_{label}", required=False) for label in info.labels]
     outputs += [ColSpec(DataType.string, name) for name in ("declined", "refused")]
     return ModelSignature(
         inputs=Schema(inputs),
@@ -122,12 +120,6 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in (*names, "mlflow", "pandas")]
 
 
-def example(info: ReleaseInfo, place: Path) -> bytes:
-    """A drawn scan of the release's kind, as a file in a folder holds it."""
-    rng = np.random.default_rng(0)
-    if len(info.prepare.size) == 2:
-        return write_radiograph(place / "example.dcm", rng.random((64, 64)).astype(np.float32)).read_bytes()
-    path = place / "example.nii.gz"
-    volume = (rng.random([32] * 3) * 1000).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), path)
-    return path.read_bytes()
+def example(release: Path) -> bytes:
+    """A golden case as a file holds it; those are drawn."""
+    return sorted((release / "golden").iterdir())[0].read_bytes()

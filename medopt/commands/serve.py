@@ -41,6 +41,9 @@ def serve(
     client_ca: Annotated[
         Path | None, typer.Option("--client-ca", help="Only clients with a certificate signed by this one (PEM).")
     ] = None,
+    traces: Annotated[
+        str | None, typer.Option("--traces", metavar="URI", help="MLflow store for a trace of each request.")
+    ] = None,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Listen beyond this machine without a key: something else asks for one.")
     ] = False,
@@ -65,6 +68,9 @@ def serve(
     curl -X POST http://127.0.0.1:8080/v2/repository/models/STUDY/load. It is checked first; requests in hand end with
     the old one, none is lost. Batches are as large as medopt tune runtime found best. SIGTERM finishes what is in hand
     within 30 seconds. Beyond this machine a key, --client-ca or --no-auth is asked for.
+
+    models:/STUDY@champion is what MLflow's registry (MLFLOW_TRACKING_URI) has; medopt pull models:/STUDY@champion turns
+    the link when another was promoted, then load it as above. Where the registry is gone, the last one serves.
     """
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
