@@ -115,9 +115,11 @@ class Tracker:
                 if self._logged is None:
                     self._logged = len(self._client.get_metric_history(self.run_id, "curves/loss_train"))
                     watch_system(self.run_id)
-                for record in history[self._logged :]:
-                    self._client.log_batch(self.run_id, metrics=_epoch_metrics(record, self._score))
-                    self._logged += 1
+                missing = history[self._logged :]
+                for part in batches(len(missing), 100):  # whole epochs, and no more than MLflow takes at once
+                    metrics = [one for record in missing[part] for one in _epoch_metrics(record, self._score)]
+                    self._client.log_batch(self.run_id, metrics=metrics)
+                    self._logged += len(missing[part])
         except ConfigError:
             self._logged = None
             raise
