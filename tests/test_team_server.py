@@ -256,9 +256,10 @@ class TestInABrowser:
         page.open(team.uri)
         page.until("location.protocol === 'chrome-error:'")  # not let in
         page.open(team.uri.replace("://", f"://admin:{team.password}@"))
-        page.shows("admin", seconds=60)
+        page.shows("Experiments", seconds=60)
+        assert not page.run("document.body.innerText.includes('telemetry')")
         page.open(self.at(team, run, "list"))
-        page.shows("clinic ResNet-26", "matching run")
+        page.shows("clinic ResNet-26", "matching run", "admin")
 
     def test_run_page_begins_with_the_verdict(self, page: Page, team: Team, run: Run) -> None:
         page.open(self.at(team, run))
