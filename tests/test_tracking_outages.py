@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from clinic_fixtures import Finished
-from mlflow import MlflowClient
+from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
 
 from medopt.config import Study
@@ -63,6 +63,24 @@ def test_training_does_not_wait_for_a_slow_store_and_all_of_it_arrives(
         assert max(waits[1:]) < 0.2  # once slow, it is not waited for again
         tracker.end("released")
     assert steps(tracker) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_figures_between_two_trainings_are_kept_while_the_store_is_gone(
+    runs: Path, tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(tiny_study(), runs, None, "gone")
+
+    def log_batch(*_: object, **__: object) -> None:
+        raise MlflowException("the store is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_batch", log_batch)
+        assert "the store is gone" in str(tracker.log_early({"tuned": {"lr": 0.25}}))
+        assert "the store is gone" in str(tracker.sync_history(epochs(1)))
+    tracker.end("released")
+    points = MlflowClient(tracker.uri).get_metric_history(tracker.run_id, "tuned/lr")
+    assert [point.value for point in points] == [0.25]
+    assert steps(tracker) == [1]
 
 
 def test_newest_takes_the_place_of_what_waits_and_failures_are_made_up_for() -> None:
