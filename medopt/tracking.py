@@ -44,6 +44,7 @@ from medopt.tracking_store import (
 from medopt.tracking_writer import Writer
 
 PARENT = "mlflow.parentRunId"
+MOST = 1000  # metrics that MLflow takes at once
 LAST_WAIT = 10.0  # seconds for what is still to be written where a run did not reach its end
 _BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
 
@@ -56,6 +57,8 @@ class Tracker:
         self.uri = open_store(runs)
         self._logged: int | None = None
         self._score = "curves/auc_val" if study.training.metric == "auc" else "curves/score_val"
+        self._history: tuple[EpochRecord, ...] = ()
+        self._early: list[list[Metric]] = []
         self._writer: Writer[Sequence[EpochRecord]] = Writer(self._write_history)
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
@@ -104,18 +107,33 @@ class Tracker:
         Waits for the store no longer than training can bear. Returns why it could not, where the store does not answer;
         the next call makes up for it, and so does what is logged at the end.
         """
-        trouble = self._writer.put(tuple(history))
+        self._history = tuple(history)
+        return self._written()
+
+    def log_early(self, figures: Mapping[str, Any]) -> str | None:
+        """Figures from between two trainings, as `log_figures` but waited for as `sync_history` does."""
+        metrics = metrics_of(figures)
+        self._early += [metrics[part] for part in batches(len(metrics), MOST)]
+        return self._written()
+
+    def _written(self) -> str | None:
+        trouble = self._writer.put(self._history)
         return f"Training goes on, and MLflow is caught up later. {trouble}" if trouble else None
 
     def _write_history(self, history: Sequence[EpochRecord]) -> None:
         try:
             with answering(self.uri):
+                while self._early:  # sent twice they are kept once: their time is that of their making
+                    self._client.log_batch(self.run_id, metrics=self._early[0])
+                    self._early.pop(0)
                 if self._logged is None:
                     self._logged = len(self._client.get_metric_history(self.run_id, "curves/loss_train"))
                     watch_system(self.run_id)
-                for record in history[self._logged :]:
-                    self._client.log_batch(self.run_id, metrics=_epoch_metrics(record, self._score))
-                    self._logged += 1
+                missing = history[self._logged :]
+                for part in batches(len(missing), 100):  # whole epochs, and no more than MLflow takes at once
+                    metrics = [one for record in missing[part] for one in _epoch_metrics(record, self._score)]
+                    self._client.log_batch(self.run_id, metrics=metrics)
+                    self._logged += len(missing[part])
         except ConfigError:
             self._logged = None
             raise
@@ -125,7 +143,7 @@ class Tracker:
         metrics = metrics_of(figures)
         self._writer.finish()
         with answering(self.uri):
-            for part in batches(len(metrics), 1000):  # the most that MLflow takes at once
+            for part in batches(len(metrics), MOST):
                 self._client.log_batch(self.run_id, metrics=metrics[part])
 
     def log_tags(self, tags: Mapping[str, str]) -> None:

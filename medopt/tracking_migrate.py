@@ -1,9 +1,9 @@
 """The runs of a runs folder's own store, copied to a team's server: whole, once, and by the server's API alone.
 
-Each copy carries its origin's id as a tag (`medopt.migrated_from`), and, when all of it is there, the state that the
-origin was in. So a copy that was cut short is gone on with, one that is whole is skipped, and one
-whose origin went on since is brought up to date. MLflow takes the same parameter, tag or point of a metric twice
-without keeping it twice, and files are compared by size before they are sent.
+Each copy carries its origin's id as a tag (`medopt.migrated_from`), and, when all of it was there, read back and
+compared, the state that the origin was in. So a copy that was cut short is gone on with, one that is whole is skipped,
+and one whose origin went on since is brought up to date. MLflow takes the same parameter, tag or point of a metric
+twice without keeping it twice, and files are compared by size before they are sent.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Experiment, LoggedModelOutput, Metric, Run, RunTag
 
-from medopt.errors import BusyError, ConfigError
+from medopt.errors import BusyError, ConfigError, listed
 from medopt.records import Reporter, batches
 from medopt.tracking_migrate_models import copy_models, copy_registry, local_files, send_files
 from medopt.tracking_process import mark_crashed
-from medopt.tracking_store import MIGRATED_FROM, answering, every_run, find_copy, store_of, tracking_uri, use_store
+from medopt.tracking_store import MIGRATED_FROM, answering, every_run, store_of, tracking_uri, use_store
 
 MIGRATED = "mlflow.medopt.migrated"  # MLflow's pages hide tags of this beginning
 PARENT = "mlflow.parentRunId"
@@ -74,7 +74,6 @@ def migrate(runs: Path, to: str | None, reporter: Reporter) -> Migration:
         use_store(target)
         migration = Migration(MlflowClient(origin), MlflowClient(target))
         _copy(migration, reporter)
-        _check(migration, reporter)
     return migration
 
 
@@ -102,13 +101,20 @@ def _copy(migration: Migration, reporter: Reporter) -> None:
     steps = sum(len(files) + len(keys) + 1 for _, files, keys in found)
     advance = reporter.progress(steps, "moving")
     places = {key: _experiment(migration, one) for key, one in experiments.items()}
+    copies = {run.data.tags.get(MIGRATED_FROM): run for run in every_run(migration.target, list(places.values()))}
     for run in _parents_first([run for run, _, _ in found]):
         files, keys = next((files, keys) for other, files, keys in found if other is run)
         if run.info.status in ("RUNNING", "SCHEDULED"):
             migration.notes.append(f"{run.info.run_name} is running; the same command moves it when it has ended")
             advance(len(files) + len(keys) + 1)
             continue
-        _run(migration, run, places[run.info.experiment_id], files, keys, advance)
+        begun = run.info.run_id
+        if (copy := copies.get(begun)) and copy.data.tags.get(MIGRATED) == _state(run):
+            migration.runs[begun] = copy.info.run_id
+            copy_models(migration.source, migration.target, migration, run, copy, complete=True)
+            advance(len(files) + len(keys) + 1)
+            continue
+        _run(migration, run, copy, places[run.info.experiment_id], files, keys, advance)
     copy_registry(migration.source, migration.target, migration)
 
 
@@ -144,18 +150,19 @@ def _state(run: Run) -> str:
 
 
 def _run(
-    migration: Migration, run: Run, experiment_id: str, files: list[Path], keys: list[str], advance: Callable[..., None]
+    migration: Migration,
+    run: Run,
+    copy: Run | None,
+    experiment_id: str,
+    files: list[Path],
+    keys: list[str],
+    advance: Callable[..., None],
 ) -> None:
+    """Copy a run, or the rest of it; read it back; and only then mark it as whole."""
     source, target, begun = migration.source, migration.target, run.info.run_id
-    copy = find_copy(target, experiment_id, begun)
     if copy is None:
         tags = {MIGRATED_FROM: begun, "mlflow.runName": run.info.run_name}
         copy = target.create_run(experiment_id, start_time=run.info.start_time, tags=tags)
-    elif copy.data.tags.get(MIGRATED) == _state(run):
-        migration.runs[begun] = copy.info.run_id
-        copy_models(source, target, migration, run, copy, complete=True)
-        advance(len(files) + len(keys) + 1)
-        return
     migration.runs[begun], here = copy.info.run_id, copy.info.run_id
     if copy.info.status != "RUNNING":
         target.update_run(here, status="RUNNING")
@@ -170,6 +177,7 @@ def _run(
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=run.info.artifact_uri)) if files else Path()
     send_files(target, here, root, files, advance)
     target.set_terminated(here, run.info.status, run.info.end_time)
+    _refuse(differences(source, target, run, here, migration.runs, files, root), run)
     target.set_tag(here, MIGRATED, _state(run))
     migration.copied["runs"] += 1
     advance(1)
@@ -194,63 +202,65 @@ def _metrics(
         advance(1)
 
 
-def _check(migration: Migration, reporter: Reporter) -> None:
-    """Read every copy back from the server and compare it with its origin."""
-    advance = reporter.progress(len(migration.runs), "checking")
-    wrong: list[str] = []
-
-    def told(pair: tuple[str, str]) -> list[str]:
-        return differences(migration.source, migration.target, *pair, migration.runs)
-
-    with ThreadPoolExecutor(4) as pool:  # what takes time is to wait for each answer
-        for (begun, _), found in zip(migration.runs.items(), pool.map(told, migration.runs.items()), strict=True):
-            wrong += [f"{begun}: {text}" for text in found]
-            advance(1)
-    if wrong:
+def _refuse(found: Sequence[str], run: Run) -> None:
+    if found:
         raise ConfigError(
-            f"{len(wrong)} things are not on the server as they were here: {'; '.join(wrong[:5])}. Give the same "
-            "command again; the runs here are untouched."
+            f"{run.info.run_name} is not on the server as it is here: {listed(list(found))}. Give the same command "
+            "again; the runs here are untouched."
         )
 
 
 def differences(
-    source: MlflowClient, target: MlflowClient, begun: str, here: str, mapped: Mapping[str, str]
+    source: MlflowClient,
+    target: MlflowClient,
+    run: Run,
+    here: str,
+    mapped: Mapping[str, str],
+    files: Sequence[Path],
+    root: Path,
 ) -> list[str]:
-    """What a copy lacks of its origin, in words; empty where it is the same by API."""
-    one, two, found = source.get_run(begun), target.get_run(here), []
-    for name in ("run_name", "status", "start_time", "end_time"):
-        if getattr(one.info, name) != getattr(two.info, name):
-            found.append(name)
+    """What a copy lacks of its origin, in words, as the server's API tells it; empty where it is the same."""
+    found = _unlike(run, target.get_run(here), mapped)
+    last = {metric.key: metric.step for metric in run.data._metric_objs}
+    histories = [key for key, step in last.items() if step]  # the only point of the others was compared
+
+    def same(key: str) -> bool:
+        return _points(source, run.info.run_id, key) == _points(target, here, key)
+
+    with ThreadPoolExecutor(4) as pool:  # what takes time is to wait for each answer
+        found += [f"history of {key}" for key, is_same in zip(histories, pool.map(same, histories), strict=True)
+                  if not is_same]  # fmt: skip
+    there = listed_files(target, here) if files else {}
+    sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+    return found + [f"file {name}" for name, size in sizes.items() if there.get(name) != size]
+
+
+def _unlike(one: Run, two: Run, mapped: Mapping[str, str]) -> list[str]:
+    """What the records of both runs say differently."""
+    found = [
+        name
+        for name in ("run_name", "status", "start_time", "end_time")
+        if getattr(one.info, name) != getattr(two.info, name)
+    ]
     if one.data.params != two.data.params:
         found.append("parameters")
     tags = one.data.tags | {PARENT: mapped.get(one.data.tags.get(PARENT, ""), "")}
     found += [f"tag {key}" for key, value in tags.items() if two.data.tags.get(key, "") != value]
-    found += [f"metric {key}" for key in _unlike(one, two)]
-    for key in one.data.metrics:
-        last = next(metric for metric in one.data._metric_objs if metric.key == key)
-        if last.step and _points(source, begun, key) != _points(target, here, key):
-            found.append(f"history of {key}")
-    sets = [
-        {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs} if run.inputs else set()
-        for run in (one, two)
-    ]
-    if sets[0] - sets[1]:
+    before, after = _last(one), _last(two)
+    found += [f"metric {key}" for key in before if before[key] != after.get(key)]
+    if _datasets(one) - _datasets(two):
         found.append("datasets")
     if len(_outputs(one)) != len(_outputs(two)):
         found.append("models")
-    there = listed_files(target, here)
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=one.info.artifact_uri)) if there else Path()
-    files = {path.relative_to(root).as_posix(): path.stat().st_size for path in local_files(one.info.artifact_uri)}
-    found += [f"file {name}" for name, size in files.items() if there.get(name) != size]
     return found
 
 
-def _unlike(one: Run, two: Run) -> list[str]:
-    def last(run: Run) -> dict[str, tuple[int, int, str]]:
-        return {m.key: (m.step, m.timestamp, repr(m.value)) for m in run.data._metric_objs}
+def _last(run: Run) -> dict[str, tuple[int, int, str]]:
+    return {m.key: (m.step, m.timestamp, repr(m.value)) for m in run.data._metric_objs}
 
-    before, after = last(one), last(two)
-    return [key for key in before if before[key] != after.get(key)]
+
+def _datasets(run: Run) -> set[tuple[str, str]]:
+    return {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs} if run.inputs else set()
 
 
 def _points(client: MlflowClient, run_id: str, key: str) -> set[tuple[int, int, str]]:

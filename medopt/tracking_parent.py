@@ -54,6 +54,11 @@ class ParentRun:
             for part in batches(len(metrics), 1000):
                 self._client.log_batch(self.run_id, metrics=metrics[part])
 
+    def describe(self, text: str) -> None:
+        """Markdown that the run's page shows as its description."""
+        with answering(self.uri):
+            self._client.set_tag(self.run_id, "mlflow.note.content", text)
+
     def log_files(self, paths: Mapping[Path, str]) -> None:
         """Files as artifacts, each with the folder it is to stand in ('' is the top)."""
         with answering(self.uri):

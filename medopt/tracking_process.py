@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from mlflow import MlflowClient
+from mlflow import MlflowClient, MlflowException
 
 from medopt.tracking_store import every_run
 
@@ -29,9 +30,10 @@ def mark_crashed(client: MlflowClient) -> list[str]:
     experiments = [one.experiment_id for one in client.search_experiments()]
     for run in every_run(client, experiments, "attributes.status = 'RUNNING'") if experiments else ():
         if is_dead(run.data.tags.get(PROCESS, "")):
-            client.set_tag(run.info.run_id, "outcome", "crashed")
-            client.set_terminated(run.info.run_id, "FAILED")
-            found.append(str(run.info.run_name))
+            with suppress(MlflowException):  # of somebody else, who does not let us
+                client.set_tag(run.info.run_id, "outcome", "crashed")
+                client.set_terminated(run.info.run_id, "FAILED")
+                found.append(str(run.info.run_name))
     return found
 
 

@@ -30,14 +30,18 @@ class Writer(Generic[Item]):
         self._thread: threading.Thread | None = None
 
     def put(self, item: Item) -> ConfigError | None:
-        """Have it written; returns what went wrong since the last call, as far as that is known by now."""
+        """Have it written; returns what went wrong since the last call, as far as that is known by now.
+
+        Where the one before is still being written, the store is slow or gone, and nothing is waited for.
+        """
         with self._changed:
+            patience = self._patience if self._is_idle() else 0.0
             self._waiting = [item]
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-            self._changed.wait_for(self._is_idle, self._patience)
+            self._changed.wait_for(self._is_idle, patience)
             told, self._trouble = self._trouble, None
             return told
 

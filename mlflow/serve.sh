@@ -18,6 +18,7 @@ MLFLOW_AUTH_ADMIN_PASSWORD=$(cat "$ADMIN_PASSWORD_FILE")
 MLFLOW_FLASK_SERVER_SECRET_KEY=$(cat "$SESSION_KEY_FILE")
 export MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY MLFLOW_AUTH_CONFIG_PATH=$settings
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # its job runners take 2 GB, and a reviewer has no use for them
+export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true # neither the server nor the pages that it sends tell anybody
 unset MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD
 exec "${PYTHON:-python3}" -m mlflow server --app-name basic-auth --host "${LISTEN:-127.0.0.1}" --port "${PORT:-5000}" \
     --workers "${WORKERS:-1}" --backend-store-uri "postgresql+psycopg://$PGUSER@/$MEDOPT_DATABASE?host=$PGHOST" \

@@ -41,10 +41,18 @@ class Page:
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
 
-    def run(self, script: str) -> Any:
+    def run(self, script: str, **where: Any) -> Any:
         """The value of a JavaScript expression in the page."""
-        done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, **where)
         return done["result"].get("value")
+
+    def framed(self, script: str) -> Any:
+        """The value of an expression in the page's first frame, of whatever origin."""
+        frames = self.call("Page.getFrameTree")["frameTree"].get("childFrames", [])
+        if not frames:
+            return None
+        world = self.call("Page.createIsolatedWorld", frameId=frames[0]["frame"]["id"])
+        return self.run(script, contextId=world["executionContextId"])
 
     def until(self, script: str, seconds: float = 30) -> Any:
         """Wait for an expression to hold; its value."""
@@ -59,7 +67,7 @@ class Page:
     def shows(self, *texts: str, seconds: float = 30) -> None:
         """Wait until the page shows all these texts."""
         for text in texts:
-            self.until(f"document.body.innerText.includes({json.dumps(text)})", seconds)
+            self.until(f"document.body.innerText.replace(/\\s+/g, ' ').includes({json.dumps(text)})", seconds)
 
     def click(self, script: str) -> None:
         """A press of the mouse on the element that the expression gives."""
@@ -92,6 +100,7 @@ def browser(folder: Path, width: int = 1440, height: int = 1000, *more: str) -> 
     words = [
         *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
         *("--disable-background-networking", "--remote-debugging-port=0"),
+        "--disable-features=IsolateSandboxedIframes",  # so that a frame's text can be read
         *(f"--user-data-dir={folder}", f"--window-size={width},{height}", *more, "about:blank"),
     ]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

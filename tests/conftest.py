@@ -23,6 +23,7 @@ LONGEST = (
     "test_killed_anywhere",
     "test_several_processes",
     "test_tracking_server",
+    "test_team_server",
     "test_interrupted",
     "test_processes",
     "test_seeds_and_folds",

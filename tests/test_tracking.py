@@ -79,10 +79,25 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
     tags = tracked.data.tags
     assert tracked.info.status == "FINISHED"
     assert (tags["study"], tags["outcome"], tags["run_folder"]) == ("clinic", "released", finished.folder.name)
-    assert tags["mlflow.note.content"] == "Is there a bright blob?"
+    assert (tags["gate"], tags["device"], tags["seed"]) == ("passed", "cpu", "0")
+    day, time_of_day, short = finished.folder.name.split("-")
+    assert tracked.info.run_name == (
+        f"clinic {tags['model']} seed 0 {day[:4]}-{day[4:6]}-{day[6:]} "
+        f"{time_of_day[:2]}:{time_of_day[2:4]}:{time_of_day[4:]} {short}"
+    )
     assert tags["manifest_digest"] == provenance["manifest_digest"]
     assert tags["code"] == provenance["code"].get("commit", provenance["code"]["version"])
     assert tags["machine"] == provenance["machine"]["cpu"]
+
+
+def test_description_is_the_first_page_of_the_report(tracked: Run, finished: Finished) -> None:
+    told, test = tracked.data.tags["mlflow.note.content"], finished.metrics["test"]
+    assert told.startswith("Is there a bright blob? **int8 passed the gate.**")
+    for kind in ("float", "int8"):
+        area = test[kind]["auc"]
+        assert told.count(f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})") >= 2, kind
+    assert "| operating point (youden) |" in told and "**For whom not?**" in told
+    assert len(told) < 8000
 
 
 def test_every_epoch_stands_there_once(store: MlflowClient, tracked: Run, finished: Finished) -> None:

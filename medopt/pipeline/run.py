@@ -223,7 +223,7 @@ class Run:
         steps = prune_in_steps(study, sets, weights, targets, self.folder, self.reporter, self.hardware)
         told = {step.weights.parent.name: step.facts for step in steps}
         write_json(self.folder.path / RESULT, told)
-        self.tracker.log_figures({f"pruning {name}": facts | {WIDTHS: None} for name, facts in told.items()})
+        self._tell(self.tracker.log_early({f"pruning {name}": facts | {WIDTHS: None} for name, facts in told.items()}))
         return steps
 
     def _resolved(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> Study:
@@ -240,16 +240,18 @@ class Run:
         training = Training.model_validate(facts["training"])
         size, micro = training.resolved_sizes
         figures = {"lr": training.optimizer.rate, "batch_size": size, "micro_batch": micro}
-        self.tracker.log_figures({"tuned": figures})
+        self._tell(self.tracker.log_early({"tuned": figures}))
         return study.model_copy(update={"training": training})
 
     def _on_epoch(self, history: Sequence[EpochRecord]) -> None:
         interrupts.stop_if_asked()
-        trouble = self.tracker.sync_history(history)
-        if trouble:
-            self.reporter.message(trouble)
+        self._tell(self.tracker.sync_history(history))
         if self.watch is not None:
             self.watch(history)
+
+    def _tell(self, trouble: str | None) -> None:
+        if trouble:
+            self.reporter.message(trouble)
 
     def _evaluate(
         self,

@@ -19,6 +19,7 @@ from medopt.pipeline.group import Group
 from medopt.pipeline.stages import KINDS
 from medopt.provenance import write_columns, write_json
 from medopt.records import Estimate, Predictions
+from medopt.report.group_page import members_page
 
 TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
 CAPTION = "Bars: patient-cluster bootstrap. That of the mean scores the same patients by every member; it does not\n"
@@ -73,6 +74,7 @@ def record_group(
     write_columns(folder / "members.csv", columns)
     _draw(members, summaries, test, folder / "figures" / "members.png", study)
     group.parent.log_figures(_logged(metrics))
+    group.parent.describe(members_page(study.question, metrics))
     group.parent.log_table(columns, "members.json")
     group.parent.log_files(files)
     return metrics | {"folder": str(folder), "mlflow_link": group.parent.link}

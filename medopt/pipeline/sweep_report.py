@@ -14,6 +14,7 @@ from medopt.evaluation.figures_sweep import sweep_figure
 from medopt.pipeline.group import Group
 from medopt.pipeline.trials import Trials
 from medopt.provenance import write_columns, write_json, write_text
+from medopt.report.group_page import sweep_page
 from medopt.study_file import find_manifest, load_study
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def record_sweep(sweep: Sweep, trials: Trials, group: Group, data: Path) -> dict
     write_columns(folder / "trials.csv", columns)
     _draw(sweep, rows, folder / "figures" / "sweep.png")
     group.parent.log_figures(_logged(summary))
+    group.parent.describe(sweep_page(sweep.study.question, summary))
     group.parent.log_table(columns, "trials.json")
     group.parent.log_files(files)
     return summary | {"folder": str(folder), "mlflow_link": group.parent.link}

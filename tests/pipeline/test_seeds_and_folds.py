@@ -95,6 +95,8 @@ def test_mlflow_has_a_parent_with_the_mean_above_its_members(seeds: Group) -> No
     assert (parent.info.status, parent.data.tags["outcome"]) == ("FINISHED", "done")
     told = seeds.summary["test"]["int8"]["auc"]
     assert parent.data.metrics["test_int8/auc"] == told["mean"]["value"]
+    described = parent.data.tags["mlflow.note.content"]
+    assert f"{told['mean']['value']:.3f}" in described and "| AUC |" in described
     assert parent.data.metrics["test_int8/auc_sd"] == told["sd"]
     paths = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert paths >= {"metrics.json", "members.json", "tables", "figures"}

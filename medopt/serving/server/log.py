@@ -13,7 +13,7 @@ _LOG = logging.getLogger("medopt.serve")
 
 
 def configure(also: logging.Handler | None = None) -> None:
-    """One handler for medopt's lines, and `also`; other packages' remarks, which may quote a request, only from errors."""
+    """One handler for medopt's lines, and `also`; of other packages, which may quote a request, only their failures."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _LOG.handlers, _LOG.propagate = [handler, *([also] if also else [])], False
