@@ -45,7 +45,7 @@ class Answering:
         model = info.models[kind]
         self._rules, self._wanted = rules or info.series, wanted
         self._volumes = len(info.prepare.size) == 3
-        self._evidence = Evidence.open(release / model.file) if wanted.heat_map else None
+        self._evidence = Evidence.open(release / model.file) if wanted.heat_maps else None
         self.origin = Origin(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
     def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
@@ -67,7 +67,7 @@ class Answering:
         if not declined or self._wanted.declined:
             inputs = [digests[path.name] for series in taken or found for path in series.files]
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
-            for (scan, _), answer in zip(scans, answers, strict=False):
+            for scan, answer in self._shown([scan for scan, _ in scans], answers):
                 made += self._heat_maps(scan, answer, inputs, now)
         reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, judged)
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
@@ -96,9 +96,18 @@ class Answering:
         images = tuple(dcmread(path, stop_before_pixels=True, force=True) for path in files)
         return ScanAnswer(self._predictor.predict_scan(scan), images)
 
+    def _shown(self, scans: Sequence[str | Path], answers: Sequence[ScanAnswer]) -> list[tuple[str | Path, ScanAnswer]]:
+        """The scans that get a heat map: those of the highest probability of what is shown."""
+        pairs = [pair for pair in zip(scans, answers, strict=False) if shown(self.origin, pair[1])]
+
+        def highest(pair: tuple[str | Path, ScanAnswer]) -> float:
+            return max(pair[1].answer.probabilities[label] for label in shown(self.origin, pair[1]))
+
+        return sorted(pairs, key=highest, reverse=True)[: self._wanted.heat_maps]
+
     def _heat_maps(self, scan: str | Path, one: ScanAnswer, inputs: Sequence[str], now: datetime) -> list[Made]:
         """Of a scan with a finding that is not absent; it is read once more, the others never twice."""
-        if self._evidence is None or not shown(self.origin, one):
+        if self._evidence is None:
             return []
         volume = self._predictor.chain.read(scan)
         places = self._evidence.places(self._predictor.prepare(volume)[0])

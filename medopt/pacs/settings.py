@@ -85,8 +85,9 @@ class Results(Section):
 
     text: bool = True
     """Also a Basic Text SR, for viewers that read no measurement reports."""
-    heat_map: bool = True
-    """Also a Secondary Capture that shows where the evidence lay, for each finding that is present or undecided."""
+    heat_maps: int = Field(8, ge=0, le=100)
+    """Also Secondary Captures that show where the evidence lay, for findings that are present or undecided: of at most
+    so many scans of a study, those of the highest probability. 0: none."""
     declined: bool = True
     """True: a scan that the release declines gets a report, too, that says Undetermined. False: nothing is sent."""
     series_number: int = Field(9001, ge=1, le=2**31 - 100)

@@ -90,3 +90,14 @@ def test_a_study_gets_one_where_something_is_found(answering: Answering, tmp_pat
     maps = [one for one in found.made if one.kind == HEAT_MAP]
     assert len(maps) == sum(decision == "blob" for decision in found.decisions) > 0
     assert len({one.sop_uid for one in maps}) == len(maps)
+
+
+def test_a_study_of_many_images_gets_few(release: Path, tmp_path: Path) -> None:
+    for number in range(1, 7):
+        radiograph(tmp_path / "in" / f"{number}.dcm", number=number)
+    names = {f"{number}.dcm": "d" for number in range(1, 7)}
+    one = Answering(release, "int8", None, Results(heat_maps=1)).study(tmp_path / "in", names, {}, NOW)
+    none = Answering(release, "int8", None, Results(heat_maps=0)).study(tmp_path / "in", names, {}, NOW)
+    assert sum(decision == "blob" for decision in one.decisions) > 1
+    assert [found.kind for found in one.made] == ["report", "text", HEAT_MAP]
+    assert [found.kind for found in none.made] == ["report", "text"]
