@@ -94,12 +94,7 @@ def example(name: str) -> str:
 @contextmanager
 def started(release: Path, folder: Path) -> Iterator[Places]:
     """Orthanc and a node, until the end of the block; raises ConfigError where one of them does not start."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise ConfigError(
-            "There is no Orthanc on this machine. On Debian and Ubuntu: apt-get install --no-install-recommends "
-            "orthanc orthanc-dicomweb"
-        )
+    program = orthanc_program()
     places = Places(folder, *_free_ports(4))
     with ExitStack() as stack:
         stack.enter_context(_process([program, str(_orthanc(places))], folder / "orthanc.log"))
@@ -108,6 +103,17 @@ def started(release: Path, folder: Path) -> Iterator[Places]:
         stack.enter_context(_process(words, folder / "node.log"))
         _wait(lambda: "listens on" in (folder / "node.log").read_text(), "The node", folder / "node.log")
         yield places
+
+
+def orthanc_program() -> str:
+    """Where Orthanc is; raises ConfigError."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise ConfigError(
+            "There is no Orthanc on this machine. On Debian and Ubuntu: apt-get install --no-install-recommends "
+            "orthanc orthanc-dicomweb"
+        )
+    return program
 
 
 def send_studies(places: Places, count: int, told: Callable[[str], None]) -> Iterator[list[Shown]]:

@@ -99,6 +99,8 @@ class PacsNode:
             while not self._stop.wait(_TICK_SECONDS):
                 self._safely(self._tick)
             receiver.stop()
+            if door is not None:
+                door.close()
             for thread in [*threads, *([] if pull is None else [pull])]:
                 thread.join()
         finally:

@@ -157,7 +157,8 @@ def test_idle_connections_end(side: Callable[..., WebSide], monkeypatch: pytest.
     monkeypatch.setattr(door, "CONNECTIONS", 5)
     node = side()
     idle = [socket.create_connection(("127.0.0.1", node.node.web.port)) for _ in range(10)]  # type: ignore[union-attr]
-    idle[0].sendall(b"GET / HT")
+    idle[-1].sendall(b"GET / HT")
+    assert requests.get(f"{node.url}/health", timeout=0.4).status_code == 200  # they keep nobody out
     time.sleep(1)
     for one in idle:
         one.settimeout(1)

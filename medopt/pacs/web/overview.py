@@ -127,6 +127,8 @@ def _places(db: sqlite3.Connection, destinations: list[str]) -> Iterator[Place]:
     gone = [name for name, by in sends.items() if name not in destinations and by["waiting"] + by["parked"]]
     for name in [*destinations, *sorted(gone)]:
         row = db.execute(
-            "SELECT reason FROM sends WHERE destination = ? AND state != 'sent' AND reason != '' LIMIT 1", (name,)
+            "SELECT reason FROM sends WHERE state IN ('waiting', 'parked') AND destination = ? AND reason != '' "
+            "LIMIT 1",
+            (name,),
         ).fetchone()
         yield Place(name, sends[name], "" if row is None else row["reason"])
