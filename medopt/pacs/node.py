@@ -86,14 +86,15 @@ class PacsNode:
             if not self._opened():
                 return
             port = self._listening(receiver)
+            page = "" if door is None else door.start()
             self._audit("started")
             steps = ((self._work, self._ready), (self._send, self._owed))
             threads = [threading.Thread(target=self._guarded, args=one) for one in steps]
             for thread in threads:
                 thread.start()
             ready(f"{self._node.aet} listens on {self._node.host}:{port}")
-            if door is not None:
-                ready(f"its page: {door.start()}")
+            if page:
+                ready(f"its page: {page}")
             if pull is not None:
                 pull.start()
             while not self._stop.wait(_TICK_SECONDS):

@@ -167,6 +167,12 @@ def test_idle_connections_end(side: Callable[..., WebSide], monkeypatch: pytest.
     assert requests.get(f"{node.url}/health", timeout=5).status_code == 200
 
 
+def test_a_port_that_is_taken(side: Callable[..., WebSide]) -> None:
+    node = side()
+    with pytest.raises(ConfigError, match="its section web"):
+        side(web={"port": node.node.web.port})  # type: ignore[union-attr]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
 def test_in_a_real_browser(side: Callable[..., WebSide]) -> None:
     node = side()
