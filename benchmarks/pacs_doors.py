@@ -37,7 +37,7 @@ from pynetdicom.sop_class import Verification
 from rich.console import Console
 from rich.table import Table
 
-from medopt.pacs.demo import Places, _orthanc, _process, _wait
+from medopt.pacs.demo import Places, orthanc_config, orthanc_program, running, wait
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.provenance import machine
 
@@ -85,7 +85,7 @@ class Node:
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             self.process = subprocess.Popen(words, stdout=stream, stderr=stream, env=environment)
         try:
-            _wait(lambda: "its page" in log.read_text(), "The node", log)
+            wait(lambda: "its page" in log.read_text(), "The node", self.process, log)
             yield self
         finally:
             self.process.send_signal(signal.SIGTERM)
@@ -257,11 +257,10 @@ def measure_pull(folder: Path, release: Path, scans: Sequence[Path]) -> list[dic
     """`medopt pacs reconcile` twice: all is missing, then nothing."""
     places = Places(folder, *free_ports(4))
     found = []
-    from medopt.pacs.demo import orthanc_program
-
     folder.mkdir(parents=True, exist_ok=True)
-    with _process([orthanc_program(), str(_orthanc(places))], folder / "orthanc.log"):
-        _wait(lambda: _answers(f"{places.orthanc}/system"), "Orthanc", folder / "orthanc.log")
+    log = folder / "orthanc.log"
+    with running([orthanc_program(), str(orthanc_config(places))], log) as orthanc:
+        wait(lambda: _answers(f"{places.orthanc}/system"), "Orthanc", orthanc, log)
         # the example's Orthanc routes; here nothing may come but what is asked for
         requests.post(f"{places.orthanc}/tools/execute-script", data="function OnStableStudy() end", timeout=10)
         for scan in scans:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +52,20 @@ def deliver(node: Running, url: str, scan: Path) -> None:
         time.sleep(0.1)
 
 
+def check_report(orthanc: Orthanc, instance: str, place: Path) -> None:
+    """A report as Orthanc holds it opens elsewhere."""
+    tags = orthanc.get(f"/instances/{instance}/simplified-tags")
+    if tags["Modality"] != "SR":
+        return
+    assert (tags["VerificationFlag"], tags["PreliminaryFlag"]) == ("UNVERIFIED", "PRELIMINARY")
+    place.write_bytes(orthanc.file(instance))
+    for program in ("dciodvfy", "dsrdump"):
+        if shutil.which(program):
+            done = subprocess.run([program, str(place)], capture_output=True, text=True, check=False)
+            errors = [line for line in done.stderr.splitlines() if line.startswith(("Error", "E:", "F:"))]
+            assert errors == [], (program, errors)
+
+
 @needs_orthanc
 def test_studies_by_stow_through_a_killed_node_and_what_routing_lost(
     tmp_path: Path, release: Path, orthanc: Orthanc
@@ -86,6 +102,8 @@ def test_studies_by_stow_through_a_killed_node_and_what_routing_lost(
         reports = [one for one in found if one.Modality == "SR"]
         studies = [str(dcmread(scan).StudyInstanceUID) for scan in [*scans, lost]]
         assert sorted(str(one.StudyInstanceUID) for one in reports) == sorted(2 * studies)
+        for one in orthanc.instances():
+            check_report(orthanc, one, tmp_path / "one.dcm")
         health = requests.get(f"{url}/health", timeout=10)
         assert (health.status_code, health.json()["healthy"]) == (200, True)
         said = node.said() + requests.get(f"{url}/", timeout=10).text + requests.get(f"{url}/metrics", timeout=10).text
@@ -100,7 +118,9 @@ def test_studies_by_stow_through_a_killed_node_and_what_routing_lost(
                 sent.SOPInstanceUID,
             ):
                 assert str(word) not in said
+        begun = time.monotonic()
         assert node.kill(signal.SIGTERM) == 0
+        assert time.monotonic() - begun < 30
         assert call("pacs", "audit", "verify", node.file).code == 0
     finally:
         if node.process is not None and node.process.poll() is None:

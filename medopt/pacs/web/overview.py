@@ -105,8 +105,8 @@ def _studies(db: sqlite3.Connection, where: str, most: int) -> tuple[StudyRow, .
         f"WITH last AS (SELECT * FROM studies {where} ORDER BY changed DESC LIMIT ?) SELECT *, "
         "(SELECT count(*) FROM instances WHERE study_uid = uid AND image) AS images, "
         "(SELECT max(received) FROM instances WHERE study_uid = uid AND image) AS last_image, "
-        "(SELECT max(due) FROM results CROSS JOIN sends USING (sop_uid) WHERE study_uid = uid AND sends.state = 'sent') "
-        "AS last_sent FROM last ORDER BY changed DESC",
+        "(SELECT max(due) FROM results CROSS JOIN sends USING (sop_uid) "  # in this order: no table is read whole
+        "WHERE study_uid = uid AND sends.state = 'sent') AS last_sent FROM last ORDER BY changed DESC",
         (most,),
     )
     found = []
