@@ -6,8 +6,10 @@ READY := $(VENV)/.ready
 DATA ?= data
 RUNS ?= runs
 PYTEST_WORKERS ?= 2
+MLFLOW_STORE ?= runs/mlflow-server
+MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo pacs-demo test lint clean
+.PHONY: help setup demo pacs-demo test lint mlflow-server clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -39,6 +41,9 @@ lint: $(READY)  ## ruff, mypy, import-linter
 test: lint  ## all checks and tests, with line coverage of medopt/ over 90 %
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+mlflow-server: $(READY)  ## a team's MLflow on loopback, with Debian's PostgreSQL and sign-in, to try (Ctrl-C ends it)
+	PYTHON=$(abspath $(BIN)/python) exec mlflow/loopback.sh $(MLFLOW_STORE) $(MLFLOW_PORT)
 
 clean:  ## remove the environment and the caches; runs and data stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -20,10 +20,12 @@ from medopt.commands.evaluate import evaluate
 from medopt.commands.export import export
 from medopt.commands.manifest_build import build
 from medopt.commands.manifest_check import check
+from medopt.commands.mlflow import mlflow_app
 from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
 from medopt.commands.pacs import pacs_app
 from medopt.commands.plan import plan
 from medopt.commands.prepare import prepare
+from medopt.commands.registry import promote, pull, release_folder, rollback
 from medopt.commands.report import report
 from medopt.commands.run import run
 from medopt.commands.series import series
@@ -48,6 +50,7 @@ manifest_app = typer.Typer(help="Build a manifest from a folder of scans, and ch
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(tune_app, name="tune")
 app.add_typer(pacs_app, name="pacs")
+app.add_typer(mlflow_app, name="mlflow")
 tune_app.command("runtime")(tune_runtime)
 manifest_app.command("check")(check)
 app.command()(run)
@@ -62,6 +65,9 @@ app.command()(report)
 app.command()(drift)
 app.command()(export)
 app.command()(serve)
+app.command()(promote)
+app.command()(rollback)
+app.command()(pull)
 
 
 @app.callback()
@@ -121,14 +127,14 @@ def fetch(
 
 @app.command()
 def verify(
-    release: Annotated[Path, typer.Argument(help="A release folder.")],
+    release: Annotated[Path, typer.Argument(help="A release folder, or models:/NAME@champion.")],
     as_json: JsonOption = False,
 ) -> None:
     """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built."""
     from medopt.console import print_rows
     from medopt.release.verify import verify_release
 
-    rows = verify_release(release)
+    rows = verify_release(release_folder(release))
     shown = [{key: row[key] for key in ("case", "model", "difference")} for row in rows]
     print_rows(f"{release}: unchanged; golden cases replayed", shown)
     if as_json:
@@ -137,7 +143,7 @@ def verify(
 
 @app.command()
 def predict(
-    release: Annotated[Path, typer.Argument(help="A release folder.")],
+    release: Annotated[Path, typer.Argument(help="A release folder, or models:/NAME@champion.")],
     paths: Annotated[list[Path], typer.Argument(help="DICOM, NIfTI or image files, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("predictions.csv"),
     model: Annotated[str, typer.Option(help="int8 or float.")] = "int8",
@@ -166,6 +172,7 @@ def predict(
     from medopt.serving.batch import find_scans, predict_scans
 
     spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name
+    release = release_folder(release)
     predictor = Predictor.open(release, "float" if model == "float" else "int8", engine, mode="throughput")
     scans = find_scans(paths, len(predictor.info.prepare.size))
     reporter = ConsoleReporter()

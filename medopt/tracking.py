@@ -17,24 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import onnx
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made when mlflow is imported
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
 
 from medopt.config import Study
 from medopt.errors import ConfigError
-from medopt.inference.engines import INPUT, OUTPUT
-from medopt.provenance import package_versions
+from medopt.provenance import file_digest
 from medopt.records import EpochRecord, batches
-from medopt.tracking_store import answering, find_experiment, find_run, is_known, open_store, page_of, tracking_uri
+from medopt.release.contents import CARD, SUMS
+from medopt.tracking_fetch import DIGEST
+from medopt.tracking_process import PROCESS, mark_crashed, this_process
+from medopt.tracking_registry import CANDIDATE, GATE, PASSED
+from medopt.tracking_release import log_release
+from medopt.tracking_store import (
+    MIGRATED_FROM,
+    answering,
+    find_experiment,
+    open_store,
+    page_of,
+    resumed,
+    tracking_uri,
+    watch_system,
+)
+from medopt.tracking_writer import Writer
 
-CANDIDATE = "candidate"
 PARENT = "mlflow.parentRunId"
+LAST_WAIT = 10.0  # seconds for what is still to be written where a run did not reach its end
 _BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
 
 
@@ -45,20 +55,23 @@ class Tracker:
         """Begin a run, or continue `run_id` where the store knows it; below the run `parent` where one is given."""
         self.uri = open_store(runs)
         self._logged: int | None = None
+        self._score = "curves/auc_val" if study.training.metric == "auc" else "curves/score_val"
+        self._writer: Writer[Sequence[EpochRecord]] = Writer(self._write_history)
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
             self.experiment_id = find_experiment(self._client, study.name, self.uri, runs)
-            known = run_id if run_id and is_known(self._client, run_id) else None
-            known = known or find_run(self._client, self.experiment_id, run_name)
+            mark_crashed(self._client)
+            known = resumed(self._client, self.experiment_id, run_id, run_name)
             run = mlflow.start_run(
-                run_id=known,
+                run_id=known.info.run_id if known else None,
                 experiment_id=self.experiment_id,
                 run_name=None if known else run_name,
+                tags={PROCESS: this_process()} | ({PARENT: parent} if parent else {}),
                 log_system_metrics=True,
             )
-            if parent:
-                self._client.set_tag(run.info.run_id, PARENT, parent)
         self.run_id: str = run.info.run_id
+        self.origin: str = run.data.tags.get(MIGRATED_FROM, self.run_id)
+        """The id that the run was begun under: where it was moved to a server, stages that are done stay done."""
 
     @property
     def link(self) -> str:
@@ -88,26 +101,37 @@ class Tracker:
     def sync_history(self, history: Sequence[EpochRecord]) -> str | None:
         """Log the epochs that the store does not hold yet: no gap and no double point, also after a crash.
 
-        Returns why it could not, where the store does not answer; the next call makes up for it.
+        Waits for the store no longer than training can bear. Returns why it could not, where the store does not answer;
+        the next call makes up for it, and so does what is logged at the end.
         """
+        trouble = self._writer.put(tuple(history))
+        return f"Training goes on, and MLflow is caught up later. {trouble}" if trouble else None
+
+    def _write_history(self, history: Sequence[EpochRecord]) -> None:
         try:
             with answering(self.uri):
                 if self._logged is None:
-                    self._logged = len(self._client.get_metric_history(self.run_id, "loss/train"))
+                    self._logged = len(self._client.get_metric_history(self.run_id, "curves/loss_train"))
+                    watch_system(self.run_id)
                 for record in history[self._logged :]:
-                    self._client.log_batch(self.run_id, metrics=_epoch_metrics(record))
+                    self._client.log_batch(self.run_id, metrics=_epoch_metrics(record, self._score))
                     self._logged += 1
-        except ConfigError as error:
+        except ConfigError:
             self._logged = None
-            return f"Training goes on, and MLflow is caught up later. {error}"
-        return None
+            raise
 
     def log_figures(self, figures: Mapping[str, Any]) -> None:
         """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
         metrics = metrics_of(figures)
+        self._writer.finish()
         with answering(self.uri):
             for part in batches(len(metrics), 1000):  # the most that MLflow takes at once
                 self._client.log_batch(self.run_id, metrics=metrics[part])
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """What a reviewer reads and searches by; `mlflow.note.content` is the description, in Markdown."""
+        with answering(self.uri):
+            self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags.items()])
 
     def log_files(self, paths: Mapping[str, Path]) -> None:
         """Files and folders as artifacts, by the folder they are to stand in ('' is the top)."""
@@ -118,34 +142,19 @@ class Tracker:
                 else:
                     mlflow.log_artifact(str(path), place or None)
 
-    def log_models(self, study: Study, models: Mapping[str, Path], register: bool) -> str | None:
-        """Both ONNX models with their signature; the int8 one is registered with alias `candidate` if `register`.
+    def log_release(self, study: Study, release: Path, *, passed: bool) -> str:
+        """The release as a model that answers scans, registered under the study's name; returns its version.
 
-        Returns the registered version.
+        With alias `candidate` where it passed the gate; one that somebody answers for is there without.
         """
-        shape = (-1, study.prepare.channels, *study.prepare.size)
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.float32), shape, INPUT)]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, study.data.outputs), OUTPUT)]),
-        )
-        versions = package_versions()
-        needs = [f"{name}=={versions[name]}" for name in ("onnx", "onnxruntime", "numpy")]
-        version = None
-        for kind, path in models.items():
-            chosen = register and kind == "int8"
-            with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
-                info = mlflow.onnx.log_model(
-                    onnx.load(path),
-                    name=kind,
-                    signature=signature,
-                    pip_requirements=needs,
-                    registered_model_name=study.name if chosen else None,
-                    save_as_external_data=False,
-                )
-            if chosen:
-                version = str(info.registered_model_version)
-                with answering(self.uri):
-                    self._client.set_registered_model_alias(study.name, CANDIDATE, version)
+        tags = {GATE: PASSED if passed else "overridden", DIGEST: file_digest(release / SUMS)}
+        with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
+            version = log_release(release)
+            for key, value in tags.items():
+                self._client.set_model_version_tag(study.name, version, key, value)
+            self._client.update_model_version(study.name, version, description=(release / CARD).read_text()[:5000])
+            if passed:
+                self._client.set_registered_model_alias(study.name, CANDIDATE, version)
         return version
 
     def end(self, outcome: str, status: str = "FINISHED") -> None:
@@ -156,6 +165,7 @@ class Tracker:
         try:
             with answering(self.uri):
                 try:
+                    self._writer.finish(None if status == "FINISHED" else LAST_WAIT)
                     self._client.set_tag(self.run_id, "outcome", outcome)
                 finally:  # else MLflow itself would call the run FINISHED when this process ends
                     mlflow.end_run(status)
@@ -191,15 +201,16 @@ def _metric_name(key: str) -> str:
     return f"{'_'.join(parts[:2])}/{'_'.join(parts[2:])}"
 
 
-def _epoch_metrics(record: EpochRecord) -> list[Metric]:
+def _epoch_metrics(record: EpochRecord, score: str) -> list[Metric]:
+    """The UI groups by the part before the slash, and draws the groups in the order of the alphabet."""
     values = {
-        "loss/train": record.train_loss,
-        "loss/val": record.val_loss,
-        "score/val": record.val_metric,
-        "learning_rate": record.learning_rate,
-        "speed/images_per_second": record.images_per_second,
-        "speed/data_wait_share": record.data_wait,
-        "speed/epoch_seconds": record.seconds,
+        "curves/loss_train": record.train_loss,
+        "curves/loss_val": record.val_loss,
+        score: record.val_metric,
+        "epoch/learning_rate": record.learning_rate,
+        "epoch/images_per_second": record.images_per_second,
+        "epoch/data_wait_share": record.data_wait,
+        "epoch/seconds": record.seconds,
     }
     now = int(time.time() * 1000)
     return [Metric(name, value, now, record.epoch + 1) for name, value in values.items()]

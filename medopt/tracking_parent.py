@@ -16,7 +16,8 @@ from medopt.config import Study
 from medopt.errors import ConfigError
 from medopt.records import batches
 from medopt.tracking import flatten, metrics_of
-from medopt.tracking_store import answering, find_experiment, find_run, is_known, open_store, page_of
+from medopt.tracking_process import PROCESS, mark_crashed, this_process
+from medopt.tracking_store import answering, find_experiment, open_store, page_of, resumed
 
 
 class ParentRun:
@@ -27,10 +28,10 @@ class ParentRun:
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
             self.experiment_id = find_experiment(self._client, study.name, self.uri, runs)
-            known = run_id if run_id and is_known(self._client, run_id) else None
-            if known := known or find_run(self._client, self.experiment_id, run_name):
-                self.run_id = known
-                self._client.update_run(known, status="RUNNING")
+            mark_crashed(self._client)
+            if known := resumed(self._client, self.experiment_id, run_id, run_name):
+                self.run_id = known.info.run_id
+                self._client.update_run(self.run_id, status="RUNNING")
             else:
                 run = self._client.create_run(self.experiment_id, run_name=run_name)
                 self.run_id = run.info.run_id
@@ -38,6 +39,7 @@ class ParentRun:
                 params = [Param(key, str(value)[:6000]) for key, value in settings.items()]
                 notes = [RunTag("mlflow.note.content", study.question), *(RunTag(*tag) for tag in tags.items())]
                 self._client.log_batch(self.run_id, params=params, tags=notes)
+            self._client.set_tag(self.run_id, PROCESS, this_process())
             self._client.set_tag(self.run_id, "outcome", "running")
 
     @property

@@ -8,11 +8,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.store.db.utils import _initialize_tables
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,27 +22,44 @@ from sqlalchemy.exc import SQLAlchemyError
 from medopt.errors import ConfigError, StorageError
 from medopt.provenance import atomic
 
+MIGRATED_FROM = "medopt.migrated_from"  # the tag of a copy: the id of the run that it was copied from
+
+
+def store_of(runs: Path) -> str:
+    """`mlflow.db` in the runs folder."""
+    return f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
 
 def tracking_uri(runs: Path) -> str:
-    """MLFLOW_TRACKING_URI, else `mlflow.db` in the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+    """MLFLOW_TRACKING_URI, else the store of the runs folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or store_of(runs)
 
 
 def open_store(runs: Path) -> str:
-    """Let MLflow use the store of this folder, quietly; returns its address."""
+    """Let MLflow use the store of this folder, or the server that is named; returns its address."""
+    uri, given = tracking_uri(runs), os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None:
+        with answering(uri):
+            _make_whole(runs.resolve() / "mlflow.db")
+    use_store(uri)
+    return uri
+
+
+def use_store(uri: str) -> None:
+    """Let MLflow use a store, quietly and with bounded waiting."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they raise becomes an error of ours
     # MLflow's own bound keeps a training waiting for minutes when its server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    uri, given = tracking_uri(runs), os.environ.get("MLFLOW_TRACKING_URI")
-    if given is None:
-        with answering(uri):
-            _make_whole(runs.resolve() / "mlflow.db")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the summary has the link
+    given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     if given is None:  # MLflow writes it there, where the next run of this process would find it
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return uri
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = given
 
 
 def _make_whole(path: Path) -> None:
@@ -57,6 +76,32 @@ def _make_whole(path: Path) -> None:
                 engine = create_engine(f"sqlite:///{part}")
                 _initialize_tables(engine)
                 engine.dispose()
+
+
+def every_run(client: MlflowClient, experiment_ids: Sequence[str], filter_string: str = "") -> Iterator[Run]:
+    """All active runs of some experiments."""
+    token = None
+    while True:
+        page = client.search_runs(list(experiment_ids), filter_string, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def find_copy(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
+    """The run that was copied here from another store's run of this id."""
+    return next(every_run(client, [experiment_id], f"tags.`{MIGRATED_FROM}` = '{run_id}'"), None)
+
+
+def resumed(client: MlflowClient, experiment_id: str, run_id: str | None, name: str) -> Run | None:
+    """The run to go on with: that of this id, the copy of one that was moved here, or the one of this name."""
+    if run_id and is_known(client, run_id):
+        return client.get_run(run_id)
+    if run_id and (copy := find_copy(client, experiment_id, run_id)):
+        return copy
+    found = find_run(client, experiment_id, name)
+    return client.get_run(found) if found else None
 
 
 def find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:
@@ -90,6 +135,15 @@ def is_known(client: MlflowClient, run_id: str) -> bool:
         return False
 
 
+def watch_system(run_id: str) -> None:
+    """Let MLflow go on measuring processor, memory and GPU: it stops for good when the store was away once."""
+    monitors = mlflow.tracking.fluent.run_id_to_system_metrics_monitor
+    before = monitors.get(run_id)
+    if before is not None and before._process is not None and not before._process.is_alive():
+        monitors[run_id] = SystemMetricsMonitor(run_id, resume_logging=True)
+        monitors[run_id].start()
+
+
 def page_of(uri: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's page."""
     base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
@@ -109,10 +163,30 @@ def answering(uri: str) -> Iterator[None]:
                 f"MLflow's store {uri.removeprefix('sqlite:///')} cannot be used: {reason}. Look whether the disk is "
                 "full or may not be written to, then give the same command again: it goes on where it was."
             ) from error
+        if way_in := _refused_at_the_door(error):
+            raise ConfigError(f"MLflow at {uri} {way_in}") from error
         raise ConfigError(
             f"MLflow at {uri} does not take what it is sent: {reason}. Look whether its server runs, or unset "
             "MLFLOW_TRACKING_URI to track into the runs folder; the same command then goes on where it was."
         ) from error
+
+
+def _refused_at_the_door(error: Exception) -> str:
+    """What to do where the server wants to know who is asking, or does not let this one; else nothing."""
+    text = str(error)
+    if "error code 401" in text or getattr(error, "error_code", "") == "UNAUTHENTICATED":
+        return (
+            "does not know this user or password, or was told none (401): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or write mlflow_tracking_username and mlflow_tracking_password below [mlflow] "
+            "in ~/.mlflow/credentials. The same command then goes on where it was."
+        )
+    if "error code 403" in text or getattr(error, "error_code", "") == "PERMISSION_DENIED":
+        return (
+            "does not allow this user to do that (403): have its administrator give the user EDIT on the experiment "
+            "and on the registered model, or sign in as another one (MLFLOW_TRACKING_USERNAME, "
+            "MLFLOW_TRACKING_PASSWORD). The same command then goes on where it was."
+        )
+    return ""
 
 
 @contextlib.contextmanager

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import onnxruntime
 import pytest
 import yaml
 from clinic import STUDY, make_clinic, write_study
@@ -26,10 +24,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
 
 from medopt.config import Study
-from medopt.inference.engines import load_batch
 from medopt.records import EpochRecord
-from medopt.release.contents import Kind
-from medopt.release.predictor import Predictor
 from medopt.tracking import Tracker, flatten
 
 SERVER = Path(__file__).parents[1] / "mlflow" / "server.sh"
@@ -92,7 +87,11 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
 
 def test_every_epoch_stands_there_once(store: MlflowClient, tracked: Run, finished: Finished) -> None:
     history = json.loads((finished.folder / "stages" / "train.json").read_text())["facts"]["history"]
-    for name, key in (("loss/train", "train_loss"), ("loss/val", "val_loss"), ("score/val", "val_metric")):
+    for name, key in (
+        ("curves/loss_train", "train_loss"),
+        ("curves/loss_val", "val_loss"),
+        ("curves/auc_val", "val_metric"),
+    ):
         points = store.get_metric_history(tracked.info.run_id, name)
         assert [point.step for point in points] == [1, 2, 3, 4]
         assert [point.value for point in points] == [epoch[key] for epoch in history]
@@ -105,7 +104,7 @@ def test_figures_are_metrics(tracked: Run, finished: Finished) -> None:
         for name, figure in metrics["test"][kind].items():
             assert found[f"test_{kind}/{name}"] == figure["value"]
         assert found[f"size_bytes/{kind}"] == metrics["size_bytes"][kind]
-    assert found["latency_ms/onnxruntime_int8"] == metrics["latency_ms"]["onnxruntime_int8"]
+    assert found["time_ms/onnxruntime_int8"] == metrics["latency_ms"]["onnxruntime_int8"]
 
 
 def test_artifacts_are_the_files_of_the_run(
@@ -115,6 +114,7 @@ def test_artifacts_are_the_files_of_the_run(
     files = {path.relative_to(got).as_posix(): path.read_bytes() for path in got.rglob("*") if path.is_file()}
     kept = {"tables/predictions.csv": "predictions.csv", "tables/shift_predictions.csv": "shift_predictions.csv"}
     kept |= {name: name for name in ("study.yaml", "metrics.json", "report.html")}
+    kept |= {f"models/{kind}.onnx": f"models/{kind}.onnx" for kind in ("float", "int8")}
     for place in ("figures", "release"):
         kept |= {
             name: name
@@ -125,35 +125,13 @@ def test_artifacts_are_the_files_of_the_run(
     assert files == {name: (finished.folder / place).read_bytes() for name, place in kept.items()}
 
 
-@pytest.mark.parametrize("kind", ["float", "int8"])
-def test_logged_models_are_those_of_the_release(
-    store: MlflowClient, tracked: Run, finished: Finished, kind: Kind
-) -> None:
-    models = {m.name: m for m in (store.get_logged_model(out.model_id) for out in tracked.outputs.model_outputs)}
-    assert set(models) == {"float", "int8"}
-    model = mlflow.onnx.load_model(models[kind].model_uri)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    batch = load_batch(sorted((finished.runs / "cache").rglob("*.npy"))[:4])
-    wanted = [list(answer.logits) for answer in Predictor.open(finished.release, kind, "onnxruntime").predict(batch)]
-    np.testing.assert_allclose(session.run(["logits"], {"image": batch})[0], wanted, atol=1e-5)
-
-
-def test_int8_model_is_the_registered_candidate(store: MlflowClient, tracked: Run) -> None:
-    version = store.get_model_version_by_alias("clinic", "candidate")
-    assert version.run_id == tracked.info.run_id
-    assert [found.version for found in store.search_model_versions("name='clinic'")] == [version.version]
-    info = mlflow.models.get_model_info("models:/clinic@candidate")
-    assert info.signature.inputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 1, 32, 32)
-    assert store.get_logged_model(info.model_id).name == "int8"
-
-
 def epochs(count: int) -> list[EpochRecord]:
     return [EpochRecord(e, 1 / (e + 1), 0.5, 0.1 * e, 1e-3, 100.0, 1.0, 0.01) for e in range(count)]
 
 
 def steps(client: MlflowClient, run_id: str) -> list[int]:
     found = [
-        [p.step for p in client.get_metric_history(run_id, name)] for name in ("loss/train", "speed/epoch_seconds")
+        [p.step for p in client.get_metric_history(run_id, name)] for name in ("curves/loss_train", "epoch/seconds")
     ]
     assert found[0] == found[1]
     return found[0]
@@ -170,7 +148,9 @@ def test_history_goes_on_after_a_crash(runs: Path, tiny_study: Callable[..., Stu
         assert second.sync_history(epochs(count)) is None
     second.end("released")
     assert steps(client, first.run_id) == [1, 2, 3, 4, 5]
-    assert [p.value for p in client.get_metric_history(first.run_id, "loss/train")] == [1 / e for e in range(1, 6)]
+    assert [p.value for p in client.get_metric_history(first.run_id, "curves/loss_train")] == [
+        1 / e for e in range(1, 6)
+    ]
 
 
 def test_history_has_no_gap_after_a_store_that_failed(
@@ -220,8 +200,8 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     assert (found.info.status, found.data.tags["outcome"]) == ("FINISHED", "gate refused")
     client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     assert [model.name for model in client.search_registered_models()] == ["clinic"]
-    assert "release" not in {item.path for item in client.list_artifacts(found.info.run_id)}
-    assert len(found.outputs.model_outputs) == 2  # kept, to see what was refused
+    kept = {item.path for item in client.list_artifacts(found.info.run_id)}
+    assert "release" not in kept and "models" in kept  # to see what was refused
     again = call("run", *words, *strict)
     lines = [line.rstrip() for line in again.stderr.splitlines()]
     assert again.code == 5
@@ -235,7 +215,8 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     assert call("verify", folder / "release").code == 0
     found = only_run(runs, "strict")
     assert found.data.tags["outcome"] == "released against the gate"
-    assert [model.name for model in client.search_registered_models()] == ["clinic"]  # nobody's candidate
+    assert client.get_registered_model("strict").aliases == {}  # nobody's candidate
+    call("promote", "strict", "1", "--reason", "x", "--runs", runs).refused(5, "GateRefused", "overridden")
     assert call("run", *words, *strict).code == 0  # the name stays with the run
     told = json.loads((folder / "run.json").read_text())
     told["override"]["model"] = "0" * 64  # as where the model is another one since

@@ -36,7 +36,7 @@ def compare(
     from medopt.pipeline.comparing import compare_runs
 
     found = compare_runs(runs, model, split, shared=shared)  # type: ignore[arg-type]  # checked above
-    _print(found)
+    print_comparison(found)
     if figure is not None:
         from medopt.evaluation.figures_comparison import comparison_figure
 
@@ -55,7 +55,8 @@ def compare(
         typer.echo(f"figures   {out}")
 
 
-def _print(found: Mapping[str, Any]) -> None:
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """The table of `compare_runs`."""
     from medopt.console import plain_console
 
     title = (

@@ -12,6 +12,7 @@ import typer
 
 from medopt.commands import pacs_example, pacs_reconcile
 from medopt.commands.options import JsonOption
+from medopt.commands.registry import release_folder
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
     from medopt.pacs.ledger import Ledger
@@ -41,7 +42,8 @@ def run(node_file: NodeFile) -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("medopt.pacs").setLevel(logging.INFO)
-    node = PacsNode(load_node(node_file))
+    settings = load_node(node_file)
+    node = PacsNode(settings.model_copy(update={"release": release_folder(settings.release)}))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: node.stop())
     node.run(typer.echo)
@@ -66,7 +68,7 @@ def check(node_file: NodeFile) -> None:
 
     node = load_node(node_file)
     server_context(node.tls)
-    verify_release(node.release)
+    verify_release(release_folder(node.release))
     itself = Destination(aet=node.aet, host="127.0.0.1", port=node.port, tls=node.tls is not None)
     others = [*node.destinations, *([] if node.pull is None else [node.pull.source])]
     found = {one.name: echo(node, one) for one in others}

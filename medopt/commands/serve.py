@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from medopt.commands.registry import release_folder
 from medopt.errors import ConfigError
 
 
 def serve(
-    releases: Annotated[list[Path], typer.Argument(metavar="RELEASE...", help="Release folders.")],
+    releases: Annotated[
+        list[Path], typer.Argument(metavar="RELEASE...", help="Release folders, or models:/NAME@champion.")
+    ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="For REST; 0 lets the system choose.")] = 8080,
     grpc_port: Annotated[
@@ -38,6 +41,9 @@ def serve(
     client_ca: Annotated[
         Path | None, typer.Option("--client-ca", help="Only clients with a certificate signed by this one (PEM).")
     ] = None,
+    traces: Annotated[
+        str | None, typer.Option("--traces", metavar="URI", help="MLflow store for a trace of each request.")
+    ] = None,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Listen beyond this machine without a key: something else asks for one.")
     ] = False,
@@ -62,6 +68,9 @@ def serve(
     curl -X POST http://127.0.0.1:8080/v2/repository/models/STUDY/load. It is checked first; requests in hand end with
     the old one, none is lost. Batches are as large as medopt tune runtime found best. SIGTERM finishes what is in hand
     within 30 seconds. Beyond this machine a key, --client-ca or --no-auth is asked for.
+
+    models:/STUDY@champion is what MLflow's registry (MLFLOW_TRACKING_URI) has; medopt pull models:/STUDY@champion turns
+    the link when another was promoted, then load it as above. Where the registry is gone, the last one serves.
     """
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
@@ -81,4 +90,11 @@ def serve(
         read_seconds=read_seconds,
     )
     doors = Doors(host, port, None if grpc_port < 0 else grpc_port, tls)
-    run(releases, "float" if model == "float" else "int8", doors, limits, Key.read(api_key_file), no_auth)
+    run(
+        [release_folder(one) for one in releases],
+        "float" if model == "float" else "int8",
+        doors,
+        limits,
+        Key.read(api_key_file),
+        no_auth,
+    )

@@ -9,7 +9,6 @@ drawn anew, from the last layer down (Adebayo et al. 2018).
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from medopt.config import Study
 from medopt.evaluation.scored import Scored
 from medopt.models import build_model
 from medopt.records import FloatArray
+from medopt.transforms.restore import spread_out
 
 Why = Literal["false positive", "false negative", "drawn at random"]
 STAGES = ("layer4", "layer3", "layer2", "layer1")  # of the network, from the last one down
@@ -118,7 +118,7 @@ class Explainer:
         self.networks = [copy.deepcopy(network).eval() for network in networks]
         # MONAI's own ending turns the map over (low where it matters) and scales it; we want it as it is.
         self._cams = [
-            GradCAM(_BothSides(one), target_layers=f"network.{stage}", upsampler=_spread_out, postprocessing=_as_it_is)
+            GradCAM(_BothSides(one), target_layers=f"network.{stage}", upsampler=spread_out, postprocessing=_as_it_is)
             for one in self.networks
         ]
 
@@ -134,31 +134,6 @@ class Explainer:
 
 def _as_it_is(values: Any) -> Any:
     return values
-
-
-def _spread_out(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Bring a stage's map (N, 1, *small) to the image's size.
-
-    A convolution with an odd kernel, a stride and as much padding centres its place i on pixel i * stride. The usual
-    upsampling takes it for the middle of a block of pixels and so moves every map half a stride down and to the right,
-    which is 15 pixels at the last stage.
-    """
-
-    def spread(values: Tensor) -> Tensor:
-        grid = torch.stack(
-            torch.meshgrid(*[_places(n, h) for n, h in zip(size, values.shape[2:], strict=True)], indexing="ij")
-        )
-        # grid_sample counts axes from the last one.
-        where = grid.flip(0).movedim(0, -1)[None].expand(len(values), *[-1] * (len(size) + 1))
-        return nn.functional.grid_sample(values, where, padding_mode="border", align_corners=True)
-
-    return spread
-
-
-def _places(pixels: int, places: int) -> Tensor:
-    """Where each of `pixels` lies among a stage's `places`, from -1 (the first) to 1 (the last)."""
-    stride = 2 ** round(math.log2(pixels / places))
-    return torch.arange(pixels) / stride * (2 / max(1, places - 1)) - 1
 
 
 def scaled(values: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from medopt.config import SeriesRules
 from medopt.errors import DataError
 from medopt.imaging.select import Judgement, fit, judge
 from medopt.imaging.series_index import Series, index_folder
+from medopt.inference.evidence import Evidence
+from medopt.pacs.heat_map import heat_maps, shown
 from medopt.pacs.made import Made
-from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results
+from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results, namer
 from medopt.pacs.settings import Results
 from medopt.provenance import file_digest
 from medopt.release.contents import SUMS, Kind
@@ -43,6 +45,7 @@ class Answering:
         model = info.models[kind]
         self._rules, self._wanted = rules or info.series, wanted
         self._volumes = len(info.prepare.size) == 3
+        self._evidence = Evidence.open(release / model.file) if wanted.heat_map else None
         self.origin = Origin(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
     def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
@@ -55,14 +58,17 @@ class Answering:
             found = index_folder(folder).series
             judged = judge(found, self._rules)
             taken = self._taken(found, judged)
-            answers = [one for series in taken for one in self._answers(folder, series)] or [_refused(found, judged)]
+            scans = [scan for series in taken for scan in self._scans(folder, series)]
+            answers = [self._answer(scan, images) for scan, images in scans] or [_refused(found, judged)]
         except DataError as error:
             return Answered("parked", str(error).replace(f"{folder}/", "").replace(str(folder), "the study"))
         declined = all(one.answer.declined for one in answers)
-        made: Sequence[Made] = ()
+        made: list[Made] = []
         if not declined or self._wanted.declined:
             inputs = [digests[path.name] for series in taken or found for path in series.files]
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
+            for (scan, _), answer in zip(scans, answers, strict=False):
+                made += self._heat_maps(scan, answer, inputs, now)
         reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, judged)
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
         return Answered("declined" if declined else "done", reason if declined else "", tuple(made), decisions)
@@ -77,12 +83,29 @@ class Answering:
             return judged.choice.taken
         return fit(found, self._rules)
 
-    def _answers(self, folder: Path, series: Series) -> list[ScanAnswer]:
-        """A release for volumes takes the series as one, a release for images each of its images by itself."""
-        headers = {path: dcmread(path, stop_before_pixels=True, force=True) for path in series.files}
+    def _scans(self, folder: Path, series: Series) -> list[tuple[str | Path, tuple[Path, ...]]]:
+        """What is read as one scan each, with its files.
+
+        A release for volumes takes the series as one, a release for images each of its images by itself.
+        """
         if self._volumes:
-            return [ScanAnswer(self._predictor.predict_scan(f"{folder}#{series.uid}"), tuple(headers.values()))]
-        return [ScanAnswer(self._predictor.predict_scan(path), (header,)) for path, header in headers.items()]
+            return [(f"{folder}#{series.uid}", tuple(series.files))]
+        return [(path, (path,)) for path in series.files]
+
+    def _answer(self, scan: str | Path, files: Sequence[Path]) -> ScanAnswer:
+        images = tuple(dcmread(path, stop_before_pixels=True, force=True) for path in files)
+        return ScanAnswer(self._predictor.predict_scan(scan), images)
+
+    def _heat_maps(self, scan: str | Path, one: ScanAnswer, inputs: Sequence[str], now: datetime) -> list[Made]:
+        """Of a scan with a finding that is not absent; it is read once more, the others never twice."""
+        if self._evidence is None or not shown(self.origin, one):
+            return []
+        volume = self._predictor.chain.read(scan)
+        places = self._evidence.places(self._predictor.prepare(volume)[0])
+        if places is None:
+            return []
+        uid = namer(self.origin, one, inputs)
+        return heat_maps(self.origin, one, volume, places, uid, self._wanted, now)
 
 
 def _refused(found: Sequence[Series], judged: Judgement) -> ScanAnswer:

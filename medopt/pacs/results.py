@@ -65,17 +65,23 @@ def make_results(
     `inputs` are the digests of the images; `previous` gives the latest earlier object of each kind, as (SOP instance
     UID, series UID), which the new one then names as its predecessor.
     """
-    study = str(judged[0].images[0].StudyInstanceUID)
+    uid = namer(origin, judged[0], inputs)
+    images = [plain(image) for one in judged for image in one.images]
+    report = _report(origin, judged, images, uid, previous, wanted, now)
+    made = [made_of(REPORT, report)]
+    if wanted.text:
+        made.append(made_of(TEXT, _text(origin, judged, report, uid, previous, wanted)))
+    return made
+
+
+def namer(origin: Origin, one: ScanAnswer, inputs: Sequence[str]) -> Namer:
+    """Names the objects of a study, by what they are."""
+    study = str(one.images[0].StudyInstanceUID)
 
     def uid(*what: str) -> str:
         return derived_uid(study, *sorted(inputs), origin.model_digest, *what)
 
-    images = [_plain(image) for one in judged for image in one.images]
-    report = _report(origin, judged, images, uid, previous, wanted, now)
-    made = [_made(REPORT, report)]
-    if wanted.text:
-        made.append(_made(TEXT, _text(origin, judged, report, uid, previous, wanted)))
-    return made
+    return uid
 
 
 def derived_uid(*parts: str) -> str:
@@ -232,7 +238,7 @@ def _name_earlier(document: Dataset, earlier: Sequence[str] | None) -> None:
     document.PredecessorDocumentsSequence = [study]
 
 
-def _plain(image: Dataset) -> Dataset:
+def plain(image: Dataset) -> Dataset:
     """An image's header as far as a report takes it over: what is malformed there is empty here."""
     found = Dataset()
     for keyword in (*_OF_THE_STUDY, *_OF_THE_IMAGE):
@@ -256,7 +262,8 @@ def _readable(image: Dataset, keyword: str) -> object:
         return ""
 
 
-def _made(kind: str, document: Dataset) -> Made:
+def made_of(kind: str, document: Dataset) -> Made:
+    """The object as a DICOM file (PS3.10), explicit VR little endian."""
     document.file_meta = FileMetaDataset()
     document.file_meta.MediaStorageSOPClassUID = UID(document.SOPClassUID)
     document.file_meta.MediaStorageSOPInstanceUID = UID(document.SOPInstanceUID)

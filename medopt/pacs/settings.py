@@ -85,10 +85,12 @@ class Results(Section):
 
     text: bool = True
     """Also a Basic Text SR, for viewers that read no measurement reports."""
+    heat_map: bool = True
+    """Also a Secondary Capture that shows where the evidence lay, for each finding that is present or undecided."""
     declined: bool = True
     """True: a scan that the release declines gets a report, too, that says Undetermined. False: nothing is sent."""
     series_number: int = Field(9001, ge=1, le=2**31 - 100)
-    """Of the measurement reports; those in text have the next one."""
+    """Of the measurement reports; those in text have the next one, heat maps the one after."""
 
 
 class Retention(Section):
@@ -123,7 +125,8 @@ class Node(Section):
     host: str = "0.0.0.0"
     port: Port = 11112
     release: Path
-    """A release folder; a relative path starts at this file's folder."""
+    """A release folder, whose relative path starts at this file's folder; or models:/NAME@champion, as MLflow's
+    registry has it when the node starts (kept here for when it does not answer)."""
     model: Literal["int8", "float"] = "int8"
     spool: Path
     """The folder for what was received and for the ledger, on a local disk; it holds patients' data."""
@@ -173,7 +176,9 @@ def load_node(path: Path) -> Node:
     except ValidationError as error:
         raise ConfigError(f"{path}: " + " ".join(explain_place(item, Node) for item in error.errors()[:5])) from None
     base = path.resolve().parent
-    changes: dict[str, object] = {"release": base / node.release, "spool": base / node.spool}
+    registered = str(node.release).startswith("models:")
+    changes: dict[str, object] = {"release": node.release if registered else base / node.release}
+    changes["spool"] = base / node.spool
     changes["destinations"] = [anchored(one, base) for one in node.destinations]
     if node.pull is not None:
         changes["pull"] = node.pull.model_copy(update={"source": anchored(node.pull.source, base)})

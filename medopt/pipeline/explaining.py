@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.config import Prepare, Study
+from medopt.config import Study
 from medopt.evaluation.account import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
@@ -19,10 +18,10 @@ from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.pipeline.run_folder import RunFolder
 from medopt.provenance import write_json
-from medopt.records import FloatArray, Volume, batches
+from medopt.records import FloatArray, batches
 from medopt.training.loop import load_best
 from medopt.training.task import Prepared
-from medopt.transforms.prepare import ClipIntensity, SetChannels
+from medopt.transforms.display import displayed
 from medopt.transforms.restore import to_scan
 
 RESULT, FOLDER = "explanations.json", "explain"
@@ -67,14 +66,6 @@ def explain_cases(
         found["nearest"] = _nearest(study, sets, errors, place)
     write_json(place.path / RESULT, found)
     return {"cases": len(told), "sanity": said}
-
-
-def displayed(volume: Volume, config: Prepare) -> FloatArray:
-    """A scan's own pixels (*space) in grey, by the study's mapping of intensities to 0..1."""
-    grey = SetChannels(1)(replace(volume, array=volume.array.copy()))
-    clipped = ClipIntensity(config.intensity)(grey)
-    center, width = clipped.window or (0.5, 1.0)
-    return np.asarray(np.clip((clipped.array[0] - (center - width / 2)) / width, 0, 1), np.float32)
 
 
 def _nearest(

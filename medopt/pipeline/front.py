@@ -62,7 +62,7 @@ def run_front(run: Run, base: Path, runs: Path, grid: Grid) -> dict[str, Any]:
     place = run.folder.path / "front"
     outputs = [place, run.folder.path / TABLE, run.folder.path / "figures" / PICTURE]
     front = run.stage("front", inputs, outputs, lambda: _measured(run, sets, widths, grid, place))
-    run.stage("record-front", {"front": front, "run": run.tracker.run_id}, [], lambda: _recorded(run, runs, front))
+    run.stage("record-front", {"front": front, "run": run.tracker.origin}, [], lambda: _recorded(run, runs, front))
     chosen = next((one for one in front["options"] if one["name"] == front["chosen"]), None)
     if chosen is None:
         reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in front["against"].items())

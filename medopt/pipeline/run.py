@@ -20,6 +20,7 @@ from medopt.pipeline.judging import FLOAT, INT8, NARROW, QUANTIZED, Judged, judg
 from medopt.pipeline.pruning import RESULT, PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.referring import reference_of
 from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
+from medopt.pipeline.reviewed import model_name, told_figures, told_tags
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.sets import content_of, prepare_sets, refuse_duplicates
 from medopt.pipeline.source import Source
@@ -36,6 +37,7 @@ from medopt.records import EpochRecord, Reporter
 from medopt.release.build import build_release
 from medopt.release.contents import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
+from medopt.report.records import read_run
 from medopt.tracking import Tracker
 from medopt.training.automatic import resolve_auto
 from medopt.training.engine import Hardware
@@ -130,7 +132,7 @@ class Run:
         figures = [path / "figures" / f"{name}.png" for name in FIGURES]
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         override = None if judged.verdict.passed else self._override(models / INT8)
-        inputs = identity | {"judged": judged.facts(), "run": self.tracker.run_id, "notes": notes, "override": override}
+        inputs = identity | {"judged": judged.facts(), "run": self.tracker.origin, "notes": notes, "override": override}
         self.stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
         metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
         if judged.verdict.passed or override:
@@ -142,7 +144,7 @@ class Run:
         if not judged.verdict.passed:
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
         self.stage("report", {"metrics": metrics}, [path / REPORT], self._report)
-        self.stage("record", {"metrics": metrics, "run": self.tracker.run_id}, [], lambda: self._record(metrics))
+        self.stage("record", {"metrics": metrics, "run": self.tracker.origin}, [], lambda: self._record(metrics))
         return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
     def _override(self, int8: Path) -> dict[str, str] | None:
@@ -179,6 +181,8 @@ class Run:
         code = code_version()
         tags = {
             "study": self.source.study.name,
+            "model": model_name(self.source.study),
+            "seed": str(self.source.study.seed),
             "manifest_digest": self.source.digest,
             "chain_fingerprint": PrepareChain(self.source.study.prepare).fingerprint,
             "code": code.get("commit", code["version"]),
@@ -293,16 +297,17 @@ class Run:
 
     def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
         path, passed = self.folder.path, metrics["gate"]["passed"]
-        figures = {key: metrics[key] for key in ("test", "validation", "sites", "latency_ms", "size_bytes")}
-        if worse := metrics.get("robustness"):
-            figures["robustness"] = {kind: {name: worse[kind][name] for name in ("mean", "drop")} for kind in KINDS}
-        self.tracker.log_figures(figures)
+        self.tracker.log_figures(told_figures(metrics))
+        self.tracker.log_tags(told_tags(read_run(path)))
         self.tracker.log_files({"": path / REPORT, "figures": path / "figures"})
         for name in ("metrics.json", "study.yaml"):
             self.tracker.log_files({"": path / name})
-        for name in ("predictions.csv", *((robust.TABLE,) if worse else ())):
+        for name in ("predictions.csv", *((robust.TABLE,) if "robustness" in metrics else ())):
             self.tracker.log_files({"tables": path / name})
+        for kind in KINDS:
+            self.tracker.log_files({"models": self.folder.models / f"{kind}.onnx"})
+        version = None
         if self.folder.release.exists():
             self.tracker.log_files({"release": self.folder.release})
-        models = {kind: self.folder.models / f"{kind}.onnx" for kind in KINDS}
-        return {"registered_version": self.tracker.log_models(self.source.study, models, register=passed)}
+            version = self.tracker.log_release(self.source.study, self.folder.release, passed=passed)
+        return {"registered_version": version}

@@ -15,6 +15,7 @@ from medopt.config import Study
 from medopt.errors import MedoptError, Pruned, StorageError
 from medopt.manifest.table import write_run_manifest
 from medopt.pipeline.front import PLACE, Grid, run_front
+from medopt.pipeline.reviewed import run_name
 from medopt.pipeline.run import Run, Watch
 from medopt.pipeline.run_folder import RunFolder, held, open_run
 from medopt.pipeline.source import Source, read_run, read_source
@@ -129,7 +130,7 @@ def _opened(
     with opening as folder:
         write_text(folder.path / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
         write_run_manifest(folder.path / "manifest.csv", source.cases, study)
-        name = f"{study.name} {f'{place.parent.name} ' if place else ''}{folder.path.name}"
+        name = run_name(study, folder.path, place.parent if place else None)
         tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), name, parent)
         try:
             folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running")

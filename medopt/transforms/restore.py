@@ -1,10 +1,12 @@
-"""Back from the model's geometry to the scan's: where in the scan lies what the model was shown."""
+"""Back from the model's geometry to the scan's: where in the scan lies what the model was shown, and what it found."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from medopt.config import Prepare
 from medopt.transforms.resize import crop_or_pad, fitted, resize
@@ -21,3 +23,32 @@ def to_scan(values: Tensor, shape: Sequence[int], spacing_mm: Sequence[float], c
         wanted = zip(shape, spacing_mm, config.spacing_mm, strict=True)
         space = [max(1, round(n * have / want)) for n, have, want in wanted]
     return resize(crop_or_pad(values, fitted(space, config.size, config.fit)), shape)
+
+
+def spread_out(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Bring a stage's map (N, 1, *small) to the image's size.
+
+    A convolution with an odd kernel, a stride and as much padding centres its place i on pixel i * stride. The usual
+    upsampling takes it for the middle of a block of pixels and so moves every map half a stride down and to the right,
+    which is 15 pixels at the last stage.
+    """
+
+    def spread(values: Tensor) -> Tensor:
+        grid = torch.stack(
+            torch.meshgrid(*[_places(n, h) for n, h in zip(size, values.shape[2:], strict=True)], indexing="ij")
+        )
+        # grid_sample counts axes from the last one.
+        where = grid.flip(0).movedim(0, -1)[None].expand(len(values), *[-1] * (len(size) + 1))
+        return nn.functional.grid_sample(values, where, padding_mode="border", align_corners=True)
+
+    return spread
+
+
+def _places(pixels: int, places: int) -> Tensor:
+    """Where each of `pixels` lies among a stage's `places`, from -1 (the first) to 1 (the last)."""
+    return torch.arange(pixels) / stride_of(pixels, places) * (2 / max(1, places - 1)) - 1
+
+
+def stride_of(pixels: int, places: int) -> int:
+    """How many pixels lie between the places of a stage, a power of two."""
+    return int(2 ** round(math.log2(pixels / places)))

@@ -112,7 +112,7 @@ def test_members_stand_below_one_finished_run_in_mlflow(killed: Killed) -> None:
     assert sorted(run.data.params["seed"] for run in children) == ["0", "1"]
     for run in children:
         assert run.info.status == "FINISHED"
-        assert [one.step for one in client.get_metric_history(run.info.run_id, "loss/val")] == [1, 2, 3, 4]
+        assert [one.step for one in client.get_metric_history(run.info.run_id, "curves/loss_val")] == [1, 2, 3, 4]
 
 
 def test_archive_is_predicted_in_parts_as_it_is_in_one(

@@ -95,8 +95,8 @@ def test_weights_are_those_of_an_uninterrupted_run_to_the_bit(broken: Broken, fi
 
 
 def history(run: Run, client: MlflowClient) -> dict[str, list[tuple[int, float]]]:
-    timed = ("speed/images_per_second", "speed/data_wait_share", "speed/epoch_seconds")
-    names = [name for name in run.data.metrics if name.split("/")[0] in ("loss", "score", "learning_rate", "speed")]
+    timed = ("epoch/images_per_second", "epoch/data_wait_share", "epoch/seconds")
+    names = [name for name in run.data.metrics if name.split("/")[0] in ("curves", "epoch")]
     return {
         name: [(m.step, 0 if name in timed else m.value) for m in client.get_metric_history(run.info.run_id, name)]
         for name in names

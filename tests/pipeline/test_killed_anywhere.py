@@ -27,7 +27,7 @@ SETTINGS = [
     "augment.elastic=0.02",
     "augment.shift=radiograph",
 ]
-TIMED = ("speed/images_per_second", "speed/data_wait_share", "speed/epoch_seconds")
+TIMED = ("epoch/images_per_second", "epoch/data_wait_share", "epoch/seconds")
 
 
 def forks() -> Any:
@@ -93,7 +93,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(clinic: Clin
         assert files(whole) == files(broken)
         expected, found = logged(whole), logged(broken)
         assert found == expected and len(found) == 7
-        epochs = len(found["loss/train"])
+        epochs = len(found["curves/loss_train"])
         assert all([step for step, _ in points] == list(range(1, epochs + 1)) for points in found.values())
         assert not [path for path in broken.rglob("*.part") if "cache" not in path.parts]
         seed += 1

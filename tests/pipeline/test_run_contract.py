@@ -195,7 +195,7 @@ def test_what_was_damaged_or_deleted_is_made_again(copied: Finished) -> None:
         json.loads((copied.release / "release.json").read_text())["provenance"]["mlflow_run_id"]
         == (new["mlflow_run_id"])
     )
-    assert [m.step for m in client.get_metric_history(new["mlflow_run_id"], "loss/train")] == [1, 2, 3, 4]
+    assert [m.step for m in client.get_metric_history(new["mlflow_run_id"], "curves/loss_train")] == [1, 2, 3, 4]
     assert call("verify", copied.release).code == 0
 
 

@@ -33,7 +33,7 @@ def test_torchrun_trains_one_run_and_a_finished_one_lets_the_helpers_go(clinic: 
     assert len(shown) == 2 and (only_folder(tmp_path, "clinic") / "release").is_dir()
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run_id = first.summary["mlflow_run_id"]
-    assert [point.step for point in client.get_metric_history(run_id, "loss/train")] == [1, 2]
+    assert [point.step for point in client.get_metric_history(run_id, "curves/loss_train")] == [1, 2]
     again = torchrun(*words)
     assert again.code == 0 and "unchanged, skipped" in again.stderr
     assert again.summary["test"] == first.summary["test"]

@@ -137,7 +137,13 @@ def test_training_goes_on_without_the_server_and_is_caught_up(tracked: Tracked, 
     assert len(troubles) == 1
     assert server.uri in troubles[0]
     client, run_id = MlflowClient(server.uri), tracked.summary["mlflow_run_id"]
-    for name in ("loss/train", "loss/val", "score/val", "learning_rate", "speed/images_per_second"):
+    for name in (
+        "curves/loss_train",
+        "curves/loss_val",
+        "curves/auc_val",
+        "epoch/learning_rate",
+        "epoch/images_per_second",
+    ):
         assert [metric.step for metric in client.get_metric_history(run_id, name)] == [1, 2, 3, 4], name
 
 
@@ -153,7 +159,7 @@ def test_artifacts_and_models_went_through_the_server(tracked: Tracked, server: 
     assert {"figures", "metrics.json", "release", "study.yaml", "tables"} <= names
     version = client.get_model_version_by_alias("served", "candidate")
     assert version.run_id == tracked.summary["mlflow_run_id"]
-    assert list((server.folder / "artifacts").rglob("model.onnx"))
+    assert list((server.folder / "artifacts").rglob("model.int8.onnx"))
 
 
 def test_server_that_is_not_there_at_the_start_is_2_and_leaves_nothing(

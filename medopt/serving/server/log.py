@@ -12,11 +12,11 @@ from typing import Any
 _LOG = logging.getLogger("medopt.serve")
 
 
-def configure() -> None:
-    """One handler for medopt's lines; other packages' remarks, which may quote a request, only from errors on."""
+def configure(also: logging.Handler | None = None) -> None:
+    """One handler for medopt's lines, and `also`; other packages' remarks, which may quote a request, only from errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    _LOG.handlers, _LOG.propagate = [handler], False
+    _LOG.handlers, _LOG.propagate = [handler, *([also] if also else [])], False
     _LOG.setLevel(logging.INFO)
     for name in ("kserve", "uvicorn", "uvicorn.error", "uvicorn.access", "grpc", "asyncio", "pydicom", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -76,8 +76,16 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def serve(folders: Sequence[Path], kind: Kind, doors: Doors, limits: Limits, key: Key, open_to_all: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises ConfigError where it may not listen as asked."""
+def serve(
+    folders: Sequence[Path],
+    kind: Kind,
+    doors: Doors,
+    limits: Limits,
+    key: Key,
+    open_to_all: bool,
+    also: logging.Handler | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; `also` hears the log. Raises ConfigError where it may not listen as asked."""
     mutual = doors.tls is not None and doors.tls.client_ca is not None
     if doors.host not in LOOPBACK and not (key or mutual or open_to_all):
         raise ConfigError(
@@ -86,12 +94,14 @@ def serve(folders: Sequence[Path], kind: Kind, doors: Doors, limits: Limits, key
         )
     if doors.tls:
         doors.tls.check()
-    configure()
+    configure(also)
     listening = _listen(doors.host, doors.port)
     try:
         asyncio.run(_serve(folders, kind, doors, limits, key, listening))
     finally:
         listening.close()
+        if also:
+            also.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,156 @@
+"""Where the evidence lay, as a Secondary Capture (PS3.3 A.8): the scan in grey with the places in colour over it.
+
+Neither a Segmentation nor a Parametric Map: what a place adds to a logit is no outline of a finding, no probability of
+one and no quantity with a unit, and viewers would treat it as such. A picture says what it is in its own pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+import torch
+from highdicom.sc import SCImage
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
+from skimage.transform import resize
+
+from medopt import __version__
+from medopt.pacs.made import Made
+from medopt.pacs.results import Namer, Origin, ScanAnswer, findings, made_of, plain, presence
+from medopt.pacs.settings import Results
+from medopt.records import FloatArray, Volume
+from medopt.transforms.display import displayed
+from medopt.transforms.restore import spread_out, to_scan
+
+HEAT_MAP = "heat map"
+_LEAST, _MOST = 512, 1024  # pixels of the longer side
+_STRENGTH = 0.55  # how much of a pixel the map covers where it is highest
+_COLOURS = np.array([[40, 0, 90], [160, 20, 110], [235, 80, 60], [255, 170, 40], [255, 245, 150]], np.float64)
+
+
+def heat_maps(
+    origin: Origin, one: ScanAnswer, volume: Volume, places: NDArray[np.float64], uid: Namer, wanted: Results,
+    now: datetime,
+) -> list[Made]:  # fmt: skip
+    """A picture for each finding that is present or undecided; none of what is absent, or of a scan that is declined.
+
+    `places` (K, *places) is what each place of the prepared scan added to each logit.
+    """
+    if origin.info.task == "multiclass":  # a softmax takes no notice of what all outputs share
+        places = places - places.mean(axis=0)
+    outputs, found = list(findings(origin.info)), []
+    for label in shown(origin, one):
+        picture = _picture(origin, one, label, volume, places[outputs.index(label)])
+        found.append(made_of(HEAT_MAP, _capture(origin, one, label, picture, uid, wanted, now)))
+    return found
+
+
+def shown(origin: Origin, one: ScanAnswer) -> list[str]:
+    """The findings of a scan that get a picture."""
+    if one.answer.declined:
+        return []
+    return [label for label in findings(origin.info) if presence(one.answer, label) != "Absent"]
+
+
+def _picture(
+    origin: Origin, one: ScanAnswer, label: str, volume: Volume, places: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """The overlay (H, W, 3) with what it is beneath it; of a volume the slice in which most of the evidence lies."""
+    config = origin.info.prepare
+    small = torch.from_numpy(np.maximum(places, 0).astype(np.float32))
+    spread = spread_out(config.size)(small[None, None])[0]
+    shape, spacing = volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :]
+    map_ = to_scan(spread, shape, spacing, config)[0].numpy()
+    grey = displayed(volume, config)
+    if grey.ndim == 3:
+        at = int(map_.reshape(len(map_), -1).sum(axis=1).argmax())
+        grey, map_ = grey[at], map_[at]
+    top = float(map_.max())
+    sides = _sides(grey.shape, spacing[-2:])
+    lit = _overlay(resize(grey, sides, anti_aliasing=True), resize(map_ / top if top > 0 else map_, sides))
+    words = (
+        f"Where the evidence for '{label}' lay ({100 * one.answer.probabilities[label]:.0f} %), in {_grid(places)} "
+        "places.\nNo outline of a finding. Research software, unverified."
+    )
+    return _captioned(lit, words)
+
+
+def _grid(places: NDArray[np.float64]) -> str:
+    return " x ".join(str(side) for side in places.shape)
+
+
+def _sides(shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[int, int]:
+    """Square pixels, the longer side within the bounds."""
+    high, wide = shape[0] * spacing_mm[0], shape[1] * spacing_mm[1]
+    longest = min(max(*shape, _LEAST), _MOST)
+    return max(1, round(longest * high / max(high, wide))), max(1, round(longest * wide / max(high, wide)))
+
+
+def _overlay(grey: FloatArray, values: FloatArray) -> NDArray[np.uint8]:
+    """(H, W) and (H, W), both 0 to 1, to (H, W, 3)."""
+    at = np.clip(values, 0, 1) * (len(_COLOURS) - 1)
+    colour = np.stack([np.interp(at, range(len(_COLOURS)), channel) for channel in _COLOURS.T], axis=-1)
+    cover = _STRENGTH * np.clip(values, 0, 1)[..., None]
+    return np.rint((1 - cover) * 255 * np.clip(grey, 0, 1)[..., None] + cover * colour).astype(np.uint8)
+
+
+def _captioned(picture: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
+    """The picture with a strip of words beneath, at least wide enough for them."""
+    wide = max(picture.shape[1], _LEAST)
+    size = wide // 40
+    whole = Image.new("RGB", (wide, len(picture) + 3 * size))
+    whole.paste(Image.fromarray(picture), ((wide - picture.shape[1]) // 2, 0))
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(whole).multiline_text((size, len(picture) + size // 4), words, fill=(235, 235, 235), font=font)
+    return np.asarray(whole)
+
+
+def _capture(
+    origin: Origin, one: ScanAnswer, label: str, picture: NDArray[np.uint8], uid: Namer, wanted: Results, now: datetime
+) -> Dataset:
+    image, first = plain(one.images[0]), str(one.images[0].SOPInstanceUID)
+    capture = SCImage.from_ref_dataset(
+        image,
+        pixel_array=picture,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),
+        series_instance_uid=uid(HEAT_MAP, "series"),
+        series_number=wanted.series_number + 2,
+        sop_instance_uid=uid(HEAT_MAP, first, label),
+        instance_number=1,
+        manufacturer="medopt",
+        manufacturer_model_name="medopt",
+        software_versions=__version__,
+        device_serial_number=origin.release_digest[:16],
+        series_description=f"{origin.info.study} evidence (research)"[:64],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        content_date=now.date(),
+        content_time=now.time(),
+    )
+    capture.Laterality = str(one.images[0].get("Laterality") or "")
+    capture.PatientOrientation = _orientation(one)
+    capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(now.date()), TM(now.time())
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.BurnedInAnnotation = "NO"  # its words name no patient
+    capture.DerivationDescription = f"Evidence for {label}, model sha256 {origin.model_digest}"
+    capture.SourceImageSequence = [_reference(image) for image in one.images]
+    return capture
+
+
+def _orientation(one: ScanAnswer) -> list[str]:
+    """That of a single image, whose rows and columns the picture keeps; empty where it is not known."""
+    found = one.images[0].get("PatientOrientation") if len(one.images) == 1 else None
+    return [str(axis) for axis in found] if found and len(found) == 2 else []
+
+
+def _reference(image: Dataset) -> Dataset:
+    found = Dataset()
+    found.ReferencedSOPClassUID, found.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    return found

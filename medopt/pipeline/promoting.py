@@ -1,0 +1,65 @@
+"""A version becomes the champion: only what passed the gate, compared with the present one on the same cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from medopt.errors import ConfigError, DataError
+from medopt.pipeline.comparing import compare_runs
+from medopt.tracking_registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """What was done: the champion now and until now, and how they compare; `compared` None where they were not."""
+
+    version: str
+    before: str | None
+    compared: dict[str, Any] | None
+
+
+def promote(registry: Registry, name: str, version: str, reason: str, *, uncompared: bool = False) -> Promoted:
+    """Make a version the champion and write down who, when, why, and the comparison with the champion until now.
+
+    Both are compared on the test cases that they share. Raises GateRefused for what did not pass the gate, ConfigError
+    where the two cannot be compared and `uncompared` does not allow that.
+    """
+    if not reason.strip():
+        raise ConfigError("A promotion takes a reason, in words that a colleague understands next year: --reason TEXT.")
+    chosen, champion = registry.passed(name, version), registry.champion(name)
+    if champion == version:
+        raise ConfigError(f"Version {version} of {name} is the champion already.")
+    if champion is None:
+        registry.promote(name, version, reason, "there was no champion before")
+        return Promoted(version, None, None)
+    with TemporaryDirectory() as folder:
+        try:
+            runs = [
+                registry.tables(run_id, Path(folder) / place)
+                for place, run_id in (
+                    (f"champion, version {champion}", registry.run_of(name, champion)),
+                    (f"version {version}", chosen.run_id or ""),
+                )
+            ]
+            compared = compare_runs(runs, shared=True)
+        except (DataError, ConfigError) as error:
+            if not uncompared:
+                raise ConfigError(
+                    f"Version {version} of {name} cannot be compared with the champion, version {champion}: {error} To "
+                    "promote it all the same, add --uncompared; the registry then says so."
+                ) from None
+            registry.promote(name, version, reason, f"not compared with version {champion}: {error}")
+            return Promoted(version, champion, None)
+    registry.promote(name, version, reason, told(compared))
+    return Promoted(version, champion, compared)
+
+
+def told(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The overall differences of a comparison, short enough for a tag."""
+    (run,) = compared["runs"]
+    figures = {key: {"difference": one["difference"], "p": one["p"]} for key, one in run["figures"].items()}
+    return {"cases": compared["cases"], "patients": compared["patients"], "split": compared["split"]} | figures

@@ -1,0 +1,146 @@
+"""A release out of MLflow's registry, kept on this machine, so that it is there when the server is not.
+
+Where a release only serves, `mlflow-skinny` is enough.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from medopt.errors import ConfigError, MedoptError, ReleaseError
+from medopt.provenance import file_digest
+from medopt.release.contents import SUMS, check_sums
+
+PREFIX = "models:/"
+DIGEST = "release_sha256"
+_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """`place` is a link to the release's folder, which is named by its digest; the link turns when another comes."""
+
+    place: Path
+    version: str
+    note: str = ""
+    """Why the registry was not asked, where it did not answer."""
+
+
+def fetch_release(uri: str, store: str, folder: Path) -> Fetched:
+    """The release that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means, from the MLflow store at an address.
+
+    Downloaded once, checked against its own checksums and against the digest that the registry wrote down when it was
+    logged. Where the store does not answer, the release that was fetched last under this name is given, and the note
+    says so. Raises ConfigError where there is none; ReleaseError for one that is not what was logged.
+    """
+    asked = _URI.fullmatch(uri)
+    if asked is None:
+        raise ConfigError(f"{uri!r} names no version: it takes models:/NAME@ALIAS or models:/NAME/VERSION.")
+    place = folder / (uri.removeprefix(PREFIX).replace("/", "@"))
+    try:
+        version, digest = _resolved(store, asked["name"], asked["alias"], asked["version"])
+        kept = folder / digest[:16]
+        if not kept.exists():
+            _download(store, asked["name"], version, digest, kept)
+        _check(kept, digest)
+        _turn(place, kept)
+        return Fetched(place, version)
+    except _Unreachable as error:
+        if not place.exists():
+            raise ConfigError(
+                f"MLflow's registry does not answer ({error}), and {uri} was not fetched to {folder} before. Look "
+                "whether the server runs (MLFLOW_TRACKING_URI), or give a release folder."
+            ) from None
+        check_sums(place)
+        return Fetched(place, "", f"the registry does not answer; {place.resolve().name}, fetched before, serves")
+
+
+class _Unreachable(Exception):
+    """The store does not answer."""
+
+
+def _resolved(store: str, name: str, alias: str | None, version: str | None) -> tuple[str, str]:
+    """The version and the digest of its release."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    try:
+        client = MlflowClient(store)
+        found = (
+            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, str(version))
+        )
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ConfigError(f"The registry at {store} has no {name} {alias or version}: {_line(error)}") from None
+        raise _Unreachable(_line(error)) from None
+    digest = found.tags.get(DIGEST)
+    if not digest:
+        raise ReleaseError(
+            f"Version {found.version} of {name} holds no release of medopt (it has no {DIGEST}). Promote one that "
+            "`medopt run` or `medopt compress` registered."
+        )
+    return str(found.version), digest
+
+
+def _download(store: str, name: str, version: str, digest: str, kept: Path) -> None:
+    """Fetch to a neighbouring name, check, and rename; what was fetched in part is taken away."""
+    import mlflow
+
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".part-") as part:
+        try:
+            with redirect_stderr(StringIO()):
+                got = mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{PREFIX}{name}/{version}", dst_path=part, tracking_uri=store, registry_uri=store
+                )
+        except MedoptError:
+            raise
+        except Exception as error:  # each kind of store has its own
+            raise _Unreachable(_line(error)) from None
+        sums = sorted(Path(got).rglob(SUMS))
+        if not sums:
+            raise ReleaseError(f"Version {version} of {name} holds no release (there is no {SUMS} in it).")
+        _check(sums[0].parent, digest)
+        for file in [*sums[0].parent.rglob("*"), sums[0].parent]:
+            _sync(file)
+        if kept.exists():  # another process was faster
+            return
+        shutil.move(sums[0].parent, kept)
+        _sync(kept.parent)
+
+
+def _check(release: Path, digest: str) -> None:
+    if file_digest(release / SUMS) != digest:
+        raise ReleaseError(f"{release} is not the release that was logged: its digest is another. Delete it and retry.")
+    check_sums(release)
+
+
+def _turn(place: Path, kept: Path) -> None:
+    """Let the link point to a release, in one step."""
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(kept.name)
+    fresh.replace(place)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

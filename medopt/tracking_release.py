@@ -1,0 +1,125 @@
+"""A release as an MLflow model: `mlflow.pyfunc.load_model` and `mlflow models serve` answer scans with it.
+
+The version holds the whole release folder, both models and the chain, and medopt's own code beside it, so that nothing
+but the logged requirements has to be installed. Logged as code (no pickle).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+import medopt
+from medopt.errors import DataError
+from medopt.release.contents import ReleaseInfo, read_info
+from medopt.release.predictor import Answer, Predictor
+from medopt.serving.server.incoming import prepare_bytes
+from medopt.serving.server.limits import Limits
+
+NAME, ARTIFACT = "release", "release"
+CODE = """from medopt.tracking_release import ReleaseModel
+from mlflow.models import set_model
+
+set_model(ReleaseModel())
+"""
+
+
+class ReleaseModel(PythonModel):
+    """Rows of scans in, rows of answers out. A scan that cannot be read or is declined has its reason instead."""
+
+    def load_context(self, context: Any) -> None:
+        """Open both models of the release; raises ReleaseError where a byte changed or the chain is another."""
+        folder = Path(context.artifacts[ARTIFACT])
+        self._opened = {kind: Predictor.open(folder, kind) for kind in read_info(folder).models}
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`."""
+        predictor = self._opened[(params or {}).get("model", "int8")]
+        rows = [_row(predictor, row) for row in model_input.to_dict("records")]
+        return pd.DataFrame(rows, dtype=object)  # a number that is not there is None: JSON knows no NaN
+
+
+def _row(predictor: Predictor, asked: Mapping[Any, Any]) -> dict[str, Any]:
+    labels = predictor.info.labels
+    found: dict[str, Any] = {"decision": ""} | {f"probability_{label}": None for label in labels}
+    try:
+        answer = _answer(predictor, asked)
+    except DataError as error:
+        return found | {"declined": "", "refused": str(error)}
+    if not answer.declined:
+        found = {"decision": answer.decision}
+        found |= {f"probability_{label}": answer.probabilities[label] for label in labels}
+    return found | {"declined": answer.declined, "refused": ""}
+
+
+def _answer(predictor: Predictor, asked: Mapping[Any, Any]) -> Answer:
+    data, path = asked.get("scan"), asked.get("path")
+    if isinstance(data, bytes) and data:
+        image, facts = prepare_bytes(predictor, data, Limits())
+        return predictor.predict(image[None], [facts])[0]
+    if isinstance(path, str) and path:
+        return predictor.predict_scan(path)
+    raise DataError("A row takes `scan`, the bytes of a file or of a zip, or `path`, the place of one.")
+
+
+def log_release(release: Path) -> str:
+    """Log a release with the run that is open, and register it under its study's name; returns the version.
+
+    The example among the files is a golden case: drawn, never a patient's.
+    """
+    info = read_info(release)
+    for name in ("mlflow.pyfunc", "mlflow.models"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as place:
+        code = Path(place) / "release_model.py"
+        code.write_text(CODE)
+        logged = mlflow.pyfunc.log_model(
+            name=NAME,
+            python_model=str(code),
+            artifacts={ARTIFACT: str(release)},
+            code_paths=[str(Path(medopt.__file__).parent)],
+            signature=signature_of(info),
+            pip_requirements=requirements(),
+            registered_model_name=info.study,
+            input_example=pd.DataFrame({"scan": [example(release)]}),
+        )
+    return str(logged.registered_model_version)
+
+
+def signature_of(info: ReleaseInfo) -> ModelSignature:
+    """Named inputs, the labels among the outputs, and which of the two models answers."""
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.binary, "scan", required=False),
+        ColSpec(DataType.string, "path", required=False),
+    ]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "decision")]
+    outputs += [ColSpec(DataType.double, f"probability_{label}", required=False) for label in info.labels]
+    outputs += [ColSpec(DataType.string, name) for name in ("declined", "refused")]
+    return ModelSignature(
+        inputs=Schema(inputs),
+        outputs=Schema(outputs),
+        params=ParamSchema([ParamSpec("model", DataType.string, "int8")]),
+    )
+
+
+def requirements() -> list[str]:
+    """What medopt needs to serve, pinned to what is installed here, and MLflow itself."""
+    plain = [text for text in requires("medopt") or [] if "extra ==" not in text]
+    names = [found.group() for text in plain if (found := re.match(r"[A-Za-z0-9_.-]+", text))]
+    return [f"{name}=={version(name).partition('+')[0]}" for name in (*names, "mlflow", "pandas")]
+
+
+def example(release: Path) -> bytes:
+    """A golden case as a file holds it; those are drawn."""
+    return sorted((release / "golden").iterdir())[0].read_bytes()

@@ -1,0 +1,194 @@
+"""The registry: registered releases answer scans, only what passed becomes champion, serving outlives the store."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from clinic_fixtures import Finished, call
+from mlflow import MlflowClient
+
+from medopt.errors import ConfigError, GateRefused, ReleaseError
+from medopt.pipeline.promoting import promote
+from medopt.release.contents import SUMS
+from medopt.release.predictor import Predictor
+from medopt.tracking_fetch import DIGEST, fetch_release
+from medopt.tracking_registry import GATE, Registry
+from medopt.tracking_release import log_release
+
+REASON = "better at the new site"
+GONE = "http://127.0.0.1:9"  # nothing listens there
+
+
+@pytest.fixture
+def runs(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runs folder whose store is a copy of the finished run's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it, and what it set goes with the test
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / "runs").mkdir()
+    shutil.copy(finished.runs / "mlflow.db", tmp_path / "runs")
+    yield tmp_path / "runs"
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def store(runs: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+
+
+def second(store: MlflowClient, runs: Path, finished: Finished, *, gate: str = "passed", cases: str = "") -> str:
+    """A second version: the same release, predictions that are a little worse, maybe of other cases."""
+    registry = Registry(runs)
+    table = pd.read_csv(finished.folder / "predictions.csv", dtype=str)
+    logits = [name for name in table.columns if name.startswith("logit")]
+    noise = np.random.default_rng(0).normal(0, 2, (len(table), len(logits)))
+    table[logits] = (table[logits].astype(float) + noise).astype(str)
+    table["case_id"] = cases + table["case_id"]
+    place = runs / "second"
+    place.mkdir()
+    table.to_csv(place / "predictions.csv", index=False)
+    experiment = store.get_experiment_by_name("clinic")
+    assert experiment is not None and registry.uri == f"sqlite:///{runs / 'mlflow.db'}"
+    with mlflow.start_run(experiment_id=experiment.experiment_id):
+        mlflow.log_artifact(str(place / "predictions.csv"), "tables")
+        mlflow.log_artifact(str(finished.folder / "study.yaml"))
+        version = log_release(finished.release)
+    known = store.get_model_version("clinic", "1").tags
+    for key, value in {GATE: gate, DIGEST: known[DIGEST]}.items():
+        store.set_model_version_tag("clinic", version, key, value)
+    return version
+
+
+def test_what_a_run_registers_is_the_candidate_with_its_release(store: MlflowClient, finished: Finished) -> None:
+    version = store.get_model_version_by_alias("clinic", "candidate")
+    assert version.run_id == finished.metrics["mlflow_run_id"]
+    assert [found.version for found in store.search_model_versions("name='clinic'")] == [version.version]
+    assert version.tags[GATE] == "passed"
+    assert version.description.startswith("# ")
+
+
+def test_the_registered_model_answers_as_the_release_does(store: MlflowClient, runs: Path, finished: Finished) -> None:
+    Registry(runs)
+    model = mlflow.pyfunc.load_model("models:/clinic@candidate")
+    scans = sorted(finished.clinic.data.rglob("*.dcm"))[:3]
+    wanted = [Predictor.open(finished.release).predict_scan(path) for path in scans]
+    assert any(not one.declined for one in wanted)
+    for column, values in (("scan", [path.read_bytes() for path in scans]), ("path", [str(path) for path in scans])):
+        found = model.predict(pd.DataFrame({column: values}))
+        assert list(found["decision"]) == [one.decision for one in wanted]
+        shown = [one.probabilities["blob"] if not one.declined else np.nan for one in wanted]
+        np.testing.assert_allclose(found["probability_blob"].astype(float), shown)
+    other = model.predict(pd.DataFrame({"scan": [b"rubbish"]}), params={"model": "float"})
+    assert "not a format that is read" in other["refused"][0]
+    assert other["decision"][0] == "" and other["probability_blob"][0] is None  # NaN is no JSON
+
+
+def test_it_is_logged_without_pickle_and_with_a_drawn_example(store: MlflowClient, runs: Path, tmp_path: Path) -> None:
+    Registry(runs)
+    got = Path(mlflow.artifacts.download_artifacts("models:/clinic@candidate", dst_path=str(tmp_path)))
+    assert not [path for path in got.rglob("*") if path.suffix in {".pkl", ".pickle"}]
+    assert b"PHANTOM" in base64.b64decode(json.loads((got / "input_example.json").read_text())["data"][0][0])
+    asked = (got / "requirements.txt").read_text().split()
+    assert any(one.startswith("onnxruntime==") for one in asked)
+    assert not any(one.startswith(("nncf", "optuna", "ray")) for one in asked)
+
+
+def test_the_first_champion_needs_a_reason_and_nothing_to_compare_with(store: MlflowClient, runs: Path) -> None:
+    registry = Registry(runs)
+    with pytest.raises(ConfigError, match="takes a reason"):
+        promote(registry, "clinic", "1", " ")
+    done = promote(registry, "clinic", "1", REASON)
+    assert (done.before, done.compared) == (None, None)
+    version = store.get_model_version_by_alias("clinic", "champion")
+    assert version.version == 1 and version.tags["promoted_because"] == REASON
+    assert version.tags["promoted_by"] and version.tags["promoted_at"].endswith("+00:00")
+    with pytest.raises(ConfigError, match="the champion already"):
+        promote(registry, "clinic", "1", REASON)
+    with pytest.raises(Exception, match="candidate"):
+        store.get_model_version_by_alias("clinic", "candidate")
+
+
+def test_the_next_one_is_compared_on_the_same_cases(store: MlflowClient, runs: Path, finished: Finished) -> None:
+    registry = Registry(runs)
+    promote(registry, "clinic", "1", REASON)
+    version = second(store, runs, finished)
+    done = promote(registry, "clinic", version, REASON)
+    assert done.before == "1" and done.compared is not None
+    told = json.loads(store.get_model_version("clinic", version).tags["compared_with_champion"])
+    assert told["cases"] == done.compared["cases"] == 18
+    assert told["auc"]["difference"]["value"] < 0
+    assert store.get_model_version_by_alias("clinic", "previous").version == 1
+    assert registry.roll_back("clinic", "declines too much") == ("1", version)
+    assert store.get_model_version_by_alias("clinic", "champion").version == 1
+    assert store.get_model_version_by_alias("clinic", "previous").version == int(version)
+
+
+def test_what_did_not_pass_is_refused(store: MlflowClient, runs: Path, finished: Finished) -> None:
+    version = second(store, runs, finished, gate="overridden")
+    with pytest.raises(GateRefused, match="did not pass the gate"):
+        promote(Registry(runs), "clinic", version, REASON)
+    with pytest.raises(ConfigError, match="has no version 77"):
+        promote(Registry(runs), "clinic", "77", REASON)
+    with pytest.raises(ConfigError, match="no model 'other'"):
+        Registry(runs).versions("other")
+
+
+def test_without_shared_cases_it_takes_a_word(store: MlflowClient, runs: Path, finished: Finished) -> None:
+    registry = Registry(runs)
+    promote(registry, "clinic", "1", REASON)
+    version = second(store, runs, finished, cases="other-")
+    with pytest.raises(ConfigError, match="--uncompared"):
+        promote(registry, "clinic", version, REASON)
+    assert registry.champion("clinic") == "1"
+    promote(registry, "clinic", version, REASON, uncompared=True)
+    assert "not compared" in store.get_model_version("clinic", version).tags["compared_with_champion"]
+
+
+def test_a_release_is_fetched_checked_and_kept(
+    runs: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = Registry(runs).uri
+    found = fetch_release("models:/clinic@candidate", uri, tmp_path / "kept")
+    assert found.place.is_symlink() and found.note == ""
+    assert (found.place / SUMS).read_bytes() == (finished.release / SUMS).read_bytes()
+    Predictor.open(found.place)
+    again = fetch_release("models:/clinic@candidate", GONE, tmp_path / "kept")
+    assert again.place == found.place and "does not answer" in again.note
+    with pytest.raises(ConfigError, match="was not fetched"):
+        fetch_release("models:/clinic@champion", GONE, tmp_path / "kept")
+    with pytest.raises(ConfigError, match="has no clinic champion"):
+        fetch_release("models:/clinic@champion", uri, tmp_path / "kept")
+
+
+def test_what_is_not_what_was_logged_is_refused(store: MlflowClient, runs: Path, tmp_path: Path) -> None:
+    uri = Registry(runs).uri
+    found = fetch_release("models:/clinic/1", uri, tmp_path / "kept")
+    model = found.place / "model.int8.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    with pytest.raises(ReleaseError):
+        fetch_release("models:/clinic/1", uri, tmp_path / "kept")
+    store.set_model_version_tag("clinic", "1", DIGEST, "0" * 64)
+    with pytest.raises(ReleaseError, match="not the release that was logged"):
+        fetch_release("models:/clinic/1", uri, tmp_path / "kept")
+    with pytest.raises(ConfigError, match="names no version"):
+        fetch_release("models:/clinic", uri, tmp_path / "kept")
+
+
+def test_the_commands(runs: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
+    monkeypatch.setenv("MEDOPT_RELEASES", str(tmp_path / "kept"))
+    listed = call("promote", "clinic")
+    assert listed.code == 0 and "candidate" in listed.stdout
+    assert "version 1 is the champion" in call("promote", "clinic", "1", "--reason", REASON).stdout
+    call("rollback", "clinic", "--reason", "x").refused(2, "no previous champion")
+    pulled = call("pull", "models:/clinic@champion").stdout.strip()
+    assert Path(pulled) == tmp_path / "kept" / "clinic@champion"
+    assert "unchanged; golden cases" in call("verify", "models:/clinic@champion").stdout
