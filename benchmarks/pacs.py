@@ -37,6 +37,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,7 @@ def studies(sources: Sequence[Sequence[Dataset]], many: int, tag: str) -> Iterat
     for number in range(many):
         copies = []
         for image in sources[number % len(sources)]:
-            copy = Dataset(image)
-            copy.file_meta = image.file_meta.copy()
+            copy = deepcopy(image)  # Dataset(image) would share its elements
             copy.StudyInstanceUID = _uid(tag, number, "study")
             copy.SeriesInstanceUID = _uid(tag, number, str(image.SeriesInstanceUID))
             copy.SOPInstanceUID = _uid(tag, number, str(image.SOPInstanceUID))
@@ -239,6 +239,8 @@ class Sent:
     stored_ms: list[float] = field(default_factory=list)
     ended: dict[str, float] = field(default_factory=dict)
     storing: int = 0
+    broken: int = 0
+    fault: BaseException | None = None
 
 
 def send(node: Node, study: Sequence[Dataset], sent: Sent, seconds: float = 300) -> None:
@@ -260,7 +262,8 @@ def send(node: Node, study: Sequence[Dataset], sent: Sent, seconds: float = 300)
             sent.storing += 1
             try:
                 answer = link.send_c_store(left[0])
-            except (RuntimeError, ValueError, OSError):
+            except Exception:  # whatever pynetdicom meets where the node is killed in the midst of it
+                sent.broken += 1
                 break
             finally:
                 sent.storing -= 1
@@ -292,8 +295,12 @@ def send_all(node: Node, many: Iterator[list[Dataset]], senders: int, sent: Sent
             waiting.put(None)
 
     def work() -> None:
-        while (one := waiting.get()) is not None:
-            send(node, one, sent)
+        try:
+            while (one := waiting.get()) is not None:
+                send(node, one, sent)
+        except BaseException as fault:
+            sent.fault = fault
+            raise
 
     threads = [threading.Thread(target=what, daemon=True) for what in (fill, *[work] * senders)]
     for thread in threads:
@@ -435,8 +442,9 @@ def measure_kills(
         if share:
             gate.release(share)
         killer.kill(PHASES[kill % len(PHASES)])
-    for thread in threads:
-        thread.join()
+    wait_until(lambda: not any(thread.is_alive() for thread in threads) or sent.fault is not None, node)
+    if sent.fault is not None:
+        raise sent.fault
     wait_until(
         lambda: (node.rows(ended) or [(0,)])[0][0] >= before + count and not node.count("sends", "waiting"), node
     )
@@ -493,6 +501,7 @@ def main() -> None:
     told = words.parse_args()
     if orthanc_program() is None:
         raise SystemExit("Orthanc is not installed (apt-get install orthanc).")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started here ends, too
     sources = _sources(told)
     changes = {"series": {"description": [told.description], "derived": True}} if told.description else {}
     with tempfile.TemporaryDirectory() as name:
