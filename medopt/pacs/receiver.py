@@ -36,6 +36,8 @@ STORED, OUT_OF_ROOM, DUPLICATE, NOT_AS_SAID, NOT_UNDERSTOOD, LATE, NO_LEDGER = (
 )
 _MEGABYTE = 1_000_000
 _LOCKS = 64
+# A data set that is deflated as a whole could become a thousand times as large while its header is read.
+_SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated and "Deflate" not in UID(one).name]
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _SEEN = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
 
@@ -75,7 +77,7 @@ class Receiver:
         ae.maximum_associations = limits.associations
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 5, limits.idle_seconds, limits.idle_seconds
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
+            ae.add_supported_context(context.abstract_syntax or "", _SYNTAXES)
         ae.add_supported_context(Verification)
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._asked),
