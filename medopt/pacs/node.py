@@ -152,6 +152,7 @@ class PacsNode:
                 self._ready.set()
         if time.monotonic() - self._swept >= _SWEEP_SECONDS and not self._sweeper.sweep(self._clock()):
             self._swept = time.monotonic()
+        self._audit.sync()
         return True
 
     def _send(self) -> bool:

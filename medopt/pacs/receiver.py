@@ -36,6 +36,8 @@ STORED, OUT_OF_ROOM, DUPLICATE, NOT_AS_SAID, NOT_UNDERSTOOD, LATE, NO_LEDGER = (
 )
 _MEGABYTE = 1_000_000
 _LOCKS = 64
+_PDU_BYTES = 256 * 1024
+"""What a sender may put into one PDU: pynetdicom's 16 kB make 250 rounds of an image of 2 megapixels."""
 # A data set that is deflated as a whole could become a thousand times as large while its header is read.
 _SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated and "Deflate" not in UID(one).name]
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
@@ -75,6 +77,7 @@ class Receiver:
         ae = AE(self._node.aet)
         ae.require_called_aet = True
         ae.maximum_associations = limits.associations
+        ae.maximum_pdu_size = _PDU_BYTES
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 5, limits.idle_seconds, limits.idle_seconds
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax or "", _SYNTAXES)
