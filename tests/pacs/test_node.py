@@ -90,7 +90,9 @@ def test_poisoned_studies_are_parked_and_the_rest_goes_on(
     assert call("pacs", "audit", "verify", node.file).code == 0
     status, retry = call("pacs", "status", node.file), call("pacs", "retry", node.file)
     assert retry.stdout == "3 studies and 0 results are tried again\n"
-    written = node.said() + status.stdout + status.stderr + retry.stdout + (node.folder / "spool/audit.jsonl").read_text()
+    written = (
+        node.said() + status.stdout + status.stderr + retry.stdout + (node.folder / "spool/audit.jsonl").read_text()
+    )
     assert [word for word in identifiers(first, second, cut, huge, large, last) if word in written] == []
     assert [uid for uid in archive.kept if uid in written] == []
 
