@@ -26,6 +26,10 @@ class Spool:
         with storage(root):
             for name in ("", STUDIES, RESULTS, AT_WORK):
                 (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            for kind in (STUDIES, RESULTS):  # made once: a folder for each study is one more wait for the disk
+                for shelf in range(256):
+                    (root / kind / f"{shelf:02x}").mkdir(mode=0o700, exist_ok=True)
+                _sync_folder(root / kind)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -50,8 +54,8 @@ class Spool:
         return found.f_bavail * found.f_frsize
 
     def place(self, kind: str, group: str, uid: str) -> str:
-        """The path below the spool of an object by its UID, in a folder for its study."""
-        return f"{kind}/{hashed(group)}/{hashed(uid)}.dcm"
+        """The path below the spool of an object by its UID, on the shelf of its study."""
+        return f"{kind}/{hashed(group)[:2]}/{hashed(uid)}.dcm"
 
     def write(self, name: str, content: Iterable[bytes]) -> None:
         """Write a file whole or not at all, so that it outlives a power cut.
@@ -59,9 +63,6 @@ class Spool:
         A temporary name, fsync, rename, fsync of the folder. Raises OSError; nothing half-written stays.
         """
         path = self.root / name
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(path.parent.parent)
         part = path.with_name(f"{uuid.uuid4().hex}{_PART}")
         try:
             with part.open("xb") as stream:
@@ -76,11 +77,9 @@ class Spool:
         _sync_folder(path.parent)
 
     def remove(self, name: str) -> None:
-        """Remove a file, and its folder where that is empty then."""
-        path = self.root / name
+        """Remove a file, where it is there."""
         with suppress(OSError):
-            path.unlink(missing_ok=True)
-            path.parent.rmdir()
+            (self.root / name).unlink(missing_ok=True)
 
     def clean(self) -> None:
         """After a start: remove what an ended process left half-written, and its working folders."""
