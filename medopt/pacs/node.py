@@ -182,8 +182,11 @@ class PacsNode:
                 self._quiet.forget(study)
                 self._audit("complete", study=pseudonym(study))
                 self._ready.set()
-        if time.monotonic() - self._swept >= _SWEEP_SECONDS and not self._sweeper.sweep(self._clock()):
+        if time.monotonic() - self._swept >= _SWEEP_SECONDS:
             self._swept = time.monotonic()
+            if self._sweeper.sweep(self._clock()):  # there may be more
+                self._swept -= _SWEEP_SECONDS
+        self._audit.sync()
         return True
 
     def _send(self) -> bool:

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
@@ -28,6 +29,10 @@ for _name in ("pynetdicom", "highdicom"):  # at INFO they write UIDs
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _MEGABYTE = 1_000_000
+_PDU_BYTES = 256 * 1024
+"""What a sender may put into one PDU: pynetdicom's 16 kB make 250 rounds of an image of 2 megapixels."""
+# A data set that is deflated as a whole could become a thousand times as large while its header is read.
+_SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated and "Deflate" not in UID(one).name]
 
 
 class Receiver:
@@ -57,9 +62,10 @@ class Receiver:
         ae = AE(self._node.aet)
         ae.require_called_aet = True
         ae.maximum_associations = limits.associations
+        ae.maximum_pdu_size = _PDU_BYTES
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 5, limits.idle_seconds, limits.idle_seconds
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
+            ae.add_supported_context(context.abstract_syntax or "", _SYNTAXES)
         ae.add_supported_context(Verification)
         ae.add_supported_context(Push, scu_role=True, scp_role=True)  # the destination is the provider of this service
         handlers: list[Any] = [
