@@ -85,7 +85,7 @@ class Receiver:
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._asked),
             (evt.EVT_C_STORE, self._store),
-            (evt.EVT_C_ECHO, lambda _event: STORED),
+            (evt.EVT_C_ECHO, self._echo),
         ]
         self._server = ae.make_server(
             (self._node.host, self._node.port),
@@ -93,7 +93,9 @@ class Receiver:
             ssl_context=server_context(self._node.tls),
             evt_handlers=handlers,
             server_class=BoundedServer,
-            bounds=Bounds(int(limits.instance_mb * _MEGABYTE), 2 * limits.associations),
+            bounds=Bounds(
+                int(limits.instance_mb * _MEGABYTE), int(limits.memory_mb * _MEGABYTE), 2 * limits.associations
+            ),
         )
         ae._servers.append(self._server)  # its shutdown takes it out again
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="pacs-listen", daemon=True).start()
@@ -121,9 +123,13 @@ class Receiver:
         association.acse.send_reject(0x01, 0x01, 0x03)
         association.kill()
 
-    def _store(self, event: evt.Event) -> Dataset | int:
+    def _echo(self, event: evt.Event) -> int:
         wire: Any = event.assoc.dul.socket
         wire.begin_message()
+        return STORED
+
+    def _store(self, event: evt.Event) -> Dataset | int:
+        wire: Any = event.assoc.dul.socket
         try:
             return self._kept(event)
         except _Refusal as refusal:
@@ -132,6 +138,8 @@ class Receiver:
             answer = Dataset()
             answer.Status, answer.ErrorComment = refusal.status, refusal.reason[:64]
             return answer
+        finally:
+            wire.begin_message()
 
     def _kept(self, event: evt.Event) -> int:
         content = event.encoded_dataset()
