@@ -27,7 +27,7 @@ from medopt.pacs.tls import server_context
 from medopt.provenance import pseudonym
 
 log = logging.getLogger("medopt.pacs")
-for _name in ("pynetdicom", "highdicom"):  # at INFO they write UIDs
+for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 # Status codes of C-STORE (PS3.4 B.2.3, PS3.7 C.5).
