@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -32,9 +33,10 @@ _PATIENCE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The largest message in bytes, and the most connections at once."""
+    """The largest message, what all on their way may take together (both in bytes), and the most connections."""
 
     message_bytes: int
+    memory_bytes: int
     connections: int
 
 
@@ -42,6 +44,8 @@ class BoundedSocket(AssociationSocket):
     """Reads PDUs of a bounded length within a bounded time, and messages of a bounded size."""
 
     bounds: Bounds
+    together: Callable[[], int]
+    """Bytes of unfinished messages that all connections hold."""
     _read = 0
     _heard = 0.0
 
@@ -62,7 +66,7 @@ class BoundedSocket(AssociationSocket):
         return found
 
     def begin_message(self) -> None:
-        """A message has come whole: the next one begins."""
+        """A message was dealt with: the next one begins."""
         self._read = 0
 
     def recv(self, nr_bytes: int) -> bytearray:
@@ -72,6 +76,8 @@ class BoundedSocket(AssociationSocket):
         self._read += nr_bytes
         if self._read > self.bounds.message_bytes:
             raise OSError("a message is larger than this node takes")
+        if nr_bytes > _PIECE // 64 and self.together() > self.bounds.memory_bytes:
+            raise OSError("more comes at once than this node takes")
         found, until = bytearray(), time.monotonic() + _PDU_SECONDS
         while len(found) < nr_bytes:
             piece = self.socket.recv(min(_PIECE, nr_bytes - len(found)))  # type: ignore[union-attr]
@@ -109,6 +115,7 @@ class _Handler(RequestHandler):
         socket: Any = association.dul.socket
         socket.__class__ = BoundedSocket  # pynetdicom offers no place to name another class
         socket.bounds = self.server.bounds  # type: ignore[attr-defined]
+        socket.together = self.server.together  # type: ignore[attr-defined]
         association.dimse.__class__ = _PatientProvider
         return association
 
@@ -125,6 +132,10 @@ class BoundedServer(ThreadedAssociationServer):
         self._lock = threading.Lock()
         super().__init__(*words, **more | {"request_handler": _Handler})
         self.contexts = _Contexts(self.contexts)
+
+    def together(self) -> int:
+        """Bytes of unfinished messages that all connections hold."""
+        return sum(getattr(one.dul.socket, "_read", 0) for one in self.active_associations)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Close at once a connection beyond the most."""

@@ -25,7 +25,7 @@ from medopt.pacs.spool import Spool
 from medopt.pacs.tls import server_context
 
 log = logging.getLogger("medopt.pacs")
-for _name in ("pynetdicom", "highdicom"):  # at INFO they write UIDs
+for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _MEGABYTE = 1_000_000
@@ -71,7 +71,7 @@ class Receiver:
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._asked),
             (evt.EVT_C_STORE, self._store),
-            (evt.EVT_C_ECHO, lambda _event: STORED),
+            (evt.EVT_C_ECHO, self._echo),
             (evt.EVT_N_EVENT_REPORT, self._reported),
         ]
         self._server = ae.make_server(
@@ -80,7 +80,9 @@ class Receiver:
             ssl_context=server_context(self._node.tls),
             evt_handlers=handlers,
             server_class=BoundedServer,
-            bounds=Bounds(int(limits.instance_mb * _MEGABYTE), 2 * limits.associations),
+            bounds=Bounds(
+                int(limits.instance_mb * _MEGABYTE), int(limits.memory_mb * _MEGABYTE), 2 * limits.associations
+            ),
         )
         ae._servers.append(self._server)  # its shutdown takes it out again
         serve = self._server.serve_forever
@@ -115,9 +117,13 @@ class Receiver:
         association.acse.send_reject(0x01, 0x01, 0x03)
         association.kill()
 
-    def _store(self, event: evt.Event) -> Dataset | int:
+    def _echo(self, event: evt.Event) -> int:
         wire: Any = event.assoc.dul.socket
         wire.begin_message()
+        return STORED
+
+    def _store(self, event: evt.Event) -> Dataset | int:
+        wire: Any = event.assoc.dul.socket
         try:
             return self._kept(event)
         except Refusal as refusal:
@@ -125,6 +131,8 @@ class Receiver:
             answer = Dataset()
             answer.Status, answer.ErrorComment = refusal.status, refusal.reason[:64]
             return answer
+        finally:
+            wire.begin_message()
 
     def _reported(self, event: evt.Event) -> tuple[int, None]:
         """A destination says what it keeps."""

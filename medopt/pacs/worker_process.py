@@ -21,7 +21,7 @@ from typing import Any
 from medopt.errors import MedoptError
 from medopt.pacs.settings import Results, SeriesRules
 
-_NOT_NEEDED = ("ignite", "matplotlib", "mlflow", "optuna", "pandas", "ray", "tensorboard", "transformers")
+_NOT_NEEDED = ("ignite", "matplotlib", "mlflow", "optuna", "pandas", "ray", "sklearn", "tensorboard", "transformers")
 """MONAI imports what it finds of these, which takes longer than all that the worker needs."""
 
 

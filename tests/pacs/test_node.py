@@ -21,6 +21,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from running import Running, told, wait_for
 
+from medopt.pacs.receiver import NOT_AS_SAID
+
 PLANTED = "QUITTENBAUM"
 
 
@@ -62,16 +64,20 @@ def identifiers(*scans: Path) -> set[str]:
 def test_poisoned_studies_are_parked_and_the_rest_goes_on(
     running: Callable[..., Running], archive: Archive, tmp_path: Path
 ) -> None:
-    node = running(work={"tries": 2, "seconds": 4, "memory_mb": 900})
+    node = running(work={"tries": 2, "seconds": 6, "memory_mb": 900})
     first = radiograph(tmp_path / "1.dcm", study=1)
     node.deliver(changed(first, SpecificCharacterSet="ISO_IR 999", SeriesDescription=PLANTED))
     wait_for(lambda: node.status()["studies"] == {"done": 1}, node)
+
+    odd = dcmread(radiograph(tmp_path / "0.dcm", study=9))  # a library's warning would quote it
+    odd.StudyInstanceUID = f"1.2.{PLANTED}"
+    assert send(node.port, [odd]) == [NOT_AS_SAID]
 
     os.kill(worker_of(node), signal.SIGSTOP)  # it hangs
     second = radiograph(tmp_path / "2.dcm", study=2)
     node.deliver(second)
     wait_for(lambda: node.status()["studies"] == {"done": 2}, node, 60)
-    assert "try 1 failed: the worker process took longer than 4 seconds" in node.said()
+    assert "try 1 failed: the worker process took longer than 6 seconds" in node.said()
 
     cut = radiograph(tmp_path / "3.dcm", study=3)
     node.deliver(changed(cut, PixelData=dcmread(cut).PixelData[:1000]))

@@ -383,6 +383,33 @@ def test_sizes_that_are_claimed_take_no_memory(listening: Callable[..., Listenin
     assert send(node.port, [scan]) == [STORED]
 
 
+def test_what_comes_at_once_is_bounded(listening: Callable[..., Listening], scan: Path) -> None:
+    node = listening(limits={"free_mb": 0, "memory_mb": 1.0})
+    large = changed(scan, Rows=500, Columns=500, PixelData=bytes(500_000), SOPInstanceUID="1.2.3.4")
+    large.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    begun = []
+    for _ in range(2):  # two senders stop in the midst of it
+        one = socket.create_connection(("127.0.0.1", node.port), timeout=10)
+        one.sendall(greeting())
+        assert one.recv(10_000)[:1] == b"\x02"
+        one.sendall(b"\x04\x00" + struct.pack(">L", 300_000) + bytes(1000))
+        begun.append(one)
+    wait_for(lambda: node.receiver._server.together() > 600_000)
+    assert "Status" not in store(association(node.port), large)
+    assert send(node.port, [scan]) == [STORED]
+    for one in begun:
+        one.close()
+    wait_for(lambda: node.receiver._server.together() == 0)
+    assert send(node.port, [large, scan]) == [STORED, STORED]
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_data_set_that_is_deflated_as_a_whole_is_not_taken(listening: Callable[..., Listening]) -> None:
     node = listening()
     ae = AE("SENDER")
