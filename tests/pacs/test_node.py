@@ -21,7 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from running import Running, told, wait_for
 
-from medopt.pacs.receiver import NOT_AS_SAID
+from medopt.pacs.intake import NOT_AS_SAID
 
 PLANTED = "QUITTENBAUM"
 
