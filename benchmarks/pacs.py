@@ -8,6 +8,7 @@ Orthanc (`apt-get install orthanc`) receives the results, and a node in a proces
   `quiet_seconds`;
 - load: studies by several senders at once; acknowledgement (from the last byte sent to the answer, and the whole
   C-STORE) while the model runs, studies a minute, memory;
+- crowd: 60 sockets that say nothing, 5 slow ones, 90 associations, and the senders: C-ECHO and acknowledgements;
 - kills: the node is ended by SIGKILL while it receives, while the model runs and while it sends, in turn and at random
   moments, and begun again; senders send anew what was not acknowledged. In the end Orthanc holds one set of results of
   every study, whose data sets are the spool's to the byte.
@@ -37,6 +38,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ import yaml
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.table import Table
 
@@ -216,8 +219,7 @@ def studies(sources: Sequence[Sequence[Dataset]], many: int, tag: str) -> Iterat
     for number in range(many):
         copies = []
         for image in sources[number % len(sources)]:
-            copy = Dataset(image)
-            copy.file_meta = image.file_meta.copy()
+            copy = deepcopy(image)  # Dataset(image) would share its elements
             copy.StudyInstanceUID = _uid(tag, number, "study")
             copy.SeriesInstanceUID = _uid(tag, number, str(image.SeriesInstanceUID))
             copy.SOPInstanceUID = _uid(tag, number, str(image.SOPInstanceUID))
@@ -239,6 +241,8 @@ class Sent:
     stored_ms: list[float] = field(default_factory=list)
     ended: dict[str, float] = field(default_factory=dict)
     storing: int = 0
+    broken: int = 0
+    fault: BaseException | None = None
 
 
 def send(node: Node, study: Sequence[Dataset], sent: Sent, seconds: float = 300) -> None:
@@ -260,7 +264,8 @@ def send(node: Node, study: Sequence[Dataset], sent: Sent, seconds: float = 300)
             sent.storing += 1
             try:
                 answer = link.send_c_store(left[0])
-            except (RuntimeError, ValueError, OSError):
+            except Exception:  # whatever pynetdicom meets where the node is killed in the midst of it
+                sent.broken += 1
                 break
             finally:
                 sent.storing -= 1
@@ -292,8 +297,12 @@ def send_all(node: Node, many: Iterator[list[Dataset]], senders: int, sent: Sent
             waiting.put(None)
 
     def work() -> None:
-        while (one := waiting.get()) is not None:
-            send(node, one, sent)
+        try:
+            while (one := waiting.get()) is not None:
+                send(node, one, sent)
+        except BaseException as fault:
+            sent.fault = fault
+            raise
 
     threads = [threading.Thread(target=what, daemon=True) for what in (fill, *[work] * senders)]
     for thread in threads:
@@ -378,6 +387,48 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{at}": round(float(np.percentile(values, at)), 2) for at in (50, 99, 100)}
 
 
+def measure_crowd(node: Node, many: Iterator[list[Dataset]], senders: int) -> dict[str, Any]:
+    """60 sockets that say nothing, 5 that say it slowly, 90 associations at rest, and senders: C-ECHO and answers."""
+    asking = _greeting(node)
+    crowd = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(155)]
+    for number, each in enumerate(crowd[60:]):
+        each.sendall(asking[:7] if number < 5 else asking)
+    accepted = sum(each.recv(1) == b"\x02" for each in crowd[65:])
+    sent, echoes = Sent(), []
+    threads = send_all(node, many, senders, sent)
+    ae = AE("SENDER")
+    ae.add_requested_context(Verification)
+    while any(thread.is_alive() for thread in threads) or len(echoes) < 20:
+        begun = time.perf_counter()
+        link = ae.associate("127.0.0.1", node.port, ae_title=node.aet)
+        if link.is_established and link.send_c_echo().get("Status") == 0x0000:
+            echoes.append(1e3 * (time.perf_counter() - begun))
+            link.release()
+        else:
+            echoes.append(1e6)
+        time.sleep(0.05)
+    for each in crowd:
+        each.close()
+    if sent.fault is not None:
+        raise sent.fault
+    return {
+        "accepted": accepted,
+        "echo_ms": percentiles(echoes),
+        "acknowledged_ms": percentiles(sent.acknowledged_ms),
+        "stored_ms": percentiles(sent.stored_ms),
+    }
+
+
+def _greeting(node: Node) -> bytes:
+    """The bytes by which pynetdicom asks for an association."""
+    said: list[bytes] = []
+    ae = AE("SENDER")
+    ae.add_requested_context(Verification)
+    handlers: list[Any] = [(evt.EVT_DATA_SENT, lambda event: said.append(event.data))]
+    ae.associate("127.0.0.1", node.port, ae_title=node.aet, evt_handlers=handlers).release()
+    return said[0]
+
+
 @dataclass
 class Killer:
     """Ends the node in a phase that it was asked to, at a random moment in it, and begins it again."""
@@ -435,11 +486,10 @@ def measure_kills(
         if share:
             gate.release(share)
         killer.kill(PHASES[kill % len(PHASES)])
-    for thread in threads:
-        thread.join()
-    wait_until(
-        lambda: (node.rows(ended) or [(0,)])[0][0] >= before + count and not node.count("sends", "waiting"), node
-    )
+    wait_until(lambda: not any(thread.is_alive() for thread in threads) or sent.fault is not None, node)
+    if sent.fault is not None:
+        raise sent.fault
+    wait_until(lambda: (node.rows(ended) or [(0,)])[0][0] >= before + count, node)
     return {"kills": kills, "studies": len(sent.ended), "hit": dict(killer.hit), "s": time.perf_counter() - begun}
 
 
@@ -448,6 +498,8 @@ def measure_kills(
 
 def judged(node: Node, pacs: Orthanc, objects: int) -> dict[str, int]:
     """Compare Orthanc with the ledger and the spool: studies, those with one set of results, bytes that differ."""
+    busy = ("receiving", "ready", "working")
+    wait_until(lambda: not any(node.count("studies", one) for one in busy) and not node.count("sends", "waiting"), node)
     held = pacs.results()
     known = [str(row[0]) for row in node.rows("SELECT uid FROM studies WHERE state IN ('done', 'declined')")]
     files = {str(uid): str(file) for uid, file in node.rows("SELECT sop_uid, file FROM results")}
@@ -493,6 +545,7 @@ def main() -> None:
     told = words.parse_args()
     if orthanc_program() is None:
         raise SystemExit("Orthanc is not installed (apt-get install orthanc).")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started here ends, too
     sources = _sources(told)
     changes = {"series": {"description": [told.description], "derived": True}} if told.description else {}
     with tempfile.TemporaryDirectory() as name:
@@ -509,6 +562,7 @@ def main() -> None:
             many = studies(sources, told.speed_studies, "load")
             load = measure_load(node, seen, many, told.speed_studies, told.senders, told.objects)
             seen.stop()
+            crowd = measure_crowd(node, studies(sources, told.speed_studies, "crowd"), told.senders)
             killed: dict[str, Any] = {}
             if told.kills:
                 many = studies(sources, told.studies, "kills")
@@ -517,7 +571,7 @@ def main() -> None:
         finally:
             node.close()
             pacs.stop()
-    _show(told, first[0], latency, load, killed, found)
+    _show(told, first[0], latency, load, crowd, killed, found)
     if found["one_set"] != found["answered"] or found["differ"] or found["strangers"] or found["parked"]:
         raise SystemExit(1)
 
@@ -529,8 +583,8 @@ def _sources(told: argparse.Namespace) -> list[list[Dataset]]:
 
 
 def _show(
-    told: argparse.Namespace, first: float, latency: list[float], load: dict[str, Any], killed: dict[str, Any],
-    found: dict[str, int],
+    told: argparse.Namespace, first: float, latency: list[float], load: dict[str, Any], crowd: dict[str, Any],
+    killed: dict[str, Any], found: dict[str, int],
 ) -> None:  # fmt: skip
     console, table = Console(), Table(title=f"PACS node with {told.release.name}, results in Orthanc")
     table.add_column("what")
@@ -542,6 +596,10 @@ def _show(
     table.add_row("whole C-STORE, p50 / p99", f"{stored['p50']} / {stored['p99']} ms")
     table.add_row(f"studies a minute ({told.senders} senders)", f"{load['studies_a_minute']}")
     table.add_row("memory of the node / of its worker, most", f"{load['node_mb']} / {load['worker_mb']} MB")
+    echo, ms = crowd["echo_ms"], crowd["acknowledged_ms"]
+    table.add_row(f"C-ECHO beside 60 idle sockets, 5 slow, {crowd['accepted']} associations", f"{echo['p50']} ms")
+    table.add_row("the same, longest", f"{echo['p100']} ms")
+    table.add_row("acknowledgement beside them, p50 / p99", f"{ms['p50']} / {ms['p99']} ms")
     if killed:
         table.add_row(
             f"kills in {killed['s']:.0f} s; states they hit", ", ".join(f"{k} {n}" for k, n in killed["hit"].items())
@@ -554,7 +612,7 @@ def _show(
     console.print(table)
     if told.json:
         kept = {"latency_s": [round(one, 3) for one in latency], "first_s": round(first, 3), "quiet_s": Node.quiet}
-        print(json.dumps(kept | {"load": load, "kills": killed, "found": found, "machine": machine()}))
+        print(json.dumps(kept | {"load": load, "crowd": crowd, "kills": killed, "found": found, "machine": machine()}))
 
 
 if __name__ == "__main__":

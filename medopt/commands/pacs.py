@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,7 @@ def run(node_file: NodeFile) -> None:
     from medopt.pacs.node import PacsNode
     from medopt.pacs.settings import load_node
 
+    warnings.simplefilter("ignore")  # those of pydicom quote what stands in a header
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("medopt.pacs").setLevel(logging.INFO)
     settings = load_node(node_file)

@@ -39,10 +39,10 @@ class Audit:
                 whole, last = whole + len(line), hashlib.sha256(line).hexdigest()
         self._stream = path.open("ab", buffering=0)
         self._stream.truncate(whole)
-        self._last, self._whole, self._unwritten = last, whole, 0
+        self._last, self._whole, self._unwritten, self._unsynced = last, whole, 0, False
 
     def __call__(self, event: str, **facts: Any) -> None:
-        """Append one line and see it to the disk."""
+        """Append one line: a kill does not lose it; a power cut does not, once `sync` was called."""
         with self._lock:
             try:
                 if self._unwritten:
@@ -58,15 +58,23 @@ class Audit:
         try:
             if self._stream.write(line) != len(line):
                 raise OSError("the disk is full")
-            os.fdatasync(self._stream.fileno())
         except OSError:
             with suppress(OSError):
                 self._stream.truncate(self._whole)  # no part of a line stays
             raise
         self._last, self._whole = hashlib.sha256(line).hexdigest(), self._whole + len(line)
+        self._unsynced = True
+
+    def sync(self) -> None:
+        """See what was appended to the disk; not part of each line, for which a sender would have to wait."""
+        if self._unsynced:
+            self._unsynced = False
+            with suppress(OSError):
+                os.fdatasync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file."""
+        self.sync()
         self._stream.close()
 
 

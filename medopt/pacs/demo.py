@@ -94,20 +94,27 @@ def example(name: str) -> str:
 @contextmanager
 def started(release: Path, folder: Path) -> Iterator[Places]:
     """Orthanc and a node, until the end of the block; raises ConfigError where one of them does not start."""
+    program = orthanc_program()
+    places = Places(folder, *_free_ports(4))
+    with ExitStack() as stack:
+        orthanc_log, node_log = folder / "orthanc.log", folder / "node.log"
+        orthanc = stack.enter_context(running([program, str(orthanc_config(places))], orthanc_log))
+        wait(lambda: _get(f"{places.orthanc}/system") is not None, "Orthanc", orthanc, orthanc_log)
+        words = [sys.executable, "-m", "medopt", "pacs", "run", str(_node(places, release))]
+        node = stack.enter_context(running(words, node_log))
+        wait(lambda: "listens on" in node_log.read_text(), "The node", node, node_log)
+        yield places
+
+
+def orthanc_program() -> str:
+    """Where Orthanc is; raises ConfigError."""
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         raise ConfigError(
             "There is no Orthanc on this machine. On Debian and Ubuntu: apt-get install --no-install-recommends "
             "orthanc orthanc-dicomweb"
         )
-    places = Places(folder, *_free_ports(4))
-    with ExitStack() as stack:
-        stack.enter_context(_process([program, str(_orthanc(places))], folder / "orthanc.log"))
-        _wait(lambda: _get(f"{places.orthanc}/system") is not None, "Orthanc", folder / "orthanc.log")
-        words = [sys.executable, "-m", "medopt", "pacs", "run", str(_node(places, release))]
-        stack.enter_context(_process(words, folder / "node.log"))
-        _wait(lambda: "listens on" in (folder / "node.log").read_text(), "The node", folder / "node.log")
-        yield places
+    return program
 
 
 def send_studies(places: Places, count: int, told: Callable[[str], None]) -> Iterator[list[Shown]]:
@@ -138,7 +145,8 @@ def newest_release(runs: Path, study: str = "phantom") -> Path:
     return found[-1].parent
 
 
-def _orthanc(places: Places) -> Path:
+def orthanc_config(places: Places) -> Path:
+    """Write the example's Orthanc configuration for these places."""
     told = json.loads(example("orthanc.json"))
     told |= {"HttpPort": places.web, "DicomPort": places.dicom, "StableAge": 1, "RemoteAccessAllowed": False}
     told |= {"StorageDirectory": str(places.folder / "orthanc"), "IndexDirectory": str(places.folder / "orthanc")}
@@ -224,13 +232,13 @@ def _get(url: str, body: bytes | None = None) -> bytes | None:
 
 
 @contextmanager
-def _process(words: Sequence[str], log: Path) -> Iterator[None]:
+def running(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with the block: asked first, killed after 30 seconds."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as stream:
         process = subprocess.Popen(words, stdout=stream, stderr=stream, env=environment, start_new_session=True)
     try:
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -239,12 +247,17 @@ def _process(words: Sequence[str], log: Path) -> Iterator[None]:
         process.wait()
 
 
-def _wait(ready: Callable[[], bool], what: str, log: Path, seconds: float = 60) -> None:
+def wait(
+    ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120
+) -> None:
+    """Until a process is ready; raises ConfigError, with the last line of its log, where it ends or takes too long."""
     until = time.monotonic() + seconds
     while not ready():
-        if time.monotonic() > until:
+        ended = process.poll() is not None
+        if ended or time.monotonic() > until:
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ConfigError(f"{what} did not start within {seconds:g} s: {' '.join(last)}")
+            how = "ended as it started" if ended else f"did not start within {seconds:g} s"
+            raise ConfigError(f"{what} {how}: {' '.join(last)}")
         time.sleep(0.1)
 
 

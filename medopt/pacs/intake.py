@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pydicom import dcmread
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medopt.pacs.ledger import Instance, Ledger, Outcome
 from medopt.pacs.settings import Node
@@ -130,6 +130,8 @@ def described(stream: BinaryIO, names: tuple[str, str], syntax: str, digest: str
 
     `names` are the SOP instance and SOP class UIDs by which it was announced.
     """
+    if syntax == DeflatedExplicitVRLittleEndian:  # it would be inflated whole to be read, to whatever size
+        raise Refusal(NOT_UNDERSTOOD, "deflated data sets are not taken")
     try:
         header = dcmread(stream, stop_before_pixels=True, specific_tags=list(_SEEN))
         said = {name: str(header.get(name) or "").rstrip("\0 ") for name in _SEEN}

@@ -86,19 +86,22 @@ class PacsNode:
             if not self._opened():
                 return
             port = self._listening(receiver)
+            page = "" if door is None else door.start()
             self._audit("started")
             steps = ((self._work, self._ready), (self._send, self._owed))
             threads = [threading.Thread(target=self._guarded, args=one) for one in steps]
             for thread in threads:
                 thread.start()
             ready(f"{self._node.aet} listens on {self._node.host}:{port}")
-            if door is not None:
-                ready(f"its page: {door.start()}")
+            if page:
+                ready(f"its page: {page}")
             if pull is not None:
                 pull.start()
             while not self._stop.wait(_TICK_SECONDS):
                 self._safely(self._tick)
             receiver.stop()
+            if door is not None:
+                door.close()
             for thread in [*threads, *([] if pull is None else [pull])]:
                 thread.join()
         finally:
@@ -179,8 +182,11 @@ class PacsNode:
                 self._quiet.forget(study)
                 self._audit("complete", study=pseudonym(study))
                 self._ready.set()
-        if time.monotonic() - self._swept >= _SWEEP_SECONDS and not self._sweeper.sweep(self._clock()):
+        if time.monotonic() - self._swept >= _SWEEP_SECONDS:
             self._swept = time.monotonic()
+            if self._sweeper.sweep(self._clock()):  # there may be more
+                self._swept -= _SWEEP_SECONDS
+        self._audit.sync()
         return True
 
     def _send(self) -> bool:

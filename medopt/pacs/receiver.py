@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
@@ -24,10 +25,14 @@ from medopt.pacs.spool import Spool
 from medopt.pacs.tls import server_context
 
 log = logging.getLogger("medopt.pacs")
-for _name in ("pynetdicom", "highdicom"):  # at INFO they write UIDs
+for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _MEGABYTE = 1_000_000
+_PDU_BYTES = 256 * 1024
+"""What a sender may put into one PDU: pynetdicom's 16 kB make 250 rounds of an image of 2 megapixels."""
+# A data set that is deflated as a whole could become a thousand times as large while its header is read.
+_SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated and "Deflate" not in UID(one).name]
 
 
 class Receiver:
@@ -57,15 +62,16 @@ class Receiver:
         ae = AE(self._node.aet)
         ae.require_called_aet = True
         ae.maximum_associations = limits.associations
+        ae.maximum_pdu_size = _PDU_BYTES
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 5, limits.idle_seconds, limits.idle_seconds
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
+            ae.add_supported_context(context.abstract_syntax or "", _SYNTAXES)
         ae.add_supported_context(Verification)
         ae.add_supported_context(Push, scu_role=True, scp_role=True)  # the destination is the provider of this service
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._asked),
             (evt.EVT_C_STORE, self._store),
-            (evt.EVT_C_ECHO, lambda _event: STORED),
+            (evt.EVT_C_ECHO, self._echo),
             (evt.EVT_N_EVENT_REPORT, self._reported),
         ]
         self._server = ae.make_server(
@@ -74,7 +80,9 @@ class Receiver:
             ssl_context=server_context(self._node.tls),
             evt_handlers=handlers,
             server_class=BoundedServer,
-            bounds=Bounds(int(limits.instance_mb * _MEGABYTE), 2 * limits.associations),
+            bounds=Bounds(
+                int(limits.instance_mb * _MEGABYTE), int(limits.memory_mb * _MEGABYTE), 2 * limits.associations
+            ),
         )
         ae._servers.append(self._server)  # its shutdown takes it out again
         serve = self._server.serve_forever
@@ -109,9 +117,13 @@ class Receiver:
         association.acse.send_reject(0x01, 0x01, 0x03)
         association.kill()
 
-    def _store(self, event: evt.Event) -> Dataset | int:
+    def _echo(self, event: evt.Event) -> int:
         wire: Any = event.assoc.dul.socket
         wire.begin_message()
+        return STORED
+
+    def _store(self, event: evt.Event) -> Dataset | int:
+        wire: Any = event.assoc.dul.socket
         try:
             return self._kept(event)
         except Refusal as refusal:
@@ -119,6 +131,8 @@ class Receiver:
             answer = Dataset()
             answer.Status, answer.ErrorComment = refusal.status, refusal.reason[:64]
             return answer
+        finally:
+            wire.begin_message()
 
     def _reported(self, event: evt.Event) -> tuple[int, None]:
         """A destination says what it keeps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from medopt.pacs.ledger import Ledger
@@ -54,7 +55,7 @@ class Sweeper:
             for file in files:
                 self._spool.remove(file)
             if any((self._spool.root / file).exists() for file in files):
-                raise OSError("a file of the spool cannot be removed")
+                raise OSError(errno.EPERM, "a file of it cannot be removed")
             self._ledger.emptied(study)
             self._told("emptied", study=pseudonym(study), reason=why, files=len(files), bytes=size)
         return len(waiting)

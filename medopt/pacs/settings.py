@@ -49,6 +49,9 @@ class Limits(Section):
     """Associations at the same time; one more is rejected as a passing shortage."""
     instance_mb: Positive = 1024
     """The largest instance. A connection that sends more is closed."""
+    memory_mb: Positive = 4096
+    """What unfinished instances of all senders may take together; a connection that brings more is closed, and its
+    sender has to try again."""
     free_mb: float = Field(1024, ge=0)
     """Free space of the spool's disk below which every instance is refused (0xA700) until there is more again."""
     idle_seconds: Positive = 60

@@ -26,6 +26,10 @@ class Spool:
         with storage(root):
             for name in ("", STUDIES, RESULTS, AT_WORK):
                 (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            for kind in (STUDIES, RESULTS):  # made once: a folder for each study is one more wait for the disk
+                for shelf in range(256):
+                    (root / kind / f"{shelf:02x}").mkdir(mode=0o700, exist_ok=True)
+                _sync_folder(root / kind)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -50,7 +54,7 @@ class Spool:
         return found.f_bavail * found.f_frsize
 
     def place(self, kind: str, group: str, uid: str) -> str:
-        """The path below the spool of an object by its UID, in a folder for its study."""
+        """The path below the spool of an object by its UID, on the shelf of its study."""
         return hashed_place(kind, group, uid)
 
     def write(self, name: str, content: Iterable[bytes]) -> None:
@@ -59,7 +63,6 @@ class Spool:
         A temporary name, fsync, rename, fsync of the folder. Raises OSError; nothing half-written stays.
         """
         path = self.root / name
-        self._folder_for(path)
         part = path.with_name(f"{uuid.uuid4().hex}{_PART}")
         try:
             with part.open("xb") as stream:
@@ -76,21 +79,13 @@ class Spool:
     def adopt(self, part: Path, name: str) -> None:
         """Give a file of the spool, whose bytes are on the disk already, its name; raises OSError."""
         path = self.root / name
-        self._folder_for(path)
         part.replace(path)
         _sync_folder(path.parent)
 
-    def _folder_for(self, path: Path) -> None:
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(path.parent.parent)
-
     def remove(self, name: str) -> None:
-        """Remove a file, and its folder where that is empty then."""
-        path = self.root / name
+        """Remove a file, where it is there."""
         with suppress(OSError):
-            path.unlink(missing_ok=True)
-            path.parent.rmdir()
+            (self.root / name).unlink(missing_ok=True)
 
     def clean(self) -> None:
         """After a start: remove what an ended process left half-written, and its working folders."""
@@ -114,8 +109,8 @@ class Spool:
 
 
 def hashed_place(kind: str, group: str, uid: str) -> str:
-    """The path below a spool of an object by its UID, in a folder for its study."""
-    return f"{kind}/{hashed(group)}/{hashed(uid)}.dcm"
+    """The path below a spool of an object by its UID, on the shelf of its study."""
+    return f"{kind}/{hashed(group)[:2]}/{hashed(uid)}.dcm"
 
 
 def hashed(uid: str) -> str:

@@ -21,10 +21,14 @@ from typing import Any
 from medopt.errors import MedoptError
 from medopt.pacs.settings import Results, SeriesRules
 
+_NOT_NEEDED = ("ignite", "matplotlib", "mlflow", "optuna", "pandas", "ray", "sklearn", "tensorboard", "transformers")
+"""MONAI imports what it finds of these, which takes longer than all that the worker needs."""
+
 
 def serve(wire: Connection) -> None:
     """Open the release that the first message names, then answer a study a message."""
     first = json.loads(wire.recv_bytes())
+    sys.modules.update(dict.fromkeys(_NOT_NEEDED))  # type: ignore[arg-type]  # None: as if it were not installed
     from medopt.pacs.answering import Answering
 
     rules = None if first["series"] is None else SeriesRules.model_validate(first["series"])
@@ -64,6 +68,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     for name in ("pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.nice(5)  # a sender that waits for its answer goes before a prediction
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         serve(Connection(int(sys.argv[1])))

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    BasicTextSRStorage,
+    Comprehensive3DSRStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    RLELossless,
+)
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
 
@@ -47,7 +55,9 @@ def radiograph(path: Path, study: int = 1, number: int = 1, seed: int | None = N
 def association(port: int, calling: str = "SENDER", called: str = "MEDOPT", **more: Any) -> Association:
     ae = AE(calling)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
-    ae.requested_contexts = [*AllStoragePresentationContexts[:126]]
+    packed = build_context(DigitalXRayImageStorageForPresentation, RLELossless)
+    reports = [build_context(uid, ExplicitVRLittleEndian) for uid in (Comprehensive3DSRStorage, BasicTextSRStorage)]
+    ae.requested_contexts = [*AllStoragePresentationContexts[:124], packed, *reports]
     ae.add_requested_context(Verification)
     return ae.associate("127.0.0.1", port, ae_title=called, **more)
 
@@ -105,4 +115,7 @@ class Archive:
 def _plain(content: bytes) -> Dataset:
     from pydicom.filereader import read_dataset
 
-    return read_dataset(io.BytesIO(content), is_implicit_VR=False, is_little_endian=True)
+    found = read_dataset(io.BytesIO(content), is_implicit_VR=False, is_little_endian=True)
+    found.file_meta = FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return found

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from clinic_fixtures import call
 
+from medopt.errors import ConfigError
+from medopt.pacs.demo import running, wait
 from medopt.pacs.settings import load_node
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
@@ -37,3 +40,12 @@ def test_the_example_is_a_node_file_and_never_overwrites(tmp_path: Path) -> None
     assert routed == [node.aet, "127.0.0.1", node.port]
     again = call("pacs", "example", tmp_path / "site")
     assert (again.code, "already" in again.stderr) == (2, True)
+
+
+def test_a_process_that_does_not_start_ends_the_demo_with_its_words(tmp_path: Path) -> None:
+    log, words = tmp_path / "log", [sys.executable, "-c", "raise SystemExit('the release was changed')"]
+    with (
+        running(words, log) as process,
+        pytest.raises(ConfigError, match="ended as it started: the release was changed"),
+    ):
+        wait(lambda: False, "The node", process, log)

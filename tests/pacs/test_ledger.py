@@ -133,19 +133,27 @@ def test_work_of_an_ended_process_is_ready_again(ledger: Ledger, tmp_path: Path)
     assert work.tries == 0
 
 
-def test_an_older_file_keeps_its_content(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, len(STEPS)))
+def test_an_older_file_keeps_its_content(tmp_path: Path, version: int) -> None:
     path = tmp_path / "ledger.db"
     old = sqlite3.connect(path)
-    for statement in STEPS[0]:
-        old.execute(statement)
+    for step in STEPS[:version]:
+        for statement in step:
+            old.execute(statement)
+    old.execute("INSERT INTO studies (uid, state, changed) VALUES ('1.2.4', 'receiving', 1)")
     old.execute("INSERT INTO studies (uid, state, changed) VALUES ('1.2.3', 'done', 1)")
     old.execute("INSERT INTO instances VALUES ('1.2.3.1', '1.2.3', 'c', 't', 'digest 1', 100, 'studies/1', 1, 1)")
-    old.execute("PRAGMA user_version = 1")
+    old.execute("INSERT INTO results VALUES ('2.25.1', '1.2.3', 'c', 'report', 'results/1', 'd', 2)")
+    old.execute("INSERT INTO sends VALUES ('2.25.1', 'A', 'waiting', 3, 10, 'away')")
+    old.execute(f"PRAGMA user_version = {version}")
     old.commit()
     old.close()
     ledger = Ledger(path)
     assert ledger.state("1.2.3") == "done"
     assert [one.digest for one in ledger.images("1.2.3")] == ["digest 1"]
+    assert ledger.results("1.2.3") == [Result("2.25.1", "1.2.3", "c", "report", "results/1", "d")]
+    assert [(one.destination, one.attempts) for one in ledger.due(10)] == [("A", 3)]
+    assert ledger.counts()["studies"] == {"done": 1, "receiving": 1}
     ledger.close()
     seen = sqlite3.connect(path)
     assert seen.execute("PRAGMA user_version").fetchone() == (len(STEPS),)

@@ -1,150 +1,151 @@
-"""The whole node as a process of its own: killed at random moments, sent everything twice, stopped, held to account."""
+"""The whole node as a process of its own: what is poisoned, late, doubled or held up harms nothing else."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-import yaml
-from clinic_fixtures import call
-from peers import Archive, association, free_port, radiograph, store
-from pydicom import dcmread
+from clinic_fixtures import call, environment
+from peers import Archive, radiograph, send
+from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
+from running import Running, told, wait_for
 
-KILLS = int(os.environ.get("MEDOPT_TEST_NODE_KILLS", "1"))
+from medopt.pacs.intake import NOT_AS_SAID
 
-
-class Running:
-    """A node's process, begun again after each kill."""
-
-    def __init__(self, folder: Path, release: Path, archive: Archive, **changes: Any) -> None:
-        self.folder, self.port, self.file = folder, free_port(), folder / "node.yaml"
-        told = {
-            "aet": "MEDOPT",
-            "host": "127.0.0.1",
-            "port": self.port,
-            "release": str(release),
-            "spool": "spool",
-            "accept": [{"aet": "SENDER", "addresses": ["127.0.0.1"]}],
-            "destinations": [{"aet": archive.aet, "host": "127.0.0.1", "port": archive.port}],
-            "quiet_seconds": 0.5,
-            "limits": {"free_mb": 0},
-            "sending": {"first_seconds": 0.2, "longest_seconds": 0.5, "tries": 500, "timeout_seconds": 10},
-        }
-        self.file.write_text(yaml.safe_dump(told | changes))
-        self.log = (folder / "node.log").open("ab")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def begin(self) -> None:
-        words = [sys.executable, "-m", "medopt", "pacs", "run", str(self.file)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(words, stdout=self.log, stderr=self.log, env=environment)
-
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(timeout=40)
-
-    def said(self) -> str:
-        return (self.folder / "node.log").read_text()
-
-    def status(self) -> dict[str, Any]:
-        return call("pacs", "status", self.file, "--json").summary
-
-    def deliver(self, scan: Path, within: float = 200) -> None:
-        """Send until the node acknowledges it, as a modality does."""
-        until = time.monotonic() + within
-        while time.monotonic() < until:
-            one = association(self.port)
-            if one.is_established:
-                answer = store(one, scan)
-                if one.is_established:
-                    one.release()
-                if answer.get("Status") == 0x0000:
-                    return
-            assert self.process is not None
-            if self.process.poll() is not None:
-                self.begin()
-            time.sleep(0.1)
-        raise AssertionError(self.said())
+PLANTED = "QUITTENBAUM"
 
 
-def wait_for(what: Callable[[], bool], running: Running, seconds: float = 280) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until, running.said()
-        time.sleep(0.1)
+def changed(path: Path, **values: Any) -> Path:
+    dataset = dcmread(path)
+    for name, value in values.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+    return path
 
 
-@pytest.fixture
-def archive() -> Iterator[Archive]:
-    one = Archive()
-    one.start()
-    yield one
-    one.stop()
+def bomb(path: Path, side: int = 16000) -> Path:
+    """A file of 8 MB whose pixels take half a gigabyte when they are decoded."""
+    dataset = dcmread(radiograph(path, study=5))
+    segment = b"\x81\x00" * (side * side // 128)
+    header = b"".join(value.to_bytes(4, "little") for value in (2, 64, 64 + len(segment))) + bytes(52)
+    dataset.Rows = dataset.Columns = side
+    dataset.file_meta.TransferSyntaxUID = RLELossless
+    dataset.PixelData = encapsulate([header + segment + segment])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    return path
 
 
-@pytest.fixture
-def running(tmp_path: Path, release: Path, archive: Archive) -> Iterator[Callable[..., Running]]:
-    begun: list[Running] = []
-
-    def begin(**changes: Any) -> Running:
-        begun.append(Running(tmp_path, release, archive, **changes))
-        begun[-1].begin()
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        if one.process is not None and one.process.poll() is None:
-            one.kill()
-        one.log.close()
+def worker_of(node: Running) -> int:
+    """The node's worker process."""
+    assert node.process is not None
+    lists = Path(f"/proc/{node.process.pid}/task").glob("*/children")
+    (found,) = " ".join(path.read_text() for path in lists).split()
+    return int(found)
 
 
-def test_each_study_ends_with_one_set_of_results_whatever_is_killed(
+def identifiers(*scans: Path) -> set[str]:
+    """What must stand nowhere outside the spool."""
+    names = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    return {PLANTED} | {str(dcmread(scan, stop_before_pixels=True)[name].value) for scan in scans for name in names}
+
+
+def test_poisoned_studies_are_parked_and_the_rest_goes_on(
     running: Callable[..., Running], archive: Archive, tmp_path: Path
 ) -> None:
-    chance = random.Random(7)
-    node = running()
-    scans = [radiograph(tmp_path / "scans" / f"{study}.dcm", study=study, number=study) for study in range(1, 5)]
-    for kill in range(KILLS):
-        for scan in scans[kill:]:
-            node.deliver(scan)
-        time.sleep(chance.uniform(0, 3))  # waiting for the end, in the model, or sending
-        node.kill()
-        node.begin()
-    for scan in scans:  # all of it again, as a PACS does that routes results back
-        node.deliver(scan)
-    wait_for(lambda: node.status()["studies"] == {"done": len(scans)}, node)
-    wait_for(lambda: set(node.status()["sends"]) == {"sent"}, node)
-    assert node.status()["sends"]["sent"] == len(archive.kept)
-    for copies in archive.kept.values():
-        assert len(set(copies)) == 1  # a kill between the answer and the ledger sends the same bytes again
-    found = archive.objects()
-    assert {str(one.StudyInstanceUID) for one in found} == {str(dcmread(scan).StudyInstanceUID) for scan in scans}
-    kinds = Counter((str(one.StudyInstanceUID), one.Modality, one.SeriesNumber) for one in found)
-    assert set(kinds.values()) == {1}
-    reports = [one for one in found if one.Modality == "SR"]
-    assert len(reports) == 2 * len(scans)
-    for one in reports:
-        assert (one.VerificationFlag, one.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+    node = running(work={"tries": 2, "seconds": 6, "memory_mb": 900})
+    first = radiograph(tmp_path / "1.dcm", study=1)
+    node.deliver(changed(first, SpecificCharacterSet="ISO_IR 999", SeriesDescription=PLANTED))
+    wait_for(lambda: node.status()["studies"] == {"done": 1}, node)
+
+    odd = dcmread(radiograph(tmp_path / "0.dcm", study=9))  # a library's warning would quote it
+    odd.StudyInstanceUID = f"1.2.{PLANTED}"
+    assert send(node.port, [odd]) == [NOT_AS_SAID]
+
+    os.kill(worker_of(node), signal.SIGSTOP)  # it hangs
+    second = radiograph(tmp_path / "2.dcm", study=2)
+    node.deliver(second)
+    wait_for(lambda: node.status()["studies"] == {"done": 2}, node, 60)
+    assert "try 1 failed: the worker process took longer than 6 seconds" in node.said()
+
+    cut = radiograph(tmp_path / "3.dcm", study=3)
+    node.deliver(changed(cut, PixelData=dcmread(cut).PixelData[:1000]))
+    huge = radiograph(tmp_path / "4.dcm", study=4)
+    node.deliver(changed(huge, Rows=65535, Columns=65535))  # 8 GB, it says
+    large, last = bomb(tmp_path / "5.dcm"), radiograph(tmp_path / "6.dcm", study=6)
+    node.deliver(large)
+    node.deliver(last)
+    wait_for(lambda: node.status()["studies"] == {"done": 3, "parked": 3}, node, 90)
+    reasons = sorted(one["reason"] for one in node.status()["parked"])
+    assert "given up after 2 tries: the worker process took more than 900 MB of memory (work.memory_mb)" in reasons
+    assert sum("pixel" in reason for reason in reasons) == 2, reasons
+    wait_for(lambda: node.status()["sends"] == {"sent": 6}, node)
 
     assert node.kill(signal.SIGTERM) == 0
     assert call("pacs", "audit", "verify", node.file).code == 0
-    outside = node.said() + (tmp_path / "spool" / "audit.jsonl").read_text()
-    for scan in scans:
-        sent = dcmread(scan)
-        for word in (sent.PatientID, "QUITTENBAUM", sent.AccessionNumber, sent.StudyInstanceUID, sent.SOPInstanceUID):
-            assert str(word) not in outside
-    for one in found:
-        assert str(one.SOPInstanceUID) not in outside
+    status, retry = call("pacs", "status", node.file), call("pacs", "retry", node.file)
+    assert retry.stdout == "3 studies and 0 results are tried again\n"
+    written = (
+        node.said() + status.stdout + status.stderr + retry.stdout + (node.folder / "spool/audit.jsonl").read_text()
+    )
+    assert [word for word in identifiers(first, second, cut, huge, large, last) if word in written] == []
+    assert [uid for uid in archive.kept if uid in written] == []
+
+
+def test_down_doubled_routed_back_and_late(running: Callable[..., Running], archive: Archive, tmp_path: Path) -> None:
+    archive.stop()
+    node = running()
+    scan = radiograph(tmp_path / "1.dcm", study=1)
+    node.deliver(scan)
+    wait_for(lambda: node.status()["sends"] == {"waiting": 2}, node)
+    archive.start()
+    wait_for(lambda: node.status()["sends"] == {"sent": 2}, node)
+    first = set(archive.kept)
+    for _ in range(2):  # two more times, and its own results as a PACS routes them back
+        assert set(send(node.port, [scan, *archive.objects()])) == {0}
+    time.sleep(1.5)
+    assert node.status() | {"parked": []} == {"studies": {"done": 1}, "sends": {"sent": 2}, "parked": []}
+
+    node.deliver(radiograph(tmp_path / "2.dcm", study=1, number=2))
+    wait_for(lambda: node.status()["sends"] == {"sent": 4}, node)
+    late = [one for one in archive.objects() if one.SOPInstanceUID not in first]
+    assert {named(one) for one in late} == first
+    assert [len(copies) for copies in archive.kept.values()] == [1] * 4
     events = [json.loads(line)["event"] for line in (tmp_path / "spool" / "audit.jsonl").read_text().splitlines()]
-    assert {"started", "received", "complete", "answered", "sent"} <= set(events)
+    assert {"started", "received", "complete", "answered", "not sent", "sent"} <= set(events)
+
+
+def named(document: Dataset) -> str:
+    """The document that this one follows."""
+    series = document.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
+    return str(series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+
+
+def test_a_release_that_was_changed_is_refused_before_the_node_listens(
+    release: Path, archive: Archive, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(release, tmp_path / "broken")
+    with (broken / "model.int8.onnx").open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"\xff\x00\xff")
+    with socket.socket() as taken:  # listening would fail otherwise, with another exit code
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        file = tmp_path / "node.yaml"
+        file.write_text(json.dumps(told(tmp_path, taken.getsockname()[1], broken, archive)))
+        words = [sys.executable, "-m", "medopt", "pacs", "run", str(file)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "Traceback" not in done.stderr
+    assert "model.int8.onnx" in done.stderr

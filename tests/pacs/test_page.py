@@ -157,13 +157,20 @@ def test_idle_connections_end(side: Callable[..., WebSide], monkeypatch: pytest.
     monkeypatch.setattr(door, "CONNECTIONS", 5)
     node = side()
     idle = [socket.create_connection(("127.0.0.1", node.node.web.port)) for _ in range(10)]  # type: ignore[union-attr]
-    idle[0].sendall(b"GET / HT")
+    idle[-1].sendall(b"GET / HT")
+    assert requests.get(f"{node.url}/health", timeout=0.4).status_code == 200  # they keep nobody out
     time.sleep(1)
     for one in idle:
         one.settimeout(1)
         assert one.recv(10) == b""
         one.close()
     assert requests.get(f"{node.url}/health", timeout=5).status_code == 200
+
+
+def test_a_port_that_is_taken(side: Callable[..., WebSide]) -> None:
+    node = side()
+    with pytest.raises(ConfigError, match="its section web"):
+        side(web={"port": node.node.web.port})  # type: ignore[union-attr]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import re
+import resource
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from peers import association, radiograph, send, store
 from pydicom import Dataset, dcmread
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pynetdicom import AE, build_context
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
+from medopt.pacs.audit import Audit, verify
 from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED
 from medopt.pacs.ledger import Ledger, Result
 from medopt.pacs.receiver import Receiver
@@ -268,18 +275,168 @@ def test_noise_on_the_port_is_no_harm(listening: Callable[..., Listening], scan:
     assert send(node.port, [scan]) == [STORED]
 
 
-def test_idle_sockets_and_many_associations_keep_nobody_waiting(listening: Callable[..., Listening]) -> None:
-    node = listening()
-    idle = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(60)]
-    loris = socket.create_connection(("127.0.0.1", node.port))
-    loris.sendall(b"\x01\x00\x00\x00\x10\x00\x00")
-    begun = time.perf_counter()
-    one = association(node.port)
-    assert one.send_c_echo().Status == STORED
-    assert time.perf_counter() - begun < 20  # idle sockets alone would hold it up for 30 seconds
-    one.release()
-    for each in (*idle, loris):
+def greeting() -> bytes:
+    """A request for an association, as bytes."""
+    request = A_ASSOCIATE()
+    request.application_context_name = "1.2.840.10008.3.1.1.1"
+    request.calling_ae_title, request.called_ae_title = "SENDER", "MEDOPT"
+    request.presentation_context_definition_list = [build_context(CR, "1.2.840.10008.1.2")]
+    request.presentation_context_definition_list[0].context_id = 1
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received, implementation.implementation_class_uid = 16384, UID("1.2.3.4")
+    request.user_information = [length, implementation]
+    pdu = A_ASSOCIATE_RQ()
+    pdu.from_primitive(request)
+    return bytes(pdu.encode())
+
+
+def test_a_crowd_keeps_nobody_waiting(listening: Callable[..., Listening]) -> None:
+    """60 sockets that say nothing, 5 that say it slowly, 100 associations: C-ECHO within a second."""
+    node, asking = listening(limits={"free_mb": 0, "associations": 110}), greeting()
+    idle, slow, open_ones = (
+        [socket.create_connection(("127.0.0.1", node.port)) for _ in range(many)] for many in (60, 5, 100)
+    )
+    for each in slow:
+        each.sendall(asking[:7])
+    for each in open_ones:
+        each.sendall(asking)
+    for each in open_ones:
+        each.settimeout(20)
+        assert each.recv(1) == b"\x02"  # accepted
+    times = []
+    for number in range(3):
+        slow[number].sendall(asking[7 + number : 8 + number])
+        begun = time.perf_counter()
+        one = association(node.port)
+        assert one.send_c_echo().Status == STORED
+        times.append(time.perf_counter() - begun)
+        one.release()
+    assert min(times) < 1, times  # of three: others share the machine
+    for each in (*idle, *slow, *open_ones):
         each.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two authorities, with certificates of theirs: server and client of the one, stranger of the other."""
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates are made with openssl, which is not here")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
+    for authority, names in (("ca", ("server", "client")), ("foreign", ("stranger",))):
+        openssl("req", "-x509", *key, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-subj", "/CN=a")
+        for name in names:
+            openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+            by = ("-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial", "-extfile", "names")
+            openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", "-days", "2", *by)
+    return folder
+
+
+def test_tls_asks_for_a_certificate_of_the_authority(
+    listening: Callable[..., Listening], scan: Path, certificates: Path
+) -> None:
+    parts = {"certificate": "server.pem", "key": "server.key", "authority": "ca.pem"}
+    node = listening(tls={name: certificates / file for name, file in parts.items()})
+
+    def context(name: str | None) -> ssl.SSLContext:
+        found = ssl.create_default_context(cafile=certificates / "ca.pem")
+        if name:
+            found.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
+        return found
+
+    assert send(node.port, [scan], tls_args=(context("client"), "127.0.0.1")) == [STORED]
+    for name in ("stranger", None):
+        assert not association(node.port, tls_args=(context(name), "127.0.0.1")).is_established
+    assert not association(node.port).is_established  # without TLS
+    silent = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(30)]  # never shake hands
+    begun = time.perf_counter()
+    assert send(node.port, [scan], tls_args=(context("client"), "127.0.0.1")) == [STORED]
+    assert time.perf_counter() - begun < 4
+    for each in silent:
+        each.close()
+    assert len(node.files()) == 1
+
+
+def element(group: int, number: int, length: int, content: bytes = b"") -> bytes:
+    """Of a data set with implicit VR, whatever its length claims."""
+    return struct.pack("<HHL", group, number, length) + content
+
+
+def test_sizes_that_are_claimed_take_no_memory(listening: Callable[..., Listening], scan: Path) -> None:
+    node = listening()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for body in (element(0x0008, 0x0018, 0xFFFFFFF0, b"1.2"), element(0x7FE0, 0x0010, 0xFFFFFFFE, bytes(100))):
+        assert raw_store(node.port, body) in (NOT_UNDERSTOOD, NOT_AS_SAID)
+    with socket.create_connection(("127.0.0.1", node.port), timeout=10) as one:
+        one.sendall(greeting())
+        assert one.recv(10_000)[:1] == b"\x02"
+        one.sendall(b"\x04\x00\xff\xff\xff\xff" + bytes(1000))  # data of 4 GB
+        with suppress(ConnectionResetError):
+            while one.recv(1000):
+                pass  # until the node closes it
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+    assert send(node.port, [scan]) == [STORED]
+
+
+def test_what_comes_at_once_is_bounded(listening: Callable[..., Listening], scan: Path) -> None:
+    node = listening(limits={"free_mb": 0, "memory_mb": 1.0})
+    large = changed(scan, Rows=500, Columns=500, PixelData=bytes(500_000), SOPInstanceUID="1.2.3.4")
+    large.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    begun = []
+    for _ in range(2):  # two senders stop in the midst of it
+        one = socket.create_connection(("127.0.0.1", node.port), timeout=10)
+        one.sendall(greeting())
+        assert one.recv(10_000)[:1] == b"\x02"
+        one.sendall(b"\x04\x00" + struct.pack(">L", 300_000) + bytes(1000))
+        begun.append(one)
+    wait_for(lambda: node.receiver._server.together() > 600_000)
+    assert "Status" not in store(association(node.port), large)
+    assert send(node.port, [scan]) == [STORED]
+    for one in begun:
+        one.close()
+    wait_for(lambda: node.receiver._server.together() == 0)
+    assert send(node.port, [large, scan]) == [STORED, STORED]
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_data_set_that_is_deflated_as_a_whole_is_not_taken(listening: Callable[..., Listening]) -> None:
+    node = listening()
+    ae = AE("SENDER")
+    ae.add_requested_context(CR, DeflatedExplicitVRLittleEndian)
+    one = ae.associate("127.0.0.1", node.port, ae_title="MEDOPT")
+    assert [context.result for context in one.rejected_contexts] == [0x04]  # transfer syntaxes not supported
+    one.abort()
+
+
+def test_the_watermark_heals_by_itself(
+    listening: Callable[..., Listening], tmp_path: Path, tiny_disk: Callable[[int], Path]
+) -> None:
+    disk = tiny_disk(3000)
+    node = listening(spool=disk / "spool", limits={"free_mb": 1.5})
+    audit = Audit(disk / "audit.jsonl", time.time)
+    node.receiver.intake._told = audit
+    scans = [radiograph(tmp_path / f"{n}.dcm", number=n, seed=n) for n in range(1, 4)]
+    assert send(node.port, scans[:1]) == [STORED]
+    filler = disk / "filler"
+    filler.write_bytes(bytes(1_500_000))
+    assert send(node.port, scans) == [STORED, OUT_OF_ROOM, OUT_OF_ROOM]  # the first one is there
+    assert len(node.files()) == 1
+    assert len(node.ledger.images(dcmread(scans[0]).StudyInstanceUID)) == 1
+    filler.unlink()
+    assert send(node.port, scans) == [STORED] * 3
+    audit.close()
+    assert verify(disk / "audit.jsonl")[0] == 5
 
 
 def test_dcmtk_sends(listening: Callable[..., Listening], scan: Path) -> None:

@@ -16,7 +16,7 @@ from medopt.errors import DataError
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.sender import Sender, echo, wait_seconds
-from medopt.pacs.settings import Node
+from medopt.pacs.settings import Node, Sending
 from medopt.pacs.spool import LEDGER, RESULTS, Spool
 
 
@@ -99,6 +99,35 @@ def test_waits_double_up_to_a_bound_then_it_is_parked(tmp_path: Path) -> None:
         assert sender.send_due(clock) == 0
         assert ledger.retry(clock.now) == (0, 1)
         assert sender.send_due(clock) == 1
+    finally:
+        archive.stop()
+
+
+def test_an_hour_without_the_pacs_with_what_is_the_default(tmp_path: Path) -> None:
+    archive, clock = Archive(), Clock()
+    node, ledger = owing(tmp_path, archive.port, many=2, **Sending().model_dump())
+    sender, attempts = Sender(node, ledger), []
+
+    def wait(seconds: int) -> None:
+        for _ in range(seconds // 15):
+            clock.now += 15
+            attempts.append(len(ledger.due(clock.now)))
+            sender.send_due(clock)
+
+    wait(3600)
+    assert sum(attempts) == 2 * 9  # each after 15, 30, 60, 120, 240, 480, 960, 1860 and 2760 seconds
+    assert ledger.counts()["sends"] == {"waiting": 2}  # an hour does not need anybody
+    wait(3600)
+    assert ledger.counts()["sends"] == {"parked": 2}
+    assert {reason for _, _, reason in ledger.parked()} == {"the destination is not reached"}
+    archive.start()
+    try:
+        wait(600)
+        assert archive.kept == {}
+        assert ledger.retry(clock.now) == (0, 2)
+        wait(600)
+        assert [len(copies) for copies in archive.kept.values()] == [1, 1]
+        assert ledger.counts()["sends"] == {"sent": 2}
     finally:
         archive.stop()
 

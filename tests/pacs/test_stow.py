@@ -14,6 +14,7 @@ import requests
 from dicomweb_client import DICOMwebClient
 from peers import radiograph
 from pydicom import Dataset, dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pynetdicom import AE
 from web_side import WebSide
 
@@ -204,6 +205,17 @@ def test_deep_headers_and_other_tongues(side: Callable[..., WebSide], scan: Path
     assert post(node, body(scan.read_bytes()), Accept="application/dicom+xml").status_code == 406
     assert post(node, b"x", **{"Content-Encoding": "gzip"}).status_code == 415
     assert post(node, b"--aBc--").status_code == 400
+
+
+def test_what_inflates_is_refused(side: Callable[..., WebSide], scan: Path) -> None:
+    node, bomb = side(), dcmread(scan)
+    bomb.PixelData = bytes(5_000_000)
+    bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    stream = io.BytesIO()
+    bomb.save_as(stream)
+    assert len(stream.getvalue()) < 50_000
+    assert reasons(post(node, body(stream.getvalue()))) == [NOT_UNDERSTOOD]
+    assert (node.files(), node.left_over()) == ([], [])
 
 
 def test_without_stow_there_is_no_such_place(side: Callable[..., WebSide], scan: Path) -> None:

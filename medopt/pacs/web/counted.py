@@ -30,6 +30,10 @@ class Counted:
         with self._lock:
             return dict(self._counts)
 
+    def sync(self) -> None:
+        """As the audit's."""
+        self._audit.sync()
+
     def close(self) -> None:
         """Close the audit's file."""
         self._audit.close()

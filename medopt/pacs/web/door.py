@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import ssl
@@ -18,26 +17,38 @@ from medopt.pacs.web.settings import LOOPBACK
 from medopt.serving.server.keys import Key
 
 CONNECTIONS = 100
-_GREETING_SECONDS = 10.0
+_GREETING_SECONDS = 5.0
 _GRACE_SECONDS = 10
 for _name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart"):  # they quote requests
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class _Bounded(H11Protocol):
-    """uvicorn's, but for connections beyond the most and those that ask for nothing, which are closed."""
+    """uvicorn's, but that one connection too many ends the oldest of those that ask for nothing, or itself.
+
+    Each of these ends after a few seconds anyway.
+    """
+
+    since = 0.0
 
     def connection_made(self, transport: Any) -> None:
         """As the loop calls it."""
         super().connection_made(transport)
+        self.since = self.loop.time()
         if len(self.connections) > CONNECTIONS:
-            transport.close()
-            return
-        asyncio.get_running_loop().call_later(_GREETING_SECONDS, self._asked)
+            idle = [one for one in self.connections if isinstance(one, _Bounded) and one.idle]
+            min(idle, key=lambda one: one.since).end()
+        self.loop.call_later(_GREETING_SECONDS, lambda: self.end() if self.idle else None)
 
-    def _asked(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    @property
+    def idle(self) -> bool:
+        """Whether no request has come whole, and the connection is open."""
+        return self.cycle is None and not self.transport.is_closing()
+
+    def end(self) -> None:
+        """Close the connection."""
+        self.connections.discard(self)
+        self.transport.close()
 
 
 class Door:
@@ -87,10 +98,15 @@ class Door:
         host = f"[{web.host}]" if ":" in web.host else web.host
         return f"{'https' if tls else 'http'}://{host}:{listening.getsockname()[1]}"
 
-    def stop(self) -> None:
-        """No new requests; those in hand get ten seconds."""
-        if self._server is not None and self._thread is not None:
+    def close(self) -> None:
+        """No new requests from now on."""
+        if self._server is not None:
             self._server.should_exit = True
+
+    def stop(self) -> None:
+        """No new requests; those in hand get ten seconds from `close` on."""
+        self.close()
+        if self._server is not None and self._thread is not None:
             self._thread.join(_GRACE_SECONDS + 5)
             self._server = self._thread = None
 

@@ -105,8 +105,8 @@ def _studies(db: sqlite3.Connection, where: str, most: int) -> tuple[StudyRow, .
         f"WITH last AS (SELECT * FROM studies {where} ORDER BY changed DESC LIMIT ?) SELECT *, "
         "(SELECT count(*) FROM instances WHERE study_uid = uid AND image) AS images, "
         "(SELECT max(received) FROM instances WHERE study_uid = uid AND image) AS last_image, "
-        "(SELECT max(due) FROM sends JOIN results USING (sop_uid) WHERE study_uid = uid AND sends.state = 'sent') AS "
-        "last_sent FROM last ORDER BY changed DESC",
+        "(SELECT max(due) FROM results CROSS JOIN sends USING (sop_uid) "  # in this order: no table is read whole
+        "WHERE study_uid = uid AND sends.state = 'sent') AS last_sent FROM last ORDER BY changed DESC",
         (most,),
     )
     found = []
@@ -127,6 +127,8 @@ def _places(db: sqlite3.Connection, destinations: list[str]) -> Iterator[Place]:
     gone = [name for name, by in sends.items() if name not in destinations and by["waiting"] + by["parked"]]
     for name in [*destinations, *sorted(gone)]:
         row = db.execute(
-            "SELECT reason FROM sends WHERE destination = ? AND state != 'sent' AND reason != '' LIMIT 1", (name,)
+            "SELECT reason FROM sends WHERE state IN ('waiting', 'parked') AND destination = ? AND reason != '' "
+            "LIMIT 1",
+            (name,),
         ).fetchone()
         yield Place(name, sends[name], "" if row is None else row["reason"])

@@ -39,7 +39,7 @@ def post(node: Node, path: str, kind: str, pieces: Iterable[bytes]) -> None:
         try:
             answer = session.post(
                 f"{'https' if web.tls else 'http'}://{host}:{web.port}{path}",
-                data=pieces,
+                data=iter(pieces),  # an iterator is sent as it comes
                 headers=headers,
                 timeout=600,
                 allow_redirects=False,
