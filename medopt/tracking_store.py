@@ -38,10 +38,10 @@ def tracking_uri(runs: Path) -> str:
 def open_store(runs: Path) -> str:
     """Let MLflow use the store of this folder, or the server that is named; returns its address."""
     uri, given = tracking_uri(runs), os.environ.get("MLFLOW_TRACKING_URI")
+    use_store(uri)
     if given is None:
         with answering(uri):
             _make_whole(runs.resolve() / "mlflow.db")
-    use_store(uri)
     return uri
 
 
