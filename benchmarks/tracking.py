@@ -28,7 +28,7 @@ from medopt.compression.export import export_onnx
 from medopt.config import Study
 from medopt.models import build_model
 from medopt.records import EpochRecord
-from medopt.tracking import Tracker
+from medopt.tracking.tracker import Tracker
 
 STUDY = {
     "name": "tracking-benchmark",

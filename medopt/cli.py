@@ -200,7 +200,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
 ) -> None:
     """Open MLflow's pages on the runs' store (Ctrl-C ends it)."""
-    from medopt.tracking import serve_ui
+    from medopt.tracking.tracker import serve_ui
 
     serve_ui(runs, port)
 

@@ -29,7 +29,7 @@ def migrate(
     Example: medopt mlflow migrate --to https://mlflow.example.org
     """
     from medopt.console import ConsoleReporter, print_rows
-    from medopt.tracking_migrate import migrate as move
+    from medopt.tracking.migrate import migrate as move
 
     reporter = ConsoleReporter()
     try:

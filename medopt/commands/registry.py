@@ -31,7 +31,7 @@ def promote(
 
     Example: medopt promote lesions 4 --reason "trained with the new scanner's images, AUC there +.03"
     """
-    from medopt.tracking_registry import Registry
+    from medopt.tracking.registry import Registry
 
     registry = Registry(runs)
     if version:
@@ -65,7 +65,7 @@ def rollback(model: ModelName, reason: ReasonOption = "", runs: RunsOption = Pat
 
     Example: medopt rollback lesions --reason "declines half of the north site's scans"
     """
-    from medopt.tracking_registry import Registry
+    from medopt.tracking.registry import Registry
 
     if not reason.strip():
         raise ConfigError("A rollback takes a reason: --reason TEXT.")
@@ -93,11 +93,11 @@ def release_folder(given: Path) -> Path:
     """
     if not str(given).startswith("models:"):
         return given
-    from medopt.tracking_fetch import fetch_release
+    from medopt.tracking.fetch import fetch_release
 
     store = os.environ.get("MLFLOW_TRACKING_URI")
     if not store:
-        from medopt.tracking_store import tracking_uri
+        from medopt.tracking.store import tracking_uri
 
         store = tracking_uri(Path("runs"))
     kept = os.environ.get("MEDOPT_RELEASES")

@@ -215,16 +215,23 @@ def _sentences(origin: Origin, judged: Sequence[ScanAnswer]) -> list[str]:
     for number, one in enumerate(judged, start=1):
         which = f"Image {number} of {len(judged)}: " if len(judged) > 1 else ""
         if one.answer.declined:
-            told.append(f"{which}Undetermined. Declined: {one.answer.declined}")
+            told.append(f"{which}Undetermined. Declined: {one.answer.declined.rstrip('.')}.")
             continue
         for label in findings(info):
             percent = 100 * one.answer.probabilities[label]
-            told.append(f"{which}{label}: {presence(one.answer, label)}, probability {percent:.1f} %")
+            told.append(f"{which}{label}: {presence(one.answer, label)}, probability {percent:.1f} %.")
     told.append(
-        f"{info.study} of {info.created}, operating point {origin.model.threshold} ({origin.model.rule}), model "
-        f"sha256 {origin.model_digest}"
+        f"{info.study} of {info.created}, operating point {_rounded(origin.model.threshold)} ({origin.model.rule}), "
+        f"model sha256 {origin.model_digest}."
     )
     return told
+
+
+def _rounded(threshold: float | tuple[float, ...] | None) -> str:
+    if threshold is None:
+        return "none"
+    each = threshold if isinstance(threshold, tuple) else (threshold,)
+    return ", ".join(f"{one:.4g}" for one in each)
 
 
 def _name_earlier(document: Dataset, earlier: Sequence[str] | None) -> None:

@@ -24,7 +24,7 @@ from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run import Run
 from medopt.pipeline.stages import Sets, calibration_files
 from medopt.provenance import write_json
-from medopt.tracking_parent import ParentRun
+from medopt.tracking.parent import ParentRun
 from medopt.training.loop import load_best
 from medopt.training.task import BEST
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from medopt.config import Study
 from medopt.errors import MedoptError, StorageError
 from medopt.pipeline.run_folder import RunFolder, held
-from medopt.tracking_parent import ParentRun
+from medopt.tracking.parent import ParentRun
 
 
 @dataclass(slots=True)

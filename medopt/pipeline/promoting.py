@@ -10,7 +10,7 @@ from typing import Any
 
 from medopt.errors import ConfigError, DataError
 from medopt.pipeline.comparing import compare_runs
-from medopt.tracking_registry import Registry
+from medopt.tracking.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

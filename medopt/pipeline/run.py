@@ -38,7 +38,7 @@ from medopt.release.build import build_release
 from medopt.release.contents import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
 from medopt.report.records import read_run
-from medopt.tracking import Tracker
+from medopt.tracking.tracker import Tracker
 from medopt.training.automatic import resolve_auto
 from medopt.training.engine import Hardware
 from medopt.training.processes import dismiss, train

@@ -21,7 +21,7 @@ from medopt.pipeline.run_folder import RunFolder, held, open_run
 from medopt.pipeline.source import Source, read_run, read_source
 from medopt.provenance import write_text
 from medopt.records import Override, Reporter
-from medopt.tracking import Tracker
+from medopt.tracking.tracker import Tracker
 from medopt.training.engine import Hardware
 
 

@@ -90,7 +90,7 @@ def test_poisoned_studies_are_parked_and_the_rest_goes_on(
     reasons = sorted(one["reason"] for one in node.status()["parked"])
     assert "given up after 2 tries: the worker process took more than 900 MB of memory (work.memory_mb)" in reasons
     assert sum("pixel" in reason for reason in reasons) == 2, reasons
-    wait_for(lambda: node.status()["sends"] == {"sent": 6}, node)
+    wait_for(lambda: set(node.status()["sends"]) == {"sent"}, node)
 
     assert node.kill(signal.SIGTERM) == 0
     assert call("pacs", "audit", "verify", node.file).code == 0
@@ -105,7 +105,7 @@ def test_poisoned_studies_are_parked_and_the_rest_goes_on(
 
 def test_down_doubled_routed_back_and_late(running: Callable[..., Running], archive: Archive, tmp_path: Path) -> None:
     archive.stop()
-    node = running()
+    node = running(results={"heat_maps": 0})
     scan = radiograph(tmp_path / "1.dcm", study=1)
     node.deliver(scan)
     wait_for(lambda: node.status()["sends"] == {"waiting": 2}, node)

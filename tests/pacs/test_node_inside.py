@@ -42,6 +42,7 @@ class Inside:
             archive,
         )
         values = told(disk, self.port, self.release, archive) | {"quiet_seconds": 1.0, "retention": {"days": 0}}
+        values["results"] = {"heat_maps": 0}  # so that it is known how many there are
         self.node, listens = PacsNode(Node.model_validate(values)), threading.Event()
         self.thread = threading.Thread(target=self.node.run, args=(lambda _: listens.set(),))
         self.thread.start()

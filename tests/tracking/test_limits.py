@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from medopt.config import Study
 from medopt.errors import ConfigError, StorageError
-from medopt.tracking import Tracker
+from medopt.tracking.tracker import Tracker
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from medopt.errors import ConfigError, GateRefused
-from medopt.tracking_store import answering, open_store
+from medopt.tracking.store import answering, open_store
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 GATE, PASSED = "gate", "passed"

@@ -28,9 +28,9 @@ from team_server import Team, team_server, why_not
 from medopt.config import Study
 from medopt.errors import ConfigError
 from medopt.records import EpochRecord
-from medopt.tracking import PARENT, Tracker
-from medopt.tracking_parent import ParentRun
-from medopt.tracking_store import MIGRATED_FROM
+from medopt.tracking.parent import ParentRun
+from medopt.tracking.store import MIGRATED_FROM
+from medopt.tracking.tracker import PARENT, Tracker
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "here")
 COUNT = 20

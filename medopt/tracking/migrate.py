@@ -23,9 +23,9 @@ from mlflow.entities import DatasetInput, Experiment, LoggedModelOutput, Metric,
 
 from medopt.errors import BusyError, ConfigError, listed
 from medopt.records import Reporter, batches
-from medopt.tracking_migrate_models import copy_models, copy_registry, local_files, send_files
-from medopt.tracking_process import mark_crashed
-from medopt.tracking_store import MIGRATED_FROM, answering, every_run, store_of, tracking_uri, use_store
+from medopt.tracking.migrate_models import copy_models, copy_registry, local_files, send_files
+from medopt.tracking.process import mark_crashed
+from medopt.tracking.store import MIGRATED_FROM, answering, every_run, store_of, tracking_uri, use_store
 
 MIGRATED = "mlflow.medopt.migrated"  # MLflow's pages hide tags of this beginning
 PARENT = "mlflow.parentRunId"

@@ -20,10 +20,10 @@ from mlflow.entities import Run
 from medopt.config import Study
 from medopt.errors import ConfigError, StorageError
 from medopt.records import EpochRecord
-from medopt.tracking import Tracker
-from medopt.tracking_parent import ParentRun
-from medopt.tracking_process import PROCESS, is_dead, this_process
-from medopt.tracking_writer import Writer
+from medopt.tracking.parent import ParentRun
+from medopt.tracking.process import PROCESS, is_dead, this_process
+from medopt.tracking.tracker import Tracker
+from medopt.tracking.writer import Writer
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ sys.path.insert(0, {tests!r})
 from conftest import TINY
 from medopt.config import Study
 from medopt.records import EpochRecord
-from medopt.tracking import Tracker
+from medopt.tracking.tracker import Tracker
 tracker = Tracker(Study.model_validate(TINY), Path({runs!r}), None, sys.argv[1])
 history = [EpochRecord(e, 1.0, 0.5, 0.5, 1e-3, 100.0, 1.0, 0.01) for e in range(30)]
 for count in range(1, 31):

@@ -19,9 +19,9 @@ from medopt.errors import ConfigError, GateRefused, ReleaseError
 from medopt.pipeline.promoting import promote
 from medopt.release.contents import SUMS
 from medopt.release.predictor import Predictor
-from medopt.tracking_fetch import DIGEST, fetch_release
-from medopt.tracking_registry import GATE, Registry
-from medopt.tracking_release import log_release
+from medopt.tracking.fetch import DIGEST, fetch_release
+from medopt.tracking.registry import GATE, Registry
+from medopt.tracking.release import log_release
 
 REASON = "better at the new site"
 GONE = "http://127.0.0.1:9"  # nothing listens there

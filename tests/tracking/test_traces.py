@@ -13,8 +13,8 @@ import pytest
 from clinic_fixtures import Finished
 from mlflow import MlflowClient
 
-from medopt.tracking_fetch import DIGEST
-from medopt.tracking_traces import Traces
+from medopt.tracking.fetch import DIGEST
+from medopt.tracking.traces import Traces
 
 
 def line(**told: object) -> logging.LogRecord:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from mlflow import MlflowClient, MlflowException
 
-from medopt.tracking_store import every_run
+from medopt.tracking.store import every_run
 
 PROCESS = "mlflow.medopt.process"  # host, boot, process namespace, id, start; MLflow's pages hide such a tag
 

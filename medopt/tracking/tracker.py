@@ -27,11 +27,11 @@ from medopt.errors import ConfigError
 from medopt.provenance import file_digest
 from medopt.records import EpochRecord, batches
 from medopt.release.contents import CARD, SUMS
-from medopt.tracking_fetch import DIGEST
-from medopt.tracking_process import PROCESS, mark_crashed, this_process
-from medopt.tracking_registry import CANDIDATE, GATE, PASSED
-from medopt.tracking_release import log_release
-from medopt.tracking_store import (
+from medopt.tracking.fetch import DIGEST
+from medopt.tracking.process import PROCESS, mark_crashed, this_process
+from medopt.tracking.registry import CANDIDATE, GATE, PASSED
+from medopt.tracking.release import log_release
+from medopt.tracking.store import (
     MIGRATED_FROM,
     answering,
     find_experiment,
@@ -41,7 +41,7 @@ from medopt.tracking_store import (
     tracking_uri,
     watch_system,
 )
-from medopt.tracking_writer import Writer
+from medopt.tracking.writer import Writer
 
 PARENT = "mlflow.parentRunId"
 MOST = 1000  # metrics that MLflow takes at once

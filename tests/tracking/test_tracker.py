@@ -25,9 +25,9 @@ from mlflow.entities import Run
 
 from medopt.config import Study
 from medopt.records import EpochRecord
-from medopt.tracking import Tracker, flatten
+from medopt.tracking.tracker import Tracker, flatten
 
-SERVER = Path(__file__).parents[1] / "mlflow" / "server.sh"
+SERVER = Path(__file__).parents[2] / "mlflow" / "server.sh"
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path, tiny_study: Callabl
     """Killed while MLflow's tables are made, a half-made store would stop every later run."""
     (tmp_path / ".mlflow.db.1-2.part").write_bytes(b"half a store, left by a process that was killed")
     script = (
-        "import os, sys; from pathlib import Path; import medopt.tracking_store as store\n"
+        "import os, sys; from pathlib import Path; import medopt.tracking.store as store\n"
         "store._initialize_tables = lambda engine: (engine.connect().exec_driver_sql('create table runs (a)'), "
         "os._exit(9))\n"
         "store.open_store(Path(sys.argv[1]))\n"

@@ -28,7 +28,7 @@ from medopt.serving.server.incoming import prepare_bytes
 from medopt.serving.server.limits import Limits
 
 NAME, ARTIFACT = "release", "release"
-CODE = """from medopt.tracking_release import ReleaseModel
+CODE = """from medopt.tracking.release import ReleaseModel
 from mlflow.models import set_model
 
 set_model(ReleaseModel())

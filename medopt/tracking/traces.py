@@ -19,7 +19,7 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 
-from medopt.tracking_fetch import DIGEST
+from medopt.tracking.fetch import DIGEST
 
 _MOST = 1000  # traces that wait for the store
 _OUTCOME = ("declined", "code", "refused", "reason")

@@ -15,9 +15,9 @@ from mlflow.entities import Param, RunTag
 from medopt.config import Study
 from medopt.errors import ConfigError
 from medopt.records import batches
-from medopt.tracking import flatten, metrics_of
-from medopt.tracking_process import PROCESS, mark_crashed, this_process
-from medopt.tracking_store import answering, find_experiment, open_store, page_of, resumed
+from medopt.tracking.process import PROCESS, mark_crashed, this_process
+from medopt.tracking.store import answering, find_experiment, open_store, page_of, resumed
+from medopt.tracking.tracker import flatten, metrics_of
 
 
 class ParentRun:
