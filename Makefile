@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= data
 RUNS ?= runs
-PYTEST_WORKERS ?= 2
+PYTEST_WORKERS ?= 3  # on 2 cores: many tests wait for processes
 MLFLOW_STORE ?= runs/mlflow-server
 MLFLOW_PORT ?= 5000
 

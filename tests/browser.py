@@ -26,6 +26,9 @@ class Page:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._number = socket, 0
+        self.said: list[str] = []
+        """What the page complains of: blocked styles, errors."""
+        self.requests: list[str] = []
 
     def call(self, method: str, **words: Any) -> dict[str, Any]:
         """One command of the protocol and its answer."""
@@ -33,6 +36,10 @@ class Page:
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": words}))
         while True:
             answer = json.loads(self._socket.recv(timeout=60))
+            if answer.get("method") == "Log.entryAdded":
+                self.said.append(answer["params"]["entry"]["text"])
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
             if answer.get("id") == self._number:
                 assert "error" not in answer, (method, answer["error"])
                 found: dict[str, Any] = answer["result"]
@@ -40,6 +47,19 @@ class Page:
 
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
+
+    def watch(self) -> None:
+        """Note complaints and requests from now on."""
+        for name in ("Log", "Network"):
+            self.call(f"{name}.enable")
+
+    def size(self, width: int, height: int) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def tree(self) -> list[tuple[str, str]]:
+        """Role and name of what assistive technology sees."""
+        nodes = self.call("Accessibility.getFullAXTree")["nodes"]
+        return [(one["role"]["value"], one.get("name", {}).get("value", "")) for one in nodes if not one.get("ignored")]
 
     def run(self, script: str, **where: Any) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -115,9 +135,7 @@ def browser(folder: Path, width: int = 1440, height: int = 1000, *more: str) -> 
         with connect(pages[0]["webSocketDebuggerUrl"], max_size=None, compression=None) as socket:
             page = Page(socket)
             page.call("Page.enable")
-            page.call(
-                "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-            )
+            page.size(width, height)
             yield page
     finally:
         process.terminate()

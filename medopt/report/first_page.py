@@ -65,6 +65,8 @@ def _table(run: RunRecords) -> Iterator[str]:
 
 def _threshold(point: Any) -> str:
     limit = point["threshold"]
+    if limit is None:  # of several classes the most probable one is chosen
+        return "none"
     return ", ".join(f"{one:.3f}" for one in limit) if isinstance(limit, list | tuple) else f"{limit:.3f}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import requests
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, browser
 from peers import radiograph, send
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom import dcmread
@@ -174,25 +174,22 @@ def test_a_port_that_is_taken(side: Callable[..., WebSide]) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
-def test_in_a_real_browser(side: Callable[..., WebSide]) -> None:
+def test_in_a_real_browser(side: Callable[..., WebSide], tmp_path: Path) -> None:
     node = side()
     node.busy()
-    browser = Browser()
-    try:
-        browser.size(400, 800)  # a telephone: nothing but the tables may be wider than it
-        browser.open(f"{node.url}/")
-        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-        assert (
-            browser.run("getComputedStyle(document.querySelector('button')).minHeight") == "44px"
-        )  # the style is let in
-        assert {url for url in browser.requests if not url.startswith("data:")} == {f"{node.url}/"}
-        seen = browser.tree()
+    with browser(tmp_path / "profile") as page:
+        page.watch()
+        page.size(400, 800)  # a telephone: nothing but the tables may be wider than it
+        page.open(f"{node.url}/")
+        page.shows("Try all parked again")
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        # the style is let in
+        assert page.run("getComputedStyle(document.querySelector('button')).minHeight") == "44px"
+        assert {url for url in page.requests if not url.startswith("data:")} == {f"{node.url}/"}
+        seen = page.tree()
         assert ("button", "Try all parked again") in seen
         assert {"heading", "table", "columnheader", "main"} <= {role for role, _ in seen}
-        browser.run("document.querySelector('button').click()")
-        browser.settled()
-        assert "1 studies and 1 results are tried again" in browser.run("document.body.innerText")
+        page.click("document.querySelector('button')")
+        page.shows("1 studies and 1 results are tried again")
         assert node.ledger.counts()["studies"] == {"declined": 1, "done": 1, "ready": 1}
-        assert browser.said == []
-    finally:
-        browser.close()
+        assert page.said == []
