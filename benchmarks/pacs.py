@@ -503,10 +503,15 @@ def judged(node: Node, pacs: Orthanc, objects: int) -> dict[str, int]:
     held = pacs.results()
     known = [str(row[0]) for row in node.rows("SELECT uid FROM studies WHERE state IN ('done', 'declined')")]
     files = {str(uid): str(file) for uid, file in node.rows("SELECT sop_uid, file FROM results")}
+    owed = defaultdict(set)
+    for study, uid in node.rows("SELECT study_uid, sop_uid FROM results"):
+        owed[str(study)].add(str(uid))
     one_set, differ, strangers = 0, 0, 0
     for study in known:
         found = [dcmread(io.BytesIO(pacs.raw(f"/instances/{one}/file"))) for one in held.get(study, [])]
-        one_set += len(found) == objects and len({one.SOPClassUID for one in found}) == objects
+        reports = [one.SOPClassUID for one in found if one.Modality == "SR"]  # heat maps depend on what is found
+        whole = sorted(str(one.SOPInstanceUID) for one in found) == sorted(owed[study])
+        one_set += whole and len(reports) == len(set(reports)) == objects
         for one in found:
             place = files.get(str(one.SOPInstanceUID))
             strangers += place is None
@@ -539,7 +544,7 @@ def main() -> None:
     words.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("ROWS", "COLUMNS"))
     words.add_argument("--copies", type=Path, help="a folder of one real study, sent under new UIDs")
     words.add_argument("--description", help="the node's rule: a pattern for the description of the series meant")
-    words.add_argument("--objects", type=int, default=2, help="results that a study has")
+    words.add_argument("--objects", type=int, default=2, help="reports that a study has")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--json", action="store_true", help="one JSON line at the end")
     told = words.parse_args()

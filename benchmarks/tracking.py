@@ -116,7 +116,7 @@ def resnet50(name: str, uri: str | None) -> dict[str, Any]:
         tracker = Tracker(study, Path(folder), None, f"{name} {time.time_ns()}")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begun = time.perf_counter()
-        tracker.log_models(study, {"float": path}, register=False)
+        tracker.log_files({"models": path})
         took = time.perf_counter() - begun
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         tracker.end("done")

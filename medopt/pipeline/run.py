@@ -311,5 +311,5 @@ class Run:
         version = None
         if self.folder.release.exists():
             self.tracker.log_files({"release": self.folder.release})
-            version = self.tracker.log_release(self.source.study, self.folder.release, passed=passed)
+            version = self.tracker.log_release(self.folder.release, passed=passed)
         return {"registered_version": version}

@@ -26,7 +26,7 @@ from medopt.config import Study
 from medopt.errors import ConfigError
 from medopt.provenance import file_digest
 from medopt.records import EpochRecord, batches
-from medopt.release.contents import CARD, SUMS
+from medopt.release.contents import CARD, SUMS, read_info
 from medopt.tracking.fetch import DIGEST
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
 from medopt.tracking.registry import CANDIDATE, GATE, PASSED
@@ -160,19 +160,20 @@ class Tracker:
                 else:
                     mlflow.log_artifact(str(path), place or None)
 
-    def log_release(self, study: Study, release: Path, *, passed: bool) -> str:
+    def log_release(self, release: Path, *, passed: bool) -> str:
         """The release as a model that answers scans, registered under the study's name; returns its version.
 
         With alias `candidate` where it passed the gate; one that somebody answers for is there without.
         """
+        name = read_info(release).study
         tags = {GATE: PASSED if passed else "overridden", DIGEST: file_digest(release / SUMS)}
         with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
             version = log_release(release)
             for key, value in tags.items():
-                self._client.set_model_version_tag(study.name, version, key, value)
-            self._client.update_model_version(study.name, version, description=(release / CARD).read_text()[:5000])
+                self._client.set_model_version_tag(name, version, key, value)
+            self._client.update_model_version(name, version, description=(release / CARD).read_text()[:5000])
             if passed:
-                self._client.set_registered_model_alias(study.name, CANDIDATE, version)
+                self._client.set_registered_model_alias(name, CANDIDATE, version)
         return version
 
     def end(self, outcome: str, status: str = "FINISHED") -> None:

@@ -149,7 +149,7 @@ os._exit(9)  # no exit handler of MLflow's closes the run
 
 
 def beside(runs: Path, name: str, how: str) -> subprocess.Popen[str]:
-    script = BESIDE.format(tests=str(Path(__file__).parent), runs=str(runs))
+    script = BESIDE.format(tests=str(Path(__file__).parents[1]), runs=str(runs))
     kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     return subprocess.Popen([sys.executable, "-c", script, name, how], stdout=subprocess.PIPE, text=True, env=kept)
 
