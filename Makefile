@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 3  # on 2 cores: many tests wait for processes
 MLFLOW_STORE ?= runs/mlflow-server
 MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo pacs-demo test lint mlflow-server clean
+.PHONY: help setup demo pacs-demo test test-long lint mlflow-server clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -40,7 +40,10 @@ lint: $(READY)  ## ruff, mypy, import-linter
 
 test: lint  ## all checks and tests, with line coverage of medopt/ over 90 %
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90 -m 'not long'
+
+test-long: $(READY)  ## what takes longest: the team's MLflow server in a browser, sweeps on a cluster, a disk that fills up
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope -m long
 
 mlflow-server: $(READY)  ## a team's MLflow on loopback, with Debian's PostgreSQL and sign-in, to try (Ctrl-C ends it)
 	PYTHON=$(abspath $(BIN)/python) exec mlflow/loopback.sh $(MLFLOW_STORE) $(MLFLOW_PORT)

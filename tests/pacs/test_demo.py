@@ -17,6 +17,7 @@ from medopt.pacs.settings import load_node
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(ORTHANC is None, reason="Orthanc is not installed")
 def test_results_come_back_to_orthanc(release: Path) -> None:
     found = call("pacs", "demo", release, "--studies", 2, "--json")

@@ -20,6 +20,8 @@ from peers import Archive, free_port, radiograph
 from pydicom import dcmread
 from running import Running, wait_for
 
+pytestmark = pytest.mark.long
+
 KIND = 'multipart/related; type="application/dicom"; boundary=aBc'
 
 

@@ -23,6 +23,8 @@ from medopt.pacs.node import PacsNode
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER
 
+pytestmark = pytest.mark.long
+
 
 def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds

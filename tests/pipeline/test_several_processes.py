@@ -60,6 +60,7 @@ def trained(clinic: Clinic, tmp_path: Path) -> Any:
     return go
 
 
+@pytest.mark.long
 def test_what_is_left_auto_is_found_once_and_kept_for_the_run(trained: Any, tmp_path: Path) -> None:
     folder = trained()
     found = json.loads((folder / "stages" / "tune.json").read_text())["facts"]["training"]

@@ -32,7 +32,7 @@ from medopt.tracking.parent import ParentRun
 from medopt.tracking.store import MIGRATED_FROM
 from medopt.tracking.tracker import PARENT, Tracker
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "here")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(why_not()), reason=why_not() or "here")]
 COUNT = 20
 
 

@@ -73,7 +73,7 @@ def agree(made: Pair, one: Trained, two: Trained, name: str) -> None:
         torch.testing.assert_close(right[key], value, atol=5e-4, rtol=1e-3, msg=key)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_two_processes_give_the_same_metrics_and_weights(pair: Callable[..., Pair], strategy: Any) -> None:
     made = pair()
     one = made.run("one", Hardware(1))
