@@ -95,18 +95,19 @@ def check(node_file: NodeFile) -> None:
 def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
     from medopt.console import print_rows
+    from medopt.pacs.attention import counts, parked
     from medopt.provenance import pseudonym
 
     _, ledger = _ledger(node_file)
-    counts = ledger.counts()
-    parked = [{"study": pseudonym(study), "parked": what, "reason": why} for study, what, why in ledger.parked()]
+    numbers = counts(ledger)
+    waiting = [{"study": pseudonym(study), "parked": what, "reason": why} for study, what, why in parked(ledger)]
     ledger.close()
-    rows = [{"what": table, "state": state, "number": n} for table, by in counts.items() for state, n in by.items()]
+    rows = [{"what": table, "state": state, "number": n} for table, by in numbers.items() for state, n in by.items()]
     print_rows(f"{node_file}: studies, and results to send", rows)
-    if parked:
-        print_rows("parked; begin anew with `medopt pacs retry`", parked)
+    if waiting:
+        print_rows("parked; begin anew with `medopt pacs retry`", waiting)
     if as_json:
-        typer.echo(json.dumps({**{table: dict(by) for table, by in counts.items()}, "parked": parked}))
+        typer.echo(json.dumps({**{table: dict(by) for table, by in numbers.items()}, "parked": waiting}))
 
 
 @pacs_app.command("retry")
@@ -114,8 +115,10 @@ def retry(node_file: NodeFile) -> None:
     """Begin anew with all studies and results that are parked; a running node takes them up by itself."""
     import time
 
+    from medopt.pacs import attention
+
     _, ledger = _ledger(node_file)
-    studies, sends = ledger.retry(time.time())
+    studies, sends = attention.retry(ledger, time.time())
     ledger.close()
     typer.echo(f"{studies} studies and {sends} results are tried again")
 

@@ -14,9 +14,11 @@ from pydicom import Dataset
 from pynetdicom import AE
 from test_sender import Clock, owing
 
+from medopt.pacs.attention import counts
 from medopt.pacs.commitment import AWAITED, Push, ask, transaction
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.sender import Sender, connect
+from medopt.pacs.sends import Sends
 from medopt.pacs.spool import Spool
 
 
@@ -45,7 +47,7 @@ class Committing:
     def wait(self, what: Callable[[], bool]) -> None:
         until = time.monotonic() + 20
         while not what():
-            assert time.monotonic() < until, (self.ledger.counts(), self.reasons(), self.events)
+            assert time.monotonic() < until, (counts(self.ledger), self.reasons(), self.events)
             time.sleep(0.05)
 
 
@@ -64,13 +66,13 @@ def test_sent_is_what_the_pacs_says_it_keeps(tmp_path: Path, orthanc: Orthanc) -
         node.receiver.stop()  # its report does not arrive
         assert node.sender.send_due(node.clock) == 0
         assert (len(orthanc.instances()), node.reasons()) == (3, {AWAITED})
-        assert node.ledger.counts()["sends"] == {"waiting": 3}
+        assert counts(node.ledger)["sends"] == {"waiting": 3}
         node.receiver.start()
         node.clock.now += 49
-        assert node.ledger.due(node.clock.now) == []
+        assert Sends(node.ledger).due(node.clock.now) == []
         node.clock.now += 1
         node.sender.send_due(node.clock)
-        node.wait(lambda: node.ledger.counts()["sends"] == {"sent": 3})
+        node.wait(lambda: counts(node.ledger)["sends"] == {"sent": 3})
         assert (len(orthanc.instances()), node.events.count("sent")) == (3, 3)
     finally:
         node.close()
@@ -80,15 +82,15 @@ def test_sent_is_what_the_pacs_says_it_keeps(tmp_path: Path, orthanc: Orthanc) -
 def test_what_the_pacs_lost_is_sent_again(tmp_path: Path, orthanc: Orthanc) -> None:
     node = Committing(tmp_path, orthanc.node_port, orthanc.port)
     try:
-        sends = node.ledger.due(node.clock.now)
+        sends = Sends(node.ledger).due(node.clock.now)
         (place,) = node.node.destinations
         link = connect(node.node, place, [Push])  # type: ignore[arg-type, list-item]
         assert ask(link, place, sends) == ""  # type: ignore[arg-type]
         link.release()  # nothing was stored there
         node.wait(lambda: any("does not keep it (0x0112)" in reason for reason in node.reasons()))
-        assert node.ledger.counts()["sends"] == {"waiting": 3}
+        assert counts(node.ledger)["sends"] == {"waiting": 3}
         node.sender.send_due(node.clock)
-        node.wait(lambda: node.ledger.counts()["sends"] == {"sent": 3})
+        node.wait(lambda: counts(node.ledger)["sends"] == {"sent": 3})
     finally:
         node.close()
 
@@ -134,11 +136,11 @@ def test_a_report_that_nobody_asked_for_confirms_nothing(tmp_path: Path) -> None
     try:
         assert report(node, "PACS", "1.2.3.4", ReferencedSOPSequence=three) == 0x0110
         assert report(node, "PACS", transaction(name, three[:1]), ReferencedSOPSequence=three) == 0x0110
-        assert node.ledger.counts()["sends"] == {"waiting": 3}
+        assert counts(node.ledger)["sends"] == {"waiting": 3}
         found = report(
             node, "PACS", transaction(name, three), ReferencedSOPSequence=three[:2], FailedSOPSequence=three[2:]
         )
-        assert (found, node.ledger.counts()["sends"]) == (0, {"sent": 2, "waiting": 1})
+        assert (found, counts(node.ledger)["sends"]) == (0, {"sent": 2, "waiting": 1})
         assert node.reasons() == {"the destination does not keep it (0x0112)"}
     finally:
         node.close()

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from medopt.errors import ConfigError
+from medopt.pacs.attention import counts, parked, retry
 from medopt.pacs.ledger import Instance, Ledger, Result, Work
 from medopt.pacs.schema import STEPS
+from medopt.pacs.sends import Sends
 
 
 def instance(number: int, study: str = "1.2.3", **changes: object) -> Instance:
@@ -61,28 +63,31 @@ def test_a_study_goes_its_way(ledger: Ledger) -> None:
     work = worked(ledger, 1, 2)
     assert (work.study_uid, work.tries, len(work.images), ledger.take(3)) == ("1.2.3", 0, 2, None)
     assert ledger.finish(work, "done", "", [result(1)], ["A", "B"], 4) == [result(1)]
-    assert ledger.counts() == {"studies": {"done": 1}, "sends": {"waiting": 2}}
+    assert counts(ledger) == {"studies": {"done": 1}, "sends": {"waiting": 2}}
     assert ledger.is_result("2.25.1")
-    first, second = ledger.due(4)
-    ledger.confirmed(first, 5)
-    ledger.unsent(second, "away", 60)
-    assert (ledger.due(59), [(one.destination, one.attempts) for one in ledger.due(60)]) == ([], [("B", 1)])
-    ledger.unsent(second, "still away", None)
-    assert ledger.parked() == [("1.2.3", "B", "still away")]
-    assert ledger.retry(70) == (0, 1)
-    assert [(one.destination, one.attempts) for one in ledger.due(70)] == [("B", 0)]
+    first, second = Sends(ledger).due(4)
+    Sends(ledger).confirmed(first, 5)
+    Sends(ledger).unsent(second, "away", 60)
+    assert (Sends(ledger).due(59), [(one.destination, one.attempts) for one in Sends(ledger).due(60)]) == (
+        [],
+        [("B", 1)],
+    )
+    Sends(ledger).unsent(second, "still away", None)
+    assert parked(ledger) == [("1.2.3", "B", "still away")]
+    assert retry(ledger, 70) == (0, 1)
+    assert [(one.destination, one.attempts) for one in Sends(ledger).due(70)] == [("B", 0)]
 
 
 def test_a_known_result_is_not_owed_again(ledger: Ledger) -> None:
     ledger.finish(worked(ledger, 1), "done", "", [result(1)], ["A"], 4)
-    ledger.confirmed(ledger.due(4)[0], 5)
+    Sends(ledger).confirmed(Sends(ledger).due(4)[0], 5)
     assert ledger.record(instance(2), 6, late=True) == "new"
     assert ledger.state("1.2.3") == "receiving"
     ledger.complete("1.2.3", 7)
     again = ledger.take(8)
     assert again is not None
     assert ledger.finish(again, "done", "", [result(1), result(2)], ["A"], 9) == [result(2)]
-    assert [one.result for one in ledger.due(9)] == [result(2)]
+    assert [one.result for one in Sends(ledger).due(9)] == [result(2)]
     assert ledger.results("1.2.3") == [result(1), result(2)]
 
 
@@ -116,8 +121,8 @@ def test_failed_tries_are_counted_and_parked_ones_begun_anew(ledger: Ledger) -> 
     assert work is not None
     assert work.tries == 1
     ledger.finish(work, "parked", "it ended again", [], [], 6)
-    assert (ledger.take(7), ledger.parked()) == (None, [("1.2.3", "study", "it ended again")])
-    assert ledger.retry(8) == (1, 0)
+    assert (ledger.take(7), parked(ledger)) == (None, [("1.2.3", "study", "it ended again")])
+    assert retry(ledger, 8) == (1, 0)
     again = ledger.take(9)
     assert again is not None
     assert again.tries == 0
@@ -152,8 +157,8 @@ def test_an_older_file_keeps_its_content(tmp_path: Path, version: int) -> None:
     assert ledger.state("1.2.3") == "done"
     assert [one.digest for one in ledger.images("1.2.3")] == ["digest 1"]
     assert ledger.results("1.2.3") == [Result("2.25.1", "1.2.3", "c", "report", "results/1", "d")]
-    assert [(one.destination, one.attempts) for one in ledger.due(10)] == [("A", 3)]
-    assert ledger.counts()["studies"] == {"done": 1, "receiving": 1}
+    assert [(one.destination, one.attempts) for one in Sends(ledger).due(10)] == [("A", 3)]
+    assert counts(ledger)["studies"] == {"done": 1, "receiving": 1}
     ledger.close()
     seen = sqlite3.connect(path)
     assert seen.execute("PRAGMA user_version").fetchone() == (len(STEPS),)

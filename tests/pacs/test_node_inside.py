@@ -16,6 +16,7 @@ from pydicom import dcmread
 from running import told
 
 from medopt.pacs import node as node_module
+from medopt.pacs.attention import counts
 from medopt.pacs.audit import verify
 from medopt.pacs.intake import LATE, OUT_OF_ROOM, STORED
 from medopt.pacs.ledger import Ledger
@@ -135,6 +136,6 @@ def it_is_stopped_while_the_worker_hangs(inside: Inside, scan: Path) -> None:
     work = ledger.take(0)
     assert work is not None
     assert (work.study_uid, work.tries) == (str(dcmread(scan).StudyInstanceUID), 0)
-    assert ledger.counts()["sends"] == {"sent": 6}
+    assert counts(ledger)["sends"] == {"sent": 6}
     ledger.close()
     verify(inside.disk / "spool" / AUDIT)

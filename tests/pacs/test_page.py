@@ -18,6 +18,7 @@ from pydicom import dcmread
 from web_side import WebSide
 
 from medopt.errors import ConfigError
+from medopt.pacs.attention import counts
 from medopt.provenance import pseudonym
 
 KEY = "0123456789abcdef-key"
@@ -120,10 +121,10 @@ def test_retry_wants_the_pages_own_form(side: Callable[..., WebSide]) -> None:
     assert requests.get(f"{node.url}/retry", timeout=5).status_code == 405
     assert (retry("x"), retry(token, Origin="http://elsewhere")) == (403, 403)
     assert retry(token, **{"Sec-Fetch-Site": "cross-site"}) == 403
-    assert node.ledger.counts()["studies"]["parked"] == 1
+    assert counts(node.ledger)["studies"]["parked"] == 1
     assert requests.post(f"{node.url}/retry", data=b"x" * 10_000, timeout=5).status_code == 413
     assert retry(token, Origin=node.url) == 303
-    assert "parked" not in node.ledger.counts()["studies"]
+    assert "parked" not in counts(node.ledger)["studies"]
 
 
 def test_a_name_that_is_not_ours_is_not_answered(side: Callable[..., WebSide]) -> None:
@@ -191,5 +192,5 @@ def test_in_a_real_browser(side: Callable[..., WebSide], tmp_path: Path) -> None
         assert {"heading", "table", "columnheader", "main"} <= {role for role, _ in seen}
         page.click("document.querySelector('button')")
         page.shows("1 studies and 1 results are tried again")
-        assert node.ledger.counts()["studies"] == {"declined": 1, "done": 1, "ready": 1}
+        assert counts(node.ledger)["studies"] == {"declined": 1, "done": 1, "ready": 1}
         assert page.said == []

@@ -25,6 +25,7 @@ from pynetdicom import AE, build_context
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
+from medopt.pacs.attention import counts
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED
 from medopt.pacs.ledger import Ledger, Result
@@ -223,7 +224,7 @@ def test_below_the_watermark_nothing_is_taken(listening: Callable[..., Listening
     node = listening(limits={"free_mb": 1e9})
     assert send(node.port, [scan]) == [OUT_OF_ROOM]
     assert node.files() == []
-    assert node.ledger.counts()["studies"] == {}
+    assert counts(node.ledger)["studies"] == {}
 
 
 def test_a_full_disk_is_said_and_heals_by_itself(

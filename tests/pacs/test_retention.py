@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from test_ledger import instance
 
+from medopt.pacs.attention import counts, retry
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Ledger, Result
-from medopt.pacs.retention import Sweeper
+from medopt.pacs.retention import Sweeper, emptying, kept_bytes
+from medopt.pacs.sends import Sends
 from medopt.pacs.settings import Retention
 from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, STUDIES, Spool
 
@@ -46,9 +48,9 @@ class Kept:
         assert work is not None
         made = Result(f"2.25.{number}", study, "c", "report", result, "d", "2.25.9", 500)
         self.ledger.finish(work, "done", "", [made], PLACES, now)
-        for send in self.ledger.due(now):
+        for send in Sends(self.ledger).due(now):
             if send.result.study_uid == study and send.destination in confirmed:
-                self.ledger.confirmed(send, now)
+                Sends(self.ledger).confirmed(send, now)
         return study
 
     def files(self) -> int:
@@ -59,30 +61,30 @@ def test_by_age_and_never_before_every_destination_has_it(tmp_path: Path) -> Non
     kept = Kept(tmp_path, days=10)
     first, half, second = kept.answer(1), kept.answer(2, confirmed=("A",)), kept.answer(3)
     parked = kept.answer(4, confirmed=("B",))
-    for send in kept.ledger.due(5 * DAY):
+    for send in Sends(kept.ledger).due(5 * DAY):
         if send.result.study_uid == parked:
-            kept.ledger.unsent(send, "away", None)
+            Sends(kept.ledger).unsent(send, "away", None)
     assert kept.sweeper.sweep(10.9 * DAY) == 0
     assert kept.sweeper.sweep(11 * DAY) == 1
     assert kept.sweeper.sweep(500 * DAY) == 1
     assert kept.files() == 4  # of the two that a destination still has to get
     assert [facts["reason"] for facts in kept.told] == ["age", "age"]
     assert not any(uid in str(kept.told) for uid in (first, second))
-    (send,) = kept.ledger.due(500 * DAY)
+    (send,) = Sends(kept.ledger).due(500 * DAY)
     assert send.result.study_uid == half
-    kept.ledger.confirmed(send, 500 * DAY)
-    kept.ledger.retry(500 * DAY)
-    kept.ledger.confirmed(kept.ledger.due(500 * DAY)[0], 500 * DAY)
+    Sends(kept.ledger).confirmed(send, 500 * DAY)
+    retry(kept.ledger, 500 * DAY)
+    Sends(kept.ledger).confirmed(Sends(kept.ledger).due(500 * DAY)[0], 500 * DAY)
     assert kept.sweeper.sweep(511 * DAY) == 2
-    assert (kept.files(), kept.ledger.kept_bytes()) == (0, 0)
+    assert (kept.files(), kept_bytes(kept.ledger)) == (0, 0)
 
 
 def test_by_size_the_oldest_go_until_there_is_room(tmp_path: Path) -> None:
     kept = Kept(tmp_path, days=1000, gigabytes=3e-6)
     studies = [kept.answer(number, confirmed=() if number == 1 else ("A", "B")) for number in range(1, 6)]
-    assert kept.ledger.kept_bytes() == 7500
+    assert kept_bytes(kept.ledger) == 7500
     kept.sweeper.sweep(6 * DAY)
-    assert kept.ledger.kept_bytes() == 3000
+    assert kept_bytes(kept.ledger) == 3000
     there = {study for study in studies if (tmp_path / kept.ledger.images(study)[0].file).exists()}
     assert there == {studies[0], studies[4]}  # the oldest is not confirmed
 
@@ -95,7 +97,7 @@ def test_what_went_is_still_known(tmp_path: Path) -> None:
     assert kept.ledger.record(again, 9 * DAY, late=True) == "known"
     assert kept.ledger.record(instance(0, study, sop_uid="1.2.77", file="y"), 9 * DAY, late=True) == "gone"
     assert (kept.ledger.state(study), kept.ledger.is_result("2.25.1")) == ("done", True)
-    assert (kept.ledger.take(10 * DAY), kept.ledger.due(10 * DAY)) == (None, [])
+    assert (kept.ledger.take(10 * DAY), Sends(kept.ledger).due(10 * DAY)) == (None, [])
 
 
 def test_what_never_had_an_image_goes_and_may_begin_anew(tmp_path: Path) -> None:
@@ -140,8 +142,8 @@ def test_a_kill_in_the_midst_leaves_nothing_half_known(tmp_path: Path, after: fl
     while again.sweeper.sweep(10_000 * DAY):
         pass
     assert again.files() == 2 * 8
-    assert again.ledger.emptying() == []
-    assert again.ledger.counts()["studies"] == {"done": 40}
+    assert emptying(again.ledger) == []
+    assert counts(again.ledger)["studies"] == {"done": 40}
 
 
 def test_the_chain_survives_a_full_disk_and_says_what_is_missing(

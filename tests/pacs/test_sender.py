@@ -13,9 +13,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.sop_class import BasicTextSRStorage  # type: ignore[attr-defined]
 
 from medopt.errors import DataError
+from medopt.pacs.attention import counts, parked, retry
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.sender import Sender, echo, wait_seconds
+from medopt.pacs.sends import Sends
 from medopt.pacs.settings import Node, Sending
 from medopt.pacs.spool import LEDGER, RESULTS, Spool
 
@@ -73,7 +75,7 @@ def test_down_then_up_and_nothing_twice(tmp_path: Path) -> None:
     assert sender.send_due(clock) == 0
     assert echo(node, node.destinations[0]) == "it is not reached"
     clock.now += 9
-    assert ledger.due(clock.now) == []
+    assert Sends(ledger).due(clock.now) == []
     archive.start()
     try:
         clock.now += 1
@@ -92,12 +94,12 @@ def test_waits_double_up_to_a_bound_then_it_is_parked(tmp_path: Path) -> None:
     for _ in range(6):  # the hour in which the PACS is away
         sender.send_due(clock)
         clock.now += 600
-    assert ledger.counts()["sends"] == {"parked": 1}
-    assert ledger.parked() == [("1.2.3", node.destinations[0].name, "the destination is not reached")]
+    assert counts(ledger)["sends"] == {"parked": 1}
+    assert parked(ledger) == [("1.2.3", node.destinations[0].name, "the destination is not reached")]
     archive.start()
     try:
         assert sender.send_due(clock) == 0
-        assert ledger.retry(clock.now) == (0, 1)
+        assert retry(ledger, clock.now) == (0, 1)
         assert sender.send_due(clock) == 1
     finally:
         archive.stop()
@@ -111,23 +113,23 @@ def test_an_hour_without_the_pacs_with_what_is_the_default(tmp_path: Path) -> No
     def wait(seconds: int) -> None:
         for _ in range(seconds // 15):
             clock.now += 15
-            attempts.append(len(ledger.due(clock.now)))
+            attempts.append(len(Sends(ledger).due(clock.now)))
             sender.send_due(clock)
 
     wait(3600)
     assert sum(attempts) == 2 * 9  # each after 15, 30, 60, 120, 240, 480, 960, 1860 and 2760 seconds
-    assert ledger.counts()["sends"] == {"waiting": 2}  # an hour does not need anybody
+    assert counts(ledger)["sends"] == {"waiting": 2}  # an hour does not need anybody
     wait(3600)
-    assert ledger.counts()["sends"] == {"parked": 2}
-    assert {reason for _, _, reason in ledger.parked()} == {"the destination is not reached"}
+    assert counts(ledger)["sends"] == {"parked": 2}
+    assert {reason for _, _, reason in parked(ledger)} == {"the destination is not reached"}
     archive.start()
     try:
         wait(600)
         assert archive.kept == {}
-        assert ledger.retry(clock.now) == (0, 2)
+        assert retry(ledger, clock.now) == (0, 2)
         wait(600)
         assert [len(copies) for copies in archive.kept.values()] == [1, 1]
-        assert ledger.counts()["sends"] == {"sent": 2}
+        assert counts(ledger)["sends"] == {"sent": 2}
     finally:
         archive.stop()
 
@@ -143,7 +145,7 @@ def test_each_instance_fails_by_itself(tmp_path: Path) -> None:
     archive.start()
     try:
         assert Sender(node, ledger).send_due(clock) == 2
-        assert (set(archive.kept), ledger.counts()["sends"]) == ({"2.25.1", "2.25.3"}, {"sent": 2, "waiting": 1})
+        assert (set(archive.kept), counts(ledger)["sends"]) == ({"2.25.1", "2.25.3"}, {"sent": 2, "waiting": 1})
     finally:
         archive.stop()
 

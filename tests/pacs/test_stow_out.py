@@ -16,6 +16,7 @@ from orthanc import Orthanc, needs_orthanc
 from test_sender import Clock, owing
 
 from medopt.errors import ConfigError
+from medopt.pacs.attention import counts, parked
 from medopt.pacs.sender import Sender, echo
 from medopt.pacs.settings import Node, load_node
 
@@ -35,7 +36,7 @@ def test_down_then_up_and_nothing_twice(tmp_path: Path) -> None:
         clock.now += 10
         assert echo(node, node.destinations[0]) == ""
         assert [sender.send_due(clock) for _ in range(3)] == [3, 0, 0]
-        assert ledger.counts()["sends"] == {"sent": 3}
+        assert counts(ledger)["sends"] == {"sent": 3}
         kept = {orthanc.get(f"/instances/{one}/simplified-tags")["SOPInstanceUID"] for one in orthanc.instances()}
         assert kept == {"2.25.1", "2.25.2", "2.25.3"}
         with ledger._change() as db:  # as after a kill between its answer and the ledger
@@ -55,7 +56,7 @@ def test_a_password_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: 
     try:
         node, ledger = owing_to(tmp_path, orthanc.web, headers={"Authorization": {"file": tmp_path / "wrong"}})
         assert Sender(node, ledger).send_due(clock) == 0
-        assert ledger.counts()["sends"] == {"waiting": 1}
+        assert counts(ledger)["sends"] == {"waiting": 1}
         changed = node.model_copy(
             update={
                 "destinations": [
@@ -127,7 +128,7 @@ def test_only_a_confirmed_instance_is_sent(
     services.append(Service(status, content, Location="http://elsewhere/"))
     node, ledger = owing_to(tmp_path, services[0].url, tries=1)
     assert Sender(node, ledger).send_due(Clock()) == 0
-    assert ledger.parked() == [("1.2.3", node.destinations[0].name, reason)]
+    assert parked(ledger) == [("1.2.3", node.destinations[0].name, reason)]
 
 
 @pytest.mark.parametrize(

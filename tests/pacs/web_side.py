@@ -11,6 +11,7 @@ from peers import free_port
 from medopt.pacs.audit import Audit
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.receiver import Receiver
+from medopt.pacs.sends import Sends
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER, Spool
 from medopt.pacs.web.counted import Counted
@@ -75,6 +76,6 @@ class WebSide:
             assert work is not None
             made = [Result(f"2.25.{number}", study, SR, "report", f"r{number}", "d")] if number < 2 else []
             ledger.finish(work, ending, reason, made, [place], 1120)  # type: ignore[arg-type]
-        first, second = ledger.due(1200)
-        ledger.confirmed(first, 1207.5)
-        ledger.unsent(second, "the destination is not reached", None)
+        first, second = Sends(ledger).due(1200)
+        Sends(ledger).confirmed(first, 1207.5)
+        Sends(ledger).unsent(second, "the destination is not reached", None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from medopt.pacs.attention import counted
 from medopt.pacs.ledger import STATES
 from medopt.provenance import pseudonym
 
@@ -67,7 +68,7 @@ class Ledgers:
     def overview(self, destinations: list[str], most: int = 25) -> Overview:
         """Counts, the studies that changed last, those that are parked, and the destinations; raises sqlite3.Error."""
         with self._open() as db:
-            studies, sends = _counted(db, "studies"), _counted(db, "sends")
+            studies, sends = counted(db.execute, "studies"), counted(db.execute, "sends")
             return Overview(
                 {state: studies.get(state, 0) for state in STATES},
                 {state: sends.get(state, 0) for state in SENDS},
@@ -89,10 +90,6 @@ class Ledgers:
             ).fetchall()
         found = [float(row["seconds"]) for row in rows if row["seconds"] is not None]
         return found, max((float(row["due"]) for row in rows), default=since)
-
-
-def _counted(db: sqlite3.Connection, table: str) -> Counter[str]:
-    return Counter({row["state"]: row["n"] for row in db.execute(f"SELECT state, count(*) n FROM {table} GROUP BY 1")})
 
 
 def _least(db: sqlite3.Connection, query: str) -> float | None:

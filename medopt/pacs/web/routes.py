@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from medopt.pacs.attention import retry
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.settings import Node
@@ -126,7 +127,7 @@ class _Pages:
         words = parse_qs((await _body(request)).decode("ascii", "replace"), max_num_fields=10)
         if not self._forms.genuine(words.get("token", [""])[0], request.headers):
             return PlainTextResponse("This form is not the page's own; load the page again.\n", 403, HEADERS)
-        studies, results = await run_in_threadpool(self._parts.ledger.retry, self._parts.clock())
+        studies, results = await run_in_threadpool(retry, self._parts.ledger, self._parts.clock())
         self._parts.counted("retried", studies=studies, results=results)
         return RedirectResponse(f"./?studies={studies}&results={results}", 303, HEADERS)
 
