@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from numpy.typing import NDArray
 
 from medopt.evaluation.panels import page
 from medopt.records import FloatArray
+from medopt.transforms.display import most_active, overlay
 
-STRENGTH = 0.55  # how much of a pixel the map covers where it is highest
 MOST_PIXELS = 320  # of a side in the picture
 
 
@@ -28,21 +26,6 @@ class Explained:
     image: FloatArray
     map: FloatArray
     title: str
-
-
-def most_active(shown: Explained) -> tuple[FloatArray, FloatArray]:
-    """The image and the map (H, W); of a volume the slice in which most of the map lies."""
-    if shown.image.ndim == 2:
-        return shown.image, shown.map
-    at = int(shown.map.reshape(len(shown.map), -1).sum(axis=1).argmax())
-    return shown.image[at], shown.map[at]
-
-
-def overlay(image: FloatArray, values: FloatArray) -> NDArray[np.float64]:
-    """The grey image with the map over it in colour, (H, W, 3) in 0..1; where the map is 0 the image is untouched."""
-    grey = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2).astype(np.float64)
-    cover = STRENGTH * np.clip(values, 0, 1)[..., None].astype(np.float64)
-    return (1 - cover) * grey + cover * colormaps["inferno"](np.clip(values, 0, 1))[..., :3]
 
 
 def _fewer(image: FloatArray) -> FloatArray:
@@ -57,7 +40,7 @@ def explain_figure(
     """One panel a case: the scan, and the scan with the map, side by side. The lightest colour is the map's highest."""
     with page(path, len(cases), title, caption=caption, columns=3, height=2.9) as panels:
         for axes, shown in zip(panels, cases, strict=True):
-            image, values = (_fewer(one) for one in most_active(shown))
+            image, values = (_fewer(one) for one in most_active(shown.image, shown.map))
             plain = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
             gap = np.ones((len(image), max(1, image.shape[1] // 40), 3))
             axes.imshow(np.concatenate([plain, gap, overlay(image, values)], axis=1), interpolation="nearest")

@@ -15,22 +15,18 @@ from highdicom.sc import SCImage
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 from skimage.transform import resize
 
-from medopt import __version__
 from medopt.pacs.made import Made
-from medopt.pacs.results import Namer, Origin, ScanAnswer, findings, made_of, plain, presence
+from medopt.pacs.results import Namer, Origin, ScanAnswer, findings, made_by, made_of, plain, presence
 from medopt.pacs.settings import Results
-from medopt.records import FloatArray, Volume
-from medopt.transforms.display import displayed
+from medopt.records import Volume
+from medopt.transforms.display import displayed, most_active, overlay
 from medopt.transforms.restore import spread_out, to_scan
 
 HEAT_MAP = "heat map"
 _LEAST, _MOST = 512, 1024  # pixels of the longer side
-_STRENGTH = 0.55  # how much of a pixel the map covers where it is highest
-_COLOURS = np.array([[40, 0, 90], [160, 20, 110], [235, 80, 60], [255, 170, 40], [255, 245, 150]], np.float64)
 
 
 def heat_maps(
@@ -65,19 +61,15 @@ def _picture(
     small = torch.from_numpy(np.maximum(places, 0).astype(np.float32))
     spread = spread_out(config.size)(small[None, None])[0]
     shape, spacing = volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :]
-    map_ = to_scan(spread, shape, spacing, config)[0].numpy()
-    grey = displayed(volume, config)
-    if grey.ndim == 3:
-        at = int(map_.reshape(len(map_), -1).sum(axis=1).argmax())
-        grey, map_ = grey[at], map_[at]
+    grey, map_ = most_active(displayed(volume, config), to_scan(spread, shape, spacing, config)[0].numpy())
     top = float(map_.max())
     sides = _sides(grey.shape, spacing[-2:])
-    lit = _overlay(resize(grey, sides, anti_aliasing=True), resize(map_ / top if top > 0 else map_, sides))
+    lit = overlay(resize(grey, sides, anti_aliasing=True), resize(map_ / top if top > 0 else map_, sides))
     words = (
         f"Where the evidence for '{label}' lay ({100 * one.answer.probabilities[label]:.0f} %), in {_grid(places)} "
         "places.\nNo outline of a finding. Research software, unverified."
     )
-    return _captioned(lit, words)
+    return _captioned(np.rint(255 * lit).astype(np.uint8), words)
 
 
 def _grid(places: NDArray[np.float64]) -> str:
@@ -89,14 +81,6 @@ def _sides(shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[int, int]
     high, wide = shape[0] * spacing_mm[0], shape[1] * spacing_mm[1]
     longest = min(max(*shape, _LEAST), _MOST)
     return max(1, round(longest * high / max(high, wide))), max(1, round(longest * wide / max(high, wide)))
-
-
-def _overlay(grey: FloatArray, values: FloatArray) -> NDArray[np.uint8]:
-    """(H, W) and (H, W), both 0 to 1, to (H, W, 3)."""
-    at = np.clip(values, 0, 1) * (len(_COLOURS) - 1)
-    colour = np.stack([np.interp(at, range(len(_COLOURS)), channel) for channel in _COLOURS.T], axis=-1)
-    cover = _STRENGTH * np.clip(values, 0, 1)[..., None]
-    return np.rint((1 - cover) * 255 * np.clip(grey, 0, 1)[..., None] + cover * colour).astype(np.uint8)
 
 
 def _captioned(picture: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
@@ -125,14 +109,8 @@ def _capture(
         series_number=wanted.series_number + 2,
         sop_instance_uid=uid(HEAT_MAP, first, label),
         instance_number=1,
-        manufacturer="medopt",
-        manufacturer_model_name="medopt",
-        software_versions=__version__,
-        device_serial_number=origin.release_digest[:16],
         series_description=f"{origin.info.study} evidence (research)"[:64],
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        content_date=now.date(),
-        content_time=now.time(),
+        **made_by(origin, now),
     )
     capture.Laterality = str(one.images[0].get("Laterality") or "")
     capture.PatientOrientation = _orientation(one)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from highdicom import sr
 from pydicom import Dataset
@@ -119,16 +120,10 @@ def _report(
         series_number=wanted.series_number,
         sop_instance_uid=uid(REPORT),
         instance_number=1,
-        manufacturer="medopt",
-        manufacturer_model_name="medopt",
-        software_versions=__version__,
-        device_serial_number=origin.release_digest[:16],
         series_description=f"{info.study} (research, unverified)"[:64],
         is_complete=True,
-        transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set=_UNICODE,
-        content_date=now.date(),
-        content_time=now.time(),
+        **made_by(origin, now),
         series_date=now.date(),
         series_time=now.time(),
     )
@@ -137,6 +132,19 @@ def _report(
             setattr(report, keyword, images[0].get(keyword))
     _name_earlier(report, previous.get(REPORT))
     return report
+
+
+def made_by(origin: Origin, now: datetime) -> dict[str, Any]:
+    """What highdicom is told of whatever is made: equipment (PS3.3 C.7.5.1), time and encoding."""
+    return {
+        "manufacturer": "medopt",
+        "manufacturer_model_name": "medopt",
+        "software_versions": __version__,
+        "device_serial_number": origin.release_digest[:16],
+        "transfer_syntax_uid": ExplicitVRLittleEndian,
+        "content_date": now.date(),
+        "content_time": now.time(),
+    }
 
 
 def findings(info: ReleaseInfo) -> Sequence[str]:

@@ -23,10 +23,11 @@ from medopt.evaluation.explain import (
     similarity,
     stage_of,
 )
-from medopt.evaluation.figures_explain import Explained, explain_figure, most_active, nearest_figure, overlay
+from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.models import build_model
+from medopt.transforms.display import most_active, overlay
 
 
 class Halving(nn.Module):
@@ -149,7 +150,7 @@ def test_pictures_are_drawn_in_the_scans_own_shape(tmp_path) -> None:
     deep = np.zeros((9, 20, 30), np.float32)
     deep[6, 5:9, 5:9] = 1
     volume = Explained(np.random.default_rng(0).random(deep.shape, np.float32), deep, "case b")
-    image, values = most_active(volume)
+    image, values = most_active(volume.image, volume.map)
     assert np.array_equal(values, deep[6]) and np.array_equal(image, volume.image[6])
     explain_figure([flat, volume], tmp_path / "cases.png", caption="words")
     nearest_figure([("case a", [("error", flat.image), ("no, 0.3", deep)])], tmp_path / "nearest.png")
