@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+MEGABYTE = 1_000_000
 Task = Literal["binary", "multiclass", "multilabel"]
 
 

@@ -26,7 +26,6 @@ log = logging.getLogger("medopt.pacs")
 STORED, OUT_OF_ROOM, DUPLICATE, NOT_AS_SAID, NOT_UNDERSTOOD, LATE, NO_LEDGER = (
     *(0x0000, 0xA700, 0x0111, 0xA900, 0xC000, 0x0124, 0x0110),
 )
-_MEGABYTE = 1_000_000
 _LOCKS = 64
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _SEEN = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
@@ -90,7 +89,7 @@ class Intake:
 
     def room(self, size: int = 0) -> None:
         """Raises Refusal where the spool's disk has no room for so many bytes."""
-        if self._spool.free_bytes() - size < self._node.limits.free_mb * _MEGABYTE:
+        if self._spool.free_bytes() - size < self._node.limits.free_bytes:
             raise Refusal(OUT_OF_ROOM, "the spool's disk is nearly full")
 
     def _written(self, one: Instance, write: Callable[[str], None], late: bool) -> Outcome:

@@ -16,6 +16,8 @@ from pydicom import dcmread
 
 from medopt.errors import ConfigError, ReleaseError
 from medopt.pacs.audit import Audit
+from medopt.pacs.commitment import Reports
+from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ending, Ledger, Result, Work
 from medopt.pacs.made import Made
 from medopt.pacs.receiver import Receiver
@@ -80,8 +82,10 @@ class PacsNode:
         )
         self._sweeper = Sweeper(self._node.retention, self._spool, self._ledger, self._audit)
         self._sender = Sender(self._node, self._ledger, self._audit)
-        receiver = Receiver(self._node, self._spool, self._ledger, self._quiet.heard, self._audit, self._clock)
-        door, pull = self._door(receiver), self._pull(receiver)
+        intake = Intake(self._node, self._spool, self._ledger, self._quiet.heard, self._audit, self._clock)
+        reports = Reports(self._node, self._ledger, self._audit, self._clock)
+        receiver = Receiver(self._node, self._spool, intake, reports, self._audit)
+        door, pull = self._door(receiver, intake), self._pull(intake)
         try:
             if not self._opened():
                 return
@@ -113,7 +117,7 @@ class PacsNode:
         if self._fault is not None:
             raise self._fault
 
-    def _door(self, receiver: Receiver) -> Any:
+    def _door(self, receiver: Receiver, intake: Intake) -> Any:
         """The HTTP side, where the node file has one."""
         if self._node.web is None:
             return None
@@ -123,16 +127,16 @@ class PacsNode:
 
         worker, receiving = self._worker, lambda: receiver.listening
         vital = Vital(receiving, lambda: bool(worker.pid and worker.model), self._stop.is_set)
-        parts = Parts(self._node, self._spool, self._ledger, receiver.intake, self._audit, vital, self._clock)
+        parts = Parts(self._node, self._spool, self._ledger, intake, self._audit, vital, self._clock)
         return Door(parts)
 
-    def _pull(self, receiver: Receiver) -> Any:
+    def _pull(self, intake: Intake) -> Any:
         """What asks the source again and again, where the node file has one."""
         if self._node.pull is None or self._node.pull.every_minutes is None:
             return None
         from medopt.pacs.pull.periodic import Periodic
 
-        return Periodic(self._node, self._spool, receiver.intake, self._audit, self._stop)
+        return Periodic(self._node, self._spool, intake, self._audit, self._stop)
 
     def _opened(self) -> bool:
         """The worker runs and has opened the release, or the node was asked to end; raises ReleaseError."""

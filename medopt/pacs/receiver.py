@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -19,7 +18,6 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from medopt.pacs.bounded import BoundedServer, Bounds
 from medopt.pacs.commitment import Reports
 from medopt.pacs.intake import STORED, Intake, Refusal, content_digest, described
-from medopt.pacs.ledger import Ledger
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import Spool
 from medopt.pacs.tls import server_context
@@ -28,7 +26,6 @@ log = logging.getLogger("medopt.pacs")
 for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_MEGABYTE = 1_000_000
 _PDU_BYTES = 256 * 1024
 """What a sender may put into one PDU: pynetdicom's 16 kB make 250 rounds of an image of 2 megapixels."""
 # A data set that is deflated as a whole could become a thousand times as large while its header is read.
@@ -36,24 +33,18 @@ _SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated an
 
 
 class Receiver:
-    """The listening side of a node.
-
-    `heard(study, is_open)` is called for each image, from a thread of its own; `is_open` tells later on whether the
-    association that brought it still lives. `told(event, ...)` is for the audit.
-    """
+    """The listening side of a node, by DIMSE. `told(event, ...)` is for the audit."""
 
     def __init__(
         self,
         node: Node,
         spool: Spool,
-        ledger: Ledger,
-        heard: Callable[[str, Callable[[], bool]], None],
+        intake: Intake,
+        reports: Reports,
         told: Callable[..., None] = lambda *_, **__: None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._node, self._spool, self._told = node, spool, told
-        self.intake = Intake(node, spool, ledger, heard, told, clock)
-        self._reports = Reports(node, ledger, told, clock)
+        self._intake, self._reports = intake, reports
         self._server: Any = None
 
     def start(self) -> int:
@@ -80,9 +71,7 @@ class Receiver:
             ssl_context=server_context(self._node.tls),
             evt_handlers=handlers,
             server_class=BoundedServer,
-            bounds=Bounds(
-                int(limits.instance_mb * _MEGABYTE), int(limits.memory_mb * _MEGABYTE), 2 * limits.associations
-            ),
+            bounds=Bounds(limits.instance_bytes, limits.memory_bytes, 2 * limits.associations),
         )
         ae._servers.append(self._server)  # its shutdown takes it out again
         serve = self._server.serve_forever
@@ -127,7 +116,7 @@ class Receiver:
         try:
             return self._kept(event)
         except Refusal as refusal:
-            self.intake.refused(refusal)
+            self._intake.refused(refusal)
             answer = Dataset()
             answer.Status, answer.ErrorComment = refusal.status, refusal.reason[:64]
             return answer
@@ -148,5 +137,5 @@ class Receiver:
             digest = content_digest(syntax, [body])
         names = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
         one = described(BytesIO(content), names, syntax, digest, len(content))
-        self.intake.keep(one, lambda place: self._spool.write(place, [content]), event.assoc.is_alive)
+        self._intake.keep(one, lambda place: self._spool.write(place, [content]), event.assoc.is_alive)
         return STORED

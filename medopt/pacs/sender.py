@@ -6,21 +6,19 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from medopt.pacs.association import associate
 from medopt.pacs.commitment import AWAITED, ask
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.places import Destination, WebDestination
 from medopt.pacs.sends import Send, Sends
 from medopt.pacs.settings import Node
-from medopt.pacs.tls import client_context
 from medopt.provenance import pseudonym
 
 log = logging.getLogger("medopt.pacs")
@@ -67,7 +65,8 @@ class Sender:
                     place, sends, lambda one: client.store(self._path(one), one.result.sop_uid), now, stopping
                 )
         classes = sorted({one.result.sop_class for one in sends})
-        link = connect(self._node, place, [*classes, *([Push] if place.commit else [])])
+        wanted = [*classes, *([Push] if place.commit else [])]
+        link = associate(self._node, place, wanted, [ExplicitVRLittleEndian])
         try:
             if not place.commit:
                 return self._each(place, sends, lambda one: self._attempt(link, one), now, stopping)
@@ -146,18 +145,6 @@ class Sender:
         self._told("not sent", study=study, to=one.destination, reason=reason, parked=again is None)
 
 
-def connect(node: Node, place: Destination, classes: list[str]) -> Association:
-    """An association with a destination, established or not."""
-    ae = AE(node.aet)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = node.sending.timeout_seconds
-    for uid in classes or [Verification]:
-        ae.add_requested_context(uid, ExplicitVRLittleEndian)
-    more: dict[str, Any] = {}
-    if place.tls and node.tls is not None:
-        more["tls_args"] = (client_context(node.tls), place.host)
-    return ae.associate(place.host, place.port, ae_title=place.aet, **more)
-
-
 def echo(node: Node, place: Destination | WebDestination) -> str:
     """C-ECHO to a destination, or a query that finds nothing: empty, or why it failed."""
     if isinstance(place, WebDestination):
@@ -165,7 +152,7 @@ def echo(node: Node, place: Destination | WebDestination) -> str:
 
         with Client(place, node.sending.timeout_seconds) as client:
             return client.answers()
-    link = connect(node, place, [])
+    link = associate(node, place, [Verification], [ExplicitVRLittleEndian])
     if not link.is_established:
         return "it rejected the association" if link.is_rejected else "it is not reached"
     answer = link.send_c_echo()

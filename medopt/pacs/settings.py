@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from medopt.config import Section, SeriesRules
-from medopt.config.section import Positive
+from medopt.config.section import MEGABYTE, Positive
 from medopt.errors import ConfigError
 from medopt.pacs.places import Destination, Place, Port, Title, anchored, explain_place
 from medopt.pacs.pull.settings import Pull
@@ -56,6 +56,21 @@ class Limits(Section):
     """Free space of the spool's disk below which every instance is refused (0xA700) until there is more again."""
     idle_seconds: Positive = 60
     """A connection that says nothing for so long is closed."""
+
+    @property
+    def instance_bytes(self) -> int:
+        """`instance_mb` in bytes."""
+        return int(self.instance_mb * MEGABYTE)
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_mb` in bytes."""
+        return int(self.memory_mb * MEGABYTE)
+
+    @property
+    def free_bytes(self) -> int:
+        """`free_mb` in bytes."""
+        return int(self.free_mb * MEGABYTE)
 
 
 class Work(Section):

@@ -8,6 +8,7 @@ import pytest
 from clinic_fixtures import Finished
 from peers import Archive
 from running import Running
+from web_side import WebSide
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,16 @@ def running(tmp_path: Path, release: Path, archive: Archive) -> Iterator[Callabl
         if one.process is not None and one.process.poll() is None:
             one.kill()
         one.log.close()
+
+
+@pytest.fixture
+def side(tmp_path: Path) -> Iterator[Callable[..., WebSide]]:
+    begun: list[WebSide] = []
+
+    def begin(**changes: Any) -> WebSide:
+        begun.append(WebSide(tmp_path, **changes))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.close()

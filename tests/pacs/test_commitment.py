@@ -11,13 +11,16 @@ import pytest
 from orthanc import Orthanc, needs_orthanc
 from peers import Archive, free_port
 from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from test_sender import Clock, owing
 
+from medopt.pacs.association import associate
 from medopt.pacs.attention import counts
-from medopt.pacs.commitment import AWAITED, Push, ask, transaction
+from medopt.pacs.commitment import AWAITED, Push, Reports, ask, transaction
+from medopt.pacs.intake import Intake
 from medopt.pacs.receiver import Receiver
-from medopt.pacs.sender import Sender, connect
+from medopt.pacs.sender import Sender
 from medopt.pacs.sends import Sends
 from medopt.pacs.spool import Spool
 
@@ -33,7 +36,9 @@ class Committing:
         node, self.ledger = owing(folder, 0, 3, place, accept, commit_seconds=50)
         self.node = node.model_copy(update={"host": "127.0.0.1", "port": port})
         told: Callable[..., None] = lambda event, **_: self.events.append(event)  # noqa: E731
-        self.receiver = Receiver(self.node, Spool(node.spool), self.ledger, lambda *_: None, told, self.clock)
+        spool = Spool(node.spool)
+        intake = Intake(self.node, spool, self.ledger, lambda *_: None, told, self.clock)
+        self.receiver = Receiver(self.node, spool, intake, Reports(self.node, self.ledger, told, self.clock), told)
         self.receiver.start()
         self.sender = Sender(self.node, self.ledger, told)
 
@@ -42,7 +47,7 @@ class Committing:
         self.ledger.close()
 
     def reasons(self) -> set[str]:
-        return {row["reason"] for row in self.ledger._rows("SELECT reason FROM sends WHERE state != 'sent'")}
+        return {row["reason"] for row in self.ledger.rows("SELECT reason FROM sends WHERE state != 'sent'")}
 
     def wait(self, what: Callable[[], bool]) -> None:
         until = time.monotonic() + 20
@@ -84,7 +89,7 @@ def test_what_the_pacs_lost_is_sent_again(tmp_path: Path, orthanc: Orthanc) -> N
     try:
         sends = Sends(node.ledger).due(node.clock.now)
         (place,) = node.node.destinations
-        link = connect(node.node, place, [Push])  # type: ignore[arg-type, list-item]
+        link = associate(node.node, place, [Push], [ExplicitVRLittleEndian])  # type: ignore[arg-type, list-item]
         assert ask(link, place, sends) == ""  # type: ignore[arg-type]
         link.release()  # nothing was stored there
         node.wait(lambda: any("does not keep it (0x0112)" in reason for reason in node.reasons()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,6 @@ from medopt.pacs.attention import counts
 from medopt.provenance import pseudonym
 
 KEY = "0123456789abcdef-key"
-
-
-@pytest.fixture
-def side(tmp_path: Path) -> Iterator[Callable[..., WebSide]]:
-    begun: list[WebSide] = []
-
-    def begin(**changes: Any) -> WebSide:
-        begun.append(WebSide(tmp_path, **changes))
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        one.close()
 
 
 def metrics(node: WebSide) -> dict[tuple[str, ...], float]:
@@ -89,8 +76,8 @@ def test_the_wait_for_results_is_measured_once(side: Callable[..., WebSide], mon
     node = side()
     metrics(node)
     node.busy()
-    (sent,) = node.ledger._rows("SELECT sop_uid FROM sends WHERE state = 'sent'")
-    with node.ledger._change() as db:  # confirmed only now: the node's clock stands at 2000
+    (sent,) = node.ledger.rows("SELECT sop_uid FROM sends WHERE state = 'sent'")
+    with node.ledger.change() as db:  # confirmed only now: the node's clock stands at 2000
         db.execute("UPDATE sends SET due = 2042 WHERE sop_uid = ?", (sent["sop_uid"],))
     for _ in range(2):
         found = metrics(node)

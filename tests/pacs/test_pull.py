@@ -43,9 +43,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 
 @pytest.fixture
-def side(tmp_path: Path, orthanc: Orthanc) -> Iterator[Callable[..., WebSide]]:
-    begun: list[WebSide] = []
-
+def side(side: Callable[..., WebSide], orthanc: Orthanc) -> Callable[..., WebSide]:
     def begin(way: str, **changes: Any) -> WebSide:
         source = (
             {"aet": "ORTHANC", "host": "127.0.0.1", "port": orthanc.port} if way == "dimse" else {"url": orthanc.web}
@@ -56,16 +54,13 @@ def side(tmp_path: Path, orthanc: Orthanc) -> Iterator[Callable[..., WebSide]]:
             "accept": [{"aet": one, "addresses": ["127.0.0.1"]} for one in ("SENDER", "ORTHANC", "MEDOPT")],
             "sending": {"timeout_seconds": 10},
         }
-        begun.append(WebSide(tmp_path, **told | changes))
-        return begun[-1]
+        return side(**told | changes)
 
-    yield begin
-    for one in begun:
-        one.close()
+    return begin
 
 
 def reconciled(side: WebSide, reconciler: Reconciler, **more: Any) -> Reconciled:
-    deliver = into(side.receiver.intake, side.spool, side.node)
+    deliver = into(side.intake, side.spool, side.node)
     with opened(side.node, deliver, lambda: False) as source:
         return reconciler.reconcile(source, TODAY - timedelta(days=2), lambda: False, **more)
 
@@ -105,7 +100,7 @@ def test_what_does_not_arrive_is_not_asked_for_without_end(side: Callable[..., W
 @pytest.mark.parametrize("way", WAYS)
 def test_a_running_node_asks_by_itself(side: Callable[..., WebSide], way: str) -> None:
     node, stop = side(way), threading.Event()
-    periodic = Periodic(node.node, node.spool, node.receiver.intake, node.told, stop)
+    periodic = Periodic(node.node, node.spool, node.intake, node.told, stop)
     periodic.start()
     until = time.monotonic() + 20
     while len(node.files()) < 4 and time.monotonic() < until:

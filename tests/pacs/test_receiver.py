@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import LOCAL, make_certificates
 from peers import association, radiograph, send, store
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
@@ -27,7 +28,8 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 
 from medopt.pacs.attention import counts
 from medopt.pacs.audit import Audit, verify
-from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED
+from medopt.pacs.commitment import Reports
+from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED, Intake
 from medopt.pacs.ledger import Ledger, Result
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.settings import Node
@@ -60,13 +62,10 @@ class Listening:
         self.ledger = Ledger(self.node.spool / LEDGER)
         self.heard: list[tuple[str, Callable[[], bool]]] = []
         self.told: list[str] = []
-        self.receiver = Receiver(
-            self.node,
-            self.spool,
-            self.ledger,
-            lambda *words: self.heard.append(words),
-            lambda event, **_: self.told.append(event),
-        )
+        told: Callable[..., None] = lambda event, **_: self.told.append(event)  # noqa: E731
+        self.intake = Intake(self.node, self.spool, self.ledger, lambda *words: self.heard.append(words), told)
+        reports = Reports(self.node, self.ledger, told, time.time)
+        self.receiver = Receiver(self.node, self.spool, self.intake, reports, told)
         self.port = self.receiver.start()
 
     def files(self) -> list[Path]:
@@ -320,22 +319,8 @@ def test_a_crowd_keeps_nobody_waiting(listening: Callable[..., Listening]) -> No
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two authorities, with certificates of theirs: server and client of the one, stranger of the other."""
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates are made with openssl, which is not here")
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
-    for authority, names in (("ca", ("server", "client")), ("foreign", ("stranger",))):
-        openssl("req", "-x509", *key, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-subj", "/CN=a")
-        for name in names:
-            openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-            by = ("-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial", "-extfile", "names")
-            openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", "-days", "2", *by)
-    return folder
+    ours = {"server": LOCAL, "client": LOCAL}
+    return make_certificates(tmp_path_factory.mktemp("tls"), {"ca": ours, "foreign": {"stranger": LOCAL}})
 
 
 def test_tls_asks_for_a_certificate_of_the_authority(
@@ -426,7 +411,7 @@ def test_the_watermark_heals_by_itself(
     disk = tiny_disk(3000)
     node = listening(spool=disk / "spool", limits={"free_mb": 1.5})
     audit = Audit(disk / "audit.jsonl", time.time)
-    node.receiver.intake._told = audit
+    node.intake._told = audit
     scans = [radiograph(tmp_path / f"{n}.dcm", number=n, seed=n) for n in range(1, 4)]
     assert send(node.port, scans[:1]) == [STORED]
     filler = disk / "filler"

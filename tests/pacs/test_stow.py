@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,6 @@ from web_side import WebSide
 from medopt.pacs.intake import DUPLICATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM
 
 KIND = 'multipart/related; type="application/dicom"; boundary=aBc'
-
-
-@pytest.fixture
-def side(tmp_path: Path) -> Iterator[Callable[..., WebSide]]:
-    begun: list[WebSide] = []
-
-    def begin(**changes: Any) -> WebSide:
-        begun.append(WebSide(tmp_path, **changes))
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        one.close()
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_down_then_up_and_nothing_twice(tmp_path: Path) -> None:
         assert counts(ledger)["sends"] == {"sent": 3}
         kept = {orthanc.get(f"/instances/{one}/simplified-tags")["SOPInstanceUID"] for one in orthanc.instances()}
         assert kept == {"2.25.1", "2.25.2", "2.25.3"}
-        with ledger._change() as db:  # as after a kill between its answer and the ledger
+        with ledger.change() as db:  # as after a kill between its answer and the ledger
             db.execute("UPDATE sends SET state = 'waiting'")
         assert sender.send_due(clock) == 3
         assert len(orthanc.instances()) == 3

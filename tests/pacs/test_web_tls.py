@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from certificates import make_certificates
 from peers import radiograph
 from web_side import WebSide
 
@@ -25,36 +25,21 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certifi
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, its certificates of 127.0.0.1 and of another name, and an authority that vouches for nobody."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    for name in ("ca", "other"):
-        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
-    for name, whose in (("here", "IP:127.0.0.1"), ("named", "DNS:node.hospital")):
-        (folder / f"{name}.ext").write_text(f"subjectAltName={whose}")
-        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed)
+    names = {"here": "IP:127.0.0.1", "named": "DNS:node.hospital"}
+    folder = make_certificates(tmp_path_factory.mktemp("tls"), {"ca": names, "other": {}})
     (folder / "key").write_text(KEY)
     return folder
 
 
 @pytest.fixture
-def side(tmp_path: Path, certificates: Path) -> Iterator[Callable[[str], WebSide]]:
-    begun: list[WebSide] = []
-
+def side(side: Callable[..., WebSide], certificates: Path) -> Callable[[str], WebSide]:
     def begin(name: str) -> WebSide:
         tls = {"certificate": certificates / f"{name}.pem", "key": certificates / f"{name}.key"}
-        told: dict[str, Any] = {"tls": tls | {"authority": certificates / "ca.pem"}}
-        begun.append(WebSide(tmp_path, web={"tls": True, "key_file": certificates / "key"}, **told))
-        return begun[-1]
+        return side(
+            web={"tls": True, "key_file": certificates / "key"}, tls=tls | {"authority": certificates / "ca.pem"}
+        )
 
-    yield begin
-    for one in begun:
-        one.close()
+    return begin
 
 
 def test_who_vouches_is_asked(side: Callable[[str], WebSide], certificates: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from peers import free_port
 
 from medopt.pacs.audit import Audit
+from medopt.pacs.commitment import Reports
+from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.sends import Sends
@@ -40,15 +42,15 @@ class WebSide:
         self.ledger = Ledger(self.node.spool / LEDGER)
         self.told = Counted(Audit(self.node.spool / AUDIT, lambda: 1000.0))
         self.heard: list[tuple[str, Callable[[], bool]]] = []
-        self.receiver = Receiver(
+        self.intake = Intake(
             self.node, self.spool, self.ledger, lambda *words: self.heard.append(words), self.told, lambda: 1000.0
         )
+        reports = Reports(self.node, self.ledger, self.told, lambda: 1000.0)
+        self.receiver = Receiver(self.node, self.spool, self.intake, reports, self.told)
         self.receiver.start()
         self.worker = True
         vital = Vital(lambda: self.receiver.listening, lambda: self.worker, lambda: False)
-        self.door = Door(
-            Parts(self.node, self.spool, self.ledger, self.receiver.intake, self.told, vital, lambda: 2000.0)
-        )
+        self.door = Door(Parts(self.node, self.spool, self.ledger, self.intake, self.told, vital, lambda: 2000.0))
         self.url = self.door.start()
 
     def close(self) -> None:

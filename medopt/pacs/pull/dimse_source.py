@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 from pydicom import Dataset
-from pynetdicom import AE
+from pynetdicom import DEFAULT_TRANSFER_SYNTAXES
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind as Find,
@@ -17,15 +17,17 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelMove as Move,
 )
 
+from medopt.pacs.association import associate
 from medopt.pacs.intake import is_uid
 from medopt.pacs.places import Destination
 from medopt.pacs.pull.source import MOST_STUDIES, Stopping
 from medopt.pacs.settings import Node
-from medopt.pacs.tls import client_context
 from medopt.pacs.unanswered import Unanswered
 
 _PENDING = (0xFF00, 0xFF01)
 _SOME_FAILED = 0xB000
+_SILENCE_SECONDS = 600.0
+"""A PACS may say nothing while it sends (PS3.7 9.1.4: pending answers are optional) or fetches from its archive."""
 _WHY = {0xA801: "it does not know this node's AE title as a place to send to", 0xA701: "it is out of resources"}
 _OTHER = "it does not know this node, cannot reach it, or was refused by it"
 _UIDS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
@@ -102,16 +104,7 @@ class DimseSource:
 @contextmanager
 def dimse_source(node: Node, place: Destination, stopping: Stopping) -> Iterator[DimseSource]:
     """An association until the end of the block; raises Unanswered where there is none."""
-    ae = AE(node.aet)
-    ae.acse_timeout = ae.connection_timeout = node.sending.timeout_seconds
-    # A PACS may be silent while it sends (PS3.7 9.1.4: pending answers are optional) or fetches from its archive.
-    ae.dimse_timeout = ae.network_timeout = max(600.0, node.sending.timeout_seconds)
-    ae.add_requested_context(Find)
-    ae.add_requested_context(Move)
-    more: dict[str, Any] = {}
-    if place.tls and node.tls is not None:
-        more["tls_args"] = (client_context(node.tls), place.host)
-    link = ae.associate(place.host, place.port, ae_title=place.aet, **more)
+    link = associate(node, place, [Find, Move], DEFAULT_TRANSFER_SYNTAXES, silence_seconds=_SILENCE_SECONDS)
     if not link.is_established:
         raise Unanswered("the source rejected the association" if link.is_rejected else "the source is not reached")
     try:

@@ -22,7 +22,6 @@ Deliver = Callable[[str, str, Iterable[bytes]], None]
 """Takes the study, the Content-Type and the body of an answer; raises Unanswered."""
 _PAGE = 500
 _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
-_MEGABYTE = 1_000_000
 
 
 class WebSource:
@@ -94,7 +93,7 @@ def into(intake: Intake, spool: Spool, node: Node) -> Deliver:
     """Deliver to a node in this process. What it refuses it says in its log and audit."""
 
     def deliver(study: str, kind: str, pieces: Iterable[bytes]) -> None:
-        upload = Upload(intake, spool, int(node.limits.instance_mb * _MEGABYTE), study)
+        upload = Upload(intake, spool, node.limits.instance_bytes, study)
         try:
             related = Related(boundary_of(kind), upload)
             for piece in pieces:

@@ -13,8 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medopt.errors import ConfigError
 from medopt.pacs.web.routes import Parts, application
-from medopt.pacs.web.settings import LOOPBACK
-from medopt.serving.server.keys import Key
+from medopt.serving.server.keys import LOOPBACK, Key
 
 CONNECTIONS = 100
 _GREETING_SECONDS = 5.0

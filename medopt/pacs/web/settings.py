@@ -8,9 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from medopt.config import Section
-from medopt.config.section import Positive
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from medopt.config.section import MEGABYTE, Positive
 
 
 class Web(Section):
@@ -30,6 +28,11 @@ class Web(Section):
     """True: instances are also taken by STOW-RS, at /dicom-web/studies."""
     body_mb: Positive = 4096
     """The largest request of STOW-RS; its instances are bounded by limits.instance_mb each."""
+
+    @property
+    def body_bytes(self) -> int:
+        """`body_mb` in bytes."""
+        return int(self.body_mb * MEGABYTE)
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> Self:

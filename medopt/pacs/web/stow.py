@@ -21,7 +21,6 @@ from medopt.pacs.spool import Spool
 from medopt.pacs.web.multipart import Malformed, Related, boundary_of
 from medopt.pacs.web.upload import Failed, Upload
 
-_MEGABYTE = 1_000_000
 _AT_ONCE = 16
 _JSON = "application/dicom+json"
 _PIECE = 1 << 20
@@ -33,7 +32,7 @@ class Stow:
     def __init__(self, node: Node, spool: Spool, intake: Intake) -> None:
         assert node.web is not None
         self._node, self._spool, self._intake = node, spool, intake
-        self._most_bytes = int(node.web.body_mb * _MEGABYTE)
+        self._most_bytes = node.web.body_bytes
         self._at_once = 0
 
     async def store(self, request: Request) -> Response:
@@ -42,7 +41,7 @@ class Stow:
         study = request.path_params.get("study", "")
         if self._at_once >= _AT_ONCE:
             raise HTTPException(503, "Too many at once; try again.", {"Retry-After": "5"})
-        most = int(self._node.limits.instance_mb * _MEGABYTE)
+        most = self._node.limits.instance_bytes
         upload = Upload(self._intake, self._spool, most, study)
         self._at_once += 1
         try:

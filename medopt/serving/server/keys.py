@@ -12,6 +12,8 @@ from medopt.errors import ConfigError
 from medopt.serving.server.limits import Refused
 
 VARIABLE = "MEDOPT_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Where only this machine gets in, so that no key is needed."""
 _LEAST = 16
 
 

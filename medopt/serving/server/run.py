@@ -18,15 +18,13 @@ import uvicorn
 from medopt.errors import ConfigError
 from medopt.release.contents import Kind
 from medopt.serving.server import grpc_door, rest
-from medopt.serving.server.keys import Key
+from medopt.serving.server.keys import LOOPBACK, Key
 from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import Limits
 from medopt.serving.server.log import configure, event
 from medopt.serving.server.measures import Measures
 from medopt.serving.server.service import Service
 from medopt.serving.server.shelf import Shelf
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
