@@ -55,6 +55,11 @@ class ReleaseError(MedoptError):
     exit_code = 6
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, short enough to stand within ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def listed(items: list[str], most: int = 5) -> str:
     """Join a few findings for an error text and count the rest."""
     shown = "; ".join(items[:most])

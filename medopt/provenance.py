@@ -133,6 +133,15 @@ def storage(path: Path) -> Iterator[None]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Return once a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: yields a temporary name, then flushes it to disk and renames it.
@@ -146,8 +155,7 @@ def atomic(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
             yield part
-            with part.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync(part)
             part.replace(path)
     finally:
         with suppress(OSError):  # a folder that may not be written to refuses this, too

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medopt.errors import BusyError
-from medopt.provenance import storage
+from medopt.provenance import storage, sync
 
 STUDIES, RESULTS, AT_WORK, LEDGER, AUDIT = "studies", "results", "work", "ledger.db", "audit.jsonl"
 _PART = ".part"
@@ -29,7 +29,7 @@ class Spool:
             for kind in (STUDIES, RESULTS):  # made once: a folder for each study is one more wait for the disk
                 for shelf in range(256):
                     (root / kind / f"{shelf:02x}").mkdir(mode=0o700, exist_ok=True)
-                _sync_folder(root / kind)
+                sync(root / kind)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -74,13 +74,13 @@ class Spool:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync(path.parent)
 
     def adopt(self, part: Path, name: str) -> None:
         """Give a file of the spool, whose bytes are on the disk already, its name; raises OSError."""
         path = self.root / name
         part.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
 
     def remove(self, name: str) -> None:
         """Remove a file, where it is there."""
@@ -116,11 +116,3 @@ def hashed_place(kind: str, group: str, uid: str) -> str:
 def hashed(uid: str) -> str:
     """A UID as a file's name."""
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

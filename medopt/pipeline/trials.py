@@ -19,7 +19,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from medopt.errors import ConfigError, Pruned
+from medopt.errors import ConfigError, Pruned, first_line
 from medopt.pipeline.search_space import Parameter
 from medopt.records import EpochRecord
 
@@ -63,7 +63,7 @@ def _stored(url: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         where = url.removeprefix("sqlite:///") if url.startswith("sqlite") else "MLflow's database"
         raise ConfigError(
             f"The sweep's store {where} cannot be used: {reason}. Look whether it runs and may be written to; the same "

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from medopt.errors import ConfigError, MedoptError, ReleaseError
-from medopt.provenance import file_digest
+from medopt.errors import ConfigError, ReleaseError, first_line
+from medopt.provenance import file_digest, sync
 from medopt.release.contents import SUMS, check_sums
 
 PREFIX = "models:/"
@@ -79,9 +79,10 @@ def _resolved(store: str, name: str, alias: str | None, version: str | None) -> 
             client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, str(version))
         )
     except MlflowException as error:
+        reason = first_line(error)
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise ConfigError(f"The registry at {store} has no {name} {alias or version}: {_line(error)}") from None
-        raise _Unreachable(_line(error)) from None
+            raise ConfigError(f"The registry at {store} has no {name} {alias or version}: {reason}") from None
+        raise _Unreachable(reason) from None
     digest = found.tags.get(DIGEST)
     if not digest:
         raise ReleaseError(
@@ -103,20 +104,18 @@ def _download(store: str, name: str, version: str, digest: str, kept: Path) -> N
                 got = mlflow.artifacts.download_artifacts(
                     artifact_uri=f"{PREFIX}{name}/{version}", dst_path=part, tracking_uri=store, registry_uri=store
                 )
-        except MedoptError:
-            raise
         except Exception as error:  # each kind of store has its own
-            raise _Unreachable(_line(error)) from None
+            raise _Unreachable(first_line(error)) from None
         sums = sorted(Path(got).rglob(SUMS))
         if not sums:
             raise ReleaseError(f"Version {version} of {name} holds no release (there is no {SUMS} in it).")
         _check(sums[0].parent, digest)
         for file in [*sums[0].parent.rglob("*"), sums[0].parent]:
-            _sync(file)
+            sync(file)
         if kept.exists():  # another process was faster
             return
         shutil.move(sums[0].parent, kept)
-        _sync(kept.parent)
+        sync(kept.parent)
 
 
 def _check(release: Path, digest: str) -> None:
@@ -131,16 +130,4 @@ def _turn(place: Path, kept: Path) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(kept.name)
     fresh.replace(place)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    sync(place.parent)

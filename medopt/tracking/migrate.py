@@ -25,10 +25,9 @@ from medopt.errors import BusyError, ConfigError, listed
 from medopt.records import Reporter, batches
 from medopt.tracking.migrate_models import copy_models, copy_registry, local_files, send_files
 from medopt.tracking.process import mark_crashed
-from medopt.tracking.store import MIGRATED_FROM, answering, every_run, store_of, tracking_uri, use_store
+from medopt.tracking.store import MIGRATED_FROM, PARENT, answering, every_run, store_of, tracking_uri, use_store
 
 MIGRATED = "mlflow.medopt.migrated"  # MLflow's pages hide tags of this beginning
-PARENT = "mlflow.parentRunId"
 
 
 @dataclass(slots=True)

@@ -19,9 +19,10 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from medopt.errors import ConfigError, StorageError
+from medopt.errors import ConfigError, StorageError, first_line
 from medopt.provenance import atomic
 
+PARENT = "mlflow.parentRunId"
 MIGRATED_FROM = "medopt.migrated_from"  # the tag of a copy: the id of the run that it was copied from
 
 
@@ -157,7 +158,7 @@ def answering(uri: str) -> Iterator[None]:
         with _uninterrupted():
             yield
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         if uri.startswith("sqlite"):
             raise StorageError(
                 f"MLflow's store {uri.removeprefix('sqlite:///')} cannot be used: {reason}. Look whether the disk is "

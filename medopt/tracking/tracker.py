@@ -33,6 +33,7 @@ from medopt.tracking.registry import CANDIDATE, GATE, PASSED
 from medopt.tracking.release import log_release
 from medopt.tracking.store import (
     MIGRATED_FROM,
+    PARENT,
     answering,
     find_experiment,
     open_store,
@@ -43,7 +44,6 @@ from medopt.tracking.store import (
 )
 from medopt.tracking.writer import Writer
 
-PARENT = "mlflow.parentRunId"
 MOST = 1000  # metrics that MLflow takes at once
 LAST_WAIT = 10.0  # seconds for what is still to be written where a run did not reach its end
 _BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
