@@ -349,13 +349,19 @@ def wait_until(what: Callable[[], bool], node: Node, seconds: float = 600) -> No
         time.sleep(0.02)
 
 
+def is_back(node: Node, seen: Arrivals, uid: str, objects: int) -> bool:
+    """Whether Orthanc has listed all that the ledger holds for a study: its reports, and heat maps if it has any."""
+    made = node.rows(f"SELECT count(*) FROM results WHERE study_uid = '{uid}'")
+    return seen.count[uid] >= max(objects, int(made[0][0]) if made else 0)
+
+
 def measure_latency(node: Node, seen: Arrivals, many: Iterator[list[Dataset]], objects: int) -> list[float]:
     """Seconds from the last acknowledgement to the last result in Orthanc, less the quiet time, a study at a time."""
     found, sent = [], Sent()
     for study in many:
         send(node, study, sent)
         uid = str(study[0].StudyInstanceUID)
-        wait_until(lambda uid=uid: seen.count[uid] >= objects, node, 120)  # type: ignore[misc]
+        wait_until(lambda uid=uid: is_back(node, seen, uid, objects), node, 120)  # type: ignore[misc]
         found.append(seen.latest[uid] - sent.ended[uid] - node.quiet)
     return found
 
@@ -369,6 +375,7 @@ def measure_load(
         thread.join()
     received = time.perf_counter() - begun
     wait_until(lambda: sum(seen.count[uid] >= objects for uid in sent.ended) == count, node)
+    wait_until(lambda: all(is_back(node, seen, uid, objects) for uid in sent.ended), node)
     last = max(when for uid, when in seen.latest.items() if uid not in before)
     own, worker = node.resident_mb()
     return {

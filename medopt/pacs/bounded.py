@@ -28,7 +28,7 @@ _PDU_SECONDS = 30.0
 _GREETING_SECONDS = 5.0
 _LONGEST_REQUEST = 64 * 1024  # 128 contexts with 30 transfer syntaxes each take less
 _BUSY_SECONDS = 0.5
-_PATIENCE_SECONDS = 0.05
+_PATIENCE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ log = logging.getLogger("medopt.pacs")
 for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_PDU_BYTES = 256 * 1024
+_PDU_BYTES = 1024 * 1024
 """What a sender may put into one PDU: pynetdicom's 16 kB make 250 rounds of an image of 2 megapixels."""
 # A data set that is deflated as a whole could become a thousand times as large while its header is read.
 _SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated and "Deflate" not in UID(one).name]

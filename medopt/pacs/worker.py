@@ -62,7 +62,7 @@ class Worker:
             # Its words could quote what stands in a header, so nobody hears them.
             self._process = subprocess.Popen(
                 words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True,
+                stderr=subprocess.DEVNULL, process_group=0,  # of the node's session: in another, Linux ignores its nice
             )  # fmt: skip
         finally:
             theirs.close()

@@ -68,7 +68,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     for name in ("pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.nice(5)  # a sender that waits for its answer goes before a prediction
+    os.nice(10)  # a sender that waits for its answer goes before a prediction
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         serve(Connection(int(sys.argv[1])))

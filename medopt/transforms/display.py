@@ -39,4 +39,4 @@ def overlay(image: FloatArray, values: FloatArray) -> NDArray[np.float64]:
     at = high * (len(_COLOURS) - 1)
     colour = np.stack([np.interp(at, range(len(_COLOURS)), channel) for channel in _COLOURS.T], axis=-1)
     cover = _STRENGTH * high[..., None]
-    return (1 - cover) * np.clip(image, 0, 1)[..., None] + cover * colour
+    return np.clip((1 - cover) * np.clip(image, 0, 1)[..., None] + cover * colour, 0, 1)
