@@ -6,11 +6,14 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medopt.commands.options import JsonOption
+
+if TYPE_CHECKING:
+    from medopt.pacs.demo import Shown
 
 
 def demo(
@@ -34,7 +37,7 @@ def demo(
     from medopt import interrupts
     from medopt.console import print_rows
     from medopt.errors import DataError
-    from medopt.pacs.demo import Shown, newest_release, send_studies, started
+    from medopt.pacs.demo import newest_release, send_studies, started
 
     interrupts.listen()  # SIGTERM, too, ends Orthanc and the node
     found: list[Shown] = []
@@ -43,8 +46,9 @@ def demo(
         with started(release or newest_release(runs), Path(folder)) as places:
             typer.echo(f"Orthanc runs ({places.orthanc}), the node too", err=True)
             for found in send_studies(places, studies, lambda text: typer.echo(text, err=True)):
-                typer.echo(f"results of {sum(one.seconds is not None for one in found)} studies in Orthanc", err=True)
-            print_rows("Drawn studies, and what came back to Orthanc", [_row(one) for one in found])
+                back = sum(one.seconds is not None for one in found)
+                typer.echo(f"{back} of {studies} studies have their results in Orthanc", err=True)
+            print_rows("Drawn studies, and what came back to Orthanc", [_row(one) | _figures(one) for one in found])
             missing = [one.study for one in found if one.seconds is None]
             if keep:
                 typer.echo(f"Orthanc: {places.orthanc}/app/explorer.html")
@@ -62,10 +66,18 @@ def demo(
         raise DataError(f"No result came back for {len(missing)} of {studies} studies: number {missing}.")
 
 
-def _row(one: object) -> dict[str, object]:
+def _row(one: Shown) -> dict[str, object]:
     from dataclasses import asdict
 
-    return {name: "" if value is None else value for name, value in asdict(one).items()}  # type: ignore[call-overload]
+    return {name: "" if value is None else value for name, value in asdict(one).items()}
+
+
+def _figures(one: Shown) -> dict[str, str]:
+    probability, seconds = one.probability, one.seconds
+    return {
+        "probability": "" if probability is None else f"{probability:.3f}",
+        "seconds": "" if seconds is None else f"{seconds:.1f}",
+    }
 
 
 def example(

@@ -110,5 +110,12 @@ def load_best(study: Study, weights: Path) -> nn.Module:
     tensors, facts = read_tensors(weights)
     widths = facts.get(WIDTHS)
     model = narrow_model(study, Widths.from_json(widths)) if widths else build_model(study)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:  # its message has a line for each tensor
+        other = sum(name not in tensors or tensors[name].shape != own.shape for name, own in model.state_dict().items())
+        raise TrainingError(
+            f"{weights} is not the network of this study as this version builds it ({other} tensors differ): another "
+            "study's, or trained by another version of medopt. Train it anew with `medopt run`, or use that version."
+        ) from None
     return model.eval()

@@ -254,3 +254,6 @@ def test_the_best_weights_are_those_that_validation_saw(
         logits = model(torch.from_numpy(stacked(made.sets[1]))).numpy()
     np.testing.assert_allclose(logits, seen[1], atol=1e-5)
     assert np.abs(logits - seen[2]).max() > 1e-3
+    wider = made.study.model_copy(update={"model": made.study.model.model_copy(update={"width": 0.25})})
+    with pytest.raises(TrainingError, match=r"tensors differ.*Train it anew"):
+        load_best(wider, trained.weights)
