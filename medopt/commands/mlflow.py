@@ -39,7 +39,7 @@ def migrate(
     print_rows("moved to the server", done.table())
     for note in done.notes:
         typer.echo(note)
-    typer.echo(f"{len(done.runs)} runs are on the server; each was read back when it was copied, and is as it is here")
+    typer.echo(f"runs on the server: {len(done.runs)}; each was read back when it was copied, and is as it is here")
     typer.echo(
         "Track there from now on: export MLFLOW_TRACKING_URI (and ..._USERNAME, ..._PASSWORD); see mlflow/README.md."
     )

@@ -48,6 +48,8 @@ def promote(
     from medopt.console import print_rows
 
     print_rows(model, [_row(one) for one in registry.versions(model)])
+    if reason or uncompared:
+        raise ConfigError(f"Nothing was promoted: name the version, `medopt promote {model} VERSION --reason TEXT`.")
 
 
 def _row(one: Any) -> dict[str, str]:

@@ -133,9 +133,16 @@ def _override(facts: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"**Released all the same by {told['by']}** on {told['at'][:10]}: {told['reason']}", "")
 
 
+def _code(code: Mapping[str, Any]) -> str:
+    """As `code_version` tells it, in words."""
+    commit = f", commit `{code['commit']}`" if "commit" in code else ""
+    changed = "" if code.get("clean", True) else " with changes that are in no commit"
+    return f"medopt {code['version']}{commit}{changed}"
+
+
 def _origin(facts: Mapping[str, Any]) -> Iterator[str]:
     told = facts["provenance"]
-    yield from ("## Where it comes from", "", f"- Built {facts['created']}, code {told['code']}.")
+    yield from ("## Where it comes from", "", f"- Built {facts['created']} by {_code(told['code'])}.")
     yield f"- Manifest digest `{told['manifest_digest']}`, MLflow run `{told['mlflow_run_id']}`."
     yield f"- Packages: {', '.join(f'{name} {version}' for name, version in told['packages'].items())}."
     covered = [f"{one['item']} ({one['what']})" for one in facts["guidelines"]["covered"]]

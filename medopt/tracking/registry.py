@@ -22,6 +22,7 @@ from medopt.tracking.store import answering, open_store
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 GATE, PASSED = "gate", "passed"
 _WHO = ("promoted_by", "promoted_at", "promoted_because", "compared_with_champion")
+_HISTORY = "promotions"  # of this version, the first above: the other tags tell of the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ class Registry:
         told = compared if isinstance(compared, str) else json.dumps(compared, sort_keys=True)
         values = (who(), datetime.now(UTC).isoformat(timespec="seconds"), reason, told[:5000])
         with answering(self.uri):
-            for key, value in zip(_WHO, values, strict=True):
+            earlier = self._client.get_model_version(name, version).tags.get(_HISTORY, "")
+            history = f"{earlier}\n{values[1]} {values[0]}: {reason}".strip()[-5000:]
+            for key, value in (*zip(_WHO, values, strict=True), (_HISTORY, history)):
                 self._client.set_model_version_tag(name, version, key, value)
             aliases = self._aliases(name)
             before = aliases.get(CHAMPION)

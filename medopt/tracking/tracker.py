@@ -165,10 +165,13 @@ class Tracker:
 
         With alias `candidate` where it passed the gate; one that somebody answers for is there without.
         """
-        name = read_info(release).study
+        info = read_info(release)
+        name = info.study
         tags = {GATE: PASSED if passed else "overridden", DIGEST: file_digest(release / SUMS)}
         with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
             version = log_release(release)
+            if not self._client.get_registered_model(name).description:  # what a colleague wrote there stays
+                self._client.update_registered_model(name, info.question)
             for key, value in tags.items():
                 self._client.set_model_version_tag(name, version, key, value)
             self._client.update_model_version(name, version, description=(release / CARD).read_text()[:5000])

@@ -126,6 +126,8 @@ def test_the_next_one_is_compared_on_the_same_cases(store: MlflowClient, runs: P
     assert told["auc"]["difference"]["value"] < 0
     assert store.get_model_version_by_alias("clinic", "previous").version == 1
     assert registry.roll_back("clinic", "declines too much") == ("1", version)
+    told = registry._client.get_model_version("clinic", "1").tags["promotions"].splitlines()
+    assert [line.rpartition(": ")[2] for line in told] == [REASON, "declines too much"]
     assert store.get_model_version_by_alias("clinic", "champion").version == 1
     assert store.get_model_version_by_alias("clinic", "previous").version == int(version)
 
