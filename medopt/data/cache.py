@@ -15,7 +15,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from medopt.errors import ConfigError, DataError, StorageError, listed
 from medopt.imaging.facts import ScanFacts
 from medopt.imaging.series_index import series_files
+from medopt.imaging.side_by_side import in_order
 from medopt.manifest.paths import parted
 from medopt.provenance import atomic, file_digest
 from medopt.records import Case, FloatArray, Reporter, SilentReporter
@@ -63,28 +63,28 @@ class PreparedCache:
     ) -> list[Path]:
         """Prepare what is not there yet; returns one file a case, in the order of `cases`.
 
-        Decoding runs in threads: the decoders and torch release the interpreter. Raises DataError that lists every
-        image that could not be read, with its reason.
+        Raises DataError that lists every image that could not be read, with its reason.
         """
         reporter = reporter or SilentReporter()
         digests: dict[str, str] = {}
         advance = reporter.progress(len(cases), "preparing images")
+        found: list[Path] = []
         refused: list[str] = []
 
-        def make(case: Case) -> Path | None:
+        def make(case: Case) -> tuple[Path | None, str]:
             try:
-                return self._entry(case, root, digests)
+                return self._entry(case, root, digests), ""
             except DataError as error:
-                refused.append(str(error))
-                return None
-            finally:
-                advance(1)
+                return None, str(error)
 
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            done = list(pool.map(make, cases))
+        for path, reason in in_order(make, cases, workers):
+            if path is None:
+                refused.append(reason)
+            else:
+                found.append(path)
+            advance(1)
         if refused:
             raise DataError(f"{len(refused)} of {len(cases)} images were refused: {listed(sorted(refused))}")
-        found = [path for path in done if path is not None]
         self._make_room(found)
         return found
 

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from medopt.config import Study
 from medopt.errors import DataError, listed
 from medopt.imaging import read_scan
 from medopt.imaging.series_index import series_files
+from medopt.imaging.side_by_side import in_order
 from medopt.manifest.check import Finding, accept, check_cases, missing_images, shown_name
 from medopt.manifest.duplicates import Pair, duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.paths import parted
@@ -95,17 +94,11 @@ def read_facts(
     cases: Sequence[Case], folder: Path, reporter: Reporter | None = None, workers: int | None = None
 ) -> list[ImageFacts]:
     """The facts of every image below `folder`, in the order of the cases; an image that cannot be read says why."""
-    advance = (reporter or SilentReporter()).progress(len(cases), "reading images")
-
-    def read(case: Case) -> ImageFacts:
-        try:
-            return image_facts(case, folder)
-        finally:
-            advance(1)
-
-    # Each thread holds one image whole, and a CT volume may have 500 MB.
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(read, cases))
+    advance, found = (reporter or SilentReporter()).progress(len(cases), "reading images"), []
+    for one in in_order(lambda case: image_facts(case, folder), cases, workers):
+        found.append(one)
+        advance(1)
+    return found
 
 
 def image_facts(case: Case, folder: Path) -> ImageFacts:

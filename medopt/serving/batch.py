@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from medopt.errors import DataError
 from medopt.imaging.facts import ScanFacts
-from medopt.provenance import physical_cores
+from medopt.imaging.side_by_side import in_order
 from medopt.records import FloatArray, Reporter, SilentReporter, batches
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import Row
 
 # Names that belong to a data folder but are no scans.
 IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}
-MOST_WORKERS = 8
 Prepared = tuple[FloatArray, ScanFacts] | DataError
 
 
@@ -55,33 +51,17 @@ def _below(folder: Path, spatial_dims: int) -> list[Path]:
 def predict_scans(
     predictor: Predictor, scans: Sequence[Path], reporter: Reporter | None = None, workers: int | None = None
 ) -> Iterator[Row]:
-    """Predict scans in order, in batches of the predictor's size, while `workers` threads decode those to come.
+    """Predict scans in order, in batches of the predictor's size, while `workers` processes decode those to come.
 
-    At most two batches of prepared images and one scan a worker are in memory. `workers` None takes one a core.
+    At most a batch of prepared images and two scans a worker are in memory. `workers` None takes one a core.
     """
     advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
-    workers, size = workers or min(physical_cores(), MOST_WORKERS), predictor.setting.batch
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))  # a core is a worker's
-    try:
-        decoded = _ahead(pool, predictor, scans, workers + size)
-        for part in batches(len(scans), size):
-            found = list(islice(decoded, part.stop - part.start))
-            for row in _rows(predictor, scans[part], found):
-                yield row
-                advance(1)
-    finally:  # whoever asked for the rows may have gone away
-        pool.shutdown(cancel_futures=True)
-
-
-def _ahead(pool: ThreadPoolExecutor, predictor: Predictor, scans: Sequence[Path], most: int) -> Iterator[Prepared]:
-    """The scans prepared, in order; `most` of them are begun before the first is taken."""
-    begun: deque[Future[Prepared]] = deque()
-    for path in scans:
-        if len(begun) == most:
-            yield begun.popleft().result()
-        begun.append(pool.submit(_prepare, predictor, path))
-    while begun:
-        yield begun.popleft().result()
+    decoded = in_order(lambda path: _prepare(predictor, path), scans, workers)
+    for part in batches(len(scans), predictor.setting.batch):
+        found = list(islice(decoded, part.stop - part.start))
+        for row in _rows(predictor, scans[part], found):
+            yield row
+            advance(1)
 
 
 def _rows(predictor: Predictor, paths: Sequence[Path], found: Sequence[Prepared]) -> list[Row]:

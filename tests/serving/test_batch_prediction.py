@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing as mp
+import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medopt.config import Prepare
 from medopt.errors import DataError, StorageError
 from medopt.evaluation.calibrated import UNCALIBRATED
+from medopt.imaging import side_by_side
 from medopt.inference.runtime import Setting
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.records import FloatArray
@@ -277,47 +278,17 @@ def test_one_answer_that_is_not_a_number_does_not_refuse_its_batch(predictor: Pr
     assert sum("a logit that is not a finite number" in row.refused for row in rows) == 1
 
 
-def test_decoding_runs_ahead_of_the_model_and_no_further_than_a_batch(clinic: Clinic, predictor: Predictor) -> None:
-    begun: list[Path] = []
-
-    class Watched:
-        config = predictor.chain.config
-
-        def read(self, path: Path) -> Any:
-            begun.append(path)
-            return predictor.chain.read(path)
-
-        def consume(self, volume: Any, where: str) -> Any:
-            return predictor.chain.consume(volume, where)
-
-    setting = predictor.setting.model_copy(update={"batch": 3})
-    watched = replace(predictor, chain=Watched(), setting=setting)  # type: ignore[arg-type]
-    scans = find_scans([clinic.data / "scans"], 2)[:30]
-    rows = predict_scans(watched, scans, workers=2)
-    for taken in range(1, 31):
-        next(rows)
-        batch_end = -(-taken // 3) * 3
-        assert len(begun) <= batch_end + 3 + 2
-    assert len(begun) == 30
-
-
-def test_whoever_stops_asking_waits_for_no_more_than_is_being_decoded(predictor: Predictor, clinic: Clinic) -> None:
-    begun: list[Path] = []
-
-    class Slow:
-        config = predictor.chain.config
-
-        def read(self, path: Path) -> Any:
-            begun.append(path)
-            time.sleep(0.03)
-            return predictor.chain.read(path)
-
-        def consume(self, volume: Any, where: str) -> Any:
-            return predictor.chain.consume(volume, where)
-
-    setting = predictor.setting.model_copy(update={"batch": 12})
-    watched = replace(predictor, chain=Slow(), setting=setting)  # type: ignore[arg-type]
-    rows = predict_scans(watched, find_scans([clinic.data / "scans"], 2)[:12] * 3, workers=1)
-    next(rows)  # another 12 are queued behind the first batch
-    rows.close()  # type: ignore[attr-defined]
-    assert 12 <= len(begun) <= 18
+def test_decoding_goes_on_in_processes_while_the_model_answers(
+    predictor: Predictor, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "ALONE_SECONDS", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    scans = find_scans([clinic.data / "scans"], 2)[:12]
+    setting = predictor.setting.model_copy(update={"batch": 5})
+    rows = predict_scans(replace(predictor, setting=setting), scans, workers=2)
+    first = next(rows)
+    assert len(mp.active_children()) == 2
+    assert [row.answer and row.answer.decision for row in (first, *rows)] == [
+        predictor.predict_scan(path).decision for path in scans
+    ]
+    assert mp.active_children() == []
