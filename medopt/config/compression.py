@@ -37,13 +37,13 @@ class Pruning(Section):
 
     target: float = Field(0.0, ge=0, lt=1)
     """Share of the multiply-adds taken away; 0 is off."""
-    steps: int = Field(3, ge=1, le=20)
+    steps: int = Field(1, ge=1, le=20)
     """How many times channels go, the same share of what is left each time."""
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(30, ge=1)
     """Epochs of training after each step; the weights of the last one stay, when the rate has come down to zero."""
     lr: float = Field(1.0, gt=0, le=1)
     """Their highest learning rate, as a fraction of the training's."""
-    imitate: Fraction = 0.8
+    imitate: Fraction = 1.0
     """How much of what it learns then are the answers of the network before pruning, to the same images; 0: labels."""
 
 

@@ -173,7 +173,7 @@ def answering(uri: str) -> Iterator[None]:
 
 
 def _refused_at_the_door(error: Exception) -> str:
-    """What to do where the server wants to know who is asking, or does not let this one; else nothing."""
+    """What to do where the server wants to know who is asking, does not let this one, or is not trusted; else nothing."""
     text = str(error)
     if "error code 401" in text or getattr(error, "error_code", "") == "UNAUTHENTICATED":
         return (
@@ -186,6 +186,11 @@ def _refused_at_the_door(error: Exception) -> str:
             "does not allow this user to do that (403): have its administrator give the user EDIT on the experiment "
             "and on the registered model, or sign in as another one (MLFLOW_TRACKING_USERNAME, "
             "MLFLOW_TRACKING_PASSWORD). The same command then goes on where it was."
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return (
+            "has a certificate that nobody known here vouches for: name the file of its authority (PEM), export "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH=/etc/ssl/certs/hospital.pem. The same command then goes on where it was."
         )
     return ""
 

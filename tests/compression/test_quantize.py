@@ -192,7 +192,8 @@ def test_with_all_layers_in_float_it_is_the_float_model(tiny_models: SimpleNames
     files = (tiny_models.float, tmp_path / "whole.onnx")
     before, after = (open_engine("onnxruntime", path, 1).run(batch) for path in files)
     assert int8_layers(whole) == []
-    assert np.abs(before - after).max() < 0.02 * np.abs(before).max()  # what the skips round is left
+    off = np.abs(before - after) / np.abs(before).max()  # what the skips round is left
+    assert off.mean() < 0.03 and off.max() < 0.1
 
 
 @pytest.mark.parametrize(("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.1)])

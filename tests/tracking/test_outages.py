@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from certificates import LOCAL, make_certificates
 from clinic_fixtures import Finished
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
@@ -226,3 +229,22 @@ def test_an_artifact_store_that_is_full_is_a_refusal_and_the_same_command_goes_o
     assert client.get_run(again.run_id).info.status == "FINISHED"
     (kept,) = client.list_artifacts(again.run_id, "tables")
     assert kept.file_size == len(b"small enough")
+
+
+def test_a_certificate_of_a_foreign_authority_is_said(
+    tmp_path: Path, tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_certificates(tmp_path, {"ca": {"server": LOCAL}})
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    server = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    try:
+        with pytest.raises(ConfigError, match=r"nobody known here vouches for.*MLFLOW_TRACKING_SERVER_CERT_PATH"):
+            Tracker(tiny_study(), tmp_path, None, "nobody")
+    finally:
+        server.shutdown()
+        server.server_close()
