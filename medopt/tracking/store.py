@@ -173,7 +173,7 @@ def answering(uri: str) -> Iterator[None]:
 
 
 def _refused_at_the_door(error: Exception) -> str:
-    """What to do where the server wants to know who is asking, does not let this one, or is not trusted; else nothing."""
+    """What to do where the server wants to know who is asking, refuses this one, or is not trusted; else nothing."""
     text = str(error)
     if "error code 401" in text or getattr(error, "error_code", "") == "UNAUTHENTICATED":
         return (
