@@ -132,6 +132,9 @@ def verify(
 ) -> None:
     """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built."""
     from medopt.console import print_rows
+    from medopt.release.lean import import_lean_monai
+
+    import_lean_monai()
     from medopt.release.verify import verify_release
 
     rows = verify_release(release_folder(release))
@@ -166,6 +169,9 @@ def predict(
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     from medopt.console import ConsoleReporter, print_predictions
     from medopt.fleet import Fleet
+    from medopt.release.lean import import_lean_monai
+
+    import_lean_monai()
     from medopt.release.predictor import Predictor
     from medopt.serving.answers import write_answers
     from medopt.serving.archive import predict_archive

@@ -76,6 +76,9 @@ def serve(
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
         raise ConfigError("TLS takes --tls-cert and --tls-key together, and --client-ca only beside them.")
+    from medopt.release.lean import import_lean_monai
+
+    import_lean_monai()
     from medopt.serving.server import kserve_parts  # noqa: F401  # says which extra is missing before anything else
     from medopt.serving.server.keys import Key
     from medopt.serving.server.limits import MEBI, Limits

@@ -20,15 +20,13 @@ from typing import Any
 
 from medopt.errors import MedoptError
 from medopt.pacs.settings import Results, SeriesRules
-
-_NOT_NEEDED = ("ignite", "matplotlib", "mlflow", "optuna", "pandas", "ray", "sklearn", "tensorboard", "transformers")
-"""MONAI imports what it finds of these, which takes longer than all that the worker needs."""
+from medopt.release.lean import import_lean_monai
 
 
 def serve(wire: Connection) -> None:
     """Open the release that the first message names, then answer a study a message."""
     first = json.loads(wire.recv_bytes())
-    sys.modules.update(dict.fromkeys(_NOT_NEEDED))  # type: ignore[arg-type]  # None: as if it were not installed
+    import_lean_monai()
     from medopt.pacs.answering import Answering
 
     rules = None if first["series"] is None else SeriesRules.model_validate(first["series"])
