@@ -43,7 +43,7 @@ class Pruning(Section):
     """Epochs of training after each step; the weights of the last one stay, when the rate has come down to zero."""
     lr: float = Field(1.0, gt=0, le=1)
     """Their highest learning rate, as a fraction of the training's."""
-    imitate: Fraction = 1.0
+    imitate: Fraction = 0.8
     """How much of what it learns then are the answers of the network before pruning, to the same images; 0: labels."""
 
 
