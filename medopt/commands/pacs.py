@@ -95,7 +95,7 @@ def check(node_file: NodeFile) -> None:
 def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
     from medopt.console import print_rows
-    from medopt.pacs.attention import counts, parked
+    from medopt.pacs.status import counts, parked
     from medopt.provenance import pseudonym
 
     _, ledger = _ledger(node_file)
@@ -115,10 +115,10 @@ def retry(node_file: NodeFile) -> None:
     """Begin anew with all studies and results that are parked; a running node takes them up by itself."""
     import time
 
-    from medopt.pacs import attention
+    from medopt.pacs import status
 
     _, ledger = _ledger(node_file)
-    studies, sends = attention.retry(ledger, time.time())
+    studies, sends = status.retry(ledger, time.time())
     ledger.close()
     typer.echo(f"{studies} studies and {sends} results are tried again")
 

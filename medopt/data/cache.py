@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from medopt.errors import ConfigError, DataError, StorageError, listed
 from medopt.imaging.facts import ScanFacts
+from medopt.imaging.parallel import parallel_map
 from medopt.imaging.series_index import series_files
-from medopt.imaging.side_by_side import in_order
 from medopt.manifest.paths import parted
 from medopt.provenance import atomic, file_digest
 from medopt.records import Case, FloatArray, Reporter, SilentReporter
@@ -77,7 +77,7 @@ class PreparedCache:
             except DataError as error:
                 return None, str(error)
 
-        for path, reason in in_order(make, cases, workers):
+        for path, reason in parallel_map(make, cases, workers):
             if path is None:
                 refused.append(reason)
             else:

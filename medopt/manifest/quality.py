@@ -19,8 +19,8 @@ from pydicom import dcmread
 from medopt.config import Study
 from medopt.errors import DataError, listed
 from medopt.imaging import read_scan
+from medopt.imaging.parallel import parallel_map
 from medopt.imaging.series_index import series_files
-from medopt.imaging.side_by_side import in_order
 from medopt.manifest.check import Finding, accept, check_cases, missing_images, shown_name
 from medopt.manifest.duplicates import Pair, duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.paths import parted
@@ -95,7 +95,7 @@ def read_facts(
 ) -> list[ImageFacts]:
     """The facts of every image below `folder`, in the order of the cases; an image that cannot be read says why."""
     advance, found = (reporter or SilentReporter()).progress(len(cases), "reading images"), []
-    for one in in_order(lambda case: image_facts(case, folder), cases, workers):
+    for one in parallel_map(lambda case: image_facts(case, folder), cases, workers):
         found.append(one)
         advance(1)
     return found

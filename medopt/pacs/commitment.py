@@ -22,7 +22,7 @@ from pynetdicom.sop_class import (
 
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.places import Destination
-from medopt.pacs.sends import Send, Sends
+from medopt.pacs.send_queue import Send, SendQueue
 from medopt.pacs.settings import Node
 from medopt.provenance import pseudonym
 
@@ -64,7 +64,7 @@ class Reports:
 
     def __init__(self, node: Node, ledger: Ledger, told: Callable[..., None], clock: Callable[[], float]) -> None:
         self._places = [one for one in node.destinations if isinstance(one, Destination) and one.commit]
-        self._sends, self._told, self._clock = Sends(ledger), told, clock
+        self._queue, self._told, self._clock = SendQueue(ledger), told, clock
 
     def take(self, title: str, report: Dataset) -> int:
         """A report of an AE title (PS3.4 J.3.3): write it down; returns the status to answer with."""
@@ -90,14 +90,14 @@ class Reports:
     def _write(self, place: Destination, kept: Sequence[str], failed: dict[str, int]) -> None:
         now = self._clock()
         for uid in kept:
-            send = self._sends.owed(uid, place.name)
+            send = self._queue.owed(uid, place.name)
             if send is not None:
-                self._sends.confirmed(send, now)
+                self._queue.confirmed(send, now)
                 study = pseudonym(send.result.study_uid)
                 self._told("sent", study=study, content=send.result.digest, to=place.name, committed=True)
         for uid, status in failed.items():
-            send = self._sends.owed(uid, place.name)
+            send = self._queue.owed(uid, place.name)
             if send is not None:
                 reason = f"the destination does not keep it (0x{status:04X})"
-                self._sends.unkept(send, reason)
+                self._queue.unkept(send, reason)
                 self._told("not sent", study=pseudonym(send.result.study_uid), to=place.name, reason=reason)

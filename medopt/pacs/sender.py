@@ -17,7 +17,7 @@ from medopt.pacs.association import associate
 from medopt.pacs.commitment import AWAITED, ask
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.places import Destination, WebDestination
-from medopt.pacs.sends import Send, Sends
+from medopt.pacs.send_queue import Send, SendQueue
 from medopt.pacs.settings import Node
 from medopt.provenance import pseudonym
 
@@ -35,13 +35,13 @@ class Sender:
     """Sends what the ledger owes. One object is used by one thread."""
 
     def __init__(self, node: Node, ledger: Ledger, told: Callable[..., None] = lambda *_, **__: None) -> None:
-        self._node, self._sends, self._told = node, Sends(ledger), told
+        self._node, self._queue, self._told = node, SendQueue(ledger), told
         self._known = {one.name: one for one in node.destinations}
 
     def send_due(self, now: Callable[[], float], stopping: Callable[[], bool] = lambda: False) -> int:
         """Try all that is due once; returns how many were confirmed."""
         owed: dict[str, list[Send]] = defaultdict(list)
-        for one in self._sends.due(now()):
+        for one in self._queue.due(now()):
             owed[one.destination].append(one)
         done = 0
         for name, sends in owed.items():
@@ -97,7 +97,7 @@ class Sender:
                 self._failed(one, reason, now())
                 continue
             last = one.attempts + 1 >= self._node.sending.tries
-            self._sends.unsent(one, AWAITED, None if last else now() + self._node.sending.commit_seconds)
+            self._queue.unsent(one, AWAITED, None if last else now() + self._node.sending.commit_seconds)
             self._told("stored", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
 
     def _each(
@@ -113,7 +113,7 @@ class Sender:
             if reason:
                 self._failed(one, reason, now())
             else:
-                self._sends.confirmed(one, now())
+                self._queue.confirmed(one, now())
                 self._told("sent", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
                 done += 1
         return done
@@ -139,7 +139,7 @@ class Sender:
     def _failed(self, one: Send, reason: str, now: float, *, park: bool = False) -> None:
         attempts = one.attempts + 1
         again = None if park or attempts >= self._node.sending.tries else now + wait_seconds(self._node, attempts)
-        self._sends.unsent(one, reason, again)
+        self._queue.unsent(one, reason, again)
         study, more = pseudonym(one.result.study_uid), "parked" if again is None else "tried again later"
         log.warning("result of study %s not sent to %s (%s): %s", study, one.destination, more, reason)
         self._told("not sent", study=study, to=one.destination, reason=reason, parked=again is None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from medopt.errors import DataError
 from medopt.imaging.facts import ScanFacts
-from medopt.imaging.side_by_side import in_order
+from medopt.imaging.parallel import parallel_map
 from medopt.records import FloatArray, Reporter, SilentReporter, batches
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import Row
@@ -56,7 +56,7 @@ def predict_scans(
     At most a batch of prepared images and two scans a worker are in memory. `workers` None takes one a core.
     """
     advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
-    decoded = in_order(lambda path: _prepare(predictor, path), scans, workers)
+    decoded = parallel_map(lambda path: _prepare(predictor, path), scans, workers)
     for part in batches(len(scans), predictor.setting.batch):
         found = list(islice(decoded, part.stop - part.start))
         for row in _rows(predictor, scans[part], found):

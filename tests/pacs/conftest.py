@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from begun import begun
 from clinic_fixtures import Finished
 from peers import Archive
 from running import Running
@@ -27,28 +29,14 @@ def archive() -> Iterator[Archive]:
 
 @pytest.fixture
 def running(tmp_path: Path, release: Path, archive: Archive) -> Iterator[Callable[..., Running]]:
-    begun: list[Running] = []
+    def make(**changes: Any) -> Running:
+        one = Running(tmp_path, release, archive, **changes)
+        one.begin()
+        return one
 
-    def begin(**changes: Any) -> Running:
-        begun.append(Running(tmp_path, release, archive, **changes))
-        begun[-1].begin()
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        if one.process is not None and one.process.poll() is None:
-            one.kill()
-        one.log.close()
+    yield from begun(make)
 
 
 @pytest.fixture
 def side(tmp_path: Path) -> Iterator[Callable[..., WebSide]]:
-    begun: list[WebSide] = []
-
-    def begin(**changes: Any) -> WebSide:
-        begun.append(WebSide(tmp_path, **changes))
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        one.close()
+    yield from begun(partial(WebSide, tmp_path))

@@ -52,6 +52,11 @@ class Running:
         self.process.send_signal(number)
         return self.process.wait(timeout=40)
 
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        self.log.close()
+
     def said(self) -> str:
         return (self.folder / "node.log").read_text()
 

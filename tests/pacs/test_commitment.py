@@ -16,13 +16,13 @@ from pynetdicom import AE
 from test_sender import Clock, owing
 
 from medopt.pacs.association import associate
-from medopt.pacs.attention import counts
 from medopt.pacs.commitment import AWAITED, Push, Reports, ask, transaction
 from medopt.pacs.intake import Intake
 from medopt.pacs.receiver import Receiver
+from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.sender import Sender
-from medopt.pacs.sends import Sends
 from medopt.pacs.spool import Spool
+from medopt.pacs.status import counts
 
 
 class Committing:
@@ -74,7 +74,7 @@ def test_sent_is_what_the_pacs_says_it_keeps(tmp_path: Path, orthanc: Orthanc) -
         assert counts(node.ledger)["sends"] == {"waiting": 3}
         node.receiver.start()
         node.clock.now += 49
-        assert Sends(node.ledger).due(node.clock.now) == []
+        assert SendQueue(node.ledger).due(node.clock.now) == []
         node.clock.now += 1
         node.sender.send_due(node.clock)
         node.wait(lambda: counts(node.ledger)["sends"] == {"sent": 3})
@@ -87,7 +87,7 @@ def test_sent_is_what_the_pacs_says_it_keeps(tmp_path: Path, orthanc: Orthanc) -
 def test_what_the_pacs_lost_is_sent_again(tmp_path: Path, orthanc: Orthanc) -> None:
     node = Committing(tmp_path, orthanc.node_port, orthanc.port)
     try:
-        sends = Sends(node.ledger).due(node.clock.now)
+        sends = SendQueue(node.ledger).due(node.clock.now)
         (place,) = node.node.destinations
         link = associate(node.node, place, [Push], [ExplicitVRLittleEndian])  # type: ignore[arg-type, list-item]
         assert ask(link, place, sends) == ""  # type: ignore[arg-type]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from medopt.errors import ConfigError
-from medopt.pacs.attention import counts, parked, retry
 from medopt.pacs.ledger import Instance, Ledger, Result, Work
 from medopt.pacs.schema import STEPS
-from medopt.pacs.sends import Sends
+from medopt.pacs.send_queue import SendQueue
+from medopt.pacs.status import counts, parked, retry
 
 
 def instance(number: int, study: str = "1.2.3", **changes: object) -> Instance:
@@ -65,29 +65,29 @@ def test_a_study_goes_its_way(ledger: Ledger) -> None:
     assert ledger.finish(work, "done", "", [result(1)], ["A", "B"], 4) == [result(1)]
     assert counts(ledger) == {"studies": {"done": 1}, "sends": {"waiting": 2}}
     assert ledger.is_result("2.25.1")
-    first, second = Sends(ledger).due(4)
-    Sends(ledger).confirmed(first, 5)
-    Sends(ledger).unsent(second, "away", 60)
-    assert (Sends(ledger).due(59), [(one.destination, one.attempts) for one in Sends(ledger).due(60)]) == (
+    first, second = SendQueue(ledger).due(4)
+    SendQueue(ledger).confirmed(first, 5)
+    SendQueue(ledger).unsent(second, "away", 60)
+    assert (SendQueue(ledger).due(59), [(one.destination, one.attempts) for one in SendQueue(ledger).due(60)]) == (
         [],
         [("B", 1)],
     )
-    Sends(ledger).unsent(second, "still away", None)
+    SendQueue(ledger).unsent(second, "still away", None)
     assert parked(ledger) == [("1.2.3", "B", "still away")]
     assert retry(ledger, 70) == (0, 1)
-    assert [(one.destination, one.attempts) for one in Sends(ledger).due(70)] == [("B", 0)]
+    assert [(one.destination, one.attempts) for one in SendQueue(ledger).due(70)] == [("B", 0)]
 
 
 def test_a_known_result_is_not_owed_again(ledger: Ledger) -> None:
     ledger.finish(worked(ledger, 1), "done", "", [result(1)], ["A"], 4)
-    Sends(ledger).confirmed(Sends(ledger).due(4)[0], 5)
+    SendQueue(ledger).confirmed(SendQueue(ledger).due(4)[0], 5)
     assert ledger.record(instance(2), 6, late=True) == "new"
     assert ledger.state("1.2.3") == "receiving"
     ledger.complete("1.2.3", 7)
     again = ledger.take(8)
     assert again is not None
     assert ledger.finish(again, "done", "", [result(1), result(2)], ["A"], 9) == [result(2)]
-    assert [one.result for one in Sends(ledger).due(9)] == [result(2)]
+    assert [one.result for one in SendQueue(ledger).due(9)] == [result(2)]
     assert ledger.results("1.2.3") == [result(1), result(2)]
 
 
@@ -157,7 +157,7 @@ def test_an_older_file_keeps_its_content(tmp_path: Path, version: int) -> None:
     assert ledger.state("1.2.3") == "done"
     assert [one.digest for one in ledger.images("1.2.3")] == ["digest 1"]
     assert ledger.results("1.2.3") == [Result("2.25.1", "1.2.3", "c", "report", "results/1", "d")]
-    assert [(one.destination, one.attempts) for one in Sends(ledger).due(10)] == [("A", 3)]
+    assert [(one.destination, one.attempts) for one in SendQueue(ledger).due(10)] == [("A", 3)]
     assert counts(ledger)["studies"] == {"done": 1, "receiving": 1}
     ledger.close()
     seen = sqlite3.connect(path)

@@ -16,13 +16,13 @@ from pydicom import dcmread
 from running import told
 
 from medopt.pacs import node as node_module
-from medopt.pacs.attention import counts
 from medopt.pacs.audit import verify
 from medopt.pacs.intake import LATE, OUT_OF_ROOM, STORED
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.node import PacsNode
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER
+from medopt.pacs.status import counts
 
 pytestmark = pytest.mark.long
 

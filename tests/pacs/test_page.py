@@ -18,7 +18,7 @@ from pydicom import dcmread
 from web_side import WebSide
 
 from medopt.errors import ConfigError
-from medopt.pacs.attention import counts
+from medopt.pacs.status import counts
 from medopt.provenance import pseudonym
 
 KEY = "0123456789abcdef-key"

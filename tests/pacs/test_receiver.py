@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from begun import begun
 from certificates import LOCAL, make_certificates
 from peers import association, radiograph, send, store
 from pydicom import Dataset, dcmread
@@ -26,7 +28,6 @@ from pynetdicom import AE, build_context
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
-from medopt.pacs.attention import counts
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.commitment import Reports
 from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED, Intake
@@ -34,6 +35,7 @@ from medopt.pacs.ledger import Ledger, Result
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER, Spool
+from medopt.pacs.status import counts
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 
@@ -71,19 +73,14 @@ class Listening:
     def files(self) -> list[Path]:
         return sorted(path for path in self.node.spool.rglob("*") if path.is_file() and "studies" in path.parts)
 
+    def close(self) -> None:
+        self.receiver.stop()
+        self.ledger.close()
+
 
 @pytest.fixture
 def listening(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
-    begun: list[Listening] = []
-
-    def begin(**changes: Any) -> Listening:
-        begun.append(Listening(tmp_path, **changes))
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        one.receiver.stop()
-        one.ledger.close()
+    yield from begun(partial(Listening, tmp_path))
 
 
 @pytest.fixture

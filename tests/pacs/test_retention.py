@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from test_ledger import instance
 
-from medopt.pacs.attention import counts, retry
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Ledger, Result
 from medopt.pacs.retention import Sweeper, emptying, kept_bytes
-from medopt.pacs.sends import Sends
+from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.settings import Retention
 from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, STUDIES, Spool
+from medopt.pacs.status import counts, retry
 
 DAY = 86_400.0
 PLACES = ["A", "B"]
@@ -48,9 +48,9 @@ class Kept:
         assert work is not None
         made = Result(f"2.25.{number}", study, "c", "report", result, "d", "2.25.9", 500)
         self.ledger.finish(work, "done", "", [made], PLACES, now)
-        for send in Sends(self.ledger).due(now):
+        for send in SendQueue(self.ledger).due(now):
             if send.result.study_uid == study and send.destination in confirmed:
-                Sends(self.ledger).confirmed(send, now)
+                SendQueue(self.ledger).confirmed(send, now)
         return study
 
     def files(self) -> int:
@@ -61,20 +61,20 @@ def test_by_age_and_never_before_every_destination_has_it(tmp_path: Path) -> Non
     kept = Kept(tmp_path, days=10)
     first, half, second = kept.answer(1), kept.answer(2, confirmed=("A",)), kept.answer(3)
     parked = kept.answer(4, confirmed=("B",))
-    for send in Sends(kept.ledger).due(5 * DAY):
+    for send in SendQueue(kept.ledger).due(5 * DAY):
         if send.result.study_uid == parked:
-            Sends(kept.ledger).unsent(send, "away", None)
+            SendQueue(kept.ledger).unsent(send, "away", None)
     assert kept.sweeper.sweep(10.9 * DAY) == 0
     assert kept.sweeper.sweep(11 * DAY) == 1
     assert kept.sweeper.sweep(500 * DAY) == 1
     assert kept.files() == 4  # of the two that a destination still has to get
     assert [facts["reason"] for facts in kept.told] == ["age", "age"]
     assert not any(uid in str(kept.told) for uid in (first, second))
-    (send,) = Sends(kept.ledger).due(500 * DAY)
+    (send,) = SendQueue(kept.ledger).due(500 * DAY)
     assert send.result.study_uid == half
-    Sends(kept.ledger).confirmed(send, 500 * DAY)
+    SendQueue(kept.ledger).confirmed(send, 500 * DAY)
     retry(kept.ledger, 500 * DAY)
-    Sends(kept.ledger).confirmed(Sends(kept.ledger).due(500 * DAY)[0], 500 * DAY)
+    SendQueue(kept.ledger).confirmed(SendQueue(kept.ledger).due(500 * DAY)[0], 500 * DAY)
     assert kept.sweeper.sweep(511 * DAY) == 2
     assert (kept.files(), kept_bytes(kept.ledger)) == (0, 0)
 
@@ -97,7 +97,7 @@ def test_what_went_is_still_known(tmp_path: Path) -> None:
     assert kept.ledger.record(again, 9 * DAY, late=True) == "known"
     assert kept.ledger.record(instance(0, study, sop_uid="1.2.77", file="y"), 9 * DAY, late=True) == "gone"
     assert (kept.ledger.state(study), kept.ledger.is_result("2.25.1")) == ("done", True)
-    assert (kept.ledger.take(10 * DAY), Sends(kept.ledger).due(10 * DAY)) == (None, [])
+    assert (kept.ledger.take(10 * DAY), SendQueue(kept.ledger).due(10 * DAY)) == (None, [])
 
 
 def test_what_never_had_an_image_goes_and_may_begin_anew(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.sop_class import BasicTextSRStorage  # type: ignore[attr-defined]
 
 from medopt.errors import DataError
-from medopt.pacs.attention import counts, parked, retry
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Instance, Ledger, Result
+from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.sender import Sender, echo, wait_seconds
-from medopt.pacs.sends import Sends
 from medopt.pacs.settings import Node, Sending
 from medopt.pacs.spool import LEDGER, RESULTS, Spool
+from medopt.pacs.status import counts, parked, retry
 
 
 class Clock:
@@ -75,7 +75,7 @@ def test_down_then_up_and_nothing_twice(tmp_path: Path) -> None:
     assert sender.send_due(clock) == 0
     assert echo(node, node.destinations[0]) == "it is not reached"
     clock.now += 9
-    assert Sends(ledger).due(clock.now) == []
+    assert SendQueue(ledger).due(clock.now) == []
     archive.start()
     try:
         clock.now += 1
@@ -113,7 +113,7 @@ def test_an_hour_without_the_pacs_with_what_is_the_default(tmp_path: Path) -> No
     def wait(seconds: int) -> None:
         for _ in range(seconds // 15):
             clock.now += 15
-            attempts.append(len(Sends(ledger).due(clock.now)))
+            attempts.append(len(SendQueue(ledger).due(clock.now)))
             sender.send_due(clock)
 
     wait(3600)

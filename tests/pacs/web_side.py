@@ -13,7 +13,7 @@ from medopt.pacs.commitment import Reports
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.receiver import Receiver
-from medopt.pacs.sends import Sends
+from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER, Spool
 from medopt.pacs.web.counted import Counted
@@ -78,6 +78,6 @@ class WebSide:
             assert work is not None
             made = [Result(f"2.25.{number}", study, SR, "report", f"r{number}", "d")] if number < 2 else []
             ledger.finish(work, ending, reason, made, [place], 1120)  # type: ignore[arg-type]
-        first, second = Sends(ledger).due(1200)
-        Sends(ledger).confirmed(first, 1207.5)
-        Sends(ledger).unsent(second, "the destination is not reached", None)
+        first, second = SendQueue(ledger).due(1200)
+        SendQueue(ledger).confirmed(first, 1207.5)
+        SendQueue(ledger).unsent(second, "the destination is not reached", None)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medopt.config import Prepare
 from medopt.errors import DataError, StorageError
 from medopt.evaluation.calibrated import UNCALIBRATED
-from medopt.imaging import side_by_side
+from medopt.imaging import parallel
 from medopt.inference.runtime import Setting
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.records import FloatArray
@@ -281,7 +281,7 @@ def test_one_answer_that_is_not_a_number_does_not_refuse_its_batch(predictor: Pr
 def test_decoding_goes_on_in_processes_while_the_model_answers(
     predictor: Predictor, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_by_side, "ALONE_SECONDS", 0)
+    monkeypatch.setattr(parallel, "ALONE_SECONDS", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     scans = find_scans([clinic.data / "scans"], 2)[:12]
     setting = predictor.setting.model_copy(update={"batch": 5})

@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medopt.pacs.attention import counted
 from medopt.pacs.ledger import STATES
+from medopt.pacs.status import counted
 from medopt.provenance import pseudonym
 
 SENDS = ("waiting", "sent", "parked")

@@ -18,11 +18,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from medopt.pacs.attention import retry
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER, Spool
+from medopt.pacs.status import retry
 from medopt.pacs.web.counted import Counted
 from medopt.pacs.web.guard import HEADERS, Channel, Forms, Guard
 from medopt.pacs.web.health import OK, SpoolSize, Vital, checks

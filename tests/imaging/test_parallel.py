@@ -15,29 +15,29 @@ import pytest
 import torch
 
 from medopt.errors import DataError, StorageError
-from medopt.imaging import side_by_side
-from medopt.imaging.side_by_side import in_order
+from medopt.imaging import parallel
+from medopt.imaging.parallel import parallel_map
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes from the first item on, whatever the machine has."""
-    monkeypatch.setattr(side_by_side, "ALONE_SECONDS", 0)
+    monkeypatch.setattr(parallel, "ALONE_SECONDS", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
 def test_little_is_made_here_and_much_by_others(monkeypatch: pytest.MonkeyPatch, at_once: None) -> None:
-    assert set(in_order(lambda _: os.getpid(), range(4), 1)) == {os.getpid()}
-    found = list(in_order(lambda one: (one, os.getpid()), range(20), 2))
+    assert set(parallel_map(lambda _: os.getpid(), range(4), 1)) == {os.getpid()}
+    found = list(parallel_map(lambda one: (one, os.getpid()), range(20), 2))
     assert [one for one, _ in found] == list(range(20))
     assert len({who for _, who in found}) == 2 and os.getpid() not in {who for _, who in found}
-    monkeypatch.setattr(side_by_side, "ALONE_SECONDS", 60)
-    assert set(in_order(lambda _: os.getpid(), range(4), 2)) == {os.getpid()}
-    assert list(in_order(lambda one: one, [], 2)) == []
+    monkeypatch.setattr(parallel, "ALONE_SECONDS", 60)
+    assert set(parallel_map(lambda _: os.getpid(), range(4), 2)) == {os.getpid()}
+    assert list(parallel_map(lambda one: one, [], 2)) == []
 
 
 def test_the_processes_begin_where_the_first_moment_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_by_side, "ALONE_SECONDS", 0.1)
+    monkeypatch.setattr(parallel, "ALONE_SECONDS", 0.1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
     def slow(one: int) -> tuple[int, bool]:
@@ -45,7 +45,7 @@ def test_the_processes_begin_where_the_first_moment_ended(monkeypatch: pytest.Mo
         return one, os.getpid() == here
 
     here = os.getpid()
-    found = list(in_order(slow, range(12), 2))
+    found = list(parallel_map(slow, range(12), 2))
     assert [one for one, _ in found] == list(range(12))
     mine = [own for _, own in found]
     assert 1 <= sum(mine) <= 4 and mine == sorted(mine, reverse=True)
@@ -57,7 +57,7 @@ def test_what_is_raised_arrives_as_it_is(at_once: None) -> None:
             raise StorageError("the disk is full")
         return one
 
-    found = in_order(work, range(6), 2)
+    found = parallel_map(work, range(6), 2)
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(StorageError, match=r"^the disk is full$"):
         next(found)
@@ -65,7 +65,7 @@ def test_what_is_raised_arrives_as_it_is(at_once: None) -> None:
 
 def test_training_draws_the_same_numbers_with_and_without(at_once: None) -> None:
     torch.manual_seed(7)
-    list(in_order(lambda one: one, range(4), 2))
+    list(parallel_map(lambda one: one, range(4), 2))
     drawn = torch.rand(3)
     torch.manual_seed(7)
     assert torch.equal(drawn, torch.rand(3))
@@ -76,7 +76,7 @@ def test_no_further_ahead_than_two_a_worker(at_once: None, tmp_path: Path) -> No
         (tmp_path / str(one)).touch()
         return one
 
-    found = in_order(work, range(30), 2)
+    found = parallel_map(work, range(30), 2)
     for taken in range(1, 31):
         next(found)
         time.sleep(0.01)
@@ -85,7 +85,7 @@ def test_no_further_ahead_than_two_a_worker(at_once: None, tmp_path: Path) -> No
 
 
 def test_whoever_stops_asking_leaves_no_process(at_once: None) -> None:
-    found = in_order(lambda _: os.getpid(), range(40), 2)
+    found = parallel_map(lambda _: os.getpid(), range(40), 2)
     workers = {next(found) for _ in range(8)}
     found.close()  # type: ignore[attr-defined]
     assert not any(_lives(who) for who in workers)
@@ -98,19 +98,19 @@ def test_a_killed_process_is_told(at_once: None) -> None:
         return one
 
     with pytest.raises(DataError, match="killed, perhaps for want of memory"):
-        list(in_order(work, range(9), 2))
+        list(parallel_map(work, range(9), 2))
 
 
 SCRIPT = """
 import os, sys, time
-from medopt.imaging import side_by_side
-side_by_side.ALONE_SECONDS = 0
+from medopt.imaging import parallel
+parallel.ALONE_SECONDS = 0
 os.cpu_count = lambda: 2
 def work(one):
     open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
     time.sleep(.05)
     return one
-for one in side_by_side.in_order(work, range(10_000), 2):
+for one in parallel.parallel_map(work, range(10_000), 2):
     pass
 """
 

@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def in_order(work: Callable[[Item], Made], items: Sequence[Item], workers: int | None = None) -> Iterator[Made]:
+def parallel_map(work: Callable[[Item], Made], items: Sequence[Item], workers: int | None = None) -> Iterator[Made]:
     """What `work` makes of each item, in the order of the items, and what it raises in their place.
 
     Those of the first moment are made here; those left by `workers` processes (None: one a core), each at most two

@@ -16,7 +16,7 @@ class Send:
     attempts: int
 
 
-class Sends:
+class SendQueue:
     """A ledger's sends. One object may be used by several threads."""
 
     def __init__(self, ledger: Ledger) -> None:
