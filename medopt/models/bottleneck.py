@@ -10,12 +10,23 @@ class BottleneckLayer(nn.Module):
     """A residual bottleneck, usable alone: `BottleneckLayer(128, 32, 256)`.
 
     Shapes: (N, in_channels, *space) to (N, out_channels, *space / stride), with 2 or 3 spatial axes. The skip is the
-    identity where the shape is kept, else a 1x1 projection. The stride sits on the 3x3 convolution.
-    Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017).
+    identity where the shape is kept, else a 1x1 projection; where there is a stride and `pooled`, it projects the means
+    of 3x3 places, where the published projection sees only one place in each stride. The stride of the other branch
+    sits on the 3x3 convolution.
+    Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017);
+    pooled skip as in He et al., Bag of Tricks for Image Classification (2019), ResNet-D, with an odd window, which also
+    takes an axis of one place.
     """
 
     def __init__(
-        self, in_channels: int, bottleneck_channels: int, out_channels: int, *, spatial_dims: int = 2, stride: int = 1
+        self,
+        in_channels: int,
+        bottleneck_channels: int,
+        out_channels: int,
+        *,
+        spatial_dims: int = 2,
+        stride: int = 1,
+        pooled: bool = True,
     ) -> None:
         super().__init__()
         conv, norm = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims]
@@ -30,8 +41,10 @@ class BottleneckLayer(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            projection = conv(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
-            self.skip = nn.Sequential(projection, norm(out_channels))
+            pools = _means(spatial_dims, stride) if pooled and stride > 1 else []
+            own = 1 if pools else stride
+            projection = conv(in_channels, out_channels, kernel_size=1, stride=own, bias=False)
+            self.skip = nn.Sequential(*pools, projection, norm(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, *space) to (N, out_channels, *space / stride)."""
@@ -39,3 +52,13 @@ class BottleneckLayer(nn.Module):
         out = self.act(self.norm2(self.spatial(out)))
         out = self.norm3(self.expand(out))
         return self.act(out + self.skip(x))
+
+
+def _means(spatial_dims: int, stride: int) -> list[nn.Module]:
+    """Layers that take the mean of 3x3 places, a stride apart, of what lies within the image.
+
+    Torch does not pool a volume's axis of one or two places, padded or not: there the places at the edge come twice.
+    """
+    if spatial_dims == 2:
+        return [nn.AvgPool2d(3, stride, 1, count_include_pad=False)]
+    return [nn.ReplicationPad3d(1), nn.AvgPool3d(3, stride)]
