@@ -67,10 +67,13 @@ def agree(made: Pair, one: Trained, two: Trained, name: str) -> None:
     for alone, together in zip(made.seen["one"], made.seen[name], strict=True):
         assert alone.shape == together.shape == (7, 1)  # each case once, none from filling up a batch
         np.testing.assert_allclose(together, alone, atol=2e-4)
-    left, right = made.tensors("one", 3), made.tensors(name, 3)
-    assert left.keys() == right.keys() and any(key.startswith("average.") for key in left)
-    for key, value in left.items():
-        torch.testing.assert_close(right[key], value, atol=5e-4, rtol=1e-3, msg=key)
+    # Roundings grow: one that takes a unit over the edge of its ReLU changes a gradient by a thousandth.
+    for epoch, kinds, most in ((2, ("",), 1e-4), (3, ("model.", "average."), 5e-4)):
+        left, right = made.tensors("one", epoch), made.tensors(name, epoch)
+        assert left.keys() == right.keys() and any(key.startswith("average.") for key in left)
+        for key, value in left.items():
+            if key.startswith(kinds):
+                torch.testing.assert_close(right[key], value, atol=most, rtol=1e-3, msg=key)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
