@@ -142,7 +142,7 @@ def tiny_models(
     model = load_best(study, trained.weights)
     images = [np.load(path) for path in train_set.files]
     parity = export_onnx(model, np.stack(images[:4]), folder / "float.onnx", study.compression.opset)
-    quantize_int8(folder / "float.onnx", folder / "int8.onnx", images[:16])
+    quantize_int8(folder / "float.onnx", folder / "int8.onnx", images)
     return SimpleNamespace(
         study=study,
         model=model,

@@ -80,7 +80,7 @@ def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray],
             advanced_parameters=parameters,
         )
     with atomic(target) as part:
-        quantized = quantized if recipe.first else _pooled_in_float(quantized)
+        quantized = quantized if recipe.first else _averaged_in_float(_pooled_in_float(quantized))
         onnx.save(_slim(_signed(quantized) if recipe.symmetric else quantized), part)
 
 
@@ -116,6 +116,33 @@ def _pooled_in_float(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(onnx.NodeProto.FromString(node) for node in (*kept[: at + 1], *moved, *kept[at + 1 :]))
     return model
+
+
+def _averaged_in_float(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a ReLU before each average pooling of rounded values, which are never negative: no logit changes.
+
+    It keeps ONNX Runtime from averaging 8-bit integers, for which it has no fast code: a ResNet-26 of a quarter width
+    at 224 x 224 takes 1.64 instead of 1.97 ms so.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    nodes = []
+    for node in model.graph.node:
+        above = made_by.get(node.input[0]) if node.op_type == "AveragePool" else None
+        if above is not None and above.op_type == "DequantizeLinear" and _is_relu(made_by, above):
+            whole = f"{above.output[0]}_whole"
+            nodes.append(onnx.helper.make_node("Relu", [above.output[0]], [whole], name=whole))
+            node.input[0] = whole
+        nodes.append(node)
+    kept = [node.SerializeToString() for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(map(onnx.NodeProto.FromString, kept))
+    return model
+
+
+def _is_relu(made_by: dict[str, onnx.NodeProto], widened: onnx.NodeProto) -> bool:
+    """Whether what a DequantizeLinear gives was a ReLU's before it was rounded."""
+    rounded = made_by.get(widened.input[0])
+    return rounded is not None and rounded.input[0] in made_by and made_by[rounded.input[0]].op_type == "Relu"
 
 
 def _signed(model: onnx.ModelProto) -> onnx.ModelProto:

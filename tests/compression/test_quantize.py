@@ -65,7 +65,7 @@ def test_weights_keep_a_bit_of_headroom_for_processors_that_saturate(int8: onnx.
 
 
 def test_the_same_images_give_the_same_model(tiny_models: SimpleNamespace, tmp_path: Path) -> None:
-    images = [np.load(path) for path in tiny_models.train.files[:16]]
+    images = [np.load(path) for path in tiny_models.train.files]
     quantize_int8(tiny_models.float, tmp_path / "again.onnx", images)
     batch = np.stack(images)
     one, two = (open_engine("onnxruntime", path, 1).run(batch) for path in (tiny_models.int8, tmp_path / "again.onnx"))
@@ -163,6 +163,24 @@ def test_pooling_before_rounding_changes_no_logit(
         np.testing.assert_array_equal(before, after)
 
 
+def test_averaging_in_float_changes_no_logit(
+    tiny_models: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The skips with a stride: what they average is no 8-bit integer for ONNX Runtime, and the answer is the same."""
+    images = [np.load(path) for path in tiny_models.train.files]
+    monkeypatch.setattr(quantize, "_averaged_in_float", lambda found: found)
+    quantize_int8(tiny_models.float, tmp_path / "rounded.onnx", images)
+    sources = {}
+    for path in (tiny_models.int8, tmp_path / "rounded.onnx"):
+        graph = onnx.load(path).graph
+        made_by = {name: node.op_type for node in graph.node for name in node.output}
+        sources[path] = [made_by[node.input[0]] for node in graph.node if node.op_type == "AveragePool"]
+    assert list(sources.values()) == [["Relu"] * 3, ["DequantizeLinear"] * 3]
+    for engine in ENGINES:
+        one, other = (run_files(open_engine(engine, path, 1), tiny_models.val.files) for path in sources)
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
+
+
 def test_layers_put_back_in_float_take_their_error_away(tiny_models: SimpleNamespace, tmp_path: Path) -> None:
     """The layer that was damaged is found, and without it the model is as good as before the damage."""
     model = onnx.load(tiny_models.int8)
@@ -196,7 +214,7 @@ def test_with_all_layers_in_float_it_is_the_float_model(tiny_models: SimpleNames
     assert off.mean() < 0.03 and off.max() < 0.1
 
 
-@pytest.mark.parametrize(("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.1)])
+@pytest.mark.parametrize(("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.25)])
 def test_weights_alone_may_be_small(
     tiny_models: SimpleNamespace, tmp_path: Path, kind: str, size: float, error: float
 ) -> None:
