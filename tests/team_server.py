@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from ports import free_port
 
 HERE = Path(__file__).resolve().parents[1] / "mlflow"
 
@@ -85,11 +86,8 @@ class Team:
 @contextmanager
 def team_server() -> Iterator[Team]:
     """In a folder that PostgreSQL's own user can enter, which pytest's is not."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="mlflow-"))
-    team = Team(folder, port)
+    team = Team(folder, free_port())
     try:
         team.start()
         yield team

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import requests
-from peers import free_port
+from ports import free_port
 
 PROGRAM = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
 PLUGINS = Path("/usr/share/orthanc/plugins")

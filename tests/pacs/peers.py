@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
@@ -24,12 +24,6 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
 
 from medopt.phantom import Radiograph, write_radiograph
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def radiograph(path: Path, study: int = 1, number: int = 1, seed: int | None = None, **header: str) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 from clinic_fixtures import call
-from peers import Archive, association, free_port, store
+from peers import Archive, association, store
+from ports import free_port
 
 
 def told(folder: Path, port: int, release: Path, archive: Archive, **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from orthanc import Orthanc, needs_orthanc
-from peers import Archive, free_port
+from peers import Archive
+from ports import free_port
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE

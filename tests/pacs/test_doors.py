@@ -16,7 +16,8 @@ import pytest
 import requests
 from clinic_fixtures import call
 from orthanc import Orthanc, needs_orthanc
-from peers import Archive, free_port, radiograph
+from peers import Archive, radiograph
+from ports import free_port
 from pydicom import dcmread
 from running import Running, wait_for
 

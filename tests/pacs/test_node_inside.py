@@ -11,7 +11,8 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-from peers import Archive, association, free_port, radiograph, send
+from peers import Archive, association, radiograph, send
+from ports import free_port
 from pydicom import dcmread
 from running import told
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from clinic_fixtures import call
 from orthanc import Orthanc, needs_orthanc
-from peers import free_port, radiograph, send
+from peers import radiograph, send
+from ports import free_port
 from pydicom import dcmread
 from web_side import WebSide
 

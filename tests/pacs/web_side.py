@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers import free_port
+from ports import free_port
 
 from medopt.pacs.audit import Audit
 from medopt.pacs.commitment import Reports

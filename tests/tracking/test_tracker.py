@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from clinic import STUDY, make_clinic, write_study
 from clinic_fixtures import Finished, call, only_folder
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
+from ports import free_port
 
 from medopt.config import Study
 from medopt.records import EpochRecord
@@ -269,9 +269,7 @@ def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch
 @pytest.fixture
 def server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """mlflow/server.sh on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["bash", str(SERVER), str(runs), str(port)]
     kept = os.environ | {"PYTHON": sys.executable}
     process = subprocess.Popen(

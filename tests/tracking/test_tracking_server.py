@@ -18,6 +18,7 @@ import pytest
 from clinic import STUDY, Clinic, write_study
 from clinic_fixtures import call, only_folder
 from mlflow import MlflowClient
+from ports import free_port
 
 from medopt.errors import ConfigError
 from medopt.pipeline import run_study
@@ -67,10 +68,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = Server(tmp_path_factory.mktemp("server"), port)
+    found = Server(tmp_path_factory.mktemp("server"), free_port())
     yield found
     found.kill()
 
