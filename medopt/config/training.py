@@ -53,9 +53,9 @@ class Model(Section):
     stem: Literal["auto", "small", "medium", "large"] = "auto"
     """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one.
     auto: by the shortest side of the image, so that the last blocks still see 3 x 3 places or more."""
-    downsampling: Literal["averaged", "strided"] = "averaged"
-    """How a stage halves the image. averaged: by means of 3x3 places, in the skip (ResNet-D, He et al. 2019) and after
-    the 3x3 convolution (Zhang 2019). strided: by leaving out every second place, as published in 2016."""
+    skip: Literal["pooled", "strided"] = "pooled"
+    """What the skip of a block with a stride projects. pooled: means of 3x3 places (ResNet-D, He et al. 2019).
+    strided: every second place, as published in 2016."""
     init: Literal["he", "xavier"] = "he"
     zero_init_residual: bool = True
     """The last normalization of a block starts at 0, so that each block starts as the identity (Goyal et al. 2017)."""

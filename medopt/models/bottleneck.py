@@ -10,13 +10,11 @@ class BottleneckLayer(nn.Module):
     """A residual bottleneck, usable alone: `BottleneckLayer(128, 32, 256)`.
 
     Shapes: (N, in_channels, *space) to (N, out_channels, *space / stride), with 2 or 3 spatial axes. The skip is the
-    identity where the shape is kept, else a 1x1 projection. `averaged`: with a stride, both branches take the means of
-    3x3 places, the skip before its projection and the other after its 3x3 convolution, which itself leaps over nothing.
-    Else the stride sits on the projection and on the 3x3 convolution, which then see one place in each stride, and a
-    picture moved by one pixel is another picture to them.
+    identity where the shape is kept, else a 1x1 projection; where there is a stride and `pooled`, it projects the means
+    of 3x3 places, where the published projection sees only one place in each stride. The stride of the other branch
+    sits on the 3x3 convolution.
     Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017);
-    averaged skip as in He et al., Bag of Tricks for Image Classification (2019), ResNet-D; averaged branch as in Zhang,
-    Making Convolutional Networks Shift-Invariant Again (2019), with equal weights. The window is odd, so that it also
+    pooled skip as in He et al., Bag of Tricks for Image Classification (2019), ResNet-D, with an odd window, which also
     takes an axis of one place.
     """
 
@@ -28,29 +26,30 @@ class BottleneckLayer(nn.Module):
         *,
         spatial_dims: int = 2,
         stride: int = 1,
-        averaged: bool = True,
+        pooled: bool = True,
     ) -> None:
         super().__init__()
         conv, norm = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims]
         self.reduce = conv(in_channels, bottleneck_channels, kernel_size=1, bias=False)
         self.norm1 = norm(bottleneck_channels)
-        means = _means(spatial_dims, stride) if averaged and stride > 1 else []
-        own = 1 if means else stride
-        self.spatial = conv(bottleneck_channels, bottleneck_channels, kernel_size=3, stride=own, padding=1, bias=False)
+        self.spatial = conv(
+            bottleneck_channels, bottleneck_channels, kernel_size=3, stride=stride, padding=1, bias=False
+        )
         self.norm2 = norm(bottleneck_channels)
         self.expand = conv(bottleneck_channels, out_channels, kernel_size=1, bias=False)
         self.norm3 = norm(out_channels)
         self.act = nn.ReLU(inplace=True)
-        self.halve = nn.Sequential(*means)
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
+            pools = _means(spatial_dims, stride) if pooled and stride > 1 else []
+            own = 1 if pools else stride
             projection = conv(in_channels, out_channels, kernel_size=1, stride=own, bias=False)
-            self.skip = nn.Sequential(*means, projection, norm(out_channels))
+            self.skip = nn.Sequential(*pools, projection, norm(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, *space) to (N, out_channels, *space / stride)."""
         out = self.act(self.norm1(self.reduce(x)))
-        out = self.halve(self.act(self.norm2(self.spatial(out))))
+        out = self.act(self.norm2(self.spatial(out)))
         out = self.norm3(self.expand(out))
         return self.act(out + self.skip(x))
 

@@ -33,20 +33,20 @@ class _ResNetBlock(BottleneckLayer):
     """Our block under the signature that MONAI's ResNet builds its stages with."""
 
     expansion = 4
-    averaged = True
+    pooled = True
 
     def __init__(self, in_planes: int, planes: int, spatial_dims: int = 3, stride: int = 1, **_monai: Any) -> None:
         out = planes * self.expansion
-        super().__init__(in_planes, planes, out, spatial_dims=spatial_dims, stride=stride, averaged=self.averaged)
+        super().__init__(in_planes, planes, out, spatial_dims=spatial_dims, stride=stride, pooled=self.pooled)
 
 
 class _StridedBlock(_ResNetBlock):
     """As published in 2016."""
 
-    averaged = False
+    pooled = False
 
 
-BLOCKS = {"averaged": _ResNetBlock, "strided": _StridedBlock}
+BLOCKS = {"pooled": _ResNetBlock, "strided": _StridedBlock}
 
 
 def stem_of(study: Study) -> str:
@@ -67,7 +67,7 @@ def build_model(study: Study) -> nn.Module:
     """
     config = study.model
     model = ResNet(
-        block=BLOCKS[config.downsampling],  # type: ignore[arg-type]  # MONAI names its own classes only, but calls any block
+        block=BLOCKS[config.skip],  # type: ignore[arg-type]  # MONAI names its own classes only, but calls any block
         layers=LAYERS[config.depth],
         block_inplanes=CHANNELS,
         spatial_dims=study.spatial_dims,

@@ -166,7 +166,7 @@ def test_pooling_before_rounding_changes_no_logit(
 def test_averaging_in_float_changes_no_logit(
     tiny_models: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What both branches average is no 8-bit integer for ONNX Runtime, and the answer is the same."""
+    """The skips with a stride: what they average is no 8-bit integer for ONNX Runtime, and the answer is the same."""
     images = [np.load(path) for path in tiny_models.train.files]
     monkeypatch.setattr(quantize, "_averaged_in_float", lambda found: found)
     quantize_int8(tiny_models.float, tmp_path / "rounded.onnx", images)
@@ -175,7 +175,7 @@ def test_averaging_in_float_changes_no_logit(
         graph = onnx.load(path).graph
         made_by = {name: node.op_type for node in graph.node for name in node.output}
         sources[path] = [made_by[node.input[0]] for node in graph.node if node.op_type == "AveragePool"]
-    assert list(sources.values()) == [["Relu"] * 6, ["DequantizeLinear"] * 6]
+    assert list(sources.values()) == [["Relu"] * 3, ["DequantizeLinear"] * 3]
     for engine in ENGINES:
         one, other = (run_files(open_engine(engine, path, 1), tiny_models.val.files) for path in sources)
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())

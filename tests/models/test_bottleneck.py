@@ -35,39 +35,23 @@ def test_the_skip_is_the_identity_where_the_shape_is_kept(
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_skip_with_a_stride_sees_all_places_where_it_is_averaged(dims: int) -> None:
-    """A place that the published projection leaps over moves the averaged one, which still keeps a constant image."""
+def test_the_skip_with_a_stride_sees_all_places_where_it_is_pooled(dims: int) -> None:
+    """A place that the published projection leaps over moves the pooled one, which still keeps a constant image."""
     space, between = (8, 8, 8)[:dims], (0, 0, *(3,) * dims)
     moved = {}
-    for averaged in (True, False):
-        skip = BottleneckLayer(4, 2, 8, spatial_dims=dims, stride=2, averaged=averaged).skip
+    for pooled in (True, False):
+        skip = BottleneckLayer(4, 2, 8, spatial_dims=dims, stride=2, pooled=pooled).skip
         image = torch.zeros(1, 4, *space, requires_grad=True)
         skip[:-1](image).sum().backward()  # type: ignore[index]
-        moved[averaged] = bool(image.grad is not None and image.grad[between])
+        moved[pooled] = bool(image.grad is not None and image.grad[between])
         same = skip[:-1](torch.ones(1, 4, *space))  # type: ignore[index]
         torch.testing.assert_close(same, same[(..., *[slice(1)] * dims)].expand_as(same))
     assert moved == {True: True, False: False}
 
 
-def test_the_published_stride_sits_on_the_3x3_convolution() -> None:
-    block = BottleneckLayer(8, 4, 16, stride=2, averaged=False)
+def test_the_stride_sits_on_the_3x3_convolution() -> None:
+    block = BottleneckLayer(8, 4, 16, stride=2)
     assert [conv.stride for conv in (block.reduce, block.spatial, block.expand)] == [(1, 1), (2, 2), (1, 1)]
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_averaging_hears_less_of_a_shift_by_one_place(dims: int) -> None:
-    """What the block says of a fine pattern on the whole changes less when it moves by one place."""
-    torch.manual_seed(0)
-    image = torch.rand(8, 4, *(16,) * dims)
-    heard = {}
-    for averaged in (True, False):
-        torch.manual_seed(1)
-        block = BottleneckLayer(4, 8, 16, spatial_dims=dims, stride=2, averaged=averaged).eval()
-        axes = tuple(range(2, 2 + dims))
-        with torch.no_grad():
-            still, moved = (block(one).mean(axes) for one in (image, image.roll(1, -1)))
-        heard[averaged] = float((still - moved).std() / still.std())
-    assert heard[True] < heard[False] / 2
 
 
 def test_it_computes_the_sum_of_branch_and_skip() -> None:
