@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import logsumexp, softmax
 
+from medopt.core.errors import DataError
+from medopt.core.records import FloatArray, batches
 from medopt.data.cache import PreparedCache
-from medopt.errors import DataError
 from medopt.inference.engines import load_batch, open_engine
 from medopt.pipeline.gating import alterations
 from medopt.pipeline.source import read_source
-from medopt.records import FloatArray, batches
 from medopt.release.domain import Domain, texture
 from medopt.study_file import load_study
 from medopt.transforms.prepare import PrepareChain

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from medopt.config import Study
 from medopt.console import ConsoleReporter
+from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
 from medopt.data.loaders import predict_loader
 from medopt.evaluation.bootstrap import patient_draws
@@ -32,7 +33,6 @@ from medopt.evaluation.metrics import auc
 from medopt.manifest.assign import SplitRules, assign_splits
 from medopt.manifest.table import read_manifest
 from medopt.phantom import draw_study
-from medopt.records import Case
 from medopt.study_file import load_study
 from medopt.training.loop import load_best
 from medopt.training.predict import predict_logits

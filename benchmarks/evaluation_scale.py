@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medopt.core.records import Predictions
 from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.pipeline.evaluating import evaluate_table, open_table
-from medopt.records import Predictions
 
 
 def drawn(rows: int) -> Predictions:

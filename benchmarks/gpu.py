@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from training import BARE, OURS, PEERS, Arena, contest, make_study, ratio
 
-from medopt.provenance import machine
+from medopt.core.provenance import machine
 
 
 def measure(words: argparse.Namespace, precision: str, folder: Path) -> dict[str, Any]:

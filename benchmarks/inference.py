@@ -38,12 +38,12 @@ from medopt.compression.export import export_onnx
 from medopt.compression.prune import multiply_adds, prune_network
 from medopt.compression.quantize import quantize_int8
 from medopt.config import Data, Model, Prepare, Study
+from medopt.core.provenance import machine, package_versions, physical_cores
+from medopt.core.records import FloatArray
 from medopt.inference.engines import ENGINES, Engine, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.models import build_model
 from medopt.models.resnet import stem_of
-from medopt.provenance import machine, package_versions, physical_cores
-from medopt.records import FloatArray
 
 EAGER, BATCH, PAUSE = "torch eager float32", 8, 0.02
 SHARES = {"30": 1 - 1 / 2.14, "50": 1 - 1 / 3.9}  # of the multiply-adds, for that percentage of the channels

@@ -38,12 +38,12 @@ from rich.console import Console
 from rich.table import Table
 
 from medopt.config import Data, Model, Prepare, Study, Training
+from medopt.core.provenance import machine
+from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
 from medopt.data.loaders import predict_loader
 from medopt.imaging import read_scan
 from medopt.phantom import draw_study
-from medopt.provenance import machine
-from medopt.records import Case
 from medopt.training.processes import train
 from medopt.training.task import Lead, Prepared, TrainingTask
 from medopt.transforms.prepare import ClipIntensity, PrepareChain, ToUnitRange

@@ -52,9 +52,9 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.table import Table
 
+from medopt.core.provenance import machine
 from medopt.phantom import Radiograph, draw_case
 from medopt.phantom.radiograph_dicom import dataset
-from medopt.provenance import machine
 
 PHASES = ("receiving", "predicting", "sending")
 KINDS = {"1.2.840.10008.5.1.4.1.1.88.34": "report", "1.2.840.10008.5.1.4.1.1.88.11": "text"}

@@ -37,9 +37,9 @@ from pynetdicom.sop_class import Verification
 from rich.console import Console
 from rich.table import Table
 
+from medopt.core.provenance import machine
 from medopt.pacs.demo import Places, orthanc_config, orthanc_program, running, wait
 from medopt.phantom import Radiograph, write_radiograph
-from medopt.provenance import machine
 
 KIND = 'multipart/related; type="application/dicom"; boundary=aBc'
 HEAD, TAIL = b"--aBc\r\nContent-Type: application/dicom\r\n\r\n", b"\r\n--aBc--"

@@ -22,13 +22,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from medopt.core.provenance import machine
 from medopt.data.loaders import StepSampler
 from medopt.manifest.assign import SplitRules, assign_splits
 from medopt.manifest.check import check_cases
 from medopt.manifest.guess import guess_study
 from medopt.manifest.table import manifest_digest, read_manifest
 from medopt.planning.fingerprint import take_fingerprint
-from medopt.provenance import machine
 
 SITES = 7
 T = TypeVar("T")

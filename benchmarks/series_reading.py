@@ -23,7 +23,7 @@ from monai.transforms import LoadImage
 from rich.console import Console
 from rich.table import Table
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "imaging"))

@@ -34,8 +34,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 from rich.console import Console
 from rich.table import Table
 
-from medopt.provenance import machine, physical_cores
-from medopt.records import FloatArray
+from medopt.core.provenance import machine, physical_cores
+from medopt.core.records import FloatArray
 from medopt.release.predictor import Predictor
 from medopt.serving.server.shelf import name_of
 from medopt.serving.server.wire import to_raw

@@ -26,8 +26,8 @@ import torch
 
 from medopt.compression.export import export_onnx
 from medopt.config import Study
+from medopt.core.records import EpochRecord
 from medopt.models import build_model
-from medopt.records import EpochRecord
 from medopt.tracking.tracker import Tracker
 
 STUDY = {

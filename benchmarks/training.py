@@ -46,10 +46,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from medopt.config import Augment, Data, Model, Prepare, Study, Training
+from medopt.core.provenance import machine
+from medopt.core.records import SilentReporter
 from medopt.data.cache import PreparedCache
 from medopt.models import build_model
-from medopt.provenance import machine
-from medopt.records import SilentReporter
 from medopt.training.engine import open_fabric
 from medopt.training.epoch import Epochs
 from medopt.training.optimizers import build_optimizer

@@ -17,11 +17,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from medopt.core.provenance import file_digest, write_text
+from medopt.core.records import SPLITS, Case
 from medopt.manifest.duplicates import find_pairs
 from medopt.manifest.quality import read_facts, unusable
 from medopt.manifest.repair import plan_repair
-from medopt.provenance import file_digest, write_text
-from medopt.records import SPLITS, Case
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = ("image", "patient_id", "site", "label", "split")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from medopt import __version__, interrupts
+from medopt import __version__
 from medopt.commands.compare import compare
 from medopt.commands.compress import compress
 from medopt.commands.drift import drift
@@ -33,7 +33,8 @@ from medopt.commands.serve import serve
 from medopt.commands.sweep import sweep
 from medopt.commands.tune import tune_app
 from medopt.commands.tune_runtime import tune_runtime
-from medopt.errors import ConfigError, DataError, MedoptError, listed
+from medopt.core import signals
+from medopt.core.errors import ConfigError, DataError, MedoptError, listed
 from medopt.study_file import data_folder, load_study
 
 app = typer.Typer(
@@ -168,7 +169,7 @@ def predict(
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     from medopt.console import ConsoleReporter, print_predictions
-    from medopt.fleet import Fleet
+    from medopt.core.jobs import Fleet
     from medopt.release.lean import import_lean_monai
 
     import_lean_monai()
@@ -224,7 +225,7 @@ def main() -> NoReturn:
     """Run the command line; a refusal becomes one paragraph on stderr and its exit code."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    interrupts.listen()
+    signals.listen()
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):

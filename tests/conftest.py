@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medopt.config import Study
-from medopt.records import Case
+from medopt.core.records import Case
 
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
     from medopt.training.task import Prepared

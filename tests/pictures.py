@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medopt.records import Case, Split
+from medopt.core.records import Case, Split
 
 
 def picture(seed: int, size: int = 64) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from clinic import STUDY, Clinic, write_study
 from clinic_fixtures import Finished, call, start, wait
 
 import medopt
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 COMMANDS = ("run", "phantom", "fetch", "verify", "predict", "serve", "ui", "version")
 

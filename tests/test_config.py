@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.study_file import data_folder, find_manifest, load_study
 
 TEXT = """

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from medopt import interrupts
-from medopt.errors import BusyError, ConfigError, DataError, MedoptError, TrainingError
-from medopt.fleet import Fleet, Job, Outcome, _surroundings, _work, connected, parts_for, refuse_failures, run_jobs
-from medopt.records import Reporter, SilentReporter
+from medopt.core import signals
+from medopt.core.errors import BusyError, ConfigError, DataError, MedoptError, TrainingError
+from medopt.core.jobs import Fleet, Job, Outcome, _surroundings, _work, connected, parts_for, refuse_failures, run_jobs
+from medopt.core.records import Reporter, SilentReporter
 
 
 class Told(SilentReporter):
@@ -87,7 +87,7 @@ def test_interrupt_comes_between_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         for outcome in run_jobs(jobs(double, 3), Fleet(), SilentReporter(), 3, "jobs"):
             found.append(outcome.result)
-            monkeypatch.setattr(interrupts, "_asked", [signal.SIGINT])
+            monkeypatch.setattr(signals, "_asked", [signal.SIGINT])
     assert found == [0]
 
 
@@ -138,7 +138,7 @@ def test_job_started_again_waits_for_the_process_that_was_cut_off(monkeypatch: p
 
     assert _work(work, (2,), 1, {"PWD": "/nowhere"}) == "done"
     assert len(calls) == 3
-    monkeypatch.setattr("medopt.fleet.PATIENCE", -1.0)
+    monkeypatch.setattr("medopt.core.jobs.PATIENCE", -1.0)
     calls.clear()
     assert isinstance(_work(work, (9,), 1, {"PWD": "/nowhere"}), BusyError)
 

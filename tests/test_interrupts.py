@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from medopt import interrupts
+from medopt.core import signals
 
 
 @pytest.fixture(autouse=True)
@@ -15,23 +15,23 @@ def handlers_put_back() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    interrupts._asked.clear()
+    signals._asked.clear()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_was_swallowed_comes_again_once(number: signal.Signals) -> None:
-    interrupts.listen()
+    signals.listen()
     with contextlib.suppress(KeyboardInterrupt):  # what a finalizer does with any exception
         signal.raise_signal(number)
     with pytest.raises(KeyboardInterrupt):
-        interrupts.stop_if_asked()
-    interrupts.stop_if_asked()
+        signals.stop_if_asked()
+    signals.stop_if_asked()
 
 
 def test_nothing_is_raised_where_nobody_asked_or_before_listening_anew() -> None:
-    interrupts.listen()
-    interrupts.stop_if_asked()
+    signals.listen()
+    signals.stop_if_asked()
     with contextlib.suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    interrupts.listen()
-    interrupts.stop_if_asked()
+    signals.listen()
+    signals.stop_if_asked()

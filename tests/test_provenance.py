@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from medopt import __version__, provenance
-from medopt.errors import StorageError
-from medopt.provenance import (
+from medopt import __version__
+from medopt.core import provenance
+from medopt.core.errors import StorageError
+from medopt.core.provenance import (
     atomic,
     code_version,
     digest,

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from medopt.errors import ConfigError
-from medopt.provenance import write_json
+from medopt.core.errors import ConfigError
+from medopt.core.provenance import write_json
 
 
 def compare(

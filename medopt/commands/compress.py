@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from medopt.commands.options import DataOption, DevicesOption, JsonOption
-from medopt.errors import ConfigError, GateRefused, listed
+from medopt.core.errors import ConfigError, GateRefused, listed
 from medopt.study_file import data_folder
 
 PRECISIONS = ("float32", "float16", "int8-weights", "int8")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from medopt.commands.options import JsonOption
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 
 def drift(

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from medopt.errors import ConfigError
-from medopt.provenance import write_json
+from medopt.core.errors import ConfigError
+from medopt.core.provenance import write_json
 
 NAMES = {"auc_bootstrap": "auc (bootstrap)", "ppv": "PPV", "npv": "NPV", "f1": "F1", "ece": "ECE", "ace": "ACE"}
 

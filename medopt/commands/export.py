@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medopt.commands.options import JsonOption
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch
     from torch import nn

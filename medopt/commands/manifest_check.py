@@ -14,7 +14,7 @@ from rich.text import Text
 
 from medopt.config import Study
 from medopt.console import ConsoleReporter, plain_console, print_rows
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.study_file import data_folder, load_study
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs

@@ -61,7 +61,7 @@ def check(node_file: NodeFile) -> None:
     Example: medopt pacs check node.yaml
     """
     from medopt.console import print_rows
-    from medopt.errors import ConfigError
+    from medopt.core.errors import ConfigError
     from medopt.pacs.places import Destination
     from medopt.pacs.sender import echo
     from medopt.pacs.settings import load_node
@@ -95,8 +95,8 @@ def check(node_file: NodeFile) -> None:
 def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
     from medopt.console import print_rows
+    from medopt.core.provenance import pseudonym
     from medopt.pacs.status import counts, parked
-    from medopt.provenance import pseudonym
 
     _, ledger = _ledger(node_file)
     numbers = counts(ledger)
@@ -138,7 +138,7 @@ def verify(node_file: NodeFile) -> None:
 
 
 def _ledger(node_file: Path) -> tuple[Node, Ledger]:
-    from medopt.errors import ConfigError
+    from medopt.core.errors import ConfigError
     from medopt.pacs.ledger import Ledger
     from medopt.pacs.settings import load_node
     from medopt.pacs.spool import LEDGER

@@ -34,12 +34,12 @@ def demo(
     """
     import json
 
-    from medopt import interrupts
     from medopt.console import print_rows
-    from medopt.errors import DataError
+    from medopt.core import signals
+    from medopt.core.errors import DataError
     from medopt.pacs.demo import newest_release, send_studies, started
 
-    interrupts.listen()  # SIGTERM, too, ends Orthanc and the node
+    signals.listen()  # SIGTERM, too, ends Orthanc and the node
     found: list[Shown] = []
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medopt-pacs-") as folder:

@@ -36,7 +36,7 @@ def reconcile(
     Example: medopt pacs reconcile node.yaml --since 2d
     """
     from medopt.console import print_rows
-    from medopt.errors import ConfigError, DataError
+    from medopt.core.errors import ConfigError, DataError
     from medopt.pacs.places import WebDestination
     from medopt.pacs.pull.periodic import opened
     from medopt.pacs.pull.reconcile import Reconciler
@@ -88,7 +88,7 @@ def _nobody(*_: object) -> None:
 
 def _running(node: Node) -> None:
     """Raises ConfigError where no node works in the spool."""
-    from medopt.errors import BusyError, ConfigError
+    from medopt.core.errors import BusyError, ConfigError
     from medopt.pacs.spool import Spool
 
     try:
@@ -99,7 +99,7 @@ def _running(node: Node) -> None:
 
 
 def _seconds(text: str, option: str) -> float:
-    from medopt.errors import ConfigError
+    from medopt.core.errors import ConfigError
 
     found = _SPAN.fullmatch(text.strip())
     if found is None or float(found[1]) <= 0:

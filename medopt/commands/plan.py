@@ -11,9 +11,9 @@ from rich.table import Table
 
 from medopt.config import Study
 from medopt.console import ConsoleReporter, plain_console
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.records import Case
 from medopt.manifest.paths import parted
-from medopt.records import Case
 from medopt.study_file import data_folder
 
 

@@ -35,7 +35,7 @@ def prepare(
     """
     studies = [(load_study(path, overrides), path) for path in study_files]
     from medopt.console import ConsoleReporter
-    from medopt.fleet import Fleet, connected
+    from medopt.core.jobs import Fleet, connected
     from medopt.pipeline.preparing import fill_cache
     from medopt.pipeline.source import read_source
 

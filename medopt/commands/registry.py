@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from medopt.commands.options import RunsOption
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the study's name.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, in words; the registry keeps them.")]

@@ -26,8 +26,8 @@ from medopt.commands.options import (
     StudyFiles,
 )
 from medopt.config import Study, Training
-from medopt.errors import ConfigError, GateRefused, listed
-from medopt.records import Override
+from medopt.core.errors import ConfigError, GateRefused, listed
+from medopt.core.records import Override
 from medopt.study_file import data_folder, load_study
 
 
@@ -77,7 +77,7 @@ def run(
     if dry_run:
         _show_plan(studies, data_folder(data), runs, as_json)
         return
-    from medopt.fleet import Fleet
+    from medopt.core.jobs import Fleet
     from medopt.pipeline.members import Plan
     from medopt.training.engine import Hardware
 

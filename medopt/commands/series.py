@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medopt.console import ConsoleReporter, plain_console
-from medopt.provenance import pseudonym
+from medopt.core.provenance import pseudonym
 from medopt.study_file import load_study
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs

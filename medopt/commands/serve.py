@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medopt.commands.registry import release_folder
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 
 
 def serve(

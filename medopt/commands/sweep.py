@@ -18,7 +18,7 @@ from medopt.commands.options import (
     SetOption,
     StudyFile,
 )
-from medopt.errors import ConfigError, TrainingError
+from medopt.core.errors import ConfigError, TrainingError
 from medopt.study_file import data_folder, load_study
 
 
@@ -58,7 +58,7 @@ def sweep(
         raise ConfigError(f"--trials takes 1 or more; got {trials}.")
     from medopt.console import ConsoleReporter
     from medopt.console_members import print_sweep
-    from medopt.fleet import Fleet
+    from medopt.core.jobs import Fleet
     from medopt.pipeline.search_space import parse_space
     from medopt.pipeline.sweep import Sweep, run_sweep
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from medopt.commands.options import JsonOption
 from medopt.console import ConsoleReporter, plain_console
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for the engines
     from medopt.inference.runtime import Measured, Setting, Tuned

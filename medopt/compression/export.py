@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from medopt.errors import TrainingError
+from medopt.core.errors import TrainingError
+from medopt.core.provenance import atomic
+from medopt.core.records import FloatArray
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
-from medopt.provenance import atomic
-from medopt.records import FloatArray
 
 # Largest difference of a logit, relative to the largest logit: float32 sums in another order.
 PARITY = 1e-3

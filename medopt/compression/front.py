@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from medopt.compression.gate import Candidate
-from medopt.records import Estimate
+from medopt.core.records import Estimate
 
 Precision = Literal["float32", "float16", "int8-weights", "int8"]
 Aim = Literal["fastest", "smallest"]

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from medopt.config import Gate
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate, Verdict
 from medopt.evaluation.bootstrap import estimates
 from medopt.evaluation.fitted import Read
 from medopt.evaluation.metrics import Floats, Weights
 from medopt.evaluation.proportions import proportion
-from medopt.records import Estimate, Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from medopt.core.provenance import atomic
+from medopt.core.records import FloatArray
 from medopt.inference.engines import open_engine
-from medopt.provenance import atomic
-from medopt.records import FloatArray
 
 _INPUTS, _WEIGHTS = 0, 1  # of a convolution
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.models.widths import Group, Kept, Widths, channel_groups, module_of, take_channels
 
 Scores = Mapping[str, Tensor]

@@ -24,10 +24,10 @@ from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from onnx import numpy_helper
 
 from medopt.config import Profile
-from medopt.errors import DataError, TrainingError
+from medopt.core.errors import DataError, TrainingError
+from medopt.core.provenance import atomic
+from medopt.core.records import FloatArray
 from medopt.inference.engines import INPUT
-from medopt.provenance import atomic
-from medopt.records import FloatArray
 
 LEAST = 8  # images whose ranges say anything
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from medopt.compression.in_float import makers, sweep
-from medopt.provenance import atomic
+from medopt.core.provenance import atomic
 
 _BACK = "DequantizeLinear"
 

@@ -11,7 +11,7 @@ from medopt.config.data import Data, Prepare
 from medopt.config.evaluation import Domain, Evaluation
 from medopt.config.section import Section
 from medopt.config.training import Augment, Model, Training
-from medopt.provenance import digest
+from medopt.core.provenance import digest
 
 
 class Study(Section):

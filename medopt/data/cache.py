@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medopt.errors import ConfigError, DataError, StorageError, listed
+from medopt.core.errors import ConfigError, DataError, StorageError, listed
+from medopt.core.provenance import atomic, file_digest
+from medopt.core.records import Case, FloatArray, Reporter, SilentReporter
 from medopt.imaging.facts import ScanFacts
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.series_index import series_files
 from medopt.manifest.paths import parted
-from medopt.provenance import atomic, file_digest
-from medopt.records import Case, FloatArray, Reporter, SilentReporter
 from medopt.transforms.prepare import LEVELS, PrepareChain, from_levels
 
 _DEFAULT_GB = 100.0

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medopt.config import Study
+from medopt.core.errors import ConfigError
+from medopt.core.records import Case
 from medopt.data.cache import as_tensor
-from medopt.errors import ConfigError
-from medopt.records import Case
 from medopt.transforms.augment import apply, draw
 
 Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented

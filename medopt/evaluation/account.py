@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from medopt.config import Evaluation, Task
-from medopt.errors import MedoptError
+from medopt.core.errors import MedoptError
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.evaluation.calibration_error import adaptive_calibration_error, expected_calibration_error
 from medopt.evaluation.fitted import fit_on
@@ -19,7 +20,6 @@ from medopt.evaluation.scored import Scored
 from medopt.evaluation.selective import coverage_risk
 from medopt.evaluation.subgroups import subgroup_figures
 from medopt.evaluation.summary import evaluate
-from medopt.records import Estimate, Predictions
 
 
 def as_dict(figures: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Task
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate, Predictions, batches
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, distinct, ranking_statistic
 from medopt.evaluation.scored import Scored
-from medopt.records import Estimate, Predictions, batches
 
 LARGE, GROUPS = 20_000, 1000  # from so many cases on, patients are drawn in so many groups
 CHUNK = 2**16  # weights made at once: a few arrays of half a megabyte stay in the processor's cache

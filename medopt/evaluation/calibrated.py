@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from scipy.special import logit, softmax
 
 from medopt.config import Task
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.evaluation.calibration import fit_temperature, probabilities, targets
 from medopt.evaluation.isotonic import Curve, fit_curve
 

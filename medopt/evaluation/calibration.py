@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from medopt.config import Task
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 

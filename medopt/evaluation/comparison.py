@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate
 from medopt.evaluation.bootstrap import draw_figures_of, guarded, interval
 from medopt.evaluation.delong import areas
 from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights, distinct
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import maker
-from medopt.records import Estimate
 
 FIGURES = ("auc", "sensitivity", "specificity", "brier")
 

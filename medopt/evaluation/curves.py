@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.core.records import Estimate
 from medopt.evaluation.bootstrap import resampled
 from medopt.evaluation.delong import areas, mean_area
 from medopt.evaluation.metrics import Floats, Groups, Ranking, Statistic, Weights, ranked
 from medopt.evaluation.proportions import wilson
 from medopt.evaluation.scored import Scored
-from medopt.records import Estimate
 
 
 @dataclass(frozen=True, slots=True)

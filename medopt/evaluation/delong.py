@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
+from medopt.core.records import Estimate
 from medopt.evaluation.metrics import Floats, Index, distinct
 from medopt.evaluation.proportions import exact, wilson
-from medopt.records import Estimate
 
 
 @dataclass(frozen=True, slots=True)

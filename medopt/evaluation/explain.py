@@ -21,9 +21,9 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from medopt.config import Study
+from medopt.core.records import FloatArray
 from medopt.evaluation.scored import Scored
 from medopt.models import build_model
-from medopt.records import FloatArray
 from medopt.transforms.restore import spread_out
 
 Why = Literal["false positive", "false negative", "drawn at random"]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from medopt.core.records import FloatArray
 from medopt.evaluation.panels import page
-from medopt.records import FloatArray
 from medopt.transforms.display import most_active, overlay
 
 MOST_PIXELS = 320  # of a side in the picture

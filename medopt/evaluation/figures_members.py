@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from medopt.core.records import Estimate
 from medopt.evaluation.panels import COLOURS, GREY, dress, page
-from medopt.records import Estimate
 
 
 def forest_figure(

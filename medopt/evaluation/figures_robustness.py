@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medopt.core.records import Estimate
 from medopt.evaluation.figures import shown
 from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
 from medopt.evaluation.robustness import Robustness
-from medopt.records import Estimate
 
 
 def robustness_figure(

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Evaluation, Task
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Predictions
 from medopt.evaluation.calibrated import fit_calibration
 from medopt.evaluation.metrics import Index
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import choose_threshold, with_band
 from medopt.manifest.splits import draw, group_rows
-from medopt.records import Predictions
 
 PARTS = 4
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from medopt.config import Task
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.bootstrap import estimates, guarded
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.delong import areas, mean_area
 from medopt.evaluation.metrics import Floats, Weights, brier_statistic, ranking_statistic, together
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import statistic_of
-from medopt.records import Estimate, Predictions
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.core.records import Estimate
 from medopt.evaluation.bootstrap import guarded, resampled
 from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights
 from medopt.evaluation.scored import Scored
-from medopt.records import Estimate
 
 GRID = np.arange(1, 100) / 100
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Task
-from medopt.errors import DataError
-from medopt.records import Predictions
+from medopt.core.errors import DataError
+from medopt.core.records import Predictions
 
 Aggregate = Literal["mean", "max"]
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Task
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import atomic
+from medopt.core.records import SPLITS, Predictions
 from medopt.evaluation.calibrated import Calibration
-from medopt.provenance import atomic
-from medopt.records import SPLITS, Predictions
 
 SUBGROUP = "subgroup_"
 UNNAMED = ("negative", "positive")  # what a binary table, which does not name its labels, is said to hold

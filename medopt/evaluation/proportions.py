@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import t
 
+from medopt.core.records import Estimate
 from medopt.evaluation.metrics import Floats, Index, distinct
-from medopt.records import Estimate
 
 
 def wilson(value: Floats | float, cases: NDArray[Any] | float, confidence: float) -> tuple[Floats, Floats]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.bootstrap import estimates, guarded
 from medopt.evaluation.metrics import Floats, Weights, ranking_statistic
 from medopt.evaluation.scored import Scored
-from medopt.records import Estimate, Predictions
 
 CLEAN = "clean"
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from medopt.core.records import Estimate
 from medopt.evaluation.bootstrap import guarded, resampled
 from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, ranked
 from medopt.evaluation.proportions import proportion
 from medopt.evaluation.scored import Scored
-from medopt.records import Estimate
 
 GRID = np.arange(1, 51) / 50
 

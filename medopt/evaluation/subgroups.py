@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.bootstrap import guarded, resampled
 from medopt.evaluation.delong import areas, mean_area
 from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights, distinct
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import falling, maker, shares_of
-from medopt.records import Estimate, Predictions
 
 FIGURES = ("auc", "sensitivity", "specificity")
 

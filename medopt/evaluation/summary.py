@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.bootstrap import guarded, resampled
 from medopt.evaluation.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
 from medopt.evaluation.delong import areas, mean_area
@@ -22,7 +23,6 @@ from medopt.evaluation.metrics import (
 )
 from medopt.evaluation.proportions import effective_cases, proportion
 from medopt.evaluation.scored import Scored
-from medopt.records import Estimate, Predictions
 
 METRICS = (
     *("auc", "auc_bootstrap", "average_precision", "accuracy", "sensitivity", "specificity"),

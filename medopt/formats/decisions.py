@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medopt.config import Task
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
 from medopt.evaluation.calibrated import Calibration
 from medopt.formats.folder import FACTS
 from medopt.release.contents import Kind, ModelInfo

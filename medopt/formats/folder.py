@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt import __version__
-from medopt.errors import ConfigError, ReleaseError
+from medopt.core.errors import ConfigError, ReleaseError
+from medopt.core.provenance import file_digest, storage, write_json
+from medopt.core.records import FloatArray
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
-from medopt.provenance import file_digest, storage, write_json
-from medopt.records import FloatArray
 from medopt.release.contents import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.golden import golden_batch
 from medopt.transforms.prepare import PrepareChain

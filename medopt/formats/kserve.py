@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from medopt import __version__
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.provenance import file_digest, write_text
 from medopt.formats.folder import Source, whole_folder
-from medopt.provenance import file_digest, write_text
 from medopt.release.contents import SUMS, Kind, check_sums
 
 MANIFEST, DOCKERFILE, RELEASE = "inferenceservice.yaml", "Dockerfile", "release"

@@ -22,11 +22,11 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from medopt import __version__
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.provenance import write_json, write_text
 from medopt.formats.decisions import Decider
 from medopt.formats.folder import FACTS, Source, compare, whole_folder, write_facts
 from medopt.formats.network import save_program
-from medopt.provenance import write_json, write_text
 from medopt.release.contents import CARD, Kind
 from medopt.release.golden import golden_scans
 

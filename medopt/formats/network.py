@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export, load, save
 
+from medopt.core.records import FloatArray
 from medopt.inference.engines import open_engine
-from medopt.records import FloatArray
 
 # What the exporter notes of each step: paths of this machine, and of no use to whoever runs the program.
 _NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")

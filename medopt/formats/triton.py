@@ -13,11 +13,11 @@ from typing import Any
 
 import onnxruntime
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.provenance import write_text
 from medopt.formats.folder import Source, compare, whole_folder, write_facts
 from medopt.formats.pbtxt import Word, dump, parse
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
-from medopt.provenance import write_text
 from medopt.release.contents import Kind
 
 LABELS = "labels.txt"

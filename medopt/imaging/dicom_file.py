@@ -24,8 +24,8 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from medopt.errors import DataError
-from medopt.provenance import pseudonym
+from medopt.core.errors import DataError
+from medopt.core.provenance import pseudonym
 
 # pydicom's remarks on odd headers may quote identifiers; what matters of them is refused below, with a reason.
 settings.reading_validation_mode = IGNORE

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import geometry
 from medopt.imaging.dicom_file import number_of_frames, vector
 

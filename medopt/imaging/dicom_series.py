@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from medopt.errors import DataError, listed
+from medopt.core.errors import DataError, listed
+from medopt.core.records import FloatArray, Volume
 from medopt.imaging import geometry
 from medopt.imaging.dicom_file import decoded, flaw, interpreting, is_dicom, other_object, read_header, source
 from medopt.imaging.dicom_frames import Plane, planes
 from medopt.imaging.dicom_values import Meaning, channels, meaning
 from medopt.imaging.series_index import series_files
 from medopt.imaging.stack import stacked
-from medopt.records import FloatArray, Volume
 
 MOST_FILES = 20_000
 # What scanners, viewers and media writers leave beside the images.

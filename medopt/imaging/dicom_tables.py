@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import apply_color_lut
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 _COLOURS = ("Red", "Green", "Blue")
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import FloatArray
 from medopt.imaging.dicom_file import unused_bits, vector
 from medopt.imaging.dicom_frames import FrameHeader
 from medopt.imaging.dicom_tables import Table, lut, palette
-from medopt.records import FloatArray
 
 _BLOCK = 2**16  # pixels
 _PROJECTION = {"CR", "DX", "MG", "IO", "PX", "RG"}

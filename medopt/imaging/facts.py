@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medopt.records import Volume
+from medopt.core.records import Volume
 
 AGE_BANDS = ((18, "below 18"), (40, "18 to 39"), (65, "40 to 64"), (200, "65 and older"))
 """First age that is no longer in the band, and the band's name."""

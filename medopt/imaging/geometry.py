@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 Affine = NDArray[np.float64]
 

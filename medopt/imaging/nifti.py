@@ -10,9 +10,9 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Volume
 from medopt.imaging import geometry
-from medopt.records import Volume
 
 _DEFLATE_LIMIT = 1032  # deflate cannot shrink data further than this, so a larger claim is a damaged header
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

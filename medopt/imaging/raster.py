@@ -11,9 +11,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Volume
 from medopt.imaging import geometry
-from medopt.records import Volume
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _NUMBERS = {"L", "I", "F", "RGB", "I;16", "I;16B", "I;16L", "I;16N"}

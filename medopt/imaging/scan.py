@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Volume
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.dicom_series import read_dicom, read_series
 from medopt.imaging.nifti import is_nifti, read_nifti
 from medopt.imaging.raster import is_image, read_image, read_npz
 from medopt.manifest.paths import parted
-from medopt.records import Volume
 
 
 def read_scan(path: Path | str, *, data: Path | None = None) -> Volume:

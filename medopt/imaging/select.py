@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from medopt.config import SeriesRules
-from medopt.errors import DataError, listed
+from medopt.core.errors import DataError, listed
+from medopt.core.provenance import pseudonym
 from medopt.imaging.series_index import Series
-from medopt.provenance import pseudonym
 
 TAKEN = "taken"
 

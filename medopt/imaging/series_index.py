@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset, dcmread
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Reporter, SilentReporter
 from medopt.imaging.dicom_file import is_dicom, other_object, vector
 from medopt.imaging.dicom_frames import FrameHeader
-from medopt.records import Reporter, SilentReporter
 
 _KEYWORDS = (
     "SOPClassUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "Modality",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import DataError, listed
+from medopt.core.errors import DataError, listed
 from medopt.imaging.dicom_frames import Plane, Pose
 from medopt.imaging.geometry import Affine
 

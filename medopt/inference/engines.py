@@ -13,9 +13,9 @@ import onnxruntime
 import openvino
 from numpy.typing import NDArray
 
+from medopt.core.errors import ReleaseError
+from medopt.core.records import FloatArray, batches
 from medopt.data.cache import load_prepared
-from medopt.errors import ReleaseError
-from medopt.records import FloatArray, batches
 
 INPUT, OUTPUT, FEATURES = "image", "logits", "features"
 Mode = Literal["latency", "throughput"]

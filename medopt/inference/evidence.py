@@ -17,8 +17,8 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13
 
+from medopt.core.records import FloatArray
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, openvino_core
-from medopt.records import FloatArray
 from medopt.transforms.restore import stride_of
 
 _OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

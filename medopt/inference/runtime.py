@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from medopt.core.records import FloatArray
 from medopt.inference.engines import Engine, Mode, open_engine
 from medopt.inference.latency import measure_latency
-from medopt.records import FloatArray
 
 BATCHES = (1, 4, 8, 16)
 # A setting is taken for as fast as the fastest within this share; the one that needs less is chosen then.

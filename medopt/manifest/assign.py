@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import ConfigError, DataError, listed
+from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.records import SPLITS
 from medopt.manifest.splits import Bools, Groups, Ints, draw, group_rows
-from medopt.records import SPLITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medopt.errors import ConfigError, DataError, listed
+from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.provenance import atomic, pseudonym
+from medopt.core.records import Reporter, SilentReporter
 from medopt.manifest.assign import Assigned, SplitRules, assign_splits, splits_of_folds
 from medopt.manifest.build_card import Facts, write_card
 from medopt.manifest.labels import Joined, join, read_labels
@@ -21,8 +23,6 @@ from medopt.manifest.sources.detect import find_scans
 from medopt.manifest.sources.dicom import site_of
 from medopt.manifest.sources.found import Found, Scan, SourceOptions, by_number
 from medopt.manifest.table import OPTIONAL
-from medopt.provenance import atomic, pseudonym
-from medopt.records import Reporter, SilentReporter
 
 RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from medopt.core.provenance import file_digest, write_text
+from medopt.core.records import SPLITS
 from medopt.manifest.card import Card
 from medopt.manifest.sources.found import by_number, by_reason
-from medopt.provenance import file_digest, write_text
-from medopt.records import SPLITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from medopt.config import Section
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import file_digest
 from medopt.manifest.paths import below
-from medopt.provenance import file_digest
 
 Below = Annotated[str, AfterValidator(below)]
 

@@ -20,11 +20,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.errors import ConfigError, DataError, listed
+from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.provenance import pseudonym
+from medopt.core.records import SPLITS, Case
 from medopt.manifest.card import Card
 from medopt.manifest.paths import npz_member, parted
-from medopt.provenance import pseudonym
-from medopt.records import SPLITS, Case
 
 ACCEPTABLE = (
     "patient_overlap",

@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medopt.config import Study
+from medopt.core.provenance import atomic
+from medopt.core.records import SPLITS, Case, FloatArray
 from medopt.manifest.check import shown_name
 from medopt.manifest.duplicates import Pair, notable
-from medopt.provenance import atomic
-from medopt.records import SPLITS, Case, FloatArray
 
 COLUMNS = 8
 MOST_PAIRS, MOST_FLAGGED, EACH = 12, 8, 8

@@ -17,9 +17,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import SPLITS, Case, FloatArray, batches
 from medopt.manifest.check import Finding, shown_name
-from medopt.records import SPLITS, Case, FloatArray, batches
 
 SIDE_2D, SIDE_3D = 32, 16
 ALIKE, THE_SAME = 0.99, 0.9999

@@ -13,11 +13,11 @@ from typing import IO
 import pooch
 from requests.exceptions import HTTPError, RequestException
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import atomic, file_digest, storage
+from medopt.core.records import Reporter, SilentReporter
 from medopt.manifest.card import Card, Download
 from medopt.manifest.paths import below
-from medopt.provenance import atomic, file_digest, storage
-from medopt.records import Reporter, SilentReporter
 
 CHUNK = 1 << 18
 TIMEOUT_S = 30

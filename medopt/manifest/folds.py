@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from medopt.config import Study
+from medopt.core.records import Case
 from medopt.manifest.splits import draw, group_rows
-from medopt.records import Case
 
 _DRAW = 0  # folds belong to the data: another seed of the study trains on the very same ones
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medopt.config import Data, Prepare, Study
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.manifest.table import OPTIONAL, read_header
 
 _OTHER = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})

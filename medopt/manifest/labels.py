@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from medopt.errors import ConfigError, DataError, listed
+from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.provenance import pseudonym
 from medopt.manifest.sources.found import Scan, stem
-from medopt.provenance import pseudonym
 
 Key = Literal["file", "series", "study", "accession", "patient"]
 KEYS: tuple[Key, ...] = ("file", "series", "study", "accession", "patient")  # the finest first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medopt.errors import ConfigError, DataError, listed
+from medopt.core.errors import ConfigError, DataError, listed
 from medopt.manifest.labels import Joined
 from medopt.manifest.sources.found import Found, Scan, pattern
 from medopt.manifest.table import NO_PATIENT

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from medopt.config import Study
-from medopt.errors import DataError, listed
+from medopt.core.errors import DataError, listed
+from medopt.core.provenance import pseudonym
+from medopt.core.records import SPLITS, Case, FloatArray, Reporter, SilentReporter
 from medopt.imaging import read_scan
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.series_index import series_files
 from medopt.manifest.check import Finding, accept, check_cases, missing_images, shown_name
 from medopt.manifest.duplicates import Pair, duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.paths import parted
-from medopt.provenance import pseudonym
-from medopt.records import SPLITS, Case, FloatArray, Reporter, SilentReporter
 
 DEVIATIONS = 5.0
 """An outlier lies further than this many MADs (median absolute deviation, times 1.4826) from the median, in log."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import atomic
+from medopt.core.records import SPLITS, Case, Split
 from medopt.manifest.duplicates import Pair, components, conflicts
-from medopt.provenance import atomic
-from medopt.records import SPLITS, Case, Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import DataError, listed
+from medopt.core.errors import DataError, listed
 
 _ATTEMPTS = 8
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
-from medopt.errors import DataError, listed
+from medopt.core.errors import DataError, listed
+from medopt.core.provenance import atomic, pseudonym
+from medopt.core.records import SPLITS, Case
 from medopt.manifest.paths import below, npz_member
-from medopt.provenance import atomic, pseudonym
-from medopt.records import SPLITS, Case
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 GROUPS = ("sex", "age")

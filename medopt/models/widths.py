@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medopt.config import Study
-from medopt.errors import TrainingError
+from medopt.core.errors import TrainingError
 from medopt.models.bottleneck import BottleneckLayer
 from medopt.models.resnet import build_model
 

@@ -12,7 +12,8 @@ from typing import Literal
 from pydicom import dcmread
 
 from medopt.config import SeriesRules
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import file_digest
 from medopt.imaging.select import Judgement, fit, judge
 from medopt.imaging.series_index import Series, index_folder
 from medopt.inference.evidence import Evidence
@@ -20,7 +21,6 @@ from medopt.pacs.heat_map import heat_maps, shown
 from medopt.pacs.made import Made
 from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results, namer
 from medopt.pacs.settings import Results
-from medopt.provenance import file_digest
 from medopt.release.contents import SUMS, Kind
 from medopt.release.predictor import Answer, Predictor
 

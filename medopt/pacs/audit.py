@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 FIRST = "0" * 64
 

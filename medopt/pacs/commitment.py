@@ -20,11 +20,11 @@ from pynetdicom.sop_class import (
     StorageCommitmentPushModelInstance as Instance,
 )
 
+from medopt.core.provenance import pseudonym
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.places import Destination
 from medopt.pacs.send_queue import Send, SendQueue
 from medopt.pacs.settings import Node
-from medopt.provenance import pseudonym
 
 log = logging.getLogger("medopt.pacs")
 AWAITED = "stored there; the destination has not yet said that it keeps it"

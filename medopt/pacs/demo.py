@@ -27,9 +27,9 @@ from pydicom import Dataset, dcmread
 from pynetdicom import AE
 from pynetdicom.sop_class import DigitalXRayImageStorageForPresentation  # type: ignore[attr-defined]
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.provenance import write_text
 from medopt.phantom import Radiograph, draw_case, write_radiograph
-from medopt.provenance import write_text
 
 EXAMPLE = ("node.yaml", "orthanc.json", "route.lua", "medopt-pacs.service")
 SITES = ("site_a", "site_b", "site_c")

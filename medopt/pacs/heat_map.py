@@ -18,10 +18,10 @@ from pydicom import Dataset
 from pydicom.valuerep import DA, TM
 from skimage.transform import resize
 
+from medopt.core.records import Volume
 from medopt.pacs.made import Made
 from medopt.pacs.results import Namer, Origin, ScanAnswer, findings, made_by, made_of, plain, presence
 from medopt.pacs.settings import Results
-from medopt.records import Volume
 from medopt.transforms.display import displayed, most_active, overlay
 from medopt.transforms.restore import spread_out, to_scan
 

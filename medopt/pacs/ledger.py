@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.schema import migrate
 
 Outcome = Literal["new", "known", "other", "late", "gone"]

@@ -15,7 +15,8 @@ from typing import Any
 
 from pydicom import dcmread
 
-from medopt.errors import ConfigError, ReleaseError
+from medopt.core.errors import ConfigError, ReleaseError
+from medopt.core.provenance import pseudonym
 from medopt.pacs.audit import Audit
 from medopt.pacs.commitment import Reports
 from medopt.pacs.intake import Intake
@@ -29,7 +30,6 @@ from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, Spool
 from medopt.pacs.studies import Quiet
 from medopt.pacs.web.counted import Counted
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
-from medopt.provenance import pseudonym
 
 log = logging.getLogger("medopt.pacs")
 _TICK_SECONDS = 0.2

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from medopt.config import Section
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.study_file import explain
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+from medopt.core.provenance import pseudonym
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.settings import Retention
 from medopt.pacs.spool import Spool
-from medopt.provenance import pseudonym
 
 _DAY = 86_400.0
 _GIGABYTE = 1_000_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 
 STEPS: tuple[tuple[str, ...], ...] = (
     (

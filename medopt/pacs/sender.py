@@ -13,13 +13,13 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from medopt.core.provenance import pseudonym
 from medopt.pacs.association import associate
 from medopt.pacs.commitment import AWAITED, ask
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.places import Destination, WebDestination
 from medopt.pacs.send_queue import Send, SendQueue
 from medopt.pacs.settings import Node
-from medopt.provenance import pseudonym
 
 log = logging.getLogger("medopt.pacs")
 _WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, though some elements were changed or dropped (PS3.4 B.2.3)

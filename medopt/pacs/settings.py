@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from medopt.config import Section, SeriesRules
 from medopt.config.section import MEGABYTE, Positive
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.places import Destination, Place, Port, Title, anchored, explain_place
 from medopt.pacs.pull.settings import Pull
 from medopt.pacs.web.settings import Web

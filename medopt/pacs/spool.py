@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from medopt.errors import BusyError
-from medopt.provenance import storage, sync
+from medopt.core.errors import BusyError
+from medopt.core.provenance import storage, sync
 
 STUDIES, RESULTS, AT_WORK, LEDGER, AUDIT = "studies", "results", "work", "ledger.db", "audit.jsonl"
 _PART = ".part"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.settings import Tls
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medopt.errors import MedoptError
+from medopt.core.errors import MedoptError
 
 
 class Unanswered(MedoptError):

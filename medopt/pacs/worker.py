@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from medopt.errors import MedoptError, ReleaseError
+from medopt.core.errors import MedoptError, ReleaseError
 from medopt.pacs.made import Made
 from medopt.pacs.settings import Node
 

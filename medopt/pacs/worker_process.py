@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from medopt.errors import MedoptError
+from medopt.core.errors import MedoptError
 from medopt.pacs.settings import Results, SeriesRules
 from medopt.release.lean import import_lean_monai
 

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from medopt.core.records import FloatArray
 from medopt.phantom.bones import skeleton
 from medopt.phantom.chest import Chest, Pose, bend, thorax_width
 from medopt.phantom.projection import Grid, Reals, stamp, tube
-from medopt.records import FloatArray
 
 SOFT, BONE, LUNG_FILLING = 0.0165, 0.042, 0.24
 """Absorbance of a mm of soft tissue; what a mm of bone adds to it; the part of the lung that is not air."""

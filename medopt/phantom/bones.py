@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from medopt.core.records import FloatArray
 from medopt.phantom.chest import Chest, Pose, bend, thorax_width
 from medopt.phantom.projection import Grid, tube
-from medopt.records import FloatArray
 
 
 def skeleton(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:

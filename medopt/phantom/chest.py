@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medopt.core.records import FloatArray
 from medopt.phantom.projection import Reals
-from medopt.records import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from PIL import Image
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless
 from scipy.ndimage import gaussian_filter
 
-from medopt.errors import ConfigError
-from medopt.records import FloatArray
+from medopt.core.errors import ConfigError
+from medopt.core.records import FloatArray
 
 DIRECT = 1.0
 """Absorbance below which a ray is taken for one that missed the body."""

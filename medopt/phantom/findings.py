@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from medopt.core.records import FloatArray
 from medopt.phantom.anatomy import Scene
 from medopt.phantom.chest import Chest
 from medopt.phantom.projection import polyline, stamp, tube
-from medopt.records import FloatArray
 
 # Larger and denser than most nodules of life, as if calcified: some 260 training images have to be enough for a network
 # that starts from nothing, while a thumbnail must not be enough.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.records import FloatArray
+from medopt.core.records import FloatArray
 
 Points = NDArray[np.float64]
 Reals = NDArray[np.floating[Any]]

@@ -12,8 +12,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from medopt import __version__
-from medopt.provenance import atomic
-from medopt.records import FloatArray
+from medopt.core.provenance import atomic
+from medopt.core.records import FloatArray
 
 LARGEST = 4095
 """The largest value of 12 bits."""

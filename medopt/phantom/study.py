@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
+from medopt.core.provenance import write_json, write_text
+from medopt.core.records import FloatArray, Reporter, SilentReporter, Split
 from medopt.phantom.anatomy import project_chest
 from medopt.phantom.chest import draw_chest, draw_pose
 from medopt.phantom.detector import expose, site_named
 from medopt.phantom.findings import add_distractors, add_nodule, draw_nodule
 from medopt.phantom.projection import Grid
 from medopt.phantom.radiograph_dicom import Radiograph, phantom_uid, write_radiograph
-from medopt.provenance import write_json, write_text
-from medopt.records import FloatArray, Reporter, SilentReporter, Split
 
 COLUMNS = ("image", "patient_id", "study_uid", "series_uid", "site", "age", "sex", "label", "split")
 LABELS = ("no_nodule", "nodule")

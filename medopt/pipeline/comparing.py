@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.records import Split
 from medopt.evaluation.comparison import Resampling, compare_models, on_shared_cases
 from medopt.evaluation.predictions_io import UNNAMED
 from medopt.evaluation.scored import Scored
 from medopt.pipeline.evaluating import OpenTable, open_table, scored_of
-from medopt.records import Split
 
 
 def compare_runs(

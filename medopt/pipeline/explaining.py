@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
+from medopt.core.provenance import write_json
+from medopt.core.records import FloatArray, batches
 from medopt.evaluation.account import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
@@ -17,8 +19,6 @@ from medopt.evaluation.scored import Scored
 from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.pipeline.run_folder import RunFolder
-from medopt.provenance import write_json
-from medopt.records import FloatArray, batches
 from medopt.training.loop import load_best
 from medopt.training.task import Prepared
 from medopt.transforms.display import displayed

@@ -15,7 +15,8 @@ from typing import Any
 
 from medopt.compression.front import Precision, Rule, on_front, pick, reasons_against
 from medopt.compression.prune import multiply_adds
-from medopt.errors import ConfigError, GateRefused
+from medopt.core.errors import ConfigError, GateRefused
+from medopt.core.provenance import write_json
 from medopt.evaluation.figures_front import front_figure
 from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED
 from medopt.pipeline.options import Width, file_of, measure_options, write_options
@@ -23,7 +24,6 @@ from medopt.pipeline.pruning import RESULT as PRUNING
 from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run import Run
 from medopt.pipeline.stages import Sets, calibration_files
-from medopt.provenance import write_json
 from medopt.tracking.parent import ParentRun
 from medopt.training.loop import load_best
 from medopt.training.task import BEST

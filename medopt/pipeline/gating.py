@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
+from medopt.core.provenance import write_json, write_text
+from medopt.core.records import FloatArray, Reporter, batches
 from medopt.data.cache import load_facts
 from medopt.evaluation.proportions import proportion
 from medopt.inference.engines import Engine, load_batch, open_engine
@@ -18,8 +20,6 @@ from medopt.pipeline.judging import Judged
 from medopt.pipeline.robust import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
-from medopt.provenance import write_json, write_text
-from medopt.records import FloatArray, Reporter, batches
 from medopt.release.domain import Domain, Floats, fit_distance, fit_rules, texture
 from medopt.training.task import Prepared
 from medopt.transforms.resize import resize

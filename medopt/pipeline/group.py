@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medopt.config import Study
-from medopt.errors import MedoptError, StorageError
+from medopt.core.errors import MedoptError, StorageError
 from medopt.pipeline.run_folder import RunFolder, held
 from medopt.tracking.parent import ParentRun
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medopt.compression.gate import Candidate, disagreement, judge, loses
 from medopt.compression.in_float import rank_by_harm, write_mended
 from medopt.config import Study
+from medopt.core.records import Predictions, Reporter, Verdict
 from medopt.evaluation.bootstrap import paired_difference
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.fitted import fit_on, parts_of, read_crossed
@@ -29,7 +30,6 @@ from medopt.evaluation.thresholds import OperatingPoint
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.pipeline.tables import predict
-from medopt.records import Predictions, Reporter, Verdict
 from medopt.training.loop import load_best
 from medopt.training.task import Prepared
 

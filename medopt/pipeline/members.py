@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
-from medopt.errors import ConfigError, MedoptError
-from medopt.fleet import Fleet, Job, Outcome, connected, refuse_failures, run_jobs
+from medopt.core.errors import ConfigError, MedoptError
+from medopt.core.jobs import Fleet, Job, Outcome, connected, refuse_failures, run_jobs
+from medopt.core.provenance import digest
+from medopt.core.records import Reporter
 from medopt.pipeline.ensemble import build_ensemble
 from medopt.pipeline.group import Group, open_group
 from medopt.pipeline.preparing import fill_cache
 from medopt.pipeline.runner import run_study
 from medopt.pipeline.source import Source, read_source
 from medopt.pipeline.spread import member_name, record_group
-from medopt.provenance import digest
-from medopt.records import Reporter
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
 from medopt.pipeline.comparing import compare_runs
 from medopt.tracking.registry import Registry
 

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from medopt import interrupts
 from medopt.compression.prune import gradient_scores, multiply_adds, prune_network
 from medopt.compression.quantize import choose_calibration
 from medopt.config import Schedule, Study
+from medopt.core import signals
+from medopt.core.provenance import digest, file_digest
+from medopt.core.records import Reporter
 from medopt.data.loaders import predict_loader
 from medopt.models import build_model
 from medopt.models.widths import WIDTHS, Widths
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import PRUNED
 from medopt.pipeline.stages import Sets, validation_score
-from medopt.provenance import digest, file_digest
-from medopt.records import Reporter
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.engine import Hardware, has_launcher, open_fabric
 from medopt.training.loop import load_best
@@ -76,7 +76,7 @@ def prune_in_steps(
     found: list[PrunedStep] = []
     teacher = weights
     for number, target in enumerate(targets, start=1):
-        interrupts.stop_if_asked()
+        signals.stop_if_asked()
         here = folder.path / place / f"step-{number}"
         task = _tuning(study, sets, here, _facts(study, sets, weights, target), teacher)
 
@@ -125,7 +125,7 @@ def _step(
     scores = [_score(study, sets, load_best(study, path)) for path in (weights, start)]
     facts = {**task.facts, WIDTHS: Widths.of(narrow).to_json(), "start": file_digest(start)}
     task = replace(task, facts=facts, start=start)
-    lead = Lead(validation_score(study, sets), lambda history: interrupts.stop_if_asked(), reporter)
+    lead = Lead(validation_score(study, sets), lambda history: signals.stop_if_asked(), reporter)
     trained = train(task, lead, Hardware(1) if has_launcher() else hardware)
     scores.append(_score(study, sets, load_best(study, trained.weights)))
     told = [f"{score:.4f}" if score is not None else "not defined" for score in scores]

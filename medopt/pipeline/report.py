@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medopt.config import Evaluation, Study
+from medopt.core.records import EpochRecord, Predictions
 from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
@@ -18,7 +19,6 @@ from medopt.evaluation.scored import Scored
 from medopt.pipeline.evaluating import draw_decisions
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.stages import KINDS
-from medopt.records import EpochRecord, Predictions
 from medopt.release.contents import FORMAT, MODELS, ModelInfo, ReleaseInfo
 
 FIGURES = (

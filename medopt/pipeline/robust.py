@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
+from medopt.core.provenance import write_json
+from medopt.core.records import FloatArray, Predictions, Reporter, batches
 from medopt.evaluation.figures_robustness import robustness_figure
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
@@ -22,8 +24,6 @@ from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
-from medopt.provenance import write_json
-from medopt.records import FloatArray, Predictions, Reporter, batches
 from medopt.training.task import Prepared
 from medopt.transforms.corrupt import corrupt, corrupt_all
 

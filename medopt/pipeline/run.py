@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medopt import interrupts
 from medopt.config import Study, Training
+from medopt.core import signals
+from medopt.core.provenance import code_version, digest, file_digest, machine, package_versions, write_json
+from medopt.core.records import EpochRecord, Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.models.widths import WIDTHS
 from medopt.pipeline import gating, robust
@@ -32,8 +34,6 @@ from medopt.pipeline.stages import (
     refuse_early,
     validation_score,
 )
-from medopt.provenance import code_version, digest, file_digest, machine, package_versions, write_json
-from medopt.records import EpochRecord, Reporter
 from medopt.release.build import build_release
 from medopt.release.contents import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
@@ -173,7 +173,7 @@ class Run:
 
     def stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
         """A stage of the folder, unless the run is to stop."""
-        interrupts.stop_if_asked()
+        signals.stop_if_asked()
         return self.folder.stage(name, inputs, outputs, work, self.reporter)
 
     def log_start(self) -> None:
@@ -244,7 +244,7 @@ class Run:
         return study.model_copy(update={"training": training})
 
     def _on_epoch(self, history: Sequence[EpochRecord]) -> None:
-        interrupts.stop_if_asked()
+        signals.stop_if_asked()
         self._tell(self.tracker.sync_history(history))
         if self.watch is not None:
             self.watch(history)

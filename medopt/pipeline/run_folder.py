@@ -15,10 +15,10 @@ from typing import Any
 
 from medopt import __version__
 from medopt.config import Study
+from medopt.core.errors import BusyError
+from medopt.core.provenance import digest, storage, write_json, write_text
+from medopt.core.records import Reporter, StageRecord
 from medopt.data.cache import content_digest
-from medopt.errors import BusyError
-from medopt.provenance import digest, storage, write_json, write_text
-from medopt.records import Reporter, StageRecord
 
 
 @dataclass(frozen=True, slots=True)

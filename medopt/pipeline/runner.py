@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 
 from medopt.config import Study
-from medopt.errors import MedoptError, Pruned, StorageError
+from medopt.core.errors import MedoptError, Pruned, StorageError
+from medopt.core.provenance import write_text
+from medopt.core.records import Override, Reporter
 from medopt.manifest.table import write_run_manifest
 from medopt.pipeline.front import PLACE, Grid, run_front
 from medopt.pipeline.reviewed import run_name
 from medopt.pipeline.run import Run, Watch
 from medopt.pipeline.run_folder import RunFolder, held, open_run
 from medopt.pipeline.source import Source, read_run, read_source
-from medopt.provenance import write_text
-from medopt.records import Override, Reporter
 from medopt.tracking.tracker import Tracker
 from medopt.training.engine import Hardware
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.study_file import annotation_of, load_study
 
 _RANGE = re.compile(r"(?P<low>[^.]*(?:\.[^.]+)?)\.\.(?P<high>[^:]+?)(?P<log>:log)?")

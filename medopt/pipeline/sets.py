@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
+from medopt.core.provenance import digest
+from medopt.core.records import SPLITS, Reporter
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
 from medopt.pipeline.source import Source
-from medopt.provenance import digest
-from medopt.records import SPLITS, Reporter
 from medopt.training.task import Prepared
 from medopt.transforms.prepare import PrepareChain
 

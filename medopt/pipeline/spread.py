@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from medopt.config import Study, Task
+from medopt.core.provenance import write_columns, write_json
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.figures_members import forest_figure
 from medopt.evaluation.members import Spread, mean_figures, out_of_fold, pooled_figures
@@ -17,8 +19,6 @@ from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import OperatingPoint
 from medopt.pipeline.group import Group
 from medopt.pipeline.stages import KINDS
-from medopt.provenance import write_columns, write_json
-from medopt.records import Estimate, Predictions
 from medopt.report.group_page import members_page
 
 TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from medopt.compression.export import export_onnx
 from medopt.compression.quantize import choose_calibration, quantize_int8, refuse_overlap
 from medopt.config import Study
+from medopt.core.errors import ConfigError
+from medopt.core.records import SPLITS, Predictions, Reporter, Split
 from medopt.data.cache import PreparedImages
-from medopt.errors import ConfigError
 from medopt.evaluation.calibrated import refuse_few
 from medopt.evaluation.metrics import auc
 from medopt.evaluation.scored import Scored
@@ -24,7 +25,6 @@ from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED, Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.subgroups import subgroups
 from medopt.pipeline.tables import labels_of, predict, predictions_of
-from medopt.records import SPLITS, Predictions, Reporter, Split
 from medopt.training.loop import load_best
 from medopt.training.task import Prepared
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.core.records import Case
 from medopt.data.cache import load_facts
 from medopt.imaging.facts import ScanFacts, age_band, sex
-from medopt.records import Case
 from medopt.training.task import Prepared
 
 

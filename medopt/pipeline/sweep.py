@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
-from medopt.errors import ConfigError, Pruned, TrainingError
-from medopt.fleet import Fleet, Job, connected, run_jobs
+from medopt.core.errors import ConfigError, Pruned, TrainingError
+from medopt.core.jobs import Fleet, Job, connected, run_jobs
+from medopt.core.provenance import digest
+from medopt.core.records import Reporter
 from medopt.pipeline.group import Group, open_group
 from medopt.pipeline.preparing import fill_cache
 from medopt.pipeline.runner import train_study
@@ -17,8 +19,6 @@ from medopt.pipeline.search_space import Parameter, value_of
 from medopt.pipeline.source import Source, read_source
 from medopt.pipeline.sweep_report import record_sweep
 from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
-from medopt.provenance import digest
-from medopt.records import Reporter
 from medopt.study_file import load_study
 
 

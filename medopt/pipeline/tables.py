@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
+from medopt.core.records import Predictions, Split
 from medopt.inference.engines import Engine, run_files
-from medopt.records import Predictions, Split
 from medopt.training.task import Prepared
 
 

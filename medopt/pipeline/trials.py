@@ -19,9 +19,9 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from medopt.errors import ConfigError, Pruned, first_line
+from medopt.core.errors import ConfigError, Pruned, first_line
+from medopt.core.records import EpochRecord
 from medopt.pipeline.search_space import Parameter
-from medopt.records import EpochRecord
 
 FEW = 4  # complete trials before any is given up
 

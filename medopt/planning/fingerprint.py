@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medopt.errors import DataError, listed
+from medopt.core.errors import DataError, listed
+from medopt.core.records import SPLITS, Case, Reporter, SilentReporter
 from medopt.manifest.quality import ImageFacts, read_facts
-from medopt.records import SPLITS, Case, Reporter, SilentReporter
 
 SAMPLE = 120
 """Images that are read; more do not move a median that is rounded anyway."""

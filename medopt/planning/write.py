@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
+from medopt.core.provenance import write_text
 from medopt.planning.decide import Decision
 from medopt.planning.fingerprint import Fingerprint
-from medopt.provenance import write_text
 from medopt.study_file import load_study
 
 _COLUMN = 56

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from medopt.provenance import storage, write_json, write_text
+from medopt.core.provenance import storage, write_json, write_text
 from medopt.release.card import card_facts, render_card
 from medopt.release.contents import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
 from medopt.release.golden import draw_golden, record_answers

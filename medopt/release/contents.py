@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medopt.config import Prepare, Profile, SeriesRules, Task
-from medopt.errors import ReleaseError, listed
+from medopt.core.errors import ReleaseError, listed
+from medopt.core.provenance import file_digest, write_text
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.thresholds import OperatingPoint
-from medopt.provenance import file_digest, write_text
 from medopt.transforms.prepare import PrepareChain
 
 INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.records import FloatArray
 from medopt.imaging.facts import ScanFacts
-from medopt.records import FloatArray
 
 Floats = NDArray[np.float64]
 Span = tuple[float, float]

@@ -14,11 +14,11 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from medopt.errors import ReleaseError, listed
+from medopt.core.errors import ReleaseError, listed
+from medopt.core.provenance import write_json
+from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.phantom import write_radiograph
-from medopt.provenance import write_json
-from medopt.records import FloatArray, Volume
 from medopt.release.contents import GOLDEN, ReleaseInfo
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain

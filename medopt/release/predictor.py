@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.records import FloatArray, Volume
 from medopt.imaging.facts import ScanFacts
 from medopt.inference.engines import Engine, Mode
 from medopt.inference.machine import unfit
 from medopt.inference.runtime import Setting
-from medopt.records import FloatArray, Volume
 from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.domain import Domain, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import chi2, kstwobign
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
 
 REFERENCE = "reference.json"
 SMALLEST, BINS, FEWEST = 5, 10, 15

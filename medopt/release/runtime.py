@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.provenance import file_digest, machine, physical_cores, write_text
 from medopt.inference.engines import Mode
 from medopt.inference.runtime import Setting, Tuned
-from medopt.provenance import file_digest, machine, physical_cores, write_text
 from medopt.release.contents import SUMS, Kind, ReleaseInfo
 
 DEFAULT_BATCH = 8

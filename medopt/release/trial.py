@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.provenance import physical_cores
 from medopt.inference.runtime import BATCHES, Setting, Tuned, candidates, run_trial
-from medopt.provenance import physical_cores
 from medopt.release.contents import Kind, check_chain, check_sums, read_info
 from medopt.release.golden import golden_batch, replay
 from medopt.release.predictor import Predictor

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from medopt.provenance import write_text
+from medopt.core.provenance import write_text
 
 
 @cache

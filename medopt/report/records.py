@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 
 Facts = Mapping[str, Any]
 

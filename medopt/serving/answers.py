@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import atomic
 from medopt.imaging.facts import ScanFacts
-from medopt.provenance import atomic
 from medopt.release.predictor import Answer
 from medopt.release.reference import Observed
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medopt.errors import DataError
-from medopt.fleet import Fleet, Job, connected, parts_for, run_jobs
-from medopt.records import Reporter, batches
+from medopt.core.errors import DataError
+from medopt.core.jobs import Fleet, Job, connected, parts_for, run_jobs
+from medopt.core.records import Reporter, batches
 from medopt.release.contents import Kind
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import Row

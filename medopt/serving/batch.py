@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import FloatArray, Reporter, SilentReporter, batches
 from medopt.imaging.facts import ScanFacts
 from medopt.imaging.parallel import parallel_map
-from medopt.records import FloatArray, Reporter, SilentReporter, batches
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import Row
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from medopt.errors import ConfigError, ReleaseError, first_line
-from medopt.provenance import file_digest, sync
+from medopt.core.errors import ConfigError, ReleaseError, first_line
+from medopt.core.provenance import file_digest, sync
 from medopt.release.contents import SUMS, check_sums
 
 PREFIX = "models:/"

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 
-from medopt.records import batches
+from medopt.core.records import batches
 
 ORIGIN = "mlflow.medopt.migrated_from"
 _MADE_THERE = ("mlflow.modelVersions",)  # tags that the server writes when a version is made

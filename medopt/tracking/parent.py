@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 
 from medopt.config import Study
-from medopt.errors import ConfigError
-from medopt.records import batches
+from medopt.core.errors import ConfigError
+from medopt.core.records import batches
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
 from medopt.tracking.store import answering, find_experiment, open_store, page_of, resumed
 from medopt.tracking.tracker import flatten, metrics_of

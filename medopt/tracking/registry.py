@@ -16,7 +16,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from medopt.errors import ConfigError, GateRefused
+from medopt.core.errors import ConfigError, GateRefused
 from medopt.tracking.store import answering, open_store
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"

@@ -21,7 +21,7 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import medopt
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.release.contents import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.server.incoming import prepare_bytes

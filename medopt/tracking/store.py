@@ -19,8 +19,8 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from medopt.errors import ConfigError, StorageError, first_line
-from medopt.provenance import atomic
+from medopt.core.errors import ConfigError, StorageError, first_line
+from medopt.core.provenance import atomic
 
 PARENT = "mlflow.parentRunId"
 MIGRATED_FROM = "medopt.migrated_from"  # the tag of a copy: the id of the run that it was copied from

@@ -23,9 +23,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from medopt.config import Study
-from medopt.errors import ConfigError
-from medopt.provenance import file_digest
-from medopt.records import EpochRecord, batches
+from medopt.core.errors import ConfigError
+from medopt.core.provenance import file_digest
+from medopt.core.records import EpochRecord, batches
 from medopt.release.contents import CARD, SUMS, read_info
 from medopt.tracking.fetch import DIGEST
 from medopt.tracking.process import PROCESS, mark_crashed, this_process

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 
 PATIENCE = 0.7  # seconds that an epoch waits for a store; a local one answers in a twentieth of that
 

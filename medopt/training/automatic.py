@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study, Training
-from medopt.errors import TrainingError
-from medopt.records import Case, Reporter, SilentReporter
+from medopt.core.errors import TrainingError
+from medopt.core.records import Case, Reporter, SilentReporter
 from medopt.training.batch_size import find_batch_size
 from medopt.training.range_test import range_test
 

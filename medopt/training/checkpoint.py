@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from medopt.errors import TrainingError, listed
-from medopt.provenance import atomic
-from medopt.records import EpochRecord
+from medopt.core.errors import TrainingError, listed
+from medopt.core.provenance import atomic
+from medopt.core.records import EpochRecord
 from medopt.training.state import TrainingState, spread, whole
 
 KEPT = 2

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from medopt.config import Training
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.models.bottleneck import BottleneckLayer
 
 PATIENCE = timedelta(hours=24)

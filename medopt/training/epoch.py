@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from medopt.config import Study
+from medopt.core.errors import ConfigError, TrainingError
+from medopt.core.records import Reporter
 from medopt.data.loaders import predict_loader, train_loader
-from medopt.errors import ConfigError, TrainingError
-from medopt.records import Reporter
 from medopt.training.losses import build_loss
 from medopt.training.optimizers import optimizer_in_force
 from medopt.training.predict import predict_logits

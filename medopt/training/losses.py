@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medopt.config import Study
-from medopt.records import Case
+from medopt.core.records import Case
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

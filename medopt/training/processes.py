@@ -20,7 +20,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from medopt.config import Training
-from medopt.errors import TrainingError
+from medopt.core.errors import TrainingError
 from medopt.training.engine import Hardware, open_fabric
 from medopt.training.loop import fit
 from medopt.training.task import Lead, Trained, TrainingTask

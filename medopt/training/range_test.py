@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medopt.config import Study
+from medopt.core.errors import ConfigError
+from medopt.core.records import Case, Reporter, SilentReporter
 from medopt.data.loaders import train_loader
-from medopt.errors import ConfigError
-from medopt.records import Case, Reporter, SilentReporter
 from medopt.training.engine import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.state import start_state

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from medopt.config import Study
+from medopt.core.records import EpochRecord
 from medopt.models import build_model
-from medopt.records import EpochRecord
 from medopt.training.engine import shard
 from medopt.training.optimizers import build_optimizer, optimizer_in_force
 from medopt.training.shared_norm import share_statistics

@@ -17,8 +17,8 @@ import torch.multiprocessing as processes
 from torch import Tensor
 
 from medopt.config import Study
+from medopt.core.records import Case
 from medopt.data.loaders import PreparedDataset
-from medopt.records import Case
 from medopt.training.engine import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.memory import peak_bytes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from medopt import interrupts
 from medopt.config import Training
-from medopt.errors import MedoptError, TrainingError
+from medopt.core import signals
+from medopt.core.errors import MedoptError, TrainingError
 from medopt.training.engine import Hardware
 from medopt.training.processes import follow
 
@@ -19,7 +19,7 @@ def main(words: list[str]) -> int:
     accelerator, precision, devices, nodes, strategy = words
     training = Training.model_validate({"accelerator": accelerator, "precision": precision})
     hardware = Hardware(int(devices), int(nodes), "fsdp" if strategy == "fsdp" else "ddp")
-    interrupts.listen()
+    signals.listen()
     try:
         follow(training, hardware)
     except TrainingError as error:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Prepare
-from medopt.records import FloatArray, Volume
+from medopt.core.records import FloatArray, Volume
 from medopt.transforms.prepare import ClipIntensity, SetChannels
 
 _STRENGTH = 0.55  # how much of a pixel the map covers where it is highest

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medopt.config import Intensity, Prepare
-from medopt.errors import DataError, MedoptError
+from medopt.core.errors import DataError, MedoptError
+from medopt.core.provenance import digest
+from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
-from medopt.provenance import digest
-from medopt.records import FloatArray, Volume
 from medopt.transforms.resize import crop_or_pad, fitted, resize
 
 # Raise this whenever the chain gives other values for the same configuration.

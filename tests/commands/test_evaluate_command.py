@@ -13,11 +13,11 @@ import yaml
 from clinic_fixtures import call
 
 from medopt.config import Study
+from medopt.core.records import Predictions
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.fitted import fit_on
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.evaluation.summary import evaluate
-from medopt.records import Predictions
 from medopt.study_file import load_study
 
 

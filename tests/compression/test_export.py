@@ -15,7 +15,7 @@ from torch import nn
 from medopt.compression import export
 from medopt.compression.export import export_onnx
 from medopt.config import Study
-from medopt.errors import TrainingError
+from medopt.core.errors import TrainingError
 from medopt.inference.engines import ENGINES, open_engine
 from medopt.models import BottleneckLayer, build_model
 from medopt.pipeline.ensemble import merge_mean

@@ -15,11 +15,11 @@ from onnx import numpy_helper
 from medopt.compression.gate import Candidate, Disagreement, disagreement, judge
 from medopt.compression.quantize import quantize_int8
 from medopt.config import Gate
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.bootstrap import paired_difference
 from medopt.evaluation.fitted import Read, parts_of, read_crossed
 from medopt.inference.engines import open_engine, run_files
-from medopt.records import Estimate, Predictions
 
 
 def candidate(**changes: Any) -> Candidate:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medopt.compression.prune import gradient_scores, multiply_adds, prune_network, weight_scores
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.models import build_model
 from medopt.models.widths import Widths, channel_groups, module_of, take_channels
 

@@ -18,7 +18,7 @@ from medopt.compression.in_float import int8_layers, rank_by_harm, with_float_la
 from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.inference.engines import ENGINES, open_engine, run_files
 from medopt.models import build_model
 

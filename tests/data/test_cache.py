@@ -16,10 +16,10 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medopt.config import Prepare
+from medopt.core.errors import ConfigError, DataError, StorageError
+from medopt.core.provenance import atomic, write_text
+from medopt.core.records import Case, Volume
 from medopt.data.cache import PreparedCache, as_tensor, content_digest, load_facts, load_prepared
-from medopt.errors import ConfigError, DataError, StorageError
-from medopt.provenance import atomic, write_text
-from medopt.records import Case, Volume
 from medopt.transforms.prepare import PrepareChain
 
 

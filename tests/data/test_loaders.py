@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from medopt.config import Study
+from medopt.core.records import Case
 from medopt.data.loaders import PreparedDataset, StepSampler, balanced_chances, predict_loader, train_loader
-from medopt.records import Case
 from medopt.training.task import Prepared
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from medopt.records import Predictions
+from medopt.core.records import Predictions
 
 
 def draw(

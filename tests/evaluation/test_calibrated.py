@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit, softmax
 from sklearn.isotonic import IsotonicRegression
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration, fit_calibration, refuse_few
 from medopt.evaluation.calibration import probabilities
 from medopt.evaluation.calibration_error import adaptive_calibration_error, expected_calibration_error

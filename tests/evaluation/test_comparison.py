@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.evaluation.comparison import FIGURES, Resampling, area_difference, compare_models, on_shared_cases
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import evaluate

@@ -6,12 +6,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate
 from medopt.evaluation import bootstrap as module
 from medopt.evaluation.bootstrap import estimates, guarded, paired_difference, patient_draws
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.metrics import auc, ranking_statistic
-from medopt.records import Estimate
 
 SETTINGS = {"bootstrap": 400, "confidence": 0.95}
 

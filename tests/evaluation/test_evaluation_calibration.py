@@ -5,7 +5,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.evaluation.calibration import (
     TEMPERATURE_RANGE,
     fit_temperature,

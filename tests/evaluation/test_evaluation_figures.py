@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from medopt.config import Evaluation
+from medopt.core.records import EpochRecord, Estimate
 from medopt.evaluation.account import beyond_figures, figures_of
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.comparison import Resampling, compare_models
@@ -29,7 +30,6 @@ from medopt.evaluation.figures_decisions import (
 )
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import choose_threshold
-from medopt.records import EpochRecord, Estimate
 
 SETTINGS = {"bootstrap": 100, "confidence": 0.95, "seed": 0}
 NAMES = ["normal", "benign", "malignant", "other"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.calibration import probabilities
 from medopt.evaluation.scored import Scored

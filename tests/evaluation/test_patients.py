@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Predictions
 from medopt.evaluation.patients import by_patient
-from medopt.records import Predictions
 
 
 def table(labels, logits, owners=("b", "a", "b", "b"), sites=("n", "n", "n", "s")):

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Predictions
 from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
 from medopt.evaluation.calibration import probabilities
 from medopt.evaluation.predictions_io import read_labels, read_predictions, write_predictions
-from medopt.records import Predictions
 
 NAMES = {
     "binary": ["benign", "malignant"],

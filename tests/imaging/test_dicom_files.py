@@ -11,9 +11,9 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from scans_made import canonical_affine, enhanced, image, letter_f, radiograph, saved
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Volume
 from medopt.imaging import read_scan
-from medopt.records import Volume
 
 STORES = [Path(pydicom.data.__file__).parent / "test_files", Path(data_store.__file__).parent / "data"]
 

@@ -20,7 +20,7 @@ from scans_made import (
     slices,
 )
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 
 OBLIQUE = rotation((1, 2, 0.5), 20)

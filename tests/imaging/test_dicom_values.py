@@ -8,7 +8,7 @@ from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from scans_made import image, lookup, radiograph, saved
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 from medopt.imaging.dicom_tables import palette
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scans_made import canonical_affine, letter_f, regridded, rotation
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import geometry
 
 orders = st.permutations(range(3)).map(tuple)

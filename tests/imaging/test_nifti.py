@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nibabel.cifti2 import BrainModelAxis, ScalarAxis
 from scans_made import RAS_FROM_LPS, canonical_affine, letter_f, nifti, regridded
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 
 VOLUME, AFFINE = letter_f(), canonical_affine()

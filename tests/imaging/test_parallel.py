@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medopt.errors import DataError, StorageError
+from medopt.core.errors import DataError, StorageError
 from medopt.imaging import parallel
 from medopt.imaging.parallel import parallel_map
 

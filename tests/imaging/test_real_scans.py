@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 
 AGREEING = [

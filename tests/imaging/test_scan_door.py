@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from scans_made import canonical_affine, letter_f, nifti, radiograph, saved
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from medopt.config import SeriesRules
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging.select import choose, judge
 from medopt.imaging.series_index import Series, index_folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 from medopt.imaging.series_index import index_folder
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, PROVIDERS, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.inference.runtime import Measured, Setting, candidates, choose, run_trial

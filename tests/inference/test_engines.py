@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, load_batch, open_engine, run_files
 
 NAMES = list(ENGINES)

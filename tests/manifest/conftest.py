@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medopt.config import Study
-from medopt.records import Case
+from medopt.core.records import Case
 
 
 @pytest.fixture

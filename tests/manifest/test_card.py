@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import file_digest
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases
 from medopt.manifest.table import read_manifest
-from medopt.provenance import file_digest
 
 REPO = Path(__file__).resolve().parents[2]
 MANIFESTS = REPO / "data_manifests"

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from pictures import noisy, picture, write_set
 
+from medopt.core.records import Case
 from medopt.manifest import duplicates
 from medopt.manifest.duplicates import Pair, components, duplicate_findings, find_pairs, leaked, thumbnail
 from medopt.manifest.quality import pixel_digest, read_facts
 from medopt.manifest.table import read_manifest
-from medopt.records import Case
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from medopt.errors import DataError, StorageError
+from medopt.core.errors import DataError, StorageError
+from medopt.core.records import SilentReporter
 from medopt.manifest.card import Card
 from medopt.manifest.fetch import fetch
-from medopt.records import SilentReporter
 
 BODY = bytes(range(256)) * 3000
 

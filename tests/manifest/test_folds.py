@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from medopt.config import Study
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Case
 from medopt.manifest.folds import with_folds
-from medopt.records import Case
 
 STUDY = {
     "name": "folds",

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from scans_of_patients import mr_series, png
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.provenance import pseudonym
 from medopt.imaging import read_scan
 from medopt.manifest.assign import SplitRules
 from medopt.manifest.build import BuildOptions, Built, build_manifest
@@ -19,7 +20,6 @@ from medopt.manifest.check import check_cases
 from medopt.manifest.sources.dicom import site_of
 from medopt.manifest.sources.found import SourceOptions
 from medopt.manifest.table import read_manifest
-from medopt.provenance import pseudonym
 
 PATIENTS = [f"MRN-{at:04d}-Miller" for at in range(12)]
 

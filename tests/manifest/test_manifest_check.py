@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.provenance import pseudonym
+from medopt.core.records import Case
 from medopt.manifest.card import Card
 from medopt.manifest.check import association, check_cases, refuse, shown_name
 from medopt.manifest.table import read_manifest
-from medopt.provenance import pseudonym
-from medopt.records import Case
 
 CARD = Card(
     title="Some images",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
 from medopt.manifest.labels import join, read_labels
 from medopt.manifest.sources.found import Scan
 

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.records import SPLITS
 from medopt.manifest.assign import SplitRules, assign_splits, splits_of_folds
 from medopt.manifest.splits import draw, group_rows
-from medopt.records import SPLITS
 
 
 def one_hot(codes: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:

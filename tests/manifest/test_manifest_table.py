@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medopt.config import Study
-from medopt.errors import DataError, StorageError
+from medopt.core.errors import DataError, StorageError
+from medopt.core.provenance import pseudonym
+from medopt.core.records import Case
 from medopt.manifest.paths import below, npz_member
 from medopt.manifest.table import manifest_digest, read_manifest, write_run_manifest
-from medopt.provenance import pseudonym
-from medopt.records import Case
 
 PLANTED = "MRN-4711-Miller"
 
@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_no_run_manifest(tmp_path, study, monkeypatch):
     def full(*words: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("medopt.provenance.os.fsync", full)
+    monkeypatch.setattr("medopt.core.provenance.os.fsync", full)
     with pytest.raises(StorageError, match="disk is full"):
         write_run_manifest(tmp_path / "manifest.csv", [], study())
     assert list(tmp_path.iterdir()) == []

@@ -10,10 +10,10 @@ from pictures import picture, write_set
 from PIL import Image
 from pydicom import dcmread
 
+from medopt.core.provenance import pseudonym
+from medopt.core.records import Case
 from medopt.manifest.quality import balance, far_from_median, inspect, read_facts
 from medopt.phantom import Radiograph, write_radiograph
-from medopt.provenance import pseudonym
-from medopt.records import Case
 
 
 @pytest.fixture

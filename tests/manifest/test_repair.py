@@ -7,10 +7,10 @@ import csv
 import pytest
 from pictures import write_manifest, write_set
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Case
 from medopt.manifest.duplicates import Pair
 from medopt.manifest.repair import plan_repair, write_repaired
-from medopt.records import Case
 
 
 def cases_of(*rows: tuple[str, int, str]) -> list[Case]:

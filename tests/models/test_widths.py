@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medopt.config import Study
-from medopt.errors import TrainingError
+from medopt.core.errors import TrainingError
 from medopt.models import BottleneckLayer, build_model
 from medopt.models.widths import WIDTHS, Widths, channel_groups, module_of, narrow_model, take_channels
 from medopt.training.checkpoint import write_tensors

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from clinic_fixtures import call
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.demo import running, wait
 from medopt.pacs.settings import load_node
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.ledger import Instance, Ledger, Result, Work
 from medopt.pacs.schema import STEPS
 from medopt.pacs.send_queue import SendQueue

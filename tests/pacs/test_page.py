@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydicom import dcmread
 from web_side import WebSide
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
+from medopt.core.provenance import pseudonym
 from medopt.pacs.status import counts
-from medopt.provenance import pseudonym
 
 KEY = "0123456789abcdef-key"
 

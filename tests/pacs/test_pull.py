@@ -18,7 +18,7 @@ from ports import free_port
 from pydicom import dcmread
 from web_side import WebSide
 
-from medopt.errors import MedoptError
+from medopt.core.errors import MedoptError
 from medopt.pacs.pull.periodic import Periodic, opened
 from medopt.pacs.pull.reconcile import Reconciled, Reconciler
 from medopt.pacs.pull.web_source import into

@@ -12,7 +12,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.sop_class import BasicTextSRStorage  # type: ignore[attr-defined]
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.send_queue import SendQueue

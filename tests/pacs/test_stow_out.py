@@ -15,7 +15,7 @@ import yaml
 from orthanc import Orthanc, needs_orthanc
 from test_sender import Clock, owing
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.sender import Sender, echo
 from medopt.pacs.settings import Node, load_node
 from medopt.pacs.status import counts, parked

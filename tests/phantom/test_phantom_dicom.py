@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEGLSLossless
 
-from medopt.errors import StorageError
+from medopt.core.errors import StorageError
 from medopt.phantom import Radiograph, draw_case, write_radiograph
 from medopt.phantom.detector import SITES, Site
 from medopt.phantom.study import Shot, _draw, plan_patients

@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.phantom import draw_case, study
 from medopt.phantom.chest import Pose
 from medopt.phantom.detector import SITES, expose, site_named

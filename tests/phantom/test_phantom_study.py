@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
+from medopt.core.provenance import file_digest
+from medopt.core.records import SilentReporter
 from medopt.phantom import draw_study, study
-from medopt.provenance import file_digest
-from medopt.records import SilentReporter
 
 PATIENTS = 24
 

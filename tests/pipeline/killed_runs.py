@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from medopt.core.records import SilentReporter
 from medopt.pipeline.runner import train_study
-from medopt.records import SilentReporter
 from medopt.study_file import load_study
 
 

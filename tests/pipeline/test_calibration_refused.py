@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pipeline.stages import refuse_early
 from medopt.training.task import Prepared
 

@@ -17,9 +17,9 @@ from clinic_fixtures import Done, call, start, wait
 from mlflow import MlflowClient
 from ray_cluster import two_nodes
 
-from medopt.errors import TrainingError
+from medopt.core.errors import TrainingError
+from medopt.core.records import SilentReporter
 from medopt.pipeline import train_study
-from medopt.records import SilentReporter
 from medopt.study_file import load_study
 from medopt.training.checkpoint import read_tensors
 

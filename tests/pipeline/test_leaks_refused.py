@@ -15,7 +15,7 @@ from clinic_fixtures import Finished, call
 from pictures import noisy, picture, write_manifest, write_set
 from PIL import Image
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.manifest.check import ACCEPTED
 from medopt.pipeline.sets import refuse_duplicates
 

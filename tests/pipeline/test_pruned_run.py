@@ -18,13 +18,13 @@ from mlflow import MlflowClient
 
 from medopt.compression.prune import multiply_adds
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
+from medopt.core.records import SilentReporter
 from medopt.models import build_model
 from medopt.models.widths import Widths
 from medopt.pipeline import pruning
 from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run_folder import RunFolder
-from medopt.records import SilentReporter
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.engine import Hardware

@@ -16,10 +16,10 @@ from clinic import Clinic
 from clinic_fixtures import Done, Finished, call, only_folder, run_words
 
 from medopt.config import Study
+from medopt.core.provenance import pseudonym
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.evaluation.summary import METRICS
 from medopt.pipeline.source import STAGES
-from medopt.provenance import pseudonym
 from medopt.study_file import load_study
 
 

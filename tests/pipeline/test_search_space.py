@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from clinic import STUDY, write_study
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pipeline.search_space import Parameter, parse_space, value_of
 from medopt.study_file import load_study
 

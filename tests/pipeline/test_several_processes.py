@@ -13,8 +13,8 @@ from clinic import Clinic
 from clinic_fixtures import Done, call, environment, only_folder, run_words
 from mlflow import MlflowClient
 
+from medopt.core.records import SilentReporter
 from medopt.pipeline.runner import train_study
-from medopt.records import SilentReporter
 from medopt.study_file import load_study
 
 

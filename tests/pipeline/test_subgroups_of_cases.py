@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from medopt.config import Prepare
+from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
 from medopt.pipeline.subgroups import subgroups
-from medopt.records import Case
 from medopt.training.task import Prepared
 from medopt.transforms.prepare import PrepareChain
 

@@ -21,11 +21,11 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from medopt.config import Study
-from medopt.errors import Pruned
+from medopt.core.errors import Pruned
+from medopt.core.records import EpochRecord
 from medopt.pipeline import run as run_module
 from medopt.pipeline.search_space import Parameter
 from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
-from medopt.records import EpochRecord
 from medopt.tracking.tracker import Tracker
 
 SPACE = ["--param", "training.optimizer.lr=1e-4..1e-2:log", "--param", "training.ema_decay=0,0.5"]

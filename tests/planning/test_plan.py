@@ -14,7 +14,7 @@ from clinic import Clinic
 from clinic_fixtures import call
 from PIL import Image
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.manifest.guess import guess_study
 from medopt.manifest.quality import ImageFacts
 from medopt.manifest.table import read_manifest

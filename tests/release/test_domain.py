@@ -12,10 +12,10 @@ import pytest
 from clinic_fixtures import Finished
 from scipy.spatial.distance import mahalanobis
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
+from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.imaging.facts import ScanFacts
-from medopt.records import FloatArray, Volume
 from medopt.release.domain import (
     DIRECTIONS,
     Domain,

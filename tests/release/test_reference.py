@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
 from medopt.release.reference import FEWEST, REST, Observed, Reference, compare
 
 

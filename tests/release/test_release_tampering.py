@@ -16,7 +16,7 @@ from clinic_fixtures import Finished, call
 from onnx import numpy_helper
 
 import medopt
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
 from medopt.release.build import build_release
 from medopt.release.contents import SUMS, check_sums, read_info, write_sums
 from medopt.release.golden import record_answers, replay

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from clinic_fixtures import Finished, call
 
-from medopt.errors import ReleaseError
+from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, Mode
 from medopt.inference.runtime import Measured, Setting, Tuned
 from medopt.release import runtime, trial

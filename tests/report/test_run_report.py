@@ -14,7 +14,7 @@ import pytest
 import yaml
 from clinic_fixtures import Finished
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.report import newest_run, write_report
 from medopt.report.records import read_run
 from medopt.report.words import figure

@@ -19,7 +19,7 @@ import numpy as np
 from clinic_fixtures import environment
 from numpy.typing import NDArray
 
-from medopt.records import FloatArray
+from medopt.core.records import FloatArray
 
 WHOLE = {"Inference-Header-Content-Length": "0"}
 

@@ -18,12 +18,12 @@ from clinic_fixtures import Finished, call
 from numpy.typing import NDArray
 
 from medopt.config import Prepare
-from medopt.errors import DataError, StorageError
+from medopt.core.errors import DataError, StorageError
+from medopt.core.records import FloatArray
 from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.imaging import parallel
 from medopt.inference.runtime import Setting
 from medopt.phantom import Radiograph, write_radiograph
-from medopt.records import FloatArray
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import TOLD, Row, write_answers
 from medopt.serving.batch import find_scans, predict_scans

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from clinic_fixtures import Finished, call, environment
 
+from medopt.core.provenance import file_digest
 from medopt.formats.kserve import service_name
-from medopt.provenance import file_digest
 from medopt.release.contents import SUMS
 
 READ = """

@@ -22,9 +22,9 @@ from clinic_fixtures import Finished, call
 from numpy.typing import NDArray
 from server_process import WHOLE, Server, arrays, image_request, served
 
+from medopt.core.provenance import file_digest
+from medopt.core.records import FloatArray
 from medopt.imaging.facts import ScanFacts
-from medopt.provenance import file_digest
-from medopt.records import FloatArray
 from medopt.release.contents import SUMS
 from medopt.release.predictor import Answer, Predictor
 

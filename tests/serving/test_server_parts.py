@@ -18,10 +18,10 @@ import pytest
 from imaging.scans_made import canonical_affine, letter_f, series, slices
 from PIL import Image
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
 from medopt.imaging.facts import ScanFacts
-from medopt.records import FloatArray
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.incoming import prepare_bytes

@@ -14,7 +14,7 @@ from clinic_fixtures import Finished
 from mlflow import MlflowClient
 
 from medopt.config import Study
-from medopt.errors import ConfigError, StorageError
+from medopt.core.errors import ConfigError, StorageError
 from medopt.tracking.tracker import Tracker
 
 

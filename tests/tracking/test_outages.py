@@ -21,8 +21,8 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
 
 from medopt.config import Study
-from medopt.errors import ConfigError, StorageError
-from medopt.records import EpochRecord
+from medopt.core.errors import ConfigError, StorageError
+from medopt.core.records import EpochRecord
 from medopt.tracking.parent import ParentRun
 from medopt.tracking.process import PROCESS, is_dead, this_process
 from medopt.tracking.tracker import Tracker
@@ -138,7 +138,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import TINY
 from medopt.config import Study
-from medopt.records import EpochRecord
+from medopt.core.records import EpochRecord
 from medopt.tracking.tracker import Tracker
 tracker = Tracker(Study.model_validate(TINY), Path({runs!r}), None, sys.argv[1])
 history = [EpochRecord(e, 1.0, 0.5, 0.5, 1e-3, 100.0, 1.0, 0.01) for e in range(30)]

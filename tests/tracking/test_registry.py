@@ -15,7 +15,7 @@ import pytest
 from clinic_fixtures import Finished, call
 from mlflow import MlflowClient
 
-from medopt.errors import ConfigError, GateRefused, ReleaseError
+from medopt.core.errors import ConfigError, GateRefused, ReleaseError
 from medopt.pipeline.promoting import promote
 from medopt.release.contents import SUMS
 from medopt.release.predictor import Predictor

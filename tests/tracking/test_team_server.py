@@ -24,8 +24,8 @@ from onnx import TensorProto, helper
 from team_server import Team, team_server, why_not
 
 from medopt.config import Study
-from medopt.errors import ConfigError
-from medopt.records import EpochRecord
+from medopt.core.errors import ConfigError
+from medopt.core.records import EpochRecord
 from medopt.release.contents import SUMS
 from medopt.tracking.fetch import fetch_release
 from medopt.tracking.parent import ParentRun

@@ -24,7 +24,7 @@ from mlflow.entities import Run
 from ports import free_port
 
 from medopt.config import Study
-from medopt.records import EpochRecord
+from medopt.core.records import EpochRecord
 from medopt.tracking.tracker import Tracker, flatten
 
 SERVER = Path(__file__).parents[2] / "mlflow" / "server.sh"

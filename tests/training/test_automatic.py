@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from medopt.config import Study
-from medopt.errors import TrainingError
+from medopt.core.errors import TrainingError
 from medopt.training import automatic
 from medopt.training.automatic import USUAL_BATCH, resolve_auto, with_sizes
 from medopt.training.batch_size import BatchTest, Trial

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from medopt.config import Study
-from medopt.errors import StorageError, TrainingError
-from medopt.records import SilentReporter
+from medopt.core.errors import StorageError, TrainingError
+from medopt.core.records import SilentReporter
 from medopt.training import batch_size, step_bench
 from medopt.training.batch_size import Trial, candidate_sizes, choose, find_batch_size, try_sizes
 from medopt.training.memory import available_bytes, peak_bytes

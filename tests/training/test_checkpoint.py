@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from medopt.errors import StorageError, TrainingError
+from medopt.core.errors import StorageError, TrainingError
 from medopt.training.checkpoint import read_tensors, write_tensors
 
 TENSORS = {

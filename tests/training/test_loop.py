@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from medopt.config import Study
+from medopt.core.errors import ConfigError, TrainingError
+from medopt.core.records import EpochRecord, SilentReporter
 from medopt.data.loaders import PreparedDataset
-from medopt.errors import ConfigError, TrainingError
-from medopt.records import EpochRecord, SilentReporter
 from medopt.training import epoch as epoch_module
 from medopt.training import state as state_module
 from medopt.training.processes import train

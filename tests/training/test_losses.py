@@ -11,7 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from medopt.config import Study
-from medopt.records import Case
+from medopt.core.records import Case
 from medopt.training.losses import build_loss
 
 Build = Callable[..., Callable[[Tensor, Tensor], Tensor]]

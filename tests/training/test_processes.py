@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from medopt.config import Study
-from medopt.errors import ConfigError, TrainingError
-from medopt.records import EpochRecord
+from medopt.core.errors import ConfigError, TrainingError
+from medopt.core.records import EpochRecord
 from medopt.training.checkpoint import read_tensors
 from medopt.training.engine import Hardware
 from medopt.training.processes import train

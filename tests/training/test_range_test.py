@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medopt.config import Study
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.training.range_test import RangeTest, judge, range_test
 from medopt.training.task import Prepared
 

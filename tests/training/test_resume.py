@@ -13,8 +13,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from medopt.config import Study
-from medopt.errors import StorageError, TrainingError
-from medopt.records import EpochRecord, SilentReporter
+from medopt.core.errors import StorageError, TrainingError
+from medopt.core.records import EpochRecord, SilentReporter
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors
 from medopt.training.epoch import Epochs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medopt.config import Optimizer, Study
-from medopt.records import Case
+from medopt.core.records import Case
 from medopt.training.engine import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.optimizers import optimizer_in_force

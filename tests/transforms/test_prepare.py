@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from medopt.config import Intensity, Prepare
-from medopt.errors import DataError
-from medopt.records import Volume
+from medopt.core.errors import DataError
+from medopt.core.records import Volume
 from medopt.transforms import prepare
 from medopt.transforms.prepare import LUMINANCE, ClipIntensity, PrepareChain, ToUnitRange, percentiles
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medopt.config import Intensity, Prepare
-from medopt.records import Volume
+from medopt.core.records import Volume
 from medopt.transforms.prepare import PrepareChain
 from medopt.transforms.restore import to_scan
 

@@ -10,10 +10,10 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import file_digest, storage, write_text
+from medopt.core.records import Reporter
 from medopt.manifest.paths import below
-from medopt.provenance import file_digest, storage, write_text
-from medopt.records import Reporter
 
 MOST_FILES = 2_000_000
 MOST_RATIO = 200

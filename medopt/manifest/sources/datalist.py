@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import write_json
 from medopt.manifest.sources.found import SCAN_SUFFIXES, Found, Scan, by_number, unwritable
-from medopt.provenance import write_json
 
 SECTIONS = {
     **dict.fromkeys(("training", "train"), "train"),

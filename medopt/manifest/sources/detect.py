@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medopt.errors import ConfigError, DataError
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.records import Reporter
 from medopt.imaging.dicom_file import is_dicom
 from medopt.manifest.sources.archive import unpack
 from medopt.manifest.sources.datalist import find_datalist
@@ -21,7 +22,6 @@ from medopt.manifest.sources.found import (
 from medopt.manifest.sources.images import find_images
 from medopt.manifest.sources.medmnist import find_medmnist, is_medmnist
 from medopt.manifest.sources.nifti import find_nifti
-from medopt.records import Reporter
 
 _SNIFFED = 100
 """Files with an image's ending that are opened to see whether they are DICOM all the same."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import pseudonym
+from medopt.core.records import Reporter
 from medopt.imaging.select import Choice, choose
 from medopt.imaging.series_index import Index, Series, index_folder
 from medopt.manifest.sources.found import Found, Scan, SourceOptions, by_reason, unwritable
-from medopt.provenance import pseudonym
-from medopt.records import Reporter
 
 VOLUMES = ("CT", "MR", "PT")
 """Modalities whose series of several frames is one scan."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from medopt.config import SeriesRules
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.manifest.paths import below, npz_member
 
 Kind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]

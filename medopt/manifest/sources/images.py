@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
 from medopt.manifest.sources.found import (
     IMAGE_SUFFIXES,
     Found,

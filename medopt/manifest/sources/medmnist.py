@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import SPLITS
 from medopt.manifest.check import npz_shapes
 from medopt.manifest.sources.found import Found, Scan
-from medopt.records import SPLITS
 
 
 def is_medmnist(path: Path) -> bool:

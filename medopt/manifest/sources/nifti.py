@@ -8,7 +8,8 @@ from pathlib import Path
 
 import nibabel
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import Reporter
 from medopt.manifest.sources.found import (
     NIFTI_SUFFIXES,
     Found,
@@ -19,7 +20,6 @@ from medopt.manifest.sources.found import (
     stem,
     unwritable,
 )
-from medopt.records import Reporter
 
 _MASK_FOLDERS = frozenset({"derivatives", "mask", "masks", "labels", "labelstr", "labelsts", "seg", "segmentations"})
 _BIDS_MASK = re.compile(r"_(dseg|probseg|roi|label-[^/]*)$")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-from medopt.errors import MedoptError
+from medopt.core.errors import MedoptError
 from medopt.pacs.intake import Intake
 from medopt.pacs.places import WebDestination
 from medopt.pacs.pull.dimse_source import dimse_source

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.intake import Intake, is_uid
 from medopt.pacs.places import WebDestination
 from medopt.pacs.pull.source import MOST_STUDIES, Stopping

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import requests
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.pacs.places import WebDestination
 from medopt.pacs.unanswered import Unanswered
 from medopt.pacs.web.multipart import DICOM

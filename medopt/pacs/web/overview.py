@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from medopt.core.provenance import pseudonym
 from medopt.pacs.ledger import STATES
 from medopt.pacs.status import counted
-from medopt.provenance import pseudonym
 
 SENDS = ("waiting", "sent", "parked")
 _WAITING = "('receiving', 'ready', 'working')"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import FloatArray, batches
 from medopt.imaging.facts import ScanFacts
-from medopt.records import FloatArray, batches
 from medopt.release.predictor import Answer
 
 Facts = Sequence[ScanFacts | None]

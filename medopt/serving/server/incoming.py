@@ -19,12 +19,12 @@ import nibabel
 from PIL import Image
 from pydicom import dcmread
 
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.records import FloatArray
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.facts import ScanFacts
 from medopt.imaging.raster import FORMATS, is_image
 from medopt.manifest.paths import below
-from medopt.records import FloatArray
 from medopt.release.predictor import Predictor
 from medopt.serving.batch import IGNORED
 from medopt.serving.server.limits import Limits

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.serving.server.limits import Refused
 
 VARIABLE = "MEDOPT_API_KEY"

@@ -15,7 +15,7 @@ try:
     from kserve.protocol.dataplane import DataPlane
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 except ModuleNotFoundError as error:
-    from medopt.errors import ConfigError
+    from medopt.core.errors import ConfigError
 
     raise ConfigError(
         f"Serving needs {error.name}, which is not installed: pip install 'medopt[serve]'. medopt predict does without."

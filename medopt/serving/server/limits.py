@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from medopt.provenance import physical_cores
+from medopt.core.provenance import physical_cores
 
 Kind = Literal["malformed", "key", "unknown", "size", "busy", "not_ready", "slow", "internal"]
 HTTP: dict[Kind, int] = {

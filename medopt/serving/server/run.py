@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import uvicorn
 
-from medopt.errors import ConfigError
+from medopt.core.errors import ConfigError
 from medopt.release.contents import Kind
 from medopt.serving.server import grpc_door, rest
 from medopt.serving.server.keys import LOOPBACK, Key

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from medopt import __version__
-from medopt.errors import DataError
+from medopt.core.errors import DataError
+from medopt.core.provenance import pseudonym
+from medopt.core.records import FloatArray
 from medopt.imaging.facts import ScanFacts
-from medopt.provenance import pseudonym
-from medopt.records import FloatArray
 from medopt.release.predictor import UNDECIDED, Answer, Predictor
 from medopt.serving.server.incoming import prepare_bytes
 from medopt.serving.server.limits import HTTP, Admission, Limits, Refused

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medopt.errors import MedoptError, ReleaseError
-from medopt.provenance import file_digest
+from medopt.core.errors import MedoptError, ReleaseError
+from medopt.core.provenance import file_digest
 from medopt.release.contents import INFO, SUMS, Kind
 from medopt.release.golden import replay
 from medopt.release.predictor import Predictor

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from medopt.records import FloatArray
+from medopt.core.records import FloatArray
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN, Asked, Reply
 

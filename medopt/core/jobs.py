@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medopt import interrupts
-from medopt.errors import BusyError, ConfigError, MedoptError, listed
-from medopt.records import Reporter, SilentReporter
+from medopt.core import signals
+from medopt.core.errors import BusyError, ConfigError, MedoptError, listed
+from medopt.core.records import Reporter, SilentReporter
 
 Engine = Literal["local", "ray"]
 TRIES = 5  # times that a job is started again when its node or its process died
@@ -89,7 +89,7 @@ def refuse_failures(outcomes: Sequence[Outcome], what: str) -> None:
 
 def _here(jobs: Iterable[Job], reporter: Reporter, total: int) -> Iterator[Outcome]:
     for number, job in enumerate(jobs, start=1):
-        interrupts.stop_if_asked()
+        signals.stop_if_asked()
         reporter.stage(f"{number}/{total}", job.name)
         try:
             yield Outcome(job, job.function(reporter, *job.arguments))
@@ -114,7 +114,7 @@ def _spread(
                     running[ticket] = job
                 if not running:
                     return
-                interrupts.stop_if_asked()
+                signals.stop_if_asked()
                 for ticket in ray.wait(list(running), timeout=1.0)[0]:
                     outcome, done = _collected(ray, ticket, running.pop(ticket)), done + 1
                     advance(1)

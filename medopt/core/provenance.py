@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt import __version__
-from medopt.errors import StorageError
+from medopt.core.errors import StorageError
 
 PACKAGES = (
     "medopt",
