@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import logsumexp, softmax
 
+from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
 from medopt.data.cache import PreparedCache
@@ -29,7 +30,6 @@ from medopt.inference.engines import load_batch, open_engine
 from medopt.pipeline.gating import alterations
 from medopt.pipeline.source import read_source
 from medopt.release.domain import Domain, texture
-from medopt.study_file import load_study
 from medopt.transforms.prepare import PrepareChain
 
 Floats = NDArray[np.float64]

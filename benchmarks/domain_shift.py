@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medopt.config import Study
+from medopt.config.study_file import load_study
 from medopt.console import ConsoleReporter
 from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
@@ -33,7 +34,6 @@ from medopt.evaluation.metrics import auc
 from medopt.manifest.assign import SplitRules, assign_splits
 from medopt.manifest.table import read_manifest
 from medopt.phantom import draw_study
-from medopt.study_file import load_study
 from medopt.training.loop import load_best
 from medopt.training.predict import predict_logits
 from medopt.training.processes import train

@@ -33,9 +33,9 @@ from medopt.commands.serve import serve
 from medopt.commands.sweep import sweep
 from medopt.commands.tune import tune_app
 from medopt.commands.tune_runtime import tune_runtime
+from medopt.config.study_file import data_folder, load_study
 from medopt.core import signals
 from medopt.core.errors import ConfigError, DataError, MedoptError, listed
-from medopt.study_file import data_folder, load_study
 
 app = typer.Typer(
     help="From a study's scans to a checked int8 release for the PACS, every step measured.",

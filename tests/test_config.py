@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from medopt.config import Study
+from medopt.config.study_file import data_folder, find_manifest, load_study
 from medopt.core.errors import ConfigError
-from medopt.study_file import data_folder, find_manifest, load_study
 
 TEXT = """
 name: small

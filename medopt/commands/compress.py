@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from medopt.commands.options import DataOption, DevicesOption, JsonOption
+from medopt.config.study_file import data_folder
 from medopt.core.errors import ConfigError, GateRefused, listed
-from medopt.study_file import data_folder
 
 PRECISIONS = ("float32", "float16", "int8-weights", "int8")
 

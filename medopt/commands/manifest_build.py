@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medopt.config.study_file import load_study
 from medopt.console import ConsoleReporter, print_rows
 from medopt.core.errors import ConfigError, listed
 from medopt.core.records import SPLITS
 from medopt.manifest.sources.found import Kind, SiteFrom, SourceOptions, by_number, by_reason
-from medopt.study_file import load_study
 
 if TYPE_CHECKING:  # reading DICOM takes an import that medopt --help need not wait for
     from medopt.manifest.build import Built

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from medopt.config import Study
+from medopt.config.study_file import data_folder, load_study
 from medopt.console import ConsoleReporter, plain_console, print_rows
 from medopt.core.errors import DataError
-from medopt.study_file import data_folder, load_study
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
     from medopt.manifest.quality import Inspection

@@ -10,11 +10,11 @@ import typer
 from rich.table import Table
 
 from medopt.config import Study
+from medopt.config.study_file import data_folder
 from medopt.console import ConsoleReporter, plain_console
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Case
 from medopt.manifest.paths import parted
-from medopt.study_file import data_folder
 
 
 def plan(

@@ -17,7 +17,7 @@ from medopt.commands.options import (
     SetOption,
     StudyFiles,
 )
-from medopt.study_file import data_folder, load_study
+from medopt.config.study_file import data_folder, load_study
 
 
 def prepare(

@@ -26,9 +26,9 @@ from medopt.commands.options import (
     StudyFiles,
 )
 from medopt.config import Study, Training
+from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import ConfigError, GateRefused, listed
 from medopt.core.records import Override
-from medopt.study_file import data_folder, load_study
 
 
 def run(

@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from medopt.config.study_file import load_study
 from medopt.console import ConsoleReporter, plain_console
 from medopt.core.provenance import pseudonym
-from medopt.study_file import load_study
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
     from medopt.imaging.select import Judgement

@@ -18,8 +18,8 @@ from medopt.commands.options import (
     SetOption,
     StudyFile,
 )
+from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import ConfigError, TrainingError
-from medopt.study_file import data_folder, load_study
 
 
 def sweep(

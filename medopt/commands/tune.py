@@ -14,9 +14,9 @@ from rich.table import Table
 
 from medopt.commands.options import DataOption, JsonOption, RunsOption, SetOption, StudyFile
 from medopt.config import Study
+from medopt.config.study_file import data_folder, load_study
 from medopt.console import ConsoleReporter, plain_console
 from medopt.core.errors import ConfigError
-from medopt.study_file import data_folder, load_study
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch
     from medopt.training.initializations import Beginning

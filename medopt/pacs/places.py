@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from medopt.config import Section
+from medopt.config.study_file import explain
 from medopt.core.errors import ConfigError
-from medopt.study_file import explain
 
 
 def _title(text: str) -> str:

@@ -10,11 +10,11 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from medopt.config import Section, SeriesRules
 from medopt.config.section import MEGABYTE, Positive
+from medopt.config.study_file import read_keys
 from medopt.core.errors import ConfigError
 from medopt.pacs.places import Destination, Place, Port, Title, anchored, explain_place
 from medopt.pacs.pull.settings import Pull
 from medopt.pacs.web.settings import Web
-from medopt.study_file import read_keys
 
 
 def _network(text: str) -> str:

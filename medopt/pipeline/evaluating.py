@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Evaluation, Task
+from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Predictions, Split
 from medopt.evaluation.account import beyond_figures, calibration_told, figures_of
@@ -25,7 +26,6 @@ from medopt.evaluation.patients import by_patient
 from medopt.evaluation.predictions_io import read_labels, read_predictions
 from medopt.evaluation.scored import Scored
 from medopt.evaluation.thresholds import OperatingPoint
-from medopt.study_file import load_study
 
 TABLE, STUDY, METRICS = "predictions.csv", "study.yaml", "metrics.json"
 

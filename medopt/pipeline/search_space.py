@@ -11,8 +11,8 @@ from typing import Any, get_args
 import yaml
 
 from medopt.config import Study
+from medopt.config.study_file import annotation_of, load_study
 from medopt.core.errors import ConfigError
-from medopt.study_file import annotation_of, load_study
 
 _RANGE = re.compile(r"(?P<low>[^.]*(?:\.[^.]+)?)\.\.(?P<high>[^:]+?)(?P<log>:log)?")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study, Training
+from medopt.config.study_file import find_manifest, load_study
 from medopt.core.errors import ConfigError
 from medopt.core.records import SPLITS, Case
 from medopt.manifest.card import load_card
@@ -15,7 +16,6 @@ from medopt.manifest.check import check_cases, refuse, told
 from medopt.manifest.folds import with_folds
 from medopt.manifest.table import manifest_digest, read_manifest
 from medopt.pipeline.run_folder import RunFolder, find_run
-from medopt.study_file import find_manifest, load_study
 from medopt.training.task import BEST
 from medopt.transforms.prepare import PrepareChain
 

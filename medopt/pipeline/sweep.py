@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
+from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, Pruned, TrainingError
 from medopt.core.jobs import Fleet, Job, connected, run_jobs
 from medopt.core.provenance import digest
@@ -19,7 +20,6 @@ from medopt.pipeline.search_space import Parameter, value_of
 from medopt.pipeline.source import Source, read_source
 from medopt.pipeline.sweep_report import record_sweep
 from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
-from medopt.study_file import load_study
 
 
 @dataclass(frozen=True, slots=True)

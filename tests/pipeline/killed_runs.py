@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from medopt.config.study_file import load_study
 from medopt.core.records import SilentReporter
 from medopt.pipeline.runner import train_study
-from medopt.study_file import load_study
 
 
 def train_once(study_file: Path, data: Path, runs: Path, overrides: list[str]) -> None:

@@ -17,10 +17,10 @@ from clinic_fixtures import Done, call, start, wait
 from mlflow import MlflowClient
 from ray_cluster import two_nodes
 
+from medopt.config.study_file import load_study
 from medopt.core.errors import TrainingError
 from medopt.core.records import SilentReporter
 from medopt.pipeline import train_study
-from medopt.study_file import load_study
 from medopt.training.checkpoint import read_tensors
 
 BEST = "checkpoints/best.safetensors"

@@ -126,9 +126,9 @@ def test_second_process_is_refused_while_one_runs(clinic: Clinic, tmp_path: Path
     """The lock is the file system's own, held by an open file: it goes with the process that held it."""
     import fcntl
 
+    from medopt.config.study_file import load_study
     from medopt.pipeline.run_folder import open_run
     from medopt.pipeline.source import read_source
-    from medopt.study_file import load_study
 
     study = load_study(clinic.study_file)
     source = read_source(study, clinic.study_file, clinic.data)

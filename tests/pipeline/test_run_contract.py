@@ -16,11 +16,11 @@ from clinic import Clinic
 from clinic_fixtures import Done, Finished, call, only_folder, run_words
 
 from medopt.config import Study
+from medopt.config.study_file import load_study
 from medopt.core.provenance import pseudonym
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.evaluation.summary import METRICS
 from medopt.pipeline.source import STAGES
-from medopt.study_file import load_study
 
 
 def test_runs_go_to_study_time_and_short_hash(finished: Finished) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from clinic import STUDY, write_study
 
+from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
 from medopt.pipeline.search_space import Parameter, parse_space, value_of
-from medopt.study_file import load_study
 
 
 @pytest.fixture

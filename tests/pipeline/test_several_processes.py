@@ -13,9 +13,9 @@ from clinic import Clinic
 from clinic_fixtures import Done, call, environment, only_folder, run_words
 from mlflow import MlflowClient
 
+from medopt.config.study_file import load_study
 from medopt.core.records import SilentReporter
 from medopt.pipeline.runner import train_study
-from medopt.study_file import load_study
 
 
 def torchrun(*words: object) -> Done:

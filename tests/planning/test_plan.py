@@ -14,13 +14,13 @@ from clinic import Clinic
 from clinic_fixtures import call
 from PIL import Image
 
+from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
 from medopt.manifest.guess import guess_study
 from medopt.manifest.quality import ImageFacts
 from medopt.manifest.table import read_manifest
 from medopt.planning.decide import LONGEST, VOXELS, decide
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
-from medopt.study_file import load_study
 
 
 def look(size: tuple[int, ...], spacing_mm: tuple[float, ...], modality: str, low: float, high: float) -> ImageFacts:

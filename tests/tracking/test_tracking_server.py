@@ -20,10 +20,10 @@ from clinic_fixtures import call, only_folder
 from mlflow import MlflowClient
 from ports import free_port
 
+from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
 from medopt.core.records import SilentReporter
 from medopt.pipeline import run_study
-from medopt.study_file import load_study
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "server.sh"
 
