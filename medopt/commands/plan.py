@@ -14,7 +14,7 @@ from medopt.config.study_file import data_folder
 from medopt.console import ConsoleReporter, plain_console
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Case
-from medopt.manifest.paths import parted
+from medopt.imaging.scan_path import parted
 
 
 def plan(

@@ -15,8 +15,8 @@ from medopt.console import ConsoleReporter, plain_console
 from medopt.core.provenance import pseudonym
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
-    from medopt.imaging.select import Judgement
     from medopt.imaging.series_index import Index, Series
+    from medopt.imaging.series_rules import Judgement
 
 COLUMNS = (
     "study", "number", "modality", "description", "body part", "orientation", "images", "thickness", "size",
@@ -39,8 +39,8 @@ def series(
 
     Example: medopt series export/ --rules lesions.yaml
     """
-    from medopt.imaging.select import judge, settled
     from medopt.imaging.series_index import index_folder
+    from medopt.imaging.series_rules import judge, settled
 
     study = load_study(rules) if rules else None
     reporter = ConsoleReporter()
@@ -61,7 +61,7 @@ def series(
 
 def _row(one: Series, judged: Judgement | None) -> dict[str, Any]:
     """One series without identifiers."""
-    from medopt.imaging.select import private
+    from medopt.imaging.series_rules import private
 
     values = (
         pseudonym(one.study_uid),

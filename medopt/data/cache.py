@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from medopt.core.errors import ConfigError, DataError, StorageError, listed
 from medopt.core.provenance import atomic, file_digest
 from medopt.core.records import Case, FloatArray, Reporter, SilentReporter
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.imaging.parallel import parallel_map
+from medopt.imaging.scan_path import parted
 from medopt.imaging.series_index import series_files
-from medopt.manifest.paths import parted
 from medopt.transforms.prepare import LEVELS, PrepareChain, from_levels
 
 _DEFAULT_GB = 100.0

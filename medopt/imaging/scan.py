@@ -10,7 +10,7 @@ from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.dicom_series import read_dicom, read_series
 from medopt.imaging.nifti import is_nifti, read_nifti
 from medopt.imaging.raster import is_image, read_image, read_npz
-from medopt.manifest.paths import parted
+from medopt.imaging.scan_path import parted
 
 
 def read_scan(path: Path | str, *, data: Path | None = None) -> Volume:

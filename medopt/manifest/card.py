@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from medopt.config import Section
 from medopt.core.errors import DataError
 from medopt.core.provenance import file_digest
-from medopt.manifest.paths import below
+from medopt.imaging.scan_path import below
 
 Below = Annotated[str, AfterValidator(below)]
 

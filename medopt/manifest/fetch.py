@@ -16,8 +16,8 @@ from requests.exceptions import HTTPError, RequestException
 from medopt.core.errors import DataError
 from medopt.core.provenance import atomic, file_digest, storage
 from medopt.core.records import Reporter, SilentReporter
+from medopt.imaging.scan_path import below
 from medopt.manifest.card import Card, Download
-from medopt.manifest.paths import below
 
 CHUNK = 1 << 18
 TIMEOUT_S = 30

@@ -22,10 +22,10 @@ from medopt.core.provenance import pseudonym
 from medopt.core.records import SPLITS, Case, FloatArray, Reporter, SilentReporter
 from medopt.imaging import read_scan
 from medopt.imaging.parallel import parallel_map
+from medopt.imaging.scan_path import parted
 from medopt.imaging.series_index import series_files
 from medopt.manifest.check import Finding, accept, check_cases, missing_images, shown_name
 from medopt.manifest.duplicates import Pair, duplicate_findings, find_pairs, thumbnail
-from medopt.manifest.paths import parted
 
 DEVIATIONS = 5.0
 """An outlier lies further than this many MADs (median absolute deviation, times 1.4826) from the median, in log."""

@@ -18,7 +18,7 @@ from medopt.config import Study
 from medopt.core.errors import DataError, listed
 from medopt.core.provenance import atomic, pseudonym
 from medopt.core.records import SPLITS, Case
-from medopt.manifest.paths import below, npz_member
+from medopt.imaging.scan_path import below, npz_member
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 GROUPS = ("sex", "age")

@@ -14,8 +14,8 @@ from pydicom import dcmread
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.core.provenance import file_digest
-from medopt.imaging.select import Judgement, fit, judge
 from medopt.imaging.series_index import Series, index_folder
+from medopt.imaging.series_rules import Judgement, fit, judge
 from medopt.inference.evidence import Evidence
 from medopt.pacs.heat_map import heat_maps, shown
 from medopt.pacs.made import Made

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 
 Floats = NDArray[np.float64]
 Span = tuple[float, float]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.inference.engines import Engine, Mode
 from medopt.inference.machine import unfit
 from medopt.inference.runtime import Setting

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
 from medopt.core.provenance import atomic
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.release.predictor import Answer
 from medopt.release.reference import Observed
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, Reporter, SilentReporter, batches
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.imaging.parallel import parallel_map
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import Row

@@ -10,7 +10,7 @@ from scans_made import image, lookup, radiograph, saved
 
 from medopt.core.errors import DataError
 from medopt.imaging import read_scan
-from medopt.imaging.dicom_tables import palette
+from medopt.imaging.dicom_values import palette
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
-from medopt.imaging.select import choose, judge
 from medopt.imaging.series_index import Series, index_folder
+from medopt.imaging.series_rules import choose, judge
 
 PLAIN: dict[str, Any] = {
     "study_uid": "1.2.840.5",

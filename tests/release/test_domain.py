@@ -15,7 +15,7 @@ from scipy.spatial.distance import mahalanobis
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.release.domain import (
     DIRECTIONS,
     Domain,

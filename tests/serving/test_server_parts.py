@@ -21,7 +21,7 @@ from PIL import Image
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.incoming import prepare_bytes

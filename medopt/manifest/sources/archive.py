@@ -13,7 +13,7 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.core.provenance import file_digest, storage, write_text
 from medopt.core.records import Reporter
-from medopt.manifest.paths import below
+from medopt.imaging.scan_path import below
 
 MOST_FILES = 2_000_000
 MOST_RATIO = 200

@@ -13,8 +13,8 @@ from pydicom import dcmread
 from medopt.core.errors import DataError
 from medopt.core.provenance import pseudonym
 from medopt.core.records import Reporter
-from medopt.imaging.select import Choice, choose
 from medopt.imaging.series_index import Index, Series, index_folder
+from medopt.imaging.series_rules import Choice, choose
 from medopt.manifest.sources.found import Found, Scan, SourceOptions, by_reason, unwritable
 
 VOLUMES = ("CT", "MR", "PT")

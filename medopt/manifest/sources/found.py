@@ -12,7 +12,7 @@ from typing import Literal
 
 from medopt.config import SeriesRules
 from medopt.core.errors import ConfigError
-from medopt.manifest.paths import below, npz_member
+from medopt.imaging.scan_path import below, npz_member
 
 Kind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
 SiteFrom = Literal["auto", "institution", "scanner", "folder"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.release.predictor import Answer
 
 Facts = Sequence[ScanFacts | None]

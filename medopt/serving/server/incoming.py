@@ -21,10 +21,10 @@ from pydicom import dcmread
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
+from medopt.imaging.acquisition import ScanFacts
 from medopt.imaging.dicom_file import is_dicom
-from medopt.imaging.facts import ScanFacts
 from medopt.imaging.raster import FORMATS, is_image
-from medopt.manifest.paths import below
+from medopt.imaging.scan_path import below
 from medopt.release.predictor import Predictor
 from medopt.serving.batch import IGNORED
 from medopt.serving.server.limits import Limits

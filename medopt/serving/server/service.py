@@ -20,7 +20,7 @@ from medopt import __version__
 from medopt.core.errors import DataError
 from medopt.core.provenance import pseudonym
 from medopt.core.records import FloatArray
-from medopt.imaging.facts import ScanFacts
+from medopt.imaging.acquisition import ScanFacts
 from medopt.release.predictor import UNDECIDED, Answer, Predictor
 from medopt.serving.server.incoming import prepare_bytes
 from medopt.serving.server.limits import HTTP, Admission, Limits, Refused
