@@ -31,7 +31,7 @@ from medopt.data.cache import PreparedCache
 from medopt.data.loaders import predict_loader
 from medopt.evaluation.bootstrap import patient_draws
 from medopt.evaluation.metrics import auc
-from medopt.manifest.assign import SplitRules, assign_splits
+from medopt.manifest.splits import SplitRules, assign_splits
 from medopt.manifest.table import read_manifest
 from medopt.phantom import draw_study
 from medopt.training.loop import load_best

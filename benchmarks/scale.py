@@ -24,9 +24,9 @@ from rich.table import Table
 
 from medopt.core.provenance import machine
 from medopt.data.loaders import StepSampler
-from medopt.manifest.assign import SplitRules, assign_splits
 from medopt.manifest.check import check_cases
-from medopt.manifest.guess import guess_study
+from medopt.manifest.infer_study import guess_study
+from medopt.manifest.splits import SplitRules, assign_splits
 from medopt.manifest.table import manifest_digest, read_manifest
 from medopt.planning.fingerprint import take_fingerprint
 

@@ -14,7 +14,7 @@ from medopt.config.study_file import load_study
 from medopt.console import ConsoleReporter, print_rows
 from medopt.core.errors import ConfigError, listed
 from medopt.core.records import SPLITS
-from medopt.manifest.sources.found import Kind, SiteFrom, SourceOptions, by_number, by_reason
+from medopt.manifest.sources.scan_listing import Kind, SiteFrom, SourceOptions, by_number, by_reason
 
 if TYPE_CHECKING:  # reading DICOM takes an import that medopt --help need not wait for
     from medopt.manifest.build import Built
@@ -71,8 +71,8 @@ def build(
 
     Example: medopt manifest build scans --labels labels.csv --out manifest.csv
     """
-    from medopt.manifest.assign import SplitRules
     from medopt.manifest.build import BuildOptions, build_manifest
+    from medopt.manifest.splits import SplitRules
 
     options = BuildOptions(
         labels=labels,

@@ -48,7 +48,7 @@ def check(
 
     Example: medopt manifest check manifest.csv --data images --sheet sheet.png --fix mended.csv
     """
-    from medopt.manifest.guess import guess_study
+    from medopt.manifest.infer_study import guess_study
     from medopt.manifest.quality import inspect, read_facts
     from medopt.manifest.table import read_manifest
 

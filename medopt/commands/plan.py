@@ -38,7 +38,7 @@ def plan(
 
     Example: medopt plan manifest.csv --data images --out lesions.yaml && medopt run lesions.yaml
     """
-    from medopt.manifest.guess import guess_study
+    from medopt.manifest.infer_study import guess_study
     from medopt.manifest.table import read_manifest
     from medopt.planning.decide import decide
     from medopt.planning.fingerprint import take_fingerprint

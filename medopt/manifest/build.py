@@ -14,14 +14,14 @@ import numpy as np
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.provenance import atomic, pseudonym
 from medopt.core.records import Reporter, SilentReporter
-from medopt.manifest.assign import Assigned, SplitRules, assign_splits, splits_of_folds
-from medopt.manifest.build_card import Facts, write_card
+from medopt.manifest.card import Facts, write_card
 from medopt.manifest.labels import Joined, join, read_labels
 from medopt.manifest.patients import find_patients
 from medopt.manifest.sources.datalist import write_datalist
-from medopt.manifest.sources.detect import find_scans
 from medopt.manifest.sources.dicom import site_of
-from medopt.manifest.sources.found import Found, Scan, SourceOptions, by_number
+from medopt.manifest.sources.find_scans import find_scans
+from medopt.manifest.sources.scan_listing import Found, Scan, SourceOptions, by_number
+from medopt.manifest.splits import Assigned, SplitRules, assign_splits, splits_of_folds
 from medopt.manifest.table import OPTIONAL
 
 RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})

@@ -13,7 +13,7 @@ from typing import Literal
 
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.provenance import pseudonym
-from medopt.manifest.sources.found import Scan, stem
+from medopt.manifest.sources.scan_listing import Scan, stem
 
 Key = Literal["file", "series", "study", "accession", "patient"]
 KEYS: tuple[Key, ...] = ("file", "series", "study", "accession", "patient")  # the finest first

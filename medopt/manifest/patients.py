@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.manifest.labels import Joined
-from medopt.manifest.sources.found import Found, Scan, pattern
+from medopt.manifest.sources.scan_listing import Found, Scan, pattern
 from medopt.manifest.table import NO_PATIENT
 
 ASSUMED = (

@@ -13,7 +13,7 @@ from medopt.core.errors import ConfigError
 from medopt.core.records import SPLITS, Case
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases, refuse, told
-from medopt.manifest.folds import with_folds
+from medopt.manifest.splits import with_folds
 from medopt.manifest.table import manifest_digest, read_manifest
 from medopt.pipeline.run_folder import RunFolder, find_run
 from medopt.training.task import BEST

@@ -9,7 +9,7 @@ import pytest
 from medopt.config import Study
 from medopt.core.errors import DataError
 from medopt.core.records import Case
-from medopt.manifest.folds import with_folds
+from medopt.manifest.splits import with_folds
 
 STUDY = {
     "name": "folds",

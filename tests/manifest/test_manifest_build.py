@@ -13,12 +13,12 @@ from scans_of_patients import mr_series, png
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.provenance import pseudonym
 from medopt.imaging import read_scan
-from medopt.manifest.assign import SplitRules
 from medopt.manifest.build import BuildOptions, Built, build_manifest
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases
 from medopt.manifest.sources.dicom import site_of
-from medopt.manifest.sources.found import SourceOptions
+from medopt.manifest.sources.scan_listing import SourceOptions
+from medopt.manifest.splits import SplitRules
 from medopt.manifest.table import read_manifest
 
 PATIENTS = [f"MRN-{at:04d}-Miller" for at in range(12)]

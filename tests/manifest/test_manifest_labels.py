@@ -8,7 +8,7 @@ import pytest
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.manifest.labels import join, read_labels
-from medopt.manifest.sources.found import Scan
+from medopt.manifest.sources.scan_listing import Scan
 
 PLANTED = "MRN-4711-Miller"
 SCANS = (

@@ -15,10 +15,10 @@ from scans_of_patients import mr_series, png
 from medopt.core.errors import DataError
 from medopt.core.records import SilentReporter
 from medopt.manifest.sources.archive import unpack
-from medopt.manifest.sources.class_folders import read_class_folders
 from medopt.manifest.sources.datalist import find_datalist
-from medopt.manifest.sources.detect import find_scans
-from medopt.manifest.sources.found import Found, SourceOptions
+from medopt.manifest.sources.find_scans import find_scans
+from medopt.manifest.sources.folders import read_class_folders
+from medopt.manifest.sources.scan_listing import Found, SourceOptions
 
 
 def find(source: Path, **options: object) -> Found:

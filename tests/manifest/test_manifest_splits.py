@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import SPLITS
-from medopt.manifest.assign import SplitRules, assign_splits, splits_of_folds
-from medopt.manifest.splits import draw, group_rows
+from medopt.manifest.splits import SplitRules, assign_splits, draw, group_rows, splits_of_folds
 
 
 def one_hot(codes: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
-from medopt.manifest.guess import guess_study
+from medopt.manifest.infer_study import guess_study
 from medopt.manifest.quality import ImageFacts
 from medopt.manifest.table import read_manifest
 from medopt.planning.decide import LONGEST, VOXELS, decide

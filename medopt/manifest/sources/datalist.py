@@ -10,7 +10,7 @@ from typing import Any
 
 from medopt.core.errors import DataError
 from medopt.core.provenance import write_json
-from medopt.manifest.sources.found import SCAN_SUFFIXES, Found, Scan, by_number, unwritable
+from medopt.manifest.sources.scan_listing import SCAN_SUFFIXES, Found, Scan, by_number, unwritable
 
 SECTIONS = {
     **dict.fromkeys(("training", "train"), "train"),

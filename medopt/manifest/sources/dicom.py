@@ -15,7 +15,7 @@ from medopt.core.provenance import pseudonym
 from medopt.core.records import Reporter
 from medopt.imaging.series_index import Index, Series, index_folder
 from medopt.imaging.series_rules import Choice, choose
-from medopt.manifest.sources.found import Found, Scan, SourceOptions, by_reason, unwritable
+from medopt.manifest.sources.scan_listing import Found, Scan, SourceOptions, by_reason, unwritable
 
 VOLUMES = ("CT", "MR", "PT")
 """Modalities whose series of several frames is one scan."""

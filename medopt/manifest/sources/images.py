@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medopt.core.errors import DataError
-from medopt.manifest.sources.found import (
+from medopt.manifest.sources.scan_listing import (
     IMAGE_SUFFIXES,
     Found,
     Scan,

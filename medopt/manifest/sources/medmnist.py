@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medopt.core.errors import DataError
 from medopt.core.records import SPLITS
 from medopt.manifest.check import npz_shapes
-from medopt.manifest.sources.found import Found, Scan
+from medopt.manifest.sources.scan_listing import Found, Scan
 
 
 def is_medmnist(path: Path) -> bool:

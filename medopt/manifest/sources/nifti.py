@@ -10,7 +10,7 @@ import nibabel
 
 from medopt.core.errors import DataError
 from medopt.core.records import Reporter
-from medopt.manifest.sources.found import (
+from medopt.manifest.sources.scan_listing import (
     NIFTI_SUFFIXES,
     Found,
     Scan,

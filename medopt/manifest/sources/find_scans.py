@@ -11,7 +11,10 @@ from medopt.manifest.sources.archive import unpack
 from medopt.manifest.sources.datalist import find_datalist
 from medopt.manifest.sources.dicom import find_dicom
 from medopt.manifest.sources.folders import read_folders
-from medopt.manifest.sources.found import (
+from medopt.manifest.sources.images import find_images
+from medopt.manifest.sources.medmnist import find_medmnist, is_medmnist
+from medopt.manifest.sources.nifti import find_nifti
+from medopt.manifest.sources.scan_listing import (
     IMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
     Found,
@@ -19,9 +22,6 @@ from medopt.manifest.sources.found import (
     SourceOptions,
     files_below,
 )
-from medopt.manifest.sources.images import find_images
-from medopt.manifest.sources.medmnist import find_medmnist, is_medmnist
-from medopt.manifest.sources.nifti import find_nifti
 
 _SNIFFED = 100
 """Files with an image's ending that are opened to see whether they are DICOM all the same."""
