@@ -8,7 +8,7 @@ groups decides. No group is normalized by itself: that takes channels where they
 two thirds of the multiply-adds gone and nothing trained again, validation AUC .944: .913 so, .891 with the mean square
 itself, .832 without the division, .858 at best normalized by group, .744 by the weights alone, .710 at random.
 
-Our own pruner for our own residual groups (medopt.models.widths): torch-pruning declares torchvision, which does not
+Our own pruner for our own residual groups (medopt.models.channel_widths): torch-pruning declares torchvision, which does not
 load beside the CPU build of torch.
 """
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from medopt.core.errors import ConfigError
-from medopt.models.widths import Group, Kept, Widths, channel_groups, module_of, take_channels
+from medopt.models.channel_widths import Group, Kept, Widths, channel_groups, module_of, take_channels
 
 Scores = Mapping[str, Tensor]
 """Of each group by name how much each channel matters (C,), in the units of the loss."""

@@ -24,7 +24,7 @@ from medopt.core.provenance import digest, file_digest
 from medopt.core.records import Reporter
 from medopt.data.loaders import predict_loader
 from medopt.models import build_model
-from medopt.models.widths import WIDTHS, Widths
+from medopt.models.channel_widths import WIDTHS, Widths
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import PRUNED
 from medopt.pipeline.stages import Sets, validation_score

@@ -15,7 +15,7 @@ from medopt.core import signals
 from medopt.core.provenance import code_version, digest, file_digest, machine, package_versions, write_json
 from medopt.core.records import EpochRecord, Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.models.widths import WIDTHS
+from medopt.models.channel_widths import WIDTHS
 from medopt.pipeline import gating, robust
 from medopt.pipeline.inspections import inspections
 from medopt.pipeline.judging import FLOAT, INT8, NARROW, QUANTIZED, Judged, judge_models

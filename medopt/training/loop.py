@@ -17,7 +17,7 @@ from medopt.config import Study
 from medopt.core.errors import TrainingError
 from medopt.core.records import EpochRecord, SilentReporter
 from medopt.models import build_model
-from medopt.models.widths import WIDTHS, Widths, narrow_model
+from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
 from medopt.training.epoch import Epochs
 from medopt.training.state import start_state, take_optimizer

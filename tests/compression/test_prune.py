@@ -15,7 +15,7 @@ from medopt.compression.prune import gradient_scores, multiply_adds, prune_netwo
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.models import build_model
-from medopt.models.widths import Widths, channel_groups, module_of, take_channels
+from medopt.models.channel_widths import Widths, channel_groups, module_of, take_channels
 
 
 def loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from medopt.config import Study
 from medopt.models import build_model
-from medopt.models.scale import Scale, Variant, blocks_of, build_variant, measure_scale, variants
+from medopt.models.signal_propagation import Scale, Variant, blocks_of, build_variant, measure_scale, variants
 
 
 def scale_of(study: Study, variant: Variant) -> Scale:

@@ -11,7 +11,7 @@ from torch import nn
 from medopt.config import Study
 from medopt.core.errors import TrainingError
 from medopt.models import BottleneckLayer, build_model
-from medopt.models.widths import WIDTHS, Widths, channel_groups, module_of, narrow_model, take_channels
+from medopt.models.channel_widths import WIDTHS, Widths, channel_groups, module_of, narrow_model, take_channels
 from medopt.training.checkpoint import write_tensors
 from medopt.training.loop import load_best
 

@@ -21,7 +21,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.records import SilentReporter
 from medopt.models import build_model
-from medopt.models.widths import Widths
+from medopt.models.channel_widths import Widths
 from medopt.pipeline import pruning
 from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run_folder import RunFolder
