@@ -34,10 +34,10 @@ from medopt.evaluation.metrics import auc
 from medopt.manifest.splits import SplitRules, assign_splits
 from medopt.manifest.table import read_manifest
 from medopt.phantom import draw_study
+from medopt.training.job import Lead, Prepared, TrainingTask
+from medopt.training.launch import train
 from medopt.training.loop import load_best
 from medopt.training.predict import predict_logits
-from medopt.training.processes import train
-from medopt.training.task import Lead, Prepared, TrainingTask
 from medopt.transforms.prepare import PrepareChain
 
 STUDY = Path(__file__).parent.parent / "pipelines" / "phantom.yaml"

@@ -44,8 +44,8 @@ from medopt.data.cache import PreparedCache
 from medopt.data.loaders import predict_loader
 from medopt.imaging import read_scan
 from medopt.phantom import draw_study
-from medopt.training.processes import train
-from medopt.training.task import Lead, Prepared, TrainingTask
+from medopt.training.job import Lead, Prepared, TrainingTask
+from medopt.training.launch import train
 from medopt.transforms.prepare import ClipIntensity, PrepareChain, ToUnitRange
 
 SIDE = 512

@@ -50,11 +50,11 @@ from medopt.core.provenance import machine
 from medopt.core.records import SilentReporter
 from medopt.data.cache import PreparedCache
 from medopt.models import build_model
-from medopt.training.engine import open_fabric
 from medopt.training.epoch import Epochs
+from medopt.training.hardware import open_fabric
+from medopt.training.job import Prepared, TrainingTask
 from medopt.training.optimizers import build_optimizer
 from medopt.training.state import start_state
-from medopt.training.task import Prepared, TrainingTask
 from medopt.transforms.prepare import PrepareChain
 
 Epoch = Callable[[], Any]

@@ -13,7 +13,7 @@ from medopt.config import Study
 from medopt.core.records import Case
 
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
-    from medopt.training.task import Prepared
+    from medopt.training.job import Prepared
 
 pytest_plugins = ["clinic_fixtures"]
 
@@ -71,7 +71,7 @@ def tiny_study() -> Callable[..., Study]:
 def tiny_set() -> Callable[..., Prepared]:
     """tiny_set(folder, study, count): prepared images on disk whose label can be learned, two cases a patient."""
 
-    from medopt.training.task import Prepared
+    from medopt.training.job import Prepared
 
     def make(folder: Path, study: Study, count: int, split: str = "train", seed: int = 0) -> Prepared:
         random, files, cases = np.random.default_rng(seed), [], []
@@ -123,9 +123,9 @@ def tiny_models(
     """A network that has learned: torch model, float ONNX and int8 ONNX, with its study and images."""
     from medopt.compression.export import export_onnx
     from medopt.compression.quantize import quantize_int8
+    from medopt.training.job import Lead, TrainingTask
+    from medopt.training.launch import train
     from medopt.training.loop import load_best
-    from medopt.training.processes import train
-    from medopt.training.task import Lead, TrainingTask
 
     folder = tmp_path_factory.mktemp("models")
     study = tiny_study(

@@ -43,7 +43,7 @@ def compress(
     from medopt.console_members import print_front
     from medopt.pipeline.front import Grid
     from medopt.pipeline.runner import compress_run
-    from medopt.training.engine import Hardware
+    from medopt.training.hardware import Hardware
 
     if choose not in ("fastest", "smallest") or within < 0:
         raise ConfigError("--choose takes fastest or smallest, and --within 0 or more.")

@@ -100,8 +100,8 @@ def _write(source: Source, form: Format, out: Path, model: Kind | None, run: Pat
 def _network(run: Path) -> nn.Module | None:
     """The float network of a run; None for an ensemble, which is no network of one checkpoint."""
     from medopt.config.study_file import load_study
+    from medopt.training.job import BEST
     from medopt.training.loop import load_best
-    from medopt.training.task import BEST
 
     weights = run / "checkpoints" / BEST
     return load_best(load_study(run / "study.yaml"), weights) if weights.exists() else None

@@ -79,7 +79,7 @@ def run(
         return
     from medopt.core.jobs import Fleet
     from medopt.pipeline.members import Plan
-    from medopt.training.engine import Hardware
+    from medopt.training.hardware import Hardware
 
     fleet = Fleet(engine, job_cpus, job_gpus)  # type: ignore[arg-type]  # it checks the name
     plans = [Plan(study, path, seeds, folds, ensemble) for study, path in studies]
@@ -109,7 +109,7 @@ def run(
 
 def _helped(training: Training, hardware: Any) -> bool:
     """Whether a launcher started this process to help another one, which it then has done."""
-    from medopt.training.processes import LostProcess, follow, follows
+    from medopt.training.launch import LostProcess, follow, follows
 
     if not follows(training, hardware):
         return False

@@ -19,7 +19,7 @@ from medopt.console import ConsoleReporter, plain_console
 from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch
-    from medopt.training.initializations import Beginning
+    from medopt.training.init_study import Beginning
 
 Depth = Literal[26, 50, 101, 152]
 
@@ -84,8 +84,8 @@ def tune_lr(
     """
     with _ready(study_file, overrides, data, runs) as ready:
         from medopt.evaluation.tuning_figures import range_figure
-        from medopt.training.automatic import with_sizes
-        from medopt.training.range_test import range_test
+        from medopt.training.auto_settings import with_sizes
+        from medopt.training.lr_range_test import range_test
 
         study = with_sizes(ready.study)
         found = range_test(
@@ -166,7 +166,7 @@ def tune_init(
     wanted = [_depth(depth) for depth in depths or ()]
     with _ready(study_file, overrides, data, runs) as ready:
         from medopt.evaluation.tuning_figures import initialization_figure
-        from medopt.training.initializations import compare_initializations
+        from medopt.training.init_study import compare_initializations
 
         study = ready.study
         found = compare_initializations(

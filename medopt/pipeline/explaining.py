@@ -19,8 +19,8 @@ from medopt.evaluation.scored import Scored
 from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.pipeline.run_folder import RunFolder
+from medopt.training.job import Prepared
 from medopt.training.loop import load_best
-from medopt.training.task import Prepared
 from medopt.transforms.display import displayed
 from medopt.transforms.restore import to_scan
 

@@ -25,8 +25,8 @@ from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run import Run
 from medopt.pipeline.stages import Sets, calibration_files
 from medopt.tracking.parent import ParentRun
+from medopt.training.job import BEST
 from medopt.training.loop import load_best
-from medopt.training.task import BEST
 
 PLACE, TABLE, PICTURE = "compressed", "front.json", "front.png"
 

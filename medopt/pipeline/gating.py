@@ -21,7 +21,7 @@ from medopt.pipeline.robust import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
 from medopt.release.domain import Domain, Floats, fit_distance, fit_rules, texture
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 from medopt.transforms.resize import resize
 
 RESULT = "domain.json"  # in the run folder what was measured, below models/ the gate itself

@@ -14,7 +14,7 @@ from medopt.evaluation.scored import Scored
 from medopt.pipeline import explaining, gating, robust
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.run_folder import RunFolder
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from medopt.evaluation.thresholds import OperatingPoint
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.pipeline.tables import predict
+from medopt.training.job import Prepared
 from medopt.training.loop import load_best
-from medopt.training.task import Prepared
 
 FLOAT, NARROW, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", "int8.onnx"
 RANKED_ON = 16  # training images that tell which layers harm

@@ -21,8 +21,8 @@ from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.pipeline.judging import against_float
 from medopt.pipeline.tables import predict
+from medopt.training.job import Prepared
 from medopt.training.loop import load_best
-from medopt.training.task import Prepared
 
 TORCH, SECONDS = "torch", 30.0
 

@@ -29,12 +29,12 @@ from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.source import PRUNED
 from medopt.pipeline.stages import Sets, validation_score
 from medopt.training.checkpoint import read_tensors, write_tensors
-from medopt.training.engine import Hardware, has_launcher, open_fabric
+from medopt.training.hardware import Hardware, has_launcher, open_fabric
+from medopt.training.job import BEST, Lead, TrainingTask
+from medopt.training.launch import train
 from medopt.training.loop import load_best
 from medopt.training.losses import build_loss
 from medopt.training.predict import predict_logits
-from medopt.training.processes import train
-from medopt.training.task import BEST, Lead, TrainingTask
 
 START, RESULT = "start.safetensors", "pruning.json"
 SCORED = 512  # training images that tell which channels matter

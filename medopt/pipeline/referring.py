@@ -8,7 +8,7 @@ from medopt.inference.engines import load_batch
 from medopt.release.predictor import Predictor
 from medopt.release.reference import Reference
 from medopt.serving.answers import Row, observed
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 
 AT_ONCE = 16
 

@@ -24,7 +24,7 @@ from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 from medopt.transforms.corrupt import corrupt, corrupt_all
 
 TABLE, RESULT, PICTURE = "shift_predictions.csv", "robustness.json", "robustness.png"

@@ -39,10 +39,10 @@ from medopt.release.contents import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
 from medopt.report.records import read_run
 from medopt.tracking.tracker import Tracker
-from medopt.training.automatic import resolve_auto
-from medopt.training.engine import Hardware
-from medopt.training.processes import dismiss, train
-from medopt.training.task import BEST, Lead, Prepared, TrainingTask
+from medopt.training.auto_settings import resolve_auto
+from medopt.training.hardware import Hardware
+from medopt.training.job import BEST, Lead, Prepared, TrainingTask
+from medopt.training.launch import dismiss, train
 from medopt.transforms.prepare import PrepareChain
 
 Watch = Callable[[Sequence[EpochRecord]], None]

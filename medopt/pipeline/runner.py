@@ -22,7 +22,7 @@ from medopt.pipeline.run import Run, Watch
 from medopt.pipeline.run_folder import RunFolder, held, open_run
 from medopt.pipeline.source import Source, read_run, read_source
 from medopt.tracking.tracker import Tracker
-from medopt.training.engine import Hardware
+from medopt.training.hardware import Hardware
 
 
 def run_study(

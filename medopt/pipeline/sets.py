@@ -14,7 +14,7 @@ from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
 from medopt.pipeline.source import Source
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 from medopt.transforms.prepare import PrepareChain
 
 

@@ -16,7 +16,7 @@ from medopt.manifest.check import check_cases, refuse, told
 from medopt.manifest.splits import with_folds
 from medopt.manifest.table import manifest_digest, read_manifest
 from medopt.pipeline.run_folder import RunFolder, find_run
-from medopt.training.task import BEST
+from medopt.training.job import BEST
 from medopt.transforms.prepare import PrepareChain
 
 STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "report", "record")

@@ -25,8 +25,8 @@ from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED, Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.subgroups import subgroups
 from medopt.pipeline.tables import labels_of, predict, predictions_of
+from medopt.training.job import Prepared
 from medopt.training.loop import load_best
-from medopt.training.task import Prepared
 
 Sets = Mapping[Split, Prepared]
 KINDS = ("float", "int8")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from medopt.core.records import Case
 from medopt.data.cache import load_facts
 from medopt.imaging.acquisition import ScanFacts, age_band, sex
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 
 
 def subgroups(part: Prepared) -> dict[str, NDArray[np.str_]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.records import Predictions, Split
 from medopt.inference.engines import Engine, run_files
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 
 
 def predict(study: Study, kind: str, split: Split, part: Prepared, engine: Engine) -> Predictions:

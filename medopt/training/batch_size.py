@@ -17,7 +17,7 @@ import torch
 from medopt.config import Study
 from medopt.core.errors import TrainingError
 from medopt.core.records import Case, Reporter, SilentReporter
-from medopt.training.engine import open_fabric
+from medopt.training.hardware import open_fabric
 from medopt.training.memory import available_bytes
 from medopt.training.step_bench import Measure, measuring, step_images
 

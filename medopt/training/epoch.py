@@ -19,14 +19,14 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.records import Reporter
 from medopt.data.loaders import predict_loader, train_loader
+from medopt.training.distillation import Teacher
+from medopt.training.job import TrainingTask
 from medopt.training.losses import build_loss
 from medopt.training.optimizers import optimizer_in_force
 from medopt.training.predict import predict_logits
 from medopt.training.schedules import learning_rate
 from medopt.training.state import TrainingState, take_optimizer
 from medopt.training.step import Stepper
-from medopt.training.task import TrainingTask
-from medopt.training.teacher import Teacher
 
 
 class Epochs:

@@ -19,11 +19,11 @@ from medopt.core.records import EpochRecord, SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
+from medopt.training.distillation import Teacher
+from medopt.training.early_stopping import best_epoch, should_stop
 from medopt.training.epoch import Epochs
+from medopt.training.job import BEST, Lead, Trained, TrainingTask
 from medopt.training.state import start_state, take_optimizer
-from medopt.training.stopping import best_epoch, should_stop
-from medopt.training.task import BEST, Lead, Trained, TrainingTask
-from medopt.training.teacher import Teacher
 
 
 def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:

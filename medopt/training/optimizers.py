@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn, optim
 
 from medopt.config import Optimizer, Study
-from medopt.training.stopping import first_plateau
+from medopt.training.early_stopping import first_plateau
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> optim.Optimizer:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from medopt.config import Schedule
-from medopt.training.stopping import improvements
+from medopt.training.early_stopping import improvements
 
 
 def learning_rate(

@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from medopt.config import Study
 from medopt.core.records import EpochRecord
 from medopt.models import build_model
-from medopt.training.engine import shard
+from medopt.training.hardware import shard
 from medopt.training.optimizers import build_optimizer, optimizer_in_force
-from medopt.training.shared_norm import share_statistics
+from medopt.training.sync_batch_norm import share_statistics
 
 
 @dataclass

@@ -9,9 +9,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from medopt.config import Study
+from medopt.training.distillation import Teacher
 from medopt.training.losses import Loss
 from medopt.training.state import TrainingState, update_average, whole
-from medopt.training.teacher import Teacher
 
 
 class Stepper:

@@ -19,7 +19,7 @@ from torch import Tensor
 from medopt.config import Study
 from medopt.core.records import Case
 from medopt.data.loaders import PreparedDataset
-from medopt.training.engine import open_fabric
+from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.memory import peak_bytes
 from medopt.training.state import start_state

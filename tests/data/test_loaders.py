@@ -11,7 +11,7 @@ import torch
 from medopt.config import Study
 from medopt.core.records import Case
 from medopt.data.loaders import PreparedDataset, StepSampler, balanced_chances, predict_loader, train_loader
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 
 
 @pytest.fixture

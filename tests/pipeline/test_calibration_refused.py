@@ -10,7 +10,7 @@ import pytest
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.pipeline.stages import refuse_early
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 
 
 def test_isotonic_needs_enough_validation_cases(

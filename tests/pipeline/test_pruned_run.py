@@ -27,9 +27,9 @@ from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run_folder import RunFolder
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors, write_tensors
-from medopt.training.engine import Hardware
+from medopt.training.hardware import Hardware
+from medopt.training.job import Prepared
 from medopt.training.loop import load_best
-from medopt.training.task import Prepared
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ from medopt.config import Prepare
 from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
 from medopt.pipeline.subgroups import subgroups
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 from medopt.transforms.prepare import PrepareChain
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from medopt.config import Study
 from medopt.core.errors import TrainingError
-from medopt.training import automatic
-from medopt.training.automatic import USUAL_BATCH, resolve_auto, with_sizes
+from medopt.training import auto_settings
+from medopt.training.auto_settings import USUAL_BATCH, resolve_auto, with_sizes
 from medopt.training.batch_size import BatchTest, Trial
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Any]:
     prepared = tiny_set(tmp_path, tiny_study(), 16)
-    monkeypatch.setattr(automatic, "range_test", partial(automatic.range_test, steps=20, low=1e-4))  # a shorter one
+    monkeypatch.setattr(
+        auto_settings, "range_test", partial(auto_settings.range_test, steps=20, low=1e-4)
+    )  # a shorter one
 
     def resolve(**training: Any) -> tuple[Study, dict[str, Any]]:
         return resolve_auto(tiny_study(training=training), prepared.cases, prepared.files)
@@ -50,17 +52,17 @@ def test_the_batch_comes_first_and_the_rate_is_found_with_it(
 ) -> None:
     found = BatchTest((Trial(2, 1.0, 1),), 10, "cpu", 8, 4, 2, "because")
     asked: list[Study] = []
-    original = automatic.range_test
-    monkeypatch.setattr(automatic, "find_batch_size", lambda *_, **__: found)
-    monkeypatch.setattr(automatic, "range_test", lambda s, *a, **k: (asked.append(s), original(s, *a, **k))[1])
+    original = auto_settings.range_test
+    monkeypatch.setattr(auto_settings, "find_batch_size", lambda *_, **__: found)
+    monkeypatch.setattr(auto_settings, "range_test", lambda s, *a, **k: (asked.append(s), original(s, *a, **k))[1])
     study, facts = given(batch_size="auto", micro_batch="auto", optimizer={"lr": "auto"})
     assert study.training.resolved_sizes == (8, 4) and set(facts) == {"batch", "lr"}
     assert asked[0].training.resolved_sizes == (8, 4)
 
 
 def test_no_rate_at_all_is_an_error_with_a_way_out(given: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = automatic.range_test
-    monkeypatch.setattr(automatic, "range_test", lambda *a, **k: replace(original(*a, **k), suggestion=None))
+    original = auto_settings.range_test
+    monkeypatch.setattr(auto_settings, "range_test", lambda *a, **k: replace(original(*a, **k), suggestion=None))
     with pytest.raises(TrainingError, match=r"training.optimizer.lr is auto\. .*Set a rate"):
         given(optimizer={"lr": "auto"})
 

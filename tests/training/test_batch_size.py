@@ -18,8 +18,8 @@ from medopt.core.errors import StorageError, TrainingError
 from medopt.core.records import SilentReporter
 from medopt.training import batch_size, step_bench
 from medopt.training.batch_size import Trial, candidate_sizes, choose, find_batch_size, try_sizes
+from medopt.training.job import Prepared
 from medopt.training.memory import available_bytes, peak_bytes
-from medopt.training.task import Prepared
 
 MIB = 2**20
 GIB = 2**30

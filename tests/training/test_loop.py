@@ -15,9 +15,9 @@ from medopt.core.records import EpochRecord, SilentReporter
 from medopt.data.loaders import PreparedDataset
 from medopt.training import epoch as epoch_module
 from medopt.training import state as state_module
-from medopt.training.processes import train
+from medopt.training.job import Lead, Prepared, Trained, TrainingTask
+from medopt.training.launch import train
 from medopt.training.schedules import learning_rate
-from medopt.training.task import Lead, Prepared, Trained, TrainingTask
 
 
 class Listener(SilentReporter):

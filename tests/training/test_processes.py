@@ -19,9 +19,9 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.records import EpochRecord
 from medopt.training.checkpoint import read_tensors
-from medopt.training.engine import Hardware
-from medopt.training.processes import train
-from medopt.training.task import Lead, Prepared, Trained, TrainingTask
+from medopt.training.hardware import Hardware
+from medopt.training.job import Lead, Prepared, Trained, TrainingTask
+from medopt.training.launch import train
 
 JUDGED = ("epoch", "train_loss", "val_loss", "val_metric", "learning_rate")
 
@@ -58,7 +58,7 @@ def pair(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..
 
 
 def helpers() -> list[psutil.Process]:
-    return [process for process in psutil.Process().children() if "medopt.training.worker" in process.cmdline()]
+    return [process for process in psutil.Process().children() if "medopt.training.launch" in process.cmdline()]
 
 
 def agree(made: Pair, one: Trained, two: Trained, name: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.training.range_test import RangeTest, judge, range_test
-from medopt.training.task import Prepared
+from medopt.training.job import Prepared
+from medopt.training.lr_range_test import RangeTest, judge, range_test
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from medopt.core.records import EpochRecord, SilentReporter
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors
 from medopt.training.epoch import Epochs
+from medopt.training.job import Lead, Prepared, Trained, TrainingTask
+from medopt.training.launch import train
 from medopt.training.loop import load_best
-from medopt.training.processes import train
 from medopt.training.step import Stepper
-from medopt.training.task import Lead, Prepared, Trained, TrainingTask
 
 FACTS = {"study": "a", "chain": "b"}
 MEASURED = ("train_loss", "val_loss", "val_metric", "learning_rate", "epoch")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from medopt.training.stopping import best_epoch, improvements, should_stop
+from medopt.training.early_stopping import best_epoch, improvements, should_stop
 
 NAN = math.nan
 

@@ -24,7 +24,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.records import Case, Reporter, SilentReporter
 from medopt.data.loaders import train_loader
-from medopt.training.engine import open_fabric
+from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.state import start_state
 from medopt.training.step import Stepper

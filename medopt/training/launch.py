@@ -20,10 +20,11 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from medopt.config import Training
-from medopt.core.errors import TrainingError
-from medopt.training.engine import Hardware, open_fabric
+from medopt.core import signals
+from medopt.core.errors import MedoptError, TrainingError
+from medopt.training.hardware import Hardware, open_fabric
+from medopt.training.job import Lead, Trained, TrainingTask
 from medopt.training.loop import fit
-from medopt.training.task import Lead, Trained, TrainingTask
 
 _LOST = ("gloo", "nccl", "connection", "peer", "socket", "broken pipe")  # how a backend names a process that is gone
 
@@ -127,7 +128,7 @@ def _start_others(fabric: Fabric, training: Training, hardware: Hardware) -> lis
     os.environ.setdefault("NODE_RANK", "0")
     os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": str(devices * hardware.nodes)}
     words = [training.accelerator, training.precision, devices, hardware.nodes, hardware.strategy]
-    command = [sys.executable, "-m", "medopt.training.worker", *map(str, words)]
+    command = [sys.executable, "-m", "medopt.training.launch", *map(str, words)]
     # A session of its own: Ctrl-C is for the first process, and when that goes the others notice.
     return [
         subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}, start_new_session=True)
@@ -141,3 +142,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def main(words: list[str]) -> int:
+    """Help with the accelerator, precision, devices, nodes and strategy that the words name; the exit code.
+
+    What stops all processes is told by the first of them, and only what this one alone knows is told here.
+    """
+    accelerator, precision, devices, nodes, strategy = words
+    training = Training.model_validate({"accelerator": accelerator, "precision": precision})
+    hardware = Hardware(int(devices), int(nodes), "fsdp" if strategy == "fsdp" else "ddp")
+    signals.listen()
+    try:
+        follow(training, hardware)
+    except TrainingError as error:
+        return error.exit_code
+    except MedoptError as error:
+        sys.stderr.write(f"{type(error).__name__} in a helping process: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from medopt.config import Study
 from medopt.core.records import Case, Reporter, SilentReporter
 from medopt.data.loaders import PreparedDataset
 from medopt.models.signal_propagation import Depth, Scale, Variant, build_variant, measure_scale, variants
-from medopt.training.engine import open_fabric
+from medopt.training.hardware import open_fabric
 from medopt.training.losses import Loss, build_loss
 from medopt.training.state import start_state
 from medopt.training.step import Stepper

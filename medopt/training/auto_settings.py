@@ -10,7 +10,7 @@ from medopt.config import Study, Training
 from medopt.core.errors import TrainingError
 from medopt.core.records import Case, Reporter, SilentReporter
 from medopt.training.batch_size import find_batch_size
-from medopt.training.range_test import range_test
+from medopt.training.lr_range_test import range_test
 
 USUAL_BATCH: int = Training.model_fields["batch_size"].default
 
