@@ -19,10 +19,10 @@ from scipy.special import expit, logit, ndtri
 from scipy.stats import norm
 
 from medopt.core.records import Estimate
-from medopt.evaluation.bootstrap import estimates, guarded
-from medopt.evaluation.delong import areas, mean_area
-from medopt.evaluation.metrics import ranking_statistic
-from medopt.evaluation.proportions import proportion
+from medopt.metrics.bootstrap import estimates, guarded
+from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.proportions import proportion
+from medopt.metrics.weighted import ranking_statistic
 
 CONFIDENCE, DRAWS = 0.95, 400
 AUCS, SIZES = (0.7, 0.85, 0.93, 0.97, 0.99), ((8, 20), (15, 15), (15, 60), (40, 40), (30, 150), (100, 100))

@@ -29,10 +29,10 @@ from medopt.console import ConsoleReporter
 from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
 from medopt.data.loaders import predict_loader
-from medopt.evaluation.bootstrap import patient_draws
-from medopt.evaluation.metrics import auc
 from medopt.manifest.splits import SplitRules, assign_splits
 from medopt.manifest.table import read_manifest
+from medopt.metrics.bootstrap import patient_draws
+from medopt.metrics.weighted import auc
 from medopt.phantom import draw_study
 from medopt.training.job import Lead, Prepared, TrainingTask
 from medopt.training.launch import train

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.records import Predictions
-from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.evaluation.predictions_io import write_predictions
+from medopt.metrics.calibration import UNCALIBRATED
 from medopt.pipeline.evaluating import evaluate_table, open_table
 
 

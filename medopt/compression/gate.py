@@ -15,10 +15,10 @@ import numpy as np
 from medopt.config import Gate
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Verdict
-from medopt.evaluation.bootstrap import estimates
 from medopt.evaluation.fitted import Read
-from medopt.evaluation.metrics import Floats, Weights
-from medopt.evaluation.proportions import proportion
+from medopt.metrics.bootstrap import estimates
+from medopt.metrics.proportions import proportion
+from medopt.metrics.weighted import Floats, Weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,15 @@ import numpy as np
 from medopt.config import Evaluation, Task
 from medopt.core.errors import MedoptError
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.calibrated import UNCALIBRATED
-from medopt.evaluation.calibration_error import adaptive_calibration_error, expected_calibration_error
 from medopt.evaluation.fitted import fit_on
-from medopt.evaluation.net_benefit import decision_curve
 from medopt.evaluation.patients import by_patient
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.selective import coverage_risk
 from medopt.evaluation.subgroups import subgroup_figures
 from medopt.evaluation.summary import evaluate
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import UNCALIBRATED
+from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
+from medopt.metrics.net_benefit import decision_curve
+from medopt.metrics.selective import coverage_risk
 
 
 def as_dict(figures: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from scipy.stats import t
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate
-from medopt.evaluation.bootstrap import draw_figures_of, guarded, interval
-from medopt.evaluation.delong import areas
-from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights, distinct
-from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import maker
+from medopt.metrics.bootstrap import draw_figures_of, guarded, interval
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.delong import areas
+from medopt.metrics.weighted import Floats, Groups, Statistic, Weights, distinct
 
 FIGURES = ("auc", "sensitivity", "specificity", "brier")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from medopt.config import Study
 from medopt.core.records import FloatArray
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
 from medopt.models import build_model
 from medopt.transforms.restore import spread_out
 

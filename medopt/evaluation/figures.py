@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from medopt.core.records import EpochRecord, Estimate
 from medopt.evaluation.account import output_names
-from medopt.evaluation.calibrated import UNCALIBRATED
-from medopt.evaluation.calibration_error import adaptive_calibration_error, expected_calibration_error
-from medopt.evaluation.curves import reliability, roc_curve
 from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import UNCALIBRATED
+from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
+from medopt.metrics.curves import reliability, roc_curve
 
 STRIP = 0.25  # height of the strip beneath a reliability diagram, where the diagram has height 1
 

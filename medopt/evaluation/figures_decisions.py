@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from medopt.evaluation.account import output_names
-from medopt.evaluation.metrics import Ranking
 from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.weighted import Ranking
 
 Told = Mapping[str, Any]
 

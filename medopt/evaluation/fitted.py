@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from medopt.config import Evaluation, Task
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions
-from medopt.evaluation.calibrated import fit_calibration
-from medopt.evaluation.metrics import Index
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import choose_threshold, with_band
 from medopt.manifest.splits import draw, group_rows
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import fit_calibration
+from medopt.metrics.thresholds import choose_threshold, with_band
+from medopt.metrics.weighted import Index
 
 PARTS = 4
 

@@ -15,12 +15,12 @@ import numpy as np
 from medopt.config import Task
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.bootstrap import estimates, guarded
-from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.delong import areas, mean_area
-from medopt.evaluation.metrics import Floats, Weights, brier_statistic, ranking_statistic, together
-from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import statistic_of
+from medopt.metrics.bootstrap import estimates, guarded
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration
+from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.weighted import Floats, Weights, brier_statistic, ranking_statistic, together
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from medopt.config import Task
 from medopt.core.errors import DataError
 from medopt.core.provenance import atomic
 from medopt.core.records import SPLITS, Predictions
-from medopt.evaluation.calibrated import Calibration
+from medopt.metrics.calibration import Calibration
 
 SUBGROUP = "subgroup_"
 UNNAMED = ("negative", "positive")  # what a binary table, which does not name its labels, is said to hold

@@ -13,9 +13,9 @@ import numpy as np
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.bootstrap import estimates, guarded
-from medopt.evaluation.metrics import Floats, Weights, ranking_statistic
-from medopt.evaluation.scored import Scored
+from medopt.metrics.bootstrap import estimates, guarded
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.weighted import Floats, Weights, ranking_statistic
 
 CLEAN = "clean"
 

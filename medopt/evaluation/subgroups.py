@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.bootstrap import guarded, resampled
-from medopt.evaluation.delong import areas, mean_area
-from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights, distinct
-from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import falling, maker, shares_of
+from medopt.metrics.bootstrap import guarded, resampled
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.weighted import Floats, Groups, Statistic, Weights, distinct
 
 FIGURES = ("auc", "sensitivity", "specificity")
 

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.bootstrap import guarded, resampled
-from medopt.evaluation.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
-from medopt.evaluation.delong import areas, mean_area
-from medopt.evaluation.metrics import (
+from medopt.metrics.bootstrap import guarded, resampled
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
+from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.proportions import effective_cases, proportion
+from medopt.metrics.weighted import (
     Groups,
     Index,
     Statistic,
@@ -21,8 +23,6 @@ from medopt.evaluation.metrics import (
     ranking_statistic,
     together,
 )
-from medopt.evaluation.proportions import effective_cases, proportion
-from medopt.evaluation.scored import Scored
 
 METRICS = (
     *("auc", "auc_bootstrap", "average_precision", "accuracy", "sensitivity", "specificity"),

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from medopt.config import Task
 from medopt.core.errors import ReleaseError
-from medopt.evaluation.calibrated import Calibration
 from medopt.formats.folder import FACTS
+from medopt.metrics.calibration import Calibration
 from medopt.release.contents import Kind, ModelInfo
 from medopt.release.predictor import UNDECIDED
 

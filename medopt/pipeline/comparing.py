@@ -10,7 +10,7 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Split
 from medopt.evaluation.comparison import Resampling, compare_models, on_shared_cases
 from medopt.evaluation.predictions_io import UNNAMED
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
 from medopt.pipeline.evaluating import OpenTable, open_table, scored_of
 
 

@@ -15,9 +15,9 @@ from medopt.core.records import FloatArray, batches
 from medopt.evaluation.account import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
-from medopt.evaluation.scored import Scored
 from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
+from medopt.metrics.calibrated_predictions import Scored
 from medopt.pipeline.run_folder import RunFolder
 from medopt.training.job import Prepared
 from medopt.training.loop import load_best

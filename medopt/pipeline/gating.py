@@ -14,8 +14,8 @@ from medopt.config import Study
 from medopt.core.provenance import write_json, write_text
 from medopt.core.records import FloatArray, Reporter, batches
 from medopt.data.cache import load_facts
-from medopt.evaluation.proportions import proportion
 from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.metrics.proportions import proportion
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.robust import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder

@@ -10,7 +10,7 @@ from typing import Any
 from medopt.config import Study
 from medopt.core.records import Predictions, Reporter
 from medopt.evaluation.predictions_io import read_predictions
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
 from medopt.pipeline import explaining, gating, robust
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.run_folder import RunFolder

@@ -21,14 +21,14 @@ from medopt.compression.gate import Candidate, disagreement, judge, loses
 from medopt.compression.in_float import rank_by_harm, write_mended
 from medopt.config import Study
 from medopt.core.records import Predictions, Reporter, Verdict
-from medopt.evaluation.bootstrap import paired_difference
-from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.fitted import fit_on, parts_of, read_crossed
-from medopt.evaluation.metrics import auc
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import OperatingPoint
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
+from medopt.metrics.bootstrap import paired_difference
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration
+from medopt.metrics.thresholds import OperatingPoint
+from medopt.metrics.weighted import auc
 from medopt.pipeline.tables import predict
 from medopt.training.job import Prepared
 from medopt.training.loop import load_best

@@ -15,10 +15,10 @@ from medopt.compression.quantize import quantize_int8
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
 from medopt.data.cache import PreparedImages
-from medopt.evaluation.delong import areas, mean_area
-from medopt.evaluation.scored import Scored
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.latency import measure_latency
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.delong import areas, mean_area
 from medopt.pipeline.judging import against_float
 from medopt.pipeline.tables import predict
 from medopt.training.job import Prepared

@@ -14,8 +14,8 @@ from medopt.core.records import EpochRecord, Predictions
 from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
-from medopt.evaluation.proportions import proportion
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.proportions import proportion
 from medopt.pipeline.evaluating import draw_decisions
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.stages import KINDS

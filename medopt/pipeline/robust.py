@@ -19,8 +19,8 @@ from medopt.core.records import FloatArray, Predictions, Reporter, batches
 from medopt.evaluation.figures_robustness import robustness_figure
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
-from medopt.evaluation.scored import Scored
 from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.metrics.calibrated_predictions import Scored
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS

@@ -16,11 +16,11 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.records import SPLITS, Predictions, Reporter, Split
 from medopt.data.cache import PreparedImages
-from medopt.evaluation.calibrated import refuse_few
-from medopt.evaluation.metrics import auc
-from medopt.evaluation.scored import Scored
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.machine import unfit
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import refuse_few
+from medopt.metrics.weighted import auc
 from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED, Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.subgroups import subgroups

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from medopt.config import Prepare, Profile, SeriesRules, Task
 from medopt.core.errors import ReleaseError, listed
 from medopt.core.provenance import file_digest, write_text
-from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibration import Calibration
+from medopt.metrics.thresholds import OperatingPoint
 from medopt.transforms.prepare import PrepareChain
 
 INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"

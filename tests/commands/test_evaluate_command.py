@@ -15,10 +15,10 @@ from clinic_fixtures import call
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.records import Predictions
-from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.fitted import fit_on
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.evaluation.summary import evaluate
+from medopt.metrics.calibration import Calibration
 
 
 def drawn(model: str, task: str = "binary", cases: int = 160, seed: int = 0, noise: float = 1.0) -> Predictions:

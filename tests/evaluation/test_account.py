@@ -8,9 +8,9 @@ import pytest
 
 from medopt.config import Evaluation
 from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
-from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration
+from medopt.metrics.thresholds import OperatingPoint
 
 WANTED = Evaluation(bootstrap=100, prevalence=0.1)
 

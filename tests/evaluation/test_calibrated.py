@@ -8,10 +8,8 @@ from scipy.special import expit, softmax
 from sklearn.isotonic import IsotonicRegression
 
 from medopt.core.errors import ConfigError
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration, fit_calibration, refuse_few
-from medopt.evaluation.calibration import probabilities
-from medopt.evaluation.calibration_error import adaptive_calibration_error, expected_calibration_error
-from medopt.evaluation.isotonic import fit_curve
+from medopt.metrics.calibration import UNCALIBRATED, Calibration, fit_calibration, fit_curve, probabilities, refuse_few
+from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
 
 
 def crooked(cases=900, seed=0):

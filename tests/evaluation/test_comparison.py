@@ -9,9 +9,9 @@ from scipy.stats import norm
 
 from medopt.core.errors import DataError
 from medopt.evaluation.comparison import FIGURES, Resampling, area_difference, compare_models, on_shared_cases
-from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import evaluate
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.thresholds import OperatingPoint
 
 HOW = Resampling(300, 0.95, 4)
 HALF = OperatingPoint(0.5, "fixed")

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from medopt.evaluation.bootstrap import estimates, guarded
-from medopt.evaluation.delong import areas, mean_area, placements
-from medopt.evaluation.metrics import ranking_statistic
+from medopt.metrics.bootstrap import estimates, guarded
+from medopt.metrics.delong import areas, mean_area, placements
+from medopt.metrics.weighted import ranking_statistic
 
 
 def kernel(positive, negative):

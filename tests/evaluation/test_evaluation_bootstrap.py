@@ -8,10 +8,10 @@ import pytest
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate
-from medopt.evaluation import bootstrap as module
-from medopt.evaluation.bootstrap import estimates, guarded, paired_difference, patient_draws
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
-from medopt.evaluation.metrics import auc, ranking_statistic
+from medopt.metrics import bootstrap as module
+from medopt.metrics.bootstrap import estimates, guarded, paired_difference, patient_draws
+from medopt.metrics.calibration import UNCALIBRATED, Calibration
+from medopt.metrics.weighted import auc, ranking_statistic
 
 SETTINGS = {"bootstrap": 400, "confidence": 0.95}
 

@@ -6,14 +6,14 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 from medopt.core.errors import DataError
-from medopt.evaluation.calibration import (
+from medopt.metrics.calibration import (
     TEMPERATURE_RANGE,
     fit_temperature,
     negative_log_likelihood,
     probabilities,
     targets,
 )
-from medopt.evaluation.calibration_error import expected_calibration_error
+from medopt.metrics.calibration_error import expected_calibration_error
 
 TASKS = [("binary", 1), ("multiclass", 4), ("multilabel", 3)]
 

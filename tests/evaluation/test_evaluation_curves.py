@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from medopt.evaluation.curves import reliability, roc_curve
-from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import evaluate
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.curves import reliability, roc_curve
+from medopt.metrics.thresholds import OperatingPoint
 
 SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 5}
 HALF = OperatingPoint(0.5, "fixed")

@@ -11,7 +11,6 @@ from PIL import Image
 from medopt.config import Evaluation
 from medopt.core.records import EpochRecord, Estimate
 from medopt.evaluation.account import beyond_figures, figures_of
-from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.comparison import Resampling, compare_models
 from medopt.evaluation.figures import (
     COLOURS,
@@ -28,8 +27,9 @@ from medopt.evaluation.figures_decisions import (
     precision_recall_figure,
     subgroup_figure,
 )
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import choose_threshold
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration
+from medopt.metrics.thresholds import choose_threshold
 
 SETTINGS = {"bootstrap": 100, "confidence": 0.95, "seed": 0}
 NAMES = ["normal", "benign", "malignant", "other"]

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from medopt.evaluation.calibration import probabilities, targets
-from medopt.evaluation.metrics import (
+from medopt.metrics.calibration import probabilities, targets
+from medopt.metrics.weighted import (
     auc,
     average_precision,
     brier_statistic,

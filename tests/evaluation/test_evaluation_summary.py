@@ -9,11 +9,10 @@ import pytest
 from sklearn import metrics as oracle
 
 from medopt.core.errors import DataError
-from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.calibration import probabilities
-from medopt.evaluation.scored import Scored
 from medopt.evaluation.summary import METRICS, evaluate
-from medopt.evaluation.thresholds import OperatingPoint, choose_threshold
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration, probabilities
+from medopt.metrics.thresholds import OperatingPoint, choose_threshold
 
 SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 11}
 HALF = OperatingPoint(0.5, "fixed")
@@ -140,7 +139,7 @@ def test_many_cases_in_groups_have_the_intervals_of_patients(drawn, monkeypatch)
     """The same 3000 cases of 1800 patients, drawn one by one and in a thousand groups."""
     one = scored(drawn(3000, patients=1800))
     alone = evaluate(one, **SETTINGS)
-    monkeypatch.setattr("medopt.evaluation.bootstrap.LARGE", 100)
+    monkeypatch.setattr("medopt.metrics.bootstrap.LARGE", 100)
     many = evaluate(one, **SETTINGS)
     for name in ("auc_bootstrap", "average_precision", "f1", "brier"):
         assert many[name].value == alone[name].value

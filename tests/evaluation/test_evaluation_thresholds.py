@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
-from medopt.evaluation.thresholds import OperatingPoint, choose_threshold, operating_characteristics
+from medopt.metrics.thresholds import OperatingPoint, choose_threshold, operating_characteristics
 
 CASES = st.lists(
     st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0, np.nextafter(0.5, 1)]), st.booleans()), min_size=2

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from medopt.config import Study
-from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.evaluation.explain import (
     Explainer,
     check_sanity,
@@ -24,8 +23,9 @@ from medopt.evaluation.explain import (
     stage_of,
 )
 from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import UNCALIBRATED
+from medopt.metrics.thresholds import OperatingPoint
 from medopt.models import build_model
 from medopt.transforms.display import most_active, overlay
 

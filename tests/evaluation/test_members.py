@@ -10,10 +10,10 @@ from sklearn.metrics import roc_auc_score
 
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions
-from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.members import mean_figures, out_of_fold, pooled_figures
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration
+from medopt.metrics.thresholds import OperatingPoint
 
 OPTIONS = {"bootstrap": 400, "confidence": 0.95, "seed": 0}
 

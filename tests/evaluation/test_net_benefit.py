@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.evaluation.calibrated import Calibration
-from medopt.evaluation.net_benefit import GRID, decision_curve, net_benefit
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration
+from medopt.metrics.net_benefit import GRID, decision_curve, net_benefit
+from medopt.metrics.thresholds import OperatingPoint
 
 SETTINGS = {"bootstrap": 200, "confidence": 0.95, "seed": 3}
 
@@ -55,7 +55,7 @@ def test_a_worked_example():
 def test_groups_of_many_cases_count_the_same(drawn, monkeypatch):
     one = scored(drawn(600, patients=300))
     alone = decision_curve(one, 0, **SETTINGS)
-    monkeypatch.setattr("medopt.evaluation.bootstrap.LARGE", 100)
+    monkeypatch.setattr("medopt.metrics.bootstrap.LARGE", 100)
     grouped = decision_curve(one, 0, **SETTINGS)
     assert grouped.value == pytest.approx(alone.value)
     assert (grouped.high - grouped.low)[:60] == pytest.approx((alone.high - alone.low)[:60], rel=0.4)

@@ -8,9 +8,8 @@ import pytest
 
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
-from medopt.evaluation.calibration import probabilities
 from medopt.evaluation.predictions_io import read_labels, read_predictions, write_predictions
+from medopt.metrics.calibration import UNCALIBRATED, Calibration, probabilities
 
 NAMES = {
     "binary": ["benign", "malignant"],

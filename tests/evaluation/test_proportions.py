@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from medopt.evaluation.proportions import effective_cases, exact, proportion, wilson
+from medopt.metrics.proportions import effective_cases, exact, proportion, wilson
 
 
 def test_wilsons_published_intervals():

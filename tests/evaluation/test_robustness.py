@@ -10,11 +10,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medopt.core.errors import DataError
-from medopt.evaluation.calibrated import Calibration
 from medopt.evaluation.figures_robustness import robustness_figure
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, robustness, shift_name
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import Calibration
 
 WARM = Calibration("temperature", 1.3)
 OPTIONS = {"bootstrap": 200, "confidence": 0.95, "seed": 0}

@@ -7,9 +7,9 @@ import pytest
 
 from medopt.config import Evaluation
 from medopt.evaluation.fitted import fit_on
-from medopt.evaluation.scored import Scored
-from medopt.evaluation.selective import GRID, coverage_risk
-from medopt.evaluation.thresholds import OperatingPoint, with_band
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.selective import GRID, coverage_risk
+from medopt.metrics.thresholds import OperatingPoint, with_band
 
 SETTINGS = {"bootstrap": 200, "confidence": 0.95, "seed": 3}
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.evaluation.scored import Scored
 from medopt.evaluation.subgroups import FIGURES, subgroup_figures
 from medopt.evaluation.summary import evaluate
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.thresholds import OperatingPoint
 
 SETTINGS = {"bootstrap": 200, "confidence": 0.95, "seed": 3}
 
@@ -85,7 +85,7 @@ def test_studies_with_several_outputs(drawn, task, outputs):
 def test_groups_of_many_cases_count_the_same(drawn, monkeypatch):
     scored = grouped(drawn)
     alone = subgroup_figures(scored, smallest=10, **SETTINGS)["variables"]["sex"]["F"]["difference"]["auc"]
-    monkeypatch.setattr("medopt.evaluation.bootstrap.LARGE", 100)
+    monkeypatch.setattr("medopt.metrics.bootstrap.LARGE", 100)
     many = subgroup_figures(scored, smallest=10, **SETTINGS)["variables"]["sex"]["F"]["difference"]["auc"]
     assert many["value"] == pytest.approx(alone["value"])
     assert many["high"] - many["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.3)

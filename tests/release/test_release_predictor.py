@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
-from medopt.evaluation.isotonic import Curve
 from medopt.imaging import read_scan
+from medopt.metrics.calibration import UNCALIBRATED, Calibration, Curve
 from medopt.release.card import MISSING, card_facts, render_card
 from medopt.release.contents import Kind, ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Predictor

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from medopt.config import Prepare
 from medopt.core.errors import DataError, StorageError
 from medopt.core.records import FloatArray
-from medopt.evaluation.calibrated import UNCALIBRATED
 from medopt.imaging import parallel
 from medopt.inference.runtime import Setting
+from medopt.metrics.calibration import UNCALIBRATED
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import TOLD, Row, write_answers

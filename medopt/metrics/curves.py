@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate
-from medopt.evaluation.bootstrap import resampled
-from medopt.evaluation.delong import areas, mean_area
-from medopt.evaluation.metrics import Floats, Groups, Ranking, Statistic, Weights, ranked
-from medopt.evaluation.proportions import wilson
-from medopt.evaluation.scored import Scored
+from medopt.metrics.bootstrap import resampled
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.proportions import wilson
+from medopt.metrics.weighted import Floats, Groups, Ranking, Statistic, Weights, ranked
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from scipy.stats import t
 
 from medopt.core.records import Estimate
-from medopt.evaluation.metrics import Floats, Index, distinct
+from medopt.metrics.weighted import Floats, Index, distinct
 
 
 def wilson(value: Floats | float, cases: NDArray[Any] | float, confidence: float) -> tuple[Floats, Floats]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from medopt.config import Task
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions, batches
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
-from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, distinct, ranking_statistic
-from medopt.evaluation.scored import Scored
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibration import UNCALIBRATED, Calibration
+from medopt.metrics.weighted import Floats, Groups, Index, Statistic, Weights, distinct, ranking_statistic
 
 LARGE, GROUPS = 20_000, 1000  # from so many cases on, patients are drawn in so many groups
 CHUNK = 2**16  # weights made at once: a few arrays of half a megabyte stay in the processor's cache

@@ -21,8 +21,8 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
 from medopt.core.records import Estimate
-from medopt.evaluation.metrics import Floats, Index, distinct
-from medopt.evaluation.proportions import exact, wilson
+from medopt.metrics.proportions import exact, wilson
+from medopt.metrics.weighted import Floats, Index, distinct
 
 
 @dataclass(frozen=True, slots=True)

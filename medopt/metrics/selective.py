@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from medopt.core.records import Estimate
-from medopt.evaluation.bootstrap import guarded, resampled
-from medopt.evaluation.metrics import Floats, Groups, Index, Statistic, Weights, ranked
-from medopt.evaluation.proportions import proportion
-from medopt.evaluation.scored import Scored
+from medopt.metrics.bootstrap import guarded, resampled
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.proportions import proportion
+from medopt.metrics.weighted import Floats, Groups, Index, Statistic, Weights, ranked
 
 GRID = np.arange(1, 51) / 50
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Task
-from medopt.evaluation.calibration import targets
-from medopt.evaluation.metrics import Floats, Index
+from medopt.metrics.calibration import targets
+from medopt.metrics.weighted import Floats, Index
 
 NO_INTERVAL = "no interval: resampling adds to a binned error, so its draws lie above the value"
 BINS = 15

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from medopt.config import Task
 from medopt.core.records import Predictions
-from medopt.evaluation.calibrated import UNCALIBRATED, Calibration
-from medopt.evaluation.calibration import targets
-from medopt.evaluation.metrics import Index
-from medopt.evaluation.thresholds import OperatingPoint
+from medopt.metrics.calibration import UNCALIBRATED, Calibration, targets
+from medopt.metrics.thresholds import OperatingPoint
+from medopt.metrics.weighted import Index
 
 COMPUTED = ("patients", "probability", "target", "decided", "undecided", "wrong")
 UNDECIDED = OperatingPoint(0.5, "fixed", "no operating point was chosen")

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate
-from medopt.evaluation.bootstrap import guarded, resampled
-from medopt.evaluation.metrics import Floats, Groups, Statistic, Weights
-from medopt.evaluation.scored import Scored
+from medopt.metrics.bootstrap import guarded, resampled
+from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.weighted import Floats, Groups, Statistic, Weights
 
 GRID = np.arange(1, 100) / 100
 

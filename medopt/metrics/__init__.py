@@ -1,0 +1,1 @@
+"""Metrics with their intervals: numpy and scipy only, usable without a study."""

@@ -1,0 +1,210 @@
+"""Calibration: from logits to probabilities, by one temperature that is fitted on validation.
+
+Guo et al. 2017, On Calibration of Modern Neural Networks (ICML): the temperature divides all logits, so no decision
+of a multi-class model and no ranking of a binary one changes; only the confidence does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from scipy.optimize import isotonic_regression, minimize_scalar
+from scipy.special import expit, log_expit, log_softmax, logit, softmax
+
+from medopt.config import Task
+from medopt.core.errors import ConfigError, DataError
+from medopt.metrics.weighted import Floats
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+
+
+def targets(labels: NDArray[np.int64], outputs: int, task: Task) -> NDArray[np.bool_]:
+    """One column of truth for each output: (N, K). Binary: is it the finding; multi-class: one-hot."""
+    if task == "multilabel":
+        return labels.reshape(len(labels), -1) == 1
+    if task == "multiclass":
+        return labels[:, None] == np.arange(outputs)
+    return labels.reshape(-1, 1) == 1
+
+
+def probabilities(logits: NDArray[np.floating], temperature: float, task: Task) -> NDArray[np.float64]:
+    """Calibrated probabilities (N, K) of logits (N, K): softmax over the classes, or a sigmoid for each output.
+
+    Raises DataError where a logit is not a finite number: no probability may come out of it.
+    """
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(axis=1).sum())
+        raise DataError(f"{bad} of {len(logits)} cases have a logit that is not a finite number; the model is damaged.")
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    return np.asarray(softmax(scaled, axis=1) if task == "multiclass" else expit(scaled))
+
+
+def negative_log_likelihood(
+    logits: NDArray[np.floating], target: NDArray[np.bool_], temperature: float, task: Task
+) -> float:
+    """Mean over cases (and over labels of a multi-label study), in nats. `target` is (N, K) of `targets`."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    if task == "multiclass":
+        return float(-log_softmax(scaled, axis=1)[target].mean())
+    return float(-log_expit(np.where(target, scaled, -scaled)).mean())
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64], task: Task) -> float:
+    """The temperature with the least negative log-likelihood, sought in log T within TEMPERATURE_RANGE.
+
+    `logits` (N, K), `labels` (N,) or (N, K). Where the likelihood has no minimum the model is left as it is (1.0):
+    no cases, one class only, logits that are all equal to zero, or every case already on its right side, which
+    would drive the temperature to zero and every probability to certainty.
+    """
+    target = targets(labels, logits.shape[1], task)
+    one_class = task != "multiclass" and target.all() == target.any()
+    if (
+        len(labels) == 0
+        or one_class
+        or len(np.unique(labels)) == 1
+        or _separated(logits, target, task)
+        or not logits.any()
+    ):
+        return 1.0
+    found = minimize_scalar(
+        lambda log_t: negative_log_likelihood(logits, target, float(np.exp(log_t)), task),
+        bounds=tuple(np.log(TEMPERATURE_RANGE)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(found.x))
+
+
+def _separated(logits: NDArray[np.floating], target: NDArray[np.bool_], task: Task) -> bool:
+    """Whether every logit is on its right side (multi-class: the true class is the highest)."""
+    if task == "multiclass":
+        return bool((logits[target] > np.where(target, -np.inf, logits).max(axis=1)).all())
+    return bool((np.where(target, logits, -logits) > 0).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A rising curve through points; flat beyond its ends."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    position: tuple[float, ...]
+    probability: tuple[float, ...]
+
+    def at(self, position: Floats) -> Floats:
+        """The curve at `position` (N,)."""
+        return np.interp(position, self.position, self.probability)
+
+
+def fit_curve(position: Floats, positive: NDArray[np.bool_]) -> Curve:
+    """Fit the curve to outcomes (N,) at positions (N,), N > 0.
+
+    No probability of 0 or 1 comes out of N cases: the curve is held within 1 / (N + 2) of both (Laplace).
+    """
+    levels, index, counts = np.unique(position, return_inverse=True, return_counts=True)
+    observed = np.bincount(index, weights=positive) / counts
+    fitted = isotonic_regression(observed, weights=counts).x
+    least = 1 / (len(position) + 2)
+    held = np.clip(fitted, least, 1 - least)
+    # The two ends of each flat block are all that the curve needs.
+    change = np.diff(held) > 0
+    kept = np.append(True, change) | np.append(change, True)
+    return Curve(tuple(levels[kept].tolist()), tuple(held[kept].tolist()))
+
+
+Method = Literal["temperature", "isotonic", "none"]
+LEAST_CASES, LEAST_OF_A_CLASS = 200, 50
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How logits (N, K) become probabilities (N, K).
+
+    temperature: one number divides all logits (Guo et al. 2017). isotonic: a rising curve an output, of the logit, or
+    of the softmax's probability where classes exclude each other, which are then scaled to a sum of one (Zadrozny &
+    Elkan 2002). none: as the network gives them.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    method: Method = "none"
+    temperature: float = 1.0
+    curves: tuple[Curve, ...] = ()
+    note: str = ""
+
+    def probabilities(self, logits: NDArray[np.floating], task: Task) -> NDArray[np.float64]:
+        """Calibrated probabilities (N, K); raises DataError where a logit is not a finite number."""
+        plain = probabilities(logits, self.temperature, task)
+        if self.method != "isotonic":
+            return plain
+        position = plain if task == "multiclass" else np.asarray(logits, dtype=np.float64)
+        found = np.stack([curve.at(column) for curve, column in zip(self.curves, position.T, strict=True)], axis=1)
+        return found / found.sum(axis=1, keepdims=True) if task == "multiclass" else found
+
+    def logits(self, logits: NDArray[np.floating], task: Task) -> NDArray[np.float64]:
+        """Logits whose sigmoid or softmax is the calibrated probability: what may be averaged over models."""
+        if self.method != "isotonic":
+            return np.asarray(logits, dtype=np.float64) / self.temperature
+        found = self.probabilities(logits, task)
+        return np.asarray(np.log(found) if task == "multiclass" else logit(found))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that `metrics.json` carries."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Calibration:
+        """From what `as_dict` gave, read back from JSON."""
+        curves = tuple(Curve(tuple(one["position"]), tuple(one["probability"])) for one in facts["curves"])
+        return cls(facts["method"], facts["temperature"], curves, facts["note"])
+
+    def told(self) -> str:
+        """In a few words: temperature 1.34, isotonic (12 steps), none."""
+        if self.method == "temperature":
+            return f"temperature {self.temperature:.4g}"
+        if self.method == "isotonic":
+            return f"isotonic ({', '.join(str(len(curve.position)) for curve in self.curves)} points)"
+        return "no calibration"
+
+
+UNCALIBRATED = Calibration()
+
+
+def fit_calibration(
+    logits: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    task: Task,
+    method: Method = "temperature",
+    *,
+    enough: bool = False,
+) -> Calibration:
+    """Fit a calibration on validation cases: logits (N, K), labels (N,) or (N, K).
+
+    Raises ConfigError where isotonic is asked of too few cases (`refuse_few`), unless `enough` says that they are.
+    """
+    if method == "none":
+        return UNCALIBRATED
+    if method == "temperature":
+        return Calibration("temperature", fit_temperature(logits, labels, task))
+    if not enough:
+        refuse_few(labels, logits.shape[1], task)
+    target = targets(labels, logits.shape[1], task)
+    position = softmax(logits, axis=1) if task == "multiclass" else np.asarray(logits, dtype=np.float64)
+    columns = zip(position.T, target.T, strict=True)
+    return Calibration("isotonic", 1.0, tuple(fit_curve(column, truth) for column, truth in columns))
+
+
+def refuse_few(labels: NDArray[np.int64], outputs: int, task: Task) -> None:
+    """Raise ConfigError where validation is too small for an isotonic curve, which has a freedom a case."""
+    target = targets(labels, outputs, task)
+    rarest = int(min(target.sum(axis=0).min(), (~target).sum(axis=0).min())) if len(target) else 0
+    if len(target) < LEAST_CASES or rarest < LEAST_OF_A_CLASS:
+        raise ConfigError(
+            f"evaluation.calibration: isotonic needs {LEAST_CASES} validation cases and {LEAST_OF_A_CLASS} of each "
+            f"class, or it follows their noise; validation holds {len(target)}, and {rarest} of the rarest. Set it to "
+            "temperature, which has one number to fit, or give validation more cases."
+        )
