@@ -15,7 +15,7 @@ import numpy as np
 from medopt.config import Gate
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Verdict
-from medopt.evaluation.fitted import Read
+from medopt.evaluation.validation_fit import Read
 from medopt.metrics.bootstrap import estimates
 from medopt.metrics.proportions import proportion
 from medopt.metrics.weighted import Floats, Weights

@@ -17,7 +17,7 @@ from scipy.stats import t
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate
-from medopt.evaluation.summary import maker
+from medopt.evaluation.evaluate import maker
 from medopt.metrics.bootstrap import draw_figures_of, guarded, interval
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.delong import areas

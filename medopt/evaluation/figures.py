@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from medopt.core.records import EpochRecord, Estimate
-from medopt.evaluation.account import output_names
+from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import UNCALIBRATED

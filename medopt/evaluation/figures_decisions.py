@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from medopt.evaluation.account import output_names
+from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.weighted import Ranking

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.summary import falling, maker, shares_of
+from medopt.evaluation.evaluate import falling, maker, shares_of
 from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.delong import areas, mean_area

@@ -12,7 +12,7 @@ from medopt.config import Evaluation, Task
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Predictions, Split
-from medopt.evaluation.account import beyond_figures, calibration_told, figures_of
+from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of
 from medopt.evaluation.figures import confusion_figure, reliability_figure, roc_figure
 from medopt.evaluation.figures_decisions import (
     coverage_risk_figure,
@@ -20,9 +20,9 @@ from medopt.evaluation.figures_decisions import (
     precision_recall_figure,
     subgroup_figure,
 )
-from medopt.evaluation.fitted import fit_on
 from medopt.evaluation.patients import by_patient
 from medopt.evaluation.predictions_io import read_labels, read_predictions
+from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.provenance import write_json
 from medopt.core.records import FloatArray, batches
-from medopt.evaluation.account import output_names
+from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
 from medopt.imaging import read_scan

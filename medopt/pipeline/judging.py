@@ -21,7 +21,7 @@ from medopt.compression.gate import Candidate, disagreement, judge, loses
 from medopt.compression.in_float import rank_by_harm, write_mended
 from medopt.config import Study
 from medopt.core.records import Predictions, Reporter, Verdict
-from medopt.evaluation.fitted import fit_on, parts_of, read_crossed
+from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.bootstrap import paired_difference

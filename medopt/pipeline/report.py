@@ -11,8 +11,8 @@ import numpy as np
 
 from medopt.config import Evaluation, Study
 from medopt.core.records import EpochRecord, Predictions
-from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.evaluation.comparison import area_difference
+from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.proportions import proportion

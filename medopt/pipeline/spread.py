@@ -12,8 +12,8 @@ from medopt.config import Study, Task
 from medopt.core.provenance import write_columns, write_json
 from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.figures_members import forest_figure
-from medopt.evaluation.members import Spread, mean_figures, out_of_fold, pooled_figures
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.run_averages import Spread, mean_figures, out_of_fold, pooled_figures
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
 from medopt.metrics.thresholds import OperatingPoint

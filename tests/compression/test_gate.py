@@ -17,7 +17,7 @@ from medopt.compression.quantize import quantize_int8
 from medopt.config import Gate
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.fitted import Read, parts_of, read_crossed
+from medopt.evaluation.validation_fit import Read, parts_of, read_crossed
 from medopt.inference.engines import open_engine, run_files
 from medopt.metrics.bootstrap import paired_difference
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medopt.config import Evaluation
-from medopt.evaluation.account import beyond_figures, calibration_told, figures_of, patients_told
+from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint

@@ -10,8 +10,8 @@ from PIL import Image
 
 from medopt.config import Evaluation
 from medopt.core.records import EpochRecord, Estimate
-from medopt.evaluation.account import beyond_figures, figures_of
 from medopt.evaluation.comparison import Resampling, compare_models
+from medopt.evaluation.evaluate import beyond_figures, figures_of
 from medopt.evaluation.figures import (
     COLOURS,
     confusion_figure,

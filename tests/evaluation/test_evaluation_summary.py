@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from medopt.core.errors import DataError
-from medopt.evaluation.summary import METRICS, evaluate
+from medopt.evaluation.evaluate import METRICS, evaluate
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration, probabilities
 from medopt.metrics.thresholds import OperatingPoint, choose_threshold

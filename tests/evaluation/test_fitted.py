@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from medopt.config import Evaluation
 from medopt.core.records import Predictions
-from medopt.evaluation.fitted import PARTS, fit_on, parts_of, read_crossed
+from medopt.evaluation.validation_fit import PARTS, fit_on, parts_of, read_crossed
 
 WANTED = Evaluation()
 

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions
-from medopt.evaluation.members import mean_figures, out_of_fold, pooled_figures
+from medopt.evaluation.run_averages import mean_figures, out_of_fold, pooled_figures
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint

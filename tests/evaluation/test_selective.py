@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medopt.config import Evaluation
-from medopt.evaluation.fitted import fit_on
+from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.selective import GRID, coverage_risk
 from medopt.metrics.thresholds import OperatingPoint, with_band

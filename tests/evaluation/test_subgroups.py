@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from medopt.evaluation.evaluate import evaluate
 from medopt.evaluation.subgroups import FIGURES, subgroup_figures
-from medopt.evaluation.summary import evaluate
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.thresholds import OperatingPoint
 

@@ -18,8 +18,8 @@ from clinic_fixtures import Done, Finished, call, only_folder, run_words
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.provenance import pseudonym
+from medopt.evaluation.evaluate import METRICS
 from medopt.evaluation.predictions_io import read_predictions
-from medopt.evaluation.summary import METRICS
 from medopt.pipeline.source import STAGES
 
 

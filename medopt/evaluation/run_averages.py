@@ -15,7 +15,7 @@ import numpy as np
 from medopt.config import Task
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.summary import statistic_of
+from medopt.evaluation.evaluate import statistic_of
 from medopt.metrics.bootstrap import estimates, guarded
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration
