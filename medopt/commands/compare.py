@@ -38,12 +38,12 @@ def compare(
     found = compare_runs(runs, model, split, shared=shared)  # type: ignore[arg-type]  # checked above
     print_comparison(found)
     if figure is not None:
-        from medopt.evaluation.figures_comparison import comparison_figure
+        from medopt.figures.comparison import comparison_figure
 
         comparison_figure(found, figure)
         typer.echo(f"picture   {figure}")
     if page is not None:
-        from medopt.evaluation.figures_comparison import comparison_figure
+        from medopt.figures.comparison import comparison_figure
         from medopt.report.compare_report import write_comparison
 
         with TemporaryDirectory() as folder:

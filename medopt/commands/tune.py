@@ -83,7 +83,7 @@ def tune_lr(
     Example: medopt tune lr pipelines/busi.yaml
     """
     with _ready(study_file, overrides, data, runs) as ready:
-        from medopt.evaluation.tuning_figures import range_figure
+        from medopt.figures.tuning import range_figure
         from medopt.training.auto_settings import with_sizes
         from medopt.training.lr_range_test import range_test
 
@@ -123,7 +123,7 @@ def tune_batch(
     Example: medopt tune batch pipelines/busi.yaml --set training.batch_size=64
     """
     with _ready(study_file, overrides, data, runs) as ready:
-        from medopt.evaluation.tuning_figures import batch_figure
+        from medopt.figures.tuning import batch_figure
         from medopt.training.batch_size import find_batch_size
 
         found = find_batch_size(
@@ -165,7 +165,7 @@ def tune_init(
     """
     wanted = [_depth(depth) for depth in depths or ()]
     with _ready(study_file, overrides, data, runs) as ready:
-        from medopt.evaluation.tuning_figures import initialization_figure
+        from medopt.figures.tuning import initialization_figure
         from medopt.training.init_study import compare_initializations
 
         study = ready.study

@@ -13,16 +13,16 @@ from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Predictions, Split
 from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of
-from medopt.evaluation.figures import confusion_figure, reliability_figure, roc_figure
-from medopt.evaluation.figures_decisions import (
+from medopt.evaluation.patients import by_patient
+from medopt.evaluation.predictions_io import read_labels, read_predictions
+from medopt.evaluation.validation_fit import fit_on
+from medopt.figures.decisions import (
     coverage_risk_figure,
     decision_curve_figure,
     precision_recall_figure,
     subgroup_figure,
 )
-from medopt.evaluation.patients import by_patient
-from medopt.evaluation.predictions_io import read_labels, read_predictions
-from medopt.evaluation.validation_fit import fit_on
+from medopt.figures.performance import confusion_figure, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint

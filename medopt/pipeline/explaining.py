@@ -14,7 +14,7 @@ from medopt.core.provenance import write_json
 from medopt.core.records import FloatArray, batches
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
-from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
+from medopt.figures.explanations import Explained, explain_figure, nearest_figure
 from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.metrics.calibrated_predictions import Scored

@@ -17,7 +17,7 @@ from medopt.compression.front import Precision, Rule, on_front, pick, reasons_ag
 from medopt.compression.prune import multiply_adds
 from medopt.core.errors import ConfigError, GateRefused
 from medopt.core.provenance import write_json
-from medopt.evaluation.figures_front import front_figure
+from medopt.figures.pareto import front_figure
 from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED
 from medopt.pipeline.options import Width, file_of, measure_options, write_options
 from medopt.pipeline.pruning import RESULT as PRUNING

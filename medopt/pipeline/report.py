@@ -13,7 +13,7 @@ from medopt.config import Evaluation, Study
 from medopt.core.records import EpochRecord, Predictions
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
-from medopt.evaluation.figures import confusion_figure, learning_curves, reliability_figure, roc_figure
+from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.proportions import proportion
 from medopt.pipeline.evaluating import draw_decisions

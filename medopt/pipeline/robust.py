@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.provenance import write_json
 from medopt.core.records import FloatArray, Predictions, Reporter, batches
-from medopt.evaluation.figures_robustness import robustness_figure
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
+from medopt.figures.robustness import robustness_figure
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.pipeline.judging import Judged

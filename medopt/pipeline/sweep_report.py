@@ -12,7 +12,7 @@ import yaml
 from medopt.config import Study
 from medopt.config.study_file import find_manifest, load_study
 from medopt.core.provenance import write_columns, write_json, write_text
-from medopt.evaluation.figures_sweep import sweep_figure
+from medopt.figures.tuning import sweep_figure
 from medopt.pipeline.group import Group
 from medopt.pipeline.trials import Trials
 from medopt.report.group_page import sweep_page

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from medopt.compression.front import Option, Precision, Rule, on_front, pick, reasons_against
 from medopt.compression.gate import Candidate, Disagreement
 from medopt.core.records import Estimate
-from medopt.evaluation.figures_front import front_figure
+from medopt.figures.pareto import front_figure
 
 
 def estimate(value: float | None) -> Estimate:

@@ -12,20 +12,20 @@ from medopt.config import Evaluation
 from medopt.core.records import EpochRecord, Estimate
 from medopt.evaluation.comparison import Resampling, compare_models
 from medopt.evaluation.evaluate import beyond_figures, figures_of
-from medopt.evaluation.figures import (
+from medopt.figures.comparison import comparison_figure
+from medopt.figures.decisions import (
+    coverage_risk_figure,
+    decision_curve_figure,
+    precision_recall_figure,
+    subgroup_figure,
+)
+from medopt.figures.performance import (
     COLOURS,
     confusion_figure,
     learning_curves,
     reliability_figure,
     roc_figure,
     shown,
-)
-from medopt.evaluation.figures_comparison import comparison_figure
-from medopt.evaluation.figures_decisions import (
-    coverage_risk_figure,
-    decision_curve_figure,
-    precision_recall_figure,
-    subgroup_figure,
 )
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration

@@ -22,7 +22,7 @@ from medopt.evaluation.explain import (
     similarity,
     stage_of,
 )
-from medopt.evaluation.figures_explain import Explained, explain_figure, nearest_figure
+from medopt.figures.explanations import Explained, explain_figure, nearest_figure
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.thresholds import OperatingPoint

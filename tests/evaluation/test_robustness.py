@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medopt.core.errors import DataError
-from medopt.evaluation.figures_robustness import robustness_figure
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, robustness, shift_name
+from medopt.figures.robustness import robustness_figure
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration
 

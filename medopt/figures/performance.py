@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medopt.core.records import EpochRecord, Estimate
 from medopt.evaluation.evaluate import output_names
-from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
+from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error

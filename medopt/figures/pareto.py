@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from medopt.evaluation.panels import COLOURS, GREY, dress, page
+from medopt.figures.style import COLOURS, GREY, dress, page
 
 MARKS = {"float32": "o", "float16": "s", "int8-weights": "^", "int8": "D"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.records import FloatArray
-from medopt.evaluation.panels import page
+from medopt.figures.style import page
 from medopt.transforms.display import most_active, overlay
 
 MOST_PIXELS = 320  # of a side in the picture

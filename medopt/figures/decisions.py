@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from medopt.evaluation.evaluate import output_names
-from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
+from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.weighted import Ranking
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from medopt.core.records import Estimate
 from medopt.evaluation.comparison import FIGURES
-from medopt.evaluation.panels import COLOURS, GREY, dress, page
+from medopt.figures.style import COLOURS, GREY, dress, page
 
 
 def comparison_figure(found: Mapping[str, Any], path: Path, *, title: str = "") -> None:
@@ -47,3 +48,36 @@ def _row(axes: Axes, place: int, one: Mapping[str, Any], marker: str) -> None:
     if one["low"] is not None:
         axes.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=1.4)
     axes.plot([one["value"]], [place], marker=marker, color=colour, markersize=5)
+
+
+def forest_figure(
+    names: Sequence[str],
+    panels: Mapping[str, tuple[Sequence[Estimate], Estimate]],
+    path: Path,
+    *,
+    title: str,
+    caption: str = "",
+) -> None:
+    """A panel for each figure: a row for each member of these names, and the mean beneath in another colour.
+
+    A figure that is not defined leaves its row empty, and one without an interval has a dot only.
+    """
+    height = 1.6 + 0.24 * len(names)
+    with page(path, len(panels), title, caption=caption, columns=2, height=height) as drawn:
+        for axes, (figure, (members, mean)) in zip(drawn, panels.items(), strict=True):
+            for row, one in enumerate(members):
+                _row(axes, row, one, COLOURS[0], "o")
+            _row(axes, len(members), mean, COLOURS[1], "D")
+            if mean.value is not None:
+                axes.axvline(mean.value, color=GREY, linewidth=0.8, linestyle=":")
+            dress(axes, figure, "")
+            axes.set_yticks(range(len(names) + 1), [*names, "mean"], fontsize=8)
+            axes.set_ylim(len(names) + 0.6, -0.6)
+
+
+def _row(axes: Axes, row: int, one: Estimate, colour: str, marker: str) -> None:
+    if one.value is None:
+        return
+    if one.low is not None and one.high is not None:
+        axes.plot([one.low, one.high], [row, row], color=colour, linewidth=1.4)
+    axes.plot([one.value], [row], marker=marker, color=colour, markersize=5)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.records import Estimate
-from medopt.evaluation.figures import shown
-from medopt.evaluation.panels import COLOURS, GREY, LINES, dress, legend, page
 from medopt.evaluation.robustness import Robustness
+from medopt.figures.performance import shown
+from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
 
 
 def robustness_figure(

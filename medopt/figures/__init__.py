@@ -1,0 +1,1 @@
+"""Pictures, written as PNG: the only room that imports matplotlib."""
