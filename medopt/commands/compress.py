@@ -38,7 +38,7 @@ def compress(
 
     Example: medopt compress runs/phantom/20261123-120000-abcdef01 --prune 0.3,0.5,0.67 --within 0.01
     """
-    from medopt.compression.front import Rule
+    from medopt.compression.pareto import Rule
     from medopt.console import ConsoleReporter, print_summary
     from medopt.console_members import print_front
     from medopt.pipeline.front import Grid

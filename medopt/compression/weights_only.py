@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from medopt.compression.in_float import makers, sweep
+from medopt.compression.mixed_precision import makers, sweep
 from medopt.core.provenance import atomic
 
 _BACK = "DequantizeLinear"

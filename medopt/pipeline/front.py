@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medopt.compression.front import Precision, Rule, on_front, pick, reasons_against
+from medopt.compression.pareto import Precision, Rule, on_front, pick, reasons_against
 from medopt.compression.prune import multiply_adds
 from medopt.core.errors import ConfigError, GateRefused
 from medopt.core.provenance import write_json

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.compression.gate import Candidate, disagreement, judge, loses
-from medopt.compression.in_float import rank_by_harm, write_mended
+from medopt.compression.mixed_precision import rank_by_harm, write_mended
 from medopt.config import Study
 from medopt.core.records import Predictions, Reporter, Verdict
 from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed

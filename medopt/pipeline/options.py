@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from medopt.compression.export import export_onnx
-from medopt.compression.front import Option, Precision
 from medopt.compression.gate import faults_of
+from medopt.compression.pareto import Option, Precision
 from medopt.compression.quantize import quantize_int8
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study

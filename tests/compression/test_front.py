@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medopt.compression.front import Option, Precision, Rule, on_front, pick, reasons_against
 from medopt.compression.gate import Candidate, Disagreement
+from medopt.compression.pareto import Option, Precision, Rule, on_front, pick, reasons_against
 from medopt.core.records import Estimate
 from medopt.figures.pareto import front_figure
 

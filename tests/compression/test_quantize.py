@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from medopt.compression import quantize
 from medopt.compression.export import export_onnx
-from medopt.compression.in_float import int8_layers, rank_by_harm, with_float_layers, write_mended
+from medopt.compression.mixed_precision import int8_layers, rank_by_harm, with_float_layers, write_mended
 from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from medopt.compression.in_float import int8_layers
+from medopt.compression.mixed_precision import int8_layers
 from medopt.core.records import SilentReporter
 from medopt.pipeline.judging import judge_models
 
