@@ -29,7 +29,7 @@ from medopt.data.cache import PreparedCache
 from medopt.inference.engines import load_batch, open_engine
 from medopt.pipeline.gating import alterations
 from medopt.pipeline.source import read_source
-from medopt.release.domain import Domain, texture
+from medopt.release.ood_gate import Domain, texture
 from medopt.transforms.prepare import PrepareChain
 
 Floats = NDArray[np.float64]

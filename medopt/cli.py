@@ -133,7 +133,7 @@ def verify(
 ) -> None:
     """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built."""
     from medopt.console import print_rows
-    from medopt.release.lean import import_lean_monai
+    from medopt.core.fast_monai_import import import_lean_monai
 
     import_lean_monai()
     from medopt.release.verify import verify_release
@@ -169,8 +169,8 @@ def predict(
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     from medopt.console import ConsoleReporter, print_predictions
+    from medopt.core.fast_monai_import import import_lean_monai
     from medopt.core.jobs import Fleet
-    from medopt.release.lean import import_lean_monai
 
     import_lean_monai()
     from medopt.release.predictor import Predictor

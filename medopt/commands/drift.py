@@ -26,8 +26,8 @@ def drift(
     Example: medopt drift runs/phantom/*/release march.csv --out march.html
     """
     from medopt.console import print_rows
-    from medopt.release.contents import check_sums, read_info
-    from medopt.release.reference import Reference, compare
+    from medopt.release.drift_reference import Reference, compare
+    from medopt.release.layout import check_sums, read_info
     from medopt.report.drift_report import write_drift
     from medopt.serving.answers import read_observed
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `medopt --help` does not wait for torch
     from torch import nn
 
     from medopt.formats.folder import Source
-    from medopt.release.contents import Kind
+    from medopt.release.layout import Kind
 
 
 class Format(StrEnum):

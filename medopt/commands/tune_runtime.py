@@ -42,7 +42,7 @@ def tune_runtime(
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     from medopt.release.runtime import engine_versions, this_machine
-    from medopt.release.trial import tune_runtime as tune
+    from medopt.release.tune_runtime import tune_runtime as tune
 
     reporter = ConsoleReporter()
     reporter.stage("tune", f"engines of {release}, about {2 * seconds:.0f} seconds")

@@ -17,7 +17,7 @@ from medopt.config import Task
 from medopt.core.errors import ReleaseError
 from medopt.formats.folder import FACTS
 from medopt.metrics.calibration import Calibration
-from medopt.release.contents import Kind, ModelInfo
+from medopt.release.layout import Kind, ModelInfo
 from medopt.release.predictor import UNDECIDED
 
 

@@ -18,8 +18,8 @@ from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.provenance import file_digest, storage, write_json
 from medopt.core.records import FloatArray
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
-from medopt.release.contents import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.golden import golden_batch
+from medopt.release.layout import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.transforms.prepare import PrepareChain
 
 FACTS = "medopt.json"

@@ -27,8 +27,8 @@ from medopt.core.provenance import write_json, write_text
 from medopt.formats.decisions import Decider
 from medopt.formats.folder import FACTS, Source, compare, whole_folder, write_facts
 from medopt.formats.network import save_program
-from medopt.release.contents import CARD, Kind
 from medopt.release.golden import golden_scans
+from medopt.release.layout import CARD, Kind
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 INFERENCE, METADATA, GOLDEN = "configs/inference.json", "configs/metadata.json", "golden"

@@ -10,7 +10,7 @@ import openvino
 from medopt.core.errors import ReleaseError
 from medopt.formats.folder import Source, compare, whole_folder, write_facts
 from medopt.inference.engines import open_engine, openvino_core
-from medopt.release.contents import Kind
+from medopt.release.layout import Kind
 
 ENGINE = "openvino"
 

@@ -18,7 +18,7 @@ from medopt.core.provenance import write_text
 from medopt.formats.folder import Source, compare, whole_folder, write_facts
 from medopt.formats.pbtxt import Word, dump, parse
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
-from medopt.release.contents import Kind
+from medopt.release.layout import Kind
 
 LABELS = "labels.txt"
 BACKENDS = ("onnxruntime", "openvino")

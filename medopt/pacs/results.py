@@ -24,7 +24,7 @@ from pydicom.valuerep import DA, TM
 from medopt import __version__
 from medopt.pacs.made import Made
 from medopt.pacs.settings import Results
-from medopt.release.contents import ModelInfo, ReleaseInfo
+from medopt.release.layout import ModelInfo, ReleaseInfo
 from medopt.release.predictor import UNDECIDED, Answer
 
 REPORT, TEXT = "report", "text"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from medopt.core.errors import MedoptError
+from medopt.core.fast_monai_import import import_lean_monai
 from medopt.pacs.settings import Results, SeriesRules
-from medopt.release.lean import import_lean_monai
 
 
 def serve(wire: Connection) -> None:

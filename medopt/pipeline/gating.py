@@ -20,7 +20,7 @@ from medopt.pipeline.judging import Judged
 from medopt.pipeline.robust import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
-from medopt.release.domain import Domain, Floats, fit_distance, fit_rules, texture
+from medopt.release.ood_gate import Domain, Floats, fit_distance, fit_rules, texture
 from medopt.training.job import Prepared
 from medopt.transforms.resize import resize
 

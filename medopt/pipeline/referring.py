@@ -5,8 +5,8 @@ from __future__ import annotations
 from medopt.core.records import batches
 from medopt.data.cache import load_facts
 from medopt.inference.engines import load_batch
+from medopt.release.drift_reference import Reference
 from medopt.release.predictor import Predictor
-from medopt.release.reference import Reference
 from medopt.serving.answers import Row, observed
 from medopt.training.job import Prepared
 

@@ -19,7 +19,7 @@ from medopt.metrics.proportions import proportion
 from medopt.pipeline.evaluating import draw_decisions
 from medopt.pipeline.judging import Judged
 from medopt.pipeline.stages import KINDS
-from medopt.release.contents import FORMAT, MODELS, ModelInfo, ReleaseInfo
+from medopt.release.layout import FORMAT, MODELS, ModelInfo, ReleaseInfo
 
 FIGURES = (
     *("learning_curves", "roc", "reliability", "confusion"),

@@ -35,7 +35,7 @@ from medopt.pipeline.stages import (
     validation_score,
 )
 from medopt.release.build import build_release
-from medopt.release.contents import DOMAIN, MODELS, SUMS
+from medopt.release.layout import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
 from medopt.report.records import read_run
 from medopt.tracking.tracker import Tracker

@@ -16,8 +16,8 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.records import SPLITS, Predictions, Reporter, Split
 from medopt.data.cache import PreparedImages
+from medopt.inference.cpu_features import unfit
 from medopt.inference.engines import load_batch, open_engine
-from medopt.inference.machine import unfit
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import refuse_few
 from medopt.metrics.weighted import auc

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from medopt.core.provenance import storage, write_json, write_text
 from medopt.release.card import card_facts, render_card
-from medopt.release.contents import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
+from medopt.release.drift_reference import REFERENCE, Reference
 from medopt.release.golden import draw_golden, record_answers
+from medopt.release.layout import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
 from medopt.release.predictor import Predictor
-from medopt.release.reference import REFERENCE, Reference
 from medopt.release.verify import all_predictors, verify_release
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medopt.release.checklist import COVERED, LEFT
-from medopt.release.contents import ReleaseInfo
+from medopt.release.layout import ReleaseInfo
+from medopt.release.reporting_guidelines import COVERED, LEFT
 
 MISSING = "to be filled in by whoever puts this release into service (`intended_use` in the study file)"
 FIGURES = ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")

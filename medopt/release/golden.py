@@ -19,7 +19,7 @@ from medopt.core.provenance import write_json
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.phantom import write_radiograph
-from medopt.release.contents import GOLDEN, ReleaseInfo
+from medopt.release.layout import GOLDEN, ReleaseInfo
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging.acquisition import ScanFacts
+from medopt.inference.cpu_features import unfit
 from medopt.inference.engines import Engine, Mode
-from medopt.inference.machine import unfit
 from medopt.inference.runtime import Setting
-from medopt.release.contents import Kind, ReleaseInfo, check_chain, check_sums, read_info
-from medopt.release.domain import Domain, blank
+from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
+from medopt.release.ood_gate import Domain, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
 from medopt.transforms.prepare import PrepareChain
 

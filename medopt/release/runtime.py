@@ -18,7 +18,7 @@ from medopt.core.errors import ReleaseError
 from medopt.core.provenance import file_digest, machine, physical_cores, write_text
 from medopt.inference.engines import Mode
 from medopt.inference.runtime import Setting, Tuned
-from medopt.release.contents import SUMS, Kind, ReleaseInfo
+from medopt.release.layout import SUMS, Kind, ReleaseInfo
 
 DEFAULT_BATCH = 8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medopt.release.contents import Kind, check_sums, read_info
 from medopt.release.golden import replay
+from medopt.release.layout import Kind, check_sums, read_info
 from medopt.release.predictor import Predictor
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medopt.release.reference import DRIFTED, WATCH, Shift
+from medopt.release.drift_reference import DRIFTED, WATCH, Shift
 from medopt.report.page import write_page
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medopt.release.checklist import COVERED, LEFT
+from medopt.release.reporting_guidelines import COVERED, LEFT
 from medopt.report import sections
 from medopt.report.answers import answers
 from medopt.report.page import picture, write_page

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from medopt.core.errors import DataError
 from medopt.core.provenance import atomic
 from medopt.imaging.acquisition import ScanFacts
+from medopt.release.drift_reference import Observed
 from medopt.release.predictor import Answer
-from medopt.release.reference import Observed
 
 TOLD = (
     *("declined", "refused", "content_distance", "texture_distance"),

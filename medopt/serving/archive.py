@@ -8,7 +8,7 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.core.jobs import Fleet, Job, connected, parts_for, run_jobs
 from medopt.core.records import Reporter, batches
-from medopt.release.contents import Kind
+from medopt.release.layout import Kind
 from medopt.release.predictor import Predictor
 from medopt.serving.answers import Row
 from medopt.serving.batch import predict_scans

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medopt.core.errors import ConfigError, ReleaseError, first_line
 from medopt.core.provenance import file_digest, sync
-from medopt.release.contents import SUMS, check_sums
+from medopt.release.layout import SUMS, check_sums
 
 PREFIX = "models:/"
 DIGEST = "release_sha256"

@@ -22,7 +22,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 
 import medopt
 from medopt.core.errors import DataError
-from medopt.release.contents import ReleaseInfo, read_info
+from medopt.release.layout import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.server.incoming import prepare_bytes
 from medopt.serving.server.limits import Limits

@@ -26,7 +26,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.provenance import file_digest
 from medopt.core.records import EpochRecord, batches
-from medopt.release.contents import CARD, SUMS, read_info
+from medopt.release.layout import CARD, SUMS, read_info
 from medopt.tracking.fetch import DIGEST
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
 from medopt.tracking.registry import CANDIDATE, GATE, PASSED

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from clinic_fixtures import Finished, call
 
-from medopt.release.contents import read_info
+from medopt.release.drift_reference import Reference
+from medopt.release.layout import read_info
 from medopt.release.predictor import Predictor
-from medopt.release.reference import Reference
 from medopt.serving.answers import observed, read_observed, write_answers
 from medopt.serving.batch import find_scans, predict_scans
 

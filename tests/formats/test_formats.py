@@ -22,7 +22,7 @@ from medopt.formats.folder import FACTS, Source, compare, whole_folder
 from medopt.formats.monai_bundle import bundle_metadata, check_metadata, open_bundle
 from medopt.formats.pbtxt import Word, dump, parse
 from medopt.inference.engines import openvino_core
-from medopt.release.contents import INFO, write_sums
+from medopt.release.layout import INFO, write_sums
 from medopt.release.predictor import UNDECIDED, Predictor
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medopt.inference.engines import load_batch, open_engine
-from medopt.inference.evidence import Evidence
+from medopt.inference.evidence_map import Evidence
 from medopt.pipeline.ensemble import merge_mean
 
 

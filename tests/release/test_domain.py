@@ -16,7 +16,7 @@ from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.imaging.acquisition import ScanFacts
-from medopt.release.domain import (
+from medopt.release.ood_gate import (
     DIRECTIONS,
     Domain,
     HeaderRules,

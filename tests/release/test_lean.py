@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import sys
-from medopt.release.lean import import_lean_monai
+from medopt.core.fast_monai_import import import_lean_monai
 import_lean_monai()
 import medopt.release.predictor, medopt.serving.batch
 early = [name for name in ("mlflow", "pandas", "ignite", "sklearn", "matplotlib") if name in sys.modules]

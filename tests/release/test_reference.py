@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from medopt.core.errors import ReleaseError
-from medopt.release.reference import FEWEST, REST, Observed, Reference, compare
+from medopt.release.drift_reference import FEWEST, REST, Observed, Reference, compare
 
 
 def of(values: np.ndarray) -> Reference:

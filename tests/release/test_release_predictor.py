@@ -17,7 +17,7 @@ from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, Curve
 from medopt.release.card import MISSING, card_facts, render_card
-from medopt.release.contents import Kind, ModelInfo, ReleaseInfo, read_info
+from medopt.release.layout import Kind, ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain
 

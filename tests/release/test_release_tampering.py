@@ -18,8 +18,8 @@ from onnx import numpy_helper
 import medopt
 from medopt.core.errors import ReleaseError
 from medopt.release.build import build_release
-from medopt.release.contents import SUMS, check_sums, read_info, write_sums
 from medopt.release.golden import record_answers, replay
+from medopt.release.layout import SUMS, check_sums, read_info, write_sums
 from medopt.release.predictor import Predictor
 from medopt.release.verify import all_predictors, verify_release
 from medopt.transforms import prepare
@@ -72,10 +72,10 @@ def test_one_changed_byte_is_found(release: Path, name: str) -> None:
 
 
 def test_no_byte_of_the_list_itself_may_change(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medopt.release import contents
+    from medopt.release import layout
 
-    found = contents._sums(release)
-    monkeypatch.setattr(contents, "_sums", lambda folder: found)  # hashed once, not for every byte of the list
+    found = layout._sums(release)
+    monkeypatch.setattr(layout, "_sums", lambda folder: found)  # hashed once, not for every byte of the list
     check_sums(release)
     whole = (release / SUMS).read_bytes()
     breaks = [at for at, byte in enumerate(whole) if byte == ord("\n")]

@@ -15,8 +15,8 @@ from clinic_fixtures import Finished, call
 from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, Mode
 from medopt.inference.runtime import Measured, Setting, Tuned
-from medopt.release import runtime, trial
-from medopt.release.contents import read_info
+from medopt.release import runtime, tune_runtime
+from medopt.release.layout import read_info
 from medopt.release.predictor import Predictor
 from medopt.release.runtime import DEFAULT_BATCH, runtime_path, write_runtime
 from medopt.release.verify import verify_release
@@ -112,7 +112,7 @@ def test_choice_that_does_not_answer_the_golden_cases_is_not_written(
 
     monkeypatch.setattr(Setting, "open", lambda setting, path: Other())
     with pytest.raises(ReleaseError, match="other logits for a batch of 2"):
-        trial.tune_runtime(release, "int8", 0.01, (2,), 1)
+        tune_runtime.tune_runtime(release, "int8", 0.01, (2,), 1)
     assert not runtime_path(release).exists()
 
 
@@ -127,7 +127,7 @@ def test_proof_holds_for_every_engine_and_mode(release: Path) -> None:
     for engine in read_info(release).models["float"].engines:
         for mode in ("latency", "throughput"):
             setting = Setting(engine=engine, mode=mode, threads=1, batch=5)  # type: ignore[arg-type]
-            assert trial.prove(release, "float", setting) <= 1e-5
+            assert tune_runtime.prove(release, "float", setting) <= 1e-5
 
 
 def test_versions_are_those_installed() -> None:

@@ -12,7 +12,7 @@ from clinic_fixtures import Finished, call, environment
 
 from medopt.core.provenance import file_digest
 from medopt.formats.kserve import service_name
-from medopt.release.contents import SUMS
+from medopt.release.layout import SUMS
 
 READ = """
 import re, sys

@@ -25,7 +25,7 @@ from server_process import WHOLE, Server, arrays, image_request, served
 from medopt.core.provenance import file_digest
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import ScanFacts
-from medopt.release.contents import SUMS
+from medopt.release.layout import SUMS
 from medopt.release.predictor import Answer, Predictor
 
 KEY = "correct-horse-battery-staple"

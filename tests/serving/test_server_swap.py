@@ -20,7 +20,7 @@ from clinic_fixtures import Finished
 from server_process import WHOLE, Server, served
 
 from medopt.core.provenance import file_digest
-from medopt.release.contents import CARD, SUMS, write_sums
+from medopt.release.layout import CARD, SUMS, write_sums
 
 
 def variant(release: Path, folder: Path, card: str = "", sums: bool = True, **info: object) -> Path:

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from medopt.core.errors import ConfigError, GateRefused, ReleaseError
 from medopt.pipeline.promoting import promote
-from medopt.release.contents import SUMS
+from medopt.release.layout import SUMS
 from medopt.release.predictor import Predictor
 from medopt.tracking.fetch import DIGEST, fetch_release
 from medopt.tracking.registry import GATE, Registry

@@ -26,7 +26,7 @@ from team_server import Team, team_server, why_not
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.records import EpochRecord
-from medopt.release.contents import SUMS
+from medopt.release.layout import SUMS
 from medopt.tracking.fetch import fetch_release
 from medopt.tracking.parent import ParentRun
 from medopt.tracking.store import MIGRATED_FROM

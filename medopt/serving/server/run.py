@@ -16,7 +16,7 @@ import grpc
 import uvicorn
 
 from medopt.core.errors import ConfigError
-from medopt.release.contents import Kind
+from medopt.release.layout import Kind
 from medopt.serving.server import grpc_door, rest
 from medopt.serving.server.keys import LOOPBACK, Key
 from medopt.serving.server.kserve_parts import Plane, Repository

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from medopt.core.errors import MedoptError, ReleaseError
 from medopt.core.provenance import file_digest
-from medopt.release.contents import INFO, SUMS, Kind
 from medopt.release.golden import replay
+from medopt.release.layout import INFO, SUMS, Kind
 from medopt.release.predictor import Predictor
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.limits import Limits, Refused

@@ -10,8 +10,8 @@ import numpy as np
 from medopt.core.errors import ReleaseError
 from medopt.core.provenance import physical_cores
 from medopt.inference.runtime import BATCHES, Setting, Tuned, candidates, run_trial
-from medopt.release.contents import Kind, check_chain, check_sums, read_info
 from medopt.release.golden import golden_batch, replay
+from medopt.release.layout import Kind, check_chain, check_sums, read_info
 from medopt.release.predictor import Predictor
 from medopt.release.runtime import write_runtime
 
