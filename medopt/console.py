@@ -83,7 +83,7 @@ class ConsoleReporter:
 def print_summary(summary: Mapping[str, Any], name: str = "") -> None:
     """The table at the end of a run: float and int8 side by side, then what to try next. `name`: else its seed."""
     from medopt.release.card import shown
-    from medopt.report.words import share
+    from medopt.report.format import share
 
     console = plain_console()
     test, sites = summary["test"], summary["sites"]

@@ -98,7 +98,7 @@ def print_sweep(summary: Mapping[str, Any], most: int = 10) -> None:
 def print_front(front: Mapping[str, Any]) -> None:
     """Every option of `medopt compress` with what it costs and keeps; which no other beats, and which was chosen."""
     from medopt.release.card import shown
-    from medopt.report.words import share
+    from medopt.report.format import share
 
     title = f"{len(front['options'])} options on {front['validation_cases']} validation cases, {front['rule']}"
     table = Table(title=title, title_justify="left")

@@ -44,7 +44,7 @@ def compare(
         typer.echo(f"picture   {figure}")
     if page is not None:
         from medopt.figures.comparison import comparison_figure
-        from medopt.report.compare_report import write_comparison
+        from medopt.report.comparison_pages import write_comparison
 
         with TemporaryDirectory() as folder:
             comparison_figure(found, Path(folder) / "compared.png")

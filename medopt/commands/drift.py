@@ -28,7 +28,7 @@ def drift(
     from medopt.console import print_rows
     from medopt.release.drift_reference import Reference, compare
     from medopt.release.layout import check_sums, read_info
-    from medopt.report.drift_report import write_drift
+    from medopt.report.comparison_pages import write_drift
     from medopt.serving.answers import read_observed
 
     check_sums(release)

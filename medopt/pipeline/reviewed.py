@@ -8,8 +8,8 @@ from typing import Any
 
 from medopt.config import Study
 from medopt.pipeline.stages import KINDS
-from medopt.report.first_page import first_page
-from medopt.report.records import RunRecords
+from medopt.report.markdown_summary import first_page
+from medopt.report.run_records import RunRecords
 
 FEW = ("auc", "sensitivity", "specificity")
 

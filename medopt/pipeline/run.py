@@ -37,7 +37,7 @@ from medopt.pipeline.stages import (
 from medopt.release.build import build_release
 from medopt.release.layout import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
-from medopt.report.records import read_run
+from medopt.report.run_records import read_run
 from medopt.tracking.tracker import Tracker
 from medopt.training.auto_settings import resolve_auto
 from medopt.training.hardware import Hardware

@@ -19,7 +19,7 @@ from medopt.metrics.calibration import UNCALIBRATED, Calibration
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.pipeline.group import Group
 from medopt.pipeline.stages import KINDS
-from medopt.report.group_page import members_page
+from medopt.report.markdown_summary import members_page
 
 TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
 CAPTION = "Bars: patient-cluster bootstrap. That of the mean scores the same patients by every member; it does not\n"

@@ -15,7 +15,7 @@ from medopt.core.provenance import write_columns, write_json, write_text
 from medopt.figures.tuning import sweep_figure
 from medopt.pipeline.group import Group
 from medopt.pipeline.trials import Trials
-from medopt.report.group_page import sweep_page
+from medopt.report.markdown_summary import sweep_page
 
 if TYPE_CHECKING:
     from medopt.pipeline.sweep import Sweep

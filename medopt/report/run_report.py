@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medopt.release.reporting_guidelines import COVERED, LEFT
-from medopt.report import sections
-from medopt.report.answers import answers
-from medopt.report.page import picture, write_page
-from medopt.report.records import RunRecords, read_run
-from medopt.report.sections import Table
+from medopt.report import tables
+from medopt.report.html import picture, write_page
+from medopt.report.key_questions import answers
+from medopt.report.run_records import RunRecords, read_run
+from medopt.report.tables import Table
 
 REPORT = "report.html"
 ALT = {
@@ -67,7 +67,7 @@ def write_report(folder: Path) -> Path:
         answers=answers(run),
         front=_pictures(run, "roc", "subgroups"),
         sections=_sections(run),
-        settings=sections.settings(run.study),
+        settings=tables.settings(run.study),
         covered=COVERED,
         left=LEFT,
     )
@@ -76,7 +76,7 @@ def write_report(folder: Path) -> Path:
 
 def _pictures(run: RunRecords, *names: str) -> tuple[Picture, ...]:
     """Those of the named pictures that the run has."""
-    names = tuple(name for name in names if name != "subgroups" or sections.subgroups(run) is not None)
+    names = tuple(name for name in names if name != "subgroups" or tables.subgroups(run) is not None)
     found = [(picture(run.figures / f"{name}.png"), ALT.get(name, "")) for name in names]
     return tuple(Picture(source, alt) for source, alt in found if source)
 
@@ -98,7 +98,7 @@ def _sections(run: RunRecords) -> list[Section]:
         Section(
             "Performance",
             "The test split, scored once, after everything was chosen on validation.",
-            _tables(sections.performance(run), sections.patients(run)),
+            _tables(tables.performance(run), tables.patients(run)),
             _pictures(run, "precision_recall", "confusion"),
         ),
         Section(
@@ -107,17 +107,17 @@ def _sections(run: RunRecords) -> list[Section]:
             (),
             _pictures(run, "reliability", "decision_curve", "coverage_risk"),
         ),
-        Section("Sites and subgroups", "", _tables(sections.subgroups(run)), ()),
+        Section("Sites and subgroups", "", _tables(tables.subgroups(run)), ()),
         Section(
             "Shift and noise",
             "Test images made worse as other devices, motion and transmission would, from just visible (1) to severe.",
-            _tables(sections.robustness(run)),
+            _tables(tables.robustness(run)),
             _wide(run, "robustness"),
         ),
         Section(
             "Compression",
             f"Chosen of these options: {run.front.get('rule', '')}.",
-            _tables(sections.front(run)),
+            _tables(tables.front(run)),
             _wide(run, "front"),
         ),
         Section(
@@ -131,16 +131,16 @@ def _sections(run: RunRecords) -> list[Section]:
             "Scans unlike those of training",
             "The release declines to answer where a scan's header, content or sharpness is unlike those it was trained "
             "on.",
-            _tables(sections.domain(run)),
+            _tables(tables.domain(run)),
             (),
         ),
-        Section("Data", "", _tables(sections.data(run)), ()),
+        Section("Data", "", _tables(tables.data(run)), ()),
         Section(
             "Training",
             "",
             (),
             _wide(run, "learning_curves"),
         ),
-        Section("Where it comes from", "", _tables(sections.speed(run), sections.provenance(run)), ()),
+        Section("Where it comes from", "", _tables(tables.speed(run), tables.provenance(run)), ()),
     ]
     return [section for section in found if section.tables or section.pictures]

@@ -16,8 +16,8 @@ from clinic_fixtures import Finished
 
 from medopt.core.errors import DataError
 from medopt.report import newest_run, write_report
-from medopt.report.records import read_run
-from medopt.report.words import figure
+from medopt.report.format import figure
+from medopt.report.run_records import read_run
 
 
 @pytest.fixture

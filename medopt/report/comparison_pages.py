@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medopt.report.page import picture, write_page
-from medopt.report.sections import Table
-from medopt.report.words import UNDEFINED, difference, plain
+from medopt.release.drift_reference import DRIFTED, WATCH, Shift
+from medopt.report.format import UNDEFINED, difference, plain
+from medopt.report.html import picture, write_page
+from medopt.report.tables import Table
 
 
 def write_comparison(path: Path, found: Mapping[str, Any], drawn: Path) -> None:
@@ -39,3 +41,31 @@ def _cells(figures: Mapping[str, Any], names: list[str]) -> list[str]:
             "" if p is None else f"{p:.3f}" if p >= 0.001 else "below 0.001",
         ]
     return cells
+
+
+def write_drift(path: Path, study: str, table: str, scans: tuple[int, int], shifts: Sequence[Shift]) -> None:
+    """Write the page. `scans` are how many there were on validation and in service.
+
+    Raises StorageError where it cannot be written.
+    """
+    write_page(
+        path,
+        "drift.html",
+        study=study,
+        table=table,
+        before=scans[0],
+        now=scans[1],
+        shifts=[_shown(one) for one in shifts],
+        moved=[one.name for one in shifts if one.verdict == "drifted"],
+        watch=WATCH,
+        drifted=DRIFTED,
+    )
+
+
+def _shown(shift: Shift) -> dict[str, Any]:
+    most = max((*shift.before, *shift.now, 0.01))
+    bars = [
+        {"name": name, "before": before, "now": now, "wide": (100 * before / most, 100 * now / most)}
+        for name, before, now in zip(shift.bins, shift.before, shift.now, strict=True)
+    ]
+    return asdict(shift) | {"bars": bars}

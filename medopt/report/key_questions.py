@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medopt.report.records import RunRecords
-from medopt.report.words import below_zero, difference, figure, joined, plain, share
+from medopt.report.format import below_zero, difference, figure, joined, plain, share
+from medopt.report.run_records import RunRecords
 
 
 @dataclass(frozen=True, slots=True)

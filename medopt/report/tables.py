@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medopt.report.records import RunRecords
-from medopt.report.words import UNDEFINED, difference, figure, note, plain, share
+from medopt.report.format import UNDEFINED, difference, figure, note, plain, share
+from medopt.report.run_records import RunRecords
 
 KINDS = ("float", "int8")
 FIGURES = (
