@@ -15,7 +15,7 @@ from medopt.core.errors import ConfigError
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch
     from torch import nn
 
-    from medopt.formats.folder import Source
+    from medopt.exports.folder import Source
     from medopt.release.layout import Kind
 
 
@@ -60,7 +60,7 @@ def export(
     """
     if model not in (None, "int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
-    from medopt.formats.folder import Source
+    from medopt.exports.folder import Source
 
     run = release if (release / "release").is_dir() else None
     found = _write(Source.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
@@ -81,18 +81,18 @@ def export(
 
 def _write(source: Source, form: Format, out: Path, model: Kind | None, run: Path | None) -> dict[str, Any]:
     if form == Format.triton:
-        from medopt.formats.triton import export_triton
+        from medopt.exports.triton import export_triton
 
         return export_triton(source, out, model)
     if form == Format.openvino:
-        from medopt.formats.openvino_ir import export_openvino
+        from medopt.exports.openvino_ir import export_openvino
 
         return export_openvino(source, out, model)
     if form == Format.kserve:
-        from medopt.formats.kserve import export_kserve
+        from medopt.exports.kubernetes import export_kserve
 
         return export_kserve(source, out, model)
-    from medopt.formats.monai_bundle import export_monai
+    from medopt.exports.monai_bundle import export_monai
 
     return export_monai(source, out, model, _network(run) if run and model != "int8" else None)
 

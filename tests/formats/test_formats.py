@@ -16,11 +16,11 @@ from clinic_fixtures import Finished, call
 
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.provenance import file_digest
-from medopt.formats import openvino_ir, triton
-from medopt.formats.decisions import Decider
-from medopt.formats.folder import FACTS, Source, compare, whole_folder
-from medopt.formats.monai_bundle import bundle_metadata, check_metadata, open_bundle
-from medopt.formats.pbtxt import Word, dump, parse
+from medopt.exports import openvino_ir, triton
+from medopt.exports.decisions import Decider
+from medopt.exports.folder import FACTS, Source, compare, whole_folder
+from medopt.exports.monai_bundle import bundle_metadata, check_metadata, open_bundle
+from medopt.exports.pbtxt import Word, dump, parse
 from medopt.inference.engines import openvino_core
 from medopt.release.layout import INFO, write_sums
 from medopt.release.predictor import UNDECIDED, Predictor

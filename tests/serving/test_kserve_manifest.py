@@ -11,7 +11,7 @@ import yaml
 from clinic_fixtures import Finished, call, environment
 
 from medopt.core.provenance import file_digest
-from medopt.formats.kserve import service_name
+from medopt.exports.kubernetes import service_name
 from medopt.release.layout import SUMS
 
 READ = """

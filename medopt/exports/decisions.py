@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medopt.config import Task
 from medopt.core.errors import ReleaseError
-from medopt.formats.folder import FACTS
+from medopt.exports.folder import FACTS
 from medopt.metrics.calibration import Calibration
 from medopt.release.layout import Kind, ModelInfo
 from medopt.release.predictor import UNDECIDED

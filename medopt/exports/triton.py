@@ -15,8 +15,8 @@ import onnxruntime
 
 from medopt.core.errors import ReleaseError
 from medopt.core.provenance import write_text
-from medopt.formats.folder import Source, compare, whole_folder, write_facts
-from medopt.formats.pbtxt import Word, dump, parse
+from medopt.exports.folder import Source, compare, whole_folder, write_facts
+from medopt.exports.pbtxt import Word, dump, parse
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.layout import Kind
 

@@ -16,7 +16,7 @@ import yaml
 from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.provenance import file_digest, write_text
-from medopt.formats.folder import Source, whole_folder
+from medopt.exports.folder import Source, whole_folder
 from medopt.release.layout import SUMS, Kind, check_sums
 
 MANIFEST, DOCKERFILE, RELEASE = "inferenceservice.yaml", "Dockerfile", "release"

@@ -24,9 +24,9 @@ from torch import nn
 from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.provenance import write_json, write_text
-from medopt.formats.decisions import Decider
-from medopt.formats.folder import FACTS, Source, compare, whole_folder, write_facts
-from medopt.formats.network import save_program
+from medopt.exports.decisions import Decider
+from medopt.exports.folder import FACTS, Source, compare, whole_folder, write_facts
+from medopt.exports.torch_module import save_program
 from medopt.release.golden import golden_scans
 from medopt.release.layout import CARD, Kind
 
@@ -141,13 +141,13 @@ def check_metadata(found: dict[str, Any]) -> None:
 def bundle_inference(source: Source, kind: Kind, engine: str, program: bool) -> dict[str, Any]:
     """`inference.json`: scans below dataset_dir to output_dir/predictions.csv, a probability for each label."""
     network: Any = {
-        "_target_": "medopt.formats.network.OnnxNetwork",
+        "_target_": "medopt.exports.torch_module.OnnxNetwork",
         "path": "$@bundle_root + '/models/model.onnx'",
         "engine": engine,
     }
     if program:
         network = {
-            "_target_": "medopt.formats.network.ProgramNetwork", "path": "$@bundle_root + '/models/model.pt2'",
+            "_target_": "medopt.exports.torch_module.ProgramNetwork", "path": "$@bundle_root + '/models/model.pt2'",
         }  # fmt: skip
     return {
         "imports": ["$import os", "$import monai"],
@@ -173,7 +173,7 @@ def bundle_inference(source: Source, kind: Kind, engine: str, program: bool) -> 
         "network_def": network,
         "inferer": {"_target_": "SimpleInferer"},
         "to_probabilities": {
-            "_target_": "medopt.formats.decisions.ToProbabilities", "folder": "@bundle_root", "kind": kind,
+            "_target_": "medopt.exports.decisions.ToProbabilities", "folder": "@bundle_root", "kind": kind,
         },
         "postprocessing": {
             "_target_": "Compose",

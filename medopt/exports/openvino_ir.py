@@ -8,7 +8,7 @@ from typing import Any
 import openvino
 
 from medopt.core.errors import ReleaseError
-from medopt.formats.folder import Source, compare, whole_folder, write_facts
+from medopt.exports.folder import Source, compare, whole_folder, write_facts
 from medopt.inference.engines import open_engine, openvino_core
 from medopt.release.layout import Kind
 
