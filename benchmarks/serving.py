@@ -37,8 +37,8 @@ from rich.table import Table
 from medopt.core.provenance import machine, physical_cores
 from medopt.core.records import FloatArray
 from medopt.release.predictor import Predictor
-from medopt.serving.server.shelf import name_of
-from medopt.serving.server.wire import to_raw
+from medopt.serving.server.releases import name_of
+from medopt.serving.server.v2_codec import to_raw
 
 HEADER = "Inference-Header-Content-Length"
 Ask = Callable[[], None]

@@ -174,9 +174,9 @@ def predict(
 
     import_lean_monai()
     from medopt.release.predictor import Predictor
-    from medopt.serving.answers import write_answers
-    from medopt.serving.archive import predict_archive
     from medopt.serving.batch import find_scans, predict_scans
+    from medopt.serving.distributed_predict import predict_archive
+    from medopt.serving.prediction_table import write_answers
 
     spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name
     release = release_folder(release)

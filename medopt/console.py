@@ -15,7 +15,7 @@ from medopt.manifest.check import ACCEPTED
 
 if TYPE_CHECKING:  # a command that only reads headers does not wait for the engines
     from medopt.release.predictor import Predictor
-    from medopt.serving.answers import Row
+    from medopt.serving.prediction_table import Row
 
 WIDE = 180
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from medopt.console import ConsoleReporter, print_predictions, print_rows, print_summary
 from medopt.release.predictor import Answer, Predictor
-from medopt.serving.answers import Row
+from medopt.serving.prediction_table import Row
 
 METRICS = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
 

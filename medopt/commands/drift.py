@@ -29,7 +29,7 @@ def drift(
     from medopt.release.drift_reference import Reference, compare
     from medopt.release.layout import check_sums, read_info
     from medopt.report.comparison_pages import write_drift
-    from medopt.serving.answers import read_observed
+    from medopt.serving.prediction_table import read_observed
 
     check_sums(release)
     info, reference = read_info(release), Reference.read(release)

@@ -80,7 +80,7 @@ def serve(
 
     import_lean_monai()
     from medopt.serving.server import kserve_parts  # noqa: F401  # says which extra is missing before anything else
-    from medopt.serving.server.keys import Key
+    from medopt.serving.server.auth import Key
     from medopt.serving.server.limits import MEBI, Limits
     from medopt.serving.server.run import Doors, Tls
     from medopt.serving.server.run import serve as run

@@ -7,7 +7,7 @@ from medopt.data.cache import load_facts
 from medopt.inference.engines import load_batch
 from medopt.release.drift_reference import Reference
 from medopt.release.predictor import Predictor
-from medopt.serving.answers import Row, observed
+from medopt.serving.prediction_table import Row, observed
 from medopt.training.job import Prepared
 
 AT_ONCE = 16

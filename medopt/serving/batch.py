@@ -13,7 +13,7 @@ from medopt.core.records import FloatArray, Reporter, SilentReporter, batches
 from medopt.imaging.acquisition import ScanFacts
 from medopt.imaging.parallel import parallel_map
 from medopt.release.predictor import Predictor
-from medopt.serving.answers import Row
+from medopt.serving.prediction_table import Row
 
 # Names that belong to a data folder but are no scans.
 IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}

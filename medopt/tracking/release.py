@@ -24,7 +24,7 @@ import medopt
 from medopt.core.errors import DataError
 from medopt.release.layout import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Predictor
-from medopt.serving.server.incoming import prepare_bytes
+from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import Limits
 
 NAME, ARTIFACT = "release", "release"

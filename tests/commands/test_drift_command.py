@@ -12,8 +12,8 @@ from clinic_fixtures import Finished, call
 from medopt.release.drift_reference import Reference
 from medopt.release.layout import read_info
 from medopt.release.predictor import Predictor
-from medopt.serving.answers import observed, read_observed, write_answers
 from medopt.serving.batch import find_scans, predict_scans
+from medopt.serving.prediction_table import observed, read_observed, write_answers
 
 
 @pytest.fixture(scope="module")

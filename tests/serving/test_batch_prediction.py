@@ -25,8 +25,8 @@ from medopt.inference.runtime import Setting
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.release.predictor import Predictor
-from medopt.serving.answers import TOLD, Row, write_answers
 from medopt.serving.batch import find_scans, predict_scans
+from medopt.serving.prediction_table import TOLD, Row, write_answers
 from medopt.transforms.prepare import PrepareChain
 
 

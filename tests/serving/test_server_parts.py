@@ -23,12 +23,12 @@ from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
 from medopt.imaging.acquisition import ScanFacts
 from medopt.release.predictor import Answer, Predictor
+from medopt.serving.server.auth import VARIABLE, Key
 from medopt.serving.server.batcher import Batcher
-from medopt.serving.server.incoming import prepare_bytes
-from medopt.serving.server.keys import VARIABLE, Key
+from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import Admission, Limits, Refused
 from medopt.serving.server.service import Reply
-from medopt.serving.server.wire import Wanted, from_raw, parse_request, to_raw, write_reply
+from medopt.serving.server.v2_codec import Wanted, from_raw, parse_request, to_raw, write_reply
 
 SMALL = Limits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=6, max_pixels=100_000)
 

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.web.routes import Parts, application
-from medopt.serving.server.keys import LOOPBACK, Key
+from medopt.serving.server.auth import LOOPBACK, Key
 
 CONNECTIONS = 100
 _GREETING_SECONDS = 5.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
-from medopt.serving.server.keys import LOOPBACK, Key
+from medopt.serving.server.auth import LOOPBACK, Key
 from medopt.serving.server.limits import Refused
 
 Scope = MutableMapping[str, Any]

@@ -10,7 +10,7 @@ from requests.adapters import HTTPAdapter
 
 from medopt.pacs.settings import Node
 from medopt.pacs.unanswered import Unanswered
-from medopt.serving.server.keys import key_text
+from medopt.serving.server.auth import key_text
 
 _EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 

@@ -30,7 +30,7 @@ from medopt.pacs.web.metrics import Metrics
 from medopt.pacs.web.overview import Ledgers
 from medopt.pacs.web.page import EVERY, POLICY, Facts, render
 from medopt.pacs.web.stow import Stow
-from medopt.serving.server.keys import Key
+from medopt.serving.server.auth import Key
 
 log = logging.getLogger("medopt.pacs")
 _FORM_BYTES, _FORM_SECONDS = 4096, 10.0

@@ -23,8 +23,8 @@ except ModuleNotFoundError as error:
 
 from medopt import __version__
 from medopt.serving.server.limits import Refused
+from medopt.serving.server.releases import Shelf
 from medopt.serving.server.service import DECISION, DECLINED, IMAGE, LOGITS, PROBABILITIES, SCAN, Service, identity
-from medopt.serving.server.shelf import Shelf
 
 EXTENSIONS = ["model_repository", "binary_tensor_data"]
 

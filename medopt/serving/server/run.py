@@ -17,14 +17,14 @@ import uvicorn
 
 from medopt.core.errors import ConfigError
 from medopt.release.layout import Kind
-from medopt.serving.server import grpc_door, rest
-from medopt.serving.server.keys import LOOPBACK, Key
+from medopt.serving.server import grpc_server, rest_server
+from medopt.serving.server.auth import LOOPBACK, Key
 from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import Limits
 from medopt.serving.server.log import configure, event
-from medopt.serving.server.measures import Measures
+from medopt.serving.server.metrics import Measures
+from medopt.serving.server.releases import Shelf
 from medopt.serving.server.service import Service
-from medopt.serving.server.shelf import Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ async def _serve(
     shelf = Shelf(folders, kind, limits, measures)
     service = Service(shelf, limits, measures)
     plane, repository = Plane(service), Repository(shelf)
-    web = _Uvicorn(_configuration(rest.application(service, plane, repository, key), doors, limits))
-    calls = None if doors.grpc_port is None else grpc_door.server(service, plane, repository, key)
+    web = _Uvicorn(_configuration(rest_server.application(service, plane, repository, key), doors, limits))
+    calls = None if doors.grpc_port is None else grpc_server.server(service, plane, repository, key)
     grpc_port = None if calls is None else _bind(calls, doors)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -144,7 +144,7 @@ async def _serve(
     event(logging.INFO, "stopped", {"images": service.admission.images})
 
 
-def _configuration(app: rest.Channel, doors: Doors, limits: Limits) -> uvicorn.Config:
+def _configuration(app: rest_server.Channel, doors: Doors, limits: Limits) -> uvicorn.Config:
     tls = doors.tls
     return uvicorn.Config(
         app,

@@ -22,11 +22,11 @@ from medopt.core.provenance import pseudonym
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import ScanFacts
 from medopt.release.predictor import UNDECIDED, Answer, Predictor
-from medopt.serving.server.incoming import prepare_bytes
+from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import HTTP, Admission, Limits, Refused
 from medopt.serving.server.log import event
-from medopt.serving.server.measures import Measures
-from medopt.serving.server.shelf import Served, Shelf
+from medopt.serving.server.metrics import Measures
+from medopt.serving.server.releases import Served, Shelf
 
 IMAGE, SCAN = "image", "scan"
 PROBABILITIES, DECISION, DECLINED, LOGITS = "probabilities", "decision", "declined", "logits"

@@ -13,12 +13,12 @@ from kserve.protocol.rest.v2_endpoints import V2Endpoints
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from medopt.serving.server.keys import Key
+from medopt.serving.server.auth import Key
 from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import HTTP, Refused
 from medopt.serving.server.log import event
 from medopt.serving.server.service import Service, Visit, content_digest
-from medopt.serving.server.wire import parse_request, write_reply
+from medopt.serving.server.v2_codec import parse_request, write_reply
 
 LENGTH = "inference-header-content-length"
 _OPEN = ("/v2/health/live", "/v2/health/ready")

@@ -12,11 +12,11 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 from kserve.protocol.grpc.servicer import InferenceServicer
 
-from medopt.serving.server.keys import Key
+from medopt.serving.server.auth import Key
 from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import GRPC, Refused
 from medopt.serving.server.service import IMAGE, Asked, Reply, Service, Visit, content_digest
-from medopt.serving.server.wire import (
+from medopt.serving.server.v2_codec import (
     Wanted,
     check_input,
     datatype,

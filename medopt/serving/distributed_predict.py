@@ -10,8 +10,8 @@ from medopt.core.jobs import Fleet, Job, connected, parts_for, run_jobs
 from medopt.core.records import Reporter, batches
 from medopt.release.layout import Kind
 from medopt.release.predictor import Predictor
-from medopt.serving.answers import Row
 from medopt.serving.batch import predict_scans
+from medopt.serving.prediction_table import Row
 
 LEAST = 32  # scans of a job: opening the release takes about as long as predicting so many
 

@@ -19,7 +19,7 @@ from medopt.release.predictor import Predictor
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.limits import Limits, Refused
 from medopt.serving.server.log import event
-from medopt.serving.server.measures import Measures
+from medopt.serving.server.metrics import Measures
 
 SHORT = 12
 OPENING = "it is being opened and its golden cases are replayed"
