@@ -62,10 +62,10 @@ def check(node_file: NodeFile) -> None:
     """
     from medopt.console import print_rows
     from medopt.core.errors import ConfigError
-    from medopt.pacs.places import Destination
+    from medopt.pacs.association import server_context
+    from medopt.pacs.destinations import Destination
     from medopt.pacs.sender import echo
     from medopt.pacs.settings import load_node
-    from medopt.pacs.tls import server_context
     from medopt.release.verify import verify_release
 
     node = load_node(node_file)
@@ -96,7 +96,7 @@ def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
     from medopt.console import print_rows
     from medopt.core.provenance import pseudonym
-    from medopt.pacs.status import counts, parked
+    from medopt.pacs.queue_status import counts, parked
 
     _, ledger = _ledger(node_file)
     numbers = counts(ledger)
@@ -115,10 +115,10 @@ def retry(node_file: NodeFile) -> None:
     """Begin anew with all studies and results that are parked; a running node takes them up by itself."""
     import time
 
-    from medopt.pacs import status
+    from medopt.pacs import queue_status
 
     _, ledger = _ledger(node_file)
-    studies, sends = status.retry(ledger, time.time())
+    studies, sends = queue_status.retry(ledger, time.time())
     ledger.close()
     typer.echo(f"{studies} studies and {sends} results are tried again")
 

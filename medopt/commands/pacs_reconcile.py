@@ -15,7 +15,7 @@ import typer
 from medopt.commands.options import JsonOption
 
 if TYPE_CHECKING:
-    from medopt.pacs.pull.web_source import Deliver
+    from medopt.pacs.query_retrieve.web_source import Deliver
     from medopt.pacs.settings import Node
 
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(min|h|d)")
@@ -37,10 +37,10 @@ def reconcile(
     """
     from medopt.console import print_rows
     from medopt.core.errors import ConfigError, DataError
-    from medopt.pacs.places import WebDestination
-    from medopt.pacs.pull.periodic import opened
-    from medopt.pacs.pull.reconcile import Reconciler
-    from medopt.pacs.pull.web_source import over
+    from medopt.pacs.destinations import WebDestination
+    from medopt.pacs.query_retrieve.periodic import opened
+    from medopt.pacs.query_retrieve.reconcile import Reconciler
+    from medopt.pacs.query_retrieve.web_source import over
     from medopt.pacs.settings import load_node
     from medopt.pacs.spool import LEDGER
 

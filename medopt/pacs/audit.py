@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -97,3 +98,34 @@ def verify(path: Path) -> tuple[int, str]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     return count, last
+
+
+_WITH_REASON = ("refused", "rejected", "not sent", "not reconciled")  # their reasons are few; others quote figures
+
+
+class Counted:
+    """An audit that also counts. Nothing of the counts outlives the process."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        """Append one line to the audit."""
+        self._audit(event, **facts)
+        with self._lock:
+            self._counts[event, str(facts.get("reason", "")) if event in _WITH_REASON else ""] += 1
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How often each (event, reason) came."""
+        with self._lock:
+            return dict(self._counts)
+
+    def sync(self) -> None:
+        """As the audit's."""
+        self._audit.sync()
+
+    def close(self) -> None:
+        """Close the audit's file."""
+        self._audit.close()

@@ -21,8 +21,8 @@ from pynetdicom.sop_class import (
 )
 
 from medopt.core.provenance import pseudonym
+from medopt.pacs.destinations import Destination
 from medopt.pacs.ledger import Ledger
-from medopt.pacs.places import Destination
 from medopt.pacs.send_queue import Send, SendQueue
 from medopt.pacs.settings import Node
 

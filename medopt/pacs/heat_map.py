@@ -19,9 +19,9 @@ from pydicom.valuerep import DA, TM
 from skimage.transform import resize
 
 from medopt.core.records import Volume
-from medopt.pacs.made import Made
-from medopt.pacs.results import Namer, Origin, ScanAnswer, findings, made_by, made_of, plain, presence
+from medopt.pacs.dicom_object import Made
 from medopt.pacs.settings import Results
+from medopt.pacs.structured_report import Namer, Origin, ScanAnswer, findings, made_by, made_of, plain, presence
 from medopt.transforms.display import displayed, most_active, overlay
 from medopt.transforms.restore import spread_out, to_scan
 

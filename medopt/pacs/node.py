@@ -17,18 +17,17 @@ from pydicom import dcmread
 
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.provenance import pseudonym
-from medopt.pacs.audit import Audit
+from medopt.pacs.audit import Audit, Counted
 from medopt.pacs.commitment import Reports
+from medopt.pacs.dicom_object import Made
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ending, Ledger, Result, Work
-from medopt.pacs.made import Made
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.retention import Sweeper
 from medopt.pacs.sender import Sender
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, Spool
-from medopt.pacs.studies import Quiet
-from medopt.pacs.web.counted import Counted
+from medopt.pacs.study_completion import Quiet
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
 
 log = logging.getLogger("medopt.pacs")
@@ -125,9 +124,9 @@ class PacsNode:
         """The HTTP side, where the node file has one."""
         if self._node.web is None:
             return None
-        from medopt.pacs.web.door import Door  # what it imports is not needed without one
-        from medopt.pacs.web.health import Vital
-        from medopt.pacs.web.routes import Parts
+        from medopt.pacs.http.health import Vital
+        from medopt.pacs.http.http_server import Door  # what it imports is not needed without one
+        from medopt.pacs.http.routes import Parts
 
         worker, receiving = self._worker, lambda: receiver.listening
         vital = Vital(receiving, lambda: bool(worker.pid and worker.model), self._stop.is_set)
@@ -138,7 +137,7 @@ class PacsNode:
         """What asks the source again and again, where the node file has one."""
         if self._node.pull is None or self._node.pull.every_minutes is None:
             return None
-        from medopt.pacs.pull.periodic import Periodic
+        from medopt.pacs.query_retrieve.periodic import Periodic
 
         return Periodic(self._node, self._spool, intake, self._audit, self._stop)
 

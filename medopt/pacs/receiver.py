@@ -15,12 +15,12 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from medopt.pacs.bounded import BoundedServer, Bounds
+from medopt.pacs.association import server_context
+from medopt.pacs.bounded_server import BoundedServer, Bounds
 from medopt.pacs.commitment import Reports
 from medopt.pacs.intake import STORED, Intake, Refusal, content_digest, described
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import Spool
-from medopt.pacs.tls import server_context
 
 log = logging.getLogger("medopt.pacs")
 for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header

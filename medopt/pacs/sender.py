@@ -16,8 +16,8 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from medopt.core.provenance import pseudonym
 from medopt.pacs.association import associate
 from medopt.pacs.commitment import AWAITED, ask
+from medopt.pacs.destinations import Destination, WebDestination
 from medopt.pacs.ledger import Ledger
-from medopt.pacs.places import Destination, WebDestination
 from medopt.pacs.send_queue import Send, SendQueue
 from medopt.pacs.settings import Node
 
@@ -58,7 +58,7 @@ class Sender:
     ) -> int:  # fmt: skip
         """One connection for all of a destination."""
         if isinstance(place, WebDestination):
-            from medopt.pacs.web.client import Client  # what it imports is not needed without one
+            from medopt.pacs.http.client import Client  # what it imports is not needed without one
 
             with Client(place, self._node.sending.timeout_seconds) as client:
                 return self._each(
@@ -148,7 +148,7 @@ class Sender:
 def echo(node: Node, place: Destination | WebDestination) -> str:
     """C-ECHO to a destination, or a query that finds nothing: empty, or why it failed."""
     if isinstance(place, WebDestination):
-        from medopt.pacs.web.client import Client
+        from medopt.pacs.http.client import Client
 
         with Client(place, node.sending.timeout_seconds) as client:
             return client.answers()

@@ -6,15 +6,60 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from medopt.config import Section, SeriesRules
 from medopt.config.section import MEGABYTE, Positive
 from medopt.config.study_file import read_keys
 from medopt.core.errors import ConfigError
-from medopt.pacs.places import Destination, Place, Port, Title, anchored, explain_place
-from medopt.pacs.pull.settings import Pull
-from medopt.pacs.web.settings import Web
+from medopt.pacs.destinations import Destination, Place, Port, Title, anchored, explain_place
+
+
+class Web(Section):
+    """A page with the node's state, `/health`, `/metrics`, and STOW-RS. Without this section there is none of it."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; one that other machines reach needs a key."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8043
+    key_file: Path | None = None
+    """A file that holds a key of at least 16 characters, asked for by all but /health: as X-API-Key, Authorization:
+    Bearer, or, for browsers, as the password of any user. Else the environment's MEDOPT_API_KEY, else none."""
+    names: list[str] = Field(default_factory=list)
+    """Names by which clients call this machine, beside its address; a request for another one is refused."""
+    tls: bool = False
+    """True: HTTPS with the certificate of the section `tls`."""
+    stow: bool = False
+    """True: instances are also taken by STOW-RS, at /dicom-web/studies."""
+    body_mb: Positive = 4096
+    """The largest request of STOW-RS; its instances are bounded by limits.instance_mb each."""
+
+    @property
+    def body_bytes(self) -> int:
+        """`body_mb` in bytes."""
+        return int(self.body_mb * MEGABYTE)
+
+    @model_validator(mode="after")
+    def _names_are_plain(self) -> Self:
+        if wrong := [name for name in self.names if not name or any(sign in name for sign in ":/ ")]:
+            raise ValueError(f"names takes host names without port, not {wrong[0]!r}")
+        return self
+
+
+Modality = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]
+
+
+class Pull(Section):
+    """Asks a PACS which studies it has, and fetches what never came here."""
+
+    source: Place
+    """With aet, host and port it is asked by C-FIND and C-MOVE, and must know this node's AE title, address and port;
+    and it must be in `accept`. With url it is asked by QIDO-RS and WADO-RS."""
+    modalities: list[Modality] = Field(min_length=1)
+    """Series of these are asked for, as in [CR, DX]."""
+    days: Positive = 2
+    """Studies are asked for whose date is no more days ago."""
+    every_minutes: Positive | None = 60
+    """How often a running node asks, for the first time when it starts; null: only `medopt pacs reconcile` does."""
 
 
 def _network(text: str) -> str:

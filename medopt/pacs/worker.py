@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.core.errors import MedoptError, ReleaseError
-from medopt.pacs.made import Made
+from medopt.pacs.dicom_object import Made
 from medopt.pacs.settings import Node
 
 _LOOK_SECONDS = 0.1

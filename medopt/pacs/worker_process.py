@@ -27,7 +27,7 @@ def serve(wire: Connection) -> None:
     """Open the release that the first message names, then answer a study a message."""
     first = json.loads(wire.recv_bytes())
     import_lean_monai()
-    from medopt.pacs.answering import Answering
+    from medopt.pacs.study_inference import Answering
 
     rules = None if first["series"] is None else SeriesRules.model_validate(first["series"])
     wanted = Results.model_validate(first["results"])

@@ -12,8 +12,8 @@ from peers import radiograph
 from pydicom import dcmread
 
 from medopt.config import SeriesRules
-from medopt.pacs.answering import Answered, Answering
 from medopt.pacs.settings import Results
+from medopt.pacs.study_inference import Answered, Answering
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 

@@ -19,11 +19,11 @@ from test_sender import Clock, owing
 from medopt.pacs.association import associate
 from medopt.pacs.commitment import AWAITED, Push, Reports, ask, transaction
 from medopt.pacs.intake import Intake
+from medopt.pacs.queue_status import counts
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.sender import Sender
 from medopt.pacs.spool import Spool
-from medopt.pacs.status import counts
 
 
 class Committing:

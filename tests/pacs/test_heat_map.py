@@ -14,11 +14,11 @@ from peers import radiograph
 from pydicom import dcmread
 
 from medopt.imaging import read_scan
-from medopt.pacs.answering import Answering
+from medopt.pacs.dicom_object import Made
 from medopt.pacs.heat_map import HEAT_MAP, heat_maps, shown
-from medopt.pacs.made import Made
-from medopt.pacs.results import ScanAnswer, namer
 from medopt.pacs.settings import Results
+from medopt.pacs.structured_report import ScanAnswer, namer
+from medopt.pacs.study_inference import Answering
 from medopt.release.predictor import UNDECIDED, Answer
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)

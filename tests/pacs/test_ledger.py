@@ -14,9 +14,9 @@ import pytest
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.ledger import Instance, Ledger, Result, Work
+from medopt.pacs.queue_status import counts, parked, retry
 from medopt.pacs.schema import STEPS
 from medopt.pacs.send_queue import SendQueue
-from medopt.pacs.status import counts, parked, retry
 
 
 def instance(number: int, study: str = "1.2.3", **changes: object) -> Instance:

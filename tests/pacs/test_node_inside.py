@@ -21,9 +21,9 @@ from medopt.pacs.audit import verify
 from medopt.pacs.intake import LATE, OUT_OF_ROOM, STORED
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.node import PacsNode
+from medopt.pacs.queue_status import counts
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER
-from medopt.pacs.status import counts
 
 pytestmark = pytest.mark.long
 

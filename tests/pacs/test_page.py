@@ -19,7 +19,7 @@ from web_side import WebSide
 
 from medopt.core.errors import ConfigError
 from medopt.core.provenance import pseudonym
-from medopt.pacs.status import counts
+from medopt.pacs.queue_status import counts
 
 KEY = "0123456789abcdef-key"
 
@@ -139,10 +139,10 @@ def test_a_key_is_asked_for(side: Callable[..., WebSide], tmp_path: Path) -> Non
 
 
 def test_idle_connections_end(side: Callable[..., WebSide], monkeypatch: pytest.MonkeyPatch) -> None:
-    from medopt.pacs.web import door
+    from medopt.pacs.http import http_server
 
-    monkeypatch.setattr(door, "_GREETING_SECONDS", 0.5)
-    monkeypatch.setattr(door, "CONNECTIONS", 5)
+    monkeypatch.setattr(http_server, "_GREETING_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "CONNECTIONS", 5)
     node = side()
     idle = [socket.create_connection(("127.0.0.1", node.node.web.port)) for _ in range(10)]  # type: ignore[union-attr]
     idle[-1].sendall(b"GET / HT")

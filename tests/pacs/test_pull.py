@@ -19,9 +19,9 @@ from pydicom import dcmread
 from web_side import WebSide
 
 from medopt.core.errors import MedoptError
-from medopt.pacs.pull.periodic import Periodic, opened
-from medopt.pacs.pull.reconcile import Reconciled, Reconciler
-from medopt.pacs.pull.web_source import into
+from medopt.pacs.query_retrieve.periodic import Periodic, opened
+from medopt.pacs.query_retrieve.reconcile import Reconciled, Reconciler
+from medopt.pacs.query_retrieve.web_source import into
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER
 

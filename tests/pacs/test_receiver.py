@@ -32,10 +32,10 @@ from medopt.pacs.audit import Audit, verify
 from medopt.pacs.commitment import Reports
 from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED, Intake
 from medopt.pacs.ledger import Ledger, Result
+from medopt.pacs.queue_status import counts
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER, Spool
-from medopt.pacs.status import counts
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 

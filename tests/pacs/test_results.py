@@ -15,9 +15,9 @@ from highdicom import sr
 from peers import radiograph
 from pydicom import Dataset, dcmread
 
-from medopt.pacs.answering import Answering
-from medopt.pacs.results import Made, ScanAnswer, make_results
 from medopt.pacs.settings import Results
+from medopt.pacs.structured_report import Made, ScanAnswer, make_results
+from medopt.pacs.study_inference import Answering
 from medopt.release.predictor import Answer
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)

@@ -14,11 +14,11 @@ from test_ledger import instance
 
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Ledger, Result
+from medopt.pacs.queue_status import counts, retry
 from medopt.pacs.retention import Sweeper, emptying, kept_bytes
 from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.settings import Retention
 from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, STUDIES, Spool
-from medopt.pacs.status import counts, retry
 
 DAY = 86_400.0
 PLACES = ["A", "B"]

@@ -15,11 +15,11 @@ from pynetdicom.sop_class import BasicTextSRStorage  # type: ignore[attr-defined
 from medopt.core.errors import DataError
 from medopt.pacs.audit import Audit, verify
 from medopt.pacs.ledger import Instance, Ledger, Result
+from medopt.pacs.queue_status import counts, parked, retry
 from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.sender import Sender, echo, wait_seconds
 from medopt.pacs.settings import Node, Sending
 from medopt.pacs.spool import LEDGER, RESULTS, Spool
-from medopt.pacs.status import counts, parked, retry
 
 
 class Clock:

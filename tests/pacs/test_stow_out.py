@@ -16,9 +16,9 @@ from orthanc import Orthanc, needs_orthanc
 from test_sender import Clock, owing
 
 from medopt.core.errors import ConfigError
+from medopt.pacs.queue_status import counts, parked
 from medopt.pacs.sender import Sender, echo
 from medopt.pacs.settings import Node, load_node
-from medopt.pacs.status import counts, parked
 
 
 def owing_to(folder: Path, url: str, many: int = 1, tries: int = 4, **place: Any) -> tuple[Node, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medopt.pacs.studies import Quiet
+from medopt.pacs.study_completion import Quiet
 
 
 class Clock:

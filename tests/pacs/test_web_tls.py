@@ -13,10 +13,10 @@ from certificates import make_certificates
 from peers import radiograph
 from web_side import WebSide
 
-from medopt.pacs.places import WebDestination
-from medopt.pacs.unanswered import Unanswered
-from medopt.pacs.web.client import Client
-from medopt.pacs.web.own_door import post
+from medopt.pacs.destinations import WebDestination
+from medopt.pacs.errors import Unanswered
+from medopt.pacs.http.client import Client
+from medopt.pacs.http.local_client import post
 
 KEY = "0123456789abcdef-key"
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")

@@ -8,18 +8,17 @@ from typing import Any
 
 from ports import free_port
 
-from medopt.pacs.audit import Audit
+from medopt.pacs.audit import Audit, Counted
 from medopt.pacs.commitment import Reports
+from medopt.pacs.http.health import Vital
+from medopt.pacs.http.http_server import Door
+from medopt.pacs.http.routes import Parts
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.send_queue import SendQueue
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER, Spool
-from medopt.pacs.web.counted import Counted
-from medopt.pacs.web.door import Door
-from medopt.pacs.web.health import Vital
-from medopt.pacs.web.routes import Parts
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 

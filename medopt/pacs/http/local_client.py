@@ -8,8 +8,8 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
+from medopt.pacs.errors import Unanswered
 from medopt.pacs.settings import Node
-from medopt.pacs.unanswered import Unanswered
 from medopt.serving.server.auth import key_text
 
 _EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}

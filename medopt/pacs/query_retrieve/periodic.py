@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from medopt.core.errors import MedoptError
+from medopt.pacs.destinations import WebDestination
 from medopt.pacs.intake import Intake
-from medopt.pacs.places import WebDestination
-from medopt.pacs.pull.dimse_source import dimse_source
-from medopt.pacs.pull.reconcile import Reconciled, Reconciler
-from medopt.pacs.pull.source import Source, Stopping
-from medopt.pacs.pull.web_source import Deliver, into, web_source
+from medopt.pacs.query_retrieve.dimse_source import dimse_source
+from medopt.pacs.query_retrieve.reconcile import Reconciled, Reconciler
+from medopt.pacs.query_retrieve.source import Source, Stopping
+from medopt.pacs.query_retrieve.web_source import Deliver, into, web_source
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER, Spool
 

@@ -12,10 +12,10 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from medopt import __version__
-from medopt.pacs.web.health import OK
-from medopt.pacs.web.overview import Overview
+from medopt.pacs.http.health import OK
+from medopt.pacs.http.status_query import Overview
 
-_FOLDER = files("medopt.pacs.web") / "templates"
+_FOLDER = files("medopt.pacs.http") / "templates"
 _STYLE = (_FOLDER / "page.css").read_text(encoding="utf-8")
 _PAGE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
     (_FOLDER / "page.html").read_text(encoding="utf-8")

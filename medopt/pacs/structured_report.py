@@ -22,7 +22,7 @@ from pydicom.uid import UID, BasicTextSRStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from medopt import __version__
-from medopt.pacs.made import Made
+from medopt.pacs.dicom_object import Made
 from medopt.pacs.settings import Results
 from medopt.release.layout import ModelInfo, ReleaseInfo
 from medopt.release.predictor import UNDECIDED, Answer

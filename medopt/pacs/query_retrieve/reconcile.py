@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from medopt.pacs.pull.source import Source, Stopping
-from medopt.pacs.unanswered import Unanswered
+from medopt.pacs.errors import Unanswered
+from medopt.pacs.query_retrieve.source import Source, Stopping
 
 _AT_ONCE = 500
 _SELDOM = 24

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medopt.core.provenance import pseudonym
 from medopt.pacs.ledger import STATES
-from medopt.pacs.status import counted
+from medopt.pacs.queue_status import counted
 
 SENDS = ("waiting", "sent", "parked")
 _WAITING = "('receiving', 'ready', 'working')"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from medopt.pacs.web.counted import Counted
-from medopt.pacs.web.health import OK
-from medopt.pacs.web.overview import Ledgers
+from medopt.pacs.audit import Counted
+from medopt.pacs.http.health import OK
+from medopt.pacs.http.status_query import Ledgers
 
 _SECONDS = (1, 2.5, 5, 10, 20, 30, 60, 90, 120, 180, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 

@@ -18,18 +18,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from medopt.pacs.audit import Counted
+from medopt.pacs.http.health import OK, SpoolSize, Vital, checks
+from medopt.pacs.http.metrics import Metrics
+from medopt.pacs.http.middleware import HEADERS, Channel, Forms, Guard
+from medopt.pacs.http.page import EVERY, POLICY, Facts, render
+from medopt.pacs.http.status_query import Ledgers
+from medopt.pacs.http.stow import Stow
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ledger
+from medopt.pacs.queue_status import retry
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER, Spool
-from medopt.pacs.status import retry
-from medopt.pacs.web.counted import Counted
-from medopt.pacs.web.guard import HEADERS, Channel, Forms, Guard
-from medopt.pacs.web.health import OK, SpoolSize, Vital, checks
-from medopt.pacs.web.metrics import Metrics
-from medopt.pacs.web.overview import Ledgers
-from medopt.pacs.web.page import EVERY, POLICY, Facts, render
-from medopt.pacs.web.stow import Stow
 from medopt.serving.server.auth import Key
 
 log = logging.getLogger("medopt.pacs")

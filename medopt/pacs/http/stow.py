@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from medopt.pacs.http.multipart import Malformed, Related, boundary_of
+from medopt.pacs.http.upload import Failed, Upload
 from medopt.pacs.intake import NOT_UNDERSTOOD, OUT_OF_ROOM, Intake
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import Spool
-from medopt.pacs.web.multipart import Malformed, Related, boundary_of
-from medopt.pacs.web.upload import Failed, Upload
 
 _AT_ONCE = 16
 _JSON = "application/dicom+json"

@@ -17,10 +17,10 @@ from medopt.core.provenance import file_digest
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import Judgement, fit, judge
 from medopt.inference.evidence_map import Evidence
+from medopt.pacs.dicom_object import Made
 from medopt.pacs.heat_map import heat_maps, shown
-from medopt.pacs.made import Made
-from medopt.pacs.results import Earlier, Origin, ScanAnswer, make_results, namer
 from medopt.pacs.settings import Results
+from medopt.pacs.structured_report import Earlier, Origin, ScanAnswer, make_results, namer
 from medopt.release.layout import SUMS, Kind
 from medopt.release.predictor import Answer, Predictor
 

@@ -18,9 +18,9 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
+from medopt.pacs.http.multipart import DICOM
 from medopt.pacs.intake import NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, Intake, Refusal, described
 from medopt.pacs.spool import AT_WORK, Spool
-from medopt.pacs.web.multipart import DICOM
 
 _PREAMBLE = 128
 _GROUP_LENGTH = _PREAMBLE + 4 + 12

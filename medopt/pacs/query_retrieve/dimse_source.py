@@ -18,11 +18,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from medopt.pacs.association import associate
+from medopt.pacs.destinations import Destination
+from medopt.pacs.errors import Unanswered
 from medopt.pacs.intake import is_uid
-from medopt.pacs.places import Destination
-from medopt.pacs.pull.source import MOST_STUDIES, Stopping
+from medopt.pacs.query_retrieve.source import MOST_STUDIES, Stopping
 from medopt.pacs.settings import Node
-from medopt.pacs.unanswered import Unanswered
 
 _PENDING = (0xFF00, 0xFF01)
 _SOME_FAILED = 0xB000

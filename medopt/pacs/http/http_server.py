@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.web.routes import Parts, application
+from medopt.pacs.http.routes import Parts, application
 from medopt.serving.server.auth import LOOPBACK, Key
 
 CONNECTIONS = 100

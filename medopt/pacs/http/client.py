@@ -12,9 +12,9 @@ from typing import Any, Self
 import requests
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.places import WebDestination
-from medopt.pacs.unanswered import Unanswered
-from medopt.pacs.web.multipart import DICOM
+from medopt.pacs.destinations import WebDestination
+from medopt.pacs.errors import Unanswered
+from medopt.pacs.http.multipart import DICOM
 
 _JSON = "application/dicom+json"
 _LARGEST_ANSWER = 64 * 1024 * 1024

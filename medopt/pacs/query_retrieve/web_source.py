@@ -8,15 +8,15 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from medopt.core.errors import ConfigError
+from medopt.pacs.destinations import WebDestination
+from medopt.pacs.errors import Unanswered
+from medopt.pacs.http.client import Client
+from medopt.pacs.http.multipart import Malformed, Related, boundary_of
+from medopt.pacs.http.upload import Upload
 from medopt.pacs.intake import Intake, is_uid
-from medopt.pacs.places import WebDestination
-from medopt.pacs.pull.source import MOST_STUDIES, Stopping
+from medopt.pacs.query_retrieve.source import MOST_STUDIES, Stopping
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import Spool
-from medopt.pacs.unanswered import Unanswered
-from medopt.pacs.web.client import Client
-from medopt.pacs.web.multipart import Malformed, Related, boundary_of
-from medopt.pacs.web.upload import Upload
 
 Deliver = Callable[[str, str, Iterable[bytes]], None]
 """Takes the study, the Content-Type and the body of an answer; raises Unanswered."""
@@ -109,7 +109,7 @@ def into(intake: Intake, spool: Spool, node: Node) -> Deliver:
 
 def over(node: Node) -> Deliver:
     """Deliver to a node in another process of this machine, by its STOW-RS; raises ConfigError where it has none."""
-    from medopt.pacs.web.own_door import post
+    from medopt.pacs.http.local_client import post
 
     if node.web is None or not node.web.stow:
         raise ConfigError(
