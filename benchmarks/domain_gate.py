@@ -27,8 +27,8 @@ from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
 from medopt.data.cache import PreparedCache
 from medopt.inference.engines import load_batch, open_engine
-from medopt.pipeline.gating import alterations
-from medopt.pipeline.source import read_source
+from medopt.pipeline.ood_gate import alterations
+from medopt.pipeline.study_cases import read_source
 from medopt.release.ood_gate import Domain, texture
 from medopt.transforms.prepare import PrepareChain
 

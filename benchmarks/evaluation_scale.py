@@ -18,7 +18,7 @@ import numpy as np
 from medopt.core.records import Predictions
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.metrics.calibration import UNCALIBRATED
-from medopt.pipeline.evaluating import evaluate_table, open_table
+from medopt.pipeline.reevaluate import evaluate_table, open_table
 
 
 def drawn(rows: int) -> Predictions:

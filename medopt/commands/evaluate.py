@@ -43,7 +43,7 @@ def evaluate(
         raise ConfigError(f"--level takes image or patient; got {level!r}.")
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split takes train, val or test; got {split!r}.")
-    from medopt.pipeline.evaluating import draw, evaluate_table, open_table
+    from medopt.pipeline.reevaluate import draw, evaluate_table, open_table
 
     changes = {"prevalence": prevalence, "aggregate": aggregate}
     table = open_table(predictions, study_file, {name: value for name, value in changes.items() if value is not None})

@@ -46,7 +46,7 @@ def _ready(study_file: Path, overrides: list[str] | None, data: Path | None, run
     """The training split alone: what is chosen here may look at nothing else."""
     study = load_study(study_file, overrides)
     from medopt.data.cache import PreparedCache
-    from medopt.pipeline.source import read_source
+    from medopt.pipeline.study_cases import read_source
     from medopt.transforms.prepare import PrepareChain
 
     source = read_source(study, study_file, data_folder(data))

@@ -11,7 +11,7 @@ from medopt.core.records import Split
 from medopt.evaluation.comparison import Resampling, compare_models, on_shared_cases
 from medopt.evaluation.predictions_io import UNNAMED
 from medopt.metrics.calibrated_predictions import Scored
-from medopt.pipeline.evaluating import OpenTable, open_table, scored_of
+from medopt.pipeline.reevaluate import OpenTable, open_table, scored_of
 
 
 def compare_runs(

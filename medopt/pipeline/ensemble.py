@@ -13,10 +13,10 @@ from medopt.core.provenance import atomic, file_digest
 from medopt.core.records import Reporter
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
 from medopt.pipeline.group import Group
-from medopt.pipeline.judging import FLOAT, QUANTIZED
+from medopt.pipeline.judge import FLOAT, QUANTIZED
 from medopt.pipeline.runner import ensemble_study
-from medopt.pipeline.source import Source
 from medopt.pipeline.stages import KINDS
+from medopt.pipeline.study_cases import Source
 
 MERGED = {"float": FLOAT, "int8": QUANTIZED}
 

@@ -18,7 +18,7 @@ from medopt.compression.prune import multiply_adds
 from medopt.core.errors import ConfigError, GateRefused
 from medopt.core.provenance import write_json
 from medopt.figures.pareto import front_figure
-from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED
+from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED
 from medopt.pipeline.options import Width, file_of, measure_options, write_options
 from medopt.pipeline.pruning import RESULT as PRUNING
 from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to

@@ -19,10 +19,10 @@ from medopt.core.provenance import digest
 from medopt.core.records import Reporter
 from medopt.pipeline.ensemble import build_ensemble
 from medopt.pipeline.group import Group, open_group
-from medopt.pipeline.preparing import fill_cache
+from medopt.pipeline.prepare import fill_cache
 from medopt.pipeline.runner import run_study
-from medopt.pipeline.source import Source, read_source
 from medopt.pipeline.spread import member_name, record_group
+from medopt.pipeline.study_cases import Source, read_source
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.delong import areas, mean_area
-from medopt.pipeline.judging import against_float
-from medopt.pipeline.tables import predict
+from medopt.pipeline.judge import against_float
+from medopt.pipeline.predict import predict
 from medopt.training.job import Prepared
 from medopt.training.loop import load_best
 

@@ -26,8 +26,8 @@ from medopt.data.loaders import predict_loader
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.source import PRUNED
 from medopt.pipeline.stages import Sets, validation_score
+from medopt.pipeline.study_cases import PRUNED
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.hardware import Hardware, has_launcher, open_fabric
 from medopt.training.job import BEST, Lead, TrainingTask

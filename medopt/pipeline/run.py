@@ -16,16 +16,14 @@ from medopt.core.provenance import code_version, digest, file_digest, machine, p
 from medopt.core.records import EpochRecord, Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.models.channel_widths import WIDTHS
-from medopt.pipeline import gating, robust
-from medopt.pipeline.inspections import inspections
-from medopt.pipeline.judging import FLOAT, INT8, NARROW, QUANTIZED, Judged, judge_models
+from medopt.pipeline import ood_gate, robustness
+from medopt.pipeline.drift_reference import reference_of
+from medopt.pipeline.judge import FLOAT, INT8, NARROW, QUANTIZED, Judged, judge_models
+from medopt.pipeline.metrics_json import FIGURES, draw_figures, release_info, summarize
+from medopt.pipeline.mlflow_summary import model_name, told_figures, told_tags
+from medopt.pipeline.prepared_splits import content_of, prepare_sets, refuse_duplicates
 from medopt.pipeline.pruning import RESULT, PrunedStep, prune_in_steps, steps_to
-from medopt.pipeline.referring import reference_of
-from medopt.pipeline.report import FIGURES, draw_figures, release_info, summarize
-from medopt.pipeline.reviewed import model_name, told_figures, told_tags
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.sets import content_of, prepare_sets, refuse_duplicates
-from medopt.pipeline.source import Source
 from medopt.pipeline.stages import (
     KINDS,
     calibration_files,
@@ -34,6 +32,8 @@ from medopt.pipeline.stages import (
     refuse_early,
     validation_score,
 )
+from medopt.pipeline.study_cases import Source
+from medopt.pipeline.test_analyses import inspections
 from medopt.release.build import build_release
 from medopt.release.layout import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report
@@ -286,7 +286,7 @@ class Run:
             "machine": machine(),
             "data_notes": metrics["data_notes"],
         }
-        gate = self.folder.models / gating.RESULT if self.source.study.domain.enabled else None
+        gate = self.folder.models / ood_gate.RESULT if self.source.study.domain.enabled else None
         name = DOMAIN if gate else None
         info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance, name)
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}
@@ -304,7 +304,7 @@ class Run:
         self.tracker.log_files({"": path / REPORT, "figures": path / "figures"})
         for name in ("metrics.json", "study.yaml"):
             self.tracker.log_files({"": path / name})
-        for name in ("predictions.csv", *((robust.TABLE,) if "robustness" in metrics else ())):
+        for name in ("predictions.csv", *((robustness.TABLE,) if "robustness" in metrics else ())):
             self.tracker.log_files({"tables": path / name})
         for kind in KINDS:
             self.tracker.log_files({"models": self.folder.models / f"{kind}.onnx"})

@@ -17,10 +17,10 @@ from medopt.core.provenance import write_text
 from medopt.core.records import Override, Reporter
 from medopt.manifest.table import write_run_manifest
 from medopt.pipeline.front import PLACE, Grid, run_front
-from medopt.pipeline.reviewed import run_name
+from medopt.pipeline.mlflow_summary import run_name
 from medopt.pipeline.run import Run, Watch
 from medopt.pipeline.run_folder import RunFolder, held, open_run
-from medopt.pipeline.source import Source, read_run, read_source
+from medopt.pipeline.study_cases import Source, read_run, read_source
 from medopt.tracking.tracker import Tracker
 from medopt.training.hardware import Hardware
 

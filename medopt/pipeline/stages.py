@@ -21,10 +21,9 @@ from medopt.inference.engines import load_batch, open_engine
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import refuse_few
 from medopt.metrics.weighted import auc
-from medopt.pipeline.judging import FLOAT, NARROW, QUANTIZED, Judged
+from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED, Judged
+from medopt.pipeline.predict import labels_of, predict, predictions_of, subgroups
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.subgroups import subgroups
-from medopt.pipeline.tables import labels_of, predict, predictions_of
 from medopt.training.job import Prepared
 from medopt.training.loop import load_best
 

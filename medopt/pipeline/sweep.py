@@ -14,10 +14,10 @@ from medopt.core.jobs import Fleet, Job, connected, run_jobs
 from medopt.core.provenance import digest
 from medopt.core.records import Reporter
 from medopt.pipeline.group import Group, open_group
-from medopt.pipeline.preparing import fill_cache
+from medopt.pipeline.prepare import fill_cache
 from medopt.pipeline.runner import train_study
 from medopt.pipeline.search_space import Parameter, value_of
-from medopt.pipeline.source import Source, read_source
+from medopt.pipeline.study_cases import Source, read_source
 from medopt.pipeline.sweep_report import record_sweep
 from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
 

@@ -128,7 +128,7 @@ def test_second_process_is_refused_while_one_runs(clinic: Clinic, tmp_path: Path
 
     from medopt.config.study_file import load_study
     from medopt.pipeline.run_folder import open_run
-    from medopt.pipeline.source import read_source
+    from medopt.pipeline.study_cases import read_source
 
     study = load_study(clinic.study_file)
     source = read_source(study, clinic.study_file, clinic.data)

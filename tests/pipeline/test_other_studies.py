@@ -16,7 +16,7 @@ from PIL import Image
 
 from medopt.evaluation.evaluate import METRICS
 from medopt.evaluation.predictions_io import read_predictions
-from medopt.pipeline.source import STAGES
+from medopt.pipeline.study_cases import STAGES
 from medopt.release.layout import read_info
 from medopt.release.predictor import Predictor
 

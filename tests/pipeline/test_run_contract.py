@@ -20,7 +20,7 @@ from medopt.config.study_file import load_study
 from medopt.core.provenance import pseudonym
 from medopt.evaluation.evaluate import METRICS
 from medopt.evaluation.predictions_io import read_predictions
-from medopt.pipeline.source import STAGES
+from medopt.pipeline.study_cases import STAGES
 
 
 def test_runs_go_to_study_time_and_short_hash(finished: Finished) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from medopt.config import Prepare
 from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
-from medopt.pipeline.subgroups import subgroups
+from medopt.pipeline.predict import subgroups
 from medopt.training.job import Prepared
 from medopt.transforms.prepare import PrepareChain
 

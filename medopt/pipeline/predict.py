@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.records import Predictions, Split
+from medopt.core.records import Case, Predictions, Split
+from medopt.data.cache import load_facts
+from medopt.imaging.acquisition import ScanFacts, age_band, sex
 from medopt.inference.engines import Engine, run_files
 from medopt.training.job import Prepared
 
@@ -39,3 +41,20 @@ def labels_of(study: Study, part: Prepared) -> NDArray[np.int64]:
     """(N,) class indices, or (N, K) zeros and ones for a multi-label study."""
     labels = np.array([case.label for case in part.cases], np.int64)
     return labels if study.data.task == "multilabel" else labels[:, 0]
+
+
+def subgroups(part: Prepared) -> dict[str, NDArray[np.str_]]:
+    """The group (N,) of each case by variable, empty where it is unknown; only variables of two groups or more.
+
+    What the manifest says goes before what the scan's header says. Raises StorageError where a cached image vanished.
+    """
+    told = [_groups(case, load_facts(file)) for case, file in zip(part.cases, part.files, strict=True)]
+    names = dict.fromkeys(name for groups in told for name in groups)
+    columns = {name: np.array([groups.get(name, "") for groups in told], dtype=np.str_) for name in names}
+    return {name: column for name, column in columns.items() if len(set(column[column != ""])) > 1}
+
+
+def _groups(case: Case, facts: ScanFacts) -> dict[str, str]:
+    given = dict(case.groups)
+    common = {"sex": sex(given.pop("sex", "")), "age": age_band(given.pop("age", ""))}
+    return given | facts.groups() | {name: group for name, group in common.items() if group}

@@ -21,7 +21,7 @@ from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import Scored
-from medopt.pipeline.judging import Judged
+from medopt.pipeline.judge import Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
 from medopt.training.job import Prepared

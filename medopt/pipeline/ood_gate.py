@@ -16,8 +16,8 @@ from medopt.core.records import FloatArray, Reporter, batches
 from medopt.data.cache import load_facts
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.proportions import proportion
-from medopt.pipeline.judging import Judged
-from medopt.pipeline.robust import choose_cases, worse_batch
+from medopt.pipeline.judge import Judged
+from medopt.pipeline.robustness import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
 from medopt.release.ood_gate import Domain, Floats, fit_distance, fit_rules, texture

@@ -13,7 +13,7 @@ from medopt.data.cache import PreparedCache, load_prepared
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
-from medopt.pipeline.source import Source
+from medopt.pipeline.study_cases import Source
 from medopt.training.job import Prepared
 from medopt.transforms.prepare import PrepareChain
 

@@ -9,7 +9,7 @@ from medopt.config import Prepare
 from medopt.core.jobs import Fleet, Job, parts_for, refuse_failures, run_jobs
 from medopt.core.records import Case, Reporter, batches
 from medopt.data.cache import PreparedCache
-from medopt.pipeline.source import Source
+from medopt.pipeline.study_cases import Source
 from medopt.transforms.prepare import PrepareChain
 
 LEAST = 64  # images of a job: opening a process must not take longer than its work

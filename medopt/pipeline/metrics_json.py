@@ -16,8 +16,8 @@ from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.proportions import proportion
-from medopt.pipeline.evaluating import draw_decisions
-from medopt.pipeline.judging import Judged
+from medopt.pipeline.judge import Judged
+from medopt.pipeline.reevaluate import draw_decisions
 from medopt.pipeline.stages import KINDS
 from medopt.release.layout import FORMAT, MODELS, ModelInfo, ReleaseInfo
 

@@ -29,7 +29,7 @@ from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.metrics.weighted import auc
-from medopt.pipeline.tables import predict
+from medopt.pipeline.predict import predict
 from medopt.training.job import Prepared
 from medopt.training.loop import load_best
 

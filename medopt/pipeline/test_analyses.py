@@ -11,8 +11,8 @@ from medopt.config import Study
 from medopt.core.records import Predictions, Reporter
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.metrics.calibrated_predictions import Scored
-from medopt.pipeline import explaining, gating, robust
-from medopt.pipeline.judging import Judged
+from medopt.pipeline import explain, ood_gate, robustness
+from medopt.pipeline.judge import Judged
 from medopt.pipeline.run_folder import RunFolder
 from medopt.training.job import Prepared
 
@@ -43,17 +43,17 @@ def inspections(
 
     def explained() -> dict[str, Any]:
         scored = Scored(test_tables()["float"], study.data.task, judged.calibrations["float"], judged.points["float"])
-        return explaining.explain_cases(study, sets, root, weights, scored, folder)
+        return explain.explain_cases(study, sets, root, weights, scored, folder)
 
     if study.evaluation.shift_cases:
-        outputs = [path / robust.RESULT, path / robust.TABLE, path / "figures" / robust.PICTURE]
+        outputs = [path / robustness.RESULT, path / robustness.TABLE, path / "figures" / robustness.PICTURE]
         yield Inspection(
             "robustness",
             outputs,
-            lambda: robust.check_robustness(study, sets["test"], test_tables(), folder, judged, reporter),
+            lambda: robustness.check_robustness(study, sets["test"], test_tables(), folder, judged, reporter),
         )
     if study.evaluation.explain:
-        yield Inspection("explain", [path / explaining.RESULT, path / "figures" / explaining.FOLDER], explained)
+        yield Inspection("explain", [path / explain.RESULT, path / "figures" / explain.FOLDER], explained)
     if study.domain.enabled:
-        outputs = [path / gating.RESULT, folder.models / gating.RESULT]
-        yield Inspection("domain", outputs, lambda: gating.gate_domain(study, sets, folder, judged, reporter))
+        outputs = [path / ood_gate.RESULT, folder.models / ood_gate.RESULT]
+        yield Inspection("domain", outputs, lambda: ood_gate.gate_domain(study, sets, folder, judged, reporter))
