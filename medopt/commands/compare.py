@@ -33,7 +33,7 @@ def compare(
     """
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split takes train, val or test; got {split!r}.")
-    from medopt.pipeline.comparing import compare_runs
+    from medopt.experiments.compare import compare_runs
 
     found = compare_runs(runs, model, split, shared=shared)  # type: ignore[arg-type]  # checked above
     print_comparison(found)

@@ -41,7 +41,7 @@ def compress(
     from medopt.compression.pareto import Rule
     from medopt.console import ConsoleReporter, print_summary
     from medopt.console_members import print_front
-    from medopt.pipeline.front import Grid
+    from medopt.experiments.compression_search import Grid
     from medopt.pipeline.runner import compress_run
     from medopt.training.hardware import Hardware
 

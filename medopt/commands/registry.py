@@ -35,7 +35,7 @@ def promote(
 
     registry = Registry(runs)
     if version:
-        from medopt.pipeline.promoting import promote as make_champion
+        from medopt.experiments.promote import promote as make_champion
 
         done = make_champion(registry, model, version, reason, uncompared=uncompared)
         if done.compared is not None:

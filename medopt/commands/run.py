@@ -78,7 +78,7 @@ def run(
         _show_plan(studies, data_folder(data), runs, as_json)
         return
     from medopt.core.jobs import Fleet
-    from medopt.pipeline.members import Plan
+    from medopt.experiments.seeds_and_folds import Plan
     from medopt.training.hardware import Hardware
 
     fleet = Fleet(engine, job_cpus, job_gpus)  # type: ignore[arg-type]  # it checks the name
@@ -125,8 +125,8 @@ def _run(
 ) -> list[dict[str, Any]]:
     """One run in this process, or several as jobs."""
     from medopt.console import ConsoleReporter
+    from medopt.experiments.seeds_and_folds import run_plans
     from medopt.pipeline import run_study
-    from medopt.pipeline.members import run_plans
 
     reporter = ConsoleReporter()
     try:

@@ -59,8 +59,8 @@ def sweep(
     from medopt.console import ConsoleReporter
     from medopt.console_members import print_sweep
     from medopt.core.jobs import Fleet
-    from medopt.pipeline.search_space import parse_space
-    from medopt.pipeline.sweep import Sweep, run_sweep
+    from medopt.experiments.search_space import parse_space
+    from medopt.experiments.sweep import Sweep, run_sweep
 
     space = parse_space(param, study_file, given)
     fleet, reporter = Fleet(engine, job_cpus, job_gpus), ConsoleReporter()  # type: ignore[arg-type]  # it checks the name

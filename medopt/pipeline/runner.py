@@ -15,8 +15,8 @@ from medopt.config import Study
 from medopt.core.errors import MedoptError, Pruned, StorageError
 from medopt.core.provenance import write_text
 from medopt.core.records import Override, Reporter
+from medopt.experiments.compression_search import PLACE, Grid, run_front
 from medopt.manifest.table import write_run_manifest
-from medopt.pipeline.front import PLACE, Grid, run_front
 from medopt.pipeline.mlflow_summary import run_name
 from medopt.pipeline.run import Run, Watch
 from medopt.pipeline.run_folder import RunFolder, held, open_run

@@ -16,9 +16,9 @@ from medopt.compression import export
 from medopt.compression.export import export_onnx
 from medopt.config import Study
 from medopt.core.errors import TrainingError
+from medopt.experiments.ensemble import merge_mean
 from medopt.inference.engines import ENGINES, open_engine
 from medopt.models import BottleneckLayer, build_model
-from medopt.pipeline.ensemble import merge_mean
 
 
 def small_net(dims: int, outputs: int) -> nn.Module:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from medopt.experiments.ensemble import merge_mean
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.evidence_map import Evidence
-from medopt.pipeline.ensemble import merge_mean
 
 
 @pytest.mark.parametrize("kind", ["float", "int8"])

@@ -9,7 +9,7 @@ from clinic import STUDY, write_study
 
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
-from medopt.pipeline.search_space import Parameter, parse_space, value_of
+from medopt.experiments.search_space import Parameter, parse_space, value_of
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from optuna.trial import TrialState
 from medopt.config import Study
 from medopt.core.errors import Pruned
 from medopt.core.records import EpochRecord
+from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
+from medopt.experiments.search_space import Parameter
 from medopt.pipeline import run as run_module
-from medopt.pipeline.search_space import Parameter
-from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
 from medopt.tracking.tracker import Tracker
 
 SPACE = ["--param", "training.optimizer.lr=1e-4..1e-2:log", "--param", "training.ema_decay=0,0.5"]

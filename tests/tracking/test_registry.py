@@ -16,7 +16,7 @@ from clinic_fixtures import Finished, call
 from mlflow import MlflowClient
 
 from medopt.core.errors import ConfigError, GateRefused, ReleaseError
-from medopt.pipeline.promoting import promote
+from medopt.experiments.promote import promote
 from medopt.release.layout import SUMS
 from medopt.release.predictor import Predictor
 from medopt.tracking.fetch import DIGEST, fetch_release

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from medopt.core.errors import ConfigError, Pruned, first_line
 from medopt.core.records import EpochRecord
-from medopt.pipeline.search_space import Parameter
+from medopt.experiments.search_space import Parameter
 
 FEW = 4  # complete trials before any is given up
 

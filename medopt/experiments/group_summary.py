@@ -13,11 +13,11 @@ from medopt.core.provenance import write_columns, write_json
 from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.run_averages import Spread, mean_figures, out_of_fold, pooled_figures
+from medopt.experiments.run_group import Group
 from medopt.figures.comparison import forest_figure
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
 from medopt.metrics.thresholds import OperatingPoint
-from medopt.pipeline.group import Group
 from medopt.pipeline.stages import KINDS
 from medopt.report.markdown_summary import members_page
 

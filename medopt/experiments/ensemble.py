@@ -11,8 +11,8 @@ from onnx import compose, helper
 
 from medopt.core.provenance import atomic, file_digest
 from medopt.core.records import Reporter
+from medopt.experiments.run_group import Group
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
-from medopt.pipeline.group import Group
 from medopt.pipeline.judge import FLOAT, QUANTIZED
 from medopt.pipeline.runner import ensemble_study
 from medopt.pipeline.stages import KINDS

@@ -17,9 +17,9 @@ from medopt.compression.pareto import Precision, Rule, on_front, pick, reasons_a
 from medopt.compression.prune import multiply_adds
 from medopt.core.errors import ConfigError, GateRefused
 from medopt.core.provenance import write_json
+from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
 from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED
-from medopt.pipeline.options import Width, file_of, measure_options, write_options
 from medopt.pipeline.pruning import RESULT as PRUNING
 from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run import Run

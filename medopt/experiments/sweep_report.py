@@ -12,13 +12,13 @@ import yaml
 from medopt.config import Study
 from medopt.config.study_file import find_manifest, load_study
 from medopt.core.provenance import write_columns, write_json, write_text
+from medopt.experiments.optuna_store import Trials
+from medopt.experiments.run_group import Group
 from medopt.figures.tuning import sweep_figure
-from medopt.pipeline.group import Group
-from medopt.pipeline.trials import Trials
 from medopt.report.markdown_summary import sweep_page
 
 if TYPE_CHECKING:
-    from medopt.pipeline.sweep import Sweep
+    from medopt.experiments.sweep import Sweep
 
 FLATTERS = "the best of many trials flatters itself on validation; the test split was not looked at"
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.pipeline.comparing import compare_runs
+from medopt.experiments.compare import compare_runs
 from medopt.tracking.registry import Registry
 
 

@@ -13,13 +13,13 @@ from medopt.core.errors import ConfigError, Pruned, TrainingError
 from medopt.core.jobs import Fleet, Job, connected, run_jobs
 from medopt.core.provenance import digest
 from medopt.core.records import Reporter
-from medopt.pipeline.group import Group, open_group
+from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
+from medopt.experiments.run_group import Group, open_group
+from medopt.experiments.search_space import Parameter, value_of
+from medopt.experiments.sweep_report import record_sweep
 from medopt.pipeline.prepare import fill_cache
 from medopt.pipeline.runner import train_study
-from medopt.pipeline.search_space import Parameter, value_of
 from medopt.pipeline.study_cases import Source, read_source
-from medopt.pipeline.sweep_report import record_sweep
-from medopt.pipeline.trials import Store, Trials, Watcher, sweep_url
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.jobs import Fleet, Job, Outcome, connected, refuse_failures, run_jobs
 from medopt.core.provenance import digest
 from medopt.core.records import Reporter
-from medopt.pipeline.ensemble import build_ensemble
-from medopt.pipeline.group import Group, open_group
+from medopt.experiments.ensemble import build_ensemble
+from medopt.experiments.group_summary import member_name, record_group
+from medopt.experiments.run_group import Group, open_group
 from medopt.pipeline.prepare import fill_cache
 from medopt.pipeline.runner import run_study
-from medopt.pipeline.spread import member_name, record_group
 from medopt.pipeline.study_cases import Source, read_source
 
 

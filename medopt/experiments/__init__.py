@@ -1,0 +1,1 @@
+"""Several runs together: seeds and folds, ensembles, sweeps, compression searches, comparisons and promotions."""
