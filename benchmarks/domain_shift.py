@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from medopt.cli.console import ConsoleReporter
 from medopt.config import Study
 from medopt.config.study_file import load_study
-from medopt.console import ConsoleReporter
 from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
 from medopt.data.loaders import predict_loader

@@ -1,5 +1,5 @@
 """`python -m medopt`, and `torchrun -m medopt`: the command line."""
 
-from medopt.cli import main
+from medopt.cli.main import main
 
 main()

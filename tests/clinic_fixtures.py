@@ -47,7 +47,7 @@ class Done:
 
 def call(*words: object) -> Done:
     """The command line in this process, as `medopt WORDS` would run it."""
-    from medopt.cli import main
+    from medopt.cli.main import main
 
     out, err, code = StringIO(), StringIO(), 0
     argv, handler, interrupt = sys.argv, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from medopt.console import ConsoleReporter, print_predictions, print_rows, print_summary
+from medopt.cli.console import ConsoleReporter, print_predictions, print_rows, print_summary
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.prediction_table import Row
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from medopt.commands.options import JsonOption
-from medopt.console import ConsoleReporter, plain_console
+from medopt.cli.console import ConsoleReporter, plain_console
+from medopt.cli.options import JsonOption
 from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for the engines

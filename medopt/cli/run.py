@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from medopt.commands.options import (
+from medopt.cli.options import (
     CpusOption,
     DataOption,
     DevicesOption,
@@ -124,7 +124,7 @@ def _run(
     plans: Sequence[Any], data: Path, runs: Path, fleet: Any, fresh: bool, hardware: Any, override: Override | None
 ) -> list[dict[str, Any]]:
     """One run in this process, or several as jobs."""
-    from medopt.console import ConsoleReporter
+    from medopt.cli.console import ConsoleReporter
     from medopt.experiments.seeds_and_folds import run_plans
     from medopt.pipeline import run_study
 
@@ -139,8 +139,8 @@ def _run(
 
 
 def _print(summary: Mapping[str, Any]) -> None:
-    from medopt.console import print_summary
-    from medopt.console_members import print_members
+    from medopt.cli.console import print_summary
+    from medopt.cli.group_tables import print_members
 
     if "members" not in summary:
         print_summary(summary)

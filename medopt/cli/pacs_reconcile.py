@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medopt.commands.options import JsonOption
+from medopt.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from medopt.pacs.query_retrieve.web_source import Deliver
@@ -35,7 +35,7 @@ def reconcile(
 
     Example: medopt pacs reconcile node.yaml --since 2d
     """
-    from medopt.console import print_rows
+    from medopt.cli.console import print_rows
     from medopt.core.errors import ConfigError, DataError
     from medopt.pacs.destinations import WebDestination
     from medopt.pacs.query_retrieve.periodic import opened

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medopt.commands import pacs_example, pacs_reconcile
-from medopt.commands.options import JsonOption
-from medopt.commands.registry import release_folder
+from medopt.cli.main import pacs_example, pacs_reconcile
+from medopt.cli.options import JsonOption
+from medopt.cli.registry import release_folder
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
     from medopt.pacs.ledger import Ledger
@@ -60,7 +60,7 @@ def check(node_file: NodeFile) -> None:
 
     Example: medopt pacs check node.yaml
     """
-    from medopt.console import print_rows
+    from medopt.cli.console import print_rows
     from medopt.core.errors import ConfigError
     from medopt.pacs.association import server_context
     from medopt.pacs.destinations import Destination
@@ -94,7 +94,7 @@ def check(node_file: NodeFile) -> None:
 @pacs_app.command("status")
 def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
-    from medopt.console import print_rows
+    from medopt.cli.console import print_rows
     from medopt.core.provenance import pseudonym
     from medopt.pacs.queue_status import counts, parked
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from medopt.commands.options import (
+from medopt.cli.options import (
     CpusOption,
     DataOption,
     EngineOption,
@@ -34,7 +34,7 @@ def prepare(
     Example: medopt prepare pipelines/busi.yaml --engine ray
     """
     studies = [(load_study(path, overrides), path) for path in study_files]
-    from medopt.console import ConsoleReporter
+    from medopt.cli.console import ConsoleReporter
     from medopt.core.jobs import Fleet, connected
     from medopt.pipeline.prepare import fill_cache
     from medopt.pipeline.study_cases import read_source

@@ -12,9 +12,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from medopt.cli.console import ConsoleReporter, plain_console, print_rows
 from medopt.config import Study
 from medopt.config.study_file import data_folder, load_study
-from medopt.console import ConsoleReporter, plain_console, print_rows
 from medopt.core.errors import DataError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs

@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from medopt.cli.console import ConsoleReporter, plain_console
 from medopt.config.study_file import load_study
-from medopt.console import ConsoleReporter, plain_console
 from medopt.core.provenance import pseudonym
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs

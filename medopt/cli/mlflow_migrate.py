@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medopt.commands.options import JsonOption, RunsOption
+from medopt.cli.options import JsonOption, RunsOption
 
 mlflow_app = typer.Typer(help="Move runs to a team's MLflow server.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ def migrate(
 
     Example: medopt mlflow migrate --to https://mlflow.example.org
     """
-    from medopt.console import ConsoleReporter, print_rows
+    from medopt.cli.console import ConsoleReporter, print_rows
     from medopt.tracking.migrate import migrate as move
 
     reporter = ConsoleReporter()

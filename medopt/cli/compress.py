@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medopt.commands.options import DataOption, DevicesOption, JsonOption
+from medopt.cli.options import DataOption, DevicesOption, JsonOption
 from medopt.config.study_file import data_folder
 from medopt.core.errors import ConfigError, GateRefused, listed
 
@@ -38,9 +38,9 @@ def compress(
 
     Example: medopt compress runs/phantom/20261123-120000-abcdef01 --prune 0.3,0.5,0.67 --within 0.01
     """
+    from medopt.cli.console import ConsoleReporter, print_summary
+    from medopt.cli.group_tables import print_front
     from medopt.compression.pareto import Rule
-    from medopt.console import ConsoleReporter, print_summary
-    from medopt.console_members import print_front
     from medopt.experiments.compression_search import Grid
     from medopt.pipeline.runner import compress_run
     from medopt.training.hardware import Hardware

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 import typer
 from rich.table import Table
 
-from medopt.commands.options import DataOption, JsonOption, RunsOption, SetOption, StudyFile
+from medopt.cli.console import ConsoleReporter, plain_console
+from medopt.cli.options import DataOption, JsonOption, RunsOption, SetOption, StudyFile
 from medopt.config import Study
 from medopt.config.study_file import data_folder, load_study
-from medopt.console import ConsoleReporter, plain_console
 from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medopt.commands.options import JsonOption
+from medopt.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from medopt.pacs.demo import Shown
@@ -34,7 +34,7 @@ def demo(
     """
     import json
 
-    from medopt.console import print_rows
+    from medopt.cli.console import print_rows
     from medopt.core import signals
     from medopt.core.errors import DataError
     from medopt.pacs.demo import newest_release, send_studies, started

@@ -13,26 +13,26 @@ import typer
 from rich.console import Console
 
 from medopt import __version__
-from medopt.commands.compare import compare
-from medopt.commands.compress import compress
-from medopt.commands.drift import drift
-from medopt.commands.evaluate import evaluate
-from medopt.commands.export import export
-from medopt.commands.manifest_build import build
-from medopt.commands.manifest_check import check
-from medopt.commands.mlflow import mlflow_app
-from medopt.commands.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
-from medopt.commands.pacs import pacs_app
-from medopt.commands.plan import plan
-from medopt.commands.prepare import prepare
-from medopt.commands.registry import promote, pull, release_folder, rollback
-from medopt.commands.report import report
-from medopt.commands.run import run
-from medopt.commands.series import series
-from medopt.commands.serve import serve
-from medopt.commands.sweep import sweep
-from medopt.commands.tune import tune_app
-from medopt.commands.tune_runtime import tune_runtime
+from medopt.cli.compare import compare
+from medopt.cli.compress import compress
+from medopt.cli.drift import drift
+from medopt.cli.evaluate import evaluate
+from medopt.cli.export import export
+from medopt.cli.manifest_build import build
+from medopt.cli.manifest_check import check
+from medopt.cli.mlflow_migrate import mlflow_app
+from medopt.cli.options import CpusOption, DataOption, FleetOption, JsonOption, RunsOption
+from medopt.cli.pacs import pacs_app
+from medopt.cli.plan import plan
+from medopt.cli.prepare import prepare
+from medopt.cli.registry import promote, pull, release_folder, rollback
+from medopt.cli.report import report
+from medopt.cli.run import run
+from medopt.cli.series import series
+from medopt.cli.serve import serve
+from medopt.cli.sweep import sweep
+from medopt.cli.tune import tune_app
+from medopt.cli.tune_runtime import tune_runtime
 from medopt.config.study_file import data_folder, load_study
 from medopt.core import signals
 from medopt.core.errors import ConfigError, DataError, MedoptError, listed
@@ -90,7 +90,7 @@ def phantom(
 
     No labelled set may be shipped with medopt, so it draws one. Nothing in it is a patient.
     """
-    from medopt.console import ConsoleReporter
+    from medopt.cli.console import ConsoleReporter
     from medopt.phantom import draw_study
 
     reporter = ConsoleReporter()
@@ -111,7 +111,7 @@ def fetch(
     """
     study_file = study_file if study_file.suffix else Path("pipelines") / f"{study_file}.yaml"
     study = load_study(study_file)
-    from medopt.console import ConsoleReporter
+    from medopt.cli.console import ConsoleReporter
     from medopt.manifest.card import load_card
     from medopt.manifest.fetch import fetch as fetch_files
 
@@ -132,7 +132,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built."""
-    from medopt.console import print_rows
+    from medopt.cli.console import print_rows
     from medopt.core.fast_monai_import import import_lean_monai
 
     import_lean_monai()
@@ -168,7 +168,7 @@ def predict(
     """
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
-    from medopt.console import ConsoleReporter, print_predictions
+    from medopt.cli.console import ConsoleReporter, print_predictions
     from medopt.core.fast_monai_import import import_lean_monai
     from medopt.core.jobs import Fleet
 

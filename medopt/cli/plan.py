@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from medopt.cli.console import ConsoleReporter, plain_console
 from medopt.config import Study
 from medopt.config.study_file import data_folder
-from medopt.console import ConsoleReporter, plain_console
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Case
 from medopt.imaging.scan_path import parted

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medopt.cli.console import ConsoleReporter, print_rows
 from medopt.config.study_file import load_study
-from medopt.console import ConsoleReporter, print_rows
 from medopt.core.errors import ConfigError, listed
 from medopt.core.records import SPLITS
 from medopt.manifest.sources.scan_listing import Kind, SiteFrom, SourceOptions, by_number, by_reason

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from medopt.console import caption_of, plain_console
+from medopt.cli.console import caption_of, plain_console
 
 FIGURES = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
 KINDS = ("float", "int8")

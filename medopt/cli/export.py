@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medopt.commands.options import JsonOption
+from medopt.cli.options import JsonOption
 from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch

@@ -57,7 +57,7 @@ def compare(
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """The table of `compare_runs`."""
-    from medopt.console import plain_console
+    from medopt.cli.console import plain_console
 
     title = (
         f"less {found['reference']}: {found['cases']} cases of {found['patients']} patients, {found['split']} split "

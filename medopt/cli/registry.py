@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medopt.commands.options import RunsOption
+from medopt.cli.options import RunsOption
 from medopt.core.errors import ConfigError
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the study's name.")]
@@ -39,13 +39,13 @@ def promote(
 
         done = make_champion(registry, model, version, reason, uncompared=uncompared)
         if done.compared is not None:
-            from medopt.commands.compare import print_comparison
+            from medopt.cli.compare import print_comparison
 
             print_comparison(done.compared)
         until = f"; until now version {done.before}, which `medopt rollback {model}` brings back" if done.before else ""
         typer.echo(f"{model}: version {done.version} is the champion{until}")
         return
-    from medopt.console import print_rows
+    from medopt.cli.console import print_rows
 
     print_rows(model, [_row(one) for one in registry.versions(model)])
     if reason or uncompared:

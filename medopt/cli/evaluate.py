@@ -58,7 +58,7 @@ def evaluate(
 
 
 def _print(told: Mapping[str, Any]) -> None:
-    from medopt.console import plain_console
+    from medopt.cli.console import plain_console
 
     console, models = plain_console(), told["models"]
     first = next(iter(models.values()))
@@ -100,7 +100,7 @@ def _cell(told: Mapping[str, Any] | None) -> str:
 
 def _print_subgroups(models: Mapping[str, Any]) -> None:
     """Of the last model, which is the one that serves: float stands before int8."""
-    from medopt.console import plain_console
+    from medopt.cli.console import plain_console
 
     name, one = list(models.items())[-1]
     variables = one["subgroups"]["variables"]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medopt.commands.options import (
+from medopt.cli.options import (
     CpusOption,
     DataOption,
     EngineOption,
@@ -56,8 +56,8 @@ def sweep(
     study = load_study(study_file, list(given))
     if trials < 1:
         raise ConfigError(f"--trials takes 1 or more; got {trials}.")
-    from medopt.console import ConsoleReporter
-    from medopt.console_members import print_sweep
+    from medopt.cli.console import ConsoleReporter
+    from medopt.cli.group_tables import print_sweep
     from medopt.core.jobs import Fleet
     from medopt.experiments.search_space import parse_space
     from medopt.experiments.sweep import Sweep, run_sweep

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from medopt.commands.options import JsonOption
+from medopt.cli.options import JsonOption
 from medopt.core.errors import DataError
 
 
@@ -25,7 +25,7 @@ def drift(
 
     Example: medopt drift runs/phantom/*/release march.csv --out march.html
     """
-    from medopt.console import print_rows
+    from medopt.cli.console import print_rows
     from medopt.release.drift_reference import Reference, compare
     from medopt.release.layout import check_sums, read_info
     from medopt.report.comparison_pages import write_drift

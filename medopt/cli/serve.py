@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medopt.commands.registry import release_folder
+from medopt.cli.registry import release_folder
 from medopt.core.errors import ConfigError
 
 
