@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from medopt.core.errors import ConfigError
-from medopt.core.provenance import write_json
+from medopt.core.files import write_json
 
 
 def compare(

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from medopt.core.errors import ConfigError
-from medopt.core.provenance import write_json
+from medopt.core.files import write_json
 
 NAMES = {"auc_bootstrap": "auc (bootstrap)", "ppv": "PPV", "npv": "NPV", "f1": "F1", "ece": "ECE", "ace": "ACE"}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medopt.cli.main import pacs_example, pacs_reconcile
+from medopt.cli import pacs_example, pacs_reconcile
 from medopt.cli.options import JsonOption
 from medopt.cli.registry import release_folder
 
@@ -95,7 +95,7 @@ def check(node_file: NodeFile) -> None:
 def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
     from medopt.cli.console import print_rows
-    from medopt.core.provenance import pseudonym
+    from medopt.core.privacy import pseudonym
     from medopt.pacs.queue_status import counts, parked
 
     _, ledger = _ledger(node_file)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from medopt.cli.console import ConsoleReporter, plain_console
 from medopt.config.study_file import load_study
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
     from medopt.imaging.series_index import Index, Series

@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim
 
 from medopt.core.errors import TrainingError
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import FloatArray
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 

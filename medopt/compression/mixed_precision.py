@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import FloatArray
 from medopt.inference.engines import open_engine
 

@@ -25,7 +25,7 @@ from onnx import numpy_helper
 
 from medopt.config import Profile
 from medopt.core.errors import DataError, TrainingError
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import FloatArray
 from medopt.inference.engines import INPUT
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from medopt.compression.mixed_precision import makers, sweep
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 
 _BACK = "DequantizeLinear"
 

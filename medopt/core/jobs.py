@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from medopt.core import signals
 from medopt.core.errors import BusyError, ConfigError, MedoptError, listed
-from medopt.core.records import Reporter, SilentReporter
+from medopt.core.reporter import Reporter, SilentReporter
 
 Engine = Literal["local", "ray"]
 TRIES = 5  # times that a job is started again when its node or its process died

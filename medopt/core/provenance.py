@@ -1,24 +1,17 @@
-"""Where a result comes from: hashes, pseudonyms, package versions, the code's version, and safe writing."""
+"""Where a result comes from: digests of values, package versions, the code's version and the machine."""
 
 from __future__ import annotations
 
-import csv
-import errno
 import hashlib
-import hmac
 import json
 import os
 import platform
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from medopt import __version__
-from medopt.core.errors import StorageError
 
 PACKAGES = (
     "medopt",
@@ -39,21 +32,6 @@ def digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def pseudonym(identifier: str) -> str:
-    """A stable stand-in for a patient's or an image's identifier: 16 hex digits of a keyed hash.
-
-    The key is MEDOPT_PSEUDONYM_KEY. Set it at a site whose patient numbers are short enough to be tried one by one.
-    """
-    key = os.environb.get(b"MEDOPT_PSEUDONYM_KEY", b"medopt")
-    return hmac.digest(key, identifier.encode(), "sha256").hex()[:16]
 
 
 def package_versions() -> dict[str, str]:
@@ -108,74 +86,3 @@ def physical_cores() -> int:
         except OSError:
             siblings.add(str(one))
     return len(siblings)
-
-
-@contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write below `path` into a StorageError with the way out."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"The disk is full: writing {path} failed. Nothing half-written was left behind. Free some space, then "
-                "give the same command again (a run goes on where it was), or write to another disk."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(
-                f"{path} may not be written to ({error.strerror}). Change its permissions or choose another folder."
-            ) from error
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            raise StorageError(
-                f"{path} cannot be written: a file stands where a folder is needed, or a folder where a file is "
-                f"({error.filename}). Move it away or choose another name."
-            ) from error
-        raise
-
-
-def sync(path: Path) -> None:
-    """Return once a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a temporary name, then flushes it to disk and renames it.
-
-    Raises StorageError where the disk is full, the folder may not be written to, or is none.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        with storage(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
-            yield part
-            sync(part)
-            part.replace(path)
-    finally:
-        with suppress(OSError):  # a folder that may not be written to refuses this, too
-            part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write columns of one length as a CSV file with their names above, whole or not at all."""
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, whole or not at all; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")

@@ -6,9 +6,9 @@ is the one table from which every number is computed: float and int8, each split
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,33 +163,6 @@ class StageRecord:
     outputs: dict[str, str]
     seconds: float
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-class Reporter(Protocol):
-    """How a stage tells a person what goes on. Nothing below the command line prints."""
-
-    def stage(self, name: str, note: str) -> None:
-        """A stage begins, or is skipped (the note says so)."""
-
-    def message(self, text: str) -> None:
-        """One line that a person should see."""
-
-    def progress(self, total: int, what: str) -> Callable[..., None]:
-        """Begin a bar; the function returned advances it: advance(n, **fields)."""
-
-
-class SilentReporter:
-    """Says nothing: the default of every function that takes a reporter."""
-
-    def stage(self, name: str, note: str) -> None:
-        """Ignore the beginning of a stage."""
-
-    def message(self, text: str) -> None:
-        """Ignore a line."""
-
-    def progress(self, total: int, what: str) -> Callable[..., None]:
-        """A bar that nobody sees."""
-        return lambda n=1, **fields: None
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.core.errors import ConfigError, DataError, StorageError, listed
-from medopt.core.provenance import atomic, file_digest
-from medopt.core.records import Case, FloatArray, Reporter, SilentReporter
+from medopt.core.files import atomic, file_digest
+from medopt.core.records import Case, FloatArray
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import ScanFacts
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.scan_path import parted

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Task
 from medopt.core.errors import DataError
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import SPLITS, Predictions
 from medopt.metrics.calibration import Calibration
 

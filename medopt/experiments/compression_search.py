@@ -16,7 +16,7 @@ from typing import Any
 from medopt.compression.pareto import Precision, Rule, on_front, pick, reasons_against
 from medopt.compression.prune import multiply_adds
 from medopt.core.errors import ConfigError, GateRefused
-from medopt.core.provenance import write_json
+from medopt.core.files import write_json
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
 from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED

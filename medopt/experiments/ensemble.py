@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 from onnx import compose, helper
 
-from medopt.core.provenance import atomic, file_digest
-from medopt.core.records import Reporter
+from medopt.core.files import atomic, file_digest
+from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import Group
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
 from medopt.pipeline.judge import FLOAT, QUANTIZED

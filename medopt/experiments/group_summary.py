@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medopt.config import Study, Task
-from medopt.core.provenance import write_columns, write_json
+from medopt.core.files import write_columns, write_json
 from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.run_averages import Spread, mean_figures, out_of_fold, pooled_figures

@@ -16,7 +16,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.jobs import Fleet, Job, Outcome, connected, refuse_failures, run_jobs
 from medopt.core.provenance import digest
-from medopt.core.records import Reporter
+from medopt.core.reporter import Reporter
 from medopt.experiments.ensemble import build_ensemble
 from medopt.experiments.group_summary import member_name, record_group
 from medopt.experiments.run_group import Group, open_group

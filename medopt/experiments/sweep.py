@@ -12,7 +12,7 @@ from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, Pruned, TrainingError
 from medopt.core.jobs import Fleet, Job, connected, run_jobs
 from medopt.core.provenance import digest
-from medopt.core.records import Reporter
+from medopt.core.reporter import Reporter
 from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
 from medopt.experiments.run_group import Group, open_group
 from medopt.experiments.search_space import Parameter, value_of

@@ -11,7 +11,7 @@ import yaml
 
 from medopt.config import Study
 from medopt.config.study_file import find_manifest, load_study
-from medopt.core.provenance import write_columns, write_json, write_text
+from medopt.core.files import write_columns, write_json, write_text
 from medopt.experiments.optuna_store import Trials
 from medopt.experiments.run_group import Group
 from medopt.figures.tuning import sweep_figure

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medopt import __version__
 from medopt.core.errors import ConfigError, ReleaseError
-from medopt.core.provenance import file_digest, storage, write_json
+from medopt.core.files import file_digest, storage, write_json
 from medopt.core.records import FloatArray
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.golden import golden_batch

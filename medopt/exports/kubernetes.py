@@ -15,7 +15,7 @@ import yaml
 
 from medopt import __version__
 from medopt.core.errors import ReleaseError
-from medopt.core.provenance import file_digest, write_text
+from medopt.core.files import file_digest, write_text
 from medopt.exports.folder import Source, whole_folder
 from medopt.release.layout import SUMS, Kind, check_sums
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from medopt import __version__
 from medopt.core.errors import ReleaseError
-from medopt.core.provenance import write_json, write_text
+from medopt.core.files import write_json, write_text
 from medopt.exports.decisions import Decider
 from medopt.exports.folder import FACTS, Source, compare, whole_folder, write_facts
 from medopt.exports.torch_module import save_program

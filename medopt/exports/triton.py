@@ -14,7 +14,7 @@ from typing import Any
 import onnxruntime
 
 from medopt.core.errors import ReleaseError
-from medopt.core.provenance import write_text
+from medopt.core.files import write_text
 from medopt.exports.folder import Source, compare, whole_folder, write_facts
 from medopt.exports.pbtxt import Word, dump, parse
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine

@@ -1,4 +1,4 @@
-"""The picture of a comparison: what each run differs by from the reference, overall and at each site."""
+"""Pictures of several runs: differences to a reference overall and by site, and members above their mean (forest plot)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def comparison_figure(found: Mapping[str, Any], path: Path, *, title: str = "") 
     with page(path, len(FIGURES), title, caption=caption, columns=2, height=height) as panels:
         for axes, figure in zip(panels, FIGURES, strict=True):
             for place, (_, figures, whole) in enumerate(rows):
-                _row(axes, place, figures[figure]["difference"], "D" if whole else "o")
+                _difference_row(axes, place, figures[figure]["difference"], "D" if whole else "o")
             axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
             # A difference below half a hundredth is none to look at: do not blow it up.
             least, most = axes.get_xlim()
@@ -39,7 +39,7 @@ def comparison_figure(found: Mapping[str, Any], path: Path, *, title: str = "") 
             axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _row(axes: Axes, place: int, one: Mapping[str, Any], marker: str) -> None:
+def _difference_row(axes: Axes, place: int, one: Mapping[str, Any], marker: str) -> None:
     if one["value"] is None:
         axes.text(0.02, place, "not defined", fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
         return

@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 
 # pydicom's remarks on odd headers may quote identifiers; what matters of them is refused below, with a reason.
 settings.reading_validation_mode = IGNORE

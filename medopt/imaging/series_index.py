@@ -17,7 +17,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 
 from medopt.core.errors import DataError
-from medopt.core.records import Reporter, SilentReporter
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.dicom_file import is_dicom, other_object, vector
 from medopt.imaging.dicom_frames import FrameHeader
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError, listed
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.imaging.series_index import Series
 
 TAKEN = "taken"

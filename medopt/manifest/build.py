@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.errors import ConfigError, DataError, listed
-from medopt.core.provenance import atomic, pseudonym
-from medopt.core.records import Reporter, SilentReporter
+from medopt.core.files import atomic
+from medopt.core.privacy import pseudonym
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.card import Facts, write_card
 from medopt.manifest.labels import Joined, join, read_labels
 from medopt.manifest.patients import find_patients

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from medopt.config import Section
 from medopt.core.errors import DataError
-from medopt.core.provenance import file_digest, write_text
+from medopt.core.files import file_digest, write_text
 from medopt.core.records import SPLITS
 from medopt.imaging.scan_path import below
 from medopt.manifest.sources.scan_listing import by_number, by_reason

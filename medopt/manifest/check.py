@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError, listed
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case
 from medopt.imaging.scan_path import npz_member, parted
 from medopt.manifest.card import Card

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medopt.config import Study
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import SPLITS, Case, FloatArray
 from medopt.manifest.check import shown_name
 from medopt.manifest.duplicates import Pair, notable

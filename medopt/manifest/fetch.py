@@ -14,8 +14,8 @@ import pooch
 from requests.exceptions import HTTPError, RequestException
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import atomic, file_digest, storage
-from medopt.core.records import Reporter, SilentReporter
+from medopt.core.files import atomic, file_digest, storage
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.scan_path import below
 from medopt.manifest.card import Card, Download
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from medopt.core.errors import ConfigError, DataError, listed
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.manifest.sources.scan_listing import Scan, stem
 
 Key = Literal["file", "series", "study", "accession", "patient"]

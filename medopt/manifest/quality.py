@@ -18,8 +18,9 @@ from pydicom import dcmread
 
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
-from medopt.core.provenance import pseudonym
-from medopt.core.records import SPLITS, Case, FloatArray, Reporter, SilentReporter
+from medopt.core.privacy import pseudonym
+from medopt.core.records import SPLITS, Case, FloatArray
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging import read_scan
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.scan_path import parted

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import SPLITS, Case, Split
 from medopt.manifest.duplicates import Pair, components, conflicts
 

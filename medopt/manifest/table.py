@@ -16,7 +16,8 @@ from typing import Any
 
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
-from medopt.core.provenance import atomic, pseudonym
+from medopt.core.files import atomic
+from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case
 from medopt.imaging.scan_path import below, npz_member
 

@@ -20,7 +20,7 @@ from pynetdicom.sop_class import (
     StorageCommitmentPushModelInstance as Instance,
 )
 
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.pacs.destinations import Destination
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.send_queue import Send, SendQueue

@@ -28,7 +28,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import DigitalXRayImageStorageForPresentation  # type: ignore[attr-defined]
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.provenance import write_text
+from medopt.core.files import write_text
 from medopt.phantom import Radiograph, draw_case, write_radiograph
 
 EXAMPLE = ("node.yaml", "orthanc.json", "route.lua", "medopt-pacs.service")

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from pydicom import dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.pacs.ledger import Instance, Ledger, Outcome
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import STUDIES, Spool, hashed_place

@@ -16,7 +16,7 @@ from typing import Any
 from pydicom import dcmread
 
 from medopt.core.errors import ConfigError, ReleaseError
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.pacs.audit import Audit, Counted
 from medopt.pacs.commitment import Reports
 from medopt.pacs.dicom_object import Made

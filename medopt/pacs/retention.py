@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.settings import Retention
 from medopt.pacs.spool import Spool

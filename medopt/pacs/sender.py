@@ -13,7 +13,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.pacs.association import associate
 from medopt.pacs.commitment import AWAITED, ask
 from medopt.pacs.destinations import Destination, WebDestination

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medopt.core.errors import BusyError
-from medopt.core.provenance import storage, sync
+from medopt.core.files import storage, sync
 
 STUDIES, RESULTS, AT_WORK, LEDGER, AUDIT = "studies", "results", "work", "ledger.db", "audit.jsonl"
 _PART = ".part"

@@ -13,7 +13,7 @@ from pydicom import dcmread
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import Judgement, fit, judge
 from medopt.inference.evidence_map import Evidence

@@ -12,7 +12,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from medopt import __version__
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import FloatArray
 
 LARGEST = 4095

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from medopt.core.errors import ConfigError
-from medopt.core.provenance import write_json, write_text
-from medopt.core.records import FloatArray, Reporter, SilentReporter, Split
+from medopt.core.files import write_json, write_text
+from medopt.core.records import FloatArray, Split
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.phantom.anatomy import project_chest
 from medopt.phantom.chest import draw_chest, draw_pose
 from medopt.phantom.detector import expose, site_named

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.provenance import write_json
+from medopt.core.files import write_json
 from medopt.core.records import FloatArray, batches
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from medopt.compression.gate import Candidate, disagreement, judge, loses
 from medopt.compression.mixed_precision import rank_by_harm, write_mended
 from medopt.config import Study
-from medopt.core.records import Predictions, Reporter, Verdict
+from medopt.core.records import Predictions, Verdict
+from medopt.core.reporter import Reporter
 from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency

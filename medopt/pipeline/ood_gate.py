@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.provenance import write_json, write_text
-from medopt.core.records import FloatArray, Reporter, batches
+from medopt.core.files import write_json, write_text
+from medopt.core.records import FloatArray, batches
+from medopt.core.reporter import Reporter
 from medopt.data.cache import load_facts
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.proportions import proportion

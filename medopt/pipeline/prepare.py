@@ -7,7 +7,8 @@ from pathlib import Path
 
 from medopt.config import Prepare
 from medopt.core.jobs import Fleet, Job, parts_for, refuse_failures, run_jobs
-from medopt.core.records import Case, Reporter, batches
+from medopt.core.records import Case, batches
+from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedCache
 from medopt.pipeline.study_cases import Source
 from medopt.transforms.prepare import PrepareChain

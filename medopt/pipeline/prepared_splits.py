@@ -8,7 +8,8 @@ from typing import Any
 
 from medopt.config import Study
 from medopt.core.provenance import digest
-from medopt.core.records import SPLITS, Reporter
+from medopt.core.records import SPLITS
+from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail

@@ -20,8 +20,9 @@ from medopt.compression.prune import gradient_scores, multiply_adds, prune_netwo
 from medopt.compression.quantize import choose_calibration
 from medopt.config import Schedule, Study
 from medopt.core import signals
-from medopt.core.provenance import digest, file_digest
-from medopt.core.records import Reporter
+from medopt.core.files import file_digest
+from medopt.core.provenance import digest
+from medopt.core.reporter import Reporter
 from medopt.data.loaders import predict_loader
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths

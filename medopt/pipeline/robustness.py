@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.provenance import write_json
-from medopt.core.records import FloatArray, Predictions, Reporter, batches
+from medopt.core.files import write_json
+from medopt.core.records import FloatArray, Predictions, batches
+from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure

@@ -12,8 +12,10 @@ from typing import Any
 
 from medopt.config import Study, Training
 from medopt.core import signals
-from medopt.core.provenance import code_version, digest, file_digest, machine, package_versions, write_json
-from medopt.core.records import EpochRecord, Reporter
+from medopt.core.files import file_digest, write_json
+from medopt.core.provenance import code_version, digest, machine, package_versions
+from medopt.core.records import EpochRecord
+from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.models.channel_widths import WIDTHS
 from medopt.pipeline import ood_gate, robustness

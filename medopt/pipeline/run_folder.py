@@ -16,8 +16,10 @@ from typing import Any
 from medopt import __version__
 from medopt.config import Study
 from medopt.core.errors import BusyError
-from medopt.core.provenance import digest, storage, write_json, write_text
-from medopt.core.records import Reporter, StageRecord
+from medopt.core.files import storage, write_json, write_text
+from medopt.core.provenance import digest
+from medopt.core.records import StageRecord
+from medopt.core.reporter import Reporter
 from medopt.data.cache import content_digest
 
 

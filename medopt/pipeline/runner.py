@@ -13,8 +13,9 @@ import yaml
 
 from medopt.config import Study
 from medopt.core.errors import MedoptError, Pruned, StorageError
-from medopt.core.provenance import write_text
-from medopt.core.records import Override, Reporter
+from medopt.core.files import write_text
+from medopt.core.records import Override
+from medopt.core.reporter import Reporter
 from medopt.experiments.compression_search import PLACE, Grid, run_front
 from medopt.manifest.table import write_run_manifest
 from medopt.pipeline.mlflow_summary import run_name

@@ -14,7 +14,8 @@ from medopt.compression.export import export_onnx
 from medopt.compression.quantize import choose_calibration, quantize_int8, refuse_overlap
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.core.records import SPLITS, Predictions, Reporter, Split
+from medopt.core.records import SPLITS, Predictions, Split
+from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedImages
 from medopt.inference.cpu_features import unfit
 from medopt.inference.engines import load_batch, open_engine

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
-from medopt.core.records import Predictions, Reporter
+from medopt.core.records import Predictions
+from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.metrics.calibrated_predictions import Scored
 from medopt.pipeline import explain, ood_gate, robustness

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.errors import DataError, listed
-from medopt.core.records import SPLITS, Case, Reporter, SilentReporter
+from medopt.core.records import SPLITS, Case
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.quality import ImageFacts, read_facts
 
 SAMPLE = 120

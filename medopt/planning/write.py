@@ -13,7 +13,7 @@ import yaml
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
-from medopt.core.provenance import write_text
+from medopt.core.files import write_text
 from medopt.planning.decide import Decision
 from medopt.planning.fingerprint import Fingerprint
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from medopt.core.provenance import storage, write_json, write_text
+from medopt.core.files import storage, write_json, write_text
 from medopt.release.card import card_facts, render_card
 from medopt.release.drift_reference import REFERENCE, Reference
 from medopt.release.golden import draw_golden, record_answers

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from medopt.core.errors import ReleaseError, listed
-from medopt.core.provenance import write_json
+from medopt.core.files import write_json
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.phantom import write_radiograph

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medopt.config import Prepare, Profile, SeriesRules, Task
 from medopt.core.errors import ReleaseError, listed
-from medopt.core.provenance import file_digest, write_text
+from medopt.core.files import file_digest, write_text
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.transforms.prepare import PrepareChain

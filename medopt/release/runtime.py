@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medopt.core.errors import ReleaseError
-from medopt.core.provenance import file_digest, machine, physical_cores, write_text
+from medopt.core.files import file_digest, write_text
+from medopt.core.provenance import machine, physical_cores
 from medopt.inference.engines import Mode
 from medopt.inference.runtime import Setting, Tuned
 from medopt.release.layout import SUMS, Kind, ReleaseInfo

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from medopt.core.provenance import write_text
+from medopt.core.files import write_text
 
 
 @cache

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.errors import DataError
-from medopt.core.records import FloatArray, Reporter, SilentReporter, batches
+from medopt.core.records import FloatArray, batches
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import ScanFacts
 from medopt.imaging.parallel import parallel_map
 from medopt.release.predictor import Predictor

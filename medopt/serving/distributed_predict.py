@@ -7,7 +7,8 @@ from pathlib import Path
 
 from medopt.core.errors import DataError
 from medopt.core.jobs import Fleet, Job, connected, parts_for, run_jobs
-from medopt.core.records import Reporter, batches
+from medopt.core.records import batches
+from medopt.core.reporter import Reporter
 from medopt.release.layout import Kind
 from medopt.release.predictor import Predictor
 from medopt.serving.batch import predict_scans

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.imaging.acquisition import ScanFacts
 from medopt.release.drift_reference import Observed
 from medopt.release.predictor import Answer

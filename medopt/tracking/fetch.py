@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 
 from medopt.core.errors import ConfigError, ReleaseError, first_line
-from medopt.core.provenance import file_digest, sync
+from medopt.core.files import file_digest, sync
 from medopt.release.layout import SUMS, check_sums
 
 PREFIX = "models:/"

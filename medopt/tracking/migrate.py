@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Experiment, LoggedModelOutput, Metric, Run, RunTag
 
 from medopt.core.errors import BusyError, ConfigError, listed
-from medopt.core.records import Reporter, batches
+from medopt.core.records import batches
+from medopt.core.reporter import Reporter
 from medopt.tracking.migrate_models import copy_models, copy_registry, local_files, send_files
 from medopt.tracking.process import mark_crashed
 from medopt.tracking.store import MIGRATED_FROM, PARENT, answering, every_run, store_of, tracking_uri, use_store

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from medopt.core.errors import ConfigError, StorageError, first_line
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 
 PARENT = "mlflow.parentRunId"
 MIGRATED_FROM = "medopt.migrated_from"  # the tag of a copy: the id of the run that it was copied from

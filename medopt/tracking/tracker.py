@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.core.records import EpochRecord, batches
 from medopt.release.layout import CARD, SUMS, read_info
 from medopt.tracking.fetch import DIGEST

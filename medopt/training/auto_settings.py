@@ -8,7 +8,8 @@ from typing import Any
 
 from medopt.config import Study, Training
 from medopt.core.errors import TrainingError
-from medopt.core.records import Case, Reporter, SilentReporter
+from medopt.core.records import Case
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.training.batch_size import find_batch_size
 from medopt.training.lr_range_test import range_test
 

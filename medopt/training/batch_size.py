@@ -16,7 +16,8 @@ import torch
 
 from medopt.config import Study
 from medopt.core.errors import TrainingError
-from medopt.core.records import Case, Reporter, SilentReporter
+from medopt.core.records import Case
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.training.hardware import open_fabric
 from medopt.training.memory import available_bytes
 from medopt.training.step_bench import Measure, measuring, step_images

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from medopt.core.errors import TrainingError, listed
-from medopt.core.provenance import atomic
+from medopt.core.files import atomic
 from medopt.core.records import EpochRecord
 from medopt.training.state import TrainingState, spread, whole
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
-from medopt.core.records import Reporter
+from medopt.core.reporter import Reporter
 from medopt.data.loaders import predict_loader, train_loader
 from medopt.training.distillation import Teacher
 from medopt.training.job import TrainingTask

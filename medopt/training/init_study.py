@@ -14,7 +14,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from medopt.config import Study
-from medopt.core.records import Case, Reporter, SilentReporter
+from medopt.core.records import Case
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.data.loaders import PreparedDataset
 from medopt.models.signal_propagation import Depth, Scale, Variant, build_variant, measure_scale, variants
 from medopt.training.hardware import open_fabric

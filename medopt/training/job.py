@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.records import Case, EpochRecord, Reporter, SilentReporter
+from medopt.core.records import Case, EpochRecord
+from medopt.core.reporter import Reporter, SilentReporter
 
 Score = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 BEST = "best.safetensors"

@@ -15,7 +15,8 @@ from torch import nn
 
 from medopt.config import Study
 from medopt.core.errors import TrainingError
-from medopt.core.records import EpochRecord, SilentReporter
+from medopt.core.records import EpochRecord
+from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.core.records import Case, Reporter, SilentReporter
+from medopt.core.records import Case
+from medopt.core.reporter import Reporter, SilentReporter
 from medopt.data.loaders import train_loader
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss

@@ -11,8 +11,8 @@ import zlib
 from pathlib import Path
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import file_digest, storage, write_text
-from medopt.core.records import Reporter
+from medopt.core.files import file_digest, storage, write_text
+from medopt.core.reporter import Reporter
 from medopt.imaging.scan_path import below
 
 MOST_FILES = 2_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import write_json
+from medopt.core.files import write_json
 from medopt.manifest.sources.scan_listing import SCAN_SUFFIXES, Found, Scan, by_number, unwritable
 
 SECTIONS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydicom import dcmread
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import pseudonym
-from medopt.core.records import Reporter
+from medopt.core.privacy import pseudonym
+from medopt.core.reporter import Reporter
 from medopt.imaging.series_index import Index, Series, index_folder
 from medopt.imaging.series_rules import Choice, choose
 from medopt.manifest.sources.scan_listing import Found, Scan, SourceOptions, by_reason, unwritable

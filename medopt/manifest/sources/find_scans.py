@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.records import Reporter
+from medopt.core.reporter import Reporter
 from medopt.imaging.dicom_file import is_dicom
 from medopt.manifest.sources.archive import unpack
 from medopt.manifest.sources.datalist import find_datalist

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 
 from medopt.core.errors import DataError
-from medopt.core.records import Reporter
+from medopt.core.reporter import Reporter
 from medopt.manifest.sources.scan_listing import (
     NIFTI_SUFFIXES,
     Found,

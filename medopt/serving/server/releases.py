@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medopt.core.errors import MedoptError, ReleaseError
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.release.golden import replay
 from medopt.release.layout import INFO, SUMS, Kind
 from medopt.release.predictor import Predictor

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medopt import __version__
 from medopt.core.errors import DataError
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import ScanFacts
 from medopt.release.predictor import UNDECIDED, Answer, Predictor
