@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from medopt.core.records import Estimate
 from medopt.metrics.bootstrap import estimates, guarded
-from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.metrics.proportions import proportion
 from medopt.metrics.weighted import ranking_statistic
 
@@ -42,8 +42,8 @@ def area_limits(random: np.random.Generator, auc: float, size: tuple[int, int], 
         size=len(owner)
     )
     score, target = (score + np.sqrt(2) * norm.ppf(auc) * sick)[:, None], sick[:, None]
-    found = areas(score, target, owner)
-    chosen = mean_area(found, len(owner), CONFIDENCE)
+    found = auc_with_covariance(score, target, owner)
+    chosen = mean_auc(found, len(owner), CONFIDENCE)
     value, variance, _ = found.combined(np.ones(1))
     plain = chosen
     if 0 < value < 1:

@@ -29,7 +29,7 @@ from medopt.data.cache import PreparedCache
 from medopt.inference.engines import load_batch, open_engine
 from medopt.pipeline.ood_gate import alterations
 from medopt.pipeline.study_cases import read_source
-from medopt.release.ood_gate import Domain, texture
+from medopt.release.ood_gate import OutOfDomainCheck, texture
 from medopt.transforms.prepare import PrepareChain
 
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ def logit_pair(logits: Floats) -> Floats:
     return np.hstack([np.zeros_like(logits), logits]) if logits.shape[1] == 1 else logits
 
 
-def measures(train: Looked, gate: Domain) -> dict[str, Callable[[Looked], Floats]]:
+def measures(train: Looked, gate: OutOfDomainCheck) -> dict[str, Callable[[Looked], Floats]]:
     """How odd (N,) images look, by the name of the measure."""
 
     def nearest(looked: Looked) -> Floats:
@@ -79,7 +79,7 @@ def main() -> None:
     words = parser.parse_args()
     study = load_study(words.run / "study.yaml")
     source = read_source(study, words.run / "study.yaml", words.data)
-    chain, gate = PrepareChain(study.prepare), Domain.read(words.run / "models" / "domain.json")
+    chain, gate = PrepareChain(study.prepare), OutOfDomainCheck.read(words.run / "models" / "domain.json")
     files = PreparedCache((words.runs or words.run.parent.parent) / "cache", chain).fill(source.cases, source.root)
     engine = open_engine("onnxruntime", words.run / "models" / "int8.onnx", 1)
 

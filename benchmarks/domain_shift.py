@@ -34,7 +34,7 @@ from medopt.manifest.table import read_manifest
 from medopt.metrics.bootstrap import patient_draws
 from medopt.metrics.weighted import auc
 from medopt.phantom import draw_study
-from medopt.training.job import Lead, Prepared, TrainingTask
+from medopt.training.job import PreparedSplit, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.loop import load_best
 from medopt.training.predict import predict_logits
@@ -67,10 +67,11 @@ def unseen_logits(
         sets = {}
         for split in ("train", "val", "test"):
             rows = [row for row, case in enumerate(cases) if case.split == split]
-            sets[split] = Prepared([cases[row] for row in rows], [files[row] for row in rows])
+            sets[split] = PreparedSplit([cases[row] for row in rows], [files[row] for row in rows])
         facts = {"study": study.digest(), "held_out": sets["test"].cases[0].site}
         trained = train(
-            TrainingTask(study, sets["train"], sets["val"], folder, facts), Lead(seen_auc, reporter=reporter)
+            TrainingJob(study, sets["train"], sets["val"], folder, facts),
+            TrainingCallbacks(seen_auc, reporter=reporter),
         )
         test = sets["test"]
         loader = predict_loader(study, test.cases, test.files)

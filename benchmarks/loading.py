@@ -44,7 +44,7 @@ from medopt.data.cache import PreparedCache
 from medopt.data.loaders import predict_loader
 from medopt.imaging import read_scan
 from medopt.phantom import draw_study
-from medopt.training.job import Lead, Prepared, TrainingTask
+from medopt.training.job import PreparedSplit, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.transforms.prepare import ClipIntensity, PrepareChain, ToUnitRange
 
@@ -161,9 +161,9 @@ def data_wait(radiographs: Radiographs, folder: Path) -> float:
     """Share of its second epoch that a ResNet-50 at 224 waits for augmented data."""
     study = make_study(224, epochs=2)
     files = PreparedCache(folder / "wait", PrepareChain(study.prepare)).fill(radiographs.cases, radiographs.root)
-    part = Prepared(radiographs.cases, files)
-    few = Prepared(radiographs.cases[:4], files[:4])
-    trained = train(TrainingTask(study, part, few, folder / "train", {}), Lead(lambda logits, targets: 0.5))
+    part = PreparedSplit(radiographs.cases, files)
+    few = PreparedSplit(radiographs.cases[:4], files[:4])
+    trained = train(TrainingJob(study, part, few, folder / "train", {}), TrainingCallbacks(lambda logits, targets: 0.5))
     return trained.history[1].data_wait
 
 

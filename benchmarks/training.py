@@ -47,12 +47,12 @@ from torch import Tensor, nn
 
 from medopt.config import Augment, Data, Model, Prepare, Study, Training
 from medopt.core.provenance import machine
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.data.cache import PreparedCache
 from medopt.models import build_model
 from medopt.training.epoch import Epochs
 from medopt.training.hardware import open_fabric
-from medopt.training.job import Prepared, TrainingTask
+from medopt.training.job import PreparedSplit, TrainingJob
 from medopt.training.optimizers import build_optimizer
 from medopt.training.state import start_state
 from medopt.transforms.prepare import PrepareChain
@@ -80,7 +80,7 @@ class Arena:
 
     study: Study
     radiographs: Radiographs
-    prepared: Prepared
+    prepared: PreparedSplit
     folder: Path
 
     @classmethod
@@ -88,7 +88,7 @@ class Arena:
         """Radiographs of 1 to 2 megapixels, prepared for medopt."""
         drawn = Radiographs.draw(folder / "phantom", images)
         files = PreparedCache(folder / "medopt", PrepareChain(study.prepare)).fill(drawn.cases, drawn.root)
-        return cls(study, drawn, Prepared(drawn.cases, files), folder)
+        return cls(study, drawn, PreparedSplit(drawn.cases, files), folder)
 
     @property
     def images(self) -> int:
@@ -142,7 +142,7 @@ def bare(arena: Arena) -> Epoch:
 def medopt_epochs(arena: Arena) -> Epochs:
     """medopt's own loop as `medopt run` has it, without validation and checkpoints."""
     fabric = open_fabric(arena.study.training)
-    task = TrainingTask(arena.study, arena.prepared, arena.prepared, arena.folder / "run", {})
+    task = TrainingJob(arena.study, arena.prepared, arena.prepared, arena.folder / "run", {})
     return Epochs(task, fabric, start_state(arena.study, fabric), SilentReporter())
 
 

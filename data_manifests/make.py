@@ -17,7 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from medopt.core.provenance import file_digest, write_text
+from medopt.core.files import file_digest, write_text
 from medopt.core.records import SPLITS, Case
 from medopt.manifest.duplicates import find_pairs
 from medopt.manifest.quality import read_facts, unusable

@@ -13,7 +13,7 @@ from medopt.config import Study
 from medopt.core.records import Case
 
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
-    from medopt.training.job import Prepared
+    from medopt.training.job import PreparedSplit
 
 pytest_plugins = ["clinic_fixtures"]
 
@@ -68,12 +68,12 @@ def tiny_study() -> Callable[..., Study]:
 
 
 @pytest.fixture(scope="session")
-def tiny_set() -> Callable[..., Prepared]:
+def tiny_set() -> Callable[..., PreparedSplit]:
     """tiny_set(folder, study, count): prepared images on disk whose label can be learned, two cases a patient."""
 
-    from medopt.training.job import Prepared
+    from medopt.training.job import PreparedSplit
 
-    def make(folder: Path, study: Study, count: int, split: str = "train", seed: int = 0) -> Prepared:
+    def make(folder: Path, study: Study, count: int, split: str = "train", seed: int = 0) -> PreparedSplit:
         random, files, cases = np.random.default_rng(seed), [], []
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(count):
@@ -86,13 +86,13 @@ def tiny_set() -> Callable[..., Prepared]:
             many = study.data.task == "multilabel"
             truth = tuple(int(k == label) for k in range(study.data.outputs)) if many else (label,)
             cases.append(Case(f"{split}{index}", f"p{index // 2}", files[-1].name, truth, split))  # type: ignore[arg-type]
-        return Prepared(cases, files)
+        return PreparedSplit(cases, files)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def stacked() -> Callable[[Prepared], Any]:
+def stacked() -> Callable[[PreparedSplit], Any]:
     """All images of a set as one array (N, C, *size)."""
     return lambda prepared: np.stack([np.load(path) for path in prepared.files])
 
@@ -118,12 +118,12 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture(scope="session")
 def tiny_models(
-    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> SimpleNamespace:
     """A network that has learned: torch model, float ONNX and int8 ONNX, with its study and images."""
     from medopt.compression.export import export_onnx
     from medopt.compression.quantize import quantize_int8
-    from medopt.training.job import Lead, TrainingTask
+    from medopt.training.job import TrainingCallbacks, TrainingJob
     from medopt.training.launch import train
     from medopt.training.loop import load_best
 
@@ -138,7 +138,7 @@ def tiny_models(
     def score(logits: np.ndarray, targets: np.ndarray) -> float:
         return float(len(targets) - np.abs(targets - 1 / (1 + np.exp(-logits))).sum())
 
-    trained = train(TrainingTask(study, train_set, val_set, folder, {}), Lead(score))
+    trained = train(TrainingJob(study, train_set, val_set, folder, {}), TrainingCallbacks(score))
     model = load_best(study, trained.weights)
     images = [np.load(path) for path in train_set.files]
     parity = export_onnx(model, np.stack(images[:4]), folder / "float.onnx", study.compression.opset)

@@ -12,7 +12,7 @@ import pytest
 from medopt.core import signals
 from medopt.core.errors import BusyError, ConfigError, DataError, MedoptError, TrainingError
 from medopt.core.jobs import Fleet, Job, Outcome, _surroundings, _work, connected, parts_for, refuse_failures, run_jobs
-from medopt.core.records import Reporter, SilentReporter
+from medopt.core.reporter import Reporter, SilentReporter
 
 
 class Told(SilentReporter):

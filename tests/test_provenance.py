@@ -14,18 +14,9 @@ import pytest
 from medopt import __version__
 from medopt.core import provenance
 from medopt.core.errors import StorageError
-from medopt.core.provenance import (
-    atomic,
-    code_version,
-    digest,
-    file_digest,
-    machine,
-    package_versions,
-    pseudonym,
-    storage,
-    write_json,
-    write_text,
-)
+from medopt.core.files import atomic, file_digest, storage, write_json, write_text
+from medopt.core.privacy import pseudonym
+from medopt.core.provenance import code_version, digest, machine, package_versions
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:

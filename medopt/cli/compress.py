@@ -41,7 +41,7 @@ def compress(
     from medopt.cli.console import ConsoleReporter, print_summary
     from medopt.cli.group_tables import print_front
     from medopt.compression.pareto import Rule
-    from medopt.experiments.compression_search import Grid
+    from medopt.experiments.compression_search import CompressionGrid
     from medopt.pipeline.runner import compress_run
     from medopt.training.hardware import Hardware
 
@@ -50,7 +50,7 @@ def compress(
     kinds = [one.strip() for one in precision.split(",")]
     if unknown := [one for one in kinds if one not in PRECISIONS]:
         raise ConfigError(f"--precision takes {', '.join(PRECISIONS)}; got {', '.join(unknown)}.")
-    grid = Grid(_shares(prune), tuple(kinds), Rule(choose, within))  # type: ignore[arg-type]  # checked above
+    grid = CompressionGrid(_shares(prune), tuple(kinds), Rule(choose, within))  # type: ignore[arg-type]  # checked above
     reporter = ConsoleReporter()
     try:
         summary = compress_run(run, grid, data_folder(data), reporter, Hardware.found(devices, 1, "ddp"))

@@ -15,7 +15,7 @@ from medopt.core.errors import ConfigError
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch
     from torch import nn
 
-    from medopt.exports.folder import Source
+    from medopt.exports.folder import ExportSource
     from medopt.release.layout import Kind
 
 
@@ -60,10 +60,10 @@ def export(
     """
     if model not in (None, "int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
-    from medopt.exports.folder import Source
+    from medopt.exports.folder import ExportSource
 
     run = release if (release / "release").is_dir() else None
-    found = _write(Source.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
+    found = _write(ExportSource.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
     for kind, difference in found["largest_logit_difference"].items():
         told = f"read back with {found['tool']}: a logit of the golden cases differs by at most {difference:.2g}"
         typer.echo(f"{kind:<6} {told}")
@@ -79,7 +79,7 @@ def export(
         typer.echo(json.dumps({"release": str(release), "format": form, "out": str(out)} | found, allow_nan=False))
 
 
-def _write(source: Source, form: Format, out: Path, model: Kind | None, run: Path | None) -> dict[str, Any]:
+def _write(source: ExportSource, form: Format, out: Path, model: Kind | None, run: Path | None) -> dict[str, Any]:
     if form == Format.triton:
         from medopt.exports.triton import export_triton
 

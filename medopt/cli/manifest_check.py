@@ -18,7 +18,7 @@ from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import DataError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
-    from medopt.manifest.quality import Inspection
+    from medopt.manifest.quality import ImageInspection
     from medopt.manifest.repair import Repair
 
 
@@ -83,7 +83,7 @@ def _root(manifest: Path, data: Path | None, study: Study | None) -> Path:
     return data or (data_folder(None) if os.environ.get("MEDOPT_DATA") else manifest.parent)
 
 
-def _print(manifest: Path, found: Inspection, study: Study) -> None:
+def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
     from medopt.manifest.quality import balance
 
     console = plain_console()
@@ -99,7 +99,7 @@ def _print(manifest: Path, found: Inspection, study: Study) -> None:
     console.print(table)
 
 
-def _draw(sheet: Path, found: Inspection, study: Study, dims: int | None) -> None:
+def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -> None:
     from medopt.manifest.contact_sheet import draw_sheet
     from medopt.manifest.quality import unusable
 
@@ -109,7 +109,7 @@ def _draw(sheet: Path, found: Inspection, study: Study, dims: int | None) -> Non
     typer.echo(f"drawn to {sheet}")
 
 
-def _fix(manifest: Path, out: Path, found: Inspection, folder: Path, study: Study, dims: int | None) -> Repair:
+def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study: Study, dims: int | None) -> Repair:
     """Write the mended manifest where it passes; raises DataError with what no repair can mend."""
     from medopt.manifest.quality import inspect, unusable
     from medopt.manifest.repair import plan_repair, write_repaired
@@ -130,7 +130,7 @@ def _fix(manifest: Path, out: Path, found: Inspection, folder: Path, study: Stud
     return repair
 
 
-def _changes(found: Inspection, repair: Repair) -> list[dict[str, str]]:
+def _changes(found: ImageInspection, repair: Repair) -> list[dict[str, str]]:
     from medopt.manifest.check import shown_name
 
     dropped = [
@@ -145,7 +145,7 @@ def _changes(found: Inspection, repair: Repair) -> list[dict[str, str]]:
     return dropped + moved
 
 
-def _result(manifest: Path, found: Inspection, study: Study, repair: Repair | None) -> dict[str, Any]:
+def _result(manifest: Path, found: ImageInspection, study: Study, repair: Repair | None) -> dict[str, Any]:
     from medopt.manifest.duplicates import leaked
     from medopt.manifest.quality import balance
 

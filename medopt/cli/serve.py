@@ -81,18 +81,18 @@ def serve(
     import_lean_monai()
     from medopt.serving.server import kserve_parts  # noqa: F401  # says which extra is missing before anything else
     from medopt.serving.server.auth import Key
-    from medopt.serving.server.limits import MEBI, Limits
-    from medopt.serving.server.run import Doors, Tls
+    from medopt.serving.server.limits import MEBI, ServerLimits
+    from medopt.serving.server.run import Listeners, ServerTls
     from medopt.serving.server.run import serve as run
 
-    tls = Tls(tls_cert, tls_key, client_ca) if tls_cert and tls_key else None
-    limits = Limits(
+    tls = ServerTls(tls_cert, tls_key, client_ca) if tls_cert and tls_key else None
+    limits = ServerLimits(
         max_queue=max_queue,
         max_body=max_body_mb * MEBI,
         gather_seconds=gather_ms / 1000,
         read_seconds=read_seconds,
     )
-    doors = Doors(host, port, None if grpc_port < 0 else grpc_port, tls)
+    doors = Listeners(host, port, None if grpc_port < 0 else grpc_port, tls)
     run(
         [release_folder(one) for one in releases],
         "float" if model == "float" else "int8",

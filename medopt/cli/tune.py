@@ -19,7 +19,7 @@ from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch
-    from medopt.training.init_study import Beginning
+    from medopt.training.init_study import InitResult
 
 Depth = Literal[26, 50, 101, 152]
 
@@ -185,7 +185,7 @@ def _depth(given: int) -> Depth:
     return cast(Depth, given)
 
 
-def _init_table(study: Study, found: Sequence[Beginning]) -> Table:
+def _init_table(study: Study, found: Sequence[InitResult]) -> Table:
     """Scales at the first, the middle and the last block, and what the first steps did to the loss."""
     table = Table(title=f"{study.name}: how a net begins", title_justify="left")
     table.add_column("net")

@@ -14,8 +14,8 @@ import numpy as np
 
 from medopt.config import Gate
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Verdict
-from medopt.evaluation.validation_fit import Read
+from medopt.core.records import Estimate, GateVerdict
+from medopt.evaluation.validation_fit import CrossFittedDecisions
 from medopt.metrics.bootstrap import estimates
 from medopt.metrics.proportions import proportion
 from medopt.metrics.weighted import Floats, Weights
@@ -36,7 +36,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class GateMeasurement:
     """What was measured of one compressed model in one engine, against the float model.
 
     Latencies are medians at batch 1 of interleaved runs, in milliseconds; `float_ms` is the fastest float engine's.
@@ -56,7 +56,12 @@ class Candidate:
 
 
 def disagreement(
-    before: Read, after: Read, *, bootstrap: int, confidence: float, generator: np.random.Generator
+    before: CrossFittedDecisions,
+    after: CrossFittedDecisions,
+    *,
+    bootstrap: int,
+    confidence: float,
+    generator: np.random.Generator,
 ) -> Disagreement:
     """What changes from one model to the other, each read as it will be used: with what was fitted for it.
 
@@ -81,7 +86,7 @@ def disagreement(
     )
 
 
-def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None, float | None]) -> Verdict:
+def judge(candidates: Sequence[GateMeasurement], limits: Gate, auc: tuple[float | None, float | None]) -> GateVerdict:
     """Pass the fastest candidate that keeps all limits, or say for every engine why not.
 
     `auc` holds the float and the int8 figure for the record. A difference that is not defined is refused: what cannot
@@ -110,10 +115,10 @@ def judge(candidates: Sequence[Candidate], limits: Gate, auc: tuple[float | None
             for item in candidates
         },
     }
-    return Verdict(bool(passed), () if passed else tuple(faults), figures)
+    return GateVerdict(bool(passed), () if passed else tuple(faults), figures)
 
 
-def loses(item: Candidate, limits: Gate) -> list[str]:
+def loses(item: GateMeasurement, limits: Gate) -> list[str]:
     """What of its accuracy a candidate loses beyond the limits: leaving layers in float may win that back."""
     # Asked the other way round (not x <= limit), so that what is not a number is a fault, too.
     difference, faults = item.auc_difference, []
@@ -137,7 +142,7 @@ def _told(value: float | None, form: str) -> str:
     return "an unknown share" if value is None else format(value, form)
 
 
-def faults_of(item: Candidate, limits: Gate) -> list[str]:
+def faults_of(item: GateMeasurement, limits: Gate) -> list[str]:
     """All that the gate has against a candidate; nothing where it passes."""
     faults = loses(item, limits)
     if not item.size_ratio <= limits.max_size_ratio:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from medopt.compression.gate import Candidate
+from medopt.compression.gate import GateMeasurement
 from medopt.core.records import Estimate
 
 Precision = Literal["float32", "float16", "int8-weights", "int8"]
@@ -14,7 +14,7 @@ Aim = Literal["fastest", "smallest"]
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class Candidate:
     """One form of the model, in the engine that runs it fastest, measured on validation.
 
     `removed` is the share of the multiply-adds that pruning took away. `candidate` holds what the gate looks at;
@@ -27,7 +27,7 @@ class Option:
     multiply_adds: int
     size_bytes: int
     auc: Estimate
-    candidate: Candidate
+    candidate: GateMeasurement
     faults: tuple[str, ...]
     torch_ms: float
 
@@ -67,7 +67,7 @@ class Rule:
         return f"the {self.aim} int8 model within {self.within:g} AUC of the float model that passes the gate"
 
 
-def on_front(options: Sequence[Option]) -> list[Option]:
+def on_front(options: Sequence[Candidate]) -> list[Candidate]:
     """The options that no other equals or beats in both AUC and time, one of them strictly (Pareto); fastest first."""
     known = [one for one in options if one.auc.value is not None]
     return sorted(
@@ -75,20 +75,20 @@ def on_front(options: Sequence[Option]) -> list[Option]:
     )
 
 
-def _beats(one: Option, other: Option) -> bool:
+def _beats(one: Candidate, other: Candidate) -> bool:
     better = (one.auc.value or 0.0) - (other.auc.value or 0.0)
     faster = other.latency_ms - one.latency_ms
     return better >= 0 and faster >= 0 and (better > 0 or faster > 0)
 
 
-def pick(options: Sequence[Option], rule: Rule) -> Option | None:
+def pick(options: Sequence[Candidate], rule: Rule) -> Candidate | None:
     """What the rule chooses; None where nothing is allowed."""
     allowed = [one for one in options if not reasons_against(one, rule)]
     by = (lambda one: one.latency_ms) if rule.aim == "fastest" else (lambda one: one.size_bytes)
     return min(allowed, key=by, default=None)
 
 
-def reasons_against(option: Option, rule: Rule) -> list[str]:
+def reasons_against(option: Candidate, rule: Rule) -> list[str]:
     """Why the rule does not allow an option; empty where it does."""
     if option.precision != "int8":
         return ["a release is int8"]

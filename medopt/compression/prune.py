@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from medopt.core.errors import ConfigError
-from medopt.models.channel_widths import Group, Kept, Widths, channel_groups, module_of, take_channels
+from medopt.models.channel_widths import ChannelGroup, Kept, Widths, channel_groups, module_of, take_channels
 
 Scores = Mapping[str, Tensor]
 """Of each group by name how much each channel matters (C,), in the units of the loss."""
@@ -106,7 +106,7 @@ class _Ladder:
         owners = [number for number, group in enumerate(self.groups) for _ in range(self.now[group.name])]
         self.order = torch.tensor(owners)[torch.argsort(ranks, stable=True)]
 
-    def _freed(self, group: Group) -> float:
+    def _freed(self, group: ChannelGroup) -> float:
         """The multiply-adds that go with one channel."""
         layers = [*(conv for conv, _ in group.writers), *group.readers]
         return sum(self.costs[name] for name in layers) / self.now[group.name]

@@ -3,7 +3,7 @@
 from medopt.config.compression import Compression, EngineName, Gate, Profile, Pruning
 from medopt.config.data import Data, Intensity, Prepare, SeriesRules
 from medopt.config.evaluation import Domain, Evaluation, ShiftFamily
-from medopt.config.section import Section, Task
+from medopt.config.section import Section
 from medopt.config.study import Study
 from medopt.config.training import Augment, Model, Optimizer, Schedule, Switch, Training
 
@@ -27,6 +27,5 @@ __all__ = [
     "ShiftFamily",
     "Study",
     "Switch",
-    "Task",
     "Training",
 ]

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from medopt.config.section import Positive, Section, Task
+from medopt.config.section import Positive, Section
+from medopt.core.records import Task
 
 
 def _pattern(text: str) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
+Task = Literal["binary", "multiclass", "multilabel"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 COLUMNS = ("case_id", "patient_id", "site", "split", "labels", "logits")
 
@@ -123,7 +124,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateVerdict:
     """What the gate says of a compressed model: passed or not, why, and the figures it judged by."""
 
     passed: bool

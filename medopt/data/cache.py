@@ -28,7 +28,7 @@ from medopt.core.errors import ConfigError, DataError, StorageError, listed
 from medopt.core.files import atomic, file_digest
 from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.scan_path import parted
 from medopt.imaging.series_index import series_files
@@ -104,7 +104,7 @@ class PreparedCache:
         else:
             name = f"{root / case.image}"
             volume = self.chain.read(name)
-            facts = ScanFacts.of(volume)
+            facts = Acquisition.of(volume)
             _write_entry(path, self.chain.consume(volume, f"{name}: ").numpy(), facts)
         return path
 
@@ -144,7 +144,7 @@ def _limit_gb() -> float:
     return limit
 
 
-def _write_entry(path: Path, image: FloatArray, facts: ScanFacts) -> None:
+def _write_entry(path: Path, image: FloatArray, facts: Acquisition) -> None:
     """`image` (C, *size) in 0..1; behind it the facts, their length, and a CRC-32 of both."""
     stored = np.rint(np.ascontiguousarray(image) * np.float32(LEVELS)).astype(np.uint16)
     told = json.dumps(asdict(facts)).encode()
@@ -194,12 +194,12 @@ class PreparedImages(Sequence[FloatArray]):
         return load_prepared(self.files[index])
 
 
-def _facts(told: bytes) -> ScanFacts:
+def _facts(told: bytes) -> Acquisition:
     found = json.loads(told)
-    return ScanFacts(**found | {key: tuple(found[key]) for key in ("spacing_mm", "shape")})
+    return Acquisition(**found | {key: tuple(found[key]) for key in ("spacing_mm", "shape")})
 
 
-def load_facts(path: Path) -> ScanFacts:
+def load_facts(path: Path) -> Acquisition:
     """How the scan of a cached image was acquired; raises StorageError where the entry vanished or was damaged."""
     try:
         return _facts(_trailer(path)[0])

@@ -19,9 +19,9 @@ from medopt.core.errors import DataError
 from medopt.core.records import Estimate
 from medopt.evaluation.evaluate import maker
 from medopt.metrics.bootstrap import draw_figures_of, guarded, interval
-from medopt.metrics.calibrated_predictions import Scored
-from medopt.metrics.delong import areas
-from medopt.metrics.weighted import Floats, Groups, Statistic, Weights, distinct
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.delong import auc_with_covariance
+from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, distinct
 
 FIGURES = ("auc", "sensitivity", "specificity", "brier")
 
@@ -35,7 +35,9 @@ class Resampling:
     seed: int
 
 
-def on_shared_cases(models: Mapping[str, Scored], *, shared: bool = False) -> dict[str, Scored]:
+def on_shared_cases(
+    models: Mapping[str, CalibratedPredictions], *, shared: bool = False
+) -> dict[str, CalibratedPredictions]:
     """The models' rows on the cases that all of them have, in one order; the first is the reference.
 
     Raises DataError where a model has cases that another has not, unless `shared` takes those that all have; always
@@ -68,13 +70,13 @@ def on_shared_cases(models: Mapping[str, Scored], *, shared: bool = False) -> di
     return found
 
 
-def _ordered(scored: Scored, cases: set[str]) -> Scored:
+def _ordered(scored: CalibratedPredictions, cases: set[str]) -> CalibratedPredictions:
     names = scored.predictions.case_id
     order = np.argsort(names, kind="stable")
     return scored.where(order[np.isin(names[order], list(cases))])
 
 
-def compare_models(models: Mapping[str, Scored], how: Resampling) -> dict[str, Any]:
+def compare_models(models: Mapping[str, CalibratedPredictions], how: Resampling) -> dict[str, Any]:
     """Every other model against the first, on all cases and at each site; `models` are those of `on_shared_cases`.
 
     A plain dict: `reference`, `cases`, `patients`, `confidence`, `runs` (name, `figures`, `sites`) and a `note`. A
@@ -99,16 +101,18 @@ def compare_models(models: Mapping[str, Scored], how: Resampling) -> dict[str, A
     }
 
 
-def _at(first: Scored, second: Scored, rows: NDArray[np.bool_], how: Resampling) -> dict[str, Any]:
+def _at(
+    first: CalibratedPredictions, second: CalibratedPredictions, rows: NDArray[np.bool_], how: Resampling
+) -> dict[str, Any]:
     return _differences(first.where(rows), second.where(rows), how) | {"cases": int(rows.sum())}
 
 
-def _differences(first: Scored, second: Scored, how: Resampling) -> dict[str, Any]:
+def _differences(first: CalibratedPredictions, second: CalibratedPredictions, how: Resampling) -> dict[str, Any]:
     """Each of FIGURES: the reference's value, the model's, their difference and its p."""
     order = np.argsort(-first.predictions.logits[:, 0], kind="stable")
     first, second = first.where(order), second.where(order)
 
-    def make(groups: Groups | None) -> Statistic:
+    def make(groups: CaseGroups | None) -> Statistic:
         before, after = maker(first)(groups), maker(second)(groups)
 
         def statistic(weights: Weights) -> dict[str, Floats]:
@@ -134,11 +138,13 @@ def _differences(first: Scored, second: Scored, how: Resampling) -> dict[str, An
     return found
 
 
-def area_difference(first: Scored, second: Scored, confidence: float) -> tuple[Estimate, float | None]:
+def area_difference(
+    first: CalibratedPredictions, second: CalibratedPredictions, confidence: float
+) -> tuple[Estimate, float | None]:
     """AUC of the second less that of the first on the same rows, with its interval, and p of no difference."""
     outputs, cases = first.target.shape[1], len(first.predictions)
     patients = first.patients
-    found = areas(np.hstack([second.score, first.score]), np.hstack([first.target] * 2), patients)
+    found = auc_with_covariance(np.hstack([second.score, first.score]), np.hstack([first.target] * 2), patients)
     weights = np.repeat([1 / outputs, -1 / outputs], outputs)
     value, variance, freedom = found.combined(weights)
     if np.isnan(value):

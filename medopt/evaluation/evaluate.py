@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
-from medopt.config import Evaluation, Task
+from medopt.config import Evaluation
 from medopt.core.errors import MedoptError
-from medopt.core.records import Estimate, Predictions
+from medopt.core.records import Estimate, Predictions, Task
 from medopt.evaluation.patients import by_patient
 from medopt.evaluation.subgroups import subgroup_figures
 from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.bootstrap import guarded, resampled
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
-from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.metrics.net_benefit import decision_curve
 from medopt.metrics.proportions import effective_cases, proportion
 from medopt.metrics.selective import coverage_risk
 from medopt.metrics.weighted import (
-    Groups,
+    CaseGroups,
     Index,
     Statistic,
     brier_statistic,
@@ -41,7 +41,7 @@ METRICS = (
 
 
 def evaluate(
-    scored: Scored, *, bootstrap: int, confidence: float, seed: int, prevalence: float | None = None
+    scored: CalibratedPredictions, *, bootstrap: int, confidence: float, seed: int, prevalence: float | None = None
 ) -> dict[str, Estimate]:
     """Every figure of METRICS for one model, each with its interval.
 
@@ -60,7 +60,7 @@ def evaluate(
     )
     found = {name: guarded(one) for name, one in drawn.items()}
     found["auc_bootstrap"] = found["auc"]
-    found["auc"] = mean_area(areas(scored.score, scored.target, patients), cases, confidence)
+    found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.target, patients), cases, confidence)
     if scored.task == "binary":
         found |= shares_of(scored, patients, confidence)
     if scored.task == "binary" and prevalence is not None:
@@ -72,7 +72,7 @@ def evaluate(
     return {name: found[name] for name in METRICS}
 
 
-def statistic_of(scored: Scored, groups: Groups | None = None) -> Statistic:
+def statistic_of(scored: CalibratedPredictions, groups: CaseGroups | None = None) -> Statistic:
     """All figures of one model that the bootstrap can draw."""
     exclusive = scored.task == "multiclass"
     return together(
@@ -82,12 +82,12 @@ def statistic_of(scored: Scored, groups: Groups | None = None) -> Statistic:
     )
 
 
-def maker(scored: Scored) -> Callable[[Groups | None], Statistic]:
+def maker(scored: CalibratedPredictions) -> Callable[[CaseGroups | None], Statistic]:
     """`statistic_of` these cases, for draws of cases or of groups."""
     return lambda groups: statistic_of(scored, groups)
 
 
-def _shares(scored: Scored) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+def _shares(scored: CalibratedPredictions) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     """Of which cases (N,) each proportion of a binary study is the share, and which cases (N,) are counted in it."""
     target, decided = scored.target[:, 0], scored.decided[:, 0]
     every, right = np.ones_like(target), target == decided
@@ -95,7 +95,7 @@ def _shares(scored: Scored) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.boo
     return {name: (rows, right) for name, rows in among.items()}
 
 
-def shares_of(scored: Scored, patients: Index, confidence: float) -> dict[str, Estimate]:
+def shares_of(scored: CalibratedPredictions, patients: Index, confidence: float) -> dict[str, Estimate]:
     """Accuracy, sensitivity, specificity, PPV and NPV of a binary study, at the prevalence of these cases."""
     cases = len(patients)
     return {
@@ -104,7 +104,9 @@ def shares_of(scored: Scored, patients: Index, confidence: float) -> dict[str, E
     }
 
 
-def _values_at(prevalence: float, scored: Scored, patients: Index, confidence: float) -> dict[str, Estimate]:
+def _values_at(
+    prevalence: float, scored: CalibratedPredictions, patients: Index, confidence: float
+) -> dict[str, Estimate]:
     """PPV and NPV where a share `prevalence` of cases has the finding, from sensitivity and specificity (Bayes).
 
     Interval: on the logit scale, each rate with two hits and two misses added, so that a perfect one has a variance,
@@ -160,12 +162,12 @@ def resampling(wanted: Evaluation, seed: int) -> dict[str, Any]:
     return {"bootstrap": wanted.bootstrap, "confidence": wanted.confidence, "seed": seed}
 
 
-def figures_of(scored: Scored, wanted: Evaluation, seed: int) -> dict[str, Any]:
+def figures_of(scored: CalibratedPredictions, wanted: Evaluation, seed: int) -> dict[str, Any]:
     """All figures of `evaluate`, as JSON."""
     return as_dict(evaluate(scored, **resampling(wanted, seed), prevalence=wanted.prevalence))
 
 
-def calibration_told(scored: Scored) -> dict[str, Any]:
+def calibration_told(scored: CalibratedPredictions) -> dict[str, Any]:
     """A model's calibration, and its errors on these cases before and after."""
     return scored.calibration.as_dict() | {
         "before": _errors(replace(scored, calibration=UNCALIBRATED)),
@@ -173,14 +175,16 @@ def calibration_told(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _errors(scored: Scored) -> dict[str, float] | None:
+def _errors(scored: CalibratedPredictions) -> dict[str, float] | None:
     if len(scored.predictions) == 0:
         return None
     answers = (scored.probability, scored.predictions.labels, scored.task)
     return {"ece": expected_calibration_error(*answers), "ace": adaptive_calibration_error(*answers)}
 
 
-def beyond_figures(scored: Scored, labels: Sequence[str], wanted: Evaluation, seed: int) -> dict[str, Any]:
+def beyond_figures(
+    scored: CalibratedPredictions, labels: Sequence[str], wanted: Evaluation, seed: int
+) -> dict[str, Any]:
     """Net benefit by output, coverage against risk, and subgroups."""
     options = resampling(wanted, seed)
     curves = {

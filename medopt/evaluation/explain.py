@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from medopt.config import Study
 from medopt.core.records import FloatArray
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.models import build_model
 from medopt.transforms.restore import spread_out
 
@@ -51,7 +51,7 @@ class Chosen:
         return self.output if self.decided else outputs + self.output
 
 
-def choose(scored: Scored, most: int, seed: int) -> list[Chosen]:
+def choose(scored: CalibratedPredictions, most: int, seed: int) -> list[Chosen]:
     """Up to `most` cases, one image a patient: a third the surest false positives, a third the surest false negatives.
 
     The rest is drawn at random, of right and wrong answers alike. In a multi-class study an error is the class that was

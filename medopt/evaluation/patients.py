@@ -7,9 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.config import Task
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions
+from medopt.core.records import Predictions, Task
 
 Aggregate = Literal["mean", "max"]
 

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.config import Task
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
-from medopt.core.records import SPLITS, Predictions
+from medopt.core.records import SPLITS, Predictions, Task
 from medopt.metrics.calibration import Calibration
 
 SUBGROUP = "subgroup_"

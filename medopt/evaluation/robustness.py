@@ -14,7 +14,7 @@ import numpy as np
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions
 from medopt.metrics.bootstrap import estimates, guarded
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.weighted import Floats, Weights, ranking_statistic
 
 CLEAN = "clean"
@@ -54,8 +54,8 @@ def shift_name(model: str, family: str = CLEAN, level: int = 0) -> str:
 
 
 def robustness(
-    clean: Scored,
-    corrupted: Mapping[str, Sequence[Scored]],
+    clean: CalibratedPredictions,
+    corrupted: Mapping[str, Sequence[CalibratedPredictions]],
     *,
     bootstrap: int,
     confidence: float,
@@ -109,10 +109,10 @@ def _check_pairs(clean: Predictions, corrupted: Predictions, where: str) -> None
 
 
 def from_tables(
-    tables: Iterable[Predictions], score: Callable[[str, Predictions], Scored], **options: Any
+    tables: Iterable[Predictions], score: Callable[[str, Predictions], CalibratedPredictions], **options: Any
 ) -> list[Robustness]:
     """Robustness of every model of `shift_predictions.csv`; `score` (model, table) applies what validation fitted."""
-    found: dict[str, dict[str, dict[int, Scored]]] = {}
+    found: dict[str, dict[str, dict[int, CalibratedPredictions]]] = {}
     for table in tables:
         model, family, level = table.model.split("|")
         found.setdefault(model, {}).setdefault(family, {})[int(level)] = score(model, table)

@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from medopt.config import Task
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Predictions
+from medopt.core.records import Estimate, Predictions, Task
 from medopt.evaluation.evaluate import statistic_of
 from medopt.metrics.bootstrap import estimates, guarded
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
-from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.metrics.weighted import Floats, Weights, brier_statistic, ranking_statistic, together
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class FigureSpread:
     """One figure of several members: each one's value, None where it is not defined, and the mean of them."""
 
     values: tuple[float | None, ...]
@@ -38,7 +37,9 @@ class Spread:
         return {"mean": self.mean.as_dict(), "values": list(self.values)} | reach
 
 
-def mean_figures(members: Sequence[Scored], *, bootstrap: int, confidence: float, seed: int) -> dict[str, Spread]:
+def mean_figures(
+    members: Sequence[CalibratedPredictions], *, bootstrap: int, confidence: float, seed: int
+) -> dict[str, FigureSpread]:
     """Each figure's mean over members that scored the same cases, whatever their order.
 
     Raises DataError where the cases, their patients or their labels differ between members.
@@ -62,10 +63,12 @@ def mean_figures(members: Sequence[Scored], *, bootstrap: int, confidence: float
     means = estimates(mean, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
     means["auc_bootstrap"] = means["auc"]
     score, target = (np.hstack([getattr(one, name) for one in ordered]) for name in ("score", "target"))
-    means["auc"] = mean_area(areas(score, target, ordered[0].patients), len(first), confidence)
+    means["auc"] = mean_auc(auc_with_covariance(score, target, ordered[0].patients), len(first), confidence)
     single = [statistic(np.ones((1, len(first)), np.int64)) for statistic in statistics]
     return {
-        name: Spread(tuple(_defined(one[name.removesuffix("_bootstrap")][0]) for one in single), guarded(estimate))
+        name: FigureSpread(
+            tuple(_defined(one[name.removesuffix("_bootstrap")][0]) for one in single), guarded(estimate)
+        )
         for name, estimate in means.items()
     }
 
@@ -97,7 +100,7 @@ def pooled_figures(
     table: Predictions, task: Task, *, bootstrap: int, confidence: float, seed: int
 ) -> Mapping[str, Estimate]:
     """AUC, average precision and Brier score of out-of-fold predictions: what needs no operating point."""
-    scored = Scored(table, task)
+    scored = CalibratedPredictions(table, task)
     statistic = together(
         ranking_statistic(scored.score, scored.target),
         brier_statistic(scored.probability, scored.target, exclusive=task == "multiclass"),
@@ -105,5 +108,5 @@ def pooled_figures(
     generator = np.random.default_rng(seed)
     found = estimates(statistic, table.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
     found["auc_bootstrap"] = found["auc"]
-    found["auc"] = mean_area(areas(scored.score, scored.target, scored.patients), len(table), confidence)
+    found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.target, scored.patients), len(table), confidence)
     return {name: guarded(one) for name, one in found.items()}

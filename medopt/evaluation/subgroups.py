@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.evaluate import falling, maker, shares_of
 from medopt.metrics.bootstrap import guarded, resampled
-from medopt.metrics.calibrated_predictions import Scored
-from medopt.metrics.delong import areas, mean_area
-from medopt.metrics.weighted import Floats, Groups, Statistic, Weights, distinct
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.delong import auc_with_covariance, mean_auc
+from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, distinct
 
 FIGURES = ("auc", "sensitivity", "specificity")
 
 
-def subgroup_figures(scored: Scored, *, smallest: int, bootstrap: int, confidence: float, seed: int) -> dict[str, Any]:
+def subgroup_figures(
+    scored: CalibratedPredictions, *, smallest: int, bootstrap: int, confidence: float, seed: int
+) -> dict[str, Any]:
     """Each variable's groups with their figures, their difference to all other cases, and the worst group by AUC.
 
     A group of fewer than `smallest` patients, or without both classes, has a note instead of figures. Cases whose group
@@ -49,7 +51,9 @@ def _variables(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]
             yield name, column
 
 
-def _group(known: Scored, rows: NDArray[np.bool_], smallest: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def _group(
+    known: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
     here, patients = known.where(rows), distinct(known.patients[rows])
     told: dict[str, Any] = {"cases": int(rows.sum()), "patients": patients}
     if known.task == "binary":
@@ -64,27 +68,29 @@ def _group(known: Scored, rows: NDArray[np.bool_], smallest: int, options: Mappi
     return told | {"difference": {name: one.as_dict() for name, one in _difference(known, rows, options).items()}}
 
 
-def _too_small(scored: Scored, patients: int, smallest: int) -> str:
+def _too_small(scored: CalibratedPredictions, patients: int, smallest: int) -> str:
     if patients < smallest:
         return f"{patients} patients, fewer than {smallest}"
     present = scored.target.any(axis=0) & ~scored.target.all(axis=0)
     return "" if present.all() else "a class is missing"
 
 
-def _figures(scored: Scored, options: Mapping[str, Any]) -> dict[str, Estimate]:
+def _figures(scored: CalibratedPredictions, options: Mapping[str, Any]) -> dict[str, Estimate]:
     """FIGURES with the intervals of the tables."""
     patients, cases = scored.patients, len(scored.predictions)
-    found = {"auc": mean_area(areas(scored.score, scored.target, patients), cases, options["confidence"])}
+    found = {"auc": mean_auc(auc_with_covariance(scored.score, scored.target, patients), cases, options["confidence"])}
     if scored.task == "binary":
         return found | {name: shares_of(scored, patients, options["confidence"])[name] for name in FIGURES[1:]}
     drawn = resampled(maker(scored), patients, **_resampling(options))
     return found | {name: guarded(drawn[name]) for name in FIGURES[1:]}
 
 
-def _difference(known: Scored, rows: NDArray[np.bool_], options: Mapping[str, Any]) -> dict[str, Estimate]:
+def _difference(
+    known: CalibratedPredictions, rows: NDArray[np.bool_], options: Mapping[str, Any]
+) -> dict[str, Estimate]:
     """Each of FIGURES in the group less that in all other cases; patients are drawn once for both."""
 
-    def make(groups: Groups | None) -> Statistic:
+    def make(groups: CaseGroups | None) -> Statistic:
         sides = [(known.where(mask), mask) for mask in (rows, ~rows)]
         statistics = [
             (maker(part)(None if groups is None else groups.where(mask)), np.flatnonzero(mask)) for part, mask in sides

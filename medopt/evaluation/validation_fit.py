@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.config import Evaluation, Task
+from medopt.config import Evaluation
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions
+from medopt.core.records import Predictions, Task
 from medopt.manifest.splits import draw, group_rows
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import fit_calibration
 from medopt.metrics.thresholds import choose_threshold, with_band
 from medopt.metrics.weighted import Index
@@ -20,7 +20,7 @@ PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class CrossFittedDecisions:
     """Cases as a model answers them: probabilities (N, K), and decisions (N,) or, of several labels, (N, K)."""
 
     case_id: NDArray[np.str_]
@@ -35,7 +35,7 @@ def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64
     Fewer parts where a class has fewer patients, or where they cannot be dealt out so; one where nothing can be left
     out.
     """
-    target = Scored(validation, task).target
+    target = CalibratedPredictions(validation, task).target
     classes = target if task == "multiclass" else np.concatenate([target, ~target], axis=1)
     classes = classes[:, classes.any(axis=0)]
     groups = group_rows(validation.patient_id, classes, validation.site)
@@ -47,12 +47,14 @@ def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64
     return np.zeros(len(validation), np.int64)
 
 
-def read_crossed(validation: Predictions, wanted: Evaluation, task: Task, parts: NDArray[np.int64]) -> Read:
+def read_crossed(
+    validation: Predictions, wanted: Evaluation, task: Task, parts: NDArray[np.int64]
+) -> CrossFittedDecisions:
     """Each case read with a calibration and an operating point that the other parts gave.
 
     So the cases judge what was fitted without them. With one part only they judge what they were fitted to.
     """
-    probability, decision, patients = None, None, Scored(validation, task).patients
+    probability, decision, patients = None, None, CalibratedPredictions(validation, task).patients
     for part in np.unique(parts):
         here = parts == part
         rest = here if here.all() else ~here
@@ -63,10 +65,10 @@ def read_crossed(validation: Predictions, wanted: Evaluation, task: Task, parts:
             decision = np.empty((len(validation), *decided.shape[1:]), decided.dtype)
         probability[here], decision[here] = read.probability, decided
     assert probability is not None and decision is not None  # there is a case
-    return Read(validation.case_id, patients, probability, decision)
+    return CrossFittedDecisions(validation.case_id, patients, probability, decision)
 
 
-def fit_on(validation: Predictions, wanted: Evaluation, task: Task, *, enough: bool = False) -> Scored:
+def fit_on(validation: Predictions, wanted: Evaluation, task: Task, *, enough: bool = False) -> CalibratedPredictions:
     """The validation cases with the calibration and the operating point that they give.
 
     Raises ConfigError where isotonic calibration is asked of too few cases, unless `enough` says that they are.
@@ -81,4 +83,4 @@ def fit_on(validation: Predictions, wanted: Evaluation, task: Task, *, enough: b
         cost=wanted.cost,
         prevalence=wanted.prevalence,
     )
-    return Scored(validation, task, calibration, with_band(point, probability, wanted.abstain))
+    return CalibratedPredictions(validation, task, calibration, with_band(point, probability, wanted.abstain))

@@ -10,7 +10,7 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Split
 from medopt.evaluation.comparison import Resampling, compare_models, on_shared_cases
 from medopt.evaluation.predictions_io import UNNAMED
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.reevaluate import OpenTable, open_table, scored_of
 
 
@@ -32,7 +32,7 @@ def compare_runs(
     if len(chosen) < 2:
         raise ConfigError("There is nothing to compare: give two runs or more, or a run that has several models.")
     titles = _titles(paths, chosen)
-    found: dict[str, Scored] = {}
+    found: dict[str, CalibratedPredictions] = {}
     for title, (place, name) in zip(titles, chosen, strict=True):
         table = next(one for one in opened[place].tables if one.model == name)
         scored, _ = scored_of(opened[place], table)

@@ -10,18 +10,18 @@ import torch
 
 from medopt.compression.export import export_onnx
 from medopt.compression.gate import faults_of
-from medopt.compression.pareto import Option, Precision
+from medopt.compression.pareto import Candidate, Precision
 from medopt.compression.quantize import quantize_int8
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
 from medopt.data.cache import PreparedImages
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.latency import measure_latency
-from medopt.metrics.calibrated_predictions import Scored
-from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.pipeline.judge import against_float
 from medopt.pipeline.predict import predict
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
 TORCH, SECONDS = "torch", 30.0
@@ -58,8 +58,8 @@ def write_options(
 
 
 def measure_options(
-    study: Study, validation: Prepared, widths: Sequence[Width], precisions: Sequence[Precision], place: Path
-) -> list[Option]:
+    study: Study, validation: PreparedSplit, widths: Sequence[Width], precisions: Sequence[Precision], place: Path
+) -> list[Candidate]:
     """Every option in its fastest engine, against the whole float model in its own; times interleaved in one go."""
     keys = [(one, precision) for one in widths for precision in ("float32", *precisions)]
     keys = list(dict.fromkeys((one, kind) for one, kind in keys if kind in precisions or not one.removed))
@@ -87,12 +87,14 @@ def measure_options(
         sizes = [(place / file_of(*one)).stat().st_size for one in ((width.removed, kind), (0, "float32"))]
         times = (latency[engine], latency[base])
         candidate = against_float(study, before, after, fastest[width, kind], times, (sizes[0], sizes[1]))
-        scored = Scored(after, study.data.task)
-        auc = mean_area(areas(scored.score, scored.target, scored.patients), len(after), study.evaluation.confidence)
+        scored = CalibratedPredictions(after, study.data.task)
+        auc = mean_auc(
+            auc_with_covariance(scored.score, scored.target, scored.patients), len(after), study.evaluation.confidence
+        )
         name = f"{f'{width.removed:.0%} pruned' if width.removed else 'whole'}, {kind}"
         faults = faults_of(candidate, study.compression.gate) if engine != base else []
         counts = (width.multiply_adds, sizes[0])
-        found.append(Option(name, kind, width.removed, *counts, auc, candidate, tuple(faults), latency[TORCH]))
+        found.append(Candidate(name, kind, width.removed, *counts, auc, candidate, tuple(faults), latency[TORCH]))
     return found
 
 

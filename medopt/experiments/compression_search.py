@@ -32,7 +32,7 @@ PLACE, TABLE, PICTURE = "compressed", "front.json", "front.png"
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class CompressionGrid:
     """What is tried: shares of the multiply-adds to take away, precisions, and by which rule one is chosen."""
 
     removed: tuple[float, ...]
@@ -48,7 +48,7 @@ class Grid:
         return sorted({0.0, *self.removed})
 
 
-def run_front(run: Run, base: Path, runs: Path, grid: Grid) -> dict[str, Any]:
+def run_front(run: Run, base: Path, runs: Path, grid: CompressionGrid) -> dict[str, Any]:
     """Try the grid on the network of the run folder `base`, and release what the rule picks; the summary of a run.
 
     Raises GateRefused where the rule allows nothing.
@@ -101,7 +101,7 @@ def _files_of(removed: float) -> list[str]:
     ]
 
 
-def _narrowed(run: Run, sets: Sets, weights: Path, grid: Grid) -> tuple[list[Width], list[PrunedStep]]:
+def _narrowed(run: Run, sets: Sets, weights: Path, grid: CompressionGrid) -> tuple[list[Width], list[PrunedStep]]:
     """The network at every width of the grid; each goes on from the one before."""
     study, wanted = run.source.study, run.source.study.compression.pruning
     shares = grid.shares()[1:]
@@ -117,7 +117,7 @@ def _narrowed(run: Run, sets: Sets, weights: Path, grid: Grid) -> tuple[list[Wid
     return [whole, *reached], steps
 
 
-def _measured(run: Run, sets: Sets, widths: Sequence[Width], grid: Grid, place: Path) -> dict[str, Any]:
+def _measured(run: Run, sets: Sets, widths: Sequence[Width], grid: CompressionGrid, place: Path) -> dict[str, Any]:
     """Write every option's file, measure all of them in one go, and choose."""
     study, reporter = run.source.study, run.reporter
     place.mkdir(exist_ok=True)

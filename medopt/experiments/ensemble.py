@@ -11,18 +11,18 @@ from onnx import compose, helper
 
 from medopt.core.files import atomic, file_digest
 from medopt.core.reporter import Reporter
-from medopt.experiments.run_group import Group
+from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
 from medopt.pipeline.judge import FLOAT, QUANTIZED
 from medopt.pipeline.runner import ensemble_study
 from medopt.pipeline.stages import KINDS
-from medopt.pipeline.study_cases import Source
+from medopt.pipeline.study_cases import StudyCases
 
 MERGED = {"float": FLOAT, "int8": QUANTIZED}
 
 
 def build_ensemble(
-    source: Source, members: Sequence[Path], group: Group, runs: Path, reporter: Reporter
+    source: StudyCases, members: Sequence[Path], group: RunGroup, runs: Path, reporter: Reporter
 ) -> dict[str, Any]:
     """Merge the members' models and take the ensemble through the gate, the test and the release; its summary.
 

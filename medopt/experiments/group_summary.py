@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from medopt.config import Study, Task
+from medopt.config import Study
 from medopt.core.files import write_columns, write_json
-from medopt.core.records import Estimate, Predictions
+from medopt.core.records import Estimate, Predictions, Task
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.evaluation.run_averages import Spread, mean_figures, out_of_fold, pooled_figures
-from medopt.experiments.run_group import Group
+from medopt.evaluation.run_averages import FigureSpread, mean_figures, out_of_fold, pooled_figures
+from medopt.experiments.run_group import RunGroup
 from medopt.figures.comparison import forest_figure
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.pipeline.stages import KINDS
@@ -33,7 +33,7 @@ def member_name(study: Study) -> str:
 
 
 def record_group(
-    study: Study, members: Sequence[Study], summaries: Sequence[Mapping[str, Any]], group: Group
+    study: Study, members: Sequence[Study], summaries: Sequence[Mapping[str, Any]], group: RunGroup
 ) -> dict[str, Any]:
     """Write members.csv, metrics.json, the forest plot and, with folds, out_of_fold.csv; log all of it; the metrics."""
     folder, options = group.folder.path, _options(study)
@@ -92,17 +92,17 @@ def _predictions(summary: Mapping[str, Any]) -> Path:
     return Path(summary["folder"]) / "predictions.csv"
 
 
-def _scored(study: Study, table: Predictions, summary: Mapping[str, Any]) -> Scored:
+def _scored(study: Study, table: Predictions, summary: Mapping[str, Any]) -> CalibratedPredictions:
     """A member's predictions as its run read them: with the calibration and operating point that it chose."""
     point = OperatingPoint.from_dict(summary["operating_point"][table.model])
-    return Scored(table, study.data.task, _calibration(summary, table.model), point)
+    return CalibratedPredictions(table, study.data.task, _calibration(summary, table.model), point)
 
 
 def _calibration(summary: Mapping[str, Any], kind: str) -> Calibration:
     return Calibration.from_dict(summary["calibration"][kind])
 
 
-def _part(scored: Scored, split: str, site: str | None = None) -> Scored:
+def _part(scored: CalibratedPredictions, split: str, site: str | None = None) -> CalibratedPredictions:
     table = scored.predictions
     mask = table.split == split
     if site is not None:
@@ -110,7 +110,7 @@ def _part(scored: Scored, split: str, site: str | None = None) -> Scored:
     return scored.where(mask)
 
 
-def _sites(scored: Mapping[str, Sequence[Scored]], options: Mapping[str, Any]) -> dict[str, Any]:
+def _sites(scored: Mapping[str, Sequence[CalibratedPredictions]], options: Mapping[str, Any]) -> dict[str, Any]:
     """The mean AUC at each site of the test split."""
     names = np.unique(_part(scored["float"][0], "test").predictions.site).tolist()
     return {
@@ -152,7 +152,7 @@ def _columns(members: Sequence[Study], summaries: Sequence[Mapping[str, Any]]) -
 def _draw(
     members: Sequence[Study],
     summaries: Sequence[Mapping[str, Any]],
-    test: Mapping[str, Mapping[str, Spread]],
+    test: Mapping[str, Mapping[str, FigureSpread]],
     path: Path,
     study: Study,
 ) -> None:

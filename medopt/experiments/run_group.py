@@ -14,7 +14,7 @@ from medopt.tracking.parent import ParentRun
 
 
 @dataclass(slots=True)
-class Group:
+class RunGroup:
     """`runs/<study>/<kind>-<hash>/` and the MLflow run that the members name as their parent."""
 
     folder: RunFolder
@@ -34,13 +34,13 @@ class Group:
 
 
 @contextmanager
-def open_group(path: Path, study: Study, runs: Path, tags: Mapping[str, str]) -> Iterator[Group]:
+def open_group(path: Path, study: Study, runs: Path, tags: Mapping[str, str]) -> Iterator[RunGroup]:
     """Go on with the group of this folder, or begin it; what goes wrong within closes it as failed or interrupted."""
     with held(path, is_new=not path.exists()) as folder:
         name = f"{study.name} {path.name}"
         parent = ParentRun(study, runs, folder.facts().get("mlflow_run_id"), name, tags)
         folder.write_facts(mlflow_run_id=parent.run_id, outcome="running")
-        group = Group(folder, parent)
+        group = RunGroup(folder, parent)
         try:
             yield group
         except KeyboardInterrupt:

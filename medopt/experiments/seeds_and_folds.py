@@ -19,10 +19,10 @@ from medopt.core.provenance import digest
 from medopt.core.reporter import Reporter
 from medopt.experiments.ensemble import build_ensemble
 from medopt.experiments.group_summary import member_name, record_group
-from medopt.experiments.run_group import Group, open_group
+from medopt.experiments.run_group import RunGroup, open_group
 from medopt.pipeline.prepare import fill_cache
 from medopt.pipeline.runner import run_study
-from medopt.pipeline.study_cases import Source, read_source
+from medopt.pipeline.study_cases import StudyCases, read_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
                 found.append(Study.model_validate(raw | {"seed": seed, "data": data}))
         return found
 
-    def place(self, source: Source, runs: Path) -> Path:
+    def place(self, source: StudyCases, runs: Path) -> Path:
         """The folder of the group."""
         what = {"study": self.study.digest(), "manifest": source.digest, "seeds": self.seeds, "folds": self.folds}
         return runs / self.study.name / f"fleet-{digest(what)[:8]}"
@@ -99,7 +99,7 @@ def run_plans(plans: Sequence[Plan], data: Path, runs: Path, fleet: Fleet, repor
     return summaries
 
 
-def _opened(stack: ExitStack, plan: Plan, source: Source, runs: Path) -> Group | None:
+def _opened(stack: ExitStack, plan: Plan, source: StudyCases, runs: Path) -> RunGroup | None:
     """The group of a plan with several members."""
     if plan.seeds * max(1, plan.folds) == 1:
         return None
@@ -109,7 +109,7 @@ def _opened(stack: ExitStack, plan: Plan, source: Source, runs: Path) -> Group |
 
 
 def _jobs(
-    plans: Sequence[Plan], groups: Sequence[Group | None], data: Path, runs: Path
+    plans: Sequence[Plan], groups: Sequence[RunGroup | None], data: Path, runs: Path
 ) -> tuple[list[Job], dict[str, int]]:
     """All members of all plans, and which plan each belongs to."""
     jobs, owner = [], {}
@@ -125,7 +125,7 @@ def _jobs(
 
 
 def _told(
-    plan: Plan, source: Source, group: Group | None, outcomes: Sequence[Outcome], runs: Path, reporter: Reporter
+    plan: Plan, source: StudyCases, group: RunGroup | None, outcomes: Sequence[Outcome], runs: Path, reporter: Reporter
 ) -> dict[str, Any] | None:
     """What a plan came to, recorded in its group; None where a member is missing."""
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]

@@ -14,12 +14,12 @@ from medopt.core.jobs import Fleet, Job, connected, run_jobs
 from medopt.core.provenance import digest
 from medopt.core.reporter import Reporter
 from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
-from medopt.experiments.run_group import Group, open_group
+from medopt.experiments.run_group import RunGroup, open_group
 from medopt.experiments.search_space import Parameter, value_of
 from medopt.experiments.sweep_report import record_sweep
 from medopt.pipeline.prepare import fill_cache
 from medopt.pipeline.runner import train_study
-from medopt.pipeline.study_cases import Source, read_source
+from medopt.pipeline.study_cases import StudyCases, read_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Sweep:
     trials: int
     is_pruned: bool = True
 
-    def place(self, source: Source, runs: Path) -> Path:
+    def place(self, source: StudyCases, runs: Path) -> Path:
         """The folder of the sweep: more trials of the same question go on in it."""
         what = {"study": self.study.digest(), "manifest": source.digest, "space": [asdict(one) for one in self.space]}
         return runs / self.study.name / f"sweep-{digest(what | {'pruned': self.is_pruned})[:8]}"
@@ -72,7 +72,7 @@ def _run_trials(
     sweep: Sweep,
     store: Store,
     trials: Trials,
-    group: Group,
+    group: RunGroup,
     places: tuple[Path, Path],
     fleet: Fleet,
     reporter: Reporter,

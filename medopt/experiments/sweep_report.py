@@ -13,7 +13,7 @@ from medopt.config import Study
 from medopt.config.study_file import find_manifest, load_study
 from medopt.core.files import write_columns, write_json, write_text
 from medopt.experiments.optuna_store import Trials
-from medopt.experiments.run_group import Group
+from medopt.experiments.run_group import RunGroup
 from medopt.figures.tuning import sweep_figure
 from medopt.report.markdown_summary import sweep_page
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FLATTERS = "the best of many trials flatters itself on validation; the test split was not looked at"
 
 
-def record_sweep(sweep: Sweep, trials: Trials, group: Group, data: Path) -> dict[str, Any]:
+def record_sweep(sweep: Sweep, trials: Trials, group: RunGroup, data: Path) -> dict[str, Any]:
     """Write trials.csv, sweep.json, best.yaml and the picture, log them, and return the summary."""
     folder, rows = group.folder.path, _rows(sweep, trials)
     complete = [row for row in rows if row["state"] == "complete"]

@@ -13,8 +13,8 @@ from monai.transforms import Transform
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from medopt.config import Task
 from medopt.core.errors import ReleaseError
+from medopt.core.records import Task
 from medopt.exports.folder import FACTS
 from medopt.metrics.calibration import Calibration
 from medopt.release.layout import Kind, ModelInfo

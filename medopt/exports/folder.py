@@ -28,7 +28,7 @@ PARITY = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """A checked release: what an export is made of, and the golden images (N, C, *size) that it must answer."""
 
     folder: Path
@@ -37,7 +37,7 @@ class Source:
     golden: FloatArray
 
     @classmethod
-    def read(cls, folder: Path) -> Source:
+    def read(cls, folder: Path) -> ExportSource:
         """Raises ReleaseError where a file was changed or this version builds another chain."""
         check_sums(folder)
         info = read_info(folder)
@@ -90,7 +90,7 @@ def compare(what: str, found: NDArray[Any], wanted: NDArray[np.float64]) -> floa
 
 
 def write_facts(
-    folder: Path, source: Source, kinds: Mapping[Kind, str], checked: Mapping[str, Any], skip: Sequence[str] = ()
+    folder: Path, source: ExportSource, kinds: Mapping[Kind, str], checked: Mapping[str, Any], skip: Sequence[str] = ()
 ) -> None:
     """Write `medopt.json`: all that turns logits into the release's probabilities and decisions, and every hash.
 

@@ -16,7 +16,7 @@ import yaml
 from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.files import file_digest, write_text
-from medopt.exports.folder import Source, whole_folder
+from medopt.exports.folder import ExportSource, whole_folder
 from medopt.release.layout import SUMS, Kind, check_sums
 
 MANIFEST, DOCKERFILE, RELEASE = "inferenceservice.yaml", "Dockerfile", "release"
@@ -38,7 +38,7 @@ ENTRYPOINT ["medopt", "serve", "/release"]
 """
 
 
-def export_kserve(source: Source, target: Path, kind: Kind | None = None) -> dict[str, Any]:
+def export_kserve(source: ExportSource, target: Path, kind: Kind | None = None) -> dict[str, Any]:
     """Write the folder to `target`; returns what was checked. `kind` None serves int8. Raises ReleaseError."""
     name = service_name(source.info.study)
     version = file_digest(source.folder / SUMS)[:12]
@@ -61,7 +61,7 @@ def service_name(study: str) -> str:
     return name if name[:1].isalpha() else f"release-{name}".strip("-")
 
 
-def manifest(source: Source, name: str, version: str, image: str, kind: Kind) -> dict[str, Any]:
+def manifest(source: ExportSource, name: str, version: str, image: str, kind: Kind) -> dict[str, Any]:
     """The InferenceService: probes on the protocol's own health routes, the key from a secret, time to finish."""
     key = {"secretKeyRef": {"name": f"{name}-key", "key": "key"}}
     container = {

@@ -25,7 +25,7 @@ from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.files import write_json, write_text
 from medopt.exports.decisions import Decider
-from medopt.exports.folder import FACTS, Source, compare, whole_folder, write_facts
+from medopt.exports.folder import FACTS, ExportSource, compare, whole_folder, write_facts
 from medopt.exports.torch_module import save_program
 from medopt.release.golden import golden_scans
 from medopt.release.layout import CARD, Kind
@@ -44,7 +44,7 @@ TENSOR = (
 
 
 def export_monai(
-    source: Source, target: Path, kind: Kind | None = None, network: nn.Module | None = None
+    source: ExportSource, target: Path, kind: Kind | None = None, network: nn.Module | None = None
 ) -> dict[str, Any]:
     """Write the bundle to `target` and return what was checked: the model's file and the largest logit difference.
 
@@ -74,7 +74,7 @@ def export_monai(
     return {"model": kind, "file": name, "engine": "torch" if program else engine} | checked
 
 
-def bundle_metadata(source: Source) -> dict[str, Any]:
+def bundle_metadata(source: ExportSource) -> dict[str, Any]:
     """`metadata.json`; what the study does not say is said to be unknown."""
     info = source.info
     channels = [info.labels[1]] if info.task == "binary" else info.labels
@@ -138,7 +138,7 @@ def check_metadata(found: dict[str, Any]) -> None:
         raise ReleaseError(f"The bundle's metadata lacks {', '.join(missing)}; not exported.")
 
 
-def bundle_inference(source: Source, kind: Kind, engine: str, program: bool) -> dict[str, Any]:
+def bundle_inference(source: ExportSource, kind: Kind, engine: str, program: bool) -> dict[str, Any]:
     """`inference.json`: scans below dataset_dir to output_dir/predictions.csv, a probability for each label."""
     network: Any = {
         "_target_": "medopt.exports.torch_module.OnnxNetwork",
@@ -212,7 +212,7 @@ def open_bundle(folder: Path) -> ConfigParser:
     return parser
 
 
-def read_back(folder: Path, source: Source, kind: Kind, engine: str) -> float:
+def read_back(folder: Path, source: ExportSource, kind: Kind, engine: str) -> float:
     """Predict the golden scans as a user of MONAI would, and give the largest logit difference.
 
     Raises ReleaseError where pixels, logits or probabilities are not the release's.
@@ -236,7 +236,7 @@ def read_back(folder: Path, source: Source, kind: Kind, engine: str) -> float:
     return difference
 
 
-def _readme(source: Source, kind: Kind, name: str, engine: str) -> str:
+def _readme(source: ExportSource, kind: Kind, name: str, engine: str) -> str:
     card = (source.folder / CARD).read_text(encoding="utf-8")
     torch_program = name.endswith("pt2")
     runs = "torch (a PT2 program)" if torch_program else f"{engine} (an ONNX file)"

@@ -8,14 +8,14 @@ from typing import Any
 import openvino
 
 from medopt.core.errors import ReleaseError
-from medopt.exports.folder import Source, compare, whole_folder, write_facts
+from medopt.exports.folder import ExportSource, compare, whole_folder, write_facts
 from medopt.inference.engines import open_engine, openvino_core
 from medopt.release.layout import Kind
 
 ENGINE = "openvino"
 
 
-def export_openvino(source: Source, target: Path, kind: Kind | None = None) -> dict[str, Any]:
+def export_openvino(source: ExportSource, target: Path, kind: Kind | None = None) -> dict[str, Any]:
     """Write the models that OpenVINO may run (all, or the one of `kind`), and return what was checked.
 
     Weights stay float32 where they are float32 (OpenVINO's default would halve them). Raises ReleaseError where

@@ -15,7 +15,7 @@ import onnxruntime
 
 from medopt.core.errors import ReleaseError
 from medopt.core.files import write_text
-from medopt.exports.folder import Source, compare, whole_folder, write_facts
+from medopt.exports.folder import ExportSource, compare, whole_folder, write_facts
 from medopt.exports.pbtxt import Word, dump, parse
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.layout import Kind
@@ -25,7 +25,7 @@ BACKENDS = ("onnxruntime", "openvino")
 MAX_BATCH, PREFERRED, WAIT_MICROSECONDS = 16, [4, 8, 16], 2000
 
 
-def export_triton(source: Source, target: Path, kind: Kind | None = None) -> dict[str, Any]:
+def export_triton(source: ExportSource, target: Path, kind: Kind | None = None) -> dict[str, Any]:
     """Write the repository to `target` and return what was checked: file, backend, largest logit difference.
 
     `kind` None takes int8 where it may run in one of Triton's engines, else float. Raises ReleaseError.
@@ -47,7 +47,7 @@ def export_triton(source: Source, target: Path, kind: Kind | None = None) -> dic
     return {"model": kind, "name": name, "backend": engine} | checked
 
 
-def _which(source: Source, kind: Kind | None) -> tuple[Kind, str]:
+def _which(source: ExportSource, kind: Kind | None) -> tuple[Kind, str]:
     wanted: tuple[Kind, ...] = (kind,) if kind else ("int8", "float")
     for one in wanted:
         for engine in BACKENDS:
@@ -61,13 +61,13 @@ def model_name(study: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", study)
 
 
-def _output_labels(source: Source) -> list[str]:
+def _output_labels(source: ExportSource) -> list[str]:
     """A label for each logit: a binary study has one, that of the finding."""
     info = source.info
     return info.labels[1:] if info.task == "binary" else info.labels
 
 
-def configuration(source: Source, model: Path, name: str, engine: str) -> dict[str, Any]:
+def configuration(source: ExportSource, model: Path, name: str, engine: str) -> dict[str, Any]:
     """`config.pbtxt` as a message. Batches form by themselves from requests that come within two milliseconds."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -15,14 +15,14 @@ from matplotlib.axes import Axes
 
 from medopt.evaluation.evaluate import output_names
 from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.weighted import Ranking
 
 Told = Mapping[str, Any]
 
 
 def precision_recall_figure(
-    models: Sequence[Scored], labels: Sequence[str], path: Path, *, title: str = "Precision and recall"
+    models: Sequence[CalibratedPredictions], labels: Sequence[str], path: Path, *, title: str = "Precision and recall"
 ) -> None:
     """Positive predictive value against sensitivity over all thresholds; dotted: that of calling everyone."""
     names = output_names(models[0].task, labels)
@@ -39,7 +39,7 @@ def precision_recall_figure(
             legend(axes, "lower left")
 
 
-def _precision_recall(axes: Axes, scored: Scored, output: int, colour: str, line: str) -> None:
+def _precision_recall(axes: Axes, scored: CalibratedPredictions, output: int, colour: str, line: str) -> None:
     target, model = scored.target[:, output], scored.predictions.model
     if target.all() or not target.any():
         axes.plot([], [], label=f"{model}: one class only")

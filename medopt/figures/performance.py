@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medopt.core.records import EpochRecord, Estimate
 from medopt.evaluation.evaluate import output_names
 from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
 from medopt.metrics.curves import reliability, roc_curve
@@ -26,7 +26,7 @@ from medopt.metrics.curves import reliability, roc_curve
 STRIP = 0.25  # height of the strip beneath a reliability diagram, where the diagram has height 1
 
 
-def _styled(models: Sequence[Scored]) -> Iterator[tuple[str, str, Scored]]:
+def _styled(models: Sequence[CalibratedPredictions]) -> Iterator[tuple[str, str, CalibratedPredictions]]:
     """Each model with its colour and its line."""
     yield from zip(cycle(COLOURS), cycle(LINES), models, strict=False)
 
@@ -73,7 +73,7 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
 
 
 def roc_figure(
-    models: Sequence[Scored],
+    models: Sequence[CalibratedPredictions],
     labels: Sequence[str],
     path: Path,
     *,
@@ -108,7 +108,12 @@ def roc_figure(
 
 
 def reliability_figure(
-    models: Sequence[Scored], labels: Sequence[str], path: Path, *, confidence: float = 0.95, title: str = "Reliability"
+    models: Sequence[CalibratedPredictions],
+    labels: Sequence[str],
+    path: Path,
+    *,
+    confidence: float = 0.95,
+    title: str = "Reliability",
 ) -> None:
     """Observed frequency against mean probability with intervals, and how the probabilities spread beneath.
 
@@ -138,13 +143,15 @@ def reliability_figure(
             legend(axes, "upper left")
 
 
-def _errors(scored: Scored) -> str:
+def _errors(scored: CalibratedPredictions) -> str:
     """Both calibration errors of all outputs together."""
     answers = (scored.probability, scored.predictions.labels, scored.task)
     return f"ECE {expected_calibration_error(*answers):.3f}, ACE {adaptive_calibration_error(*answers):.3f}"
 
 
-def confusion_figure(models: Sequence[Scored], labels: Sequence[str], path: Path, *, title: str = "Confusion") -> None:
+def confusion_figure(
+    models: Sequence[CalibratedPredictions], labels: Sequence[str], path: Path, *, title: str = "Confusion"
+) -> None:
     """Cases by truth (rows) and decision (columns), coloured by the share of their row; a panel a model (and label)."""
     tables = [table for scored in models for table in _confusions(scored, labels)]
     each = len(tables) // len(models)
@@ -163,7 +170,9 @@ def confusion_figure(models: Sequence[Scored], labels: Sequence[str], path: Path
             axes.set_yticks(range(len(words)), words, fontsize=size, rotation=90 if len(words) <= 3 else 0, va="center")
 
 
-def _confusions(scored: Scored, labels: Sequence[str]) -> Iterator[tuple[str, Sequence[str], NDArray[np.int64]]]:
+def _confusions(
+    scored: CalibratedPredictions, labels: Sequence[str]
+) -> Iterator[tuple[str, Sequence[str], NDArray[np.int64]]]:
     """Title, class names and counts (C, C) of each table that a model's decisions make."""
     model, truth, decided = scored.predictions.model, scored.target.astype(int), scored.decided.astype(int)
     if scored.task == "multiclass":

@@ -13,7 +13,7 @@ SEXES = {"m": "male", "male": "male", "f": "female", "female": "female", "o": "o
 
 
 @dataclass(frozen=True, slots=True)
-class ScanFacts:
+class Acquisition:
     """What identifies no one and may change a score. A text that the file does not give is empty.
 
     `spacing_mm` and `shape` follow the spatial axes of the scan as it was read; no spacing is said to be unknown by an
@@ -29,7 +29,7 @@ class ScanFacts:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, volume: Volume) -> ScanFacts:
+    def of(cls, volume: Volume) -> Acquisition:
         """The facts of a scan."""
         source = volume.source
         known = not source.get("spacing", "").startswith("unknown")

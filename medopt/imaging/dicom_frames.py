@@ -43,7 +43,7 @@ class FrameHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class Pose:
+class FramePose:
     """How a frame lies in the patient: the centre of its first pixel in LPS mm, and unit vectors along its rows
     (`right`) and down its columns (`down`).
     """
@@ -63,7 +63,7 @@ class Pose:
 
 
 @dataclass(frozen=True, slots=True)
-class Plane:
+class FramePlane:
     """One frame: its name for messages, its header, its size in pixels and mm, and its pose where the file has one."""
 
     name: str
@@ -71,7 +71,7 @@ class Plane:
     size: tuple[int, int]
     spacing: tuple[float, float]
     spacing_from: str
-    pose: Pose | None
+    pose: FramePose | None
 
     def affine(self) -> geometry.Affine:
         """Index (0, row, column) of this frame alone to LPS mm; the step leads along the normal by its thickness."""
@@ -82,7 +82,7 @@ class Plane:
         return self.pose.affine(self.pose.normal * step, self.spacing)
 
 
-def planes(dataset: Dataset, name: str) -> list[Plane]:
+def planes(dataset: Dataset, name: str) -> list[FramePlane]:
     """Every frame of a file, in the file's order.
 
     Raises DataError where the size, the spacing or the functional groups cannot be used.
@@ -94,13 +94,13 @@ def planes(dataset: Dataset, name: str) -> list[Plane]:
         header = FrameHeader(dataset, index)
         spacing, spacing_from = pixel_spacing(header)
         label = f"{name} frame {index + 1}" if count > 1 else name
-        found.append(Plane(label, header, size, spacing, spacing_from, _pose(header)))
+        found.append(FramePlane(label, header, size, spacing, spacing_from, _pose(header)))
     if min(size) < 1:
         raise DataError(f"{name}: Rows is {size[0]} and Columns is {size[1]}: there is nothing to read.")
     return found
 
 
-def _pose(header: FrameHeader) -> Pose | None:
+def _pose(header: FrameHeader) -> FramePose | None:
     """Position and direction cosines (PS3.3 C.7.6.2.1.1), or None where they are absent or not orthonormal."""
     position = vector(header.get("ImagePositionPatient"), 3)
     orientation = vector(header.get("ImageOrientationPatient"), 6)
@@ -110,7 +110,7 @@ def _pose(header: FrameHeader) -> Pose | None:
     lengths = np.linalg.norm(right), np.linalg.norm(down)
     if abs(lengths[0] - 1) > 0.01 or abs(lengths[1] - 1) > 0.01 or abs(right @ down) > 0.01:
         return None
-    return Pose(position, right / lengths[0], down / lengths[1])
+    return FramePose(position, right / lengths[0], down / lengths[1])
 
 
 # Where the distance of pixels is looked for, and what it then means (PS3.3 10.7.1.3).

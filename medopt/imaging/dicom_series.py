@@ -19,8 +19,8 @@ from medopt.core.errors import DataError, listed
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import geometry
 from medopt.imaging.dicom_file import decoded, flaw, interpreting, is_dicom, other_object, read_header, source
-from medopt.imaging.dicom_frames import Plane, planes
-from medopt.imaging.dicom_values import Meaning, channels, meaning
+from medopt.imaging.dicom_frames import FramePlane, planes
+from medopt.imaging.dicom_values import ValueMapping, channels, meaning
 from medopt.imaging.series_index import series_files
 from medopt.imaging.stack import stacked
 
@@ -146,7 +146,7 @@ def _volume(files: Sequence[_File], path: Path) -> Volume:
     return Volume(array, affine, geometry.spacing(affine), _modality(first), window, facts)
 
 
-def _fill(slots: FloatArray, files: Sequence[_File], meanings: Sequence[Meaning], order: Sequence[int]) -> None:
+def _fill(slots: FloatArray, files: Sequence[_File], meanings: Sequence[ValueMapping], order: Sequence[int]) -> None:
     """Decode every frame into its slot of (C, slice, row, column)."""
     place = {frame: slot for slot, frame in enumerate(order)}
     frame = 0
@@ -162,7 +162,7 @@ def _modality(file: _File) -> str:
     return str(file.dataset.get("Modality") or "")
 
 
-def _same_kind(frames: Sequence[tuple[_File, Plane]], meanings: Sequence[Meaning], path: Path) -> None:
+def _same_kind(frames: Sequence[tuple[_File, FramePlane]], meanings: Sequence[ValueMapping], path: Path) -> None:
     """Refuse a series whose files differ in kind: patient, frame of reference, modality, colour, or polarity."""
     kinds = defaultdict(list)
     for (file, plane), own in zip(frames, meanings, strict=True):

@@ -28,7 +28,7 @@ _COLOURS = ("Red", "Green", "Blue")
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class LookupTable:
     """Stored value `first` maps to the first of the `entries`, (n,) or (3, n); values outside take the nearest."""
 
     first: int
@@ -41,7 +41,7 @@ class Table:
         return np.take(self.entries, whole.astype(np.intp) - self.first, axis=-1, mode="clip")
 
 
-def lut(items: Any, dataset: Dataset, keyword: str, name: str) -> Table | None:
+def lut(items: Any, dataset: Dataset, keyword: str, name: str) -> LookupTable | None:
     """The first table of a LUT sequence, or None where there is none. Raises DataError where it cannot be read."""
     if not items:
         return None
@@ -50,10 +50,10 @@ def lut(items: Any, dataset: Dataset, keyword: str, name: str) -> Table | None:
         entries = _entries(items[0].LUTData, count or 2**16, dataset)
     except Exception as error:
         raise DataError(f"{name}: the table in {keyword} cannot be read ({type(error).__name__}: {error}).") from error
-    return Table(first, entries, bits)
+    return LookupTable(first, entries, bits)
 
 
-def palette(dataset: Dataset, name: str) -> Table:
+def palette(dataset: Dataset, name: str) -> LookupTable:
     """The colour palette as RGB entries (3, n) from 0 to 255. Raises DataError where it cannot be read."""
     try:
         count, first, _ = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor)
@@ -68,7 +68,7 @@ def palette(dataset: Dataset, name: str) -> Table:
     except Exception as error:
         raise DataError(f"{name}: the colour palette cannot be read ({type(error).__name__}: {error}).") from error
     # 16-bit entries: the high byte is what an 8-bit display shows; some makers leave it empty.
-    return Table(first, entries >> 8 if entries.max() > 255 else entries, 8)
+    return LookupTable(first, entries >> 8 if entries.max() > 255 else entries, 8)
 
 
 def _entries(data: Any, count: int, dataset: Dataset) -> NDArray[Any]:
@@ -89,15 +89,15 @@ _PROJECTION = {"CR", "DX", "MG", "IO", "PX", "RG"}
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
+class ValueMapping:
     """How one frame's stored values become the volume's: tables first, then `slope * value + intercept`.
 
     `unused_bits` counts the high bits of a stored value that are none of it (PS3.5 8.1.1) and are to be cleared.
     """
 
-    colour: Table | None = None
-    modality: Table | None = None
-    voi: Table | None = None
+    colour: LookupTable | None = None
+    modality: LookupTable | None = None
+    voi: LookupTable | None = None
     slope: float = 1.0
     intercept: float = 0.0
     window: tuple[float, float] | None = None
@@ -141,7 +141,7 @@ def channels(dataset: Dataset) -> int:
     return 3 if colour else 1
 
 
-def meaning(dataset: Dataset, frame: FrameHeader, name: str) -> Meaning:
+def meaning(dataset: Dataset, frame: FrameHeader, name: str) -> ValueMapping:
     """The pipeline of one frame. `frame` answers for the frame's functional groups, else for the whole file.
 
     Raises DataError naming the element that cannot be used.
@@ -149,9 +149,9 @@ def meaning(dataset: Dataset, frame: FrameHeader, name: str) -> Meaning:
     photometric = str(dataset.get("PhotometricInterpretation") or "")
     unused = unused_bits(dataset)
     if photometric == "PALETTE COLOR":
-        return Meaning(colour=palette(dataset, name), unused_bits=unused)
+        return ValueMapping(colour=palette(dataset, name), unused_bits=unused)
     if channels(dataset) == 3:
-        return Meaning(slope=255.0 / (2.0 ** int(dataset.BitsStored) - 1))
+        return ValueMapping(slope=255.0 / (2.0 ** int(dataset.BitsStored) - 1))
     modality = lut(frame.get("ModalityLUTSequence"), dataset, "ModalityLUTSequence", name)
     slope, intercept = (1.0, 0.0) if modality else _rescale(frame, name)
     window = _window(frame)
@@ -160,11 +160,11 @@ def meaning(dataset: Dataset, frame: FrameHeader, name: str) -> Meaning:
         voi = lut(frame.get("VOILUTSequence"), dataset, "VOILUTSequence", name)
     if voi is not None:
         window = (2.0 ** (voi.bits - 1), 2.0**voi.bits)
-    plain = Meaning(None, modality, voi, slope, intercept, window, unused)
+    plain = ValueMapping(None, modality, voi, slope, intercept, window, unused)
     return _mirrored(dataset, plain, name) if photometric == "MONOCHROME1" else plain
 
 
-def _mirrored(dataset: Dataset, plain: Meaning, name: str) -> Meaning:
+def _mirrored(dataset: Dataset, plain: ValueMapping, name: str) -> ValueMapping:
     """MONOCHROME1: value x becomes (lowest + highest) - x of the range that the stored bits can express."""
     if "PixelData" not in dataset:
         raise DataError(f"{name}: MONOCHROME1 with floating-point pixels, which PS3.3 C.7.6.24 does not allow.")

@@ -16,7 +16,7 @@ TAKEN = "taken"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SeriesChoice:
     """The series chosen, one a study, and what the rules said of every series, by the series' UID.
 
     A reason is `TAKEN` with the rule that decided, or the rule that left the series out.
@@ -30,11 +30,11 @@ class Choice:
 class Judgement:
     """What the rules say of all series: one reason each, and for every study without one series the refusal."""
 
-    choice: Choice
+    choice: SeriesChoice
     refused: tuple[str, ...]
 
 
-def choose(series: Sequence[Series], rules: SeriesRules) -> Choice:
+def choose(series: Sequence[Series], rules: SeriesRules) -> SeriesChoice:
     """Exactly one series of every study.
 
     Raises DataError that lists, without an identifier, each study of which nothing or more than one series is left.
@@ -42,7 +42,7 @@ def choose(series: Sequence[Series], rules: SeriesRules) -> Choice:
     return settled(judge(series, rules))
 
 
-def settled(found: Judgement) -> Choice:
+def settled(found: Judgement) -> SeriesChoice:
     """The choice, where the rules leave one series of every study; raises DataError as `choose` does."""
     if found.refused:
         studies = len(found.refused) + len(found.choice.taken)
@@ -67,7 +67,7 @@ def judge(series: Sequence[Series], rules: SeriesRules) -> Judgement:
             taken.append(left[0])
         else:
             refused.append(_refusal(study, members, left, reasons))
-    return Judgement(Choice(tuple(taken), reasons), tuple(refused))
+    return Judgement(SeriesChoice(tuple(taken), reasons), tuple(refused))
 
 
 def fit(series: Sequence[Series], rules: SeriesRules) -> list[Series]:

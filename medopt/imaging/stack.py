@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.errors import DataError, listed
-from medopt.imaging.dicom_frames import Plane, Pose
+from medopt.imaging.dicom_frames import FramePlane, FramePose
 from medopt.imaging.geometry import Affine
 
 TOLERANCE = 0.1  # of the slice spacing
@@ -36,7 +36,7 @@ class Stack:
     facts: dict[str, str]
 
 
-def stacked(planes: Sequence[Plane], path: Path) -> Stack:
+def stacked(planes: Sequence[FramePlane], path: Path) -> Stack:
     """Order frames along their normal.
 
     Raises DataError naming the files: frames without a position, a scout, mixed size, spacing or orientation, two
@@ -61,7 +61,7 @@ def stacked(planes: Sequence[Plane], path: Path) -> Stack:
     return Stack(order, poses[order[0]].affine(step, planes[order[0]].spacing), facts)
 
 
-def _poses(planes: Sequence[Plane], path: Path) -> list[Pose]:
+def _poses(planes: Sequence[FramePlane], path: Path) -> list[FramePose]:
     lost = [plane.name for plane in planes if plane.pose is None]
     if lost:
         raise DataError(
@@ -72,7 +72,7 @@ def _poses(planes: Sequence[Plane], path: Path) -> list[Pose]:
     return [plane.pose for plane in planes if plane.pose is not None]
 
 
-def _alike(planes: Sequence[Plane], poses: Sequence[Pose], path: Path) -> None:
+def _alike(planes: Sequence[FramePlane], poses: Sequence[FramePose], path: Path) -> None:
     """Refuse frames that are no slices of the same kind."""
     _no_scout(planes, path)
     if any(plane.spacing_from != "PixelSpacing" for plane in planes):
@@ -84,7 +84,7 @@ def _alike(planes: Sequence[Plane], poses: Sequence[Pose], path: Path) -> None:
     _uniform(names, directions, "orientation", _SAME_DIRECTION, path)
 
 
-def _no_scout(planes: Sequence[Plane], path: Path) -> None:
+def _no_scout(planes: Sequence[FramePlane], path: Path) -> None:
     scouts = [plane.name for plane in planes if "LOCALIZER" in (plane.header.get("ImageType") or [])]
     if scouts and len(scouts) < len(planes):
         raise DataError(

@@ -15,13 +15,13 @@ from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.files import atomic
 from medopt.core.privacy import pseudonym
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.manifest.card import Facts, write_card
+from medopt.manifest.card import BuildFacts, write_card
 from medopt.manifest.labels import Joined, join, read_labels
 from medopt.manifest.patients import find_patients
 from medopt.manifest.sources.datalist import write_datalist
 from medopt.manifest.sources.dicom import site_of
 from medopt.manifest.sources.find_scans import find_scans
-from medopt.manifest.sources.scan_listing import Found, Scan, SourceOptions, by_number
+from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, by_number
 from medopt.manifest.splits import Assigned, SplitRules, assign_splits, splits_of_folds
 from medopt.manifest.table import OPTIONAL
 
@@ -49,7 +49,7 @@ class Built:
 
     manifest: Path
     card: Path
-    found: Found
+    found: ScanListing
     rows: tuple[dict[str, str], ...]
     label_columns: tuple[str, ...]
     how_split: str
@@ -132,7 +132,7 @@ def _free(source: Path, out: Path, options: BuildOptions) -> None:
             raise ConfigError(f"{path} is there already and is not {what}; it is not written over. Give another --out.")
 
 
-def _labelled(found: Found, options: BuildOptions) -> tuple[Found, Joined | None]:
+def _labelled(found: ScanListing, options: BuildOptions) -> tuple[ScanListing, Joined | None]:
     """The scans that have a label. Those without one are left out."""
     if options.labels is None:
         if not found.own_labels:
@@ -241,7 +241,7 @@ def _lacking(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> list[str
     return told
 
 
-def _how_labelled(found: Found, joined: Joined | None, options: BuildOptions) -> str:
+def _how_labelled(found: ScanListing, joined: Joined | None, options: BuildOptions) -> str:
     if joined is not None and options.labels is not None:
         return f"{options.labels.name}, joined by {joined.key} (column {joined.column})"
     return "the names of the folders" if found.own_labels and found.kind in ("DICOM", "NIfTI", "images") else found.kind
@@ -254,7 +254,7 @@ def _write(built: Built, source: Path, options: BuildOptions) -> None:
         writer = csv.DictWriter(stream, header, lineterminator="\n")
         writer.writeheader()
         writer.writerows(built.rows)
-    facts = Facts(source, built.found.kind, built.how_labelled, built.how_split, built.warnings, built.left_out)
+    facts = BuildFacts(source, built.found.kind, built.how_labelled, built.how_split, built.warnings, built.left_out)
     write_card(built.card, built.manifest, facts, built.rows, built.label_columns)
     if options.datalist is not None:
         write_datalist(options.datalist, built.rows, built.label_columns)

@@ -92,7 +92,7 @@ def _explain(item: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class BuildFacts:
     """How a manifest came about."""
 
     source: Path
@@ -104,7 +104,7 @@ class Facts:
 
 
 def write_card(
-    path: Path, manifest: Path, facts: Facts, rows: Sequence[Mapping[str, str]], columns: Sequence[str]
+    path: Path, manifest: Path, facts: BuildFacts, rows: Sequence[Mapping[str, str]], columns: Sequence[str]
 ) -> None:
     """Write the card of a manifest that lies there already; it holds no path of this machine and no identifier."""
     sites = Counter(row["site"] for row in rows)

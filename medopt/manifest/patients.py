@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.manifest.labels import Joined
-from medopt.manifest.sources.scan_listing import Found, Scan, pattern
+from medopt.manifest.sources.scan_listing import Scan, ScanListing, pattern
 from medopt.manifest.table import NO_PATIENT
 
 ASSUMED = (
@@ -15,7 +15,9 @@ ASSUMED = (
 )
 
 
-def find_patients(found: Found, joined: Joined | None, pattern_text: str, one_per_image: bool) -> tuple[list[str], str]:
+def find_patients(
+    found: ScanListing, joined: Joined | None, pattern_text: str, one_per_image: bool
+) -> tuple[list[str], str]:
     """Each scan's patient, and what has to be said where images were taken for patients because nobody knows.
 
     In this order: `pattern_text` (--patient), the source, the table of labels, one an image (--patient-per-image).

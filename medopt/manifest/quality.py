@@ -61,7 +61,7 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class ImageInspection:
     """All that is known of a manifest's images, and all that is wrong with them."""
 
     cases: tuple[Case, ...]
@@ -82,13 +82,13 @@ class Inspection:
 
 def inspect(
     cases: Sequence[Case], facts: Sequence[ImageFacts], folder: Path, study: Study, dims: int | None = None
-) -> Inspection:
+) -> ImageInspection:
     """Every finding on cases and images, what the study accepts as notes. Raises ConfigError as `check_cases` does."""
     thumbnails = {row: one.thumbnail for row, one in enumerate(facts) if one.thumbnail is not None}
     pairs = find_pairs(thumbnails, lambda row: facts[row].digest)
     pixels = quality_findings(cases, facts, missing_images(cases, folder), dims)
     findings = [*check_cases(cases, folder, study), *accept([*duplicate_findings(cases, pairs), *pixels], study)]
-    return Inspection(tuple(cases), tuple(facts), tuple(pairs), tuple(findings))
+    return ImageInspection(tuple(cases), tuple(facts), tuple(pairs), tuple(findings))
 
 
 def read_facts(

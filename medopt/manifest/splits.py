@@ -25,7 +25,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class PatientGroups:
     """The patients of N rows: what is drawn together. They are in the order of their names, whatever the rows' order.
 
     `row` (N,) is each row's group; `has` (G, L) which labels a group has; `site` and `size` (G,) its first site in the
@@ -40,12 +40,12 @@ class Groups:
     def __len__(self) -> int:
         return len(self.size)
 
-    def where(self, mask: Bools) -> Groups:
+    def where(self, mask: Bools) -> PatientGroups:
         """The groups at which `mask` (G,) holds; `row` is then of no use, and empty."""
-        return Groups(np.empty(0, np.int64), self.has[mask], self.site[mask], self.size[mask])
+        return PatientGroups(np.empty(0, np.int64), self.has[mask], self.site[mask], self.size[mask])
 
 
-def group_rows(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_]) -> Groups:
+def group_rows(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_]) -> PatientGroups:
     """Groups of N rows from their patients (N,), labels (N, L) and sites (N,)."""
     row: Ints
     _, row, size = np.unique(patients, return_inverse=True, return_counts=True)
@@ -55,10 +55,10 @@ def group_rows(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_
         has[row[labels[:, label]], label] = True
     order = np.lexsort((site, row))
     first = order[np.concatenate(([0], np.cumsum(size)[:-1]))] if len(size) else order
-    return Groups(row, has, site[first], size)
+    return PatientGroups(row, has, site[first], size)
 
 
-def draw(groups: Groups, shares: Sequence[float], seed: int, names: Sequence[str]) -> Ints:
+def draw(groups: PatientGroups, shares: Sequence[float], seed: int, names: Sequence[str]) -> Ints:
     """Deal the groups out to S parts in these shares: (G,) numbers of parts.
 
     Each part gets each label. Parts with a share of 0 get nothing. `names` are the labels' names for the refusal.
@@ -87,7 +87,7 @@ def draw(groups: Groups, shares: Sequence[float], seed: int, names: Sequence[str
     )
 
 
-def _deal(groups: Groups, part: NDArray[np.float64], rng: np.random.Generator) -> Ints:
+def _deal(groups: PatientGroups, part: NDArray[np.float64], rng: np.random.Generator) -> Ints:
     """One draw: label by label, the rarest first."""
     chosen = np.full(len(groups), -1, dtype=np.int64)
     bulk = np.log2(groups.size).astype(np.int64)  # patients with about as many rows lie side by side
@@ -228,7 +228,7 @@ def assign_splits(
     return Assigned(_named(chosen[groups.row]), None, how)
 
 
-def _kept(groups: Groups, own: NDArray[np.str_], rules: SplitRules, names: Sequence[str]) -> Assigned:
+def _kept(groups: PatientGroups, own: NDArray[np.str_], rules: SplitRules, names: Sequence[str]) -> Assigned:
     if rules.folds or rules.hold_out:
         raise ConfigError(
             "The source has splits of its own, and they are kept: --folds and --hold-out need --resplit, which draws "
@@ -254,7 +254,7 @@ def _kept(groups: Groups, own: NDArray[np.str_], rules: SplitRules, names: Seque
     return Assigned(_named(chosen[groups.row]), None, how)
 
 
-def _held_out(groups: Groups, sites: NDArray[np.str_], rules: SplitRules, names: Sequence[str]) -> Assigned:
+def _held_out(groups: PatientGroups, sites: NDArray[np.str_], rules: SplitRules, names: Sequence[str]) -> Assigned:
     known = sorted(set(sites.tolist()))
     if rules.hold_out not in known:
         raise DataError(f"--hold-out {rules.hold_out!r} is no site of this source. Its sites: {listed(known, 20)}.")

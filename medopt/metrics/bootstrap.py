@@ -12,12 +12,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.config import Task
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Predictions, batches
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.core.records import Estimate, Predictions, Task, batches
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
-from medopt.metrics.weighted import Floats, Groups, Index, Statistic, Weights, distinct, ranking_statistic
+from medopt.metrics.weighted import CaseGroups, Floats, Index, Statistic, Weights, distinct, ranking_statistic
 
 LARGE, GROUPS = 20_000, 1000  # from so many cases on, patients are drawn in so many groups
 CHUNK = 2**16  # weights made at once: a few arrays of half a megabyte stay in the processor's cache
@@ -65,7 +64,7 @@ def estimates(
 
 
 def resampled(
-    make: Callable[[Groups | None], Statistic],
+    make: Callable[[CaseGroups | None], Statistic],
     patients: Index,
     *,
     bootstrap: int,
@@ -82,7 +81,7 @@ def resampled(
 
 
 def draw_figures_of(
-    make: Callable[[Groups | None], Statistic], patients: Index, bootstrap: int, generator: np.random.Generator
+    make: Callable[[CaseGroups | None], Statistic], patients: Index, bootstrap: int, generator: np.random.Generator
 ) -> tuple[dict[str, float], dict[str, Floats]]:
     """Each figure on the cases as they are, and (B,) on resampled patients; no draws where there is one patient."""
     whole = make(None)
@@ -99,13 +98,13 @@ def draw_figures_of(
     return point, draws
 
 
-def deal(patients: Index, generator: np.random.Generator) -> Groups | None:
+def deal(patients: Index, generator: np.random.Generator) -> CaseGroups | None:
     """Which of GROUPS groups each case's patient is dealt into; None where there are fewer cases than LARGE."""
     if len(patients) < LARGE:
         return None
     names, index = np.unique(patients, return_inverse=True)
     dealt = generator.permutation(np.arange(len(names)) % GROUPS)
-    return Groups(dealt[index], min(GROUPS, len(names)))
+    return CaseGroups(dealt[index], min(GROUPS, len(names)))
 
 
 def _without_interval(value: float, cases: int, why: str) -> Estimate:
@@ -161,7 +160,9 @@ def paired_difference(
             )
     if len(first) == 0:
         return Estimate(None, None, None, 0, "no cases")
-    scored = (Scored(one, task, fitted) for one, fitted in zip((first, second), calibrations, strict=True))
+    scored = (
+        CalibratedPredictions(one, task, fitted) for one, fitted in zip((first, second), calibrations, strict=True)
+    )
     before, after = (ranking_statistic(one.score, one.target) for one in scored)
 
     def statistic(weights: Weights) -> dict[str, Floats]:

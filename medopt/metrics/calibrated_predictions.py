@@ -8,8 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.config import Task
-from medopt.core.records import Predictions
+from medopt.core.records import Predictions, Task
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, targets
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.metrics.weighted import Index
@@ -19,7 +18,7 @@ UNDECIDED = OperatingPoint(0.5, "fixed", "no operating point was chosen")
 
 
 @dataclass(frozen=True)
-class Scored:
+class CalibratedPredictions:
     """One model's predictions with its calibration and operating point. All tables are (N, K), one column an output.
 
     Raises DataError on first use where a logit is not a finite number.
@@ -46,7 +45,7 @@ class Scored:
         """The truth."""
         return targets(self.predictions.labels, self.predictions.logits.shape[1], self.task)
 
-    def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> Scored:
+    def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> CalibratedPredictions:
         """The rows at which `mask` (N,) holds, or the rows of an index, in its order."""
         found = replace(self, predictions=self.predictions.where(mask))
         # What was computed of these rows already holds for them.

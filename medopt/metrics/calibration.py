@@ -15,8 +15,8 @@ from pydantic import ConfigDict
 from scipy.optimize import isotonic_regression, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
-from medopt.config import Task
 from medopt.core.errors import ConfigError, DataError
+from medopt.core.records import Task
 from medopt.metrics.weighted import Floats
 
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -87,7 +87,7 @@ def _separated(logits: NDArray[np.floating], target: NDArray[np.bool_], task: Ta
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class IsotonicCurve:
     """A rising curve through points; flat beyond its ends."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -100,7 +100,7 @@ class Curve:
         return np.interp(position, self.position, self.probability)
 
 
-def fit_curve(position: Floats, positive: NDArray[np.bool_]) -> Curve:
+def fit_curve(position: Floats, positive: NDArray[np.bool_]) -> IsotonicCurve:
     """Fit the curve to outcomes (N,) at positions (N,), N > 0.
 
     No probability of 0 or 1 comes out of N cases: the curve is held within 1 / (N + 2) of both (Laplace).
@@ -113,7 +113,7 @@ def fit_curve(position: Floats, positive: NDArray[np.bool_]) -> Curve:
     # The two ends of each flat block are all that the curve needs.
     change = np.diff(held) > 0
     kept = np.append(True, change) | np.append(change, True)
-    return Curve(tuple(levels[kept].tolist()), tuple(held[kept].tolist()))
+    return IsotonicCurve(tuple(levels[kept].tolist()), tuple(held[kept].tolist()))
 
 
 Method = Literal["temperature", "isotonic", "none"]
@@ -133,7 +133,7 @@ class Calibration:
 
     method: Method = "none"
     temperature: float = 1.0
-    curves: tuple[Curve, ...] = ()
+    curves: tuple[IsotonicCurve, ...] = ()
     note: str = ""
 
     def probabilities(self, logits: NDArray[np.floating], task: Task) -> NDArray[np.float64]:
@@ -159,7 +159,7 @@ class Calibration:
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Calibration:
         """From what `as_dict` gave, read back from JSON."""
-        curves = tuple(Curve(tuple(one["position"]), tuple(one["probability"])) for one in facts["curves"])
+        curves = tuple(IsotonicCurve(tuple(one["position"]), tuple(one["probability"])) for one in facts["curves"])
         return cls(facts["method"], facts["temperature"], curves, facts["note"])
 
     def told(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.config import Task
+from medopt.core.records import Task
 from medopt.metrics.calibration import targets
 from medopt.metrics.weighted import Floats, Index
 

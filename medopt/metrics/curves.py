@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from medopt.core.records import Estimate
 from medopt.metrics.bootstrap import resampled
-from medopt.metrics.calibrated_predictions import Scored
-from medopt.metrics.delong import areas, mean_area
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.metrics.proportions import wilson
-from medopt.metrics.weighted import Floats, Groups, Ranking, Statistic, Weights, ranked
+from medopt.metrics.weighted import CaseGroups, Floats, Ranking, Statistic, Weights, ranked
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class RocCurve:
 
 
 def roc_curve(
-    scored: Scored, output: int, *, bootstrap: int, confidence: float, seed: int, grid: int = 101
+    scored: CalibratedPredictions, output: int, *, bootstrap: int, confidence: float, seed: int, grid: int = 101
 ) -> RocCurve | None:
     """ROC curve of one output, its band, and its AUC as the tables have it; None where a class is missing."""
     target, score = scored.target[:, output], scored.score[:, output]
@@ -40,7 +40,7 @@ def roc_curve(
         return None
     axis, patients = np.linspace(0, 1, grid), scored.patients
 
-    def make(groups: Groups | None) -> Statistic:
+    def make(groups: CaseGroups | None) -> Statistic:
         ranking = ranked(score, target, groups)
 
         def statistic(weights: Weights) -> dict[str, Floats]:
@@ -61,7 +61,7 @@ def roc_curve(
         axis,
         np.array([np.nan if one.low is None else one.low for one in band]),
         np.array([np.nan if one.high is None else one.high for one in band]),
-        mean_area(areas(score[:, None], target[:, None], patients), len(score), confidence),
+        mean_auc(auc_with_covariance(score[:, None], target[:, None], patients), len(score), confidence),
         chosen,
     )
 

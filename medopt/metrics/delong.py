@@ -26,7 +26,7 @@ from medopt.metrics.weighted import Floats, Index, distinct
 
 
 @dataclass(frozen=True, slots=True)
-class Areas:
+class AucWithCovariance:
     """K AUCs of the same cases, with their `covariance` (K, K); NaN where a class is missing or one patient is all.
 
     `shares` (K, P) is what each patient adds to each AUC's deviation; `fewest` are the patients of the smaller class.
@@ -47,7 +47,7 @@ class Areas:
         return float(weights @ self.value), variance, 2 / max(heavy, 1e-9)
 
 
-def areas(score: Floats, target: NDArray[np.bool_], patients: Index) -> Areas:
+def auc_with_covariance(score: Floats, target: NDArray[np.bool_], patients: Index) -> AucWithCovariance:
     """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,)."""
     patients = np.cumsum(np.bincount(patients) > 0)[patients] - 1  # without gaps: who has no case here is no witness
     parts = [_parts(column, truth, patients) for column, truth in zip(score.T, target.T, strict=True)]
@@ -55,10 +55,10 @@ def areas(score: Floats, target: NDArray[np.bool_], patients: Index) -> Areas:
     both = _factor(distinct(patients)) * (above @ below.T)
     covariance = above @ above.T * _factors(parts, 0) + below @ below.T * _factors(parts, 1) + both + both.T
     value = np.array([part.value for part in parts])
-    return Areas(value, covariance, above + below, min(min(part.patients) for part in parts))
+    return AucWithCovariance(value, covariance, above + below, min(min(part.patients) for part in parts))
 
 
-def mean_area(found: Areas, cases: int, confidence: float) -> Estimate:
+def mean_auc(found: AucWithCovariance, cases: int, confidence: float) -> Estimate:
     """The mean of K AUCs (over classes, labels or models) with its interval; no value where one is not defined."""
     weights = np.full(len(found.value), 1 / len(found.value))
     value, variance, freedom = found.combined(weights)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from medopt.core.records import Estimate
 from medopt.metrics.bootstrap import guarded, resampled
-from medopt.metrics.calibrated_predictions import Scored
-from medopt.metrics.weighted import Floats, Groups, Statistic, Weights
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights
 
 GRID = np.arange(1, 100) / 100
 
@@ -52,7 +52,13 @@ def net_benefit(true: Floats, false: Floats, thresholds: Floats, prevalence: Flo
 
 
 def decision_curve(
-    scored: Scored, output: int, *, bootstrap: int, confidence: float, seed: int, prevalence: float | None = None
+    scored: CalibratedPredictions,
+    output: int,
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+    prevalence: float | None = None,
 ) -> DecisionCurve | None:
     """The decision curve of one output on GRID; None where a class is missing.
 
@@ -64,7 +70,7 @@ def decision_curve(
     point = _threshold(scored, output)
     cuts = GRID if point is None else np.append(GRID, np.clip(point, 1e-6, 1 - 1e-6))
 
-    def make(groups: Groups | None) -> Statistic:
+    def make(groups: CaseGroups | None) -> Statistic:
         true, false = (_called(probability, rows, cuts, groups) for rows in (target, ~target))
 
         def statistic(weights: Weights) -> dict[str, Floats]:
@@ -95,13 +101,13 @@ def decision_curve(
     return DecisionCurve(GRID, value, low, high, everyone, share, at, over)
 
 
-def _threshold(scored: Scored, output: int) -> float | None:
+def _threshold(scored: CalibratedPredictions, output: int) -> float | None:
     found = scored.operating_point.threshold
     return found[output] if isinstance(found, tuple) else found
 
 
 def _called(
-    probability: Floats, rows: NDArray[np.bool_], cuts: Floats, groups: Groups | None
+    probability: Floats, rows: NDArray[np.bool_], cuts: Floats, groups: CaseGroups | None
 ) -> Callable[[Weights], Floats]:
     """From weights to how many of `rows` (N,) they draw, and how many of these each cut (T,) calls: (B, T + 1)."""
     order, width = np.argsort(cuts), len(cuts) + 1

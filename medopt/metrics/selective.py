@@ -13,9 +13,9 @@ import numpy as np
 
 from medopt.core.records import Estimate
 from medopt.metrics.bootstrap import guarded, resampled
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.proportions import proportion
-from medopt.metrics.weighted import Floats, Groups, Index, Statistic, Weights, ranked
+from medopt.metrics.weighted import CaseGroups, Floats, Index, Statistic, Weights, ranked
 
 GRID = np.arange(1, 51) / 50
 
@@ -41,14 +41,16 @@ class CoverageRisk:
         return {"aurc": self.aurc.as_dict(), "band": band or None, "curve": columns}
 
 
-def coverage_risk(scored: Scored, *, bootstrap: int, confidence: float, seed: int) -> CoverageRisk | None:
+def coverage_risk(
+    scored: CalibratedPredictions, *, bootstrap: int, confidence: float, seed: int
+) -> CoverageRisk | None:
     """The curve of one model's decisions; None where there are no cases. Equally sure cases are decided together."""
     if len(scored.predictions) == 0:
         return None
     sure, wrong = scored.operating_point.confidence(scored.probability), scored.wrong
     patients = scored.patients
 
-    def make(groups: Groups | None) -> Statistic:
+    def make(groups: CaseGroups | None) -> Statistic:
         ranking = ranked(sure, wrong, groups)
 
         def statistic(weights: Weights) -> dict[str, Floats]:
@@ -77,7 +79,7 @@ def _first(decided: Weights, total: int) -> Index:
     return np.minimum(np.searchsorted(decided, GRID * int(total) - 1e-9), len(decided) - 1)
 
 
-def _band(scored: Scored, confidence: float) -> dict[str, Estimate]:
+def _band(scored: CalibratedPredictions, confidence: float) -> dict[str, Estimate]:
     if scored.operating_point.band is None:
         return {}
     decided, patients = ~scored.undecided, scored.patients

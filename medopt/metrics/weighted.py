@@ -54,15 +54,15 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class CaseGroups:
     """Which of `count` groups each case is in (N,): what is drawn in the place of patients."""
 
     index: Index
     count: int
 
-    def where(self, rows: NDArray[np.bool_]) -> Groups:
+    def where(self, rows: NDArray[np.bool_]) -> CaseGroups:
         """The same groups for some of the cases."""
-        return Groups(self.index[rows], self.count)
+        return CaseGroups(self.index[rows], self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class GroupedRanking:
     every: NDArray[np.float32]
 
     @classmethod
-    def of(cls, score: Floats, positive: NDArray[np.bool_], groups: Groups) -> Self:
+    def of(cls, score: Floats, positive: NDArray[np.bool_], groups: CaseGroups) -> Self:
         """Rank N cases by `score` (N,), about equally many a level; equal scores stay together."""
         place = np.searchsorted(np.sort(-score), -score)
         level = place * LEVELS // len(score)
@@ -89,7 +89,7 @@ class GroupedRanking:
         return true, called
 
 
-def ranked(score: Floats, positive: NDArray[np.bool_], groups: Groups | None = None) -> Ranking | GroupedRanking:
+def ranked(score: Floats, positive: NDArray[np.bool_], groups: CaseGroups | None = None) -> Ranking | GroupedRanking:
     """The ranking of cases (N,), for weights of cases or of groups."""
     return Ranking.of(score, positive) if groups is None else GroupedRanking.of(score, positive, groups)
 
@@ -99,14 +99,14 @@ def distinct(numbers: Index) -> int:
     return int(np.count_nonzero(np.bincount(numbers)))
 
 
-def summed(table: Floats, groups: Groups | None) -> Floats:
+def summed(table: Floats, groups: CaseGroups | None) -> Floats:
     """Rows (N, M) added up within groups: (G, M)."""
     if groups is None:
         return table
     return np.stack([np.bincount(groups.index, weights=column, minlength=groups.count) for column in table.T], axis=1)
 
 
-def ranking_statistic(score: Floats, target: NDArray[np.bool_], groups: Groups | None = None) -> Statistic:
+def ranking_statistic(score: Floats, target: NDArray[np.bool_], groups: CaseGroups | None = None) -> Statistic:
     """AUC (ties count one half) and average precision (step-wise, no interpolation) of scores and truth (N, K)."""
     rankings = [ranked(column, truth, groups) for column, truth in zip(score.T, target.T, strict=True)]
 
@@ -134,7 +134,7 @@ def _area_and_precision(true: Weights, called: Weights) -> tuple[Floats, Floats]
 
 
 def decision_statistic(
-    decided: NDArray[np.bool_], target: NDArray[np.bool_], *, exclusive: bool, groups: Groups | None = None
+    decided: NDArray[np.bool_], target: NDArray[np.bool_], *, exclusive: bool, groups: CaseGroups | None = None
 ) -> Statistic:
     """Accuracy, sensitivity, specificity, PPV, NPV and F1 of decisions and truth (N, K).
 
@@ -162,7 +162,7 @@ def decision_statistic(
 
 
 def brier_statistic(
-    probability: Floats, target: NDArray[np.bool_], *, exclusive: bool, groups: Groups | None = None
+    probability: Floats, target: NDArray[np.bool_], *, exclusive: bool, groups: CaseGroups | None = None
 ) -> Statistic:
     """Brier score (Brier 1950) of probabilities and truth (N, K): squared error, averaged over cases.
 

@@ -28,7 +28,7 @@ Kept = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ChannelGroup:
     """Channels that are kept or taken away together, by the names of the layers.
 
     `writers` are pairs of a convolution and its normalization, whose outputs they are; `readers` the convolutions and
@@ -80,10 +80,10 @@ class Widths:
             raise TrainingError(f"The widths of a pruned network cannot be read ({error}): {text[:80]}.") from None
 
 
-def channel_groups(model: nn.Module) -> list[Group]:
+def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     """The groups of channels of a network that `build_model` or `narrow_model` built, from its input to its output."""
     readers: dict[str, list[str]] = {"stem": []}
-    groups, current = [Group("stem", (("conv1", "bn1"),), ())], "stem"
+    groups, current = [ChannelGroup("stem", (("conv1", "bn1"),), ())], "stem"
     for stage in STAGES:
         writers: list[tuple[str, str]] = []
         inner = []
@@ -98,11 +98,11 @@ def channel_groups(model: nn.Module) -> list[Group]:
                 writers.append((conv, norm))
                 current = stage
             writers.append((f"{name}.expand", f"{name}.norm3"))
-            inner.append(Group(f"{name}.reduce", ((f"{name}.reduce", f"{name}.norm1"),), (f"{name}.spatial",)))
-            inner.append(Group(f"{name}.spatial", ((f"{name}.spatial", f"{name}.norm2"),), (f"{name}.expand",)))
-        groups += [Group(stage, tuple(writers), ()), *inner]
+            inner.append(ChannelGroup(f"{name}.reduce", ((f"{name}.reduce", f"{name}.norm1"),), (f"{name}.spatial",)))
+            inner.append(ChannelGroup(f"{name}.spatial", ((f"{name}.spatial", f"{name}.norm2"),), (f"{name}.expand",)))
+        groups += [ChannelGroup(stage, tuple(writers), ()), *inner]
     readers[current].append("fc.1" if isinstance(model.fc, nn.Sequential) else "fc")
-    return [Group(one.name, one.writers, tuple(readers.get(one.name, one.readers))) for one in groups]
+    return [ChannelGroup(one.name, one.writers, tuple(readers.get(one.name, one.readers))) for one in groups]
 
 
 def _blocks(model: nn.Module, stage: str) -> Iterator[tuple[str, BottleneckLayer]]:

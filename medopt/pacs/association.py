@@ -12,20 +12,20 @@ from pynetdicom.presentation import build_context
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.destinations import Destination
-from medopt.pacs.settings import Node, Tls
+from medopt.pacs.settings import DicomTls, Node
 
 
-def server_context(tls: Tls | None) -> ssl.SSLContext | None:
+def server_context(tls: DicomTls | None) -> ssl.SSLContext | None:
     """For the listening side; raises ConfigError where a file cannot be used."""
     return None if tls is None else _loaded(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), tls)
 
 
-def client_context(tls: Tls) -> ssl.SSLContext:
+def client_context(tls: DicomTls) -> ssl.SSLContext:
     """For an association to a destination; its name is checked. Raises ConfigError where a file cannot be used."""
     return _loaded(ssl.create_default_context(ssl.Purpose.SERVER_AUTH), tls)
 
 
-def _loaded(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
+def _loaded(context: ssl.SSLContext, tls: DicomTls) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     try:

@@ -103,7 +103,7 @@ def verify(path: Path) -> tuple[int, str]:
 _WITH_REASON = ("refused", "rejected", "not sent", "not reconciled")  # their reasons are few; others quote figures
 
 
-class Counted:
+class CountingAudit:
     """An audit that also counts. Nothing of the counts outlives the process."""
 
     def __init__(self, audit: Audit) -> None:

@@ -59,7 +59,7 @@ def ask(link: Association, place: Destination, sends: Sequence[Send]) -> str:
     return "" if status == 0x0000 else f"the destination answered the request for commitment with 0x{status:04X}"
 
 
-class Reports:
+class CommitmentReceiver:
     """Takes the destinations' reports, in whichever thread."""
 
     def __init__(self, node: Node, ledger: Ledger, told: Callable[..., None], clock: Callable[[], float]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class OutgoingObject:
     """One object: its bytes as a DICOM file."""
 
     kind: str

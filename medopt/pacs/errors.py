@@ -5,5 +5,5 @@ from __future__ import annotations
 from medopt.core.errors import MedoptError
 
 
-class Unanswered(MedoptError):
+class PeerError(MedoptError):
     """Another system did not answer as it should; the text names no patient."""

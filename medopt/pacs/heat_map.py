@@ -19,9 +19,9 @@ from pydicom.valuerep import DA, TM
 from skimage.transform import resize
 
 from medopt.core.records import Volume
-from medopt.pacs.dicom_object import Made
+from medopt.pacs.dicom_object import OutgoingObject
 from medopt.pacs.settings import Results
-from medopt.pacs.structured_report import Namer, Origin, ScanAnswer, findings, made_by, made_of, plain, presence
+from medopt.pacs.structured_report import ModelIdentity, Namer, ScanAnswer, findings, made_by, made_of, plain, presence
 from medopt.transforms.display import displayed, most_active, overlay
 from medopt.transforms.restore import spread_out, to_scan
 
@@ -30,9 +30,9 @@ _LEAST, _MOST = 512, 1024  # pixels of the longer side
 
 
 def heat_maps(
-    origin: Origin, one: ScanAnswer, volume: Volume, places: NDArray[np.float64], uid: Namer, wanted: Results,
+    origin: ModelIdentity, one: ScanAnswer, volume: Volume, places: NDArray[np.float64], uid: Namer, wanted: Results,
     now: datetime,
-) -> list[Made]:  # fmt: skip
+) -> list[OutgoingObject]:  # fmt: skip
     """A picture for each finding that is present or undecided; none of what is absent, or of a scan that is declined.
 
     `places` (K, *places) is what each place of the prepared scan added to each logit.
@@ -46,7 +46,7 @@ def heat_maps(
     return found
 
 
-def shown(origin: Origin, one: ScanAnswer) -> list[str]:
+def shown(origin: ModelIdentity, one: ScanAnswer) -> list[str]:
     """The findings of a scan that get a picture."""
     if one.answer.declined:
         return []
@@ -54,7 +54,7 @@ def shown(origin: Origin, one: ScanAnswer) -> list[str]:
 
 
 def _picture(
-    origin: Origin, one: ScanAnswer, label: str, volume: Volume, places: NDArray[np.float64]
+    origin: ModelIdentity, one: ScanAnswer, label: str, volume: Volume, places: NDArray[np.float64]
 ) -> NDArray[np.uint8]:
     """The overlay (H, W, 3) with what it is beneath it; of a volume the slice in which most of the evidence lies."""
     config = origin.info.prepare
@@ -95,7 +95,13 @@ def _captioned(picture: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
 
 
 def _capture(
-    origin: Origin, one: ScanAnswer, label: str, picture: NDArray[np.uint8], uid: Namer, wanted: Results, now: datetime
+    origin: ModelIdentity,
+    one: ScanAnswer,
+    label: str,
+    picture: NDArray[np.uint8],
+    uid: Namer,
+    wanted: Results,
+    now: datetime,
 ) -> Dataset:
     image, first = plain(one.images[0]), str(one.images[0].SOPInstanceUID)
     capture = SCImage.from_ref_dataset(

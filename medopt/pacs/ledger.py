@@ -54,7 +54,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class DueStudy:
     """A study to be answered: its images as of now, and how often the attempt ended badly."""
 
     study_uid: str
@@ -172,7 +172,7 @@ class Ledger:
                 (now, study_uid),
             )
 
-    def take(self, now: float) -> Work | None:
+    def take(self, now: float) -> DueStudy | None:
         """The study that has been ready for longest is at work from now on; None where none is ready."""
         with self.change() as db:
             row = db.execute(
@@ -181,7 +181,7 @@ class Ledger:
             if row is None:
                 return None
             db.execute("UPDATE studies SET state = 'working', changed = ? WHERE uid = ?", (now, row["uid"]))
-            return Work(row["uid"], row["tries"], self.images(row["uid"]))
+            return DueStudy(row["uid"], row["tries"], self.images(row["uid"]))
 
     def images(self, study_uid: str) -> tuple[Instance, ...]:
         """The received images of a study, in the order of their UIDs."""
@@ -206,7 +206,7 @@ class Ledger:
 
     def finish(
         self,
-        work: Work,
+        work: DueStudy,
         ending: Ending,
         reason: str,
         results: Sequence[Result],

@@ -17,17 +17,17 @@ from pydicom import dcmread
 
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.privacy import pseudonym
-from medopt.pacs.audit import Audit, Counted
-from medopt.pacs.commitment import Reports
-from medopt.pacs.dicom_object import Made
+from medopt.pacs.audit import Audit, CountingAudit
+from medopt.pacs.commitment import CommitmentReceiver
+from medopt.pacs.dicom_object import OutgoingObject
 from medopt.pacs.intake import Intake
-from medopt.pacs.ledger import Ending, Ledger, Result, Work
+from medopt.pacs.ledger import DueStudy, Ending, Ledger, Result
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.retention import Sweeper
 from medopt.pacs.sender import Sender
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import AUDIT, LEDGER, RESULTS, Spool
-from medopt.pacs.study_completion import Quiet
+from medopt.pacs.study_completion import StudyCompletion
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
 
 log = logging.getLogger("medopt.pacs")
@@ -69,7 +69,7 @@ class PacsNode:
         with spool.owned():
             spool.clean()
             self._spool, self._ledger = spool, Ledger(spool.root / LEDGER)
-            self._audit = Counted(Audit(spool.root / AUDIT, self._clock))
+            self._audit = CountingAudit(Audit(spool.root / AUDIT, self._clock))
             try:
                 self._run(ready)
             finally:
@@ -79,14 +79,14 @@ class PacsNode:
 
     def _run(self, ready: Callable[[str], None]) -> None:
         self._ledger.recover(self._clock())
-        self._quiet = Quiet(self._node.quiet_seconds, time.monotonic)
+        self._quiet = StudyCompletion(self._node.quiet_seconds, time.monotonic)
         self._worker = Worker(
             self._node, self._stop.is_set, lambda: self._stop.is_set() and time.monotonic() > self._until
         )
         self._sweeper = Sweeper(self._node.retention, self._spool, self._ledger, self._audit)
         self._sender = Sender(self._node, self._ledger, self._audit)
         intake = Intake(self._node, self._spool, self._ledger, self._quiet.heard, self._audit, self._clock)
-        reports = Reports(self._node, self._ledger, self._audit, self._clock)
+        reports = CommitmentReceiver(self._node, self._ledger, self._audit, self._clock)
         receiver = Receiver(self._node, self._spool, intake, reports, self._audit)
         door, pull = self._door(receiver, intake), self._pull(intake)
         try:
@@ -124,13 +124,13 @@ class PacsNode:
         """The HTTP side, where the node file has one."""
         if self._node.web is None:
             return None
-        from medopt.pacs.http.health import Vital
+        from medopt.pacs.http.health import NodeHealth
         from medopt.pacs.http.http_server import Door  # what it imports is not needed without one
-        from medopt.pacs.http.routes import Parts
+        from medopt.pacs.http.routes import NodeParts
 
         worker, receiving = self._worker, lambda: receiver.listening
-        vital = Vital(receiving, lambda: bool(worker.pid and worker.model), self._stop.is_set)
-        parts = Parts(self._node, self._spool, self._ledger, intake, self._audit, vital, self._clock)
+        vital = NodeHealth(receiving, lambda: bool(worker.pid and worker.model), self._stop.is_set)
+        parts = NodeParts(self._node, self._spool, self._ledger, intake, self._audit, vital, self._clock)
         return Door(parts)
 
     def _pull(self, intake: Intake) -> Any:
@@ -245,7 +245,7 @@ class PacsNode:
             return False
         return True
 
-    def _failed(self, work: Work, reason: str) -> None:
+    def _failed(self, work: DueStudy, reason: str) -> None:
         """A try that the study may have spoilt: again, or parked after the last."""
         log.warning("study %s: try %d failed: %s", pseudonym(work.study_uid), work.tries + 1, reason)
         if work.tries + 1 >= self._node.work.tries:
@@ -253,7 +253,7 @@ class PacsNode:
         else:
             self._ledger.hand_back(work.study_uid, self._clock(), failed=reason)
 
-    def _finish(self, work: Work, ending: Ending, reason: str, made: list[Made], **facts: Any) -> None:
+    def _finish(self, work: DueStudy, ending: Ending, reason: str, made: list[OutgoingObject], **facts: Any) -> None:
         """Results to disk, then all of it to the ledger at once."""
         results = []
         for one in made:
@@ -279,7 +279,7 @@ class PacsNode:
             **facts,
         )
 
-    def _earlier(self, work: Work) -> dict[str, list[str]]:
+    def _earlier(self, work: DueStudy) -> dict[str, list[str]]:
         """The latest result of each kind that the study has, as SOP instance and series."""
         found = {}
         for one in self._ledger.results(work.study_uid):

@@ -17,7 +17,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from medopt.pacs.association import server_context
 from medopt.pacs.bounded_server import BoundedServer, Bounds
-from medopt.pacs.commitment import Reports
+from medopt.pacs.commitment import CommitmentReceiver
 from medopt.pacs.intake import STORED, Intake, Refusal, content_digest, described
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import Spool
@@ -40,7 +40,7 @@ class Receiver:
         node: Node,
         spool: Spool,
         intake: Intake,
-        reports: Reports,
+        reports: CommitmentReceiver,
         told: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._node, self._spool, self._told = node, spool, told

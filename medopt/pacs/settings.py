@@ -87,7 +87,7 @@ class Peer(Section):
         return any(mapped in ip_network(one, strict=False) for one in self.addresses)
 
 
-class Limits(Section):
+class NodeLimits(Section):
     """What no sender may exceed."""
 
     associations: int = Field(100, ge=1, le=1000)
@@ -118,7 +118,7 @@ class Limits(Section):
         return int(self.free_mb * MEGABYTE)
 
 
-class Work(Section):
+class WorkerSettings(Section):
     """The process that decodes and predicts. It may be killed at any time without loss."""
 
     tries: int = Field(3, ge=1)
@@ -170,7 +170,7 @@ class Retention(Section):
     """Above so much the oldest of them go earlier, until the spool holds less."""
 
 
-class Tls(Section):
+class DicomTls(Section):
     """Encryption with a certificate of both sides: a sender without one of the authority's is turned away."""
 
     certificate: Path
@@ -204,12 +204,12 @@ class Node(Section):
     refused."""
     series: SeriesRules | None = None
     """Which series of a study is meant, instead of the release's own rules."""
-    limits: Limits = Limits()
-    work: Work = Work()
+    limits: NodeLimits = NodeLimits()
+    work: WorkerSettings = WorkerSettings()
     sending: Sending = Sending()
     results: Results = Results()
     retention: Retention = Retention()
-    tls: Tls | None = None
+    tls: DicomTls | None = None
     web: Web | None = None
     pull: Pull | None = None
 
@@ -247,7 +247,7 @@ def load_node(path: Path) -> Node:
     if node.pull is not None:
         changes["pull"] = node.pull.model_copy(update={"source": anchored(node.pull.source, base)})
     if node.tls is not None:
-        places = {name: base / getattr(node.tls, name) for name in Tls.model_fields}
+        places = {name: base / getattr(node.tls, name) for name in DicomTls.model_fields}
         changes["tls"] = node.tls.model_copy(update=places)
     if node.web is not None and node.web.key_file is not None:
         changes["web"] = node.web.model_copy(update={"key_file": base / node.web.key_file})

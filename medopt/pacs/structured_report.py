@@ -22,7 +22,7 @@ from pydicom.uid import UID, BasicTextSRStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from medopt import __version__
-from medopt.pacs.dicom_object import Made
+from medopt.pacs.dicom_object import OutgoingObject
 from medopt.pacs.settings import Results
 from medopt.release.layout import ModelInfo, ReleaseInfo
 from medopt.release.predictor import UNDECIDED, Answer
@@ -48,7 +48,7 @@ class ScanAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ModelIdentity:
     """What the answers come from: the release, which of its models by SHA-256, and the SHA-256 of all its files."""
 
     info: ReleaseInfo
@@ -58,9 +58,9 @@ class Origin:
 
 
 def make_results(
-    origin: Origin, judged: Sequence[ScanAnswer], inputs: Sequence[str], previous: Earlier, wanted: Results,
+    origin: ModelIdentity, judged: Sequence[ScanAnswer], inputs: Sequence[str], previous: Earlier, wanted: Results,
     now: datetime,
-) -> list[Made]:  # fmt: skip
+) -> list[OutgoingObject]:  # fmt: skip
     """The objects of one study.
 
     `inputs` are the digests of the images; `previous` gives the latest earlier object of each kind, as (SOP instance
@@ -75,7 +75,7 @@ def make_results(
     return made
 
 
-def namer(origin: Origin, one: ScanAnswer, inputs: Sequence[str]) -> Namer:
+def namer(origin: ModelIdentity, one: ScanAnswer, inputs: Sequence[str]) -> Namer:
     """Names the objects of a study, by what they are."""
     study = str(one.images[0].StudyInstanceUID)
 
@@ -91,7 +91,7 @@ def derived_uid(*parts: str) -> str:
 
 
 def _report(
-    origin: Origin,
+    origin: ModelIdentity,
     judged: Sequence[ScanAnswer],
     images: Sequence[Dataset],
     uid: Namer,
@@ -134,7 +134,7 @@ def _report(
     return report
 
 
-def made_by(origin: Origin, now: datetime) -> dict[str, Any]:
+def made_by(origin: ModelIdentity, now: datetime) -> dict[str, Any]:
     """What highdicom is told of whatever is made: equipment (PS3.3 C.7.5.1), time and encoding."""
     return {
         "manufacturer": "medopt",
@@ -159,7 +159,7 @@ def presence(answer: Answer, label: str) -> str:
     return "Present" if label in answer.decision.split(";") else "Absent"
 
 
-def _group(origin: Origin, one: ScanAnswer, label: str, uid: Namer) -> sr.MeasurementsAndQualitativeEvaluations:
+def _group(origin: ModelIdentity, one: ScanAnswer, label: str, uid: Namer) -> sr.MeasurementsAndQualitativeEvaluations:
     first = str(one.images[0].SOPInstanceUID)
     certainty = []
     if not one.answer.declined:
@@ -185,7 +185,7 @@ def _sentence(name: Code, text: str) -> sr.TextContentItem:
     return sr.TextContentItem(name=name, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
 
 
-def _algorithm(origin: Origin) -> sr.AlgorithmIdentification:
+def _algorithm(origin: ModelIdentity) -> sr.AlgorithmIdentification:
     """TID 4019; what a number depends on stands in its parameters."""
     parameters = [
         f"model sha256 {origin.model_digest}",
@@ -203,7 +203,7 @@ def _algorithm(origin: Origin) -> sr.AlgorithmIdentification:
 
 
 def _text(
-    origin: Origin, judged: Sequence[ScanAnswer], report: Dataset, uid: Namer, previous: Earlier, wanted: Results
+    origin: ModelIdentity, judged: Sequence[ScanAnswer], report: Dataset, uid: Namer, previous: Earlier, wanted: Results
 ) -> Dataset:
     """PS3.3 A.35.1; everything but the content is the report's."""
     text = Dataset()
@@ -218,7 +218,7 @@ def _text(
     return text
 
 
-def _sentences(origin: Origin, judged: Sequence[ScanAnswer]) -> list[str]:
+def _sentences(origin: ModelIdentity, judged: Sequence[ScanAnswer]) -> list[str]:
     info, told = origin.info, [f"{origin.info.question} Research software, unverified, preliminary."]
     for number, one in enumerate(judged, start=1):
         which = f"Image {number} of {len(judged)}: " if len(judged) > 1 else ""
@@ -277,7 +277,7 @@ def _readable(image: Dataset, keyword: str) -> object:
         return ""
 
 
-def made_of(kind: str, document: Dataset) -> Made:
+def made_of(kind: str, document: Dataset) -> OutgoingObject:
     """The object as a DICOM file (PS3.10), explicit VR little endian."""
     document.file_meta = FileMetaDataset()
     document.file_meta.MediaStorageSOPClassUID = UID(document.SOPClassUID)
@@ -285,4 +285,4 @@ def made_of(kind: str, document: Dataset) -> Made:
     document.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     stream = io.BytesIO()
     document.save_as(stream, enforce_file_format=True)
-    return Made(kind, str(document.SOPClassUID), str(document.SOPInstanceUID), stream.getvalue())
+    return OutgoingObject(kind, str(document.SOPClassUID), str(document.SOPInstanceUID), stream.getvalue())

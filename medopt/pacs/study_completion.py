@@ -13,7 +13,7 @@ class _Seen:
     open: list[Callable[[], bool]] = field(default_factory=list)
 
 
-class Quiet:
+class StudyCompletion:
     """When each study was heard of last, by a clock that never goes back. Nothing of it outlives the process.
 
     After a start every unfinished study counts as heard of just now: a sender that was cut off has time to come back.

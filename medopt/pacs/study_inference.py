@@ -17,10 +17,10 @@ from medopt.core.files import file_digest
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import Judgement, fit, judge
 from medopt.inference.evidence_map import Evidence
-from medopt.pacs.dicom_object import Made
+from medopt.pacs.dicom_object import OutgoingObject
 from medopt.pacs.heat_map import heat_maps, shown
 from medopt.pacs.settings import Results
-from medopt.pacs.structured_report import Earlier, Origin, ScanAnswer, make_results, namer
+from medopt.pacs.structured_report import Earlier, ModelIdentity, ScanAnswer, make_results, namer
 from medopt.release.layout import SUMS, Kind
 from medopt.release.predictor import Answer, Predictor
 
@@ -31,7 +31,7 @@ class Answered:
 
     ending: Literal["done", "declined", "parked"]
     reason: str = ""
-    made: tuple[Made, ...] = ()
+    made: tuple[OutgoingObject, ...] = ()
     decisions: tuple[str, ...] = field(default=())
 
 
@@ -46,7 +46,7 @@ class Answering:
         self._rules, self._wanted = rules or info.series, wanted
         self._volumes = len(info.prepare.size) == 3
         self._evidence = Evidence.open(release / model.file) if wanted.heat_maps else None
-        self.origin = Origin(info, model, file_digest(release / model.file), file_digest(release / SUMS))
+        self.origin = ModelIdentity(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
     def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
         """Answer the images of a folder, all of one study; `digests` are the ledger's, by file name.
@@ -63,7 +63,7 @@ class Answering:
         except DataError as error:
             return Answered("parked", str(error).replace(f"{folder}/", "").replace(str(folder), "the study"))
         declined = all(one.answer.declined for one in answers)
-        made: list[Made] = []
+        made: list[OutgoingObject] = []
         if not declined or self._wanted.declined:
             inputs = [digests[path.name] for series in taken or found for path in series.files]
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
@@ -105,7 +105,9 @@ class Answering:
 
         return sorted(pairs, key=highest, reverse=True)[: self._wanted.heat_maps]
 
-    def _heat_maps(self, scan: str | Path, one: ScanAnswer, inputs: Sequence[str], now: datetime) -> list[Made]:
+    def _heat_maps(
+        self, scan: str | Path, one: ScanAnswer, inputs: Sequence[str], now: datetime
+    ) -> list[OutgoingObject]:
         """Of a scan with a finding that is not absent; it is read once more, the others never twice."""
         if self._evidence is None:
             return []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.core.errors import MedoptError, ReleaseError
-from medopt.pacs.dicom_object import Made
+from medopt.pacs.dicom_object import OutgoingObject
 from medopt.pacs.settings import Node
 
 _LOOK_SECONDS = 0.1
@@ -92,14 +92,14 @@ class Worker:
 
     def study(
         self, folder: Path, digests: Mapping[str, str], previous: Mapping[str, Sequence[str]], now: datetime
-    ) -> tuple[dict[str, Any], list[Made]]:
+    ) -> tuple[dict[str, Any], list[OutgoingObject]]:
         """Answer a study: its ending with the reason, and the objects to send.
 
         Needs a started process. Raises WorkerFailed where that ends, takes too long or too much memory; Interrupted.
         """
         asked = {"folder": str(folder), "digests": dict(digests), "previous": dict(previous), "now": now.isoformat()}
         found = self._ask(asked, self._node.work.seconds, self._over)
-        made = [Made(**one | {"content": base64.b64decode(one["content"])}) for one in found.pop("made")]
+        made = [OutgoingObject(**one | {"content": base64.b64decode(one["content"])}) for one in found.pop("made")]
         return found, made
 
     def _ask(self, message: Mapping[str, Any], seconds: float, stopping: Callable[[], bool]) -> dict[str, Any]:

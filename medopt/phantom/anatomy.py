@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter
 
 from medopt.core.records import FloatArray
 from medopt.phantom.bones import skeleton
-from medopt.phantom.chest import Chest, Pose, bend, thorax_width
-from medopt.phantom.projection import Grid, Reals, stamp, tube
+from medopt.phantom.chest import BodyPose, Chest, bend, thorax_width
+from medopt.phantom.projection import ProjectionGrid, Reals, stamp, tube
 
 SOFT, BONE, LUNG_FILLING = 0.0165, 0.042, 0.24
 """Absorbance of a mm of soft tissue; what a mm of bone adds to it; the part of the lung that is not air."""
@@ -27,10 +27,10 @@ class Scene:
 
     absorbance: FloatArray
     lungs: FloatArray
-    grid: Grid
+    grid: ProjectionGrid
 
 
-def project_chest(chest: Chest, pose: Pose, grid: Grid) -> Scene:
+def project_chest(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> Scene:
     """Project a patient in a pose."""
     rng = np.random.default_rng(chest.seed)
     middle = grid.x - bend(chest, grid.y)
@@ -49,7 +49,7 @@ def _step(value: Reals, softness: float) -> FloatArray:
     return t * t * (3 - 2 * t)
 
 
-def _trunk(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
+def _trunk(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
     """Thickness of the trunk, neck, shoulders and breasts."""
     x, y = grid.x, grid.y
     side = thorax_width(chest, np.maximum(y, -20)) + np.float32(chest.wall)
@@ -66,7 +66,7 @@ def _trunk(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
     return body
 
 
-def _lungs(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
+def _lungs(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
     """Depth of both lungs before the mediastinum takes its place."""
     x, y = grid.x, grid.y
     width = np.maximum(thorax_width(chest, y), 1)
@@ -78,7 +78,7 @@ def _lungs(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
     return 2 * np.float32(chest.depth - 8) * across * height * _step(y - chest.apex, 8)
 
 
-def _mediastinum(chest: Chest, pose: Pose, grid: Grid, middle: FloatArray) -> FloatArray:
+def _mediastinum(chest: Chest, pose: BodyPose, grid: ProjectionGrid, middle: FloatArray) -> FloatArray:
     """How much lung the heart, the great vessels and the hila push aside."""
     turned = 45 * np.sin(pose.yaw)
     hx, hy, half, turn = chest.heart
@@ -97,14 +97,14 @@ def _mediastinum(chest: Chest, pose: Pose, grid: Grid, middle: FloatArray) -> Fl
     return mass
 
 
-def _airways(grid: Grid, middle: FloatArray) -> FloatArray:
+def _airways(grid: ProjectionGrid, middle: FloatArray) -> FloatArray:
     """Air in the trachea and the two main bronchi."""
     trachea = 16 * np.sqrt(np.maximum(1 - (middle / 8.5) ** 2, 0)) * _step(-grid.y - 42, 5)
     fork = np.abs(np.abs(middle) - np.maximum(grid.y + 42, 0) * 0.8)
     return trachea + 11 * np.sqrt(np.maximum(1 - (fork / 7) ** 2, 0)) * _step(grid.y + 42, 5) * _step(2 - grid.y, 12)
 
 
-def _vessels(chest: Chest, rng: np.random.Generator, grid: Grid) -> FloatArray:
+def _vessels(chest: Chest, rng: np.random.Generator, grid: ProjectionGrid) -> FloatArray:
     """Pulmonary vessels: a tree from either hilum, each branch forking into two thinner ones."""
     count = 7
     side = np.repeat([-1.0, 1.0], count)
@@ -129,7 +129,7 @@ def _vessels(chest: Chest, rng: np.random.Generator, grid: Grid) -> FloatArray:
     return total
 
 
-def _clouds(rng: np.random.Generator, grid: Grid, scale: float) -> FloatArray:
+def _clouds(rng: np.random.Generator, grid: ProjectionGrid, scale: float) -> FloatArray:
     """Smooth random field of unit variance with structures of about `scale` mm, (rows, cols)."""
     shape = int(grid.rows * grid.spacing / scale) + 3, int(grid.cols * grid.spacing / scale) + 3
     field = Image.fromarray(rng.standard_normal(shape).astype(np.float32))

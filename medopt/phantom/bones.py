@@ -6,17 +6,17 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from medopt.core.records import FloatArray
-from medopt.phantom.chest import Chest, Pose, bend, thorax_width
-from medopt.phantom.projection import Grid, tube
+from medopt.phantom.chest import BodyPose, Chest, bend, thorax_width
+from medopt.phantom.projection import ProjectionGrid, tube
 
 
-def skeleton(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
+def skeleton(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
     """All bones of a patient in a pose, (rows, cols)."""
     thin = _ribs(chest, pose, grid) + _shoulder_girdle(chest, pose, grid)
     return gaussian_filter(thin, 0.6 / grid.spacing) + _spine(chest, pose, grid)
 
 
-def _ribs(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
+def _ribs(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
     """Ribs as flat tubes around an elliptic thorax: 3-D curves, so that turning the patient turns them rightly."""
     rng = np.random.default_rng(chest.seed + 1)
     pair = np.arange(chest.rib_pairs)[:, None]
@@ -41,7 +41,7 @@ def _ribs(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
     return image
 
 
-def _shoulder_girdle(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
+def _shoulder_girdle(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
     """Clavicles, S-shaped, and the inner border of the shoulder blades."""
     image = grid.empty()
     t = np.linspace(0, 1, 260)[None]
@@ -55,7 +55,7 @@ def _shoulder_girdle(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
     return image
 
 
-def _spine(chest: Chest, pose: Pose, grid: Grid) -> FloatArray:
+def _spine(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
     """Vertebral bodies with discs between them, pedicles and spinous processes."""
     image = grid.empty()
     behind = 78 * np.sin(pose.yaw)

@@ -46,7 +46,7 @@ class Chest:
 
 
 @dataclass(frozen=True, slots=True)
-class Pose:
+class BodyPose:
     """How the patient stood and breathed for one image: angles in radian, lengths in mm."""
 
     yaw: float
@@ -83,9 +83,9 @@ def draw_chest(rng: np.random.Generator, sex: str) -> Chest:
     )
 
 
-def draw_pose(rng: np.random.Generator) -> Pose:
+def draw_pose(rng: np.random.Generator) -> BodyPose:
     """Draw how one image of a patient was taken."""
-    return Pose(
+    return BodyPose(
         yaw=rng.normal(0, 0.05),
         roll=float(np.clip(rng.normal(0, 0.02), -0.05, 0.05)),
         shift=(rng.normal(0, 6), rng.normal(6, 7)),

@@ -19,7 +19,7 @@ Reals = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class ProjectionGrid:
     """Rays through the body: `rows` x `cols` of them, `spacing` mm apart, the body moved by `shift` mm (x, y)."""
 
     rows: int
@@ -69,7 +69,7 @@ class Grid:
 
 def stamp(
     image: FloatArray,
-    grid: Grid,
+    grid: ProjectionGrid,
     at: tuple[float, float],
     half: tuple[float, float],
     peak: float,
@@ -90,7 +90,7 @@ def stamp(
     image[window] = merge(image[window], np.float32(peak) * np.maximum(inside, 0) ** np.float32(power))
 
 
-def tube(grid: Grid, x: Points, y: Points, radius: Points, across: int = 7) -> FloatArray:
+def tube(grid: ProjectionGrid, x: Points, y: Points, radius: Points, across: int = 7) -> FloatArray:
     """Thickness (rows, cols) in mm of solid tubes along polylines in the image plane.
 
     `x`, `y` and `radius` are (N, P): N polylines of P points, evenly spaced in mm.

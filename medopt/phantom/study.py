@@ -25,7 +25,7 @@ from medopt.phantom.anatomy import project_chest
 from medopt.phantom.chest import draw_chest, draw_pose
 from medopt.phantom.detector import expose, site_named
 from medopt.phantom.findings import add_distractors, add_nodule, draw_nodule
-from medopt.phantom.projection import Grid
+from medopt.phantom.projection import ProjectionGrid
 from medopt.phantom.radiograph_dicom import Radiograph, phantom_uid, write_radiograph
 
 COLUMNS = ("image", "patient_id", "study_uid", "series_uid", "site", "age", "sex", "label", "split")
@@ -95,7 +95,7 @@ def draw_case(
     height, width = system.rows * system.spacing_mm, system.columns * system.spacing_mm
     spacing = max(GRID_MM, width / size[1])
     rows, cols, margin = round(height / spacing), round(width / spacing), math.ceil(MARGIN_MM / spacing)
-    scene = project_chest(chest, pose, Grid(rows + 2 * margin, cols + 2 * margin, spacing, pose.shift))
+    scene = project_chest(chest, pose, ProjectionGrid(rows + 2 * margin, cols + 2 * margin, spacing, pose.shift))
     absorbance = scene.absorbance
     add_distractors(absorbance, rng, chest, scene)
     if nodule:

@@ -8,12 +8,12 @@ from medopt.inference.engines import load_batch
 from medopt.release.drift_reference import Reference
 from medopt.release.predictor import Predictor
 from medopt.serving.prediction_table import Row, observed
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 
 AT_ONCE = 16
 
 
-def reference_of(predictor: Predictor, held: Prepared) -> Reference:
+def reference_of(predictor: Predictor, held: PreparedSplit) -> Reference:
     """The aggregates of a release's answers on prepared images."""
     rows: list[Row] = []
     for part in batches(len(held.files), AT_ONCE):

@@ -17,9 +17,9 @@ from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, s
 from medopt.figures.explanations import Explained, explain_figure, nearest_figure
 from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.run_folder import RunFolder
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 from medopt.transforms.display import displayed
 from medopt.transforms.restore import to_scan
@@ -30,7 +30,12 @@ WORDS = "Left the scan; right, where the evidence for the answer given lay (Grad
 
 
 def explain_cases(
-    study: Study, sets: Mapping[Any, Prepared], root: Path, weights: Sequence[Path], scored: Scored, place: RunFolder
+    study: Study,
+    sets: Mapping[Any, PreparedSplit],
+    root: Path,
+    weights: Sequence[Path],
+    scored: CalibratedPredictions,
+    place: RunFolder,
 ) -> dict[str, Any]:
     """Draw figures/explain/cases.png and write explanations.json.
 
@@ -69,7 +74,7 @@ def explain_cases(
 
 
 def _nearest(
-    study: Study, sets: Mapping[Any, Prepared], errors: Sequence[Chosen], place: RunFolder
+    study: Study, sets: Mapping[Any, PreparedSplit], errors: Sequence[Chosen], place: RunFolder
 ) -> list[dict[str, Any]]:
     """The training images nearest to each error by the float model's features, drawn and listed."""
     engine = open_engine("onnxruntime", place.models / "float.onnx", study.compression.cores)

@@ -17,21 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medopt.compression.gate import Candidate, disagreement, judge, loses
+from medopt.compression.gate import GateMeasurement, disagreement, judge, loses
 from medopt.compression.mixed_precision import rank_by_harm, write_mended
 from medopt.config import Study
-from medopt.core.records import Predictions, Verdict
+from medopt.core.records import GateVerdict, Predictions
 from medopt.core.reporter import Reporter
 from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.bootstrap import paired_difference
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.metrics.weighted import auc
 from medopt.pipeline.predict import predict
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
 FLOAT, NARROW, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", "int8.onnx"
@@ -39,7 +39,7 @@ RANKED_ON = 16  # training images that tell which layers harm
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class GateResult:
     """What validation decided: calibration, operating point and engines of each model, and the gate's verdict.
 
     `in_float` names the layers of the int8 model that compute in float.
@@ -49,7 +49,7 @@ class Judged:
     points: dict[str, OperatingPoint]
     engines: dict[str, list[str]]
     latency_ms: dict[str, float]
-    verdict: Verdict
+    verdict: GateVerdict
     in_float: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Judged:
         return asdict(self)
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Judged:
+    def from_facts(cls, facts: Mapping[str, Any]) -> GateResult:
         """From JSON."""
         verdict = facts["verdict"]
         return cls(
@@ -65,25 +65,25 @@ class Judged:
             {kind: OperatingPoint.from_dict(point) for kind, point in facts["points"].items()},
             facts["engines"],
             facts["latency_ms"],
-            Verdict(verdict["passed"], tuple(verdict["reasons"]), verdict["figures"]),
+            GateVerdict(verdict["passed"], tuple(verdict["reasons"]), verdict["figures"]),
             tuple(facts["in_float"]),
         )
 
 
 def judge_models(
     study: Study,
-    validation: Prepared,
+    validation: PreparedSplit,
     networks: Sequence[Path],
     models: Path,
     calibrating: Sequence[Path],
     reporter: Reporter,
-) -> Judged:
+) -> GateResult:
     """Write models/int8.onnx out of models/quantized.onnx, and let the gate decide on it.
 
     `networks` are the weights of the network, of each member's where the models are an ensemble; `calibrating` are the
     prepared training images that int8 was calibrated on.
     """
-    jury = Jury(study, validation, networks, models)
+    jury = GateEvaluator(study, validation, networks, models)
     shutil.copyfile(models / QUANTIZED, models / INT8)
     judged = jury.judge()
     if judged.verdict.passed or not study.compression.gate.mend or not jury.lost:
@@ -109,11 +109,11 @@ def _counts(layers: int) -> Iterator[int]:
 
 
 @dataclass
-class Jury:
+class GateEvaluator:
     """Judges models/int8.onnx against models/float.onnx on validation; what is known of the float model is kept."""
 
     study: Study
-    validation: Prepared
+    validation: PreparedSplit
     networks: Sequence[Path]
     models: Path
     lost: bool = False
@@ -145,7 +145,7 @@ class Jury:
 
         return run
 
-    def judge(self) -> Judged:
+    def judge(self) -> GateResult:
         """Calibrate, choose operating points, and decide."""
         study, names = self.study, self.names
         engines = self.opened(INT8)
@@ -165,7 +165,7 @@ class Jury:
         passed = verdict.figures["engines_passed"] or [verdict.figures["engine"]]
         fitted = {"float": fit_on(before, study.evaluation, study.data.task)}
         fitted["int8"] = fit_on(tables[passed[0]], study.evaluation, study.data.task)
-        return Judged(
+        return GateResult(
             calibrations={kind: one.calibration for kind, one in fitted.items()},
             points={kind: one.operating_point for kind, one in fitted.items()},
             engines={"float": sorted(names, key=lambda name: latency[f"{name}_float"]), "int8": passed},
@@ -185,7 +185,7 @@ class Jury:
         return predict(self.study, kind, "val", self.validation, engine)
 
     def _auc(self, table: Predictions) -> float | None:
-        scored = Scored(table, self.study.data.task)
+        scored = CalibratedPredictions(table, self.study.data.task)
         value = float(auc(scored.score, scored.target)[0])
         return value if np.isfinite(value) else None
 
@@ -197,7 +197,7 @@ def against_float(
     engine: str,
     times: tuple[float, float],
     sizes: tuple[int, int],
-) -> Candidate:
+) -> GateMeasurement:
     """What the gate looks at: a model's validation predictions, time and file size, and those of the float model.
 
     Each case is read with a calibration and an operating point that the other cases gave.
@@ -206,7 +206,7 @@ def against_float(
     how: dict[str, Any] = {"bootstrap": wanted.bootstrap, "confidence": wanted.confidence}
     parts = parts_of(before, task, study.seed)
     old, new = (read_crossed(one, wanted, task, parts) for one in (before, after))
-    return Candidate(
+    return GateMeasurement(
         engine,
         paired_difference(before, after, task, generator=np.random.default_rng(study.seed), **how),
         disagreement(old, new, generator=np.random.default_rng(study.seed), **how),

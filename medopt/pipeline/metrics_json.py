@@ -14,9 +14,9 @@ from medopt.core.records import EpochRecord, Predictions
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.proportions import proportion
-from medopt.pipeline.judge import Judged
+from medopt.pipeline.judge import GateResult
 from medopt.pipeline.reevaluate import draw_decisions
 from medopt.pipeline.stages import KINDS
 from medopt.release.layout import FORMAT, MODELS, ModelInfo, ReleaseInfo
@@ -33,7 +33,9 @@ TOLD = (
 """What of `metrics` a release tells of itself."""
 
 
-def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes: Mapping[str, int]) -> dict[str, Any]:
+def summarize(
+    study: Study, tables: Sequence[Predictions], judged: GateResult, sizes: Mapping[str, int]
+) -> dict[str, Any]:
     """Everything of `metrics.json` that comes from predictions, with intervals: validation, test, sites and the rest.
 
     `calibration`, `net_benefit`, `selective`, `subgroups` and, where a patient has several images, `patients` are of
@@ -69,7 +71,7 @@ def summarize(study: Study, tables: Sequence[Predictions], judged: Judged, sizes
     }
 
 
-def int8_on_test(models: Sequence[Scored], wanted: Evaluation) -> dict[str, Any]:
+def int8_on_test(models: Sequence[CalibratedPredictions], wanted: Evaluation) -> dict[str, Any]:
     """What int8 changes on the test split: the AUC by a paired interval, and the share of decisions that flip."""
     before, after = (one.where(one.predictions.split == "test") for one in models)
     flips = (before.decided != after.decided).any(axis=1)
@@ -79,16 +81,16 @@ def int8_on_test(models: Sequence[Scored], wanted: Evaluation) -> dict[str, Any]
     }
 
 
-def scored_as_judged(study: Study, table: Predictions, judged: Judged) -> Scored:
+def scored_as_judged(study: Study, table: Predictions, judged: GateResult) -> CalibratedPredictions:
     """A model's predictions as its calibration and operating point read them."""
-    return Scored(table, study.data.task, judged.calibrations[table.model], judged.points[table.model])
+    return CalibratedPredictions(table, study.data.task, judged.calibrations[table.model], judged.points[table.model])
 
 
 def draw_figures(
     study: Study,
     history: Sequence[EpochRecord],
     tables: Sequence[Predictions],
-    judged: Judged,
+    judged: GateResult,
     metrics: Mapping[str, Any],
     folder: Path,
 ) -> None:
@@ -115,7 +117,7 @@ def draw_figures(
 
 def release_info(
     study: Study,
-    judged: Judged,
+    judged: GateResult,
     metrics: Mapping[str, Any],
     fingerprint: str,
     provenance: Mapping[str, Any],

@@ -17,12 +17,12 @@ from medopt.core.reporter import Reporter
 from medopt.data.cache import load_facts
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.proportions import proportion
-from medopt.pipeline.judge import Judged
+from medopt.pipeline.judge import GateResult
 from medopt.pipeline.robustness import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
-from medopt.release.ood_gate import Domain, Floats, fit_distance, fit_rules, texture
-from medopt.training.job import Prepared
+from medopt.release.ood_gate import Floats, OutOfDomainCheck, fit_distance, fit_rules, texture
+from medopt.training.job import PreparedSplit
 from medopt.transforms.resize import resize
 
 RESULT = "domain.json"  # in the run folder what was measured, below models/ the gate itself
@@ -33,9 +33,9 @@ Change = Callable[[FloatArray, list[str]], FloatArray]
 
 def gate_domain(
     study: Study,
-    sets: Mapping[Any, Prepared],
+    sets: Mapping[Any, PreparedSplit],
     folder: RunFolder,
-    judged: Judged,
+    judged: GateResult,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Fit the gate on training images, set its limits on validation, and measure it on the test split.
@@ -54,7 +54,7 @@ def gate_domain(
     textures = [_textures(files) for files in ([train.files[row] for row in picked], val.files)]
     # Each of the two distances may decline half of the share: together they decline at most all of it.
     share = study.domain.false_alarm / 2
-    domain = Domain(
+    domain = OutOfDomainCheck(
         false_alarm=study.domain.false_alarm,
         rules=fit_rules([load_facts(file) for file in train.files], study.domain.margin),
         content={kind: fit_distance(learned[kind], held[kind], share) for kind in KINDS},
@@ -85,7 +85,7 @@ def _textures(files: Sequence[Path]) -> Floats:
 
 
 def _declined(
-    domain: Domain, kind: str, engine: Engine, part: Prepared, change: Change | None = None
+    domain: OutOfDomainCheck, kind: str, engine: Engine, part: PreparedSplit, change: Change | None = None
 ) -> NDArray[np.bool_]:
     """Which prepared images of a set (N,), changed or as they are, the gate declines."""
     found: list[bool] = []
@@ -105,12 +105,12 @@ def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]
     return proportion(declined, index, study.evaluation.confidence, len(declined)).as_dict()
 
 
-def _column(part: Prepared, name: str) -> NDArray[np.str_]:
+def _column(part: PreparedSplit, name: str) -> NDArray[np.str_]:
     return np.array([getattr(case, name) for case in part.cases])
 
 
 def _false_alarms(
-    study: Study, domain: Domain, kind: str, engine: Engine, val: Prepared, test: Prepared
+    study: Study, domain: OutOfDomainCheck, kind: str, engine: Engine, val: PreparedSplit, test: PreparedSplit
 ) -> dict[str, Any]:
     """The declined share of validation, on which the limits were set, of the test split and of each of its sites."""
     declined, patients, sites = (
@@ -125,10 +125,12 @@ def _false_alarms(
     }
 
 
-def _altered(study: Study, domain: Domain, engine: Engine, test: Prepared, reporter: Reporter) -> dict[str, Any]:
+def _altered(
+    study: Study, domain: OutOfDomainCheck, engine: Engine, test: PreparedSplit, reporter: Reporter
+) -> dict[str, Any]:
     """The declined share of test images that were made into something else, by what was done to them."""
     rows = choose_cases(test, MOST_ALTERED, study.seed)
-    part = Prepared([test.cases[row] for row in rows], [test.files[row] for row in rows])
+    part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])
     changes = alterations(study)
     advance = reporter.progress(len(changes), "altering images")
     found = {}

@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.records import Case, Predictions, Split
 from medopt.data.cache import load_facts
-from medopt.imaging.acquisition import ScanFacts, age_band, sex
+from medopt.imaging.acquisition import Acquisition, age_band, sex
 from medopt.inference.engines import Engine, run_files
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 
 
-def predict(study: Study, kind: str, split: Split, part: Prepared, engine: Engine) -> Predictions:
+def predict(study: Study, kind: str, split: Split, part: PreparedSplit, engine: Engine) -> Predictions:
     """A model's predictions of one split, in the order of its cases."""
     return predictions_of(study, kind, split, part, run_files(engine, part.files))
 
 
-def predictions_of(study: Study, kind: str, split: Split, part: Prepared, logits: NDArray[np.float64]) -> Predictions:
+def predictions_of(
+    study: Study, kind: str, split: Split, part: PreparedSplit, logits: NDArray[np.float64]
+) -> Predictions:
     """The table of logits (N, K) of one split."""
 
     def column(values: Sequence[str]) -> NDArray[np.str_]:
@@ -37,13 +39,13 @@ def predictions_of(study: Study, kind: str, split: Split, part: Prepared, logits
     )
 
 
-def labels_of(study: Study, part: Prepared) -> NDArray[np.int64]:
+def labels_of(study: Study, part: PreparedSplit) -> NDArray[np.int64]:
     """(N,) class indices, or (N, K) zeros and ones for a multi-label study."""
     labels = np.array([case.label for case in part.cases], np.int64)
     return labels if study.data.task == "multilabel" else labels[:, 0]
 
 
-def subgroups(part: Prepared) -> dict[str, NDArray[np.str_]]:
+def subgroups(part: PreparedSplit) -> dict[str, NDArray[np.str_]]:
     """The group (N,) of each case by variable, empty where it is unknown; only variables of two groups or more.
 
     What the manifest says goes before what the scan's header says. Raises StorageError where a cached image vanished.
@@ -54,7 +56,7 @@ def subgroups(part: Prepared) -> dict[str, NDArray[np.str_]]:
     return {name: column for name, column in columns.items() if len(set(column[column != ""])) > 1}
 
 
-def _groups(case: Case, facts: ScanFacts) -> dict[str, str]:
+def _groups(case: Case, facts: Acquisition) -> dict[str, str]:
     given = dict(case.groups)
     common = {"sex": sex(given.pop("sex", "")), "age": age_band(given.pop("age", ""))}
     return given | facts.groups() | {name: group for name, group in common.items() if group}

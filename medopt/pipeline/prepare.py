@@ -10,13 +10,13 @@ from medopt.core.jobs import Fleet, Job, parts_for, refuse_failures, run_jobs
 from medopt.core.records import Case, batches
 from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedCache
-from medopt.pipeline.study_cases import Source
+from medopt.pipeline.study_cases import StudyCases
 from medopt.transforms.prepare import PrepareChain
 
 LEAST = 64  # images of a job: opening a process must not take longer than its work
 
 
-def fill_cache(source: Source, runs: Path, fleet: Fleet, reporter: Reporter) -> int:
+def fill_cache(source: StudyCases, runs: Path, fleet: Fleet, reporter: Reporter) -> int:
     """Prepare all images of a study that the cache does not hold yet; returns how many images there are.
 
     Raises DataError that lists the images that could not be read.

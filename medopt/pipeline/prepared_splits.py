@@ -14,12 +14,12 @@ from medopt.data.cache import PreparedCache, load_prepared
 from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
 from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
 from medopt.manifest.quality import pixel_digest
-from medopt.pipeline.study_cases import Source
-from medopt.training.job import Prepared
+from medopt.pipeline.study_cases import StudyCases
+from medopt.training.job import PreparedSplit
 from medopt.transforms.prepare import PrepareChain
 
 
-def prepare_sets(source: Source, chain: PrepareChain, cache: Path, reporter: Reporter) -> dict[Any, Prepared]:
+def prepare_sets(source: StudyCases, chain: PrepareChain, cache: Path, reporter: Reporter) -> dict[Any, PreparedSplit]:
     """Prepare the images that the cache does not hold yet; raises DataError that lists what cannot be read."""
     cases = source.cases
     started = time.perf_counter()
@@ -29,11 +29,11 @@ def prepare_sets(source: Source, chain: PrepareChain, cache: Path, reporter: Rep
     sets = {}
     for split in SPLITS:
         rows = [index for index, case in enumerate(cases) if case.split == split]
-        sets[split] = Prepared([cases[index] for index in rows], [files[index] for index in rows])
+        sets[split] = PreparedSplit([cases[index] for index in rows], [files[index] for index in rows])
     return sets
 
 
-def refuse_duplicates(study: Study, sets: dict[Any, Prepared]) -> list[str]:
+def refuse_duplicates(study: Study, sets: dict[Any, PreparedSplit]) -> list[str]:
     """Refuse pictures that stand in two splits or under two labels; what the study accepts comes back as notes."""
     cases = [case for split in SPLITS for case in sets[split].cases]
     files = [file for split in SPLITS for file in sets[split].files]
@@ -44,7 +44,7 @@ def refuse_duplicates(study: Study, sets: dict[Any, Prepared]) -> list[str]:
     return [told(finding, study) for finding in found if finding.name in ACCEPTABLE]
 
 
-def content_of(sets: dict[Any, Prepared]) -> str:
+def content_of(sets: dict[Any, PreparedSplit]) -> str:
     """What the prepared images and their labels are: the cache's names are hashes of content."""
     return digest(
         {split: [(p.name, c.label) for p, c in zip(s.files, s.cases, strict=True)] for split, s in sets.items()}

@@ -31,7 +31,7 @@ from medopt.pipeline.stages import Sets, validation_score
 from medopt.pipeline.study_cases import PRUNED
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.hardware import Hardware, has_launcher, open_fabric
-from medopt.training.job import BEST, Lead, TrainingTask
+from medopt.training.job import BEST, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.loop import load_best
 from medopt.training.losses import build_loss
@@ -81,7 +81,7 @@ def prune_in_steps(
         here = folder.path / place / f"step-{number}"
         task = _tuning(study, sets, here, _facts(study, sets, weights, target), teacher)
 
-        def work(source: Path = weights, task: TrainingTask = task, share: float = target) -> dict[str, Any]:
+        def work(source: Path = weights, task: TrainingJob = task, share: float = target) -> dict[str, Any]:
             return _step(study, sets, source, share, task, reporter, hardware)
 
         facts = folder.stage(f"{place}-{number}", task.facts, [here / BEST], work, reporter)
@@ -96,7 +96,7 @@ def _facts(study: Study, sets: Sets, weights: Path, target: float) -> dict[str, 
     return {"from": file_digest(weights), "target": f"{target:.6f}", "cases": digest(cases), "seed": str(study.seed)}
 
 
-def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str], teacher: Path) -> TrainingTask:
+def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str], teacher: Path) -> TrainingJob:
     """Training as it was, shorter and to its end, with the whole network's answers among the targets."""
     wanted, training = study.compression.pruning, study.training
     optimizer = training.optimizer.model_copy(update={"lr": wanted.lr * training.optimizer.rate})
@@ -109,11 +109,11 @@ def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str], te
         tuned.model_dump(mode="json", exclude={"data": {"manifest"}, "evaluation": True, "compression": True})
     )
     told = {**facts, "recipe": recipe, "imitate": f"{wanted.imitate:g} of {file_digest(teacher)}"}
-    return TrainingTask(tuned, sets["train"], sets["val"], folder, told, teacher=teacher, to_the_end=True)
+    return TrainingJob(tuned, sets["train"], sets["val"], folder, told, teacher=teacher, to_the_end=True)
 
 
 def _step(
-    study: Study, sets: Sets, weights: Path, target: float, task: TrainingTask, reporter: Reporter, hardware: Hardware
+    study: Study, sets: Sets, weights: Path, target: float, task: TrainingJob, reporter: Reporter, hardware: Hardware
 ) -> dict[str, Any]:
     """Prune to the target, train on, and say what was lost and won back."""
     start = task.folder / START
@@ -126,7 +126,7 @@ def _step(
     scores = [_score(study, sets, load_best(study, path)) for path in (weights, start)]
     facts = {**task.facts, WIDTHS: Widths.of(narrow).to_json(), "start": file_digest(start)}
     task = replace(task, facts=facts, start=start)
-    lead = Lead(validation_score(study, sets), lambda history: signals.stop_if_asked(), reporter)
+    lead = TrainingCallbacks(validation_score(study, sets), lambda history: signals.stop_if_asked(), reporter)
     trained = train(task, lead, Hardware(1) if has_launcher() else hardware)
     scores.append(_score(study, sets, load_best(study, trained.weights)))
     told = [f"{score:.4f}" if score is not None else "not defined" for score in scores]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medopt.config import Evaluation, Task
+from medopt.config import Evaluation
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.records import Predictions, Split
+from medopt.core.records import Predictions, Split, Task
 from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of
 from medopt.evaluation.patients import by_patient
 from medopt.evaluation.predictions_io import read_labels, read_predictions
@@ -23,7 +23,7 @@ from medopt.figures.decisions import (
     subgroup_figure,
 )
 from medopt.figures.performance import confusion_figure, reliability_figure, roc_figure
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 
@@ -102,7 +102,7 @@ def evaluate_table(
     }
 
 
-def scored_of(table: OpenTable, one: Predictions, patients: bool = False) -> tuple[Scored, list[str]]:
+def scored_of(table: OpenTable, one: Predictions, patients: bool = False) -> tuple[CalibratedPredictions, list[str]]:
     """A model's rows with calibration and operating point, and what is to be said of where these come from."""
     if patients:
         one = by_patient(one, table.task, table.wanted.aggregate)
@@ -118,12 +118,12 @@ def scored_of(table: OpenTable, one: Predictions, patients: bool = False) -> tup
         said = "no validation rows: probabilities are those of the network, and the threshold is 0.5"
         half = None if table.task == "multiclass" else 0.5
         threshold = (0.5,) * one.logits.shape[1] if table.task == "multilabel" else half
-        return Scored(one, table.task, operating_point=OperatingPoint(threshold, "fixed")), [said]
+        return CalibratedPredictions(one, table.task, operating_point=OperatingPoint(threshold, "fixed")), [said]
     said = f"no validation rows: calibration and operating point are those of {METRICS}"
-    return Scored(one, table.task, calibration, point), [said]
+    return CalibratedPredictions(one, table.task, calibration, point), [said]
 
 
-def _decided(scored: Scored) -> str:
+def _decided(scored: CalibratedPredictions) -> str:
     """How cases were decided, in a few words."""
     threshold = scored.operating_point.threshold
     if threshold is None:
@@ -148,7 +148,7 @@ def draw(table: OpenTable, told: Mapping[str, Any], folder: Path) -> None:
 
 
 def draw_decisions(
-    models: Sequence[Scored],
+    models: Sequence[CalibratedPredictions],
     labels: Sequence[str],
     told: Mapping[str, Any],
     folder: Path,

@@ -21,11 +21,11 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
 from medopt.inference.engines import Engine, load_batch, open_engine
-from medopt.metrics.calibrated_predictions import Scored
-from medopt.pipeline.judge import Judged
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.pipeline.judge import GateResult
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.transforms.corrupt import corrupt, corrupt_all
 
 TABLE, RESULT, PICTURE = "shift_predictions.csv", "robustness.json", "robustness.png"
@@ -33,7 +33,7 @@ MOST_WORKERS = 8
 AT_ONCE = 8  # images, each of them held some 40 times
 
 
-def choose_cases(test: Prepared, most: int, seed: int) -> list[int]:
+def choose_cases(test: PreparedSplit, most: int, seed: int) -> list[int]:
     """Which test cases are made worse: patients at random until `most` cases are reached, all of a patient's cases."""
     patients = np.array([case.patient_id for case in test.cases])
     chosen: list[int] = []
@@ -47,10 +47,10 @@ def choose_cases(test: Prepared, most: int, seed: int) -> list[int]:
 
 def check_robustness(
     study: Study,
-    test: Prepared,
+    test: PreparedSplit,
     clean: Mapping[str, Predictions],
     folder: RunFolder,
-    judged: Judged,
+    judged: GateResult,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Predict corrupted images with both models, and write the table, `robustness.json` and the picture.
@@ -58,7 +58,7 @@ def check_robustness(
     `clean` are each model's predictions of the whole test split, in the order of `test`. Returns the stage's facts.
     """
     rows, settings = choose_cases(test, study.evaluation.shift_cases, study.seed), study.evaluation
-    part = Prepared([test.cases[row] for row in rows], [test.files[row] for row in rows])
+    part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])
     originals = {kind: replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS}
     tables = [*originals.values()]
     for (kind, family, level), logits in _worse(study, part, folder, judged, reporter).items():
@@ -67,7 +67,7 @@ def check_robustness(
     write_predictions(path, tables, study.data.labels, study.data.task, calibrations)
     found = from_tables(
         read_predictions(path),  # every figure can be recomputed from that file
-        lambda kind, table: Scored(table, study.data.task, judged.calibrations[kind]),
+        lambda kind, table: CalibratedPredictions(table, study.data.task, judged.calibrations[kind]),
         bootstrap=settings.bootstrap,
         confidence=settings.confidence,
         seed=study.seed,
@@ -84,7 +84,7 @@ def _kind(table: Predictions) -> str:
 Logits = dict[tuple[str, str, int], NDArray[np.float64]]
 
 
-def _worse(study: Study, part: Prepared, folder: RunFolder, judged: Judged, reporter: Reporter) -> Logits:
+def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateResult, reporter: Reporter) -> Logits:
     """Logits (N, K) by model, family and level. A few images are in memory at a time, and read once.
 
     Each worker has engines of its own with one thread: small networks lose by sharing one image among threads (1.2
@@ -98,7 +98,9 @@ def _worse(study: Study, part: Prepared, folder: RunFolder, judged: Judged, repo
     def work(rows: slice) -> Logits:
         engines = free.get()
         try:
-            return _worse_rows(Prepared(part.cases[rows], part.files[rows]), study.evaluation.shift_families, engines)
+            return _worse_rows(
+                PreparedSplit(part.cases[rows], part.files[rows]), study.evaluation.shift_families, engines
+            )
         finally:
             free.put(engines)
 
@@ -111,7 +113,7 @@ def _worse(study: Study, part: Prepared, folder: RunFolder, judged: Judged, repo
     return {key: np.concatenate([one[key] for one in found]) for key in found[0]}
 
 
-def _worse_rows(part: Prepared, families: Sequence[str], engines: Mapping[str, Engine]) -> Logits:
+def _worse_rows(part: PreparedSplit, families: Sequence[str], engines: Mapping[str, Engine]) -> Logits:
     names = [case.case_id for case in part.cases]
     images = [torch.from_numpy(one) for one in load_batch(part.files)]
     worse = [corrupt_all(image, families, name) for image, name in zip(images, names, strict=True)]

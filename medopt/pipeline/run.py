@@ -20,7 +20,7 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.models.channel_widths import WIDTHS
 from medopt.pipeline import ood_gate, robustness
 from medopt.pipeline.drift_reference import reference_of
-from medopt.pipeline.judge import FLOAT, INT8, NARROW, QUANTIZED, Judged, judge_models
+from medopt.pipeline.judge import FLOAT, INT8, NARROW, QUANTIZED, GateResult, judge_models
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.mlflow_summary import model_name, told_figures, told_tags
 from medopt.pipeline.prepared_splits import content_of, prepare_sets, refuse_duplicates
@@ -34,7 +34,7 @@ from medopt.pipeline.stages import (
     refuse_early,
     validation_score,
 )
-from medopt.pipeline.study_cases import Source
+from medopt.pipeline.study_cases import StudyCases
 from medopt.pipeline.test_analyses import inspections
 from medopt.release.build import build_release
 from medopt.release.layout import DOMAIN, MODELS, SUMS
@@ -43,7 +43,7 @@ from medopt.report.run_records import read_run
 from medopt.tracking.tracker import Tracker
 from medopt.training.auto_settings import resolve_auto
 from medopt.training.hardware import Hardware
-from medopt.training.job import BEST, Lead, Prepared, TrainingTask
+from medopt.training.job import BEST, PreparedSplit, TrainingCallbacks, TrainingJob
 from medopt.training.launch import dismiss, train
 from medopt.transforms.prepare import PrepareChain
 
@@ -54,7 +54,7 @@ Watch = Callable[[Sequence[EpochRecord]], None]
 class Run:
     """A run under way."""
 
-    source: Source
+    source: StudyCases
     folder: RunFolder
     tracker: Tracker
     reporter: Reporter
@@ -66,13 +66,13 @@ class Run:
         self.folder.write_facts(outcome=outcome)
         self.tracker.end(outcome)
 
-    def training(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[dict[str, Any]], list[str]]:
+    def training(self, runs: Path) -> tuple[dict[Any, PreparedSplit], dict[str, str], list[dict[str, Any]], list[str]]:
         """Prepare and train: the sets, what identifies the run, the history, and what is known of the data."""
         self.log_start()
         sets, identity, notes = self.ready(runs)
         return sets, identity, self._train(sets, identity), notes
 
-    def ready(self, runs: Path) -> tuple[dict[Any, Prepared], dict[str, str], list[str]]:
+    def ready(self, runs: Path) -> tuple[dict[Any, PreparedSplit], dict[str, str], list[str]]:
         """The prepared sets, what identifies the run, and what is known of the data."""
         chain, study = PrepareChain(self.source.study.prepare), self.source.study
         self.reporter.stage("prepare", "")
@@ -115,7 +115,7 @@ class Run:
 
     def judged_on(
         self,
-        sets: dict[Any, Prepared],
+        sets: dict[Any, PreparedSplit],
         identity: dict[str, Any],
         history: list[dict[str, Any]],
         notes: list[str],
@@ -130,7 +130,7 @@ class Run:
             calibrating = calibration_files(study, sets)
             return judge_models(study, sets["val"], weights, models, calibrating, self.reporter).facts()
 
-        judged = Judged.from_facts(self.stage("judge", inputs, [models / INT8], judging))
+        judged = GateResult.from_facts(self.stage("judge", inputs, [models / INT8], judging))
         figures = [path / "figures" / f"{name}.png" for name in FIGURES]
         outputs = [path / "metrics.json", path / "predictions.csv", *figures]
         override = None if judged.verdict.passed else self._override(models / INT8)
@@ -162,7 +162,7 @@ class Run:
         return bound
 
     def _inspected(
-        self, sets: dict[Any, Prepared], identity: dict[str, Any], judged: Judged, weights: Sequence[Path]
+        self, sets: dict[Any, PreparedSplit], identity: dict[str, Any], judged: GateResult, weights: Sequence[Path]
     ) -> dict[str, Any]:
         """What else was measured of the test split, each under the name of its file."""
         told, inputs = self.folder.path / RESULT, identity | {"judged": judged.facts()}
@@ -195,13 +195,13 @@ class Run:
         splits = Counter(str(case.split) for case in self.source.cases)
         self.tracker.log_start(self.source.study, self.source.digest, tags, splits)
 
-    def _train(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> list[dict[str, Any]]:
+    def _train(self, sets: dict[Any, PreparedSplit], identity: dict[str, str]) -> list[dict[str, Any]]:
         folder, study = self.folder.path / "checkpoints", self._resolved(sets, identity)
         waiting = True  # the processes that a launcher started to help
 
         def work() -> dict[str, Any]:
-            task = TrainingTask(study, sets["train"], sets["val"], folder, identity)
-            lead = Lead(validation_score(study, sets), self._on_epoch, self.reporter)
+            task = TrainingJob(study, sets["train"], sets["val"], folder, identity)
+            lead = TrainingCallbacks(validation_score(study, sets), self._on_epoch, self.reporter)
             nonlocal waiting
             waiting = False
             trained = train(task, lead, self.hardware)
@@ -215,7 +215,7 @@ class Run:
         self._on_epoch([EpochRecord(**record) for record in history])
         return history
 
-    def _prune(self, sets: dict[Any, Prepared], identity: dict[str, str], weights: Path) -> list[PrunedStep]:
+    def _prune(self, sets: dict[Any, PreparedSplit], identity: dict[str, str], weights: Path) -> list[PrunedStep]:
         """The steps of pruning, none where it is off."""
         wanted = self.source.study.compression.pruning
         if not wanted.target:
@@ -228,7 +228,7 @@ class Run:
         self._tell(self.tracker.log_early({f"pruning {name}": facts | {WIDTHS: None} for name, facts in told.items()}))
         return steps
 
-    def _resolved(self, sets: dict[Any, Prepared], identity: dict[str, str]) -> Study:
+    def _resolved(self, sets: dict[Any, PreparedSplit], identity: dict[str, str]) -> Study:
         """The study with numbers for what it leaves to be found, found once and kept for the whole run."""
         study, train_set = self.source.study, sets["train"]
         if not study.training.leaves_open:
@@ -258,7 +258,7 @@ class Run:
     def _evaluate(
         self,
         sets: Any,
-        judged: Judged,
+        judged: GateResult,
         history: list[dict[str, Any]],
         notes: list[str],
         override: dict[str, str] | None,
@@ -279,7 +279,9 @@ class Run:
         write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
         return {}
 
-    def _release(self, judged: Judged, metrics: dict[str, Any], chain: PrepareChain, held: Prepared) -> dict[str, Any]:
+    def _release(
+        self, judged: GateResult, metrics: dict[str, Any], chain: PrepareChain, held: PreparedSplit
+    ) -> dict[str, Any]:
         provenance = {
             "manifest_digest": self.source.digest,
             "mlflow_run_id": self.tracker.run_id,

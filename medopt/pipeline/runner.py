@@ -16,12 +16,12 @@ from medopt.core.errors import MedoptError, Pruned, StorageError
 from medopt.core.files import write_text
 from medopt.core.records import Override
 from medopt.core.reporter import Reporter
-from medopt.experiments.compression_search import PLACE, Grid, run_front
+from medopt.experiments.compression_search import PLACE, CompressionGrid, run_front
 from medopt.manifest.table import write_run_manifest
 from medopt.pipeline.mlflow_summary import run_name
 from medopt.pipeline.run import Run, Watch
 from medopt.pipeline.run_folder import RunFolder, held, open_run
-from medopt.pipeline.study_cases import Source, read_run, read_source
+from medopt.pipeline.study_cases import StudyCases, read_run, read_source
 from medopt.tracking.tracker import Tracker
 from medopt.training.hardware import Hardware
 
@@ -77,7 +77,7 @@ def train_study(
 
 
 def ensemble_study(
-    source: Source,
+    source: StudyCases,
     members: Sequence[Path],
     files: dict[str, list[str]],
     merge: Callable[[Path], None],
@@ -97,7 +97,7 @@ def ensemble_study(
 
 
 def compress_run(
-    folder: Path, grid: Grid, data: Path, reporter: Reporter, hardware: Hardware | None = None
+    folder: Path, grid: CompressionGrid, data: Path, reporter: Reporter, hardware: Hardware | None = None
 ) -> dict[str, Any]:
     """Try the grid on a finished run's network, and release what its rule picks; the summary of a run.
 
@@ -115,7 +115,7 @@ def compress_run(
 
 @contextmanager
 def _opened(
-    source: Source,
+    source: StudyCases,
     runs: Path,
     reporter: Reporter,
     *,

@@ -19,16 +19,16 @@ from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedImages
 from medopt.inference.cpu_features import unfit
 from medopt.inference.engines import load_batch, open_engine
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import refuse_few
 from medopt.metrics.weighted import auc
-from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED, Judged
+from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED, GateResult
 from medopt.pipeline.predict import labels_of, predict, predictions_of, subgroups
 from medopt.pipeline.run_folder import RunFolder
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
-Sets = Mapping[Split, Prepared]
+Sets = Mapping[Split, PreparedSplit]
 KINDS = ("float", "int8")
 
 
@@ -51,7 +51,7 @@ def validation_score(study: Study, sets: Sets) -> Any:
 
     def score(logits: NDArray[np.float64], _targets: NDArray[np.float64]) -> float:
         blank = predictions_of(study, "float", "val", sets["val"], logits)
-        scored = Scored(blank, study.data.task)
+        scored = CalibratedPredictions(blank, study.data.task)
         return float(auc(scored.score, scored.target)[0]) if np.isfinite(logits).all() else float("nan")
 
     return score
@@ -89,10 +89,12 @@ def calibration_files(study: Study, sets: Sets) -> list[Path]:
     return chosen
 
 
-def predict_splits(study: Study, sets: Sets, folder: RunFolder, judged: Judged) -> list[Predictions]:
+def predict_splits(study: Study, sets: Sets, folder: RunFolder, judged: GateResult) -> list[Predictions]:
     """Validation and test predictions of both models, each in the engine that will serve it."""
     tables, parts = [], [sets[split] for split in SPLITS[1:]]
-    groups = subgroups(Prepared([c for part in parts for c in part.cases], [f for part in parts for f in part.files]))
+    groups = subgroups(
+        PreparedSplit([c for part in parts for c in part.cases], [f for part in parts for f in part.files])
+    )
     for kind in KINDS:
         engine = open_engine(judged.engines[kind][0], folder.models / f"{kind}.onnx", study.compression.cores)
         predicted = [predict(study, kind, split, sets[split], engine) for split in SPLITS[1:]]

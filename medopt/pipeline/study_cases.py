@@ -36,7 +36,7 @@ def stages_of(study: Study) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class StudyCases:
     """A study's checked cases, and where they came from."""
 
     study: Study
@@ -46,7 +46,7 @@ class Source:
     notes: tuple[str, ...]
 
 
-def read_source(study: Study, study_file: Path, data: Path) -> Source:
+def read_source(study: Study, study_file: Path, data: Path) -> StudyCases:
     """Read and check a study's manifest; raises ConfigError or DataError with every reason."""
     manifest = find_manifest(study, study_file, data)
     card = load_card(manifest)
@@ -56,10 +56,10 @@ def read_source(study: Study, study_file: Path, data: Path) -> Source:
     refuse(findings, study)
     notes = [told(finding, study) for finding in findings]
     cases = with_folds(cases, study)
-    return Source(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
+    return StudyCases(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
 
 
-def read_run(folder: Path, data: Path) -> Source:
+def read_run(folder: Path, data: Path) -> StudyCases:
     """The study and the cases of a finished run, from its folder; raises ConfigError where there is none.
 
     The cases were checked when the run began.
@@ -75,7 +75,7 @@ def read_run(folder: Path, data: Path) -> Source:
         found = Training.model_validate(json.loads(record.read_text(encoding="utf-8"))["facts"]["training"])
         study = study.model_copy(update={"training": found})
     cases = read_manifest(folder / "manifest.csv", study, of_run=True)
-    return Source(study, cases, data / study.data.root, manifest_digest(cases), ())
+    return StudyCases(study, cases, data / study.data.root, manifest_digest(cases), ())
 
 
 def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from medopt.config import Study
 from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline import explain, ood_gate, robustness
-from medopt.pipeline.judge import Judged
+from medopt.pipeline.judge import GateResult
 from medopt.pipeline.run_folder import RunFolder
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class TestAnalysis:
     """A stage of its own, whose first output is a JSON of what it found."""
 
     name: str
@@ -29,13 +29,13 @@ class Inspection:
 
 def inspections(
     study: Study,
-    sets: Mapping[Any, Prepared],
+    sets: Mapping[Any, PreparedSplit],
     root: Path,
     weights: Sequence[Path],
-    judged: Judged,
+    judged: GateResult,
     folder: RunFolder,
     reporter: Reporter,
-) -> Iterator[Inspection]:
+) -> Iterator[TestAnalysis]:
     """Those that the study asks for, in their order. `root` is where the scans lie, `weights` the network's."""
     path = folder.path
 
@@ -43,18 +43,20 @@ def inspections(
         return {table.model: table.of_split("test") for table in read_predictions(path / "predictions.csv")}
 
     def explained() -> dict[str, Any]:
-        scored = Scored(test_tables()["float"], study.data.task, judged.calibrations["float"], judged.points["float"])
+        scored = CalibratedPredictions(
+            test_tables()["float"], study.data.task, judged.calibrations["float"], judged.points["float"]
+        )
         return explain.explain_cases(study, sets, root, weights, scored, folder)
 
     if study.evaluation.shift_cases:
         outputs = [path / robustness.RESULT, path / robustness.TABLE, path / "figures" / robustness.PICTURE]
-        yield Inspection(
+        yield TestAnalysis(
             "robustness",
             outputs,
             lambda: robustness.check_robustness(study, sets["test"], test_tables(), folder, judged, reporter),
         )
     if study.evaluation.explain:
-        yield Inspection("explain", [path / explain.RESULT, path / "figures" / explain.FOLDER], explained)
+        yield TestAnalysis("explain", [path / explain.RESULT, path / "figures" / explain.FOLDER], explained)
     if study.domain.enabled:
         outputs = [path / ood_gate.RESULT, folder.models / ood_gate.RESULT]
-        yield Inspection("domain", outputs, lambda: ood_gate.gate_domain(study, sets, folder, judged, reporter))
+        yield TestAnalysis("domain", outputs, lambda: ood_gate.gate_domain(study, sets, folder, judged, reporter))

@@ -41,7 +41,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Spread(_File):
+class ReferenceDistribution(_File):
     """A number: how many scans had it, and its quantiles at 0, 0.01, ... 1."""
 
     scans: int
@@ -60,7 +60,7 @@ class Reference(_File):
 
     format: Literal[1] = 1
     scans: int
-    numbers: dict[str, Spread]
+    numbers: dict[str, ReferenceDistribution]
     groups: dict[str, Shares]
 
     @classmethod
@@ -72,7 +72,9 @@ class Reference(_File):
         return cls(
             scans=scans,
             numbers={
-                name: Spread(scans=len(values), quantiles=[float(f"{q:.6g}") for q in np.quantile(values, axis)])
+                name: ReferenceDistribution(
+                    scans=len(values), quantiles=[float(f"{q:.6g}") for q in np.quantile(values, axis)]
+                )
                 for name, values in numbers.items()
                 if len(values) >= FEWEST
             },
@@ -134,7 +136,7 @@ def compare(reference: Reference, observed: Observed) -> list[Shift]:
     ]
 
 
-def _number(name: str, spread: Spread, values: NDArray[np.float64]) -> Shift:
+def _number(name: str, spread: ReferenceDistribution, values: NDArray[np.float64]) -> Shift:
     if len(values) < FEWEST:
         return Shift(name, len(values), None, None, "too few scans")
     quantiles, axis = np.array(spread.quantiles), np.linspace(0, 1, 101)

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medopt.config import Prepare, Profile, SeriesRules, Task
+from medopt.config import Prepare, Profile, SeriesRules
 from medopt.core.errors import ReleaseError, listed
 from medopt.core.files import file_digest, write_text
+from medopt.core.records import Task
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.transforms.prepare import PrepareChain

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 
 Floats = NDArray[np.float64]
 Span = tuple[float, float]
@@ -48,7 +48,7 @@ class HeaderRules(_File):
     spacing_mm: list[Span] | None = None
     shape: list[Span] | None = None
 
-    def refusal(self, facts: ScanFacts) -> str:
+    def refusal(self, facts: Acquisition) -> str:
         """Why a scan with these facts is declined; empty where it is not."""
         modality = facts.modality
         if self.modality and modality and modality not in self.modality:
@@ -88,7 +88,7 @@ class Distance(_File):
         return np.where(np.isfinite(squared), squared, np.inf)
 
 
-class Domain(_File):
+class OutOfDomainCheck(_File):
     """`domain.json` of a release."""
 
     format: Literal[1] = 1
@@ -112,7 +112,7 @@ class Domain(_File):
         far, odd = content.of(features) / content.threshold, texture_.of(texture(batch)) / texture_.threshold
         return np.stack([far, odd], axis=1)
 
-    def reasons(self, batch: FloatArray, distances: Floats, facts: Sequence[ScanFacts | None]) -> list[str]:
+    def reasons(self, batch: FloatArray, distances: Floats, facts: Sequence[Acquisition | None]) -> list[str]:
         """Why each image of a prepared batch (N, C, *size) is declined; empty for those that are not.
 
         `distances` (N, 2) are its own, `facts` those of each scan, None where unknown.
@@ -122,7 +122,7 @@ class Domain(_File):
             for image, (content, detail), header in zip(batch, distances.tolist(), facts, strict=True)
         ]
 
-    def _reason(self, image: FloatArray, content: float, detail: float, facts: ScanFacts | None) -> str:
+    def _reason(self, image: FloatArray, content: float, detail: float, facts: Acquisition | None) -> str:
         if told := blank(image) or (self.rules.refusal(facts) if facts else ""):
             return told
         if content > 1:
@@ -181,7 +181,7 @@ def _halved(image: Floats) -> Floats:
     return image
 
 
-def fit_rules(facts: Sequence[ScanFacts], margin: float) -> HeaderRules:
+def fit_rules(facts: Sequence[Acquisition], margin: float) -> HeaderRules:
     """What the headers of training images allow.
 
     A modality is asked for where every image names one. Sizes may go beyond those seen by the factor `margin`; an axis

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.inference.cpu_features import unfit
 from medopt.inference.engines import Engine, Mode
 from medopt.inference.runtime import Setting
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
-from medopt.release.ood_gate import Domain, blank
+from medopt.release.ood_gate import OutOfDomainCheck, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
 from medopt.transforms.prepare import PrepareChain
 
@@ -50,7 +50,7 @@ class Predictor:
     kind: Kind
     chain: PrepareChain
     engine: Engine
-    domain: Domain | None = None
+    domain: OutOfDomainCheck | None = None
     setting: Setting = PLAIN
     note: str = ""
     """Why settings measured for this release were found and not used."""
@@ -90,17 +90,17 @@ class Predictor:
                 f"{setting.engine} did not pass the gate for the {kind} model; passed: {', '.join(model.engines)}."
             )
         opened = setting.open(folder / model.file)
-        domain = Domain.read(folder / info.domain) if info.domain else None
+        domain = OutOfDomainCheck.read(folder / info.domain) if info.domain else None
         return cls(info, kind, chain, opened, domain, setting, note)
 
-    def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, ScanFacts]:
+    def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, Acquisition]:
         """A scan's tensor (C, *size), and what the gate wants to know of its header; raises DataError."""
         volume = scan if isinstance(scan, Volume) else self.chain.read(scan)
-        facts = ScanFacts.of(volume)
+        facts = Acquisition.of(volume)
         image = self.chain(volume) if volume is scan else self.chain.consume(volume, f"{scan}: ")
         return image.numpy(), facts
 
-    def predict(self, batch: FloatArray, facts: Sequence[ScanFacts | None] | None = None) -> list[Answer]:
+    def predict(self, batch: FloatArray, facts: Sequence[Acquisition | None] | None = None) -> list[Answer]:
         """Answers for prepared images (N, C, *size); `facts` is what `prepare` gave beside each of them."""
         if self.domain is None:
             return [self._answer(row, blank(image)) for row, image in zip(self.engine.run(batch), batch, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any
 from medopt.release.drift_reference import DRIFTED, WATCH, Shift
 from medopt.report.format import UNDEFINED, difference, plain
 from medopt.report.html import picture, write_page
-from medopt.report.tables import Table
+from medopt.report.tables import ReportTable
 
 
 def write_comparison(path: Path, found: Mapping[str, Any], drawn: Path) -> None:
@@ -26,7 +26,7 @@ def write_comparison(path: Path, found: Mapping[str, Any], drawn: Path) -> None:
         for run in found["runs"]
         for site, figures in run["sites"].items()
     ]
-    table = Table(f"Against {found['reference']}", columns, rows, [found["note"]])
+    table = ReportTable(f"Against {found['reference']}", columns, rows, [found["note"]])
     write_page(path, "compare.html", found=found, table=table, source=picture(drawn))
 
 

@@ -11,14 +11,14 @@ from medopt.report.run_records import RunRecords
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class KeyAnswer:
     """A question of the first page and the sentences that answer it."""
 
     question: str
     sentences: tuple[str, ...]
 
 
-def answers(run: RunRecords) -> list[Answer]:
+def answers(run: RunRecords) -> list[KeyAnswer]:
     """The four answers, in the order in which a reviewer asks."""
     asked = (
         ("Does it work?", _works),
@@ -26,7 +26,7 @@ def answers(run: RunRecords) -> list[Answer]:
         ("How sure is that?", _how_sure),
         ("What did int8 change?", _int8),
     )
-    return [Answer(question, tuple(answer(run))) for question, answer in asked]
+    return [KeyAnswer(question, tuple(answer(run))) for question, answer in asked]
 
 
 def _works(run: RunRecords) -> Iterator[str]:

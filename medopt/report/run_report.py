@@ -10,7 +10,7 @@ from medopt.report import tables
 from medopt.report.html import picture, write_page
 from medopt.report.key_questions import answers
 from medopt.report.run_records import RunRecords, read_run
-from medopt.report.tables import Table
+from medopt.report.tables import ReportTable
 
 REPORT = "report.html"
 ALT = {
@@ -39,12 +39,12 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ReportSection:
     """A part of the report below the first page."""
 
     title: str
     text: str
-    tables: tuple[Table, ...]
+    tables: tuple[ReportTable, ...]
     pictures: tuple[Picture, ...]
 
     @property
@@ -86,61 +86,61 @@ def _wide(run: RunRecords, *names: str) -> tuple[Picture, ...]:
     return tuple(replace(one, wide=True) for one in _pictures(run, *names))
 
 
-def _tables(*tables: Table | None) -> tuple[Table, ...]:
+def _tables(*tables: ReportTable | None) -> tuple[ReportTable, ...]:
     return tuple(table for table in tables if table is not None)
 
 
-def _sections(run: RunRecords) -> list[Section]:
+def _sections(run: RunRecords) -> list[ReportSection]:
     chosen = run.metrics["operating_point"][run.served]
     decided = f"Operating point: {chosen['rule']}, chosen on validation. {chosen.get('note', '')}"
     sanity = run.explanations.get("sanity", {}).get("said", "")
     found = [
-        Section(
+        ReportSection(
             "Performance",
             "The test split, scored once, after everything was chosen on validation.",
             _tables(tables.performance(run), tables.patients(run)),
             _pictures(run, "precision_recall", "confusion"),
         ),
-        Section(
+        ReportSection(
             "Calibration and decisions",
             decided,
             (),
             _pictures(run, "reliability", "decision_curve", "coverage_risk"),
         ),
-        Section("Sites and subgroups", "", _tables(tables.subgroups(run)), ()),
-        Section(
+        ReportSection("Sites and subgroups", "", _tables(tables.subgroups(run)), ()),
+        ReportSection(
             "Shift and noise",
             "Test images made worse as other devices, motion and transmission would, from just visible (1) to severe.",
             _tables(tables.robustness(run)),
             _wide(run, "robustness"),
         ),
-        Section(
+        ReportSection(
             "Compression",
             f"Chosen of these options: {run.front.get('rule', '')}.",
             _tables(tables.front(run)),
             _wide(run, "front"),
         ),
-        Section(
+        ReportSection(
             "Explanation",
             "Where the float network found the evidence for the answer it gave, in its surest errors and in a random "
             f"sample. {sanity} Scans are shown as they are: text burned into the pixels can be read here.",
             (),
             _wide(run, "explain/cases", "explain/nearest"),
         ),
-        Section(
+        ReportSection(
             "Scans unlike those of training",
             "The release declines to answer where a scan's header, content or sharpness is unlike those it was trained "
             "on.",
             _tables(tables.domain(run)),
             (),
         ),
-        Section("Data", "", _tables(tables.data(run)), ()),
-        Section(
+        ReportSection("Data", "", _tables(tables.data(run)), ()),
+        ReportSection(
             "Training",
             "",
             (),
             _wide(run, "learning_curves"),
         ),
-        Section("Where it comes from", "", _tables(tables.speed(run), tables.provenance(run)), ()),
+        ReportSection("Where it comes from", "", _tables(tables.speed(run), tables.provenance(run)), ()),
     ]
     return [section for section in found if section.tables or section.pictures]

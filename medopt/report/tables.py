@@ -17,7 +17,7 @@ FIGURES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ReportTable:
     """Rows of text under headings; `numbers` says from which column on figures stand. Notes go beneath."""
 
     title: str
@@ -27,7 +27,7 @@ class Table:
     numbers: int = 1
 
 
-def performance(run: RunRecords) -> Table:
+def performance(run: RunRecords) -> ReportTable:
     """Every figure of both models on test, with that of validation beside it."""
     test, validation = run.metrics["test"], run.metrics["validation"]
     names = [name for name in FIGURES if name in test["float"]]
@@ -42,7 +42,7 @@ def performance(run: RunRecords) -> Table:
             said.setdefault(text, []).append(_called(name))
     notes = [f"{', '.join(of)}: {text}." for text, of in said.items()]
     columns = ["figure", "float, test", "int8, test", "int8, validation"]
-    return Table("Performance", columns, rows, notes)
+    return ReportTable("Performance", columns, rows, notes)
 
 
 def _called(name: str) -> str:
@@ -50,7 +50,7 @@ def _called(name: str) -> str:
     return short.get(name, plain(name))
 
 
-def patients(run: RunRecords) -> Table | None:
+def patients(run: RunRecords) -> ReportTable | None:
     """The figures of patients instead of images, where a patient has several."""
     told = run.metrics.get("patients", {})
     if any("test" not in told.get(kind, {}) for kind in KINDS):
@@ -58,10 +58,10 @@ def patients(run: RunRecords) -> Table | None:
     names = [name for name in FIGURES if name in told["float"]["test"]]
     rows = [[_called(name), *(figure(told[kind]["test"][name]) for kind in KINDS)] for name in names]
     by = f"A patient's answer is the {told['int8']['aggregate']}; decided anew on validation's patients."
-    return Table("By patient", ["figure", "float, test", "int8, test"], rows, [by])
+    return ReportTable("By patient", ["figure", "float, test", "int8, test"], rows, [by])
 
 
-def subgroups(run: RunRecords) -> Table | None:
+def subgroups(run: RunRecords) -> ReportTable | None:
     """Sites and subgroups of the served model."""
     told = run.metrics.get("subgroups", {}).get(run.served)
     if not told or not told["variables"]:
@@ -83,10 +83,10 @@ def subgroups(run: RunRecords) -> Table | None:
     if told.get("note"):
         notes.append(told["note"])
     columns = ["group", "patients / images", "AUC", "AUC less that of all others", "sensitivity", "specificity"]
-    return Table(f"Sites and subgroups, {run.served}, test", columns, rows, notes)
+    return ReportTable(f"Sites and subgroups, {run.served}, test", columns, rows, notes)
 
 
-def robustness(run: RunRecords) -> Table | None:
+def robustness(run: RunRecords) -> ReportTable | None:
     """AUC by family and level, both models."""
     if not run.robustness:
         return None
@@ -101,10 +101,10 @@ def robustness(run: RunRecords) -> Table | None:
         for kind in KINDS
     ]
     columns = ["made worse by", *(f"level {level}" for level in range(1, 6)), "mean lower by"]
-    return Table(f"AUC of {run.robustness['cases']} test images made worse", columns, rows, notes)
+    return ReportTable(f"AUC of {run.robustness['cases']} test images made worse", columns, rows, notes)
 
 
-def front(run: RunRecords) -> Table | None:
+def front(run: RunRecords) -> ReportTable | None:
     """What `medopt compress` tried, on validation."""
     if not run.front:
         return None
@@ -123,10 +123,10 @@ def front(run: RunRecords) -> Table | None:
     ]
     heads = ("option", "AUC", "less float", "decisions that flip", "ms", "MB", "million multiply-adds", "refused, as")
     title = f"Options on {run.front['validation_cases']} validation images"
-    return Table(title, heads, rows, ["Times are medians of interleaved runs at batch 1, in the faster engine."])
+    return ReportTable(title, heads, rows, ["Times are medians of interleaved runs at batch 1, in the faster engine."])
 
 
-def domain(run: RunRecords) -> Table | None:
+def domain(run: RunRecords) -> ReportTable | None:
     """What the gate before the answer declines."""
     if not run.domain:
         return None
@@ -135,10 +135,10 @@ def domain(run: RunRecords) -> Table | None:
     rows += [[f"test, {site}", share(one)] for site, one in told["sites"].items()]
     rows += [[f"test, {plain(name)}", share(one)] for name, one in run.domain["altered"].items()]
     notes = [f"Set to decline {100 * run.domain['false_alarm']:g} % of good scans; limits from validation."]
-    return Table("Scans that are declined", ["images", "declined"], rows, notes)
+    return ReportTable("Scans that are declined", ["images", "declined"], rows, notes)
 
 
-def data(run: RunRecords) -> Table:
+def data(run: RunRecords) -> ReportTable:
     """Who is in which split."""
     labels = list(dict.fromkeys(name for split in run.splits.values() for name in split["labels"]))
     rows = []
@@ -146,19 +146,19 @@ def data(run: RunRecords) -> Table:
         sites = ", ".join(f"{site} {count}" for site, count in told["sites"].items())
         counts = [str(told["labels"].get(name, 0)) for name in labels]
         rows.append([split, str(told["patients"]), str(told["images"]), *counts, sites])
-    return Table("Data", ["split", "patients", "images", *map(plain, labels), "sites"], rows)
+    return ReportTable("Data", ["split", "patients", "images", *map(plain, labels), "sites"], rows)
 
 
-def speed(run: RunRecords) -> Table:
+def speed(run: RunRecords) -> ReportTable:
     """Time of an image in each engine, and how long the run took."""
     rows = [[plain(name), f"{value:.3g} ms"] for name, value in run.metrics["latency_ms"].items()]
     rows += [[f"stage {name}", f"{one.get('seconds', 0):.1f} s"] for name, one in run.stages.items()]
     machine = run.metrics["machine"]
     where = ", ".join(f"{key} {value}" for key, value in machine.items())
-    return Table("Times", ["what", "time"], rows, [f"Median of one image at a time, on: {where}."])
+    return ReportTable("Times", ["what", "time"], rows, [f"Median of one image at a time, on: {where}."])
 
 
-def provenance(run: RunRecords) -> Table:
+def provenance(run: RunRecords) -> ReportTable:
     """What was run, with what."""
     rows = [
         ["study", str(run.study["name"])],
@@ -167,12 +167,12 @@ def provenance(run: RunRecords) -> Table:
         ["MLflow run", str(run.metrics["mlflow_run_id"])],
         *([name, str(version)] for name, version in run.metrics["packages"].items()),
     ]
-    return Table("Where it comes from", ["what", "value"], rows)
+    return ReportTable("Where it comes from", ["what", "value"], rows)
 
 
-def settings(study: Mapping[str, Any]) -> Table:
+def settings(study: Mapping[str, Any]) -> ReportTable:
     """The study file, resolved, one row a setting."""
-    return Table("Every setting", ["setting", "value"], [[key, str(value)] for key, value in _leaves(study, "")])
+    return ReportTable("Every setting", ["setting", "value"], [[key, str(value)] for key, value in _leaves(study, "")])
 
 
 def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:

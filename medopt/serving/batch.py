@@ -11,14 +11,14 @@ import numpy as np
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.parallel import parallel_map
 from medopt.release.predictor import Predictor
 from medopt.serving.prediction_table import Row
 
 # Names that belong to a data folder but are no scans.
 IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}
-Prepared = tuple[FloatArray, ScanFacts] | DataError
+Prepared = tuple[FloatArray, Acquisition] | DataError
 
 
 def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.release.drift_reference import Observed
 from medopt.release.predictor import Answer
 
@@ -30,7 +30,7 @@ class Row:
     path: str
     answer: Answer | None
     refused: str = ""
-    facts: ScanFacts | None = None
+    facts: Acquisition | None = None
 
 
 def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> list[Row]:

@@ -19,7 +19,7 @@ ORIGIN = "mlflow.medopt.migrated_from"
 _MADE_THERE = ("mlflow.modelVersions",)  # tags that the server writes when a version is made
 
 
-class Counted(Protocol):
+class MigrationCounts(Protocol):
     """What a migration counts and remembers."""
 
     runs: dict[str, str]
@@ -52,7 +52,7 @@ def send_files(target: MlflowClient, run_id: str, root: Path, files: list[Path],
 
 
 def copy_models(
-    source: MlflowClient, target: MlflowClient, told: Counted, run: Run, copy: Run, *, complete: bool
+    source: MlflowClient, target: MlflowClient, told: MigrationCounts, run: Run, copy: Run, *, complete: bool
 ) -> None:
     """A run's models as models of its copy; with `complete` they are there and only have to be known."""
     outputs = list(run.outputs.model_outputs) if run.outputs else []
@@ -120,7 +120,7 @@ def _fill(target: MlflowClient, model: LoggedModel, made: LoggedModel, copy: Run
     target.finalize_logged_model(made.model_id, model.status)
 
 
-def copy_registry(source: MlflowClient, target: MlflowClient, told: Counted) -> None:
+def copy_registry(source: MlflowClient, target: MlflowClient, told: MigrationCounts) -> None:
     """Registered models with their versions in order and their aliases; what the team set there stays."""
     known = {model.name: model for model in target.search_registered_models(max_results=1000)}
     for model in source.search_registered_models(max_results=1000):
@@ -142,7 +142,7 @@ def copy_registry(source: MlflowClient, target: MlflowClient, told: Counted) -> 
             told.copied["aliases"] += 1
 
 
-def _versions(source: MlflowClient, target: MlflowClient, name: str, told: Counted) -> dict[str, str]:
+def _versions(source: MlflowClient, target: MlflowClient, name: str, told: MigrationCounts) -> dict[str, str]:
     """The version's number here: its number there."""
     there = {
         version.tags[ORIGIN]: str(version.version)
@@ -174,7 +174,7 @@ def _versions(source: MlflowClient, target: MlflowClient, name: str, told: Count
     return numbers
 
 
-def _source(version: ModelVersion, target: MlflowClient, told: Counted) -> str | None:
+def _source(version: ModelVersion, target: MlflowClient, told: MigrationCounts) -> str | None:
     """Where the copy's files are: a logged model, or a folder among a run's artifacts."""
     source = version.source or ""
     if source.startswith("models:/"):

@@ -25,7 +25,7 @@ from medopt.core.errors import DataError
 from medopt.release.layout import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.server.decode_scan import prepare_bytes
-from medopt.serving.server.limits import Limits
+from medopt.serving.server.limits import ServerLimits
 
 NAME, ARTIFACT = "release", "release"
 CODE = """from medopt.tracking.release import ReleaseModel
@@ -66,7 +66,7 @@ def _row(predictor: Predictor, asked: Mapping[Any, Any]) -> dict[str, Any]:
 def _answer(predictor: Predictor, asked: Mapping[Any, Any]) -> Answer:
     data, path = asked.get("scan"), asked.get("path")
     if isinstance(data, bytes) and data:
-        image, facts = prepare_bytes(predictor, data, Limits())
+        image, facts = prepare_bytes(predictor, data, ServerLimits())
         return predictor.predict(image[None], [facts])[0]
     if isinstance(path, str) and path:
         return predictor.predict_scan(path)

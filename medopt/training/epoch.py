@@ -20,7 +20,7 @@ from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.reporter import Reporter
 from medopt.data.loaders import predict_loader, train_loader
 from medopt.training.distillation import Teacher
-from medopt.training.job import TrainingTask
+from medopt.training.job import TrainingJob
 from medopt.training.losses import build_loss
 from medopt.training.optimizers import optimizer_in_force
 from medopt.training.predict import predict_logits
@@ -34,7 +34,7 @@ class Epochs:
 
     def __init__(
         self,
-        task: TrainingTask,
+        task: TrainingJob,
         fabric: Fabric,
         state: TrainingState,
         reporter: Reporter,

@@ -29,7 +29,7 @@ USUAL_RATE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class InitResult:
     """One net at its start: its scales by depth, and the loss of each of the first steps on one batch.
 
     The steps end at the first loss that is not finite.
@@ -63,7 +63,7 @@ def compare_initializations(
     images: int = 8,
     steps: int = 10,
     reporter: Reporter | None = None,
-) -> tuple[Beginning, ...]:
+) -> tuple[InitResult, ...]:
     """He and Xavier at the study's depth and at 152 layers: scales of one batch, then `steps` steps on it.
 
     The batch is drawn from the training `cases` by the study's seed, and not augmented. The steps are the study's own
@@ -101,7 +101,7 @@ def _batch(study: Study, cases: Sequence[Case], files: Sequence[Path], images: i
 
 def _begin(
     study: Study, fabric: Fabric, net: Variant, image: Tensor, target: Tensor, loss: Loss, steps: int
-) -> Beginning:
+) -> InitResult:
     model = build_variant(study, net).to(fabric.device)
     scale = measure_scale(model, image, target, loss)
     losses: list[float] = []
@@ -109,4 +109,4 @@ def _begin(
     stepper.state.network.train()
     while len(losses) < steps and (not losses or math.isfinite(losses[-1])):
         losses.append(float(stepper.step([(image, target)], study.training.optimizer.rate)[0]))
-    return Beginning(net, scale, tuple(losses))
+    return InitResult(net, scale, tuple(losses))

@@ -18,7 +18,7 @@ BEST = "best.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSplit:
     """Cases of one split with the files of their prepared images."""
 
     cases: Sequence[Case]
@@ -26,7 +26,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingTask:
+class TrainingJob:
     """What is to be trained on what, and where to: all that another process has to know.
 
     `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused. `start` are the
@@ -36,8 +36,8 @@ class TrainingTask:
     """
 
     study: Study
-    train_set: Prepared
-    val_set: Prepared
+    train_set: PreparedSplit
+    val_set: PreparedSplit
     folder: Path
     facts: Mapping[str, str]
     start: Path | None = None
@@ -46,7 +46,7 @@ class TrainingTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
+class TrainingCallbacks:
     """What the first process does alone: it judges, shows and keeps what an epoch brought.
 
     `score` maps (logits (N, K), targets (N, K)) to the validation metric. `on_epoch` hears the whole history once at

@@ -23,7 +23,7 @@ from medopt.config import Training
 from medopt.core import signals
 from medopt.core.errors import MedoptError, TrainingError
 from medopt.training.hardware import Hardware, open_fabric
-from medopt.training.job import Lead, Trained, TrainingTask
+from medopt.training.job import Trained, TrainingCallbacks, TrainingJob
 from medopt.training.loop import fit
 
 _LOST = ("gloo", "nccl", "connection", "peer", "socket", "broken pipe")  # how a backend names a process that is gone
@@ -33,7 +33,7 @@ class LostProcess(TrainingError):
     """Another process of this training is gone."""
 
 
-def train(task: TrainingTask, lead: Lead, hardware: Hardware | None = None) -> Trained:
+def train(task: TrainingJob, lead: TrainingCallbacks, hardware: Hardware | None = None) -> Trained:
     """Train, or go on training, and return the best weights and the history.
 
     Raises TrainingError where the loss is not a number, no epoch gave a defined metric, or a process was lost: then
@@ -60,7 +60,7 @@ def follow(training: Training, hardware: Hardware) -> None:
     """
     fabric = open_fabric(training, hardware)
     with _joined(fabric, training, hardware):
-        task = cast(TrainingTask | None, fabric.broadcast(None))
+        task = cast(TrainingJob | None, fabric.broadcast(None))
         if task is not None:
             fit(task, fabric, None)
 

@@ -23,11 +23,11 @@ from medopt.training.checkpoint import read_tensors, restore_newest, save_best, 
 from medopt.training.distillation import Teacher
 from medopt.training.early_stopping import best_epoch, should_stop
 from medopt.training.epoch import Epochs
-from medopt.training.job import BEST, Lead, Trained, TrainingTask
+from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.state import start_state, take_optimizer
 
 
-def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
+def fit(task: TrainingJob, fabric: Fabric, lead: TrainingCallbacks | None) -> Trained:
     """Train, or go on training, as one of Fabric's processes; only the first of them has a `lead`.
 
     Raises TrainingError where the loss is not a number or no epoch gave a defined metric.
@@ -62,14 +62,14 @@ def fit(task: TrainingTask, fabric: Fabric, lead: Lead | None) -> Trained:
     return Trained(task.folder / BEST, tuple(state.history), best, str(fabric.device))
 
 
-def _is_kept(task: TrainingTask, scores: Sequence[float]) -> bool:
+def _is_kept(task: TrainingJob, scores: Sequence[float]) -> bool:
     """Whether the weights of the last of these epochs are kept, so far at least."""
     if task.to_the_end:
         return len(scores) == task.study.training.epochs
     return best_epoch(scores) == len(scores) - 1
 
 
-def _teacher(task: TrainingTask, fabric: Fabric) -> Teacher | None:
+def _teacher(task: TrainingJob, fabric: Fabric) -> Teacher | None:
     """The network that this one learns from, where it learns from one."""
     share = task.study.compression.pruning.imitate
     if task.teacher is None or not share:
@@ -78,7 +78,7 @@ def _teacher(task: TrainingTask, fabric: Fabric) -> Teacher | None:
     return Teacher(network, share, exclusive=task.study.data.task == "multiclass")
 
 
-def _one_epoch(task: TrainingTask, fabric: Fabric, epochs: Epochs, lead: Lead | None) -> EpochRecord:
+def _one_epoch(task: TrainingJob, fabric: Fabric, epochs: Epochs, lead: TrainingCallbacks | None) -> EpochRecord:
     """Train and validate once; the first process judges, and tells the others."""
     measured = epochs.train()
     logits, targets = epochs.validate()

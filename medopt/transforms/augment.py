@@ -15,7 +15,7 @@ from medopt.transforms.spatial import Geometry, apply_geometry, draw_geometry
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class AugmentParams:
     """All that was drawn for one image; `box` holds (start, stop) fractions of each spatial axis."""
 
     geometry: Geometry
@@ -23,7 +23,7 @@ class Drawn:
     box: tuple[tuple[float, float], ...] = ()
 
 
-def draw(config: Augment, spatial_dims: int, random: np.random.Generator) -> Drawn:
+def draw(config: Augment, spatial_dims: int, random: np.random.Generator) -> AugmentParams:
     """Draw one image's changes; the same generator state gives the same changes."""
     geometry = draw_geometry(config, spatial_dims, random)
     if config.shift != "none" and random.uniform() < config.shift_probability:
@@ -35,7 +35,7 @@ def draw(config: Augment, spatial_dims: int, random: np.random.Generator) -> Dra
         sides = random.uniform(0.2 * config.erase, config.erase, spatial_dims)
         starts = random.uniform(0, 1, spatial_dims) * (1 - sides)
         box = tuple((float(a), float(a + side)) for a, side in zip(starts, sides, strict=True))
-    return Drawn(geometry, look, box)
+    return AugmentParams(geometry, look, box)
 
 
 def _draw_look(config: Augment, spatial_dims: int, random: np.random.Generator) -> Appearance:
@@ -62,7 +62,7 @@ def _draw_look(config: Augment, spatial_dims: int, random: np.random.Generator) 
     )
 
 
-def apply(image: Tensor, drawn: Drawn) -> Tensor:
+def apply(image: Tensor, drawn: AugmentParams) -> Tensor:
     """Apply drawn changes to (C, *space) in 0..1: the same shape, again in 0..1; the image itself is left as it was."""
     out = apply_appearance(apply_geometry(image, drawn.geometry), drawn.look)
     if drawn.box:

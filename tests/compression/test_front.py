@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medopt.compression.gate import Candidate, Disagreement
-from medopt.compression.pareto import Option, Precision, Rule, on_front, pick, reasons_against
+from medopt.compression.gate import Disagreement, GateMeasurement
+from medopt.compression.pareto import Candidate, Precision, Rule, on_front, pick, reasons_against
 from medopt.core.records import Estimate
 from medopt.figures.pareto import front_figure
 
@@ -18,10 +18,10 @@ def estimate(value: float | None) -> Estimate:
 
 def option(
     name: str, auc: float, ms: float, *, lost: float = 0.0, precision: Precision = "int8", size: int = 100, **more: Any
-) -> Option:
+) -> Candidate:
     apart = Disagreement(estimate(0.0), estimate(0.0), 0.0)
-    one = Candidate("openvino", estimate(-lost), apart, ms, 10.0, 0.3)
-    return Option(name, precision, 0.0, 1000, size, estimate(auc), one, more.get("faults", ()), 40.0)
+    one = GateMeasurement("openvino", estimate(-lost), apart, ms, 10.0, 0.3)
+    return Candidate(name, precision, 0.0, 1000, size, estimate(auc), one, more.get("faults", ()), 40.0)
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -59,8 +59,8 @@ def test_the_fastest_within_the_margin_is_picked() -> None:
 
 def test_an_auc_that_is_not_defined_is_not_allowed() -> None:
     one = option("blind", 0.9, 1)
-    blind = Candidate("openvino", estimate(None), one.candidate.disagreement, 1.0, 10.0, 0.3)
-    assert reasons_against(Option("blind", "int8", 0, 1, 1, estimate(0.9), blind, (), 40.0), Rule()) == [
+    blind = GateMeasurement("openvino", estimate(None), one.candidate.disagreement, 1.0, 10.0, 0.3)
+    assert reasons_against(Candidate("blind", "int8", 0, 1, 1, estimate(0.9), blind, (), 40.0), Rule()) == [
         "the AUC is not defined, more than 0.005"
     ]
 

@@ -12,17 +12,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from medopt.compression.gate import Candidate, Disagreement, disagreement, judge
+from medopt.compression.gate import Disagreement, GateMeasurement, disagreement, judge
 from medopt.compression.quantize import quantize_int8
 from medopt.config import Gate
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.validation_fit import Read, parts_of, read_crossed
+from medopt.evaluation.validation_fit import CrossFittedDecisions, parts_of, read_crossed
 from medopt.inference.engines import open_engine, run_files
 from medopt.metrics.bootstrap import paired_difference
 
 
-def candidate(**changes: Any) -> Candidate:
+def candidate(**changes: Any) -> GateMeasurement:
     apart = {name: changes.pop(name, value) for name, value in (("decision_flips", 0.01), ("probability_shift", 0.02))}
     told = [Estimate(value, None, None, 80, "none" if value is None else "") for value in apart.values()]
     good: dict[str, Any] = {
@@ -33,7 +33,7 @@ def candidate(**changes: Any) -> Candidate:
         "float_ms": 5.0,
         "size_ratio": 0.27,
     }
-    return Candidate(**good | changes)
+    return GateMeasurement(**good | changes)
 
 
 def predictions(logits: Any, labels: Any = None, model: str = "float") -> Predictions:
@@ -119,14 +119,14 @@ def test_where_none_passes_every_engine_says_why() -> None:
     assert [reason.split(":")[0] for reason in verdict.reasons] == ["onnxruntime", "openvino", "openvino"]
 
 
-def read(probability: Any, decision: Any = None, names: Any = None) -> Read:
+def read(probability: Any, decision: Any = None, names: Any = None) -> CrossFittedDecisions:
     table = np.asarray(probability, np.float64).reshape(len(probability), -1)
     decided = (table[:, 0] >= 0.5) if decision is None else np.asarray(decision)
     cases = np.array(names if names is not None else [f"c{k:03d}" for k in range(len(table))])
-    return Read(cases, np.arange(len(table)), table, decided)
+    return CrossFittedDecisions(cases, np.arange(len(table)), table, decided)
 
 
-def between(before: Read, after: Read) -> Disagreement:
+def between(before: CrossFittedDecisions, after: CrossFittedDecisions) -> Disagreement:
     return disagreement(before, after, bootstrap=200, confidence=0.95, generator=np.random.default_rng(0))
 
 
@@ -161,7 +161,7 @@ def measured(tiny_models: SimpleNamespace) -> Callable[[Path], Any]:
     wanted = tiny_models.study.evaluation.model_copy(update={"operating_point": "fixed", "target": 0.5})
     how: dict[str, Any] = {"bootstrap": 200, "confidence": 0.95}
 
-    def predict(path: Path, model: str) -> tuple[Predictions, Read]:
+    def predict(path: Path, model: str) -> tuple[Predictions, CrossFittedDecisions]:
         table = predictions(run_files(open_engine("onnxruntime", path, 1), tiny_models.val.files), labels, model)
         return table, read_crossed(table, wanted, "binary", parts_of(table, "binary", 0))
 
@@ -170,7 +170,7 @@ def measured(tiny_models: SimpleNamespace) -> Callable[[Path], Any]:
         apart = disagreement(old, new, generator=np.random.default_rng(0), **how)
         difference = paired_difference(before, after, "binary", generator=np.random.default_rng(0), **how)
         size = path.stat().st_size / tiny_models.float.stat().st_size
-        return judge([Candidate("onnxruntime", difference, apart, 1.0, 2.0, size)], Gate(), (0.9, 0.9))
+        return judge([GateMeasurement("onnxruntime", difference, apart, 1.0, 2.0, size)], Gate(), (0.9, 0.9))
 
     return verdict
 

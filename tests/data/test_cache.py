@@ -17,7 +17,7 @@ from pydicom.data import get_testdata_file
 
 from medopt.config import Prepare
 from medopt.core.errors import ConfigError, DataError, StorageError
-from medopt.core.provenance import atomic, write_text
+from medopt.core.files import atomic, write_text
 from medopt.core.records import Case, Volume
 from medopt.data.cache import PreparedCache, as_tensor, content_digest, load_facts, load_prepared
 from medopt.transforms.prepare import PrepareChain

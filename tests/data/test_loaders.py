@@ -11,11 +11,13 @@ import torch
 from medopt.config import Study
 from medopt.core.records import Case
 from medopt.data.loaders import PreparedDataset, StepSampler, balanced_chances, predict_loader, train_loader
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 
 
 @pytest.fixture
-def made(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]) -> Callable[..., Any]:
+def made(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
+) -> Callable[..., Any]:
     def make(count: int = 11, train: bool = True, epoch: int = 0, **sections: Any) -> list[Any]:
         study = tiny_study(**sections)
         cases = tiny_set(tmp_path, study, count)
@@ -50,7 +52,7 @@ def test_images_follow_from_seed_and_epoch_and_not_from_the_workers(made: Callab
 
 
 def test_an_image_is_augmented_the_same_way_wherever_it_stands(
-    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     study = tiny_study()
     cases = tiny_set(tmp_path, study, 6)
@@ -62,7 +64,7 @@ def test_an_image_is_augmented_the_same_way_wherever_it_stands(
 
 
 def test_images_of_one_epoch_are_augmented_apart(
-    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     study = tiny_study(augment={"probability": 1})
     cases = tiny_set(tmp_path, study, 1)
@@ -74,8 +76,8 @@ def test_images_of_one_epoch_are_augmented_apart(
 def test_prediction_reads_images_in_order_and_untouched(
     tmp_path: Path,
     tiny_study: Callable[..., Study],
-    tiny_set: Callable[..., Prepared],
-    stacked: Callable[[Prepared], np.ndarray],
+    tiny_set: Callable[..., PreparedSplit],
+    stacked: Callable[[PreparedSplit], np.ndarray],
 ) -> None:
     study = tiny_study(augment={"probability": 1, "shift": "mr", "shift_probability": 1, "erase": 0.5})
     cases = tiny_set(tmp_path, study, 11)
@@ -162,7 +164,7 @@ def test_processes_and_micro_batches_share_each_step_without_loss_or_double(
 
 
 def test_mixup_mixes_image_and_target_in_the_same_share(
-    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     still = {"probability": 0, "flip": []}
     study = tiny_study(augment=still, training={"mixup": 1.0}, data={"task": "multiclass", "labels": ["a", "b", "c"]})
@@ -182,7 +184,7 @@ def test_mixup_mixes_image_and_target_in_the_same_share(
 
 
 def test_prediction_is_shared_by_processes_each_case_once(
-    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     study = tiny_study()
     cases = tiny_set(tmp_path, study, 7)

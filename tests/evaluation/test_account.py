@@ -8,7 +8,7 @@ import pytest
 
 from medopt.config import Evaluation
 from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 
@@ -29,15 +29,15 @@ def degenerate(drawn):
 
 def test_no_set_of_cases_gives_nan(drawn):
     for number, table in enumerate(degenerate(drawn)):
-        one = Scored(table, "binary", operating_point=OperatingPoint(0.5, "fixed", band=(0.4, 0.6)))
+        one = CalibratedPredictions(table, "binary", operating_point=OperatingPoint(0.5, "fixed", band=(0.4, 0.6)))
         told = [figures_of(one, WANTED, 0), calibration_told(one), beyond_figures(one, ["no", "yes"], WANTED, 0)]
         assert json.dumps(told, allow_nan=False), number
 
 
 def test_calibration_is_told_with_its_errors_before_and_after(drawn):
     table = drawn(200)
-    told = calibration_told(Scored(table, "binary", Calibration("temperature", 3.0)))
-    plain = calibration_told(Scored(table, "binary"))
+    told = calibration_told(CalibratedPredictions(table, "binary", Calibration("temperature", 3.0)))
+    plain = calibration_told(CalibratedPredictions(table, "binary"))
     assert told["temperature"] == 3.0 and told["before"] == plain["after"] != told["after"]
     assert set(told["after"]) == {"ece", "ace"}
     assert Calibration.from_dict(told) == Calibration("temperature", 3.0)
@@ -61,7 +61,10 @@ def test_every_output_has_a_net_benefit(drawn, task, outputs):
     point = OperatingPoint(None, "argmax") if task == "multiclass" else OperatingPoint((0.5, 0.4), "fixed")
     names = ["a", "b", "c"][:outputs]
     told = beyond_figures(
-        Scored(drawn(90, outputs, task=task), task, operating_point=point), names, Evaluation(bootstrap=100), 0
+        CalibratedPredictions(drawn(90, outputs, task=task), task, operating_point=point),
+        names,
+        Evaluation(bootstrap=100),
+        0,
     )
     assert list(told["net_benefit"]) == names
     assert (told["net_benefit"]["a"]["at_operating_point"] is None) == (task == "multiclass")

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from medopt.core.errors import DataError
 from medopt.evaluation.comparison import FIGURES, Resampling, area_difference, compare_models, on_shared_cases
 from medopt.evaluation.evaluate import evaluate
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.thresholds import OperatingPoint
 
 HOW = Resampling(300, 0.95, 4)
@@ -21,8 +21,8 @@ def pair(drawn, cases=200, noise=0.8, patients=None):
     table = drawn(cases, patients=patients)
     blurred = table.logits + np.random.default_rng(1).normal(scale=noise, size=table.logits.shape)
     return (
-        Scored(table, "binary", operating_point=HALF),
-        Scored(replace(table, model="other", logits=blurred), "binary", operating_point=HALF),
+        CalibratedPredictions(table, "binary", operating_point=HALF),
+        CalibratedPredictions(replace(table, model="other", logits=blurred), "binary", operating_point=HALF),
     )
 
 
@@ -51,7 +51,10 @@ def test_p_values_of_equal_models_are_spread_evenly(drawn):
             replace(table, logits=table.logits + random.normal(size=(150, 1))[index] + random.normal(size=(150, 1)))
             for _ in range(2)
         ]
-        below += area_difference(Scored(two[0], "binary"), Scored(two[1], "binary"), 0.95)[1] < 0.1
+        below += (
+            area_difference(CalibratedPredictions(two[0], "binary"), CalibratedPredictions(two[1], "binary"), 0.95)[1]
+            < 0.1
+        )
     assert 0.05 < below / 200 < 0.16
 
 

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from medopt.metrics.bootstrap import estimates, guarded
-from medopt.metrics.delong import areas, mean_area, placements
+from medopt.metrics.delong import auc_with_covariance, mean_auc, placements
 from medopt.metrics.weighted import ranking_statistic
 
 
@@ -28,7 +28,7 @@ def drawn_scores(seed=0, cases=70, patients=None, decimals=1):
 def test_covariance_is_that_of_delongs_double_sums():
     score, target, owner = drawn_scores()
     both = np.stack([target, target], axis=1)
-    found = areas(score, both, owner)
+    found = auc_with_covariance(score, both, owner)
     psi = [kernel(column[target], column[~target]) for column in score.T]
     assert found.value == pytest.approx([one.mean() for one in psi])
     assert found.value == pytest.approx([roc_auc_score(target, column) for column in score.T])
@@ -51,7 +51,7 @@ def test_clustered_variance_is_obuchowskis_sums_written_out():
     s10 *= len(sick) / ((len(sick) - 1) * m)
     s01 *= len(well) / ((len(well) - 1) * n)
     s11 *= len(sick | well) / (len(sick | well) - 1)
-    found = areas(score[:, :1], target[:, None], owner)
+    found = auc_with_covariance(score[:, :1], target[:, None], owner)
     assert found.covariance[0, 0] == pytest.approx(s10 / m + s01 / n + 2 * s11 / (m * n))
     assert found.fewest == min(len(sick), len(well))
 
@@ -65,9 +65,11 @@ def test_placements_are_the_means_of_the_kernel():
 
 def test_repeating_every_image_tells_nothing_new_of_the_patients():
     score, target, owner = drawn_scores(2, decimals=6)
-    once = mean_area(areas(score[:, :1], target[:, None], owner), 70, 0.95)
-    twice = mean_area(
-        areas(np.repeat(score[:, :1], 2, 0), np.repeat(target, 2)[:, None], np.repeat(owner, 2)), 140, 0.95
+    once = mean_auc(auc_with_covariance(score[:, :1], target[:, None], owner), 70, 0.95)
+    twice = mean_auc(
+        auc_with_covariance(np.repeat(score[:, :1], 2, 0), np.repeat(target, 2)[:, None], np.repeat(owner, 2)),
+        140,
+        0.95,
     )
     assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
 
@@ -75,28 +77,30 @@ def test_repeating_every_image_tells_nothing_new_of_the_patients():
 def test_who_has_no_case_is_no_witness():
     """The numbers of patients may have gaps, as those of a subgroup have."""
     score, target, owner = drawn_scores(4, patients=30)
-    found, gaps = (mean_area(areas(score, np.stack([target] * 2, 1), o), 70, 0.95) for o in (owner, 5 * owner + 3))
+    found, gaps = (
+        mean_auc(auc_with_covariance(score, np.stack([target] * 2, 1), o), 70, 0.95) for o in (owner, 5 * owner + 3)
+    )
     assert found == gaps
 
 
 def test_mean_over_outputs_has_the_variance_of_the_mean():
     score, target, owner = drawn_scores()
-    found = areas(score, np.stack([target, ~target], axis=1), owner)
+    found = auc_with_covariance(score, np.stack([target, ~target], axis=1), owner)
     _, variance, _ = found.combined(np.array([0.5, 0.5]))
     assert variance == pytest.approx(found.covariance.mean())
 
 
 def test_degenerate_sets_say_why():
     score, target, owner = drawn_scores()
-    one_class = mean_area(areas(score, np.zeros((70, 2), dtype=bool), owner), 70, 0.95)
+    one_class = mean_auc(auc_with_covariance(score, np.zeros((70, 2), dtype=bool), owner), 70, 0.95)
     assert one_class.value is None and one_class.note.startswith("not defined")
-    perfect = mean_area(areas(target[:, None] * 1.0, target[:, None], owner), 70, 0.95)
+    perfect = mean_auc(auc_with_covariance(target[:, None] * 1.0, target[:, None], owner), 70, 0.95)
     fewest = int(min(target.sum(), (~target).sum()))
     assert (perfect.value, perfect.low) == (1.0, pytest.approx(binomtest(fewest, fewest).proportion_ci().low))
     assert perfect.note == f"exact interval from {fewest} patients"
-    one_patient = mean_area(areas(score, np.stack([target] * 2, 1), np.zeros(70, dtype=int)), 70, 0.95)
+    one_patient = mean_auc(auc_with_covariance(score, np.stack([target] * 2, 1), np.zeros(70, dtype=int)), 70, 0.95)
     assert one_patient.value is not None and one_patient.note == "no interval: one patient only"
-    constant = mean_area(areas(np.zeros((70, 1)), target[:, None], owner), 70, 0.95)
+    constant = mean_auc(auc_with_covariance(np.zeros((70, 1)), target[:, None], owner), 70, 0.95)
     assert (constant.value, constant.low) == (0.5, None) and constant.note.startswith("no interval")
 
 
@@ -111,7 +115,7 @@ def test_interval_holds_near_one_where_the_percentile_bootstrap_fails(images):
         between = 0.6 if images > 1 else 0.0
         noise = np.sqrt(between) * random.normal(size=75)[owner] + np.sqrt(1 - between) * random.normal(size=len(owner))
         score = noise[:, None] + separation * target
-        one = mean_area(areas(score, target, owner), len(owner), 0.95)
+        one = mean_auc(auc_with_covariance(score, target, owner), len(owner), 0.95)
         held += one.low <= 0.97 <= one.high
         drawn = estimates(ranking_statistic(score, target), owner, bootstrap=100, confidence=0.95, generator=random)
         two = guarded(drawn["auc"])

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from medopt.evaluation.evaluate import evaluate
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.curves import reliability, roc_curve
 from medopt.metrics.thresholds import OperatingPoint
 
@@ -17,7 +17,7 @@ HALF = OperatingPoint(0.5, "fixed")
 
 def test_roc_curve_is_scikit_learns_and_its_band_holds_it(drawn):
     predictions = drawn(150, patients=100, decimals=1)
-    found = roc_curve(Scored(predictions, "binary", operating_point=HALF), 0, **SETTINGS)
+    found = roc_curve(CalibratedPredictions(predictions, "binary", operating_point=HALF), 0, **SETTINGS)
     false, true, _ = oracle.roc_curve(predictions.labels, predictions.logits, drop_intermediate=False)
     assert found.false_positive_rate == pytest.approx(false) and found.sensitivity == pytest.approx(true)
     middle = np.interp(found.grid, false, true)[5:-5]
@@ -30,20 +30,20 @@ def test_roc_curve_is_scikit_learns_and_its_band_holds_it(drawn):
 
 def test_the_pictures_interval_is_the_tables(drawn):
     predictions = drawn(90, patients=60)
-    table = evaluate(Scored(predictions, "binary", operating_point=HALF), **SETTINGS)["auc"]
-    found = roc_curve(Scored(predictions, "binary", operating_point=HALF), 0, **SETTINGS)
+    table = evaluate(CalibratedPredictions(predictions, "binary", operating_point=HALF), **SETTINGS)["auc"]
+    found = roc_curve(CalibratedPredictions(predictions, "binary", operating_point=HALF), 0, **SETTINGS)
     assert (found.auc.value, found.auc.low, found.auc.high) == pytest.approx((table.value, table.low, table.high))
 
 
 def test_no_roc_curve_of_one_class_and_no_point_without_threshold(drawn):
     predictions = drawn(60, 3, task="multiclass")
-    scored = Scored(predictions, "multiclass", operating_point=OperatingPoint(None, "argmax"))
+    scored = CalibratedPredictions(predictions, "multiclass", operating_point=OperatingPoint(None, "argmax"))
     assert roc_curve(scored, 1, **SETTINGS).point is None
     assert roc_curve(replace(scored, predictions=predictions.where(predictions.labels != 1)), 1, **SETTINGS) is None
 
 
 def test_one_patient_has_a_curve_without_band(drawn):
-    found = roc_curve(Scored(drawn(30, patients=1), "binary", operating_point=HALF), 0, **SETTINGS)
+    found = roc_curve(CalibratedPredictions(drawn(30, patients=1), "binary", operating_point=HALF), 0, **SETTINGS)
     assert np.isnan(found.low).all() and found.auc.low is None
 
 

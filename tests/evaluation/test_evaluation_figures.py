@@ -27,7 +27,7 @@ from medopt.figures.performance import (
     roc_figure,
     shown,
 )
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import choose_threshold
 
@@ -39,7 +39,7 @@ def models(drawn, task, cases=90, change=lambda table: table):
     outputs = {"binary": 1, "multiclass": 4, "multilabel": 4}[task]
     table = change(drawn(cases, outputs, task=task))
     noisy = table.logits + np.random.default_rng(1).normal(scale=0.4, size=table.logits.shape)
-    both = [Scored(table, task), Scored(replace(table, model="int8", logits=noisy), task)]
+    both = [CalibratedPredictions(table, task), CalibratedPredictions(replace(table, model="int8", logits=noisy), task)]
     return [replace(one, operating_point=choose_threshold(one.probability, table.labels, "youden")) for one in both]
 
 

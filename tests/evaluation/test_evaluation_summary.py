@@ -10,7 +10,7 @@ from sklearn import metrics as oracle
 
 from medopt.core.errors import DataError
 from medopt.evaluation.evaluate import METRICS, evaluate
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration, probabilities
 from medopt.metrics.thresholds import OperatingPoint, choose_threshold
 
@@ -19,14 +19,14 @@ HALF = OperatingPoint(0.5, "fixed")
 
 
 def scored(predictions):
-    return Scored(predictions, "binary", operating_point=HALF)
+    return CalibratedPredictions(predictions, "binary", operating_point=HALF)
 
 
 def test_binary_figures_equal_scikit_learn_and_lie_in_their_intervals(drawn):
     predictions = drawn(180, patients=120, decimals=1)
     probability = probabilities(predictions.logits, 1.4, "binary")
     point = choose_threshold(probability, predictions.labels, "youden")
-    found = evaluate(Scored(predictions, "binary", Calibration("temperature", 1.4), point), **SETTINGS)
+    found = evaluate(CalibratedPredictions(predictions, "binary", Calibration("temperature", 1.4), point), **SETTINGS)
     assert tuple(found) == METRICS
     truth, called = predictions.labels, probability[:, 0] >= point.threshold
     expected = {
@@ -51,7 +51,7 @@ def test_binary_figures_equal_scikit_learn_and_lie_in_their_intervals(drawn):
 def test_studies_with_several_outputs(drawn, task, outputs):
     predictions = drawn(200, outputs, task=task)
     point = choose_threshold(probabilities(predictions.logits, 1.0, task), predictions.labels, "youden")
-    found = evaluate(Scored(predictions, task, operating_point=point), **SETTINGS)
+    found = evaluate(CalibratedPredictions(predictions, task, operating_point=point), **SETTINGS)
     assert all(0 < found[name].value < 1 for name in METRICS)
     assert found["auc"].low < found["auc"].value < found["auc"].high
     if task == "multiclass":

@@ -23,7 +23,7 @@ from medopt.evaluation.explain import (
     stage_of,
 )
 from medopt.figures.explanations import Explained, explain_figure, nearest_figure
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.models import build_model
@@ -126,7 +126,9 @@ def test_empty_maps_say_nothing(small: SimpleNamespace) -> None:
 @pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("multiclass", 4), ("multilabel", 3)])
 def test_the_surest_errors_and_a_sample_are_chosen(drawn: Callable, task: str, outputs: int) -> None:
     point = OperatingPoint({"binary": 0.5, "multilabel": (0.5,) * 3, "multiclass": None}[task], "fixed")
-    scored = Scored(drawn(150, outputs, task=task, patients=90, separation=0.5), task, UNCALIBRATED, point)
+    scored = CalibratedPredictions(
+        drawn(150, outputs, task=task, patients=90, separation=0.5), task, UNCALIBRATED, point
+    )
     chosen = choose(scored, 12, seed=3)
     assert chosen == choose(scored, 12, seed=3) and len(chosen) == 12
     patients = [scored.predictions.patient_id[one.row] for one in chosen]

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions
 from medopt.evaluation.run_averages import mean_figures, out_of_fold, pooled_figures
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 
@@ -34,8 +34,8 @@ def table(seed: int, count: int = 80, strength: float = 1.0, split: str = "test"
     )
 
 
-def scored(seed: int) -> Scored:
-    return Scored(table(seed), "binary", Calibration(), OperatingPoint(0.6, "youden"))
+def scored(seed: int) -> CalibratedPredictions:
+    return CalibratedPredictions(table(seed), "binary", Calibration(), OperatingPoint(0.6, "youden"))
 
 
 def test_mean_is_the_mean_and_each_value_is_the_members_own() -> None:

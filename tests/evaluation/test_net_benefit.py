@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.net_benefit import GRID, decision_curve, net_benefit
 from medopt.metrics.thresholds import OperatingPoint
@@ -14,7 +14,9 @@ SETTINGS = {"bootstrap": 200, "confidence": 0.95, "seed": 3}
 
 
 def scored(table, **fields):
-    return Scored(table, "binary", Calibration("temperature", 0.8), OperatingPoint(0.4, "fixed"), **fields)
+    return CalibratedPredictions(
+        table, "binary", Calibration("temperature", 0.8), OperatingPoint(0.4, "fixed"), **fields
+    )
 
 
 def counted(probability, truth, threshold):

@@ -13,7 +13,7 @@ from medopt.core.errors import DataError
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, robustness, shift_name
 from medopt.figures.robustness import robustness_figure
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 
 WARM = Calibration("temperature", 1.3)
@@ -34,7 +34,9 @@ def tables_of(drawn, task="binary", outputs=1, families=("noise", "blur")):
 def test_values_are_means_of_the_aucs_and_the_drop_is_paired(drawn):
     clean, corrupted = tables_of(drawn)
     found = robustness(
-        Scored(clean, "binary"), {f: [Scored(t, "binary") for t in ts] for f, ts in corrupted.items()}, **OPTIONS
+        CalibratedPredictions(clean, "binary"),
+        {f: [CalibratedPredictions(t, "binary") for t in ts] for f, ts in corrupted.items()},
+        **OPTIONS,
     )
     truth = {f: [roc_auc_score(t.labels, t.logits[:, 0]) for t in ts] for f, ts in corrupted.items()}
     base = roc_auc_score(clean.labels, clean.logits[:, 0])
@@ -46,7 +48,9 @@ def test_values_are_means_of_the_aucs_and_the_drop_is_paired(drawn):
     assert found.lost.value == pytest.approx(base - found.mean.value)
     assert found.lost.low < found.lost.value < found.lost.high
     # The same images made worse by nothing lose exactly nothing, in every draw.
-    same = robustness(Scored(clean, "binary"), {"noise": [Scored(clean, "binary")]}, **OPTIONS)
+    same = robustness(
+        CalibratedPredictions(clean, "binary"), {"noise": [CalibratedPredictions(clean, "binary")]}, **OPTIONS
+    )
     assert same.lost.value == 0 and same.lost.low is None  # no width: no interval is claimed
 
 
@@ -56,9 +60,13 @@ def test_all_can_be_computed_again_from_the_table(drawn, tmp_path, task, outputs
     every = [clean, *(t for ts in corrupted.values() for t in ts)]
     names = ["no", "yes"] if outputs == 1 else [f"label{k}" for k in range(outputs)]
     write_predictions(tmp_path / "t.csv", every, names, task, dict.fromkeys((t.model for t in every), WARM))
-    (found,) = from_tables(read_predictions(tmp_path / "t.csv"), lambda _, t: Scored(t, task, WARM), **OPTIONS)
+    (found,) = from_tables(
+        read_predictions(tmp_path / "t.csv"), lambda _, t: CalibratedPredictions(t, task, WARM), **OPTIONS
+    )
     direct = robustness(
-        Scored(clean, task, WARM), {f: [Scored(t, task, WARM) for t in ts] for f, ts in corrupted.items()}, **OPTIONS
+        CalibratedPredictions(clean, task, WARM),
+        {f: [CalibratedPredictions(t, task, WARM) for t in ts] for f, ts in corrupted.items()},
+        **OPTIONS,
     )
     assert found.as_dict() == direct.as_dict()
     assert set(found.as_dict()) == {"clean", "mean", "drop", "families"}
@@ -70,8 +78,8 @@ def test_all_can_be_computed_again_from_the_table(drawn, tmp_path, task, outputs
 def test_one_class_has_no_figure_and_still_a_picture(drawn, tmp_path):
     clean, corrupted = tables_of(drawn)
     none = np.zeros_like(clean.labels)
-    scored = {f: [Scored(replace(t, labels=none), "binary") for t in ts] for f, ts in corrupted.items()}
-    found = robustness(Scored(replace(clean, labels=none), "binary"), scored, **OPTIONS)
+    scored = {f: [CalibratedPredictions(replace(t, labels=none), "binary") for t in ts] for f, ts in corrupted.items()}
+    found = robustness(CalibratedPredictions(replace(clean, labels=none), "binary"), scored, **OPTIONS)
     assert found.mean.value is None and "not defined" in found.mean.note
     robustness_figure([found], tmp_path / "r.png", confidence=0.95)
     assert (tmp_path / "r.png").stat().st_size > 1000
@@ -81,4 +89,6 @@ def test_other_cases_are_refused(drawn):
     clean, corrupted = tables_of(drawn)
     turned = corrupted["noise"][0].where(np.arange(150)[::-1])
     with pytest.raises(DataError, match="noise, level 1: its case_id"):
-        robustness(Scored(clean, "binary"), {"noise": [Scored(turned, "binary")]}, **OPTIONS)
+        robustness(
+            CalibratedPredictions(clean, "binary"), {"noise": [CalibratedPredictions(turned, "binary")]}, **OPTIONS
+        )

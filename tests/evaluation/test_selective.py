@@ -7,7 +7,7 @@ import pytest
 
 from medopt.config import Evaluation
 from medopt.evaluation.validation_fit import fit_on
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.selective import GRID, coverage_risk
 from medopt.metrics.thresholds import OperatingPoint, with_band
 
@@ -29,7 +29,7 @@ def test_curve_and_area_are_counted_out(drawn, task, outputs):
 
 def test_equally_sure_cases_are_decided_together(drawn):
     table = drawn(40, decimals=0)
-    one = Scored(table, "binary", operating_point=OperatingPoint(0.5, "fixed"))
+    one = CalibratedPredictions(table, "binary", operating_point=OperatingPoint(0.5, "fixed"))
     shuffled = one.where(np.random.default_rng(0).permutation(40))
     assert coverage_risk(one, **SETTINGS).aurc.value == pytest.approx(coverage_risk(shuffled, **SETTINGS).aurc.value)
 
@@ -43,7 +43,9 @@ def test_band_leaves_no_more_undecided_than_it_may(drawn, task, outputs, share):
     assert left.sum() == int(share * 200)  # no ties here
     sure = validation.operating_point.confidence(validation.probability)
     assert sure[left].max() < sure[~left].min()
-    test = Scored(drawn(300, outputs, seed=9, task=task), task, validation.calibration, validation.operating_point)
+    test = CalibratedPredictions(
+        drawn(300, outputs, seed=9, task=task), task, validation.calibration, validation.operating_point
+    )
     band = coverage_risk(test, **SETTINGS).band
     decided = ~test.undecided
     assert band["coverage"].value == decided.mean() and band["risk"].value == test.wrong[decided].mean()

@@ -8,7 +8,7 @@ import pytest
 
 from medopt.evaluation.evaluate import evaluate
 from medopt.evaluation.subgroups import FIGURES, subgroup_figures
-from medopt.metrics.calibrated_predictions import Scored
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.thresholds import OperatingPoint
 
 SETTINGS = {"bootstrap": 200, "confidence": 0.95, "seed": 3}
@@ -18,7 +18,7 @@ def grouped(drawn, cases=300, **fields):
     table = drawn(cases, patients=200)
     sex = np.array(["F", "M", ""])[np.arange(cases) % 3]
     scanner = np.where(np.arange(cases) < 4, "rare", "usual")
-    return Scored(
+    return CalibratedPredictions(
         replace(table, subgroups={"sex": sex, "scanner": scanner, "view": np.full(cases, "PA")}, **fields),
         "binary",
         operating_point=OperatingPoint(0.6, "fixed"),
@@ -75,7 +75,7 @@ def test_a_group_without_a_class_and_no_cases_at_all(drawn):
 
 @pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("multilabel", 2)])
 def test_studies_with_several_outputs(drawn, task, outputs):
-    scored = Scored(drawn(240, outputs, task=task), task, operating_point=OperatingPoint(None, "argmax"))
+    scored = CalibratedPredictions(drawn(240, outputs, task=task), task, operating_point=OperatingPoint(None, "argmax"))
     if task == "multilabel":
         scored = replace(scored, operating_point=OperatingPoint((0.5, 0.5), "fixed"))
     found = subgroup_figures(scored, smallest=10, **SETTINGS)["variables"]["site"]["north"]

@@ -15,10 +15,10 @@ import pytest
 from clinic_fixtures import Finished, call
 
 from medopt.core.errors import ConfigError, ReleaseError
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.exports import openvino_ir, triton
 from medopt.exports.decisions import Decider
-from medopt.exports.folder import FACTS, Source, compare, whole_folder
+from medopt.exports.folder import FACTS, ExportSource, compare, whole_folder
 from medopt.exports.monai_bundle import bundle_metadata, check_metadata, open_bundle
 from medopt.exports.pbtxt import Word, dump, parse
 from medopt.inference.engines import openvino_core
@@ -27,8 +27,8 @@ from medopt.release.predictor import UNDECIDED, Predictor
 
 
 @pytest.fixture(scope="module")
-def source(finished: Finished) -> Source:
-    return Source.read(finished.release)
+def source(finished: Finished) -> ExportSource:
+    return ExportSource.read(finished.release)
 
 
 def without_engine(finished: Finished, folder: Path, engine: str, kind: str = "int8") -> Path:
@@ -46,7 +46,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def check_facts(folder: Path, source: Source) -> None:
+def check_facts(folder: Path, source: ExportSource) -> None:
     """Every file's hash, and what turns logits into decisions; nothing of this machine."""
     facts = facts_of(folder)
     there = {path.relative_to(folder).as_posix(): file_digest(path) for path in folder.rglob("*") if path.is_file()}
@@ -59,7 +59,7 @@ def check_facts(folder: Path, source: Source) -> None:
         assert path.is_dir() or not any(place.encode() in path.read_bytes() for place in places), path
 
 
-def check_decisions(folder: Path, kind: Any, logits: np.ndarray, source: Source) -> None:
+def check_decisions(folder: Path, kind: Any, logits: np.ndarray, source: ExportSource) -> None:
     """Logits of the export come to the release's own answers."""
     opened = Predictor.open(source.folder, kind, source.info.models[kind].engines[0], 1)
     answers = [opened._answer(row, "") for row in opened.engine.run(source.golden)]
@@ -69,7 +69,7 @@ def check_decisions(folder: Path, kind: Any, logits: np.ndarray, source: Source)
     assert decider.decisions(logits) == [answer.decision for answer in answers]
 
 
-def test_triton_repository_serves_the_release(finished: Finished, source: Source, tmp_path: Path) -> None:
+def test_triton_repository_serves_the_release(finished: Finished, source: ExportSource, tmp_path: Path) -> None:
     out = tmp_path / "models"
     done = call("export", finished.folder, "--format", "triton", "--out", out, "--json")
     assert done.code == 0, done.stderr
@@ -91,7 +91,7 @@ def test_triton_repository_serves_the_release(finished: Finished, source: Source
         check_decisions(out, kind, session.run(["logits"], {"image": source.golden})[0], source)
 
 
-def test_triton_reads_the_configuration_with_its_own_schema(source: Source, tmp_path: Path) -> None:
+def test_triton_reads_the_configuration_with_its_own_schema(source: ExportSource, tmp_path: Path) -> None:
     pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
     from google.protobuf import text_format
 
@@ -106,7 +106,7 @@ def test_triton_reads_the_configuration_with_its_own_schema(source: Source, tmp_
 def test_triton_takes_the_engine_that_passed(finished: Finished, tmp_path: Path) -> None:
     for engine, backend in (("openvino", "onnxruntime"), ("onnxruntime", "openvino")):
         release = without_engine(finished, tmp_path / f"without-{engine}", engine, "float")
-        found = triton.export_triton(Source.read(release), tmp_path / f"for-{backend}", "float")
+        found = triton.export_triton(ExportSource.read(release), tmp_path / f"for-{backend}", "float")
         text = (tmp_path / f"for-{backend}" / found["name"] / "config.pbtxt").read_text()
         assert parse(text)["backend"] == found["backend"] == backend
 
@@ -116,7 +116,7 @@ def test_name_of_a_study_is_one_that_triton_takes() -> None:
 
 
 def test_openvino_ir_holds_float32_and_gives_the_releases_answers(
-    finished: Finished, source: Source, tmp_path: Path
+    finished: Finished, source: ExportSource, tmp_path: Path
 ) -> None:
     out = tmp_path / "ir"
     done = call("export", finished.release, "--format", "openvino", "--out", out, "--json")
@@ -136,7 +136,7 @@ def test_openvino_ir_holds_float32_and_gives_the_releases_answers(
 
 
 def test_model_whose_engine_did_not_pass_is_left_out_or_refused(finished: Finished, tmp_path: Path) -> None:
-    source = Source.read(without_engine(finished, tmp_path / "release", "openvino"))
+    source = ExportSource.read(without_engine(finished, tmp_path / "release", "openvino"))
     found = openvino_ir.export_openvino(source, tmp_path / "ir")
     assert found["models"] == ["float"] and found["not_exported"] == ["int8"]
     assert not (tmp_path / "ir" / "model.int8.xml").exists()
@@ -155,7 +155,7 @@ def bundle(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_monai_runs_the_bundle_as_the_release_answers(bundle: Path, source: Source, tmp_path: Path) -> None:
+def test_monai_runs_the_bundle_as_the_release_answers(bundle: Path, source: ExportSource, tmp_path: Path) -> None:
     pytest.importorskip("ignite", reason="MONAI's evaluator needs pytorch-ignite")
     from monai.bundle import run
 
@@ -173,7 +173,7 @@ def test_monai_runs_the_bundle_as_the_release_answers(bundle: Path, source: Sour
         assert [float(one) for one in row[1:]] == pytest.approx(list(told.probabilities.values()), abs=1e-4)
 
 
-def test_bundle_has_what_monai_asks_of_an_inference_workflow(bundle: Path, source: Source) -> None:
+def test_bundle_has_what_monai_asks_of_an_inference_workflow(bundle: Path, source: ExportSource) -> None:
     pytest.importorskip("ignite", reason="MONAI's evaluator needs pytorch-ignite")
     from monai.bundle import ConfigWorkflow
 
@@ -189,7 +189,7 @@ def test_bundle_has_what_monai_asks_of_an_inference_workflow(bundle: Path, sourc
     check_facts(bundle, source)
 
 
-def test_program_is_no_pickle_and_takes_any_batch(bundle: Path, source: Source) -> None:
+def test_program_is_no_pickle_and_takes_any_batch(bundle: Path, source: ExportSource) -> None:
     import torch
 
     with zipfile.ZipFile(bundle / "models" / "model.pt2") as archive:
@@ -203,7 +203,7 @@ def test_program_is_no_pickle_and_takes_any_batch(bundle: Path, source: Source) 
     check_decisions(bundle, "float", network(torch.from_numpy(source.golden)).detach().numpy(), source)
 
 
-def test_bundle_of_a_release_alone_runs_its_onnx_file(finished: Finished, source: Source, tmp_path: Path) -> None:
+def test_bundle_of_a_release_alone_runs_its_onnx_file(finished: Finished, source: ExportSource, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     done = call("export", finished.release, "--format", "monai", "--model", "int8", "--out", out, "--json")
     assert done.code == 0, done.stderr
@@ -213,7 +213,7 @@ def test_bundle_of_a_release_alone_runs_its_onnx_file(finished: Finished, source
     check_facts(out, source)
 
 
-def test_metadata_without_what_the_specification_demands_is_refused(source: Source) -> None:
+def test_metadata_without_what_the_specification_demands_is_refused(source: ExportSource) -> None:
     found = bundle_metadata(source)
     check_metadata(found)
     del found["authors"], found["network_data_format"]["inputs"]["image"]["dtype"]
@@ -234,12 +234,12 @@ def test_changed_release_and_existing_folder_and_unknown_model_are_refused(finis
 
 
 def test_export_that_answers_otherwise_leaves_nothing(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The written file is another model's."""
     other = Path(source.model("int8"))
-    monkeypatch.setattr(Source, "model", lambda self, kind: other)
-    monkeypatch.setattr(Source, "answers", lambda self, kind, engine: (np.full((3, 1), 7.0), None))
+    monkeypatch.setattr(ExportSource, "model", lambda self, kind: other)
+    monkeypatch.setattr(ExportSource, "answers", lambda self, kind, engine: (np.full((3, 1), 7.0), None))
     for write in (triton.export_triton, openvino_ir.export_openvino):
         with pytest.raises(ReleaseError, match="read back, differs from the release"):
             write(source, tmp_path / "out", "float")
@@ -268,7 +268,7 @@ def test_folder_is_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
 
 
-def test_decisions_of_several_labels_and_of_the_band(source: Source, tmp_path: Path) -> None:
+def test_decisions_of_several_labels_and_of_the_band(source: ExportSource, tmp_path: Path) -> None:
     model = source.info.models["float"].model_dump(mode="json")
     model |= {"calibration": {"method": "temperature", "temperature": 2.0}, "threshold": [0.5, 0.9], "file": "x"}
     facts = {"labels": ["a", "b"], "task": "multilabel", "models": {"float": model}}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from medopt.core.errors import DataError
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases
 from medopt.manifest.table import read_manifest

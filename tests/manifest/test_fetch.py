@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from medopt.core.errors import DataError, StorageError
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.manifest.card import Card
 from medopt.manifest.fetch import fetch
 

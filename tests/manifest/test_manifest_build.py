@@ -11,7 +11,7 @@ import pytest
 from scans_of_patients import mr_series, png
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.imaging import read_scan
 from medopt.manifest.build import BuildOptions, Built, build_manifest
 from medopt.manifest.card import load_card

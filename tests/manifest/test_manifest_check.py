@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
 from medopt.manifest.card import Card
 from medopt.manifest.check import association, check_cases, refuse, shown_name

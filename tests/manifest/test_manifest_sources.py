@@ -13,15 +13,15 @@ import pytest
 from scans_of_patients import mr_series, png
 
 from medopt.core.errors import DataError
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.manifest.sources.archive import unpack
 from medopt.manifest.sources.datalist import find_datalist
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.folders import read_class_folders
-from medopt.manifest.sources.scan_listing import Found, SourceOptions
+from medopt.manifest.sources.scan_listing import ScanListing, SourceOptions
 
 
-def find(source: Path, **options: object) -> Found:
+def find(source: Path, **options: object) -> ScanListing:
     return find_scans(source, source.with_name("unpacked"), SourceOptions(**options), SilentReporter())  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from medopt.config import Study
 from medopt.core.errors import DataError, StorageError
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
 from medopt.imaging.scan_path import below, npz_member
 from medopt.manifest.table import manifest_digest, read_manifest, write_run_manifest

@@ -10,7 +10,7 @@ from pictures import picture, write_set
 from PIL import Image
 from pydicom import dcmread
 
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
 from medopt.manifest.quality import balance, far_from_median, inspect, read_facts
 from medopt.phantom import Radiograph, write_radiograph

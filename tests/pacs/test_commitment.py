@@ -17,7 +17,7 @@ from pynetdicom import AE
 from test_sender import Clock, owing
 
 from medopt.pacs.association import associate
-from medopt.pacs.commitment import AWAITED, Push, Reports, ask, transaction
+from medopt.pacs.commitment import AWAITED, CommitmentReceiver, Push, ask, transaction
 from medopt.pacs.intake import Intake
 from medopt.pacs.queue_status import counts
 from medopt.pacs.receiver import Receiver
@@ -39,7 +39,9 @@ class Committing:
         told: Callable[..., None] = lambda event, **_: self.events.append(event)  # noqa: E731
         spool = Spool(node.spool)
         intake = Intake(self.node, spool, self.ledger, lambda *_: None, told, self.clock)
-        self.receiver = Receiver(self.node, spool, intake, Reports(self.node, self.ledger, told, self.clock), told)
+        self.receiver = Receiver(
+            self.node, spool, intake, CommitmentReceiver(self.node, self.ledger, told, self.clock), told
+        )
         self.receiver.start()
         self.sender = Sender(self.node, self.ledger, told)
 

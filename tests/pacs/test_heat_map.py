@@ -14,7 +14,7 @@ from peers import radiograph
 from pydicom import dcmread
 
 from medopt.imaging import read_scan
-from medopt.pacs.dicom_object import Made
+from medopt.pacs.dicom_object import OutgoingObject
 from medopt.pacs.heat_map import HEAT_MAP, heat_maps, shown
 from medopt.pacs.settings import Results
 from medopt.pacs.structured_report import ScanAnswer, namer
@@ -33,7 +33,7 @@ def answering(release: Path) -> Answering:
     return Answering(release, "int8", None, Results())
 
 
-def drawn(answering: Answering, scan: Path, answer: Answer, places: np.ndarray) -> list[Made]:
+def drawn(answering: Answering, scan: Path, answer: Answer, places: np.ndarray) -> list[OutgoingObject]:
     one = ScanAnswer(answer, (dcmread(scan, stop_before_pixels=True),))
     uid = namer(answering.origin, one, ["digest"])
     return heat_maps(answering.origin, one, read_scan(scan), places, uid, Results(), NOW)

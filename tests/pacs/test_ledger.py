@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.ledger import Instance, Ledger, Result, Work
+from medopt.pacs.ledger import DueStudy, Instance, Ledger, Result
 from medopt.pacs.queue_status import counts, parked, retry
 from medopt.pacs.schema import STEPS
 from medopt.pacs.send_queue import SendQueue
@@ -42,7 +42,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "ledger.db")
 
 
-def worked(ledger: Ledger, *numbers: int) -> Work:
+def worked(ledger: Ledger, *numbers: int) -> DueStudy:
     """A study with these images, at work."""
     for number in numbers:
         assert ledger.record(instance(number), 1, late=True) == "new"

@@ -18,7 +18,7 @@ from pydicom import dcmread
 from web_side import WebSide
 
 from medopt.core.errors import ConfigError
-from medopt.core.provenance import pseudonym
+from medopt.core.privacy import pseudonym
 from medopt.pacs.queue_status import counts
 
 KEY = "0123456789abcdef-key"

@@ -29,7 +29,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
 from medopt.pacs.audit import Audit, verify
-from medopt.pacs.commitment import Reports
+from medopt.pacs.commitment import CommitmentReceiver
 from medopt.pacs.intake import DUPLICATE, LATE, NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, STORED, Intake
 from medopt.pacs.ledger import Ledger, Result
 from medopt.pacs.queue_status import counts
@@ -66,7 +66,7 @@ class Listening:
         self.told: list[str] = []
         told: Callable[..., None] = lambda event, **_: self.told.append(event)  # noqa: E731
         self.intake = Intake(self.node, self.spool, self.ledger, lambda *words: self.heard.append(words), told)
-        reports = Reports(self.node, self.ledger, told, time.time)
+        reports = CommitmentReceiver(self.node, self.ledger, told, time.time)
         self.receiver = Receiver(self.node, self.spool, self.intake, reports, told)
         self.port = self.receiver.start()
 

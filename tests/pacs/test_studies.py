@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medopt.pacs.study_completion import Quiet
+from medopt.pacs.study_completion import StudyCompletion
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
 
 def test_a_study_ends_when_it_is_quiet_and_nobody_is_connected() -> None:
     clock, connected = Clock(), [True]
-    quiet = Quiet(10, clock)
+    quiet = StudyCompletion(10, clock)
     is_open = lambda: connected[0]  # noqa: E731
     quiet.heard("1.2", is_open)
     clock.now += 50
@@ -29,7 +29,7 @@ def test_a_study_ends_when_it_is_quiet_and_nobody_is_connected() -> None:
 
 def test_each_image_begins_the_wait_anew_and_studies_do_not_wait_for_each_other() -> None:
     clock = Clock()
-    quiet = Quiet(10, clock)
+    quiet = StudyCompletion(10, clock)
     quiet.heard("1.2", lambda: False)
     clock.now += 6
     quiet.heard("1.2", lambda: False)
@@ -42,7 +42,7 @@ def test_each_image_begins_the_wait_anew_and_studies_do_not_wait_for_each_other(
 
 def test_after_a_start_a_study_is_as_if_just_heard_of() -> None:
     clock = Clock()
-    quiet = Quiet(10, clock)
+    quiet = StudyCompletion(10, clock)
     assert not quiet.over("1.2")
     clock.now += 10
     assert quiet.over("1.2")

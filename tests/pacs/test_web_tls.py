@@ -14,7 +14,7 @@ from peers import radiograph
 from web_side import WebSide
 
 from medopt.pacs.destinations import WebDestination
-from medopt.pacs.errors import Unanswered
+from medopt.pacs.errors import PeerError
 from medopt.pacs.http.client import Client
 from medopt.pacs.http.local_client import post
 
@@ -68,5 +68,5 @@ def test_the_command_reaches_the_node_under_any_name(
     tls = node.node.tls
     assert tls is not None
     foreign = node.node.model_copy(update={"tls": tls.model_copy(update={"authority": certificates / "other.pem"})})
-    with pytest.raises(Unanswered):
+    with pytest.raises(PeerError):
         post(foreign, "/dicom-web/studies", kind, [body])

@@ -8,11 +8,11 @@ from typing import Any
 
 from ports import free_port
 
-from medopt.pacs.audit import Audit, Counted
-from medopt.pacs.commitment import Reports
-from medopt.pacs.http.health import Vital
+from medopt.pacs.audit import Audit, CountingAudit
+from medopt.pacs.commitment import CommitmentReceiver
+from medopt.pacs.http.health import NodeHealth
 from medopt.pacs.http.http_server import Door
-from medopt.pacs.http.routes import Parts
+from medopt.pacs.http.routes import NodeParts
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Instance, Ledger, Result
 from medopt.pacs.receiver import Receiver
@@ -39,17 +39,17 @@ class WebSide:
         self.node = Node.model_validate(values | changes)
         self.spool = Spool(self.node.spool)
         self.ledger = Ledger(self.node.spool / LEDGER)
-        self.told = Counted(Audit(self.node.spool / AUDIT, lambda: 1000.0))
+        self.told = CountingAudit(Audit(self.node.spool / AUDIT, lambda: 1000.0))
         self.heard: list[tuple[str, Callable[[], bool]]] = []
         self.intake = Intake(
             self.node, self.spool, self.ledger, lambda *words: self.heard.append(words), self.told, lambda: 1000.0
         )
-        reports = Reports(self.node, self.ledger, self.told, lambda: 1000.0)
+        reports = CommitmentReceiver(self.node, self.ledger, self.told, lambda: 1000.0)
         self.receiver = Receiver(self.node, self.spool, self.intake, reports, self.told)
         self.receiver.start()
         self.worker = True
-        vital = Vital(lambda: self.receiver.listening, lambda: self.worker, lambda: False)
-        self.door = Door(Parts(self.node, self.spool, self.ledger, self.intake, self.told, vital, lambda: 2000.0))
+        vital = NodeHealth(lambda: self.receiver.listening, lambda: self.worker, lambda: False)
+        self.door = Door(NodeParts(self.node, self.spool, self.ledger, self.intake, self.told, vital, lambda: 2000.0))
         self.url = self.door.start()
 
     def close(self) -> None:

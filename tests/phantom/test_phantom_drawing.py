@@ -13,9 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from medopt.core.errors import ConfigError
 from medopt.phantom import draw_case, study
-from medopt.phantom.chest import Pose
+from medopt.phantom.chest import BodyPose
 from medopt.phantom.detector import SITES, expose, site_named
-from medopt.phantom.projection import Grid, polyline, stamp, tube
+from medopt.phantom.projection import ProjectionGrid, polyline, stamp, tube
 from medopt.phantom.study import plan_patients
 
 SMALL = {site.name: (site.rows // 10, site.columns // 10) for site in SITES}
@@ -57,7 +57,7 @@ def test_two_images_of_a_patient_share_the_chest_but_not_the_pose(monkeypatch: p
 
     first, second, _ = drawn()
     assert np.corrcoef(first, second)[0, 1] < 0.98
-    monkeypatch.setattr(study, "draw_pose", lambda rng: Pose(yaw=0, roll=0, shift=(0, 0), breath=0, arms=0))
+    monkeypatch.setattr(study, "draw_pose", lambda rng: BodyPose(yaw=0, roll=0, shift=(0, 0), breath=0, arms=0))
     monkeypatch.setattr(study, "add_distractors", lambda *_: None)
     first, second, stranger = drawn()
     assert np.corrcoef(first, second)[0, 1] > 0.995
@@ -83,7 +83,7 @@ def test_fewer_photons_more_noise() -> None:
 
 
 def test_splatted_tube_keeps_its_volume() -> None:
-    grid = Grid(120, 120, 0.5, (3.0, -2.0))
+    grid = ProjectionGrid(120, 120, 0.5, (3.0, -2.0))
     x, y = polyline([(-15.0, -10.0), (15.0, 10.0)], 400)
     image = tube(grid, x, y, np.full_like(x, 3.0), across=21)
     length = np.hypot(30, 20)
@@ -92,7 +92,7 @@ def test_splatted_tube_keeps_its_volume() -> None:
 
 
 def test_stamped_ball_is_as_thick_as_wide_and_cut_at_the_edge() -> None:
-    grid = Grid(80, 80, 0.5)
+    grid = ProjectionGrid(80, 80, 0.5)
     image = grid.empty()
     stamp(image, grid, (2.0, -3.0), (6.0, 6.0), 12.0)
     assert image.sum() * grid.spacing**2 == pytest.approx(4 / 3 * np.pi * 6**3, rel=0.01)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from medopt.core.errors import ConfigError
-from medopt.core.provenance import file_digest
-from medopt.core.records import SilentReporter
+from medopt.core.files import file_digest
+from medopt.core.reporter import SilentReporter
 from medopt.phantom import draw_study, study
 
 PATIENTS = 24

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from medopt.config.study_file import load_study
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.pipeline.runner import train_study
 
 

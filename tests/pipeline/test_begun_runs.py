@@ -17,7 +17,7 @@ from clinic import STUDY, Clinic, write_study
 from clinic_fixtures import MEDOPT, Done, call, environment, only_folder
 
 from medopt.config import Study
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.pipeline import run as run_module
 from medopt.pipeline.run_folder import open_run
 

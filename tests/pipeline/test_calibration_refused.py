@@ -10,11 +10,11 @@ import pytest
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.pipeline.stages import refuse_early
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 
 
 def test_isotonic_needs_enough_validation_cases(
-    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     study = tiny_study(evaluation={"calibration": "isotonic"})
     sets = {"val": tiny_set(tmp_path, study, 12, "val")}

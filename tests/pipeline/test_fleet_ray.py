@@ -19,7 +19,7 @@ from ray_cluster import two_nodes
 
 from medopt.config.study_file import load_study
 from medopt.core.errors import TrainingError
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.pipeline import train_study
 from medopt.training.checkpoint import read_tensors
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from medopt.compression.mixed_precision import int8_layers
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.pipeline.judge import judge_models
 
 FAST = {"min_speedup": 0, "max_size_ratio": 1, "max_decision_flips": 0.05, "max_probability_shift": 0.02}

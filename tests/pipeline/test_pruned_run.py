@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from medopt.compression.prune import multiply_adds
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import Widths
 from medopt.pipeline import pruning
@@ -28,7 +28,7 @@ from medopt.pipeline.run_folder import RunFolder
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.hardware import Hardware
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
 
@@ -51,7 +51,7 @@ class Listener(SilentReporter):
 class Steps:
     """A tiny network that was not trained, and its pruning, in folders by name."""
 
-    def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., Prepared]) -> None:
+    def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., PreparedSplit]) -> None:
         self.study, self.folder, self.weights = study, folder, folder / "whole.safetensors"
         sets = {split: tiny_set(folder / "data", study, 12, split) for split in ("train", "val")}
         self.sets: Any = sets
@@ -67,7 +67,7 @@ class Steps:
 
 @pytest.fixture(scope="module")
 def steps(
-    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> Steps:
     study = tiny_study(training={"ema_decay": 0.5}, compression={"pruning": {"target": 0.6, "steps": 2, "epochs": 2}})
     return Steps(tmp_path_factory.mktemp("steps"), study, tiny_set)
@@ -144,7 +144,7 @@ def test_a_killed_pruning_ends_with_the_same_bits_and_trains_no_epoch_twice(
 
 
 def test_other_weights_and_settings_are_pruned_anew(
-    tmp_path: Path, steps: Steps, tiny_set: Callable[..., Prepared]
+    tmp_path: Path, steps: Steps, tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     changed = steps.study.compression.pruning.model_copy(update={"epochs": 1})
     study = steps.study.model_copy(

@@ -14,7 +14,7 @@ from clinic_fixtures import Done, call, environment, only_folder, run_words
 from mlflow import MlflowClient
 
 from medopt.config.study_file import load_study
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.pipeline.runner import train_study
 
 

@@ -10,11 +10,11 @@ from medopt.config import Prepare
 from medopt.core.records import Case
 from medopt.data.cache import PreparedCache
 from medopt.pipeline.predict import subgroups
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.transforms.prepare import PrepareChain
 
 
-def prepared(tmp_path: Path, *groups: dict[str, str], sizes: tuple[int, ...] = (20,)) -> Prepared:
+def prepared(tmp_path: Path, *groups: dict[str, str], sizes: tuple[int, ...] = (20,)) -> PreparedSplit:
     """A case a dictionary of groups; images of the given sides in turn."""
     cases = []
     for index, given in enumerate(groups):
@@ -23,7 +23,7 @@ def prepared(tmp_path: Path, *groups: dict[str, str], sizes: tuple[int, ...] = (
         Image.fromarray(noise.astype(np.uint8)).save(tmp_path / name)
         cases.append(Case(name, name, name, (0,), "test", groups=tuple(given.items())))
     chain = PrepareChain(Prepare(size=[16, 16]))
-    return Prepared(cases, PreparedCache(tmp_path / "cache", chain).fill(cases, tmp_path))
+    return PreparedSplit(cases, PreparedCache(tmp_path / "cache", chain).fill(cases, tmp_path))
 
 
 def test_sex_and_age_are_told_in_common_words(tmp_path: Path) -> None:

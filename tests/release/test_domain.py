@@ -15,11 +15,11 @@ from scipy.spatial.distance import mahalanobis
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.release.ood_gate import (
     DIRECTIONS,
-    Domain,
     HeaderRules,
+    OutOfDomainCheck,
     blank,
     fit_distance,
     fit_rules,
@@ -112,8 +112,8 @@ def test_texture_sees_blur_and_noise_and_not_a_mirror() -> None:
 
 
 FACTS = [
-    ScanFacts("CR", "", "", "", "", (0.5, 0.5), (400, 300)),
-    ScanFacts("DX", "", "", "", "", (1.0, 0.8), (500, 320)),
+    Acquisition("CR", "", "", "", "", (0.5, 0.5), (400, 300)),
+    Acquisition("DX", "", "", "", "", (1.0, 0.8), (500, 320)),
 ]
 
 
@@ -143,9 +143,9 @@ def test_rules_ask_only_for_what_every_training_scan_says() -> None:
 
 def test_facts_are_those_of_the_scan() -> None:
     volume = Volume(np.zeros((1, 5, 7), np.float32), np.eye(4), (0.5, 0.25), "CR")
-    facts = ScanFacts.of(volume)
+    facts = Acquisition.of(volume)
     assert (facts.modality, facts.spacing_mm, facts.shape) == ("CR", (0.5, 0.25), (5, 7))
-    assert ScanFacts.of(replace(volume, source={"spacing": "unknown"})).spacing_mm == ()
+    assert Acquisition.of(replace(volume, source={"spacing": "unknown"})).spacing_mm == ()
 
 
 def test_nothing_is_seen_on_a_blank_image() -> None:
@@ -160,9 +160,9 @@ def test_nothing_is_seen_on_a_blank_image() -> None:
 def test_a_file_that_is_no_gate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "domain.json").write_text('{"format": 2}')
     with pytest.raises(ReleaseError, match="no domain gate that this medopt can read"):
-        Domain.read(tmp_path / "domain.json")
+        OutOfDomainCheck.read(tmp_path / "domain.json")
     with pytest.raises(ReleaseError, match="no domain gate"):
-        Domain.read(tmp_path / "absent.json")
+        OutOfDomainCheck.read(tmp_path / "absent.json")
 
 
 def of_release(finished: Finished, image: FloatArray) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
-from medopt.metrics.calibration import UNCALIBRATED, Calibration, Curve
+from medopt.metrics.calibration import UNCALIBRATED, Calibration, IsotonicCurve
 from medopt.release.card import MISSING, card_facts, render_card
 from medopt.release.layout import Kind, ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Predictor
@@ -100,7 +100,7 @@ def test_a_case_in_the_band_is_undecided(info: ReleaseInfo, logit: float, decisi
 
 
 def test_an_isotonic_release_answers_by_its_curve(info: ReleaseInfo) -> None:
-    rising = Calibration("isotonic", curves=(Curve((0.0, 4.0), (0.1, 0.5)),))
+    rising = Calibration("isotonic", curves=(IsotonicCurve((0.0, 4.0), (0.1, 0.5)),))
     model = info.models["int8"].model_copy(update={"calibration": rising, "threshold": 0.3})
     model = ModelInfo.model_validate_json(model.model_dump_json())
     assert model.calibration == rising

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from clinic_fixtures import Finished, call, environment
 
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.exports.kubernetes import service_name
 from medopt.release.layout import SUMS
 

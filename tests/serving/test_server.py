@@ -22,9 +22,9 @@ from clinic_fixtures import Finished, call
 from numpy.typing import NDArray
 from server_process import WHOLE, Server, arrays, image_request, served
 
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.core.records import FloatArray
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.release.layout import SUMS
 from medopt.release.predictor import Answer, Predictor
 
@@ -39,7 +39,7 @@ class Known:
 
     files: list[Path]
     images: FloatArray
-    facts: list[ScanFacts]
+    facts: list[Acquisition]
     predictor: Predictor
 
     def answers(self, with_facts: bool) -> list[Answer]:

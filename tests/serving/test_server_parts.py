@@ -21,27 +21,27 @@ from PIL import Image
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.server.auth import VARIABLE, Key
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.decode_scan import prepare_bytes
-from medopt.serving.server.limits import Admission, Limits, Refused
-from medopt.serving.server.service import Reply
-from medopt.serving.server.v2_codec import Wanted, from_raw, parse_request, to_raw, write_reply
+from medopt.serving.server.limits import Admission, Refused, ServerLimits
+from medopt.serving.server.service import InferenceResponse
+from medopt.serving.server.v2_codec import OutputSelection, from_raw, parse_request, to_raw, write_reply
 
-SMALL = Limits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=6, max_pixels=100_000)
+SMALL = ServerLimits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=6, max_pixels=100_000)
 
 
 class Reader:
     """A release's way of reading: the pixels as they are."""
 
-    def prepare(self, path: Any) -> tuple[FloatArray, ScanFacts]:
+    def prepare(self, path: Any) -> tuple[FloatArray, Acquisition]:
         volume = read_scan(path)
-        return volume.array, ScanFacts.of(volume)
+        return volume.array, Acquisition.of(volume)
 
 
-def prepared(data: bytes, limits: Limits = SMALL) -> FloatArray:
+def prepared(data: bytes, limits: ServerLimits = SMALL) -> FloatArray:
     return prepare_bytes(cast(Predictor, Reader()), data, limits)[0]
 
 
@@ -133,7 +133,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def sums(images: FloatArray, facts: Sequence[ScanFacts | None]) -> list[Answer]:
+def sums(images: FloatArray, facts: Sequence[Acquisition | None]) -> list[Answer]:
     assert len(facts) == len(images)
     if np.isnan(images).any():
         raise DataError("no number")
@@ -191,14 +191,16 @@ def test_the_queue_counts_images_and_bytes() -> None:
 def test_tensors_come_back_as_they_went() -> None:
     files = np.array([b"ab", b"\xff\x00c"], object)
     assert from_raw("scan", [2], to_raw(files)).scans == (b"ab", b"\xff\x00c")
-    reply = Reply("m", "v", {"logits": np.array([[np.nan, 0.1]]), "decision": np.array([b"yes"], object)}, {})
+    reply = InferenceResponse(
+        "m", "v", {"logits": np.array([[np.nan, 0.1]]), "decision": np.array([b"yes"], object)}, {}
+    )
     for broken in (b"\x05\0\0\0ab", b"\x02\0\0", b"\x00\0\0\0\x01\0\0\0a", to_raw(files)[:-1]):
         with pytest.raises(Refused, match="as many files"):
             from_raw("scan", [2], broken)
-    data, length = write_reply(reply, Wanted("7", {"logits": True, "decision": False}))
+    data, length = write_reply(reply, OutputSelection("7", {"logits": True, "decision": False}))
     assert length is not None and np.frombuffer(data[length:]).tolist()[1] == 0.1
     assert b'"data":["yes"]' in data[:length] and b'"id":"7"' in data[:length]
-    whole, none = write_reply(reply, Wanted("", {"logits": False}))
+    whole, none = write_reply(reply, OutputSelection("", {"logits": False}))
     assert none is None and b'"data":[null,0.1]' in whole
     assert parse_request(b"any file", "0")[0].scans == (b"any file",)
     with pytest.raises(Refused, match="empty"):

@@ -19,7 +19,7 @@ from certificates import LOCAL, make_certificates
 from clinic_fixtures import Finished
 from server_process import WHOLE, Server, served
 
-from medopt.core.provenance import file_digest
+from medopt.core.files import file_digest
 from medopt.release.layout import CARD, SUMS, write_sums
 
 

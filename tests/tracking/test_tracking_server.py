@@ -22,7 +22,7 @@ from ports import free_port
 
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.pipeline import run_study
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "server.sh"

@@ -15,14 +15,14 @@ from medopt.core.errors import TrainingError
 from medopt.training import auto_settings
 from medopt.training.auto_settings import USUAL_BATCH, resolve_auto, with_sizes
 from medopt.training.batch_size import BatchTest, Trial
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 
 
 @pytest.fixture
 def given(
     tmp_path: Path,
     tiny_study: Callable[..., Study],
-    tiny_set: Callable[..., Prepared],
+    tiny_set: Callable[..., PreparedSplit],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Any]:
     prepared = tiny_set(tmp_path, tiny_study(), 16)

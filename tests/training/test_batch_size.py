@@ -15,10 +15,10 @@ import torch
 
 from medopt.config import Study
 from medopt.core.errors import StorageError, TrainingError
-from medopt.core.records import SilentReporter
+from medopt.core.reporter import SilentReporter
 from medopt.training import batch_size, step_bench
 from medopt.training.batch_size import Trial, candidate_sizes, choose, find_batch_size, try_sizes
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.training.memory import available_bytes, peak_bytes
 
 MIB = 2**20
@@ -91,7 +91,7 @@ def test_which_sizes_are_tried(tiny_study: Callable[..., Study]) -> None:
 def test_real_steps_are_tried(
     tmp_path: Path,
     tiny_study: Callable[..., Study],
-    tiny_set: Callable[..., Prepared],
+    tiny_set: Callable[..., PreparedSplit],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def here(*given: Any, cuda: bool) -> Any:  # spares a process
@@ -106,7 +106,7 @@ def test_real_steps_are_tried(
 
 
 def test_on_a_cpu_a_process_of_its_own_measures_and_its_end_is_an_answer(
-    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     study = tiny_study()
     prepared = tiny_set(tmp_path, study, 8)
@@ -119,7 +119,7 @@ def test_on_a_cpu_a_process_of_its_own_measures_and_its_end_is_an_answer(
 
 
 def test_an_error_in_that_process_is_told_as_it_is(
-    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     study = tiny_study()
     cases, gone = tiny_set(tmp_path, study, 8).cases, [tmp_path / "gone.npy"] * 8

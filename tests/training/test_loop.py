@@ -11,11 +11,12 @@ import torch
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
-from medopt.core.records import EpochRecord, SilentReporter
+from medopt.core.records import EpochRecord
+from medopt.core.reporter import SilentReporter
 from medopt.data.loaders import PreparedDataset
 from medopt.training import epoch as epoch_module
 from medopt.training import state as state_module
-from medopt.training.job import Lead, Prepared, Trained, TrainingTask
+from medopt.training.job import PreparedSplit, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.schedules import learning_rate
 
@@ -49,12 +50,14 @@ def separation(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]) -> Callable[..., Trained]:
+def run(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
+) -> Callable[..., Trained]:
     def make(training: dict[str, Any], score: Callable[..., float] = separation, **options: Any) -> Trained:
         sections = {key: options.pop(key) for key in ("data", "model", "augment", "prepare") if key in options}
         study = tiny_study(training=training, **sections)
         sets = tiny_set(tmp_path / "data", study, 12), tiny_set(tmp_path / "data", study, 8, "val", seed=1)
-        return train(TrainingTask(study, *sets, tmp_path / "run", {}), Lead(score, **options))
+        return train(TrainingJob(study, *sets, tmp_path / "run", {}), TrainingCallbacks(score, **options))
 
     return make
 

@@ -20,7 +20,7 @@ from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.records import EpochRecord
 from medopt.training.checkpoint import read_tensors
 from medopt.training.hardware import Hardware
-from medopt.training.job import Lead, Prepared, Trained, TrainingTask
+from medopt.training.job import PreparedSplit, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 
 JUDGED = ("epoch", "train_loss", "val_loss", "val_metric", "learning_rate")
@@ -29,7 +29,7 @@ JUDGED = ("epoch", "train_loss", "val_loss", "val_metric", "learning_rate")
 class Pair:
     """The same small training on one process and on two, 7 cases in validation."""
 
-    def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., Prepared]) -> None:
+    def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., PreparedSplit]) -> None:
         self.folder, self.study, self.seen = folder, study, {}
         self.sets = tiny_set(folder / "data", study, 20), tiny_set(folder / "data", study, 7, "val", seed=1)
 
@@ -40,14 +40,18 @@ class Pair:
             seen.append(logits)
             return float(logits[targets == 1].mean() - logits[targets == 0].mean())
 
-        return train(TrainingTask(self.study, *self.sets, self.folder / name, {}), Lead(score, **options), hardware)
+        return train(
+            TrainingJob(self.study, *self.sets, self.folder / name, {}), TrainingCallbacks(score, **options), hardware
+        )
 
     def tensors(self, name: str, epoch: int) -> dict[str, torch.Tensor]:
         return read_tensors(self.folder / name / f"epoch-{epoch:04d}.safetensors")[0]
 
 
 @pytest.fixture
-def pair(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]) -> Callable[..., Pair]:
+def pair(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
+) -> Callable[..., Pair]:
     def make(**training: Any) -> Pair:
         # Plain SGD: Adam divides by a gradient's own size, and would make a rounding of a tiny one as large as any.
         settings = {"epochs": 3, "batch_size": 8, "ema_decay": 0.5, "optimizer": {"name": "sgd", "lr": 0.05}}

@@ -11,13 +11,13 @@ import pytest
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.training.job import Prepared
+from medopt.training.job import PreparedSplit
 from medopt.training.lr_range_test import RangeTest, judge, range_test
 
 
 @pytest.fixture(scope="module")
 def tried(
-    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    tmp_path_factory: pytest.TempPathFactory, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> Callable[..., RangeTest]:
     folder = tmp_path_factory.mktemp("range")
     prepared = tiny_set(folder, tiny_study(), 40)

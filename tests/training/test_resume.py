@@ -14,11 +14,12 @@ from sklearn.metrics import roc_auc_score
 
 from medopt.config import Study
 from medopt.core.errors import StorageError, TrainingError
-from medopt.core.records import EpochRecord, SilentReporter
+from medopt.core.records import EpochRecord
+from medopt.core.reporter import SilentReporter
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors
 from medopt.training.epoch import Epochs
-from medopt.training.job import Lead, Prepared, Trained, TrainingTask
+from medopt.training.job import PreparedSplit, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.loop import load_best
 from medopt.training.step import Stepper
@@ -38,7 +39,7 @@ def auc(logits: np.ndarray, targets: np.ndarray) -> float:
 class Runs:
     """Runs of one tiny study, each in a folder of its own."""
 
-    def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., Prepared]) -> None:
+    def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., PreparedSplit]) -> None:
         self.folder, self.study = folder, study
         self.sets = tiny_set(folder / "data", study, 9), tiny_set(folder / "data", study, 8, "val", seed=1)
 
@@ -48,12 +49,14 @@ class Runs:
                 raise Killed
 
         facts = options.pop("facts", FACTS)
-        lead = Lead(**({"score": auc, "on_epoch": on_epoch} | options))
-        return train(TrainingTask(self.study, *self.sets, self.folder / name, facts), lead)
+        lead = TrainingCallbacks(**({"score": auc, "on_epoch": on_epoch} | options))
+        return train(TrainingJob(self.study, *self.sets, self.folder / name, facts), lead)
 
 
 @pytest.fixture
-def runs(tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]) -> Callable[..., Runs]:
+def runs(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
+) -> Callable[..., Runs]:
     def make(training: dict[str, Any] | None = None, **sections: Any) -> Runs:
         settings = {"epochs": 4, "optimizer": {"lr": 0.01}} | (training or {})
         return Runs(tmp_path, tiny_study(training=settings, **sections), tiny_set)
@@ -204,7 +207,7 @@ def test_a_checkpoint_of_another_study_is_refused(runs: Callable[..., Runs], fac
 
 
 def test_a_checkpoint_of_another_network_is_refused(
-    runs: Callable[..., Runs], tiny_study: Callable[..., Study], tiny_set: Callable[..., Prepared]
+    runs: Callable[..., Runs], tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     made = runs({"epochs": 1})
     made.run("whole")
@@ -231,14 +234,14 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(
     best, *checkpoints = sorted(path.stat().st_size for path in (made.folder / "whole").iterdir())
     disk = tiny_disk((best + 2 * checkpoints[0]) // 1024 + 100)  # room for two checkpoints, not for a third
     with pytest.raises(StorageError, match="disk is full"):
-        train(TrainingTask(made.study, *made.sets, disk / "run", FACTS), Lead(auc))
+        train(TrainingJob(made.study, *made.sets, disk / "run", FACTS), TrainingCallbacks(auc))
     files = sorted((disk / "run").iterdir())
     assert [path.name for path in files] == ["best.safetensors", "epoch-0001.safetensors", "epoch-0002.safetensors"]
     assert all(read_tensors(path) for path in files)
 
 
 def test_the_best_weights_are_those_that_validation_saw(
-    runs: Callable[..., Runs], stacked: Callable[[Prepared], np.ndarray]
+    runs: Callable[..., Runs], stacked: Callable[[PreparedSplit], np.ndarray]
 ) -> None:
     made = runs({"epochs": 3, "ema_decay": 0.5})
     seen: list[np.ndarray] = []

@@ -8,7 +8,7 @@ import torch
 from monai.transforms import Compose
 
 from medopt.config import Augment
-from medopt.transforms.augment import Drawn, RandomAugment, apply, draw
+from medopt.transforms.augment import AugmentParams, RandomAugment, apply, draw
 from medopt.transforms.shift import SCANNERS, draw_scanner
 
 OFF: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_an_erased_box_is_filled_with_the_mean_and_no_larger_than_named() -> Non
 
 def test_a_drawing_can_be_applied_again() -> None:
     drawn = draw(augment(**STRONG, probability=1), 2, np.random.default_rng(0))
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, AugmentParams)
     assert torch.equal(apply(noise(1, 20, 20), drawn), apply(noise(1, 20, 20), drawn))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from medopt.core.errors import DataError
 from medopt.core.files import write_json
-from medopt.manifest.sources.scan_listing import SCAN_SUFFIXES, Found, Scan, by_number, unwritable
+from medopt.manifest.sources.scan_listing import SCAN_SUFFIXES, Scan, ScanListing, by_number, unwritable
 
 SECTIONS = {
     **dict.fromkeys(("training", "train"), "train"),
@@ -19,7 +19,7 @@ SECTIONS = {
 }
 
 
-def find_datalist(path: Path, root: Path | None = None) -> Found:
+def find_datalist(path: Path, root: Path | None = None) -> ScanListing:
     """The items of a datalist, whose paths start from `root`, else from the datalist's own folder.
 
     Items without a label are left out. Raises DataError where it is no datalist, and where its labels are images: that
@@ -52,7 +52,7 @@ def find_datalist(path: Path, root: Path | None = None) -> Found:
     if any(scan.labels and len(scan.labels) != columns for scan in scans):
         raise DataError(f"{path}: some labels are lists of another length than others. Give each item the same labels.")
     own = () if not columns else ("label",) if columns == 1 else tuple(f"label_{at}" for at in range(columns))
-    return Found("MONAI datalist", base, tuple(scans), tuple(left_out), own_labels=own)
+    return ScanListing("MONAI datalist", base, tuple(scans), tuple(left_out), own_labels=own)
 
 
 def _read(path: Path) -> dict[str, Any]:

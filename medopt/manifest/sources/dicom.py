@@ -14,8 +14,8 @@ from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.reporter import Reporter
 from medopt.imaging.series_index import Index, Series, index_folder
-from medopt.imaging.series_rules import Choice, choose
-from medopt.manifest.sources.scan_listing import Found, Scan, SourceOptions, by_reason, unwritable
+from medopt.imaging.series_rules import SeriesChoice, choose
+from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, by_reason, unwritable
 
 VOLUMES = ("CT", "MR", "PT")
 """Modalities whose series of several frames is one scan."""
@@ -24,7 +24,7 @@ _YEARS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}  # PS3.5 6.2, AS: how ma
 _CLIP = "several frames in one file, and the modality is not CT, MR or PT"
 
 
-def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
+def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
     """The scans of a folder that a scanner or a PACS exported.
 
     Localizers are left out, and so are CT, MR and PET series computed from others, unless they are to be kept.
@@ -55,10 +55,10 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
         raise DataError(f"Nothing of {root} is left to make a manifest of. Left out: {reasons}.")
     told = f"{burned_in} series say that text is burned into their pixels; it may name a patient."
     notes = (told,) if burned_in else ()
-    return Found("DICOM", root, tuple(_sited(scans, index, options)), tuple(left_out), notes=notes)
+    return ScanListing("DICOM", root, tuple(_sited(scans, index, options)), tuple(left_out), notes=notes)
 
 
-def _unwanted(series: Series, options: SourceOptions, choice: Choice | None) -> str:
+def _unwanted(series: Series, options: SourceOptions, choice: SeriesChoice | None) -> str:
     """Why a series is left out; empty where it is not. Rules decide alone."""
     if choice:
         return "" if series in choice.taken else f"the rules of data.series: {choice.reasons[series.uid]}"

@@ -17,8 +17,8 @@ from medopt.manifest.sources.nifti import find_nifti
 from medopt.manifest.sources.scan_listing import (
     IMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
-    Found,
     Kind,
+    ScanListing,
     SourceOptions,
     files_below,
 )
@@ -28,7 +28,7 @@ _SNIFFED = 100
 _NEVER = (".csv", ".tsv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".bval", ".bvec", ".npy")
 
 
-def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: Reporter) -> Found:
+def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
     """The scans of a folder, a .zip (unpacked into `unpacked`), a MedMNIST .npz or a MONAI datalist.
 
     Raises DataError where it is none of these, or holds no scan.
@@ -49,7 +49,7 @@ def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: R
     raise DataError(f"{source} is a single file. Give the folder that holds the scans, a .zip, an .npz or a datalist.")
 
 
-def _folder(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
+def _folder(root: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
     kind = options.kind if options.kind != "auto" else _kind(root)
     if kind == "medmnist":
         return find_medmnist(_one_archive(root))

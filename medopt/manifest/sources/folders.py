@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from medopt.manifest.sources.scan_listing import Found, Scan, SourceOptions, shared_depth
+from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, shared_depth
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -73,7 +73,7 @@ def _place(parts: tuple[str, ...], split_at: int | None, class_at: int) -> Place
     return (parts[class_at], split) if split else None
 
 
-def read_folders(found: Found, options: SourceOptions) -> Found:
+def read_folders(found: ScanListing, options: SourceOptions) -> ScanListing:
     """The same scans with what their folders say: splits in any tree; labels in one of images, or where asked for.
 
     Scans outside the class folders are left out. Where a table tells the labels, no folder does.
@@ -87,7 +87,7 @@ def read_folders(found: Found, options: SourceOptions) -> Found:
     return replace(labelled, scans=_sited(labelled.scans)) if options.site_from == "folder" else labelled
 
 
-def _classes(found: Found) -> Found | None:
+def _classes(found: ScanListing) -> ScanListing | None:
     places = read_class_folders([scan.files[0] for scan in found.scans])
     if places is None:
         return None

@@ -7,8 +7,8 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.manifest.sources.scan_listing import (
     IMAGE_SUFFIXES,
-    Found,
     Scan,
+    ScanListing,
     files_below,
     is_mask,
     unwritable,
@@ -17,7 +17,7 @@ from medopt.manifest.sources.scan_listing import (
 _MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "annotations", "derivatives"})
 
 
-def find_images(root: Path) -> Found:
+def find_images(root: Path) -> ScanListing:
     """One scan an image file; nobody knows the patient. Masks are left out.
 
     Raises DataError where there is no image.
@@ -34,4 +34,4 @@ def find_images(root: Path) -> Found:
             scans.append(Scan(image=path, files=(path,)))
     if not scans:
         raise DataError(f"{root} holds no PNG, JPEG, TIFF or BMP image ({len(left_out)} masks left out).")
-    return Found("images", root, tuple(scans), tuple(left_out), guess_patients=True)
+    return ScanListing("images", root, tuple(scans), tuple(left_out), guess_patients=True)

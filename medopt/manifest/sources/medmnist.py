@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medopt.core.errors import DataError
 from medopt.core.records import SPLITS
 from medopt.manifest.check import npz_shapes
-from medopt.manifest.sources.scan_listing import Found, Scan
+from medopt.manifest.sources.scan_listing import Scan, ScanListing
 
 
 def is_medmnist(path: Path) -> bool:
@@ -24,7 +24,7 @@ def is_medmnist(path: Path) -> bool:
         return False
 
 
-def find_medmnist(path: Path) -> Found:
+def find_medmnist(path: Path) -> ScanListing:
     """One scan an image of the archive, `file.npz#train_images/0`, labelled by number as the archive labels it.
 
     Labels of several columns (ChestMNIST) become the columns label_0, label_1 and so on. Raises DataError where the
@@ -49,7 +49,7 @@ def find_medmnist(path: Path) -> Found:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as a MedMNIST archive: {error}.") from None
     names = ("label",) if columns == 1 else tuple(f"label_{at}" for at in range(columns))
-    return Found("MedMNIST", path.parent, tuple(scans), own_labels=names, guess_patients=True)
+    return ScanListing("MedMNIST", path.parent, tuple(scans), own_labels=names, guess_patients=True)
 
 
 def _labels(array: NDArray[Any], path: Path) -> NDArray[np.int64]:

@@ -12,8 +12,8 @@ from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter
 from medopt.manifest.sources.scan_listing import (
     NIFTI_SUFFIXES,
-    Found,
     Scan,
+    ScanListing,
     SourceOptions,
     files_below,
     is_mask,
@@ -27,7 +27,7 @@ _SUBJECT = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)")
 _SESSION = re.compile(r"[/_](ses-[A-Za-z0-9]+)")
 
 
-def find_nifti(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
+def find_nifti(root: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
     """One scan a NIfTI file; patient and study from BIDS names. Masks, derivatives and 4-D files are left out.
 
     Raises DataError where nothing is left.
@@ -46,7 +46,7 @@ def find_nifti(root: Path, options: SourceOptions, reporter: Reporter) -> Found:
         advance(1)
     if not scans:
         raise DataError(f"{root} holds no NIfTI image that can be used ({len(left_out)} files left out).")
-    return Found("NIfTI", root, tuple(scans), tuple(left_out))
+    return ScanListing("NIfTI", root, tuple(scans), tuple(left_out))
 
 
 def _unwanted(path: str, options: SourceOptions) -> str:

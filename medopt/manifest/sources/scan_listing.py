@@ -56,7 +56,7 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ScanListing:
     """The scans of a source below `root`, and what of it was left out: (path below the root, reason).
 
     `own_labels` names the columns of the labels that the scans carry; empty where the source has none. `guess_patients`

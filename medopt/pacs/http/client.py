@@ -13,7 +13,7 @@ import requests
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.destinations import WebDestination
-from medopt.pacs.errors import Unanswered
+from medopt.pacs.errors import PeerError
 from medopt.pacs.http.multipart import DICOM
 
 _JSON = "application/dicom+json"
@@ -47,7 +47,7 @@ class Client:
             status, content = self._ask("POST", "/studies", {"Content-Type": kind, "Accept": _JSON}, body)
         except OSError:
             return "the result cannot be read from the spool"
-        except (Unanswered, ConfigError) as error:
+        except (PeerError, ConfigError) as error:
             return str(error)
         return _confirmed(status, content, sop_uid)
 
@@ -55,7 +55,7 @@ class Client:
         """Why the service cannot be asked, empty where it can: a query that nothing fits."""
         try:
             self.find("/studies", {"StudyInstanceUID": "1.2.826.0.1.3680043.8.498.0", "limit": "1"})
-        except (Unanswered, ConfigError) as error:
+        except (PeerError, ConfigError) as error:
             return str(error)
         return ""
 
@@ -65,13 +65,13 @@ class Client:
         if status == 204 or (status == 200 and not content.strip()):
             return []
         if status != 200:
-            raise Unanswered(f"the service answered HTTP {status}")
+            raise PeerError(f"the service answered HTTP {status}")
         try:
             found = json.loads(content)
         except (ValueError, RecursionError):
-            raise Unanswered("the service answered no JSON") from None
+            raise PeerError("the service answered no JSON") from None
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise Unanswered("the service answered something else than a list of data sets")
+            raise PeerError("the service answered something else than a list of data sets")
         return found
 
     def retrieve(self, path: str) -> tuple[str, Iterator[bytes]]:
@@ -83,7 +83,7 @@ class Client:
         answer = self._open("GET", path, {"Accept": accept})
         if answer.status_code != 200:
             answer.close()
-            raise Unanswered(f"the service answered HTTP {answer.status_code}")
+            raise PeerError(f"the service answered HTTP {answer.status_code}")
         return answer.headers.get("Content-Type", ""), _pieces(answer)
 
     def _ask(
@@ -95,7 +95,7 @@ class Client:
             found += piece
             if len(found) > _LARGEST_ANSWER:
                 answer.close()
-                raise Unanswered("the service's answer is too long")
+                raise PeerError("the service's answer is too long")
         return answer.status_code, found
 
     def _open(
@@ -108,18 +108,18 @@ class Client:
                 allow_redirects=False, stream=True, **more,
             )  # fmt: skip
         except requests.exceptions.SSLError:
-            raise Unanswered("the service's certificate is not vouched for (authority)") from None
+            raise PeerError("the service's certificate is not vouched for (authority)") from None
         except requests.Timeout:
-            raise Unanswered("the service did not answer in time") from None
+            raise PeerError("the service did not answer in time") from None
         except (requests.RequestException, OSError):  # OSError: the authority's file
-            raise Unanswered("the service is not reached") from None
+            raise PeerError("the service is not reached") from None
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:
     try:
         yield from answer.iter_content(_PIECE)
     except (requests.RequestException, OSError):
-        raise Unanswered("the connection broke off") from None
+        raise PeerError("the connection broke off") from None
     finally:
         answer.close()
 

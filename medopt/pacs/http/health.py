@@ -15,7 +15,7 @@ _LEAST_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Vital:
+class NodeHealth:
     """Where to feel the node's pulse: each returns whether that part is up."""
 
     receiver: Callable[[], bool]
@@ -23,7 +23,7 @@ class Vital:
     stopping: Callable[[], bool]
 
 
-def checks(vital: Vital, intake: Intake) -> dict[str, str]:
+def checks(vital: NodeHealth, intake: Intake) -> dict[str, str]:
     """Each part of the node, `ok` or why not."""
     try:
         intake.room()

@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.http.routes import Parts, application
+from medopt.pacs.http.routes import NodeParts, application
 from medopt.serving.server.auth import LOOPBACK, Key
 
 CONNECTIONS = 100
@@ -53,7 +53,7 @@ class _Bounded(H11Protocol):
 class Door:
     """A listening HTTP server."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: NodeParts) -> None:
         """Raises ConfigError where anybody could ask, or the key cannot be read."""
         web = parts.node.web
         assert web is not None

@@ -8,7 +8,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from medopt.pacs.errors import Unanswered
+from medopt.pacs.errors import PeerError
 from medopt.pacs.settings import Node
 from medopt.serving.server.auth import key_text
 
@@ -45,6 +45,6 @@ def post(node: Node, path: str, kind: str, pieces: Iterable[bytes]) -> None:
                 allow_redirects=False,
             )
         except (requests.RequestException, OSError):
-            raise Unanswered("the node's own HTTP port is not reached") from None
+            raise PeerError("the node's own HTTP port is not reached") from None
     if answer.status_code in (401, 404, 413, 421):
-        raise Unanswered(f"the node's own HTTP port answered {answer.status_code}")
+        raise PeerError(f"the node's own HTTP port answered {answer.status_code}")

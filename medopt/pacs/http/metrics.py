@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from medopt.pacs.audit import Counted
+from medopt.pacs.audit import CountingAudit
 from medopt.pacs.http.health import OK
 from medopt.pacs.http.status_query import Ledgers
 
@@ -21,7 +21,7 @@ class Metrics:
 
     def __init__(
         self,
-        counted: Counted,
+        counted: CountingAudit,
         ledgers: Ledgers,
         checks: Callable[[], Mapping[str, str]],
         spool_bytes: Callable[[], int],

@@ -24,7 +24,7 @@ HEADERS = {
 _OPEN = ("/health",)
 
 
-class Guard:
+class HttpGuard:
     """ASGI middleware. `names` are the hosts that a request may call; a page elsewhere cannot rebind a name to us."""
 
     def __init__(self, app: Channel, key: Key, names: list[str]) -> None:

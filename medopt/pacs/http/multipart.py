@@ -16,7 +16,7 @@ class Malformed(Exception):
     """What came is not multipart/related; the text is for the sender and quotes nothing."""
 
 
-class Parts(Protocol):
+class PartSink(Protocol):
     """Who takes the parts."""
 
     def begin(self, headers: Mapping[str, str]) -> None:
@@ -43,7 +43,7 @@ def boundary_of(content_type: str) -> bytes:
 class Related:
     """A parser that is fed; what `parts` raises comes through."""
 
-    def __init__(self, boundary: bytes, parts: Parts) -> None:
+    def __init__(self, boundary: bytes, parts: PartSink) -> None:
         self._parts = parts
         self._headers: dict[str, str] = {}
         self._name, self._value = b"", b""

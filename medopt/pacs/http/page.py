@@ -30,7 +30,7 @@ EVERY = (5, 15, 60)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PageFacts:
     """What the page shows. `told` answers the form that was sent."""
 
     aet: str
@@ -44,7 +44,7 @@ class Facts:
     every: int = 0
 
 
-def render(facts: Facts) -> str:
+def render(facts: PageFacts) -> str:
     """The whole document."""
     return _PAGE.render(
         facts=facts,

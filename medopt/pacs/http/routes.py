@@ -18,11 +18,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from medopt.pacs.audit import Counted
-from medopt.pacs.http.health import OK, SpoolSize, Vital, checks
+from medopt.pacs.audit import CountingAudit
+from medopt.pacs.http.health import OK, NodeHealth, SpoolSize, checks
 from medopt.pacs.http.metrics import Metrics
-from medopt.pacs.http.middleware import HEADERS, Channel, Forms, Guard
-from medopt.pacs.http.page import EVERY, POLICY, Facts, render
+from medopt.pacs.http.middleware import HEADERS, Channel, Forms, HttpGuard
+from medopt.pacs.http.page import EVERY, POLICY, PageFacts, render
 from medopt.pacs.http.status_query import Ledgers
 from medopt.pacs.http.stow import Stow
 from medopt.pacs.intake import Intake
@@ -37,19 +37,19 @@ _FORM_BYTES, _FORM_SECONDS = 4096, 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class NodeParts:
     """The parts of a running node that its HTTP side looks at."""
 
     node: Node
     spool: Spool
     ledger: Ledger
     intake: Intake
-    counted: Counted
-    vital: Vital
+    counted: CountingAudit
+    vital: NodeHealth
     clock: Callable[[], float] = time.time
 
 
-def application(parts: Parts, key: Key) -> Channel:
+def application(parts: NodeParts, key: Key) -> Channel:
     """The whole HTTP side as an ASGI application."""
     web = parts.node.web
     assert web is not None
@@ -66,11 +66,11 @@ def application(parts: Parts, key: Key) -> Channel:
             Route(path, stow.store, methods=["POST"]) for path in ("/dicom-web/studies", "/dicom-web/studies/{study}")
         ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _plain, Exception: _failed})
-    return Guard(app, key, [web.host, *web.names])
+    return HttpGuard(app, key, [web.host, *web.names])
 
 
 class _Pages:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: NodeParts) -> None:
         self._parts, self._forms = parts, Forms()
         self._ledgers = Ledgers(parts.spool.root / LEDGER)
         self._spool_bytes = SpoolSize(parts.spool.root)
@@ -109,7 +109,7 @@ class _Pages:
             told = f"{int(words['studies'][:9])} studies and {int(words['results'][:9])} results are tried again."
         every = words.get("every", "")
         return render(
-            Facts(
+            PageFacts(
                 parts.node.aet,
                 self._checks(),
                 self._ledgers.overview([one.name for one in parts.node.destinations]),

@@ -30,7 +30,7 @@ class StudyRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DestinationStatus:
     """A destination, and what is owed to it."""
 
     name: str
@@ -49,7 +49,7 @@ class Overview:
     oldest_send: float | None
     latest: tuple[StudyRow, ...]
     parked: tuple[StudyRow, ...]
-    places: tuple[Place, ...]
+    places: tuple[DestinationStatus, ...]
 
 
 class Ledgers:
@@ -116,7 +116,7 @@ def _studies(db: sqlite3.Connection, where: str, most: int) -> tuple[StudyRow, .
     return tuple(found)
 
 
-def _places(db: sqlite3.Connection, destinations: list[str]) -> Iterator[Place]:
+def _places(db: sqlite3.Connection, destinations: list[str]) -> Iterator[DestinationStatus]:
     """Those of the node file, then those that are no longer in it but are owed something."""
     sends: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(SENDS, 0))
     for row in db.execute("SELECT destination, state, count(*) n FROM sends GROUP BY 1, 2"):
@@ -128,4 +128,4 @@ def _places(db: sqlite3.Connection, destinations: list[str]) -> Iterator[Place]:
             "LIMIT 1",
             (name,),
         ).fetchone()
-        yield Place(name, sends[name], "" if row is None else row["reason"])
+        yield DestinationStatus(name, sends[name], "" if row is None else row["reason"])

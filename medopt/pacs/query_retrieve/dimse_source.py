@@ -19,7 +19,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from medopt.pacs.association import associate
 from medopt.pacs.destinations import Destination
-from medopt.pacs.errors import Unanswered
+from medopt.pacs.errors import PeerError
 from medopt.pacs.intake import is_uid
 from medopt.pacs.query_retrieve.source import MOST_STUDIES, Stopping
 from medopt.pacs.settings import Node
@@ -72,9 +72,9 @@ class DimseSource:
                 if is_uid(uid) and modality in (None, str(answer.get("Modality") or modality)):
                     found[uid] = None
                 if len(found) > MOST_STUDIES:
-                    raise Unanswered(f"the source names more than {MOST_STUDIES} studies; take fewer days")
+                    raise PeerError(f"the source names more than {MOST_STUDIES} studies; take fewer days")
             elif status != 0x0000:
-                raise Unanswered(f"the source answered C-FIND with 0x{status:04X}")
+                raise PeerError(f"the source answered C-FIND with 0x{status:04X}")
         return list(found)
 
     def _move(self, study: str, series: str, instance: str) -> None:
@@ -85,20 +85,20 @@ class DimseSource:
             query.SOPInstanceUID = instance
         for status, _ in self._asked(lambda: self._link.send_c_move(query, self._node.aet, Move)):
             if status not in (*_PENDING, 0x0000, _SOME_FAILED):
-                raise Unanswered(f"the source answered C-MOVE with 0x{status:04X}: {_WHY.get(status, _OTHER)}")
+                raise PeerError(f"the source answered C-MOVE with 0x{status:04X}: {_WHY.get(status, _OTHER)}")
 
     def _asked(self, send: Any) -> Iterator[tuple[int, Dataset | None]]:
         try:
             for answer, dataset in send():
                 status = answer.get("Status")
                 if status is None:
-                    raise Unanswered("the source did not answer in time, or the connection broke off")
+                    raise PeerError("the source did not answer in time, or the connection broke off")
                 if self._stopping():
                     self._link.abort()
-                    raise Unanswered("the node stops")
+                    raise PeerError("the node stops")
                 yield int(status), dataset
         except (ValueError, RuntimeError):  # no context was accepted, or the association has ended
-            raise Unanswered("the source does not offer this query, or the connection broke off") from None
+            raise PeerError("the source does not offer this query, or the connection broke off") from None
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def dimse_source(node: Node, place: Destination, stopping: Stopping) -> Iterator
     """An association until the end of the block; raises Unanswered where there is none."""
     link = associate(node, place, [Find, Move], DEFAULT_TRANSFER_SYNTAXES, silence_seconds=_SILENCE_SECONDS)
     if not link.is_established:
-        raise Unanswered("the source rejected the association" if link.is_rejected else "the source is not reached")
+        raise PeerError("the source rejected the association" if link.is_rejected else "the source is not reached")
     try:
         yield DimseSource(link, node, stopping)
     finally:

@@ -14,7 +14,7 @@ from medopt.pacs.destinations import WebDestination
 from medopt.pacs.intake import Intake
 from medopt.pacs.query_retrieve.dimse_source import dimse_source
 from medopt.pacs.query_retrieve.reconcile import Reconciled, Reconciler
-from medopt.pacs.query_retrieve.source import Source, Stopping
+from medopt.pacs.query_retrieve.source import Stopping, StudySource
 from medopt.pacs.query_retrieve.web_source import Deliver, into, web_source
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import LEDGER, Spool
@@ -24,7 +24,7 @@ _GRACE_SECONDS = 10.0
 
 
 @contextmanager
-def opened(node: Node, deliver: Deliver | None, stopping: Stopping) -> Iterator[Source]:
+def opened(node: Node, deliver: Deliver | None, stopping: Stopping) -> Iterator[StudySource]:
     """The source of a node file's section pull; `deliver` takes what comes by WADO-RS. Raises Unanswered."""
     assert node.pull is not None
     place = node.pull.source

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from medopt.pacs.errors import Unanswered
-from medopt.pacs.query_retrieve.source import Source, Stopping
+from medopt.pacs.errors import PeerError
+from medopt.pacs.query_retrieve.source import Stopping, StudySource
 
 _AT_ONCE = 500
 _SELDOM = 24
@@ -57,7 +57,7 @@ class Reconciler:
         self._tries: Counter[str] = Counter()
         self._next: dict[str, int] = {}
 
-    def reconcile(self, source: Source, since: date, stopping: Stopping, *, fetch: bool = True) -> Reconciled:
+    def reconcile(self, source: StudySource, since: date, stopping: Stopping, *, fetch: bool = True) -> Reconciled:
         """One comparison, then one attempt to fetch each gap; raises Unanswered, sqlite3.Error."""
         self._runs += 1
         studies, known, put_off, gaps = 0, 0, 0, list[Gap]()
@@ -75,7 +75,7 @@ class Reconciler:
         fetched, reason = self._fetch_all(source, gaps, stopping) if fetch else (0, "")
         return Reconciled(studies, known, sum(len(gap.missing) for gap in gaps), put_off, fetched, reason)
 
-    def _fetch_all(self, source: Source, gaps: Sequence[Gap], stopping: Stopping) -> tuple[int, str]:
+    def _fetch_all(self, source: StudySource, gaps: Sequence[Gap], stopping: Stopping) -> tuple[int, str]:
         """Each gap by itself: how many instances came, and the first reason why some did not."""
         fetched, reason = 0, ""
         for gap in gaps:
@@ -83,7 +83,7 @@ class Reconciler:
                 break
             try:
                 source.fetch(gap.study, gap.series, () if gap.whole else gap.missing)
-            except Unanswered as unanswered:
+            except PeerError as unanswered:
                 reason = reason or str(unanswered)
             came = self._here(gap.missing)
             fetched += len(came)

@@ -10,7 +10,7 @@ Stopping = Callable[[], bool]
 MOST_STUDIES = 20_000
 
 
-class Source(Protocol):
+class StudySource(Protocol):
     """A PACS. Every method raises Unanswered."""
 
     def studies(self, since: date, modality: str) -> list[str]:

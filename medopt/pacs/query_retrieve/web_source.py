@@ -9,7 +9,7 @@ from typing import Any
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.destinations import WebDestination
-from medopt.pacs.errors import Unanswered
+from medopt.pacs.errors import PeerError
 from medopt.pacs.http.client import Client
 from medopt.pacs.http.multipart import Malformed, Related, boundary_of
 from medopt.pacs.http.upload import Upload
@@ -53,7 +53,7 @@ class WebSource:
     def _watched(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             if self._stopping():
-                raise Unanswered("the node stops")
+                raise PeerError("the node stops")
             yield piece
 
     def _found(self, path: str, tag: str, query: dict[str, str]) -> list[str]:
@@ -61,7 +61,7 @@ class WebSource:
         found: dict[str, None] = {}
         while True:
             if self._stopping():
-                raise Unanswered("the node stops")
+                raise PeerError("the node stops")
             page = self._client.find(path, {**query, "limit": str(_PAGE), "offset": str(len(found))})
             before = len(found)
             for item in page:
@@ -72,7 +72,7 @@ class WebSource:
             if len(page) < _PAGE or len(found) == before:
                 return list(found)
             if len(found) > MOST_STUDIES:
-                raise Unanswered(f"the source names more than {MOST_STUDIES} studies; take fewer days")
+                raise PeerError(f"the source names more than {MOST_STUDIES} studies; take fewer days")
 
 
 def _value(item: dict[str, Any], tag: str) -> str:
@@ -100,7 +100,7 @@ def into(intake: Intake, spool: Spool, node: Node) -> Deliver:
                 related.feed(piece)
             related.close()
         except Malformed:
-            raise Unanswered("the source's answer is not multipart/related, or breaks off") from None
+            raise PeerError("the source's answer is not multipart/related, or breaks off") from None
         finally:
             upload.close()
 

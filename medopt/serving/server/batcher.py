@@ -13,10 +13,10 @@ import numpy as np
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.release.predictor import Answer
 
-Facts = Sequence[ScanFacts | None]
+Facts = Sequence[Acquisition | None]
 Predict = Callable[[FloatArray, Facts], list[Answer]]
 
 

@@ -21,13 +21,13 @@ from pydicom import dcmread
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.raster import FORMATS, is_image
 from medopt.imaging.scan_path import below
 from medopt.release.predictor import Predictor
 from medopt.serving.batch import IGNORED
-from medopt.serving.server.limits import Limits
+from medopt.serving.server.limits import ServerLimits
 
 PREFIX = "medopt-serve-"
 _CHUNK = 1 << 20
@@ -35,7 +35,7 @@ _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _CLAIMING = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
-def prepare_bytes(predictor: Predictor, data: bytes, limits: Limits) -> tuple[FloatArray, ScanFacts]:
+def prepare_bytes(predictor: Predictor, data: bytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
     """One scan's tensor (C, *size) and facts: a DICOM, NIfTI or image file, or a zip of one scan's files.
 
     Read by the release's own chain, as `medopt predict` does. Raises DataError with a reason that names nothing of the
@@ -58,14 +58,14 @@ def _neutral(text: str, place: Path, folder: Path) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _placed(data: bytes, folder: Path, limits: Limits) -> Path:
+def _placed(data: bytes, folder: Path, limits: ServerLimits) -> Path:
     """The bytes as a file, or as a folder of one series' files."""
     if data.startswith(_ZIP):
         return _unpacked(data, folder / "medopt-series", limits)
     return _written(data, folder, "medopt-scan", limits)
 
 
-def _written(data: bytes, folder: Path, name: str, limits: Limits) -> Path:
+def _written(data: bytes, folder: Path, name: str, limits: ServerLimits) -> Path:
     """One file; NIfTI is told by its name elsewhere, and here gets it from its content."""
     if data.startswith(_GZIP):
         data = _gunzipped(data, limits.max_unpacked)
@@ -92,7 +92,7 @@ def _gunzipped(data: bytes, most: int) -> bytes:
     return found
 
 
-def _unpacked(data: bytes, folder: Path, limits: Limits) -> Path:
+def _unpacked(data: bytes, folder: Path, limits: ServerLimits) -> Path:
     """The files of a zip under numbers instead of names; one file alone is the scan itself."""
     folder.mkdir()
     left, count = limits.max_unpacked, 0
@@ -113,7 +113,7 @@ def _unpacked(data: bytes, folder: Path, limits: Limits) -> Path:
     return path if count == 1 else folder
 
 
-def _members(opened: zipfile.ZipFile, limits: Limits) -> list[zipfile.ZipInfo]:
+def _members(opened: zipfile.ZipFile, limits: ServerLimits) -> list[zipfile.ZipInfo]:
     """The files that may be images; raises DataError for a zip that is not sound."""
     infos = [info for info in opened.infolist() if not info.is_dir()]
     total = sum(info.file_size for info in infos)
@@ -141,7 +141,7 @@ def _may_be_image(path: PurePosixPath) -> bool:
     return path.suffix.lower() not in IGNORED and path.name[0] != "." and path.name.upper() != "DICOMDIR"
 
 
-def _check_claims(place: Path, limits: Limits) -> None:
+def _check_claims(place: Path, limits: ServerLimits) -> None:
     """Raises DataError where the headers claim more pixels than the server takes."""
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     claimed = 0

@@ -15,9 +15,16 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from medopt.serving.server.auth import Key
 from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import GRPC, Refused
-from medopt.serving.server.service import IMAGE, Asked, Reply, Service, Visit, content_digest
+from medopt.serving.server.service import (
+    IMAGE,
+    InferenceRequest,
+    InferenceResponse,
+    RequestLog,
+    Service,
+    content_digest,
+)
 from medopt.serving.server.v2_codec import (
-    Wanted,
+    OutputSelection,
     check_input,
     datatype,
     from_raw,
@@ -93,7 +100,7 @@ class Servicer(InferenceServicer):
         with self._service.visited("grpc") as visit:
             return await self._infer(request, visit)
 
-    async def _infer(self, request: Any, visit: Visit) -> Any:
+    async def _infer(self, request: Any, visit: RequestLog) -> Any:
         service = self._service
         served = service.shelf.find(request.model_name, request.model_version)
         visit.model, visit.version = served.name, served.checked.version
@@ -103,7 +110,7 @@ class Servicer(InferenceServicer):
         return write_message(reply, wanted, raw=bool(request.raw_input_contents))
 
 
-def parse_message(request: Any) -> tuple[Asked, Wanted, str]:
+def parse_message(request: Any) -> tuple[InferenceRequest, OutputSelection, str]:
     """A ModelInferRequest, and what stands for its content in the log. Raises Refused."""
     if len(request.inputs) != 1 or len(request.raw_input_contents) > 1:
         raise malformed("Give exactly one input: image (FP32, prepared) or scan (BYTES, files).")
@@ -113,20 +120,20 @@ def parse_message(request: Any) -> tuple[Asked, Wanted, str]:
     asked = from_raw(tensor.name, shape, raw[0]) if raw else _typed(tensor.name, shape, tensor.contents)
     outputs = {known_output(one.name): True for one in request.outputs}
     data = raw[0] if raw else tensor.SerializeToString()
-    return asked, Wanted(known_id(request.id), outputs), content_digest(data)
+    return asked, OutputSelection(known_id(request.id), outputs), content_digest(data)
 
 
-def _typed(name: str, shape: Sequence[int], contents: Any) -> Asked:
+def _typed(name: str, shape: Sequence[int], contents: Any) -> InferenceRequest:
     """An input whose values stand in the message's typed fields."""
     if name == IMAGE:
         return from_raw(name, shape, np.asarray(contents.fp32_contents, "<f4").tobytes())
     scans = tuple(contents.bytes_contents)
     if len(scans) != product(shape) or not all(scans):
         raise malformed(f"The input {name} must be as many files as its shape says, none of them empty.")
-    return Asked(scans=scans)
+    return InferenceRequest(scans=scans)
 
 
-def write_message(reply: Reply, wanted: Wanted, raw: bool) -> Any:
+def write_message(reply: InferenceResponse, wanted: OutputSelection, raw: bool) -> Any:
     """A ModelInferResponse: raw tensors to who sent raw ones, typed fields to others."""
     message = pb.ModelInferResponse(model_name=reply.model, model_version=reply.version, id=wanted.id)
     for key, value in reply.parameters.items():

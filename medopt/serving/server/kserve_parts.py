@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 
 from medopt import __version__
 from medopt.serving.server.limits import Refused
-from medopt.serving.server.releases import Shelf
+from medopt.serving.server.releases import ReleaseRegistry
 from medopt.serving.server.service import DECISION, DECLINED, IMAGE, LOGITS, PROBABILITIES, SCAN, Service, identity
 
 EXTENSIONS = ["model_repository", "binary_tensor_data"]
@@ -90,7 +90,7 @@ def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
 class Repository(ModelRepositoryExtension):
     """The repository extension: what is there, and a release read again from the folder that the server was told of."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: ReleaseRegistry) -> None:
         super().__init__(ModelRepository())
         self._shelf = shelf
 

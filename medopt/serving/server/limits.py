@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """All that bounds a server's memory and time."""
 
     max_queue: int = 64
@@ -67,7 +67,7 @@ class Limits:
 class Admission:
     """Counts what is in hand, and refuses what would be too much. Used by one event loop only."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
         self.images = 0
         self.bytes = 0

@@ -17,7 +17,7 @@ from medopt.release.golden import replay
 from medopt.release.layout import INFO, SUMS, Kind
 from medopt.release.predictor import Predictor
 from medopt.serving.server.batcher import Batcher
-from medopt.serving.server.limits import Limits, Refused
+from medopt.serving.server.limits import Refused, ServerLimits
 from medopt.serving.server.log import event
 from medopt.serving.server.metrics import Measures
 
@@ -26,7 +26,7 @@ OPENING = "it is being opened and its golden cases are replayed"
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class VerifiedRelease:
     """A release that may serve: unchanged, its chain the same, its golden cases answered as when it was built."""
 
     predictor: Predictor
@@ -40,13 +40,13 @@ class Checked:
         return self.digest[:SHORT]
 
 
-def open_release(folder: Path, kind: Kind) -> Checked:
+def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
     """Open a release and replay its golden cases as it will serve; raises ReleaseError with the reason."""
     try:
         predictor = Predictor.open(folder, kind, mode="throughput")
         replay(folder, predictor.info, [predictor])
         model = predictor.info.models[kind]
-        return Checked(predictor, file_digest(folder / SUMS), file_digest(folder / model.file))
+        return VerifiedRelease(predictor, file_digest(folder / SUMS), file_digest(folder / model.file))
     except MedoptError as error:
         raise ReleaseError(str(error)) from None
     except Exception as error:  # a file that is sound by its checksum and says nonsense all the same
@@ -65,7 +65,7 @@ def name_of(folder: Path) -> str:
 class Served:
     """A checked release at work: its batcher, and how many requests hold it."""
 
-    def __init__(self, checked: Checked, name: str, limits: Limits, measures: Measures) -> None:
+    def __init__(self, checked: VerifiedRelease, name: str, limits: ServerLimits, measures: Measures) -> None:
         self.checked, self.name = checked, name
         predictor = checked.predictor
         self.batcher = Batcher(
@@ -93,7 +93,7 @@ class Served:
 
 
 @dataclass(slots=True)
-class Place:
+class ServedFolder:
     """A folder that the server was told of, and the release from there that serves, if any."""
 
     folder: Path
@@ -108,15 +108,15 @@ class Place:
         return self.served.checked.version if self.served else ""
 
 
-class Shelf:
+class ReleaseRegistry:
     """All places. Belongs to one event loop; releases are opened in a thread, one at a time."""
 
-    def __init__(self, folders: Sequence[Path], kind: Kind, limits: Limits, measures: Measures) -> None:
-        self.places = [Place(folder, name_of(folder)) for folder in folders]
+    def __init__(self, folders: Sequence[Path], kind: Kind, limits: ServerLimits, measures: Measures) -> None:
+        self.places = [ServedFolder(folder, name_of(folder)) for folder in folders]
         self._kind, self._limits, self._measures = kind, limits, measures
         self._opening = asyncio.Lock()
 
-    def named(self, name: str) -> list[Place]:
+    def named(self, name: str) -> list[ServedFolder]:
         """The places of a name; raises Refused where there is none."""
         found = [place for place in self.places if place.name == name]
         if not found:
@@ -167,7 +167,7 @@ class Shelf:
         if wrong:
             raise Refused("not_ready", f"{name} was not loaded: {wrong[0]}")
 
-    async def _open(self, place: Place) -> None:
+    async def _open(self, place: ServedFolder) -> None:
         async with self._opening:
             try:
                 checked = await asyncio.to_thread(open_release, place.folder, self._kind)
@@ -188,7 +188,7 @@ class Shelf:
                     self._measures.ready(place.name, before.checked.version, False)
             self._tell(place, logging.INFO)
 
-    def _tell(self, place: Place, level: int) -> None:
+    def _tell(self, place: ServedFolder, level: int) -> None:
         note = place.served.checked.predictor.note if place.served and not place.reason else ""
         self._measures.ready(place.name, place.version, place.served is not None)
         told = {"model": place.name, "version": place.version, "state": state_of(place), "reason": place.reason or note}
@@ -201,7 +201,7 @@ class Shelf:
                 place.served.retire()
 
 
-def state_of(place: Place) -> str:
+def state_of(place: ServedFolder) -> str:
     """READY or UNAVAILABLE, as the repository extension of the protocol names them; LOADING before the first try."""
     if place.served:
         return "READY"

@@ -17,7 +17,7 @@ from medopt.serving.server.auth import Key
 from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import HTTP, Refused
 from medopt.serving.server.log import event
-from medopt.serving.server.service import Service, Visit, content_digest
+from medopt.serving.server.service import RequestLog, Service, content_digest
 from medopt.serving.server.v2_codec import parse_request, write_reply
 
 LENGTH = "inference-header-content-length"
@@ -32,7 +32,7 @@ def application(service: Service, plane: Plane, repository: Repository, key: Key
     app.add_exception_handler(Refused, _refusal)
     app.add_exception_handler(RequestValidationError, _unlike_protocol)
     _Routes(service, plane, repository).register(app)
-    return Guard(app, key)
+    return RestGuard(app, key)
 
 
 def refusal(refused: Refused) -> JSONResponse:
@@ -54,7 +54,7 @@ async def _unlike_protocol(_: Request, __: Exception) -> Response:
     return refusal(Refused("malformed", "The request is not of the protocol."))
 
 
-class Guard:
+class RestGuard:
     """Asks for the key before anything is read, and lets no exception's text out."""
 
     def __init__(self, app: Channel, key: Key) -> None:
@@ -149,7 +149,7 @@ class _Routes:
         except Refused as refused:
             return refusal(refused)
 
-    async def _infer(self, request: Request, visit: Visit) -> Response:
+    async def _infer(self, request: Request, visit: RequestLog) -> Response:
         service = self._service
         served = service.shelf.find(request.path_params["name"], request.path_params.get("version", ""))
         visit.model, visit.version = served.name, served.checked.version

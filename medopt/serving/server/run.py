@@ -20,15 +20,15 @@ from medopt.release.layout import Kind
 from medopt.serving.server import grpc_server, rest_server
 from medopt.serving.server.auth import LOOPBACK, Key
 from medopt.serving.server.kserve_parts import Plane, Repository
-from medopt.serving.server.limits import Limits
+from medopt.serving.server.limits import ServerLimits
 from medopt.serving.server.log import configure, event
 from medopt.serving.server.metrics import Measures
-from medopt.serving.server.releases import Shelf
+from medopt.serving.server.releases import ReleaseRegistry
 from medopt.serving.server.service import Service
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class ServerTls:
     """Certificate and key of the server, and who may sign those of clients (mutual TLS)."""
 
     cert: Path
@@ -56,13 +56,13 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Listeners:
     """Where a server listens. A port of 0 is chosen by the system; gRPC may be left out (None)."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     grpc_port: int | None = 8081
-    tls: Tls | None = None
+    tls: ServerTls | None = None
 
 
 class _Uvicorn(uvicorn.Server):
@@ -77,8 +77,8 @@ class _Uvicorn(uvicorn.Server):
 def serve(
     folders: Sequence[Path],
     kind: Kind,
-    doors: Doors,
-    limits: Limits,
+    doors: Listeners,
+    limits: ServerLimits,
     key: Key,
     open_to_all: bool,
     also: logging.Handler | None = None,
@@ -114,10 +114,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    folders: Sequence[Path], kind: Kind, doors: Doors, limits: Limits, key: Key, listening: socket.socket
+    folders: Sequence[Path], kind: Kind, doors: Listeners, limits: ServerLimits, key: Key, listening: socket.socket
 ) -> None:
     measures = Measures()
-    shelf = Shelf(folders, kind, limits, measures)
+    shelf = ReleaseRegistry(folders, kind, limits, measures)
     service = Service(shelf, limits, measures)
     plane, repository = Plane(service), Repository(shelf)
     web = _Uvicorn(_configuration(rest_server.application(service, plane, repository, key), doors, limits))
@@ -144,7 +144,7 @@ async def _serve(
     event(logging.INFO, "stopped", {"images": service.admission.images})
 
 
-def _configuration(app: rest_server.Channel, doors: Doors, limits: Limits) -> uvicorn.Config:
+def _configuration(app: rest_server.Channel, doors: Listeners, limits: ServerLimits) -> uvicorn.Config:
     tls = doors.tls
     return uvicorn.Config(
         app,
@@ -161,7 +161,7 @@ def _configuration(app: rest_server.Channel, doors: Doors, limits: Limits) -> uv
     )
 
 
-def _bind(calls: grpc.aio.Server, doors: Doors) -> int:
+def _bind(calls: grpc.aio.Server, doors: Listeners) -> int:
     host = f"[{doors.host}]" if ":" in doors.host else doors.host
     place = f"{host}:{doors.grpc_port}"
     try:

@@ -20,13 +20,13 @@ from medopt import __version__
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import FloatArray
-from medopt.imaging.acquisition import ScanFacts
+from medopt.imaging.acquisition import Acquisition
 from medopt.release.predictor import UNDECIDED, Answer, Predictor
 from medopt.serving.server.decode_scan import prepare_bytes
-from medopt.serving.server.limits import HTTP, Admission, Limits, Refused
+from medopt.serving.server.limits import HTTP, Admission, Refused, ServerLimits
 from medopt.serving.server.log import event
 from medopt.serving.server.metrics import Measures
-from medopt.serving.server.releases import Served, Shelf
+from medopt.serving.server.releases import ReleaseRegistry, Served
 
 IMAGE, SCAN = "image", "scan"
 PROBABILITIES, DECISION, DECLINED, LOGITS = "probabilities", "decision", "declined", "logits"
@@ -35,7 +35,7 @@ _MARGIN = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class InferenceRequest:
     """A request: prepared images (N, C, *size) float32, or the bytes of N scans."""
 
     images: FloatArray | None = None
@@ -48,7 +48,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class InferenceResponse:
     """Answers as named arrays of N rows: probabilities (N, labels), logits (N, K), decision and declined (N,)."""
 
     model: str
@@ -58,7 +58,7 @@ class Reply:
 
 
 @dataclass(slots=True)
-class Visit:
+class RequestLog:
     """What the log tells of one request. `digest` stands for its content and for no name in it."""
 
     door: str
@@ -73,7 +73,7 @@ class Visit:
 class Service:
     """Answers requests of all doors. Belongs to one event loop."""
 
-    def __init__(self, shelf: Shelf, limits: Limits, measures: Measures) -> None:
+    def __init__(self, shelf: ReleaseRegistry, limits: ServerLimits, measures: Measures) -> None:
         self.shelf, self.limits, self.measures = shelf, limits, measures
         self.admission = Admission(limits)
         self.stopping = False
@@ -98,12 +98,12 @@ class Service:
             self.measures.queue(self.admission.images)
 
     @contextmanager
-    def visited(self, door: str) -> Iterator[Visit]:
+    def visited(self, door: str) -> Iterator[RequestLog]:
         """One request: its line in the log and its figures, whatever becomes of it.
 
         What is no Refused becomes one that says nothing: an exception's text may quote what was sent.
         """
-        visit = Visit(door)
+        visit = RequestLog(door)
         try:
             yield visit
         except Refused as refused:
@@ -119,7 +119,7 @@ class Service:
         else:
             self._tell(visit, None)
 
-    def _tell(self, visit: Visit, refused: Refused | None) -> None:
+    def _tell(self, visit: RequestLog, refused: Refused | None) -> None:
         seconds = time.perf_counter() - visit.begun
         code = str(HTTP[refused.kind]) if refused else "200"
         self.measures.answered(visit.model, visit.version, visit.door, code, seconds)
@@ -132,7 +132,9 @@ class Service:
             told |= {"refused": refused.kind, "reason": refused.text}
         event(logging.WARNING if refused else logging.INFO, "request", told)
 
-    async def answer(self, served: Served, asked: Asked, visit: Visit, taken: int = 0) -> Reply:
+    async def answer(
+        self, served: Served, asked: InferenceRequest, visit: RequestLog, taken: int = 0
+    ) -> InferenceResponse:
         """Answer a request that holds `taken` places already. Raises Refused."""
         visit.images = asked.count
         extra = max(0, asked.count - taken)
@@ -149,7 +151,7 @@ class Service:
             self.measures.scan(visit.model, visit.version, outcome_of(one))
         return reply_of(served, answers)
 
-    async def _answers(self, served: Served, asked: Asked) -> list[Answer]:
+    async def _answers(self, served: Served, asked: InferenceRequest) -> list[Answer]:
         if asked.images is not None:
             check_prepared(asked.images, served.checked.predictor)
             return await served.batcher.ask(asked.images, [None] * len(asked.images))
@@ -158,7 +160,7 @@ class Service:
             come()
             return await served.batcher.ask(images, facts)
 
-    async def _read(self, predictor: Predictor, scans: Sequence[bytes]) -> tuple[FloatArray, list[ScanFacts]]:
+    async def _read(self, predictor: Predictor, scans: Sequence[bytes]) -> tuple[FloatArray, list[Acquisition]]:
         """Scans prepared by the readers. A reader that is stuck cannot be ended, but nobody waits for it any longer."""
         jobs = [self._in_reader(prepare_bytes, predictor, data, self.limits) for data in scans]
         try:
@@ -201,7 +203,7 @@ def outcome_of(answer: Answer) -> str:
     return UNDECIDED if answer.decision == UNDECIDED else "answered"
 
 
-def reply_of(served: Served, answers: Sequence[Answer]) -> Reply:
+def reply_of(served: Served, answers: Sequence[Answer]) -> InferenceResponse:
     """Answers as arrays. A declined scan has no decision, and NaN for its probabilities, as it has none in a table."""
     checked = served.checked
     info = checked.predictor.info
@@ -213,7 +215,7 @@ def reply_of(served: Served, answers: Sequence[Answer]) -> Reply:
         DECLINED: np.array([one.declined.encode() for one in answers], np.object_),
         LOGITS: np.array([one.logits for one in answers], np.float64),
     }
-    return Reply(served.name, checked.version, arrays, identity(served))
+    return InferenceResponse(served.name, checked.version, arrays, identity(served))
 
 
 def identity(served: Served) -> dict[str, str]:

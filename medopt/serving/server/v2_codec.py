@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from medopt.core.records import FloatArray
 from medopt.serving.server.limits import Refused
-from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN, Asked, Reply
+from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN, InferenceRequest, InferenceResponse
 
 TYPES = {IMAGE: "FP32", SCAN: "BYTES"}
 _ID = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class OutputSelection:
     """How the reply is to look: the request's id, which outputs (none named: all), and which of them as binary."""
 
     id: str = ""
@@ -43,13 +43,13 @@ def malformed(text: str) -> Refused:
     return Refused("malformed", text)
 
 
-def parse_request(body: bytes, header_length: str | None) -> tuple[Asked, Wanted]:
+def parse_request(body: bytes, header_length: str | None) -> tuple[InferenceRequest, OutputSelection]:
     """A REST request; `header_length` is the header Inference-Header-Content-Length, where there is one.
 
     With the length 0 the whole body is one scan, as a file holds it. Raises Refused.
     """
     if header_length is not None and header_length.strip() == "0":
-        return Asked(scans=_whole(body)), Wanted()
+        return InferenceRequest(scans=_whole(body)), OutputSelection()
     length = len(body) if header_length is None else _length(header_length, len(body))
     try:
         message = orjson.loads(memoryview(body)[:length])
@@ -78,7 +78,7 @@ def _length(text: str, most: int) -> int:
     return int(text)
 
 
-def _asked(message: Any, binary: memoryview) -> Asked:
+def _asked(message: Any, binary: memoryview) -> InferenceRequest:
     inputs = message["inputs"]
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise malformed(f"Give exactly one input: {IMAGE} (FP32, prepared) or {SCAN} (BYTES, files).")
@@ -108,14 +108,14 @@ def check_input(name: str, datatype: str, shape: Sequence[int]) -> None:
         raise malformed(f"The input {SCAN} has the shape (N,): N files.")
 
 
-def from_raw(name: str, shape: Sequence[int], data: memoryview | bytes) -> Asked:
+def from_raw(name: str, shape: Sequence[int], data: memoryview | bytes) -> InferenceRequest:
     """An input whose values are bytes: little-endian float32, or files with four bytes of length before each."""
     count = product(shape)
     if name == SCAN:
-        return Asked(scans=_split(memoryview(data), count))
+        return InferenceRequest(scans=_split(memoryview(data), count))
     if 4 * count != len(data):
         raise malformed(f"The input {IMAGE} has {len(data)} bytes, and its shape needs {4 * count}.")
-    return Asked(images=np.frombuffer(data, "<f4").reshape(shape))
+    return InferenceRequest(images=np.frombuffer(data, "<f4").reshape(shape))
 
 
 def product(shape: Sequence[int]) -> int:
@@ -144,12 +144,12 @@ def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) -> Asked:
+def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) -> InferenceRequest:
     if name == IMAGE:
         images: FloatArray = np.asarray(data, np.float32)
         if images.size != product(shape):
             raise malformed(f"The input {IMAGE} has {images.size} values, and its shape needs {product(shape)}.")
-        return Asked(images=images.reshape(shape))
+        return InferenceRequest(images=images.reshape(shape))
     if content_type != "base64":
         raise malformed(
             f"JSON holds no bytes: send the input {SCAN} as a binary tensor, or as base64 with the parameter "
@@ -162,16 +162,16 @@ def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) ->
         raise malformed(f"The input {SCAN} is not base64.") from None
     if len(scans) != product(shape) or not all(scans):
         raise malformed(f"The input {SCAN} must be as many files as its shape says, none of them empty.")
-    return Asked(scans=scans)
+    return InferenceRequest(scans=scans)
 
 
-def _wanted(message: Any) -> Wanted:
+def _wanted(message: Any) -> OutputSelection:
     everything = bool((message.get("parameters") or {}).get("binary_data_output", False))
     outputs = {}
     for one in message.get("outputs") or []:
         binary = (one.get("parameters") or {}).get("binary_data")
         outputs[known_output(str(one["name"]))] = everything if binary is None else bool(binary)
-    return Wanted(known_id(message.get("id")), outputs or dict.fromkeys(OUTPUTS, everything))
+    return OutputSelection(known_id(message.get("id")), outputs or dict.fromkeys(OUTPUTS, everything))
 
 
 def known_output(name: str) -> str:
@@ -189,7 +189,7 @@ def known_id(value: Any) -> str:
     return text
 
 
-def write_reply(reply: Reply, wanted: Wanted) -> tuple[bytes, int | None]:
+def write_reply(reply: InferenceResponse, wanted: OutputSelection) -> tuple[bytes, int | None]:
     """A REST body, and the length of the JSON in it where binary tensors follow."""
     outputs, pieces = [], []
     for name in wanted.names():
