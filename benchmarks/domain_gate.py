@@ -27,9 +27,9 @@ from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
 from medopt.data.cache import PreparedCache
 from medopt.inference.engines import load_batch, open_engine
-from medopt.pipeline.ood_gate import alterations
+from medopt.pipeline.ood_check import alterations
 from medopt.pipeline.study_cases import read_source
-from medopt.release.ood_gate import OutOfDomainCheck, texture
+from medopt.release.ood_check import OutOfDomainCheck, texture
 from medopt.transforms.prepare import PrepareChain
 
 Floats = NDArray[np.float64]

@@ -41,8 +41,7 @@ def compress(
     from medopt.cli.console import ConsoleReporter, print_summary
     from medopt.cli.group_tables import print_front
     from medopt.compression.pareto import Rule
-    from medopt.experiments.compression_search import CompressionGrid
-    from medopt.pipeline.runner import compress_run
+    from medopt.experiments.compression_search import CompressionGrid, compress_run
     from medopt.training.hardware import Hardware
 
     if choose not in ("fastest", "smallest") or within < 0:

@@ -17,14 +17,19 @@ from medopt.compression.pareto import Precision, Rule, on_front, pick, reasons_a
 from medopt.compression.prune import multiply_adds
 from medopt.core.errors import ConfigError, GateRefused
 from medopt.core.files import write_json
+from medopt.core.reporter import Reporter
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
 from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED
 from medopt.pipeline.pruning import RESULT as PRUNING
 from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run import Run
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.runner import opened_run, outcome_of
 from medopt.pipeline.stages import Sets, calibration_files
+from medopt.pipeline.study_cases import read_run
 from medopt.tracking.parent import ParentRun
+from medopt.training.hardware import Hardware
 from medopt.training.job import BEST
 from medopt.training.loop import load_best
 
@@ -46,6 +51,23 @@ class CompressionGrid:
     def shares(self) -> list[float]:
         """The whole network first, then ever narrower ones."""
         return sorted({0.0, *self.removed})
+
+
+def compress_run(
+    folder: Path, grid: CompressionGrid, data: Path, reporter: Reporter, hardware: Hardware | None = None
+) -> dict[str, Any]:
+    """Try the grid on a finished run's network, and release what its rule picks; the summary of a run.
+
+    `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow.
+    """
+    folder = folder.resolve()
+    source, base = read_run(folder, data), RunFolder(folder, False)
+    runs = folder.parents[1]
+    parent = str(base.facts().get("mlflow_run_id") or "")
+    with opened_run(source, runs, reporter, parent=parent, place=folder / PLACE, hardware=hardware) as run:
+        summary = run_front(run, folder, runs, grid)
+        run.end(outcome_of(summary))
+        return summary
 
 
 def run_front(run: Run, base: Path, runs: Path, grid: CompressionGrid) -> dict[str, Any]:

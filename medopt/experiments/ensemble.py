@@ -14,7 +14,7 @@ from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
 from medopt.pipeline.judge import FLOAT, QUANTIZED
-from medopt.pipeline.runner import ensemble_study
+from medopt.pipeline.runner import opened_run, outcome_of
 from medopt.pipeline.stages import KINDS
 from medopt.pipeline.study_cases import StudyCases
 
@@ -37,7 +37,10 @@ def build_ensemble(
             merge_mean(paths, models / MERGED[kind])
 
     place = group.folder.path / "ensemble"
-    return ensemble_study(source, members, inputs, merge, place, runs, reporter, group.parent.run_id)
+    with opened_run(source, runs, reporter, parent=group.parent.run_id, place=place) as run:
+        summary = run.ensemble(runs, members, inputs, merge)
+        run.end(outcome_of(summary))
+        return summary
 
 
 def merge_mean(paths: Sequence[Path], target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of several runs: differences to a reference overall and by site, and members above their mean (forest plot)."""
+"""Pictures of several runs: differences to a reference by site, and members above their mean (forest plots)."""
 
 from __future__ import annotations
 

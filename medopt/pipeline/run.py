@@ -18,7 +18,7 @@ from medopt.core.records import EpochRecord
 from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.models.channel_widths import WIDTHS
-from medopt.pipeline import ood_gate, robustness
+from medopt.pipeline import ood_check, robustness
 from medopt.pipeline.drift_reference import reference_of
 from medopt.pipeline.judge import FLOAT, INT8, NARROW, QUANTIZED, GateResult, judge_models
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, release_info, summarize
@@ -290,7 +290,7 @@ class Run:
             "machine": machine(),
             "data_notes": metrics["data_notes"],
         }
-        gate = self.folder.models / ood_gate.RESULT if self.source.study.domain.enabled else None
+        gate = self.folder.models / ood_check.RESULT if self.source.study.domain.enabled else None
         name = DOMAIN if gate else None
         info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance, name)
         models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +16,11 @@ from medopt.core.errors import MedoptError, Pruned, StorageError
 from medopt.core.files import write_text
 from medopt.core.records import Override
 from medopt.core.reporter import Reporter
-from medopt.experiments.compression_search import PLACE, CompressionGrid, run_front
 from medopt.manifest.table import write_run_manifest
 from medopt.pipeline.mlflow_summary import run_name
 from medopt.pipeline.run import Run, Watch
-from medopt.pipeline.run_folder import RunFolder, held, open_run
-from medopt.pipeline.study_cases import StudyCases, read_run, read_source
+from medopt.pipeline.run_folder import held, open_run
+from medopt.pipeline.study_cases import StudyCases, read_source
 from medopt.tracking.tracker import Tracker
 from medopt.training.hardware import Hardware
 
@@ -44,7 +43,7 @@ def run_study(
     refused; the MLflow run is then marked FAILED, or KILLED after Ctrl-C.
     """
     source = read_source(study, study_file, data)
-    with _opened(source, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:
+    with opened_run(source, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:
         if override:
             run.folder.write_facts(override=asdict(override))
         summary = run.all_stages(runs)
@@ -67,7 +66,7 @@ def train_study(
     study's whole run, which would find its training done. Returns the best score on validation, its epoch, and where.
     """
     source = read_source(study, study_file, data)
-    with _opened(source, runs, reporter, parent=parent, watch=watch) as run:
+    with opened_run(source, runs, reporter, parent=parent, watch=watch) as run:
         history = run.training(runs)[2]
         scores = [record["val_metric"] for record in history]
         best = max((score for score in scores if not math.isnan(score)), default=None)
@@ -76,45 +75,8 @@ def train_study(
         return where | {"score": best, "best_epoch": scores.index(best) + 1 if best is not None else None}
 
 
-def ensemble_study(
-    source: StudyCases,
-    members: Sequence[Path],
-    files: dict[str, list[str]],
-    merge: Callable[[Path], None],
-    place: Path,
-    runs: Path,
-    reporter: Reporter,
-    parent: str,
-) -> dict[str, Any]:
-    """Judge, test and release what `merge` writes into a folder out of the members' models; the summary of a run.
-
-    `files` are the digests of what it merges, by kind; `place` is the folder to work in.
-    """
-    with _opened(source, runs, reporter, parent=parent, place=place) as run:
-        summary = run.ensemble(runs, members, files, merge)
-        run.end(outcome_of(summary))
-        return summary
-
-
-def compress_run(
-    folder: Path, grid: CompressionGrid, data: Path, reporter: Reporter, hardware: Hardware | None = None
-) -> dict[str, Any]:
-    """Try the grid on a finished run's network, and release what its rule picks; the summary of a run.
-
-    `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow.
-    """
-    folder = folder.resolve()
-    source, base = read_run(folder, data), RunFolder(folder, False)
-    runs = folder.parents[1]
-    parent = str(base.facts().get("mlflow_run_id") or "")
-    with _opened(source, runs, reporter, parent=parent, place=folder / PLACE, hardware=hardware) as run:
-        summary = run_front(run, folder, runs, grid)
-        run.end(outcome_of(summary))
-        return summary
-
-
 @contextmanager
-def _opened(
+def opened_run(
     source: StudyCases,
     runs: Path,
     reporter: Reporter,

@@ -12,7 +12,7 @@ from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.pipeline import explain, ood_gate, robustness
+from medopt.pipeline import explain, ood_check, robustness
 from medopt.pipeline.judge import GateResult
 from medopt.pipeline.run_folder import RunFolder
 from medopt.training.job import PreparedSplit
@@ -58,5 +58,5 @@ def inspections(
     if study.evaluation.explain:
         yield TestAnalysis("explain", [path / explain.RESULT, path / "figures" / explain.FOLDER], explained)
     if study.domain.enabled:
-        outputs = [path / ood_gate.RESULT, folder.models / ood_gate.RESULT]
-        yield TestAnalysis("domain", outputs, lambda: ood_gate.gate_domain(study, sets, folder, judged, reporter))
+        outputs = [path / ood_check.RESULT, folder.models / ood_check.RESULT]
+        yield TestAnalysis("domain", outputs, lambda: ood_check.gate_domain(study, sets, folder, judged, reporter))

@@ -16,7 +16,7 @@ from medopt.inference.cpu_features import unfit
 from medopt.inference.engines import Engine, Mode
 from medopt.inference.runtime import Setting
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
-from medopt.release.ood_gate import OutOfDomainCheck, blank
+from medopt.release.ood_check import OutOfDomainCheck, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
 from medopt.transforms.prepare import PrepareChain
 

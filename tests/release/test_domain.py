@@ -16,7 +16,7 @@ from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.imaging.acquisition import Acquisition
-from medopt.release.ood_gate import (
+from medopt.release.ood_check import (
     DIRECTIONS,
     HeaderRules,
     OutOfDomainCheck,

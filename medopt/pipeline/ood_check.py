@@ -21,7 +21,7 @@ from medopt.pipeline.judge import GateResult
 from medopt.pipeline.robustness import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import KINDS
-from medopt.release.ood_gate import Floats, OutOfDomainCheck, fit_distance, fit_rules, texture
+from medopt.release.ood_check import Floats, OutOfDomainCheck, fit_distance, fit_rules, texture
 from medopt.training.job import PreparedSplit
 from medopt.transforms.resize import resize
 
