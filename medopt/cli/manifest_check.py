@@ -100,7 +100,7 @@ def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
 
 
 def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -> None:
-    from medopt.manifest.contact_sheet import draw_sheet
+    from medopt.figures.contact_sheet import draw_sheet
     from medopt.manifest.quality import unusable
 
     flagged = {row: reason[:24] for row, reason in unusable(found.facts, dims).items()}

@@ -59,8 +59,8 @@ def sweep(
     from medopt.cli.console import ConsoleReporter
     from medopt.cli.group_tables import print_sweep
     from medopt.core.jobs import Fleet
-    from medopt.experiments.search_space import parse_space
-    from medopt.experiments.sweep import Sweep, run_sweep
+    from medopt.experiments.search_space import Sweep, parse_space
+    from medopt.experiments.sweep import run_sweep
 
     space = parse_space(param, study_file, given)
     fleet, reporter = Fleet(engine, job_cpus, job_gpus), ConsoleReporter()  # type: ignore[arg-type]  # it checks the name

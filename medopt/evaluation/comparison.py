@@ -17,7 +17,7 @@ from scipy.stats import t
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate
-from medopt.evaluation.evaluate import maker
+from medopt.evaluation.estimates import maker
 from medopt.metrics.bootstrap import draw_figures_of, guarded, interval
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance

@@ -14,7 +14,7 @@ import numpy as np
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions, Task
-from medopt.evaluation.evaluate import statistic_of
+from medopt.evaluation.estimates import statistic_of
 from medopt.metrics.bootstrap import estimates, guarded
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration

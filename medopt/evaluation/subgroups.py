@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.evaluate import falling, maker, shares_of
+from medopt.evaluation.estimates import falling, maker, shares_of
 from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc

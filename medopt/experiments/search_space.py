@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,8 @@ import yaml
 from medopt.config import Study
 from medopt.config.study_file import annotation_of, load_study
 from medopt.core.errors import ConfigError
+from medopt.core.provenance import digest
+from medopt.pipeline.study_cases import StudyCases
 
 _RANGE = re.compile(r"(?P<low>[^.]*(?:\.[^.]+)?)\.\.(?P<high>[^:]+?)(?P<log>:log)?")
 
@@ -116,3 +118,20 @@ def value_of(study: Study, path: str) -> Any:
     for part in path.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A study, what may be changed in it, and how often."""
+
+    study: Study
+    study_file: Path
+    overrides: tuple[str, ...]
+    space: tuple[Parameter, ...]
+    trials: int
+    is_pruned: bool = True
+
+    def place(self, source: StudyCases, runs: Path) -> Path:
+        """The folder of the sweep: more trials of the same question go on in it."""
+        what = {"study": self.study.digest(), "manifest": source.digest, "space": [asdict(one) for one in self.space]}
+        return runs / self.study.name / f"sweep-{digest(what | {'pruned': self.is_pruned})[:8]}"

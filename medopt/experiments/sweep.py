@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,14 @@ from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, Pruned, TrainingError
 from medopt.core.jobs import Fleet, Job, connected, run_jobs
-from medopt.core.provenance import digest
 from medopt.core.reporter import Reporter
 from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
 from medopt.experiments.run_group import RunGroup, open_group
-from medopt.experiments.search_space import Parameter, value_of
+from medopt.experiments.search_space import Sweep, value_of
 from medopt.experiments.sweep_report import record_sweep
 from medopt.pipeline.prepare import fill_cache
 from medopt.pipeline.runner import train_study
-from medopt.pipeline.study_cases import StudyCases, read_source
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """A study, what may be changed in it, and how often."""
-
-    study: Study
-    study_file: Path
-    overrides: tuple[str, ...]
-    space: tuple[Parameter, ...]
-    trials: int
-    is_pruned: bool = True
-
-    def place(self, source: StudyCases, runs: Path) -> Path:
-        """The folder of the sweep: more trials of the same question go on in it."""
-        what = {"study": self.study.digest(), "manifest": source.digest, "space": [asdict(one) for one in self.space]}
-        return runs / self.study.name / f"sweep-{digest(what | {'pruned': self.is_pruned})[:8]}"
+from medopt.pipeline.study_cases import read_source
 
 
 def run_sweep(sweep: Sweep, data: Path, runs: Path, fleet: Fleet, reporter: Reporter) -> dict[str, Any]:

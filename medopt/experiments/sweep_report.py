@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -14,11 +14,9 @@ from medopt.config.study_file import find_manifest, load_study
 from medopt.core.files import write_columns, write_json, write_text
 from medopt.experiments.optuna_store import Trials
 from medopt.experiments.run_group import RunGroup
+from medopt.experiments.search_space import Sweep
 from medopt.figures.tuning import sweep_figure
 from medopt.report.markdown_summary import sweep_page
-
-if TYPE_CHECKING:
-    from medopt.experiments.sweep import Sweep
 
 FLATTERS = "the best of many trials flatters itself on validation; the test split was not looked at"
 

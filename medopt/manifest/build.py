@@ -15,7 +15,7 @@ from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.files import atomic
 from medopt.core.privacy import pseudonym
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.manifest.card import BuildFacts, write_card
+from medopt.manifest.build_card import BuildFacts, write_card
 from medopt.manifest.labels import Joined, join, read_labels
 from medopt.manifest.patients import find_patients
 from medopt.manifest.sources.datalist import write_datalist

@@ -7,11 +7,10 @@ of a multi-class model and no ranking of a binary one changes; only the confiden
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 from scipy.optimize import isotonic_regression, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
@@ -90,7 +89,7 @@ def _separated(logits: NDArray[np.floating], target: NDArray[np.bool_], task: Ta
 class IsotonicCurve:
     """A rising curve through points; flat beyond its ends."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
 
     position: tuple[float, ...]
     probability: tuple[float, ...]
@@ -129,7 +128,7 @@ class Calibration:
     Elkan 2002). none: as the network gives them.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
 
     method: Method = "none"
     temperature: float = 1.0

@@ -15,7 +15,7 @@ from clinic_fixtures import call
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.records import Predictions
-from medopt.evaluation.evaluate import evaluate
+from medopt.evaluation.estimates import evaluate
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibration import Calibration

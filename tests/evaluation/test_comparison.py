@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from medopt.core.errors import DataError
 from medopt.evaluation.comparison import FIGURES, Resampling, area_difference, compare_models, on_shared_cases
-from medopt.evaluation.evaluate import evaluate
+from medopt.evaluation.estimates import evaluate
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.thresholds import OperatingPoint
 

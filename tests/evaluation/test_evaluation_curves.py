@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from medopt.evaluation.evaluate import evaluate
+from medopt.evaluation.estimates import evaluate
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.curves import reliability, roc_curve
 from medopt.metrics.thresholds import OperatingPoint

@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from medopt.core.errors import DataError
-from medopt.evaluation.evaluate import METRICS, evaluate
+from medopt.evaluation.estimates import METRICS, evaluate
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration, probabilities
 from medopt.metrics.thresholds import OperatingPoint, choose_threshold

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.evaluation.evaluate import evaluate
+from medopt.evaluation.estimates import evaluate
 from medopt.evaluation.subgroups import FIGURES, subgroup_figures
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.thresholds import OperatingPoint

@@ -6,7 +6,7 @@ import numpy as np
 from pictures import write_set
 from PIL import Image
 
-from medopt.manifest.contact_sheet import RED, draw_sheet
+from medopt.figures.contact_sheet import RED, draw_sheet
 from medopt.manifest.duplicates import Pair
 from medopt.manifest.quality import read_facts
 

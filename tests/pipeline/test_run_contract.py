@@ -18,7 +18,7 @@ from clinic_fixtures import Done, Finished, call, only_folder, run_words
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.privacy import pseudonym
-from medopt.evaluation.evaluate import METRICS
+from medopt.evaluation.estimates import METRICS
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.pipeline.study_cases import STAGES
 
