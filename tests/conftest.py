@@ -15,16 +15,16 @@ from medopt.core.records import Case
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
     from medopt.training.job import PreparedSplit
 
-pytest_plugins = ["clinic_fixtures"]
+pytest_plugins = ["clinic_fixtures", "predictions_drawn"]
 
 # The modules that take longest, longest first: begun early, none of them is waited for alone at the end.
 LONGEST = (
-    "test_fleet_ray",
+    "test_jobs_on_ray",
     "test_killed_anywhere",
     "test_several_processes",
     "test_tracking_server",
     "test_team_server",
-    "test_processes",
+    "test_launch",
     "test_compress_run",
     "test_interrupted",
     "test_node",

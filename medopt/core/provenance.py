@@ -48,7 +48,7 @@ def package_versions() -> dict[str, str]:
 def code_version() -> dict[str, Any]:
     """medopt's version and, in a git checkout, the commit and whether it was clean."""
     found: dict[str, Any] = {"version": __version__}
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return found
 

@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
     "data": {"manifest": "m.csv", "labels": ["no", "finding"]},
     "prepare": {"size": [32, 32]},
 }
-PIPELINES = sorted((Path(__file__).parent.parent / "pipelines").glob("*.yaml"))
+PIPELINES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
 
 
 def written(folder: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Predictions drawn from a seed, for the tests of this folder."""
+"""Predictions drawn from a seed, for the tests of metrics, evaluation and figures."""
 
 from collections.abc import Callable
 

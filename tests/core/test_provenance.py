@@ -50,7 +50,7 @@ def test_package_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_code_version_outside_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "medopt" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "medopt" / "core" / "provenance.py"))
     assert code_version() == {"version": __version__}
     (tmp_path / ".git").mkdir()  # a checkout that git refuses
     assert code_version() == {"version": __version__}

@@ -16,7 +16,7 @@ from peers import radiograph
 from pydicom import Dataset, dcmread
 
 from medopt.pacs.settings import Results
-from medopt.pacs.structured_report import Made, ScanAnswer, make_results
+from medopt.pacs.structured_report import OutgoingObject, ScanAnswer, make_results
 from medopt.pacs.study_inference import Answering
 from medopt.release.predictor import Answer
 
@@ -28,7 +28,7 @@ def answering(release: Path) -> Answering:
     return Answering(release, "int8", None, Results())
 
 
-def made(answering: Answering, scan: Path, answer: Answer, now: datetime = NOW, **earlier: Any) -> list[Made]:
+def made(answering: Answering, scan: Path, answer: Answer, now: datetime = NOW, **earlier: Any) -> list[OutgoingObject]:
     judged = [ScanAnswer(answer, (dcmread(scan, stop_before_pixels=True),))]
     return make_results(answering.origin, judged, ["digest"], earlier, Results(), now)
 
@@ -37,11 +37,11 @@ FOUND = Answer({"clear": 0.1236, "blob": 0.8764}, "blob", (1.9,))
 DECLINED = Answer({"clear": 0.5, "blob": 0.5}, "", (0.0,), "it is blank")
 
 
-def parsed(one: Made) -> Dataset:
+def parsed(one: OutgoingObject) -> Dataset:
     return dcmread(io.BytesIO(one.content))
 
 
-def group(one: Made) -> Any:
+def group(one: OutgoingObject) -> Any:
     content = sr.srread(io.BytesIO(one.content)).content
     (found,) = content.get_image_measurement_groups()
     return found
@@ -120,7 +120,7 @@ def test_odd_headers_give_a_valid_report(answering: Answering, tmp_path: Path, o
     assert str(parsed(report).PatientName) == odd.get("PatientName", str(image.PatientName))
 
 
-def checked(objects: Sequence[Made], folder: Path) -> None:
+def checked(objects: Sequence[OutgoingObject], folder: Path) -> None:
     """No error from dciodvfy, and dsrdump reads them, where these are installed."""
     for one in objects:
         path = folder / f"{one.kind}.dcm"
