@@ -27,7 +27,7 @@ from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
 from medopt.data.cache import PreparedCache
 from medopt.inference.engines import load_batch, open_engine
-from medopt.pipeline.ood_check import alterations
+from medopt.pipeline.stages.ood_check import alterations
 from medopt.pipeline.study_cases import read_source
 from medopt.release.ood_check import OutOfDomainCheck, texture
 from medopt.transforms.prepare import PrepareChain

@@ -36,7 +36,7 @@ def prepare(
     studies = [(load_study(path, overrides), path) for path in study_files]
     from medopt.cli.console import ConsoleReporter
     from medopt.core.jobs import Fleet, connected
-    from medopt.pipeline.prepare import fill_cache
+    from medopt.pipeline.fill_cache import fill_cache
     from medopt.pipeline.study_cases import read_source
 
     fleet, reporter, told = Fleet(engine, job_cpus), ConsoleReporter(), []  # type: ignore[arg-type]  # it checks the name

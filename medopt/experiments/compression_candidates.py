@@ -19,8 +19,8 @@ from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
-from medopt.pipeline.judge import against_float
 from medopt.pipeline.predict import predict
+from medopt.pipeline.stages.judge import against_float
 from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 

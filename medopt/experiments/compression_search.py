@@ -20,13 +20,13 @@ from medopt.core.files import write_json
 from medopt.core.reporter import Reporter
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
-from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED
-from medopt.pipeline.pruning import RESULT as PRUNING
-from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run import Run
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.runner import opened_run, outcome_of
-from medopt.pipeline.stages import Sets, calibration_files
+from medopt.pipeline.stages.compress import Sets, calibration_files
+from medopt.pipeline.stages.judge import FLOAT, NARROW, QUANTIZED
+from medopt.pipeline.stages.prune import RESULT as PRUNING
+from medopt.pipeline.stages.prune import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.study_cases import read_run
 from medopt.tracking.parent import ParentRun
 from medopt.training.hardware import Hardware

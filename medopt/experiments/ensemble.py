@@ -13,9 +13,9 @@ from medopt.core.files import atomic, file_digest
 from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
-from medopt.pipeline.judge import FLOAT, QUANTIZED
 from medopt.pipeline.runner import opened_run, outcome_of
-from medopt.pipeline.stages import KINDS
+from medopt.pipeline.stages.compress import KINDS
+from medopt.pipeline.stages.judge import FLOAT, QUANTIZED
 from medopt.pipeline.study_cases import StudyCases
 
 MERGED = {"float": FLOAT, "int8": QUANTIZED}

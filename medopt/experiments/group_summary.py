@@ -18,7 +18,7 @@ from medopt.figures.comparison import forest_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
 from medopt.metrics.thresholds import OperatingPoint
-from medopt.pipeline.stages import KINDS
+from medopt.pipeline.stages.compress import KINDS
 from medopt.report.markdown_summary import members_page
 
 TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")

@@ -15,7 +15,7 @@ from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
 from medopt.experiments.run_group import RunGroup, open_group
 from medopt.experiments.search_space import Sweep, value_of
 from medopt.experiments.sweep_report import record_sweep
-from medopt.pipeline.prepare import fill_cache
+from medopt.pipeline.fill_cache import fill_cache
 from medopt.pipeline.runner import train_study
 from medopt.pipeline.study_cases import read_source
 

@@ -16,9 +16,9 @@ from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.proportions import proportion
-from medopt.pipeline.judge import GateResult
 from medopt.pipeline.reevaluate import draw_decisions
-from medopt.pipeline.stages import KINDS
+from medopt.pipeline.stages.compress import KINDS
+from medopt.pipeline.stages.judge import GateResult
 from medopt.release.layout import FORMAT, MODELS, ModelInfo, ReleaseInfo
 
 FIGURES = (

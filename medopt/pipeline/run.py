@@ -18,24 +18,25 @@ from medopt.core.records import EpochRecord
 from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.models.channel_widths import WIDTHS
-from medopt.pipeline import ood_check, robustness
-from medopt.pipeline.drift_reference import reference_of
-from medopt.pipeline.judge import FLOAT, INT8, NARROW, QUANTIZED, GateResult, judge_models
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, release_info, summarize
 from medopt.pipeline.mlflow_summary import model_name, told_figures, told_tags
-from medopt.pipeline.prepared_splits import content_of, prepare_sets, refuse_duplicates
-from medopt.pipeline.pruning import RESULT, PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import (
+from medopt.pipeline.stages.compress import (
     KINDS,
     calibration_files,
     compress,
+    ood_check,
     predict_splits,
     refuse_early,
+    robustness,
     validation_score,
 )
+from medopt.pipeline.stages.judge import FLOAT, INT8, NARROW, QUANTIZED, GateResult, judge_models
+from medopt.pipeline.stages.prepare import content_of, prepare_sets, refuse_duplicates
+from medopt.pipeline.stages.prune import RESULT, PrunedStep, prune_in_steps, steps_to
+from medopt.pipeline.stages.release import reference_of
+from medopt.pipeline.stages.test_analyses import inspections
 from medopt.pipeline.study_cases import StudyCases
-from medopt.pipeline.test_analyses import inspections
 from medopt.release.build import build_release
 from medopt.release.layout import DOMAIN, MODELS, SUMS
 from medopt.report import REPORT, write_report

@@ -17,7 +17,7 @@ from PIL import Image
 
 from medopt.core.errors import DataError
 from medopt.manifest.check import ACCEPTED
-from medopt.pipeline.prepared_splits import refuse_duplicates
+from medopt.pipeline.stages.prepare import refuse_duplicates
 
 
 def study_of(folder: Path, *accepted: str) -> Path:

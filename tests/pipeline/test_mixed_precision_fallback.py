@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from medopt.compression.mixed_precision import int8_layers
 from medopt.core.reporter import SilentReporter
-from medopt.pipeline.judge import judge_models
+from medopt.pipeline.stages.judge import judge_models
 
 FAST = {"min_speedup": 0, "max_size_ratio": 1, "max_decision_flips": 0.05, "max_probability_shift": 0.02}
 

@@ -22,9 +22,9 @@ from medopt.core.errors import ConfigError
 from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import Widths
-from medopt.pipeline import pruning
-from medopt.pipeline.pruning import PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stages.compress import prune
+from medopt.pipeline.stages.prune import PrunedStep, prune_in_steps, steps_to
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.hardware import Hardware
@@ -136,7 +136,7 @@ def test_a_killed_pruning_ends_with_the_same_bits_and_trains_no_epoch_twice(
     monkeypatch.setattr(loop, "save_epoch", counting)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if moment == "cut":
-            patch.setattr(pruning, "train", dying)
+            patch.setattr(prune, "train", dying)
         steps.run(moment)
     resumed, _ = steps.run(moment)
     assert [step.weights.read_bytes() for step in resumed] == [step.weights.read_bytes() for step in whole[0]]

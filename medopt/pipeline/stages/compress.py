@@ -22,9 +22,9 @@ from medopt.inference.engines import load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import refuse_few
 from medopt.metrics.weighted import auc
-from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED, GateResult
 from medopt.pipeline.predict import labels_of, predict, predictions_of, subgroups
 from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stages.judge import FLOAT, NARROW, QUANTIZED, GateResult
 from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 

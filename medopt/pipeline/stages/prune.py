@@ -27,7 +27,7 @@ from medopt.data.loaders import predict_loader
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import Sets, validation_score
+from medopt.pipeline.stages.compress import Sets, validation_score
 from medopt.pipeline.study_cases import PRUNED
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.hardware import Hardware, has_launcher, open_fabric

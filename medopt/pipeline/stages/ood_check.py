@@ -17,10 +17,10 @@ from medopt.core.reporter import Reporter
 from medopt.data.cache import load_facts
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.proportions import proportion
-from medopt.pipeline.judge import GateResult
-from medopt.pipeline.robustness import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import KINDS
+from medopt.pipeline.stages.compress import KINDS
+from medopt.pipeline.stages.judge import GateResult
+from medopt.pipeline.stages.robustness import choose_cases, worse_batch
 from medopt.release.ood_check import Floats, OutOfDomainCheck, fit_distance, fit_rules, texture
 from medopt.training.job import PreparedSplit
 from medopt.transforms.resize import resize

@@ -12,9 +12,9 @@ from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.pipeline import explain, ood_check, robustness
-from medopt.pipeline.judge import GateResult
 from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stages.compress import explain, ood_check, robustness
+from medopt.pipeline.stages.judge import GateResult
 from medopt.training.job import PreparedSplit
 
 

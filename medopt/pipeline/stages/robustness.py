@@ -22,9 +22,9 @@ from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.pipeline.judge import GateResult
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import KINDS
+from medopt.pipeline.stages.compress import KINDS
+from medopt.pipeline.stages.judge import GateResult
 from medopt.training.job import PreparedSplit
 from medopt.transforms.corrupt import corrupt, corrupt_all
 
