@@ -58,6 +58,12 @@ class Study(Section):
         """2 for images, 3 for volumes."""
         return len(self.prepare.size)
 
+    def training_digest(self) -> str:
+        """SHA-256 of the settings that training reads; what is measured, judged or written after it is left out."""
+        data = self.data.model_dump(mode="json", include={"root", "task", "labels", "folds", "fold", "series"})
+        sections = self.model_dump(mode="json", include={"seed", "prepare", "augment", "model", "training"})
+        return digest(sections | {"data": data})
+
     def digest(self) -> str:
         """SHA-256 of the whole resolved study, but for where its manifest lies: what that holds has its own digest."""
         return digest(self.model_dump(mode="json", exclude={"data": {"manifest"}}))

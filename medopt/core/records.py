@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
 Task = Literal["binary", "multiclass", "multilabel"]
+Kind = Literal["float", "int8"]
+KINDS: tuple[str, ...] = ("float", "int8")
+"""The two models of a run."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 COLUMNS = ("case_id", "patient_id", "site", "split", "labels", "logits")
 
@@ -157,13 +160,17 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """That a stage ran: the digest of what went in, the files that came out, and how long it took."""
+    """That a stage ran: the digest of what went in, the files that came out, how long it took, and what it came to.
+
+    `settings` is the digest of the study's settings that it read; "" in records of version 0.1.0.
+    """
 
     stage: str
     inputs: str
     outputs: dict[str, str]
     seconds: float
     facts: dict[str, Any] = field(default_factory=dict)
+    settings: str = ""
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

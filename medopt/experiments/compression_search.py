@@ -6,7 +6,6 @@ is looked at once, for the one that was chosen.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,25 +14,27 @@ from typing import Any
 
 from medopt.compression.pareto import Precision, Rule, on_front, pick, reasons_against
 from medopt.compression.prune import multiply_adds
+from medopt.config import Study
 from medopt.core.errors import ConfigError, GateRefused
-from medopt.core.files import write_json
+from medopt.core.files import file_digest, write_json
+from medopt.core.provenance import digest
 from medopt.core.reporter import Reporter
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
-from medopt.pipeline.run import Run
-from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.runner import opened_run, outcome_of
-from medopt.pipeline.stages.compress import Sets, calibration_files
-from medopt.pipeline.stages.judge import FLOAT, NARROW, QUANTIZED
-from medopt.pipeline.stages.prune import RESULT as PRUNING
-from medopt.pipeline.stages.prune import PrunedStep, prune_in_steps, steps_to
+from medopt.pipeline.run import complete_run, opened_run, stages_of_models
+from medopt.pipeline.run_folder import FLOAT, NARROW, QUANTIZED, RunFolder
+from medopt.pipeline.stage import NoResult, RunContext, Stage
+from medopt.pipeline.stage_settings import settings_of
+from medopt.pipeline.stages.compress import calibration_files, write_pruning
+from medopt.pipeline.stages.prepare import PrepareStage
+from medopt.pipeline.stages.prune import PruneStage, pruning_stages, steps_to
 from medopt.pipeline.study_cases import read_run
 from medopt.tracking.parent import ParentRun
 from medopt.training.hardware import Hardware
-from medopt.training.job import BEST
 from medopt.training.loop import load_best
 
-PLACE, TABLE, PICTURE = "compressed", "front.json", "front.png"
+PLACE, TABLE, PICTURE, OPTIONS = "compressed", "front.json", "front.png", "front"
+_LABELS = ("name", "faults", "precision", "engine")  # of an option: tags in MLflow, not figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,143 +53,184 @@ class CompressionGrid:
         """The whole network first, then ever narrower ones."""
         return sorted({0.0, *self.removed})
 
+    def steps(self, study: Study) -> list[PruneStage]:
+        """The network at every width, each going on from the one before; a single width in the study's steps."""
+        shares = self.shares()[1:]
+        targets = steps_to(shares[0], study.compression.pruning.steps) if len(shares) == 1 else shares
+        return pruning_stages(targets)
+
 
 def compress_run(
     folder: Path, grid: CompressionGrid, data: Path, reporter: Reporter, hardware: Hardware | None = None
 ) -> dict[str, Any]:
     """Try the grid on a finished run's network, and release what its rule picks; the summary of a run.
 
-    `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow.
+    `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow. Raises
+    GateRefused where the rule allows nothing.
     """
-    folder = folder.resolve()
-    source, base = read_run(folder, data), RunFolder(folder, False)
-    runs = folder.parents[1]
-    parent = str(base.facts().get("mlflow_run_id") or "")
-    with opened_run(source, runs, reporter, parent=parent, place=folder / PLACE, hardware=hardware) as run:
-        summary = run_front(run, folder, runs, grid)
-        run.end(outcome_of(summary))
-        return summary
+    base = RunFolder(folder.resolve(), False)
+    cases, runs, parent = read_run(base.path, data), base.path.parents[1], str(base.facts().get("mlflow_run_id") or "")
+    place, networks = base.path / PLACE, (base.best_weights,)
+    with opened_run(cases, runs, reporter, parent=parent, place=place, networks=networks, hardware=hardware) as run:
+        steps = grid.steps(run.study)
+        measuring = MeasureStage(grid, steps)
+        search: list[Stage[Any]] = [PrepareStage(), *steps, measuring, RecordOptionsStage(), TakeStage(grid, steps)]
+        summary = complete_run(run, [*search, *stages_of_models(run.study)])
+        return summary | {OPTIONS: run.results[OPTIONS]}
 
 
-def run_front(run: Run, base: Path, runs: Path, grid: CompressionGrid) -> dict[str, Any]:
-    """Try the grid on the network of the run folder `base`, and release what the rule picks; the summary of a run.
+class MeasureStage(Stage[dict[str, Any]]):
+    """Write every option's file, measure all of them in one go, and choose."""
 
-    Raises GateRefused where the rule allows nothing.
-    """
-    run.log_start()
-    sets, identity, notes = run.ready(runs)
-    weights = base / "checkpoints" / BEST
-    widths, steps = _narrowed(run, sets, weights, grid)
-    told = {step.weights.parent.name: step.facts for step in steps}
-    inputs = identity | {"pruned": told, "grid": asdict(grid)}
-    place = run.folder.path / "front"
-    outputs = [place, run.folder.path / TABLE, run.folder.path / "figures" / PICTURE]
-    front = run.stage("front", inputs, outputs, lambda: _measured(run, sets, widths, grid, place))
-    run.stage("record-front", {"front": front, "run": run.tracker.origin}, [], lambda: _recorded(run, runs, front))
-    chosen = next((one for one in front["options"] if one["name"] == front["chosen"]), None)
-    if chosen is None:
-        reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in front["against"].items())
+    name = OPTIONS
+    inputs = ("prepare",)
+    result_type = dict
+
+    def __init__(self, grid: CompressionGrid, steps: Sequence[PruneStage]) -> None:
+        self.grid, self.steps = grid, steps
+
+    def settings(self, study: Study) -> str:
+        """Those of compressing and of judging."""
+        return _settings(study, "seed", "model", "prepare", "data.task", "data.labels", "compression", "evaluation")
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """The grid and the weights of every width."""
+        weights = [context.networks[0], *(step.weights(context.folder) for step in self.steps)]
+        return {"grid": asdict(self.grid), "weights": [file_digest(path) for path in weights]}
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The options' files, the table and the picture."""
+        return [folder.path / OPTIONS, folder.path / TABLE, folder.figures / PICTURE]
+
+    def run(self, context: RunContext) -> dict[str, Any]:
+        """The table: what each option costs and keeps, the front, and which one is chosen."""
+        study, folder, rule = context.study, context.folder, self.grid.rule
+        splits, place = context.result(PrepareStage), folder.path / OPTIONS
+        place.mkdir(exist_ok=True)
+        files, widths = calibration_files(study, splits), self._widths(context)
+        for width in widths:
+            write_options(study, width, files, place, self.grid.precisions)
+            context.say(f"exported, {width.removed:.0%} of the multiply-adds taken away")
+        options = measure_options(study, splits["val"], widths, self.grid.precisions, place)
+        front, chosen = on_front(options), pick(options, rule)
+        table: dict[str, Any] = {
+            "rule": rule.told(),
+            "confidence": study.evaluation.confidence,
+            "validation_cases": len(splits["val"].cases),
+            "options": [option.as_dict() for option in options],
+            "front": [option.name for option in front],
+            "chosen": chosen.name if chosen else None,
+            "against": {option.name: why for option in options if (why := reasons_against(option, rule))},
+            "torch_ms": options[0].torch_ms,
+        }
+        write_json(folder.path / TABLE, table)
+        front_figure(
+            table["options"],
+            table["front"],
+            table["chosen"],
+            folder.figures / PICTURE,
+            title=f"{study.name}: accuracy against time and size",
+            caption=f"Beside each int8 point the share of multiply-adds taken away. Chosen: {rule.told()}.",
+        )
+        return table
+
+    def _widths(self, context: RunContext) -> list[Width]:
+        """The whole network, and those of the grid."""
+        study, shares = context.study, self.grid.shares()
+        size, channels, weights = study.prepare.size, study.prepare.channels, context.networks[0]
+        whole = Width(0.0, weights, multiply_adds(load_best(study, weights), channels, size))
+        reached = [
+            Width(step.target, step.weights(context.folder), context.results[step.name].multiply_adds.pruned)
+            for step in self.steps
+            if step.target in shares
+        ]
+        return [whole, *reached]
+
+
+class RecordOptionsStage(Stage[NoResult]):
+    """Log each option as a run below this one in MLflow, and the table and the picture in this one."""
+
+    name = "record-front"
+    inputs = (OPTIONS,)
+
+    def settings(self, study: Study) -> str:
+        """The study's name."""
+        return _settings(study, "name")
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """The run above."""
+        return {"run": context.tracker.origin}
+
+    def run(self, context: RunContext) -> NoResult:
+        """Raises ConfigError where the store does not answer."""
+        study, folder, table = context.study, context.folder, context.result(MeasureStage)
+        for option in table["options"]:
+            tags = {
+                "mlflow.parentRunId": context.tracker.run_id,
+                "study": study.name,
+                "kind": "compression",
+                "precision": option["precision"],
+                "removed": f"{option['removed']:g}",
+                "engine": option["engine"],
+                "on_front": str(option["name"] in table["front"]),
+                "chosen": str(option["name"] == table["chosen"]),
+                "faults": "; ".join(option["faults"])[:5000],
+            }
+            child = ParentRun(study, context.runs, None, f"{folder.path.parent.name} {option['name']}", tags)
+            figures = {key: value for key, value in option.items() if key not in _LABELS}
+            child.log_figures({"validation": figures})
+            child.end("measured")
+        context.tracker.log_files({"": folder.path / TABLE, "figures": folder.figures / PICTURE})
+        return NoResult()
+
+
+class TakeStage(Stage[NoResult]):
+    """Take the chosen option's files as the run's models: what `compress` is to a run without a search."""
+
+    name = "compress"
+    inputs = ("prepare", OPTIONS)
+
+    def __init__(self, grid: CompressionGrid, steps: Sequence[PruneStage]) -> None:
+        self.grid, self.steps = grid, steps
+
+    def settings(self, study: Study) -> str:
+        """The study's name: all else stands in the table."""
+        return _settings(study, "name")
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The ONNX files."""
+        return [folder.models / name for name in (FLOAT, QUANTIZED, NARROW)]
+
+    def run(self, context: RunContext) -> NoResult:
+        """Copy the files; raises GateRefused where the rule allows no option."""
+        chosen, models = self._chosen(context), context.folder.models
+        models.mkdir(exist_ok=True)
+        removed = chosen["removed"]
+        options = [file_of(0, "float32"), file_of(removed, "int8"), file_of(removed, "float32")]
+        for source, target in zip(options, (FLOAT, QUANTIZED, NARROW), strict=True):
+            shutil.copyfile(context.folder.path / OPTIONS / source, models / target)
+        return NoResult()
+
+    def finish(self, context: RunContext, result: NoResult, *, skipped: bool) -> None:
+        """Say how the models came about."""
+        removed = self._chosen(context)["removed"]
+        write_pruning(context, [step for step in self.steps if removed and step.target <= removed])
+        count = len(context.result(MeasureStage)["options"])
+        context.notes.append(f"chosen of {count} options by validation: {self.grid.rule.told()}")
+
+    def _chosen(self, context: RunContext) -> dict[str, Any]:
+        """The row of the chosen option."""
+        table = context.result(MeasureStage)
+        for option in table["options"]:
+            if option["name"] == table["chosen"]:
+                return dict(option)
+        reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in table["against"].items())
         raise GateRefused(
-            f"No option of {run.source.study.name} is {grid.rule.told()}: {reasons}. The table is in "
-            f"{run.folder.path / TABLE}. Prune less (--prune), train longer after each step "
+            f"No option of {context.study.name} is {self.grid.rule.told()}: {reasons}. The table is in "
+            f"{context.folder.path / TABLE}. Prune less (--prune), train longer after each step "
             "(compression.pruning.epochs), or allow more (--within)."
         )
-    models = [run.folder.models / name for name in (FLOAT, QUANTIZED, NARROW)]
-
-    def taking() -> dict[str, Any]:
-        run.folder.models.mkdir(exist_ok=True)
-        for source, target in zip(_files_of(chosen["removed"]), models, strict=True):
-            shutil.copyfile(place / source, target)
-        return {"chosen": chosen["name"]}
-
-    run.stage("compress", {"front": front}, models, taking)
-    if chosen["removed"]:
-        write_json(run.folder.path / PRUNING, {name: one for name, one in told.items() if _is_before(one, chosen)})
-    else:  # an earlier choice may have been another
-        (run.folder.path / PRUNING).unlink(missing_ok=True)
-    notes = [f"chosen of {len(front['options'])} options by validation: {grid.rule.told()}", *notes]
-    return run.judged_on(sets, identity | {"front": front}, [], notes, [weights]) | {"front": front}
 
 
-def _is_before(step: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
-    return bool(step["target"] <= chosen["removed"])
-
-
-def _files_of(removed: float) -> list[str]:
-    """What becomes float.onnx, quantized.onnx and pruned.onnx."""
-    return [
-        file_of(0, "float32"),
-        file_of(removed, "int8"),
-        file_of(removed, "float32"),
-    ]
-
-
-def _narrowed(run: Run, sets: Sets, weights: Path, grid: CompressionGrid) -> tuple[list[Width], list[PrunedStep]]:
-    """The network at every width of the grid; each goes on from the one before."""
-    study, wanted = run.source.study, run.source.study.compression.pruning
-    shares = grid.shares()[1:]
-    targets = steps_to(shares[0], wanted.steps) if len(shares) == 1 else shares
-    steps = prune_in_steps(study, sets, weights, targets, run.folder, run.reporter, run.hardware) if targets else []
-    size, channels = study.prepare.size, study.prepare.channels
-    whole = Width(0.0, weights, multiply_adds(load_best(study, weights), channels, size))
-    reached = [
-        Width(target, step.weights, step.facts["multiply_adds"]["pruned"])
-        for target, step in zip(targets, steps, strict=True)
-        if target in shares
-    ]
-    return [whole, *reached], steps
-
-
-def _measured(run: Run, sets: Sets, widths: Sequence[Width], grid: CompressionGrid, place: Path) -> dict[str, Any]:
-    """Write every option's file, measure all of them in one go, and choose."""
-    study, reporter = run.source.study, run.reporter
-    place.mkdir(exist_ok=True)
-    files = calibration_files(study, sets)
-    for width in widths:
-        write_options(study, width, files, place, grid.precisions)
-        reporter.message(f"exported, {width.removed:.0%} of the multiply-adds taken away")
-    options = measure_options(study, sets["val"], widths, grid.precisions, place)
-    front, chosen = on_front(options), pick(options, grid.rule)
-    told: dict[str, Any] = {
-        "rule": grid.rule.told(),
-        "confidence": study.evaluation.confidence,
-        "validation_cases": len(sets["val"].cases),
-        "options": [one.as_dict() for one in options],
-        "front": [one.name for one in front],
-        "chosen": chosen.name if chosen else None,
-        "against": {one.name: why for one in options if (why := reasons_against(one, grid.rule))},
-        "torch_ms": options[0].torch_ms,
-    }
-    write_json(run.folder.path / TABLE, told)
-    front_figure(
-        told["options"],
-        told["front"],
-        told["chosen"],
-        run.folder.path / "figures" / PICTURE,
-        title=f"{study.name}: accuracy against time and size",
-        caption=f"Beside each int8 point the share of multiply-adds taken away. Chosen: {grid.rule.told()}.",
-    )
-    return told
-
-
-def _recorded(run: Run, runs: Path, front: Mapping[str, Any]) -> dict[str, Any]:
-    """Each option as a run below this one in MLflow; the table and the picture in this one."""
-    study = run.source.study
-    for one in front["options"]:
-        tags = {
-            "mlflow.parentRunId": run.tracker.run_id,
-            "study": study.name,
-            "kind": "compression",
-            "precision": one["precision"],
-            "removed": f"{one['removed']:g}",
-            "engine": one["engine"],
-            "on_front": str(one["name"] in front["front"]),
-            "chosen": str(one["name"] == front["chosen"]),
-            "faults": "; ".join(one["faults"])[:5000],
-        }
-        child = ParentRun(study, runs, None, f"{run.folder.path.parent.name} {one['name']}", tags)
-        kept = {key: value for key, value in one.items() if key not in ("name", "faults", "precision", "engine")}
-        child.log_figures({"validation": json.loads(json.dumps(kept))})
-        child.end("measured")
-    run.tracker.log_files({"": run.folder.path / TABLE, "figures": run.folder.path / "figures" / PICTURE})
-    return {"options": len(front["options"])}
+def _settings(study: Study, *paths: str) -> str:
+    return digest(settings_of(study, paths))

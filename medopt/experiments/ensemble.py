@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,68 @@ import onnx
 from onnx import compose, helper
 
 from medopt.core.files import atomic, file_digest
+from medopt.core.records import KINDS
 from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
-from medopt.pipeline.runner import opened_run, outcome_of
-from medopt.pipeline.stages.compress import KINDS
-from medopt.pipeline.stages.judge import FLOAT, QUANTIZED
+from medopt.pipeline.run import complete_run, opened_run, stages_of_models
+from medopt.pipeline.run_folder import FLOAT, QUANTIZED, RunFolder
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.pipeline.study_cases import StudyCases
 
 MERGED = {"float": FLOAT, "int8": QUANTIZED}
 
 
+@dataclass(frozen=True, slots=True)
+class MergedMembers:
+    """The run folders of the members, by name."""
+
+    members: tuple[str, ...]
+
+
+class MergeStage(Stage[MergedMembers]):
+    """Merge the members' models into one that averages their logits: what `compress` is to a single network."""
+
+    name = "compress"
+    inputs = ("prepare",)
+    result_type = MergedMembers
+
+    def __init__(self, members: Sequence[Path]) -> None:
+        self.members = members
+
+    def files(self, kind: str) -> list[Path]:
+        """The members' models of a kind."""
+        return [folder / "models" / f"{kind}.onnx" for folder in self.members]
+
+    def depends_on(self, context: RunContext) -> dict[str, Any]:
+        """The members' models."""
+        return {kind: [file_digest(path) for path in self.files(kind)] for kind in KINDS}
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The merged models."""
+        return [folder.models / name for name in MERGED.values()]
+
+    def run(self, context: RunContext) -> MergedMembers:
+        """Write them."""
+        for kind, name in MERGED.items():
+            merge_mean(self.files(kind), context.folder.models / name)
+        return MergedMembers(tuple(folder.name for folder in self.members))
+
+
 def build_ensemble(
-    source: StudyCases, members: Sequence[Path], group: RunGroup, runs: Path, reporter: Reporter
+    cases: StudyCases, members: Sequence[Path], group: RunGroup, runs: Path, reporter: Reporter
 ) -> dict[str, Any]:
     """Merge the members' models and take the ensemble through the gate, the test and the release; its summary.
 
     `members` are run folders. Temperature and operating point are chosen on the validation split that all of them
     share. It stands in the group's folder, and as a run below the group's in MLflow.
     """
-    files = {kind: [folder / "models" / f"{kind}.onnx" for folder in members] for kind in KINDS}
-    inputs = {kind: [file_digest(path) for path in paths] for kind, paths in files.items()}
-
-    def merge(models: Path) -> None:
-        for kind, paths in files.items():
-            merge_mean(paths, models / MERGED[kind])
-
-    place = group.folder.path / "ensemble"
-    with opened_run(source, runs, reporter, parent=group.parent.run_id, place=place) as run:
-        summary = run.ensemble(runs, members, inputs, merge)
-        run.end(outcome_of(summary))
-        return summary
+    place, parent = group.folder.path / "ensemble", group.parent.run_id
+    networks = tuple(RunFolder(folder, False).best_weights for folder in members)
+    notes = [f"an ensemble: the mean of the logits of {len(members)} networks, of one seed each"]
+    with opened_run(cases, runs, reporter, parent=parent, place=place, networks=networks, notes=notes) as run:
+        return complete_run(run, [PrepareStage(), MergeStage(members), *stages_of_models(run.study)])
 
 
 def merge_mean(paths: Sequence[Path], target: Path) -> None:

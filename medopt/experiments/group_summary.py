@@ -10,7 +10,7 @@ import numpy as np
 
 from medopt.config import Study
 from medopt.core.files import write_columns, write_json
-from medopt.core.records import Estimate, Predictions, Task
+from medopt.core.records import KINDS, Estimate, Predictions, Task
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.run_averages import FigureSpread, mean_figures, out_of_fold, pooled_figures
 from medopt.experiments.run_group import RunGroup
@@ -18,7 +18,6 @@ from medopt.figures.comparison import forest_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
 from medopt.metrics.thresholds import OperatingPoint
-from medopt.pipeline.stages.compress import KINDS
 from medopt.report.markdown_summary import members_page
 
 TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medopt.config import Study
 from medopt.core.errors import MedoptError, StorageError
-from medopt.pipeline.run_folder import RunFolder, held
+from medopt.pipeline.run_folder import RunFolder, locked_folder
 from medopt.tracking.parent import ParentRun
 
 
@@ -36,7 +36,7 @@ class RunGroup:
 @contextmanager
 def open_group(path: Path, study: Study, runs: Path, tags: Mapping[str, str]) -> Iterator[RunGroup]:
     """Go on with the group of this folder, or begin it; what goes wrong within closes it as failed or interrupted."""
-    with held(path, is_new=not path.exists()) as folder:
+    with locked_folder(path, is_new=not path.exists()) as folder:
         name = f"{study.name} {path.name}"
         parent = ParentRun(study, runs, folder.facts().get("mlflow_run_id"), name, tags)
         folder.write_facts(mlflow_run_id=parent.run_id, outcome="running")

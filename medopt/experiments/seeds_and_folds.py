@@ -21,7 +21,7 @@ from medopt.experiments.ensemble import build_ensemble
 from medopt.experiments.group_summary import member_name, record_group
 from medopt.experiments.run_group import RunGroup, open_group
 from medopt.pipeline.fill_cache import fill_cache
-from medopt.pipeline.runner import run_study
+from medopt.pipeline.run import run_study
 from medopt.pipeline.study_cases import StudyCases, read_source
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from medopt.experiments.run_group import RunGroup, open_group
 from medopt.experiments.search_space import Sweep, value_of
 from medopt.experiments.sweep_report import record_sweep
 from medopt.pipeline.fill_cache import fill_cache
-from medopt.pipeline.runner import train_study
+from medopt.pipeline.run import train_study
 from medopt.pipeline.study_cases import read_source
 
 
@@ -105,9 +106,9 @@ def run_trial(
     """One job: train, report each epoch, and stop where it is hopeless."""
     watcher = Watcher(store, number, study.training.epochs)
     try:
-        found = train_study(study, study_file, data, runs, reporter, parent, watcher)
+        trained = train_study(study, study_file, data, runs, reporter, parent, watcher)
     except Pruned as error:
         return {"state": "pruned", "score": None, "reason": str(error)}
-    if found["score"] is None:
+    if trained.score is None:
         raise TrainingError("no epoch gave a defined score on validation")
-    return {"state": "complete", **found}
+    return {"state": "complete", **asdict(trained), "folder": str(trained.folder)}

@@ -242,10 +242,10 @@ def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
             writer.writerow([case.case_id, case.image, case.patient_id, case.site, *named, case.split, *uids, *groups])
 
 
-def manifest_digest(cases: Iterable[Case]) -> str:
-    """SHA-256 of what the cases say, whatever their order."""
+def manifest_digest(cases: Iterable[Case], *, with_groups: bool = True) -> str:
+    """SHA-256 of what the cases say, whatever their order; their subgroups are of no account to training."""
     content = attrgetter(*(column.name for column in fields(Case) if column.name != "groups"))
     found = hashlib.sha256()
-    for row in sorted((*content(case), *case.groups) for case in cases):
+    for row in sorted((*content(case), *(case.groups if with_groups else ())) for case in cases):
         found.update(json.dumps(row).encode() + b"\n")
     return found.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from medopt.config import Evaluation, Study
-from medopt.core.records import EpochRecord, Predictions
+from medopt.core.records import KINDS, EpochRecord, Predictions
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.proportions import proportion
+from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.reevaluate import draw_decisions
-from medopt.pipeline.stages.compress import KINDS
-from medopt.pipeline.stages.judge import GateResult
 from medopt.release.layout import FORMAT, MODELS, ModelInfo, ReleaseInfo
 
 FIGURES = (
@@ -153,3 +153,13 @@ def release_info(
         figures={key: metrics[key] for key in TOLD if key in metrics},
         provenance=dict(provenance),
     )
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """`metrics.json` of a run folder, with what was measured in further stages under the names of their files."""
+    names = ("pruning", "robustness", "explanations", "domain")
+    further = {name: folder / f"{name}.json" for name in names}
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics | {
+        name: json.loads(path.read_text(encoding="utf-8")) for name, path in further.items() if path.exists()
+    }

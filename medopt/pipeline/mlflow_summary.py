@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
-from medopt.pipeline.stages.compress import KINDS
+from medopt.core.records import KINDS
 from medopt.report.markdown_summary import first_page
 from medopt.report.run_records import RunRecords
 

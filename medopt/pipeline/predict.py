@@ -12,7 +12,9 @@ from medopt.core.records import Case, Predictions, Split
 from medopt.data.cache import load_facts
 from medopt.imaging.acquisition import Acquisition, age_band, sex
 from medopt.inference.engines import Engine, run_files
-from medopt.training.job import PreparedSplit
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.weighted import auc
+from medopt.training.job import PreparedSplit, Score
 
 
 def predict(study: Study, kind: str, split: Split, part: PreparedSplit, engine: Engine) -> Predictions:
@@ -60,3 +62,14 @@ def _groups(case: Case, facts: Acquisition) -> dict[str, str]:
     given = dict(case.groups)
     common = {"sex": sex(given.pop("sex", "")), "age": age_band(given.pop("age", ""))}
     return given | facts.groups() | {name: group for name, group in common.items() if group}
+
+
+def validation_score(study: Study, validation: PreparedSplit) -> Score:
+    """The function that training judges an epoch by: AUC on validation, NaN where it is not defined."""
+
+    def score(logits: NDArray[np.float64], _targets: NDArray[np.float64]) -> float:
+        blank = predictions_of(study, "float", "val", validation, logits)
+        scored = CalibratedPredictions(blank, study.data.task)
+        return float(auc(scored.score, scored.target)[0]) if np.isfinite(logits).all() else float("nan")
+
+    return score

@@ -1,320 +1,233 @@
-"""A run under way: its stages in order. What is unchanged is skipped, and all of it goes to MLflow."""
+"""The ways to run a study: the whole way or training only; the folder and the MLflow run around its stages.
+
+A run is a list of stages, one a file in `medopt/pipeline/stages`.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medopt.config import Study, Training
-from medopt.core import signals
-from medopt.core.files import file_digest, write_json
-from medopt.core.provenance import code_version, digest, machine, package_versions
-from medopt.core.records import EpochRecord
-from medopt.core.reporter import Reporter
-from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.models.channel_widths import WIDTHS
-from medopt.pipeline.metrics_json import FIGURES, draw_figures, release_info, summarize
-from medopt.pipeline.mlflow_summary import model_name, told_figures, told_tags
-from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages.compress import (
-    KINDS,
-    calibration_files,
-    compress,
-    ood_check,
-    predict_splits,
-    refuse_early,
-    robustness,
-    validation_score,
-)
-from medopt.pipeline.stages.judge import FLOAT, INT8, NARROW, QUANTIZED, GateResult, judge_models
-from medopt.pipeline.stages.prepare import content_of, prepare_sets, refuse_duplicates
-from medopt.pipeline.stages.prune import RESULT, PrunedStep, prune_in_steps, steps_to
-from medopt.pipeline.stages.release import reference_of
-from medopt.pipeline.stages.test_analyses import inspections
-from medopt.pipeline.study_cases import StudyCases
-from medopt.release.build import build_release
-from medopt.release.layout import DOMAIN, MODELS, SUMS
-from medopt.report import REPORT, write_report
-from medopt.report.run_records import read_run
-from medopt.tracking.tracker import Tracker
-from medopt.training.auto_settings import resolve_auto
-from medopt.training.hardware import Hardware
-from medopt.training.job import BEST, PreparedSplit, TrainingCallbacks, TrainingJob
-from medopt.training.launch import dismiss, train
-from medopt.transforms.prepare import PrepareChain
+import yaml
 
-Watch = Callable[[Sequence[EpochRecord]], None]
+from medopt.config import Study
+from medopt.core.errors import MedoptError, Pruned, StorageError
+from medopt.core.files import write_text
+from medopt.core.provenance import code_version, machine
+from medopt.core.records import EpochRecord, Override
+from medopt.core.reporter import Reporter
+from medopt.manifest.table import write_run_manifest
+from medopt.pipeline.metrics_json import read_metrics
+from medopt.pipeline.mlflow_summary import model_name, run_name
+from medopt.pipeline.run_0_1 import study_of_checkpoints
+from medopt.pipeline.run_folder import CHECKPOINT_STUDY, TRAINING, RunFolder, locked_folder, open_run
+from medopt.pipeline.stage import RunContext, Stage, complete
+from medopt.pipeline.stage_settings import training_key
+from medopt.pipeline.stages.compress import CompressStage
+from medopt.pipeline.stages.evaluate import EvaluateStage
+from medopt.pipeline.stages.explain import ExplainStage
+from medopt.pipeline.stages.judge import JudgeStage
+from medopt.pipeline.stages.ood_check import OutOfDomainStage
+from medopt.pipeline.stages.prepare import PrepareStage
+from medopt.pipeline.stages.prune import pruning_stages, steps_to
+from medopt.pipeline.stages.record import RecordStage
+from medopt.pipeline.stages.release import ReleaseStage
+from medopt.pipeline.stages.report import ReportStage
+from medopt.pipeline.stages.robustness import RobustnessStage
+from medopt.pipeline.stages.train import TrainStage
+from medopt.pipeline.stages.tune import TuneStage
+from medopt.pipeline.study_cases import StudyCases, read_source
+from medopt.tracking.tracker import Tracker
+from medopt.training.hardware import Hardware
+from medopt.transforms.prepare import PrepareChain
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A run under way."""
+class TrainedRun:
+    """A run that only trained: its best score on validation (None: none was defined), that epoch, and where it is."""
 
-    source: StudyCases
-    folder: RunFolder
-    tracker: Tracker
-    reporter: Reporter
-    hardware: Hardware
-    watch: Watch | None = None
+    score: float | None
+    best_epoch: int | None
+    folder: Path
+    mlflow_run_id: str
 
-    def end(self, outcome: str) -> None:
-        """The run did what was asked of it."""
-        self.folder.write_facts(outcome=outcome)
-        self.tracker.end(outcome)
 
-    def training(self, runs: Path) -> tuple[dict[Any, PreparedSplit], dict[str, str], list[dict[str, Any]], list[str]]:
-        """Prepare and train: the sets, what identifies the run, the history, and what is known of the data."""
-        self.log_start()
-        sets, identity, notes = self.ready(runs)
-        return sets, identity, self._train(sets, identity), notes
+def training_stages(study: Study) -> list[Stage[Any]]:
+    """The stages up to the best weights."""
+    return [PrepareStage(), *([TuneStage()] if study.training.leaves_open else []), TrainStage()]
 
-    def ready(self, runs: Path) -> tuple[dict[Any, PreparedSplit], dict[str, str], list[str]]:
-        """The prepared sets, what identifies the run, and what is known of the data."""
-        chain, study = PrepareChain(self.source.study.prepare), self.source.study
-        self.reporter.stage("prepare", "")
-        sets = prepare_sets(self.source, chain, runs / "cache", self.reporter)
-        refuse_early(study, sets)
-        notes = [*refuse_duplicates(study, sets), *self.source.notes]
-        return sets, {"study": study.digest(), "chain": chain.fingerprint, "data": content_of(sets)}, notes
 
-    def all_stages(self, runs: Path) -> dict[str, Any]:
-        """The whole way, from the images to the release; returns `metrics.json` with the folder and the link."""
-        study, path = self.source.study, self.folder.path
-        sets, identity, history, notes = self.training(runs)
-        weights, models = path / "checkpoints" / BEST, [self.folder.models / name for name in (FLOAT, QUANTIZED)]
-        pruned = self._prune(sets, identity, weights)
-        models += [self.folder.models / NARROW] if pruned else []
-        inputs = identity | {"history": history} | {step.weights.parent.name: step.facts for step in pruned}
+def all_stages(study: Study) -> list[Stage[Any]]:
+    """The whole way, from the scans to the release."""
+    pruning = study.compression.pruning
+    steps = pruning_stages(steps_to(pruning.target, pruning.steps)) if pruning.target else []
+    return [*training_stages(study), *steps, CompressStage(steps), *stages_of_models(study)]
 
-        def compressing() -> dict[str, Any]:
-            return compress(study, sets, weights, self.folder, self.reporter, pruned[-1].weights if pruned else None)
 
-        compressed = self.stage("compress", inputs, models, compressing)
-        return self.judged_on(sets, identity | {"compressed": compressed}, history, notes, [weights])
+def stages_of_models(study: Study) -> list[Stage[Any]]:
+    """From the ONNX files to the release: judge, score the test split, release, record."""
+    analyses: list[Stage[Any]] = []
+    if study.evaluation.shift_cases:
+        analyses.append(RobustnessStage())
+    if study.evaluation.explain:
+        analyses.append(ExplainStage())
+    if study.domain.enabled:
+        analyses.append(OutOfDomainStage())
+    return [JudgeStage(), EvaluateStage(), *analyses, ReleaseStage(), ReportStage(), RecordStage()]
 
-    def ensemble(
-        self, runs: Path, members: Sequence[Path], files: dict[str, list[str]], merge: Callable[[Path], None]
-    ) -> dict[str, Any]:
-        """The stages after training, for a model merged of the members' run folders instead of a trained one."""
-        self.log_start()
-        sets, identity, notes = self.ready(runs)
-        outputs = [self.folder.models / name for name in (FLOAT, QUANTIZED)]
 
-        def merging() -> dict[str, Any]:
-            merge(self.folder.models)
-            return {"members": [folder.name for folder in members], "files": files}
+def run_study(
+    study: Study,
+    study_file: Path,
+    data: Path,
+    runs: Path,
+    reporter: Reporter,
+    fresh: bool = False,
+    parent: str = "",
+    hardware: Hardware | None = None,
+    override: Override | None = None,
+) -> dict[str, Any]:
+    """Run a study, or go on with it, and return its summary: `metrics.json` with the folder and the MLflow link.
 
-        merged = self.stage("compress", identity | {"files": files}, outputs, merging)
-        weights = [folder / "checkpoints" / BEST for folder in members]
-        notes = [f"an ensemble: the mean of the logits of {len(members)} networks, of one seed each", *notes]
-        return self.judged_on(sets, identity | {"merged": merged}, [], notes, weights)
+    `parent` is the id of the MLflow run above this one; `override` releases what the gate refuses, now and when the
+    run is gone on with. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or
+    KILLED after Ctrl-C.
+    """
+    cases = read_source(study, study_file, data)
+    with opened_run(cases, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:
+        if override:
+            run.folder.write_facts(override=asdict(override))
+        return complete_run(run, all_stages(study))
 
-    def judged_on(
-        self,
-        sets: dict[Any, PreparedSplit],
-        identity: dict[str, Any],
-        history: list[dict[str, Any]],
-        notes: list[str],
-        weights: Sequence[Path],
-    ) -> dict[str, Any]:
-        """From the models to the release: judge, evaluate, release, record."""
-        study, path, chain = self.source.study, self.folder.path, PrepareChain(self.source.study.prepare)
-        inputs = identity | {"history": history}
-        models = self.folder.models
 
-        def judging() -> dict[str, Any]:
-            calibrating = calibration_files(study, sets)
-            return judge_models(study, sets["val"], weights, models, calibrating, self.reporter).facts()
+def complete_run(run: RunContext, stages: Sequence[Stage[Any]]) -> dict[str, Any]:
+    """Complete the stages of a whole run and close it; its summary."""
+    complete(stages, run)
+    metrics = read_metrics(run.folder.path)
+    summary = metrics | {
+        "folder": str(run.folder.path),
+        "mlflow_link": run.tracker.link,
+        "stages": run.folder.seconds(),
+    }
+    end_run(run, outcome_of(summary))
+    return summary
 
-        judged = GateResult.from_facts(self.stage("judge", inputs, [models / INT8], judging))
-        figures = [path / "figures" / f"{name}.png" for name in FIGURES]
-        outputs = [path / "metrics.json", path / "predictions.csv", *figures]
-        override = None if judged.verdict.passed else self._override(models / INT8)
-        inputs = identity | {"judged": judged.facts(), "run": self.tracker.origin, "notes": notes, "override": override}
-        self.stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
-        metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
-        if judged.verdict.passed or override:
-            folder = [self.folder.release]
-            held = sets["val"]
-            self.stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain, held))
-        else:
-            shutil.rmtree(self.folder.release, ignore_errors=True)
-        if not judged.verdict.passed:
-            self.folder.forget("judge")  # times differ from call to call: the same command measures anew
-        self.stage("report", {"metrics": metrics}, [path / REPORT], self._report)
-        self.stage("record", {"metrics": metrics, "run": self.tracker.origin}, [], lambda: self._record(metrics))
-        return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
-    def _override(self, int8: Path) -> dict[str, str] | None:
-        """Who releases what the gate refused. It holds for the model that it was given for, and for no later one."""
-        told: dict[str, str] | None = self.folder.facts().get("override")
-        if told is None:
-            return None
-        bound = {"model": file_digest(int8)} | told
-        if bound["model"] != file_digest(int8):
-            self.reporter.message(f"{told['by']} released another model of this run, not this one")
-            return None
-        self.folder.write_facts(override=bound)
-        return bound
+def outcome_of(summary: Mapping[str, Any]) -> str:
+    """How a whole run ended, in a word."""
+    gate = summary["gate"]
+    return "released" if gate["passed"] else "released against the gate" if gate["override"] else "gate refused"
 
-    def _inspected(
-        self, sets: dict[Any, PreparedSplit], identity: dict[str, Any], judged: GateResult, weights: Sequence[Path]
-    ) -> dict[str, Any]:
-        """What else was measured of the test split, each under the name of its file."""
-        told, inputs = self.folder.path / RESULT, identity | {"judged": judged.facts()}
-        found = {"pruning": json.loads(told.read_text())} if told.exists() else {}
-        asked = inspections(self.source.study, sets, self.source.root, weights, judged, self.folder, self.reporter)
-        for one in asked:
-            self.stage(one.name, inputs, one.outputs, one.work)
-            found[one.outputs[0].stem] = json.loads(one.outputs[0].read_text())
-        return found
 
-    def stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
-        """A stage of the folder, unless the run is to stop."""
-        signals.stop_if_asked()
-        return self.folder.stage(name, inputs, outputs, work, self.reporter)
+def train_study(
+    study: Study,
+    study_file: Path,
+    data: Path,
+    runs: Path,
+    reporter: Reporter,
+    parent: str,
+    on_history: Callable[[Sequence[EpochRecord]], None],
+) -> TrainedRun:
+    """Only train a study, or go on with it: nothing is compressed, and the test split is not looked at.
 
-    def log_start(self) -> None:
-        """Where the run comes from, to MLflow."""
-        code = code_version()
-        tags = {
-            "study": self.source.study.name,
-            "model": model_name(self.source.study),
-            "seed": str(self.source.study.seed),
-            "manifest_digest": self.source.digest,
-            "chain_fingerprint": PrepareChain(self.source.study.prepare).fingerprint,
-            "code": code.get("commit", code["version"]),
-            "code_clean": str(code.get("clean", "unknown")),
-            "machine": machine()["cpu"],
-            "run_folder": self.folder.path.name,
-        }
-        splits = Counter(str(case.split) for case in self.source.cases)
-        self.tracker.log_start(self.source.study, self.source.digest, tags, splits)
+    `on_history` hears of every epoch and may raise Pruned, which is no failure of the run. The folder is that of the
+    same study's whole run, which would find its training done.
+    """
+    cases = read_source(study, study_file, data)
+    with opened_run(cases, runs, reporter, parent=parent, on_history=on_history) as run:
+        complete(training_stages(study), run)
+        scores = [record.val_metric for record in run.result(TrainStage).history]
+        best = max((score for score in scores if not math.isnan(score)), default=None)
+        end_run(run, "trained")
+        epoch = scores.index(best) + 1 if best is not None else None
+        return TrainedRun(best, epoch, run.folder.path, run.tracker.run_id)
 
-    def _train(self, sets: dict[Any, PreparedSplit], identity: dict[str, str]) -> list[dict[str, Any]]:
-        folder, study = self.folder.path / "checkpoints", self._resolved(sets, identity)
-        waiting = True  # the processes that a launcher started to help
 
-        def work() -> dict[str, Any]:
-            task = TrainingJob(study, sets["train"], sets["val"], folder, identity)
-            lead = TrainingCallbacks(validation_score(study, sets), self._on_epoch, self.reporter)
-            nonlocal waiting
-            waiting = False
-            trained = train(task, lead, self.hardware)
-            history = [asdict(record) for record in trained.history]
-            return {"best_epoch": trained.best, "device": trained.device, "history": history}
+@contextmanager
+def opened_run(
+    cases: StudyCases,
+    runs: Path,
+    reporter: Reporter,
+    *,
+    fresh: bool = False,
+    parent: str = "",
+    on_history: Callable[[Sequence[EpochRecord]], None] | None = None,
+    place: Path | None = None,
+    networks: tuple[Path, ...] = (),
+    notes: Sequence[str] = (),
+    hardware: Hardware | None = None,
+) -> Iterator[RunContext]:
+    """The study's folder and its MLflow run, which is closed as failed where what is done in it fails.
 
-        facts = self.stage("train", identity, [folder / BEST], work)
-        if waiting:
-            dismiss(study.training, self.hardware)
-        history: list[dict[str, Any]] = facts["history"]
-        self._on_epoch([EpochRecord(**record) for record in history])
-        return history
+    `place` is a folder to work in instead of the study's own; `networks` are trained weights from elsewhere.
+    """
+    study = cases.study
+    training_digest = cases.training_digest
+    opening = (
+        locked_folder(place, is_new=not place.exists()) if place else open_run(runs, study, training_digest, fresh)
+    )
+    with opening as folder:
+        facts = {} if place else _training_facts(folder, training_key(study, training_digest))
+        write_text(folder.path / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        write_run_manifest(folder.path / "manifest.csv", cases.cases, study)
+        name = run_name(study, folder.path, place.parent if place else None)
+        tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), name, parent)
+        weights = networks or (folder.best_weights,)
+        try:
+            folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running", **facts)
+            run = RunContext(
+                cases, folder, tracker, reporter, runs, weights, list(notes), hardware or Hardware(1), on_history
+            )
+            _log_start(run)
+            yield run
+        except BaseException as error:
+            outcome, status = _ending(error)
+            tracker.end(outcome, status)
+            with suppress(StorageError):  # what ended the run is the news
+                folder.write_facts(outcome=outcome)
+            raise
 
-    def _prune(self, sets: dict[Any, PreparedSplit], identity: dict[str, str], weights: Path) -> list[PrunedStep]:
-        """The steps of pruning, none where it is off."""
-        wanted = self.source.study.compression.pruning
-        if not wanted.target:
-            return []
-        targets = steps_to(wanted.target, wanted.steps)
-        study = self._resolved(sets, identity)
-        steps = prune_in_steps(study, sets, weights, targets, self.folder, self.reporter, self.hardware)
-        told = {step.weights.parent.name: step.facts for step in steps}
-        write_json(self.folder.path / RESULT, told)
-        self._tell(self.tracker.log_early({f"pruning {name}": facts | {WIDTHS: None} for name, facts in told.items()}))
-        return steps
 
-    def _resolved(self, sets: dict[Any, PreparedSplit], identity: dict[str, str]) -> Study:
-        """The study with numbers for what it leaves to be found, found once and kept for the whole run."""
-        study, train_set = self.source.study, sets["train"]
-        if not study.training.leaves_open:
-            return study
+def end_run(run: RunContext, outcome: str) -> None:
+    """Close a run that did what was asked of it."""
+    run.folder.write_facts(outcome=outcome)
+    run.tracker.end(outcome)
 
-        def work() -> dict[str, Any]:
-            found, measured = resolve_auto(study, train_set.cases, train_set.files, self.reporter)
-            return {"training": found.training.model_dump(mode="json"), "measured": measured}
 
-        facts = self.stage("tune", identity, [], work)
-        training = Training.model_validate(facts["training"])
-        size, micro = training.resolved_sizes
-        figures = {"lr": training.optimizer.rate, "batch_size": size, "micro_batch": micro}
-        self._tell(self.tracker.log_early({"tuned": figures}))
-        return study.model_copy(update={"training": training})
+def _training_facts(folder: RunFolder, key: str) -> dict[str, str]:
+    """By which key the folder is found; one of version 0.1.0 also keeps the study's digest of its checkpoints."""
+    if folder.is_new or TRAINING in folder.facts():
+        return {TRAINING: key}
+    return {TRAINING: key, CHECKPOINT_STUDY: study_of_checkpoints(folder.path)}
 
-    def _on_epoch(self, history: Sequence[EpochRecord]) -> None:
-        signals.stop_if_asked()
-        self._tell(self.tracker.sync_history(history))
-        if self.watch is not None:
-            self.watch(history)
 
-    def _tell(self, trouble: str | None) -> None:
-        if trouble:
-            self.reporter.message(trouble)
+def _log_start(run: RunContext) -> None:
+    """Where the run comes from, to MLflow."""
+    code, study = code_version(), run.study
+    tags = {
+        "study": study.name,
+        "model": model_name(study),
+        "seed": str(study.seed),
+        "manifest_digest": run.cases.digest,
+        "chain_fingerprint": PrepareChain(study.prepare).fingerprint,
+        "code": code.get("commit", code["version"]),
+        "code_clean": str(code.get("clean", "unknown")),
+        "machine": machine()["cpu"],
+        "run_folder": run.folder.path.name,
+    }
+    splits = Counter(str(case.split) for case in run.cases.cases)
+    run.tracker.log_start(study, run.cases.digest, tags, splits)
 
-    def _evaluate(
-        self,
-        sets: Any,
-        judged: GateResult,
-        history: list[dict[str, Any]],
-        notes: list[str],
-        override: dict[str, str] | None,
-    ) -> dict[str, Any]:
-        """Score the test split, once: everything was chosen before."""
-        study, path = self.source.study, self.folder.path
-        tables = predict_splits(study, sets, self.folder, judged)
-        write_predictions(
-            path / "predictions.csv", tables, study.data.labels, study.data.task, dict(judged.calibrations)
-        )
-        tables = read_predictions(path / "predictions.csv")  # every figure can be recomputed from that file
-        sizes = {kind: (self.folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
-        metrics = summarize(study, tables, judged, sizes)
-        metrics["gate"]["override"] = override
-        records = [EpochRecord(**record) for record in history]
-        draw_figures(study, records, tables, judged, metrics, path / "figures")
-        kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id, "data_notes": notes}
-        write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
-        return {}
 
-    def _release(
-        self, judged: GateResult, metrics: dict[str, Any], chain: PrepareChain, held: PreparedSplit
-    ) -> dict[str, Any]:
-        provenance = {
-            "manifest_digest": self.source.digest,
-            "mlflow_run_id": self.tracker.run_id,
-            "code": code_version(),
-            "packages": package_versions(),
-            "machine": machine(),
-            "data_notes": metrics["data_notes"],
-        }
-        gate = self.folder.models / ood_check.RESULT if self.source.study.domain.enabled else None
-        name = DOMAIN if gate else None
-        info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance, name)
-        models = {kind: self.folder.models / f"{kind}.onnx" for kind in MODELS}
-        build_release(self.folder.release, info, models, gate, lambda predictor: reference_of(predictor, held))
-        return {"release": digest((self.folder.release / SUMS).read_text())}
-
-    def _report(self) -> dict[str, Any]:
-        write_report(self.folder.path)
-        return {}
-
-    def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        path, passed = self.folder.path, metrics["gate"]["passed"]
-        self.tracker.log_figures(told_figures(metrics))
-        self.tracker.log_tags(told_tags(read_run(path)))
-        self.tracker.log_files({"": path / REPORT, "figures": path / "figures"})
-        for name in ("metrics.json", "study.yaml"):
-            self.tracker.log_files({"": path / name})
-        for name in ("predictions.csv", *((robustness.TABLE,) if "robustness" in metrics else ())):
-            self.tracker.log_files({"tables": path / name})
-        for kind in KINDS:
-            self.tracker.log_files({"models": self.folder.models / f"{kind}.onnx"})
-        version = None
-        if self.folder.release.exists():
-            self.tracker.log_files({"release": self.folder.release})
-            version = self.tracker.log_release(self.folder.release, passed=passed)
-        return {"registered_version": version}
+def _ending(error: BaseException) -> tuple[str, str]:
+    """What a run that did not reach its end is called, and its status in MLflow."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "KILLED"
+    if isinstance(error, Pruned):
+        return "pruned", "FINISHED"
+    return type(error).__name__ if isinstance(error, MedoptError) else "crashed", "FAILED"

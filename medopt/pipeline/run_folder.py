@@ -1,26 +1,30 @@
-"""The folder of one run: found again by what went in, locked against a second process, its finished stages known."""
+"""The folder of one run: found again by what its training reads, locked against a second process, its records."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from medopt import __version__
 from medopt.config import Study
 from medopt.core.errors import BusyError
 from medopt.core.files import storage, write_json, write_text
-from medopt.core.provenance import digest
 from medopt.core.records import StageRecord
-from medopt.core.reporter import Reporter
 from medopt.data.cache import content_digest
+from medopt.pipeline.run_0_1 import training_key_of
+from medopt.pipeline.stage_settings import training_key
+from medopt.training.job import BEST
+
+FLOAT, NARROW, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", "int8.onnx"
+"""Below models/: the whole and the pruned network, its int8 form, and the same as the gate judged it."""
+TRAINING = "training"  # in run.json: the key by which the folder is found
+CHECKPOINT_STUDY = "checkpoint_study"  # in run.json of a folder that version 0.1.0 began
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +40,30 @@ class RunFolder:
         return self.path / "models"
 
     @property
+    def best_weights(self) -> Path:
+        """The weights of the best epoch."""
+        return self.path / "checkpoints" / BEST
+
+    @property
+    def checkpoint_study(self) -> str:
+        """The study's digest that the checkpoints of a folder of version 0.1.0 carry; else ""."""
+        return str(self.facts().get(CHECKPOINT_STUDY, ""))
+
+    @property
     def release(self) -> Path:
         """What goes into service."""
         return self.path / "release"
 
+    @property
+    def figures(self) -> Path:
+        """Pictures."""
+        return self.path / "figures"
+
     def facts(self) -> dict[str, Any]:
         """`run.json`: the MLflow run and the outcome, empty for a new run."""
         try:
-            found: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-            return found
+            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            return facts
         except (OSError, ValueError):
             return {}
 
@@ -52,62 +71,42 @@ class RunFolder:
         """Add to `run.json`."""
         write_json(self.path / "run.json", self.facts() | facts)
 
-    def stage(
-        self,
-        name: str,
-        inputs: Any,
-        outputs: Sequence[Path],
-        work: Callable[[], dict[str, Any]],
-        reporter: Reporter,
-    ) -> dict[str, Any]:
-        """Run a stage, or skip it where its inputs are as before and its outputs are untouched; returns its facts.
-
-        `outputs` are files, or folders with all that is in them.
-        """
-        wanted, record = digest({"medopt": __version__, "inputs": inputs}), self._record(name)
-        if record is not None and record.inputs == wanted and record.outputs == self._hashes(outputs):
-            reporter.stage(name, "unchanged, skipped")
-            return record.facts
-        reporter.stage(name, "")
-        started = time.perf_counter()
-        facts = work()
-        done = StageRecord(name, wanted, self._hashes(outputs), round(time.perf_counter() - started, 2), facts)
-        # Not write_json: an epoch's figure may be NaN, and Python reads it back.
-        write_text(self._record_path(name), json.dumps(asdict(done), indent=2) + "\n")
-        return facts
-
-    def forget(self, name: str) -> None:
-        """Let a stage run again although its inputs are unchanged."""
-        self._record_path(name).unlink(missing_ok=True)
-
-    def seconds(self) -> dict[str, float]:
-        """How long each finished stage took, in the order of their end."""
-        files = sorted((self.path / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        records = [self._record(path.stem) for path in files]
-        return {record.stage: record.seconds for record in records if record is not None}
-
-    def _record_path(self, name: str) -> Path:
-        return self.path / "stages" / f"{name}.json"
-
-    def _record(self, name: str) -> StageRecord | None:
+    def record(self, stage: str) -> StageRecord | None:
+        """The record of a completed stage; None where there is none that can be read."""
         try:
-            return StageRecord(**json.loads(self._record_path(name).read_text()))
+            return StageRecord(**json.loads(self._record_path(stage).read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
-    def _hashes(self, outputs: Sequence[Path]) -> dict[str, str]:
+    def write_record(self, record: StageRecord) -> None:
+        """Keep what a stage came to."""
+        # Not write_json: an epoch's figure may be NaN, and Python reads it back.
+        write_text(self._record_path(record.stage), json.dumps(asdict(record), indent=2) + "\n")
+
+    def forget(self, stage: str) -> None:
+        """Let a stage run again although nothing that it reads has changed."""
+        self._record_path(stage).unlink(missing_ok=True)
+
+    def seconds(self) -> dict[str, float]:
+        """How long each completed stage took, in the order of their end."""
+        files = sorted((self.path / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        records = [self.record(path.stem) for path in files]
+        return {record.stage: record.seconds for record in records if record is not None}
+
+    def hashes(self, outputs: Sequence[Path]) -> dict[str, str]:
+        """SHA-256 of files, or of folders with all that is in them; "" for what is not there."""
         return {str(path.relative_to(self.path)): content_digest(path) if path.exists() else "" for path in outputs}
 
-
-def short_hash(study: Study, manifest_digest: str) -> str:
-    """Eight digits for what went in: the resolved study and the manifest's content."""
-    return digest({"study": study.digest(), "manifest": manifest_digest})[:8]
+    def _record_path(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
 
 
-def find_run(runs: Path, study: Study, manifest_digest: str) -> Path | None:
-    """The newest folder of a run with the same study and manifest."""
-    pattern = f"*-{short_hash(study, manifest_digest)}"
-    return max((path for path in (runs / study.name).glob(pattern) if path.is_dir()), default=None)
+def find_run(runs: Path, study: Study, cases_digest: str) -> Path | None:
+    """The newest folder of a run with the same training on the same cases; those of version 0.1.0 are found, too."""
+    key = training_key(study, cases_digest)
+    folders = [path for path in (runs / study.name).glob("*-*-????????") if path.is_dir()]
+    known = {path: RunFolder(path, False).facts().get(TRAINING) or training_key_of(path) for path in folders}
+    return max((path for path in folders if known[path] == key), default=None)
 
 
 def _new_path(folder: Path, short: str) -> Path:
@@ -119,20 +118,21 @@ def _new_path(folder: Path, short: str) -> Path:
 
 
 @contextmanager
-def open_run(runs: Path, study: Study, manifest_digest: str, fresh: bool = False) -> Iterator[RunFolder]:
-    """Go on in the folder of the same study and manifest, or make a new one; held against other processes.
+def open_run(runs: Path, study: Study, cases_digest: str, fresh: bool = False) -> Iterator[RunFolder]:
+    """Go on in the folder of the same training on the same cases, or make a new one; locked against other processes.
 
-    Raises as `held` does.
+    Raises as `locked_folder` does.
     """
-    found = None if fresh else find_run(runs, study, manifest_digest)
-    path = found or _new_path(runs / study.name, short_hash(study, manifest_digest))
-    with held(path, is_new=found is None) as folder:
+    key = training_key(study, cases_digest)
+    known = None if fresh else find_run(runs, study, cases_digest)
+    path = known or _new_path(runs / study.name, key[:8])
+    with locked_folder(path, is_new=known is None) as folder:
         yield folder
 
 
 @contextmanager
-def held(path: Path, is_new: bool) -> Iterator[RunFolder]:
-    """A folder, made where it is not there, held against other processes.
+def locked_folder(path: Path, is_new: bool) -> Iterator[RunFolder]:
+    """A folder, made where it is not there, locked against other processes.
 
     A new folder in which nothing was begun is taken away again. Raises BusyError where another process runs in it,
     StorageError where it cannot be made.

@@ -1,7 +1,7 @@
 """What a stage of a run is, and how a run completes its stages: what is unchanged is skipped.
 
-A stage names the settings of the study that it reads and the stages whose results it takes. These, with its revision,
-are its key: a stage runs again when its key or a file that it wrote has changed, and for no other reason.
+A stage reads some settings of the study (`stage_settings.READS`) and takes the results of some stages before it. These,
+with its revision, are its key: it runs again when its key or a file that it wrote has changed, and for no other reason.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from medopt.core.provenance import digest
 from medopt.core.records import EpochRecord, StageRecord
 from medopt.core.reporter import Reporter
 from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stage_settings import settings_digest
 from medopt.pipeline.study_cases import StudyCases
 from medopt.tracking.tracker import Tracker
 from medopt.training.hardware import Hardware
@@ -42,6 +43,10 @@ class RunContext:
     tracker: Tracker
     reporter: Reporter
     runs: Path
+    networks: tuple[Path, ...]
+    """The weights of the trained network, or those of each member of an ensemble."""
+    notes: list[str] = field(default_factory=list)
+    """How the models came about, where that is not by one training; it stands beside all figures."""
     hardware: Hardware = field(default_factory=lambda: Hardware(1))
     on_history: Callable[[Sequence[EpochRecord]], None] | None = None
     """Hears of every epoch of the training, and may raise Pruned."""
@@ -76,9 +81,9 @@ class Stage(ABC, Generic[Result]):
     """The stages whose results it takes, by name."""
     result_type: ClassVar[type] = NoResult
 
-    @abstractmethod
-    def reads(self, study: Study) -> tuple[str, ...]:
-        """The settings that it reads, as dotted paths: a whole section or a key of one."""
+    def settings(self, study: Study) -> str:
+        """SHA-256 of the settings that it reads: those of `stage_settings.READS`."""
+        return settings_digest(study, self.name)
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
         """The files, or folders with all that is in them, that it writes."""
@@ -111,9 +116,10 @@ class Stage(ABC, Generic[Result]):
         if record is None or result is None:
             started = time.perf_counter()
             result = self.run(context)
-            facts = TypeAdapter(self.result_type).dump_python(result, mode="json")
+            facts = TypeAdapter[Any](self.result_type).dump_python(result, mode="json")
             seconds = round(time.perf_counter() - started, 2)
-            record = StageRecord(self.name, key, folder.hashes(outputs), seconds, facts)
+            settings = self.settings(context.study)
+            record = StageRecord(self.name, key, folder.hashes(outputs), seconds, facts, settings)
             folder.write_record(record)
         context.results[self.name] = result
         context.digests[self.name] = digest({"outputs": record.outputs, "result": record.facts})
@@ -127,7 +133,7 @@ class Stage(ABC, Generic[Result]):
         return digest(
             {
                 "revision": self.revision,
-                "settings": settings_of(context.study, self.reads(context.study)),
+                "settings": self.settings(context.study),
                 "inputs": {name: context.digests[name] for name in self.inputs},
                 "more": self.depends_on(context),
             }
@@ -144,21 +150,3 @@ def complete(stages: Iterable[Stage[Any]], context: RunContext) -> None:
     """Complete stages in their order."""
     for stage in stages:
         stage.complete(context)
-
-
-def settings_of(study: Study, paths: Iterable[str]) -> dict[str, Any]:
-    """The values of a study's settings, by dotted path.
-
-    >>> from medopt.config import Study
-    >>> study = Study.model_validate({"name": "lesions", "question": "Is there a lesion?", "seed": 3,
-    ...     "data": {"manifest": "m.csv", "labels": ["no", "yes"]}, "prepare": {"size": [64, 64]}})
-    >>> settings_of(study, ["seed", "prepare.size"])
-    {'seed': 3, 'prepare.size': [64, 64]}
-    """
-    values, found = study.model_dump(mode="json"), {}
-    for path in paths:
-        value = values
-        for name in path.split("."):
-            value = value[name]
-        found[path] = value
-    return found

@@ -5,34 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medopt.config import Study, Training
 from medopt.config.study_file import find_manifest, load_study
 from medopt.core.errors import ConfigError
-from medopt.core.records import SPLITS, Case
+from medopt.core.records import Case
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases, refuse, told
 from medopt.manifest.splits import with_folds
 from medopt.manifest.table import manifest_digest, read_manifest
-from medopt.pipeline.run_folder import RunFolder, find_run
 from medopt.training.job import BEST
-from medopt.transforms.prepare import PrepareChain
-
-STAGES = ("train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "report", "record")
-PRUNED = "pruned"
-
-
-def stages_of(study: Study) -> tuple[str, ...]:
-    """The stages of this study's run: those of STAGES that it does not switch off, and a step of pruning each."""
-    off = {
-        "robustness": study.evaluation.shift_cases == 0,
-        "explain": study.evaluation.explain == 0,
-        "domain": not study.domain.enabled,
-    }
-    wanted, (first, *others) = study.compression.pruning, STAGES
-    pruning = [f"{PRUNED}-{step}" for step in range(1, wanted.steps + 1)] if wanted.target else []
-    return first, *pruning, *(stage for stage in others if not off.get(stage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +26,11 @@ class StudyCases:
     root: Path
     digest: str
     notes: tuple[str, ...]
+
+    @property
+    def training_digest(self) -> str:
+        """SHA-256 of what training reads of the cases: all but their subgroups."""
+        return manifest_digest(self.cases, with_groups=False)
 
 
 def read_source(study: Study, study_file: Path, data: Path) -> StudyCases:
@@ -76,19 +63,3 @@ def read_run(folder: Path, data: Path) -> StudyCases:
         study = study.model_copy(update={"training": found})
     cases = read_manifest(folder / "manifest.csv", study, of_run=True)
     return StudyCases(study, cases, data / study.data.root, manifest_digest(cases), ())
-
-
-def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:
-    """What a run would do, without doing it: the cases, the folder, and the stages that are done already.
-
-    Preparing is no stage of a run: what was prepared is kept for all runs, and looked up by content.
-    """
-    source = read_source(study, study_file, data)
-    found = find_run(runs, study, source.digest)
-    done = RunFolder(found, False).seconds() if found else {}
-    return {
-        "cases": {split: sum(case.split == split for case in source.cases) for split in SPLITS},
-        "folder": str(found) if found else f"a new one below {runs / study.name}",
-        "stages": {stage: "done" if stage in done else "to do" for stage in stages_of(study)},
-        "chain": PrepareChain(study.prepare).fingerprint,
-    }

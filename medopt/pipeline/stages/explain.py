@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from medopt.config import Study
-from medopt.core.files import write_json
+from medopt.core.files import file_digest, write_json
 from medopt.core.records import FloatArray, batches
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
@@ -19,7 +21,10 @@ from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.run_folder import RunFolder
-from medopt.training.job import PreparedSplit
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.evaluate import PREDICTIONS, test_split_predictions
+from medopt.pipeline.stages.judge import JudgeStage
+from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.training.loop import load_best
 from medopt.transforms.display import displayed
 from medopt.transforms.restore import to_scan
@@ -29,20 +34,53 @@ CHECKED = 6  # about so many of the cases pass the check of the maps, which take
 WORDS = "Left the scan; right, where the evidence for the answer given lay (Grad-CAM, {stage}). {sanity}"
 
 
+@dataclass(frozen=True, slots=True)
+class ExplainedCases:
+    """How many cases were explained, and what the check of the maps came to."""
+
+    cases: int
+    sanity: dict[str, JsonValue]
+
+
+class ExplainStage(Stage[ExplainedCases]):
+    """Draw where the float network looked in its surest errors and in a random sample of the test split."""
+
+    name = "explain"
+    inputs = ("prepare", "judge")
+    result_type = ExplainedCases
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """The predictions and the networks."""
+        networks = [file_digest(path) for path in context.networks]
+        return {"predictions": file_digest(context.folder.path / PREDICTIONS), "networks": networks}
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """Results and pictures."""
+        return [folder.path / RESULT, folder.figures / FOLDER]
+
+    def run(self, context: RunContext) -> ExplainedCases:
+        """Choose the cases and draw their maps."""
+        study, gate_result, table = context.study, context.result(JudgeStage), test_split_predictions(context)["float"]
+        calibration, point = gate_result.calibrations["float"], gate_result.points["float"]
+        scored = CalibratedPredictions(table, study.data.task, calibration, point)
+        splits = context.result(PrepareStage)
+        return explain_cases(study, splits, context.cases.root, context.networks, scored, context.folder)
+
+
 def explain_cases(
     study: Study,
-    sets: Mapping[Any, PreparedSplit],
+    splits: PreparedSplits,
     root: Path,
     weights: Sequence[Path],
     scored: CalibratedPredictions,
     place: RunFolder,
-) -> dict[str, Any]:
+) -> ExplainedCases:
     """Draw figures/explain/cases.png and write explanations.json.
 
     `scored` are the float model's predictions of the test split, in the order of the set; `weights` those of the
     network, or of each member of an ensemble; `root` is where the scans lie. Nothing of a header is written.
     """
-    test, folder = sets["test"], place.path / "figures" / FOLDER
+    test, folder = splits["test"], place.path / "figures" / FOLDER
     chosen = choose(scored, study.evaluation.explain, study.seed)
     networks = [load_best(study, path) for path in weights]
     images = [load_batch([test.files[one.row]])[0] for one in chosen]
@@ -68,17 +106,15 @@ def explain_cases(
     found: dict[str, Any] = {"method": "Grad-CAM", "stage": stage, "sanity": said, "cases": told}
     errors = [one for one in chosen if one.why != "drawn at random"]
     if study.evaluation.nearest and errors:
-        found["nearest"] = _nearest(study, sets, errors, place)
+        found["nearest"] = _nearest(study, splits, errors, place)
     write_json(place.path / RESULT, found)
-    return {"cases": len(told), "sanity": said}
+    return ExplainedCases(len(told), dict(said))
 
 
-def _nearest(
-    study: Study, sets: Mapping[Any, PreparedSplit], errors: Sequence[Chosen], place: RunFolder
-) -> list[dict[str, Any]]:
+def _nearest(study: Study, splits: PreparedSplits, errors: Sequence[Chosen], place: RunFolder) -> list[dict[str, Any]]:
     """The training images nearest to each error by the float model's features, drawn and listed."""
     engine = open_engine("onnxruntime", place.models / "float.onnx", study.compression.cores)
-    train, test = sets["train"], sets["test"]
+    train, test = splits["train"], splits["test"]
     known, asked = (_features(engine, files) for files in (train.files, [test.files[one.row] for one in errors]))
     rows, told = [], []
     for one, features in zip(errors, asked, strict=True):

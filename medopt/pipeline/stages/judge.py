@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,54 +20,48 @@ from numpy.typing import NDArray
 from medopt.compression.gate import GateMeasurement, disagreement, judge, loses
 from medopt.compression.mixed_precision import rank_by_harm, write_mended
 from medopt.config import Study
-from medopt.core.records import GateVerdict, Predictions
+from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
 from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.bootstrap import paired_difference
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.calibration import Calibration
-from medopt.metrics.thresholds import OperatingPoint
 from medopt.metrics.weighted import auc
+from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.predict import predict
+from medopt.pipeline.run_folder import FLOAT, INT8, NARROW, QUANTIZED, RunFolder
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.compress import calibration_files
+from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
-FLOAT, NARROW, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", "int8.onnx"
 RANKED_ON = 16  # training images that tell which layers harm
 
 
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """What validation decided: calibration, operating point and engines of each model, and the gate's verdict.
+class JudgeStage(Stage[GateResult]):
+    """Write models/int8.onnx out of models/quantized.onnx, and let the gate decide on it."""
 
-    `in_float` names the layers of the int8 model that compute in float.
-    """
+    name = "judge"
+    inputs = ("prepare", "compress")
+    result_type = GateResult
 
-    calibrations: dict[str, Calibration]
-    points: dict[str, OperatingPoint]
-    engines: dict[str, list[str]]
-    latency_ms: dict[str, float]
-    verdict: GateVerdict
-    in_float: tuple[str, ...] = ()
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The int8 model."""
+        return [folder.models / INT8]
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+    def run(self, context: RunContext) -> GateResult:
+        """Judge on validation."""
+        splits = context.result(PrepareStage)
+        calibrating = calibration_files(context.study, splits)
+        networks, models = context.networks, context.folder.models
+        return judge_models(context.study, splits["val"], networks, models, calibrating, context.reporter)
 
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> GateResult:
-        """From JSON."""
-        verdict = facts["verdict"]
-        return cls(
-            {kind: Calibration.from_dict(fit) for kind, fit in facts["calibrations"].items()},
-            {kind: OperatingPoint.from_dict(point) for kind, point in facts["points"].items()},
-            facts["engines"],
-            facts["latency_ms"],
-            GateVerdict(verdict["passed"], tuple(verdict["reasons"]), verdict["figures"]),
-            tuple(facts["in_float"]),
-        )
+    def finish(self, context: RunContext, result: GateResult, *, skipped: bool) -> None:
+        """Let a refused model be judged anew by the same command: times differ from call to call."""
+        if not result.verdict.passed:
+            context.folder.forget(self.name)
 
 
 def judge_models(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.files import write_json, write_text
-from medopt.core.records import FloatArray, batches
+from medopt.core.records import KINDS, FloatArray, batches
 from medopt.core.reporter import Reporter
 from medopt.data.cache import load_facts
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.proportions import proportion
+from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages.compress import KINDS
-from medopt.pipeline.stages.judge import GateResult
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.judge import JudgeStage
+from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.pipeline.stages.robustness import choose_cases, worse_batch
 from medopt.release.ood_check import Floats, OutOfDomainCheck, fit_distance, fit_rules, texture
 from medopt.training.job import PreparedSplit
@@ -31,14 +34,38 @@ MOST_TRAIN, MOST_ALTERED, LEVELS, AT_ONCE = 2000, 60, (3, 5), 16
 Change = Callable[[FloatArray, list[str]], FloatArray]
 
 
-def gate_domain(
+@dataclass(frozen=True, slots=True)
+class DeclinedShares:
+    """The share of the test split that each model's check declines; None where it is not defined."""
+
+    declined: dict[str, float | None]
+
+
+class OutOfDomainStage(Stage[DeclinedShares]):
+    """Fit the check that declines scans unlike those of training, set its limits on validation, and measure it."""
+
+    name = "domain"
+    inputs = ("prepare", "judge")
+    result_type = DeclinedShares
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """What was measured, and the check itself."""
+        return [folder.path / RESULT, folder.models / RESULT]
+
+    def run(self, context: RunContext) -> DeclinedShares:
+        """Fit, set limits, measure."""
+        splits, gate_result = context.result(PrepareStage), context.result(JudgeStage)
+        return fit_check(context.study, splits, context.folder, gate_result, context.reporter)
+
+
+def fit_check(
     study: Study,
-    sets: Mapping[Any, PreparedSplit],
+    splits: PreparedSplits,
     folder: RunFolder,
     judged: GateResult,
     reporter: Reporter,
-) -> dict[str, Any]:
-    """Fit the gate on training images, set its limits on validation, and measure it on the test split.
+) -> DeclinedShares:
+    """Fit the check on training images, set its limits on validation, and measure it on the test split.
 
     Writes models/domain.json, which a release takes along, and domain.json.
     """
@@ -47,7 +74,7 @@ def gate_domain(
         for k in KINDS
     }
     served = {kind: opened[0] for kind, opened in engines.items()}
-    train, val, test = sets["train"], sets["val"], sets["test"]
+    train, val, test = splits["train"], splits["val"], splits["test"]
     picked = np.sort(np.random.default_rng(study.seed).permutation(len(train.files))[:MOST_TRAIN])
     learned = {kind: _features(served[kind], [train.files[row] for row in picked]) for kind in KINDS}
     held = {kind: [_features(engine, val.files) for engine in engines[kind]] for kind in KINDS}
@@ -71,7 +98,7 @@ def gate_domain(
         "altered": _altered(study, domain, served[SERVED], test, reporter),
     }
     write_json(folder.path / RESULT, found)
-    return {"declined": {kind: found["declined"][kind]["test"]["value"] for kind in KINDS}}  # type: ignore[index]
+    return DeclinedShares({kind: found["declined"][kind]["test"]["value"] for kind in KINDS})  # type: ignore[index]
 
 
 def _features(engine: Engine, files: Sequence[Path]) -> Floats:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
 from medopt.compression.prune import gradient_scores, multiply_adds, prune_network
@@ -22,13 +22,15 @@ from medopt.config import Schedule, Study
 from medopt.core import signals
 from medopt.core.files import file_digest
 from medopt.core.provenance import digest
-from medopt.core.reporter import Reporter
 from medopt.data.loaders import predict_loader
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths
+from medopt.pipeline.predict import validation_score
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages.compress import Sets, validation_score
-from medopt.pipeline.study_cases import PRUNED
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stage_settings import PRUNED
+from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
+from medopt.pipeline.stages.tune import resolved_study
 from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.hardware import Hardware, has_launcher, open_fabric
 from medopt.training.job import BEST, TrainingCallbacks, TrainingJob
@@ -37,16 +39,130 @@ from medopt.training.loop import load_best
 from medopt.training.losses import build_loss
 from medopt.training.predict import predict_logits
 
-START, RESULT = "start.safetensors", "pruning.json"
+START = "start.safetensors"
 SCORED = 512  # training images that tell which channels matter
 
 
 @dataclass(frozen=True, slots=True)
-class PrunedStep:
-    """The weights that a step came to, and what is known of it."""
+class MultiplyAdds:
+    """Multiply-adds of one image in the whole and in the pruned network, and the second as a share of the first."""
 
-    weights: Path
-    facts: dict[str, Any]
+    whole: int
+    pruned: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationAuc:
+    """AUC on validation before the step, with the channels gone, and after training; None where it is not defined."""
+
+    before: float | None
+    pruned: float | None
+    tuned: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PruningStep:
+    """What a step of pruning came to. `target` is the share of the multiply-adds that was to go, `weights` a digest."""
+
+    target: float
+    multiply_adds: MultiplyAdds
+    parameters: int
+    validation_auc: ValidationAuc
+    epochs: int
+    best_epoch: int
+    widths: Any
+    weights: str
+
+
+class PruneStage(Stage[PruningStep]):
+    """Take channels away until the share `target` of the whole network's multiply-adds is gone, and train on.
+
+    Step 1 starts from the trained network, each later one from the weights of the step before. Raises ConfigError
+    where the target cannot be reached, and what training raises.
+    """
+
+    inputs = ("prepare",)
+    result_type = PruningStep
+
+    def __init__(self, number: int, target: float) -> None:
+        self.name = f"{PRUNED}-{number}"  # type: ignore[misc]  # a name a step
+        self.number, self.target = number, target
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The weights that the step came to."""
+        return [self.weights(folder)]
+
+    def weights(self, folder: RunFolder) -> Path:
+        """The file of the weights that the step comes to."""
+        return folder.path / PRUNED / f"step-{self.number}" / BEST
+
+    def source(self, context: RunContext) -> Path:
+        """The weights that the step starts from."""
+        if self.number == 1:
+            return context.networks[0]
+        return context.folder.path / PRUNED / f"step-{self.number - 1}" / BEST
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """The weights that it starts from and imitates, the target and the cases."""
+        return self._job(context).facts
+
+    def run(self, context: RunContext) -> PruningStep:
+        """Prune to the target, train on, and say what was lost and won back."""
+        study, splits, job = resolved_study(context), context.result(PrepareStage), self._job(context)
+        start, source = job.folder / START, self.source(context)
+        if not _is_begun(start, job.facts):  # what was cut on a GPU may not be cut the same way again
+            shutil.rmtree(job.folder, ignore_errors=True)
+            narrow = _cut(study, splits, source, self.target)
+            write_tensors(start, narrow.state_dict(), {**job.facts, WIDTHS: Widths.of(narrow).to_json()})
+        narrow = load_best(study, start)
+        widths = Widths.of(narrow).to_json()
+        job = replace(job, facts={**job.facts, WIDTHS: widths, "start": file_digest(start)}, start=start)
+        score, reporter = validation_score(study, splits["val"]), context.reporter
+        callbacks = TrainingCallbacks(score, lambda history: signals.stop_if_asked(), reporter)
+        before, pruned = (_score(study, splits, load_best(study, path)) for path in (source, start))
+        trained = train(job, callbacks, Hardware(1) if has_launcher() else context.hardware)
+        tuned = _score(study, splits, load_best(study, trained.weights))
+        channels, size = study.prepare.channels, study.prepare.size
+        counts = [multiply_adds(net, channels, size) for net in (build_model(study), narrow)]
+        left = MultiplyAdds(counts[0], counts[1], counts[1] / counts[0])
+        scores = ["not defined" if value is None else f"{value:.4f}" for value in (before, pruned, tuned)]
+        reporter.message(
+            f"pruned to {100 * left.share:.0f} % of the multiply-adds; validation AUC {scores[0]} -> {scores[1]}, "
+            f"after {len(trained.history)} epochs {scores[2]}"
+        )
+        return PruningStep(
+            target=self.target,
+            multiply_adds=left,
+            parameters=sum(parameter.numel() for parameter in narrow.parameters()),
+            validation_auc=ValidationAuc(before, pruned, tuned),
+            epochs=len(trained.history),
+            best_epoch=trained.best,
+            widths=json.loads(widths),
+            weights=file_digest(trained.weights),
+        )
+
+    def _job(self, context: RunContext) -> TrainingJob:
+        """Training as it was, shorter and to its end, with the whole network's answers among the targets."""
+        study, splits = resolved_study(context), context.result(PrepareStage)
+        pruning, training, teacher = study.compression.pruning, study.training, context.networks[0]
+        optimizer = training.optimizer.model_copy(update={"lr": pruning.lr * training.optimizer.rate})
+        changed = {
+            "epochs": pruning.epochs, "patience": pruning.epochs, "optimizer": optimizer, "switch": None,
+            "schedule": Schedule(),
+        }  # fmt: skip
+        tuned = study.model_copy(update={"training": training.model_copy(update=changed)})
+        cases = [case.case_id for split in (splits["train"], splits["val"]) for case in split.cases]
+        facts = {
+            "from": file_digest(self.source(context)),
+            "target": f"{self.target:.6f}",
+            "cases": digest(cases),
+            "seed": str(study.seed),
+            "recipe": tuned.training_digest(),
+            "imitate": f"{pruning.imitate:g} of {file_digest(teacher)}",
+        }
+        folder = self.weights(context.folder).parent
+        return TrainingJob(tuned, splits["train"], splits["val"], folder, facts, teacher=teacher, to_the_end=True)
 
 
 def steps_to(target: float, steps: int) -> list[float]:
@@ -57,106 +173,22 @@ def steps_to(target: float, steps: int) -> list[float]:
     return [1 - (1 - target) ** (step / steps) for step in range(1, steps)] + [target]
 
 
-def prune_in_steps(
-    study: Study,
-    sets: Sets,
-    weights: Path,
-    targets: Sequence[float],
-    folder: RunFolder,
-    reporter: Reporter,
-    hardware: Hardware,
-    place: str = PRUNED,
-) -> list[PrunedStep]:
-    """Prune the network with these `weights` until each of the rising `targets` is reached, and train on after each.
-
-    `targets` are shares of the multiply-adds of the study's whole network; each step starts from what the one before
-    came to. `study` is the resolved one, its `compression.pruning` says how to train. Every step is a stage of
-    `folder`, PLACE-1 and so on, skipped where nothing changed; its files lie in PLACE/step-1. Raises ConfigError where
-    a target cannot be reached, and what training raises.
-    """
-    found: list[PrunedStep] = []
-    teacher = weights
-    for number, target in enumerate(targets, start=1):
-        signals.stop_if_asked()
-        here = folder.path / place / f"step-{number}"
-        task = _tuning(study, sets, here, _facts(study, sets, weights, target), teacher)
-
-        def work(source: Path = weights, task: TrainingJob = task, share: float = target) -> dict[str, Any]:
-            return _step(study, sets, source, share, task, reporter, hardware)
-
-        facts = folder.stage(f"{place}-{number}", task.facts, [here / BEST], work, reporter)
-        weights = here / BEST
-        found.append(PrunedStep(weights, facts))
-    return found
-
-
-def _facts(study: Study, sets: Sets, weights: Path, target: float) -> dict[str, str]:
-    """What tells this step's files from those of any other."""
-    cases = [case.case_id for part in (sets["train"], sets["val"]) for case in part.cases]
-    return {"from": file_digest(weights), "target": f"{target:.6f}", "cases": digest(cases), "seed": str(study.seed)}
-
-
-def _tuning(study: Study, sets: Sets, folder: Path, facts: Mapping[str, str], teacher: Path) -> TrainingJob:
-    """Training as it was, shorter and to its end, with the whole network's answers among the targets."""
-    wanted, training = study.compression.pruning, study.training
-    optimizer = training.optimizer.model_copy(update={"lr": wanted.lr * training.optimizer.rate})
-    changed = {
-        "epochs": wanted.epochs, "patience": wanted.epochs, "optimizer": optimizer, "switch": None,
-        "schedule": Schedule(),
-    }  # fmt: skip
-    tuned = study.model_copy(update={"training": training.model_copy(update=changed)})
-    recipe = digest(
-        tuned.model_dump(mode="json", exclude={"data": {"manifest"}, "evaluation": True, "compression": True})
-    )
-    told = {**facts, "recipe": recipe, "imitate": f"{wanted.imitate:g} of {file_digest(teacher)}"}
-    return TrainingJob(tuned, sets["train"], sets["val"], folder, told, teacher=teacher, to_the_end=True)
-
-
-def _step(
-    study: Study, sets: Sets, weights: Path, target: float, task: TrainingJob, reporter: Reporter, hardware: Hardware
-) -> dict[str, Any]:
-    """Prune to the target, train on, and say what was lost and won back."""
-    start = task.folder / START
-    if not _is_begun(start, task.facts):  # what was cut on a GPU may not be cut the same way again
-        shutil.rmtree(task.folder, ignore_errors=True)
-        narrow = _cut(study, sets, weights, target)
-        write_tensors(start, narrow.state_dict(), {**task.facts, WIDTHS: Widths.of(narrow).to_json()})
-    narrow, size = load_best(study, start), study.prepare.size
-    counts = [multiply_adds(net, study.prepare.channels, size) for net in (build_model(study), narrow)]
-    scores = [_score(study, sets, load_best(study, path)) for path in (weights, start)]
-    facts = {**task.facts, WIDTHS: Widths.of(narrow).to_json(), "start": file_digest(start)}
-    task = replace(task, facts=facts, start=start)
-    lead = TrainingCallbacks(validation_score(study, sets), lambda history: signals.stop_if_asked(), reporter)
-    trained = train(task, lead, Hardware(1) if has_launcher() else hardware)
-    scores.append(_score(study, sets, load_best(study, trained.weights)))
-    told = [f"{score:.4f}" if score is not None else "not defined" for score in scores]
-    reporter.message(
-        f"pruned to {100 * counts[1] / counts[0]:.0f} % of the multiply-adds; validation AUC {told[0]} -> {told[1]}, "
-        f"after {len(trained.history)} epochs {told[2]}"
-    )
-    return {
-        "target": target,
-        "multiply_adds": {"whole": counts[0], "pruned": counts[1], "share": counts[1] / counts[0]},
-        "parameters": sum(parameter.numel() for parameter in narrow.parameters()),
-        "validation_auc": {"before": scores[0], "pruned": scores[1], "tuned": scores[2]},
-        "epochs": len(trained.history),
-        "best_epoch": trained.best,
-        WIDTHS: json.loads(facts[WIDTHS]),
-        "weights": file_digest(trained.weights),
-    }
+def pruning_stages(targets: Sequence[float]) -> list[PruneStage]:
+    """A stage for each of the rising targets."""
+    return [PruneStage(number, target) for number, target in enumerate(targets, start=1)]
 
 
 def _is_begun(start: Path, facts: Mapping[str, str]) -> bool:
     """Whether a step of these facts was cut before."""
     if not start.exists():
         return False
-    found = read_tensors(start)[1]
-    return {key: found.get(key) for key in facts} == dict(facts)
+    known = read_tensors(start)[1]
+    return {key: known.get(key) for key in facts} == dict(facts)
 
 
-def _cut(study: Study, sets: Sets, weights: Path, target: float) -> nn.Module:
+def _cut(study: Study, splits: PreparedSplits, weights: Path, target: float) -> nn.Module:
     """The network of the weights without enough of its channels to reach the target, which matter least."""
-    device, train_set = open_fabric(study.training).device, sets["train"]
+    device, train_set = open_fabric(study.training).device, splits["train"]
     model = load_best(study, weights)
     picked = choose_calibration(train_set.files, [], SCORED, study.seed)
     loader = predict_loader(study, [train_set.cases[row] for row in picked], [train_set.files[row] for row in picked])
@@ -168,9 +200,9 @@ def _cut(study: Study, sets: Sets, weights: Path, target: float) -> nn.Module:
     return prune_network(model, size, remove, scores, Widths.of(whole))
 
 
-def _score(study: Study, sets: Sets, model: nn.Module) -> float | None:
+def _score(study: Study, splits: PreparedSplits, model: nn.Module) -> float | None:
     """AUC on validation; None where it is not defined."""
-    device, val = open_fabric(study.training).device, sets["val"]
+    device, val = open_fabric(study.training).device, splits["val"]
     logits, _ = predict_logits(model.to(device), predict_loader(study, val.cases, val.files), device)
-    value = float(validation_score(study, sets)(logits, torch.empty(0)))
+    value = float(validation_score(study, splits["val"])(logits, np.empty(0)))
     return value if math.isfinite(value) else None

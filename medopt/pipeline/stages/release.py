@@ -1,11 +1,27 @@
-"""What service will be held against: the validation split as the release itself answers it."""
+"""The stage `release`: the folder that goes into service, of what the gate passed or somebody answers for."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medopt.core.provenance import code_version, digest, machine, package_versions
 from medopt.core.records import batches
 from medopt.data.cache import load_facts
 from medopt.inference.engines import load_batch
+from medopt.pipeline.metrics_json import read_metrics, release_info
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages import ood_check
+from medopt.pipeline.stages.evaluate import override_of
+from medopt.pipeline.stages.judge import JudgeStage
+from medopt.pipeline.stages.prepare import PrepareStage
+from medopt.release.build import build_release
 from medopt.release.drift_reference import Reference
+from medopt.release.layout import DOMAIN, MODELS, SUMS
 from medopt.release.predictor import Predictor
 from medopt.serving.prediction_table import Row, observed
 from medopt.training.job import PreparedSplit
@@ -13,11 +29,62 @@ from medopt.training.job import PreparedSplit
 AT_ONCE = 16
 
 
-def reference_of(predictor: Predictor, held: PreparedSplit) -> Reference:
-    """The aggregates of a release's answers on prepared images."""
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The digest of the release's list of hashes."""
+
+    release: str
+
+
+class ReleaseStage(Stage[Released]):
+    """Build and verify the release, or take away that of a model which the gate refuses now."""
+
+    name = "release"
+    inputs = ("prepare", "judge", "evaluate")
+    result_type = Released
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """All figures."""
+        return {"metrics": digest(read_metrics(context.folder.path))}
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The release folder."""
+        return [folder.release]
+
+    def complete(self, context: RunContext) -> None:
+        """Build nothing where the gate refuses and nobody answers for the model."""
+        if context.result(JudgeStage).verdict.passed or override_of(context):
+            super().complete(context)
+            return
+        shutil.rmtree(context.folder.release, ignore_errors=True)
+        context.folder.forget(self.name)
+
+    def run(self, context: RunContext) -> Released:
+        """Raises ReleaseError where the release does not answer its golden cases as the models do."""
+        study, folder, metrics = context.study, context.folder, read_metrics(context.folder.path)
+        prepared = context.result(PrepareStage)
+        provenance = {
+            "manifest_digest": context.cases.digest,
+            "mlflow_run_id": context.tracker.run_id,
+            "code": code_version(),
+            "packages": package_versions(),
+            "machine": machine(),
+            "data_notes": metrics["data_notes"],
+        }
+        check = folder.models / ood_check.RESULT if study.domain.enabled else None
+        judged, name = context.result(JudgeStage), DOMAIN if check else None
+        info = release_info(study, judged, metrics, prepared.chain, provenance, name)
+        models = {kind: folder.models / f"{kind}.onnx" for kind in MODELS}
+        build_release(folder.release, info, models, check, lambda predictor: reference_of(predictor, prepared["val"]))
+        return Released(digest((folder.release / SUMS).read_text()))
+
+
+def reference_of(predictor: Predictor, validation: PreparedSplit) -> Reference:
+    """What drift is measured against: the aggregates of a release's answers on the validation images."""
     rows: list[Row] = []
-    for part in batches(len(held.files), AT_ONCE):
-        facts = [load_facts(file) for file in held.files[part]]
-        found = predictor.predict(load_batch(held.files[part]), facts)
-        rows += [Row("", answer, facts=fact) for answer, fact in zip(found, facts, strict=True)]
+    for part in batches(len(validation.files), AT_ONCE):
+        acquisitions = [load_facts(file) for file in validation.files[part]]
+        answers = predictor.predict(load_batch(validation.files[part]), acquisitions)
+        pairs = zip(answers, acquisitions, strict=True)
+        rows += [Row("", answer, facts=acquisition) for answer, acquisition in pairs]
     return Reference.of(len(rows), observed(rows, predictor.info.labels))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,23 +15,55 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.files import write_json
-from medopt.core.records import FloatArray, Predictions, batches
+from medopt.core.files import file_digest, write_json
+from medopt.core.records import KINDS, FloatArray, Predictions, batches
 from medopt.core.reporter import Reporter
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages.compress import KINDS
-from medopt.pipeline.stages.judge import GateResult
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.evaluate import PREDICTIONS, test_split_predictions
+from medopt.pipeline.stages.judge import JudgeStage
+from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.training.job import PreparedSplit
 from medopt.transforms.corrupt import corrupt, corrupt_all
 
 TABLE, RESULT, PICTURE = "shift_predictions.csv", "robustness.json", "robustness.png"
 MOST_WORKERS = 8
 AT_ONCE = 8  # images, each of them held some 40 times
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftedCases:
+    """How many test cases were corrupted."""
+
+    cases: int
+
+
+class RobustnessStage(Stage[ShiftedCases]):
+    """Measure how much of each model's AUC is left under each corruption."""
+
+    name = "robustness"
+    inputs = ("prepare", "judge")
+    result_type = ShiftedCases
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """The predictions of the images as they are."""
+        return {"predictions": file_digest(context.folder.path / PREDICTIONS)}
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """Results, table and picture."""
+        return [folder.path / RESULT, folder.path / TABLE, folder.figures / PICTURE]
+
+    def run(self, context: RunContext) -> ShiftedCases:
+        """Predict the corrupted images with both models."""
+        test, tables = context.result(PrepareStage)["test"], test_split_predictions(context)
+        gate_result = context.result(JudgeStage)
+        return check_robustness(context.study, test, tables, context.folder, gate_result, context.reporter)
 
 
 def choose_cases(test: PreparedSplit, most: int, seed: int) -> list[int]:
@@ -52,10 +85,10 @@ def check_robustness(
     folder: RunFolder,
     judged: GateResult,
     reporter: Reporter,
-) -> dict[str, Any]:
+) -> ShiftedCases:
     """Predict corrupted images with both models, and write the table, `robustness.json` and the picture.
 
-    `clean` are each model's predictions of the whole test split, in the order of `test`. Returns the stage's facts.
+    `clean` are each model's predictions of the whole test split, in the order of `test`.
     """
     rows, settings = choose_cases(test, study.evaluation.shift_cases, study.seed), study.evaluation
     part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])
@@ -74,7 +107,7 @@ def check_robustness(
     )
     robustness_figure(found, folder.path / "figures" / PICTURE, confidence=settings.confidence)
     write_json(folder.path / RESULT, {"cases": len(rows)} | {one.model: one.as_dict() for one in found})
-    return {"cases": len(rows)}
+    return ShiftedCases(len(rows))
 
 
 def _kind(table: Predictions) -> str:

@@ -1,0 +1,95 @@
+"""Which settings of a study each stage of a run reads, in the order of the stages.
+
+A stage whose settings have changed runs again; so do the stages that take its result, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from medopt.config import Study
+from medopt.core.provenance import digest
+
+PRUNED = "pruned"  # pruned-1, pruned-2, ...: a stage a step
+_TASK = ("seed", "data.task", "data.labels")
+_NETWORK = (*_TASK, "model", "prepare")
+_TRAINING = (*_NETWORK, "augment", "training")
+_ENGINES = ("compression.threads", "compression.profile")
+_INTERVALS = ("evaluation.bootstrap", "evaluation.confidence")
+_ALL = tuple(Study.model_fields)
+
+READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("prepare", "data"),
+    "tune": _TRAINING,
+    "train": _TRAINING,
+    PRUNED: (*_TRAINING, "compression.pruning"),
+    "compress": (*_NETWORK, *(f"compression.{key}" for key in ("profile", "opset", "calibration_images"))),
+    "judge": (
+        *(*_NETWORK, *_ENGINES, *_INTERVALS),
+        *(f"compression.{key}" for key in ("gate", "engines", "calibration_images")),
+        *(f"evaluation.{key}" for key in ("calibration", "operating_point", "target", "cost", "prevalence", "abstain")),
+    ),
+    "evaluate": (
+        *("name", *_TASK, *_ENGINES, *_INTERVALS, "training.metric"),
+        *(f"evaluation.{key}" for key in ("prevalence", "aggregate", "smallest_group")),
+    ),
+    "robustness": (*_TASK, *_ENGINES, *_INTERVALS, "evaluation.shift_cases", "evaluation.shift_families"),
+    "explain": (*_NETWORK, *_ENGINES, "evaluation.explain", "evaluation.nearest"),
+    "domain": (
+        *("seed", *_ENGINES, "domain", "evaluation.confidence", "evaluation.shift_families"),
+        *("augment.flip", "augment.rotate_degrees"),
+    ),
+    "release": (
+        *("name", "question", "intended_use", "prepare", "compression.profile", "domain.enabled"),
+        *("data.task", "data.labels", "data.series"),
+    ),
+    "report": _ALL,
+    "record": _ALL,
+}
+"""Dotted paths: a whole section, or a key of one."""
+
+ANALYSES = ("evaluate", "robustness", "explain", "domain")  # none of them takes what another one came to
+
+
+def settings_of(study: Study, paths: Iterable[str]) -> dict[str, Any]:
+    """The values of a study's settings, by dotted path.
+
+    >>> study = Study.model_validate({"name": "lesions", "question": "Is there a lesion?", "seed": 3,
+    ...     "data": {"manifest": "m.csv", "labels": ["no", "yes"]}, "prepare": {"size": [64, 64]}})
+    >>> settings_of(study, ["seed", "prepare.size"])
+    {'seed': 3, 'prepare.size': [64, 64]}
+    """
+    values, chosen = study.model_dump(mode="json", exclude={"data": {"manifest"}}), {}
+    for path in paths:
+        value = values
+        for name in path.split("."):
+            value = value[name]
+        chosen[path] = value
+    return chosen
+
+
+def settings_digest(study: Study, stage: str) -> str:
+    """SHA-256 of all settings that a stage reads."""
+    return digest(settings_of(study, READS[PRUNED if stage.startswith(f"{PRUNED}-") else stage]))
+
+
+def stage_names(study: Study) -> tuple[str, ...]:
+    """The recorded stages of a study's run in their order: those that it does not switch off, and each pruning step."""
+    off = {
+        "prepare": True,  # keeps no record: prepared images are cached for all runs
+        "tune": not study.training.leaves_open,
+        "robustness": study.evaluation.shift_cases == 0,
+        "explain": study.evaluation.explain == 0,
+        "domain": not study.domain.enabled,
+    }
+    pruning = study.compression.pruning
+    steps = [f"{PRUNED}-{step}" for step in range(1, pruning.steps + 1)] if pruning.target else []
+    names = [name for name in READS if not off.get(name)]
+    place = names.index(PRUNED)
+    return (*names[:place], *steps, *names[place + 1 :])
+
+
+def training_key(study: Study, cases_digest: str) -> str:
+    """SHA-256 of all that training reads: the study's settings for it, and the cases."""
+    return digest({"study": study.training_digest(), "cases": cases_digest})

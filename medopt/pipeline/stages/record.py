@@ -1,0 +1,56 @@
+"""The stage `record`: figures, tables and the release in MLflow, where a reviewer looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medopt.core.provenance import digest
+from medopt.core.records import KINDS
+from medopt.pipeline.metrics_json import read_metrics
+from medopt.pipeline.mlflow_summary import told_figures, told_tags
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages import robustness
+from medopt.pipeline.stages.evaluate import METRICS, PREDICTIONS
+from medopt.pipeline.stages.judge import JudgeStage
+from medopt.report import REPORT
+from medopt.report.run_records import read_run
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The version under which the release was registered; None where there is no release."""
+
+    registered_version: str | None
+
+
+class RecordStage(Stage[Recorded]):
+    """Log the run's end; the release gets the alias `candidate` only where the gate passed."""
+
+    name = "record"
+    inputs = ("prepare", "judge", "evaluate")
+    result_type = Recorded
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """All figures, and the run that they are logged to."""
+        return {"metrics": digest(read_metrics(context.folder.path)), "run": context.tracker.origin}
+
+    def run(self, context: RunContext) -> Recorded:
+        """Raises ConfigError where the store does not answer; the same command tries again."""
+        folder, tracker, path = context.folder, context.tracker, context.folder.path
+        metrics = read_metrics(path)
+        tracker.log_figures(told_figures(metrics))
+        tracker.log_tags(told_tags(read_run(path)))
+        tracker.log_files({"": path / REPORT, "figures": folder.figures})
+        for name in (METRICS, "study.yaml"):
+            tracker.log_files({"": path / name})
+        for name in (PREDICTIONS, *((robustness.TABLE,) if "robustness" in metrics else ())):
+            tracker.log_files({"tables": path / name})
+        for kind in KINDS:
+            tracker.log_files({"models": folder.models / f"{kind}.onnx"})
+        if not folder.release.exists():
+            return Recorded(None)
+        tracker.log_files({"release": folder.release})
+        passed = context.result(JudgeStage).verdict.passed
+        return Recorded(tracker.log_release(folder.release, passed=passed))

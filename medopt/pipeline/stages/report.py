@@ -1,0 +1,33 @@
+"""The stage `report`: one HTML file of all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medopt.core.provenance import digest
+from medopt.pipeline.metrics_json import read_metrics
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stage import NoResult, RunContext, Stage
+from medopt.report import REPORT, write_report
+
+
+class ReportStage(Stage[NoResult]):
+    """Write report.html from the records in the run folder."""
+
+    name = "report"
+    inputs = ("prepare", "judge", "evaluate")
+
+    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+        """All figures."""
+        return {"metrics": digest(read_metrics(context.folder.path))}
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The page."""
+        return [folder.path / REPORT]
+
+    def run(self, context: RunContext) -> NoResult:
+        """Write the page."""
+        write_report(context.folder.path)
+        return NoResult()

@@ -1,0 +1,71 @@
+"""The stage `train`: the network's best weights, a checkpoint an epoch, and the history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medopt.core import signals
+from medopt.core.records import EpochRecord, StageRecord
+from medopt.pipeline.predict import validation_score
+from medopt.pipeline.run_0_1 import is_training_record
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.prepare import PrepareStage
+from medopt.pipeline.stages.tune import resolved_study, training_identity
+from medopt.training.job import TrainingCallbacks, TrainingJob
+from medopt.training.launch import dismiss, train
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a training came to: its best epoch, counted from 0, the device, and the record of every epoch."""
+
+    best_epoch: int
+    device: str
+    history: tuple[EpochRecord, ...]
+
+
+class TrainStage(Stage[Training]):
+    """Train, or go on at the last whole epoch, on one process or on several."""
+
+    name = "train"
+    inputs = ("prepare",)
+    result_type = Training
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The best weights."""
+        return [folder.best_weights]
+
+    def is_current(self, record: StageRecord, context: RunContext, key: str) -> bool:
+        """Also a record of version 0.1.0."""
+        return record.inputs == key or is_training_record(record, training_identity(context))
+
+    def run(self, context: RunContext) -> Training:
+        """Raises TrainingError where the loss is not a number, or a process or all checkpoints are lost."""
+        prepared, study = context.result(PrepareStage), resolved_study(context)
+        folder = context.folder.best_weights.parent
+        job = TrainingJob(study, prepared["train"], prepared["val"], folder, training_identity(context))
+        score = validation_score(study, prepared["val"])
+        callbacks = TrainingCallbacks(score, lambda history: _on_epoch(context, history), context.reporter)
+        trained = train(job, callbacks, context.hardware)
+        return Training(trained.best, trained.device, trained.history)
+
+    def finish(self, context: RunContext, result: Training, *, skipped: bool) -> None:
+        """Let the processes go that a launcher started to help, and log what the store lacks."""
+        if skipped:
+            dismiss(resolved_study(context).training, context.hardware)
+        _on_epoch(context, result.history)
+
+
+def _on_epoch(context: RunContext, history: Sequence[EpochRecord]) -> None:
+    signals.stop_if_asked()
+    context.say(context.tracker.sync_history(history))
+    if context.on_history is not None:
+        context.on_history(history)
+
+
+def history_of(context: RunContext) -> tuple[EpochRecord, ...]:
+    """The record of every epoch; none where nothing was trained, as for an ensemble."""
+    return context.result(TrainStage).history if TrainStage.name in context.results else ()
