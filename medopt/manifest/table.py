@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -237,15 +237,30 @@ def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
         writer.writerow([*known, *grouping])
         for case in cases:
             named = case.label if study.data.task == "multilabel" else [study.data.labels[case.label[0]]]
-            uids = [pseudonym(uid) if uid else "" for uid in (case.study_uid, case.series_uid)]
+            uids = [_hidden(uid) for uid in (case.study_uid, case.series_uid)]
             groups = [dict(case.groups).get(name, "") for name in grouping]
             writer.writerow([case.case_id, case.image, case.patient_id, case.site, *named, case.split, *uids, *groups])
 
 
-def manifest_digest(cases: Iterable[Case], *, with_groups: bool = True) -> str:
-    """SHA-256 of what the cases say, whatever their order; their subgroups are of no account to training."""
+def manifest_digest(cases: Iterable[Case]) -> str:
+    """SHA-256 of what the cases say, whatever their order."""
     content = attrgetter(*(column.name for column in fields(Case) if column.name != "groups"))
     found = hashlib.sha256()
-    for row in sorted((*content(case), *(case.groups if with_groups else ())) for case in cases):
+    for row in sorted((*content(case), *case.groups) for case in cases):
         found.update(json.dumps(row).encode() + b"\n")
     return found.hexdigest()
+
+
+def training_digest(cases: Iterable[Case], *, of_run: bool = False) -> str:
+    """SHA-256 of what training reads of the cases: all but their subgroups, with UIDs as pseudonyms.
+
+    The cases `of_run` are those of a run's own manifest, whose UIDs are pseudonyms already.
+    """
+    hide = str if of_run else _hidden
+    return manifest_digest(
+        replace(case, groups=(), study_uid=hide(case.study_uid), series_uid=hide(case.series_uid)) for case in cases
+    )
+
+
+def _hidden(uid: str) -> str:
+    return pseudonym(uid) if uid else ""

@@ -12,7 +12,7 @@ from medopt.config.study_file import load_study
 from medopt.core.errors import MedoptError
 from medopt.core.provenance import digest
 from medopt.core.records import StageRecord
-from medopt.manifest.table import manifest_digest, read_manifest
+from medopt.manifest.table import read_manifest, training_digest
 from medopt.pipeline.stage_settings import training_key
 
 VERSION = "0.1.0"
@@ -25,7 +25,7 @@ def training_key_of(folder: Path) -> str:
         cases = read_manifest(folder / "manifest.csv", study, of_run=True)
     except MedoptError:
         return ""
-    return training_key(study, manifest_digest(cases, with_groups=False))
+    return training_key(study, training_digest(cases, of_run=True))
 
 
 def study_of_checkpoints(folder: Path) -> str:

@@ -13,7 +13,7 @@ from medopt.core.records import Case
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases, refuse, told
 from medopt.manifest.splits import with_folds
-from medopt.manifest.table import manifest_digest, read_manifest
+from medopt.manifest.table import manifest_digest, read_manifest, training_digest
 from medopt.training.job import BEST
 
 
@@ -30,7 +30,7 @@ class StudyCases:
     @property
     def training_digest(self) -> str:
         """SHA-256 of what training reads of the cases: all but their subgroups."""
-        return manifest_digest(self.cases, with_groups=False)
+        return training_digest(self.cases)
 
 
 def read_source(study: Study, study_file: Path, data: Path) -> StudyCases:
