@@ -100,7 +100,7 @@ def test_weights_are_those_of_the_local_engine_to_the_bit(
 ) -> None:
     study = load_study(clinic.study_file, [f"seed={seed}"])
     local = train_study(study, clinic.study_file, clinic.data, tmp_path, SilentReporter(), "", lambda _: None)
-    assert (killed.folder(seed) / BEST).read_bytes() == (Path(local["folder"]) / BEST).read_bytes()
+    assert (killed.folder(seed) / BEST).read_bytes() == (local.folder / BEST).read_bytes()
 
 
 def test_members_stand_below_one_finished_run_in_mlflow(killed: Killed) -> None:

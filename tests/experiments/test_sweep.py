@@ -25,7 +25,7 @@ from medopt.core.errors import Pruned
 from medopt.core.records import EpochRecord
 from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
 from medopt.experiments.search_space import Parameter
-from medopt.pipeline import run as run_module
+from medopt.pipeline.stages.compress import CompressStage
 from medopt.tracking.tracker import Tracker
 
 SPACE = ["--param", "training.optimizer.lr=1e-4..1e-2:log", "--param", "training.ema_decay=0,0.5"]
@@ -118,7 +118,7 @@ def test_best_study_runs_from_where_it_stands_with_its_training_done(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "compress", interrupt)  # what follows is not asked about here
+    monkeypatch.setattr(CompressStage, "run", interrupt)  # what follows is not asked about here
     done = call("run", path, "--data", clinic.data, "--runs", swept.runs)
     assert done.code == 130
     assert "train      unchanged, skipped" in done.stderr

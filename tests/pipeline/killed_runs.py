@@ -10,7 +10,7 @@ import torch
 
 from medopt.config.study_file import load_study
 from medopt.core.reporter import SilentReporter
-from medopt.pipeline.runner import train_study
+from medopt.pipeline.run import train_study
 
 
 def train_once(study_file: Path, data: Path, runs: Path, overrides: list[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.pipeline.stages.compress import refuse_early
+from medopt.pipeline.stages.prepare import refuse_early
 from medopt.training.job import PreparedSplit
 
 

@@ -132,7 +132,7 @@ def test_second_process_is_refused_while_one_runs(clinic: Clinic, tmp_path: Path
 
     study = load_study(clinic.study_file)
     source = read_source(study, clinic.study_file, clinic.data)
-    with open_run(tmp_path, study, source.digest):
+    with open_run(tmp_path, study, source.training_digest):
         call(*run_words(clinic, tmp_path)).refused(2, "Another process is running in", "--fresh")
     lock = only_folder(tmp_path, "clinic") / ".lock"
     with lock.open("w") as stream:

@@ -33,7 +33,7 @@ TIMED = ("epoch/images_per_second", "epoch/data_wait_share", "epoch/seconds")
 def forks() -> Any:
     """Processes forked from one that has imported everything, and is ready."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["medopt.pipeline.runner"])
+    context.set_forkserver_preload(["medopt.pipeline.run"])
     first = context.Process(target=os.getpid)
     first.start()
     first.join()

@@ -23,11 +23,13 @@ from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import Widths
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages.compress import prune
-from medopt.pipeline.stages.prune import PrunedStep, prune_in_steps, steps_to
+from medopt.pipeline.stage import RunContext, complete
+from medopt.pipeline.stages import prune
+from medopt.pipeline.stages.prepare import PreparedSplits
+from medopt.pipeline.stages.prune import PruningStep, pruning_stages, steps_to
+from medopt.pipeline.study_cases import StudyCases
 from medopt.training import loop
 from medopt.training.checkpoint import read_tensors, write_tensors
-from medopt.training.hardware import Hardware
 from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
@@ -48,21 +50,32 @@ class Listener(SilentReporter):
         self.stages.append((name, note))
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a stage came to, and its weights."""
+
+    weights: Path
+    result: PruningStep
+
+
 class Steps:
     """A tiny network that was not trained, and its pruning, in folders by name."""
 
     def __init__(self, folder: Path, study: Study, tiny_set: Callable[..., PreparedSplit]) -> None:
         self.study, self.folder, self.weights = study, folder, folder / "whole.safetensors"
-        sets = {split: tiny_set(folder / "data", study, 12, split) for split in ("train", "val")}
-        self.sets: Any = sets
+        splits = {split: tiny_set(folder / "data", study, 12, split) for split in ("train", "val")}
+        self.prepared = PreparedSplits(splits, "chain", "content", ())  # type: ignore[arg-type]
         write_tensors(self.weights, build_model(study).state_dict(), {})
 
-    def run(
-        self, name: str, targets: tuple[float, ...] = (0.3, 0.6), **options: Any
-    ) -> tuple[list[PrunedStep], Listener]:
-        listener, place = Listener(), RunFolder(self.folder / name, is_new=False)
-        study = options.get("study", self.study)
-        return prune_in_steps(study, self.sets, self.weights, targets, place, listener, Hardware(1)), listener
+    def run(self, name: str, targets: tuple[float, ...] = (0.3, 0.6), **options: Any) -> tuple[list[Step], Listener]:
+        listener, place, study = Listener(), RunFolder(self.folder / name, False), options.get("study", self.study)
+        cases = StudyCases(study, (), self.folder, "", ())
+        nothing: Any = None
+        context = RunContext(cases, place, nothing, listener, self.folder, (self.weights,))
+        context.results["prepare"], context.digests["prepare"] = self.prepared, "content"
+        stages = pruning_stages(targets)
+        complete(stages, context)
+        return [Step(stage.weights(place), context.results[stage.name]) for stage in stages], listener
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +87,7 @@ def steps(
 
 
 @pytest.fixture(scope="module")
-def whole(steps: Steps) -> tuple[list[PrunedStep], Listener]:
+def whole(steps: Steps) -> tuple[list[Step], Listener]:
     return steps.run("whole")
 
 
@@ -92,21 +105,21 @@ def test_each_step_takes_the_same_share_of_what_is_left() -> None:
 
 
 def test_every_step_is_narrower_and_trained_on_from_the_one_before(
-    steps: Steps, whole: tuple[list[PrunedStep], Listener]
+    steps: Steps, whole: tuple[list[Step], Listener]
 ) -> None:
     done, listener = whole
     shares = [left(steps.study, step.weights) for step in done]
     assert 0.6 < shares[0] <= 0.7 and 0.3 < shares[1] <= 0.4
     for number, step in enumerate(done, start=1):
         notes = read_tensors(step.weights)[1]
-        assert json.loads(notes["widths"]) == step.facts["widths"]
-        assert step.facts["multiply_adds"]["share"] == pytest.approx(shares[number - 1])
+        assert json.loads(notes["widths"]) == step.result.widths
+        assert step.result.multiply_adds.share == pytest.approx(shares[number - 1])
         (start, _), (tuned, _) = (
             read_tensors(step.weights.with_name(n)) for n in ("start.safetensors", "best.safetensors")
         )
         assert any(not torch.equal(start[name], tuned[name]) for name in start)
-        assert set(step.facts["validation_auc"]) == {"before", "pruned", "tuned"} and step.facts["epochs"] == 2
-    assert done[0].facts["validation_auc"]["tuned"] == done[1].facts["validation_auc"]["before"]
+        assert step.result.epochs == 2
+    assert done[0].result.validation_auc.tuned == done[1].result.validation_auc.before
     assert len([line for line in listener.said if "of the multiply-adds; validation AUC" in line]) == 2
     again, listener = steps.run("whole")
     assert again == done and listener.said == []
@@ -116,7 +129,7 @@ def test_every_step_is_narrower_and_trained_on_from_the_one_before(
 @pytest.mark.parametrize(("moment", "epochs"), [("cut", 0), ("second step", 3)])
 def test_a_killed_pruning_ends_with_the_same_bits_and_trains_no_epoch_twice(
     steps: Steps,
-    whole: tuple[list[PrunedStep], Listener],
+    whole: tuple[list[Step], Listener],
     monkeypatch: pytest.MonkeyPatch,
     moment: str,
     epochs: int,
@@ -154,9 +167,9 @@ def test_other_weights_and_settings_are_pruned_anew(
     first, _ = others.run("one", (0.3,))
     write_tensors(others.weights, build_model(study.model_copy(update={"seed": 5})).state_dict(), {})
     second, listener = others.run("one", (0.3,))
-    assert listener.stages == [("pruned-1", "")] and first[0].facts["weights"] != second[0].facts["weights"]
+    assert listener.stages == [("pruned-1", "")] and first[0].result.weights != second[0].result.weights
     third, _ = others.run("one", (0.3,), study=steps.study)
-    assert [step[0].facts["epochs"] for step in (first, second, third)] == [1, 1, 2]
+    assert [step[0].result.epochs for step in (first, second, third)] == [1, 1, 2]
 
 
 def test_a_target_that_cannot_be_reached_is_refused(steps: Steps) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from clinic import STUDY, Clinic, write_study
 from clinic_fixtures import MEDOPT, Done, call, environment, only_folder
 
 from medopt.config import Study
-from medopt.core.reporter import SilentReporter
-from medopt.pipeline import run as run_module
 from medopt.pipeline.run_folder import open_run
+from medopt.pipeline.stages.compress import CompressStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ def only_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "compress", interrupt)
+    monkeypatch.setattr(CompressStage, "run", interrupt)
 
 
 def test_same_command_takes_up_a_failed_run_and_fresh_begins_another(bench: Bench, tmp_path: Path) -> None:
@@ -137,29 +134,3 @@ def test_fresh_runs_of_one_second_have_folders_of_their_own(tiny: Study, tmp_pat
         assert (folder.path, folder.is_new) == (max(paths), False)
     with open_run(tmp_path, tiny, "another manifest") as folder:
         assert folder.is_new
-
-
-def test_stage_runs_where_inputs_or_outputs_changed(tiny: Study, tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def work() -> dict[str, Any]:
-        calls.append(1)
-        output.write_text("made")
-        return {"loss": math.nan, "n": len(calls)}  # an epoch's figure may be NaN
-
-    with open_run(tmp_path, tiny, "digest") as folder:
-        output = folder.path / "output.txt"
-        for inputs, spoil, expected in (
-            ({"a": 1}, None, 1),
-            ({"a": 1}, None, 1),
-            ({"a": 2}, None, 2),
-            ({"a": 2}, "changed by hand", 3),
-            ({"a": 2}, "stages/one.json", 4),
-        ):
-            if spoil == "stages/one.json":
-                (folder.path / spoil).write_text("{ cut")
-            elif spoil:
-                output.write_text(spoil)
-            facts = folder.stage("one", inputs, [output], work, SilentReporter())
-            assert (facts["n"], math.isnan(facts["loss"])) == (expected, True)
-        assert list(folder.seconds()) == ["one"]

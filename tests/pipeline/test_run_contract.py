@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from clinic import Clinic
+from clinic import STAGES, Clinic
 from clinic_fixtures import Done, Finished, call, only_folder, run_words
 
 from medopt.config import Study
@@ -20,7 +20,6 @@ from medopt.config.study_file import load_study
 from medopt.core.privacy import pseudonym
 from medopt.evaluation.estimates import METRICS
 from medopt.evaluation.predictions_io import read_predictions
-from medopt.pipeline.study_cases import STAGES
 
 
 def test_runs_go_to_study_time_and_short_hash(finished: Finished) -> None:

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from medopt.config.study_file import load_study
 from medopt.core.reporter import SilentReporter
-from medopt.pipeline.runner import train_study
+from medopt.pipeline.run import train_study
 
 
 def torchrun(*words: object) -> Done:

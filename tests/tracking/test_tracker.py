@@ -241,8 +241,6 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medopt.pipeline import run as run_module
-
     clinic = make_clinic(tmp_path)
     study = write_study(tmp_path, STUDY | {"name": "failing"})
     words = ["run", study, "--data", clinic.data, "--runs", runs]
@@ -257,7 +255,7 @@ def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch
     def broken(*args: Any, **named: Any) -> None:
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr(run_module, "train", broken)
+    monkeypatch.setattr("medopt.pipeline.stages.train.train", broken)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         call(*words)
     second = only_run(runs, "failing")

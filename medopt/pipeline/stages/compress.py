@@ -83,7 +83,7 @@ class CompressStage(Stage[Compressed]):
 
 def write_pruning(context: RunContext, stages: Sequence[PruneStage]) -> dict[str, PruningStep]:
     """Write pruning.json, or remove it where nothing was pruned; returns the steps by name."""
-    steps: dict[str, PruningStep] = {stage.name: context.results[stage.name] for stage in stages}
+    steps: dict[str, PruningStep] = {f"step-{stage.number}": context.results[stage.name] for stage in stages}
     path = context.folder.path / PRUNING
     if steps:
         write_json(path, {name: asdict(step) for name, step in steps.items()})
