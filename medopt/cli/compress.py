@@ -41,7 +41,9 @@ def compress(
     from medopt.cli.console import ConsoleReporter, print_summary
     from medopt.cli.group_tables import print_front
     from medopt.compression.pareto import Rule
+    from medopt.evaluation.compression_front import CompressionFront
     from medopt.experiments.compression_search import CompressionGrid, compress_run
+    from medopt.pipeline.finished_run import FinishedRun
     from medopt.training.hardware import Hardware
 
     if choose not in ("fastest", "smallest") or within < 0:
@@ -55,14 +57,17 @@ def compress(
         summary = compress_run(run, grid, data_folder(data), reporter, Hardware.found(devices, 1, "ddp"))
     finally:
         reporter.close()
-    print_front(summary["front"])
-    print_summary(summary, name=f"compressed: {summary['front']['chosen']}")
+    finished = FinishedRun.of_summary(summary)
+    front = CompressionFront.model_validate(summary["front"])
+    print_front(front)
+    print_summary(finished, name=f"compressed: {front.chosen}")
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
-    if not summary["gate"]["passed"]:
+    gate = finished.metrics.gate
+    if not gate.passed:
         raise GateRefused(
-            f"{summary['front']['chosen']} was chosen, and the gate refuses it when measured again: "
-            f"{listed(summary['gate']['reasons'])}. The same command measures anew."
+            f"{front.chosen} was chosen, and the gate refuses it when measured again: {listed(list(gate.reasons))}. "
+            "The same command measures anew."
         )
 
 

@@ -141,13 +141,15 @@ def _run(
 def _print(summary: Mapping[str, Any]) -> None:
     from medopt.cli.console import print_summary
     from medopt.cli.group_tables import print_members
+    from medopt.experiments.group_summary import FinishedGroup
+    from medopt.pipeline.finished_run import FinishedRun
 
     if "members" not in summary:
-        print_summary(summary)
+        print_summary(FinishedRun.of_summary(summary))
         return
-    print_members(summary)
+    print_members(FinishedGroup.of_summary(summary))
     if "ensemble" in summary:
-        print_summary(summary["ensemble"], name="ensemble")
+        print_summary(FinishedRun.of_summary(summary["ensemble"]), name="ensemble")
 
 
 def _refuse_gate(summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -6,18 +6,18 @@ is looked at once, for the one that was chosen.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medopt.compression.pareto import Precision, Rule, on_front, pick, reasons_against
+from medopt.compression.pareto import Rule, on_front, pick, reasons_against
 from medopt.compression.prune import multiply_adds
 from medopt.core.errors import ConfigError, GateRefused
 from medopt.core.files import write_json
 from medopt.core.reporter import Reporter
+from medopt.evaluation.compression_front import CompressionFront, CompressionOption, Precision
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
 from medopt.pipeline.judge import FLOAT, NARROW, QUANTIZED
@@ -83,11 +83,12 @@ def run_front(run: Run, base: Path, runs: Path, grid: CompressionGrid) -> dict[s
     inputs = identity | {"pruned": told, "grid": asdict(grid)}
     place = run.folder.path / "front"
     outputs = [place, run.folder.path / TABLE, run.folder.path / "figures" / PICTURE]
-    front = run.stage("front", inputs, outputs, lambda: _measured(run, sets, widths, grid, place))
-    run.stage("record-front", {"front": front, "run": run.tracker.origin}, [], lambda: _recorded(run, runs, front))
-    chosen = next((one for one in front["options"] if one["name"] == front["chosen"]), None)
+    values = run.stage("front", inputs, outputs, lambda: _measured(run, sets, widths, grid, place).json_values())
+    front = CompressionFront.model_validate(values)
+    run.stage("record-front", {"front": values, "run": run.tracker.origin}, [], lambda: _recorded(run, runs, front))
+    chosen = front.choice
     if chosen is None:
-        reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in front["against"].items())
+        reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in front.against.items())
         raise GateRefused(
             f"No option of {run.source.study.name} is {grid.rule.told()}: {reasons}. The table is in "
             f"{run.folder.path / TABLE}. Prune less (--prune), train longer after each step "
@@ -97,21 +98,21 @@ def run_front(run: Run, base: Path, runs: Path, grid: CompressionGrid) -> dict[s
 
     def taking() -> dict[str, Any]:
         run.folder.models.mkdir(exist_ok=True)
-        for source, target in zip(_files_of(chosen["removed"]), models, strict=True):
+        for source, target in zip(_files_of(chosen.removed), models, strict=True):
             shutil.copyfile(place / source, target)
-        return {"chosen": chosen["name"]}
+        return {"chosen": chosen.name}
 
-    run.stage("compress", {"front": front}, models, taking)
-    if chosen["removed"]:
+    run.stage("compress", {"front": values}, models, taking)
+    if chosen.removed:
         write_json(run.folder.path / PRUNING, {name: one for name, one in told.items() if _is_before(one, chosen)})
     else:  # an earlier choice may have been another
         (run.folder.path / PRUNING).unlink(missing_ok=True)
-    notes = [f"chosen of {len(front['options'])} options by validation: {grid.rule.told()}", *notes]
-    return run.judged_on(sets, identity | {"front": front}, [], notes, [weights]) | {"front": front}
+    notes = [f"chosen of {len(front.options)} options by validation: {grid.rule.told()}", *notes]
+    return run.judged_on(sets, identity | {"front": values}, [], notes, [weights]) | {"front": values}
 
 
-def _is_before(step: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
-    return bool(step["target"] <= chosen["removed"])
+def _is_before(step: Mapping[str, Any], chosen: CompressionOption) -> bool:
+    return bool(step["target"] <= chosen.removed)
 
 
 def _files_of(removed: float) -> list[str]:
@@ -139,7 +140,7 @@ def _narrowed(run: Run, sets: Sets, weights: Path, grid: CompressionGrid) -> tup
     return [whole, *reached], steps
 
 
-def _measured(run: Run, sets: Sets, widths: Sequence[Width], grid: CompressionGrid, place: Path) -> dict[str, Any]:
+def _measured(run: Run, sets: Sets, widths: Sequence[Width], grid: CompressionGrid, place: Path) -> CompressionFront:
     """Write every option's file, measure all of them in one go, and choose."""
     study, reporter = run.source.study, run.reporter
     place.mkdir(exist_ok=True)
@@ -148,47 +149,45 @@ def _measured(run: Run, sets: Sets, widths: Sequence[Width], grid: CompressionGr
         write_options(study, width, files, place, grid.precisions)
         reporter.message(f"exported, {width.removed:.0%} of the multiply-adds taken away")
     options = measure_options(study, sets["val"], widths, grid.precisions, place)
-    front, chosen = on_front(options), pick(options, grid.rule)
-    told: dict[str, Any] = {
-        "rule": grid.rule.told(),
-        "confidence": study.evaluation.confidence,
-        "validation_cases": len(sets["val"].cases),
-        "options": [one.as_dict() for one in options],
-        "front": [one.name for one in front],
-        "chosen": chosen.name if chosen else None,
-        "against": {one.name: why for one in options if (why := reasons_against(one, grid.rule))},
-        "torch_ms": options[0].torch_ms,
-    }
-    write_json(run.folder.path / TABLE, told)
+    chosen = pick(options, grid.rule)
+    front = CompressionFront(
+        rule=grid.rule.told(),
+        confidence=study.evaluation.confidence,
+        validation_cases=len(sets["val"].cases),
+        options=tuple(one.record for one in options),
+        front=tuple(one.name for one in on_front(options)),
+        chosen=chosen.name if chosen else None,
+        against={one.name: tuple(why) for one in options if (why := reasons_against(one, grid.rule))},
+        torch_ms=options[0].torch_ms,
+    )
+    front.write(run.folder.path / TABLE)
     front_figure(
-        told["options"],
-        told["front"],
-        told["chosen"],
+        front,
         run.folder.path / "figures" / PICTURE,
         title=f"{study.name}: accuracy against time and size",
         caption=f"Beside each int8 point the share of multiply-adds taken away. Chosen: {grid.rule.told()}.",
     )
-    return told
+    return front
 
 
-def _recorded(run: Run, runs: Path, front: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(run: Run, runs: Path, front: CompressionFront) -> dict[str, Any]:
     """Each option as a run below this one in MLflow; the table and the picture in this one."""
     study = run.source.study
-    for one in front["options"]:
+    for one in front.options:
         tags = {
             "mlflow.parentRunId": run.tracker.run_id,
             "study": study.name,
             "kind": "compression",
-            "precision": one["precision"],
-            "removed": f"{one['removed']:g}",
-            "engine": one["engine"],
-            "on_front": str(one["name"] in front["front"]),
-            "chosen": str(one["name"] == front["chosen"]),
-            "faults": "; ".join(one["faults"])[:5000],
+            "precision": one.precision,
+            "removed": f"{one.removed:g}",
+            "engine": one.engine,
+            "on_front": str(one.name in front.front),
+            "chosen": str(one.name == front.chosen),
+            "faults": "; ".join(one.faults)[:5000],
         }
-        child = ParentRun(study, runs, None, f"{run.folder.path.parent.name} {one['name']}", tags)
-        kept = {key: value for key, value in one.items() if key not in ("name", "faults", "precision", "engine")}
-        child.log_figures({"validation": json.loads(json.dumps(kept))})
+        child = ParentRun(study, runs, None, f"{run.folder.path.parent.name} {one.name}", tags)
+        kept = one.model_dump(mode="json", exclude_defaults=True, exclude={"name", "faults", "precision", "engine"})
+        child.log_figures({"validation": kept})
         child.end("measured")
     run.tracker.log_files({"": run.folder.path / TABLE, "figures": run.folder.path / "figures" / PICTURE})
-    return {"options": len(front["options"])}
+    return {"options": len(front.options)}

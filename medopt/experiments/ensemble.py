@@ -10,12 +10,12 @@ import onnx
 from onnx import compose, helper
 
 from medopt.core.files import atomic, file_digest
+from medopt.core.records import KINDS
 from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
 from medopt.pipeline.judge import FLOAT, QUANTIZED
 from medopt.pipeline.runner import opened_run, outcome_of
-from medopt.pipeline.stages import KINDS
 from medopt.pipeline.study_cases import StudyCases
 
 MERGED = {"float": FLOAT, "int8": QUANTIZED}
@@ -30,7 +30,7 @@ def build_ensemble(
     share. It stands in the group's folder, and as a run below the group's in MLflow.
     """
     files = {kind: [folder / "models" / f"{kind}.onnx" for folder in members] for kind in KINDS}
-    inputs = {kind: [file_digest(path) for path in paths] for kind, paths in files.items()}
+    inputs: dict[str, list[str]] = {kind: [file_digest(path) for path in paths] for kind, paths in files.items()}
 
     def merge(models: Path) -> None:
         for kind, paths in files.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from medopt.compression.gate import GateMeasurement, disagreement, judge, loses
 from medopt.compression.mixed_precision import rank_by_harm, write_mended
 from medopt.config import Study
-from medopt.core.records import GateVerdict, Predictions
+from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
+from medopt.core.result import Result
+from medopt.evaluation.gate_verdict import GateVerdict
 from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
@@ -38,8 +40,7 @@ FLOAT, NARROW, QUANTIZED, INT8 = "float.onnx", "pruned.onnx", "quantized.onnx", 
 RANKED_ON = 16  # training images that tell which layers harm
 
 
-@dataclass(frozen=True, slots=True)
-class GateResult:
+class GateResult(Result):
     """What validation decided: calibration, operating point and engines of each model, and the gate's verdict.
 
     `in_float` names the layers of the int8 model that compute in float.
@@ -51,23 +52,6 @@ class GateResult:
     latency_ms: dict[str, float]
     verdict: GateVerdict
     in_float: tuple[str, ...] = ()
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> GateResult:
-        """From JSON."""
-        verdict = facts["verdict"]
-        return cls(
-            {kind: Calibration.from_dict(fit) for kind, fit in facts["calibrations"].items()},
-            {kind: OperatingPoint.from_dict(point) for kind, point in facts["points"].items()},
-            facts["engines"],
-            facts["latency_ms"],
-            GateVerdict(verdict["passed"], tuple(verdict["reasons"]), verdict["figures"]),
-            tuple(facts["in_float"]),
-        )
 
 
 def judge_models(
@@ -95,7 +79,7 @@ def judge_models(
         mended = jury.judge()
         if mended.verdict.passed:
             reporter.message(f"int8 lost too much; with {count} of {len(ranked)} layers in float it passes")
-            return replace(mended, in_float=tuple(ranked[:count]))
+            return mended.model_copy(update={"in_float": tuple(ranked[:count])})
     shutil.copyfile(models / QUANTIZED, models / INT8)
     return judged
 
@@ -162,7 +146,7 @@ class GateEvaluator:
         self.lost = any(loses(one, limits) for one in candidates)
         chosen = min(names, key=lambda name: latency[f"{name}_int8"])
         verdict = judge(candidates, limits, (self._auc(before), self._auc(tables[chosen])))
-        passed = verdict.figures["engines_passed"] or [verdict.figures["engine"]]
+        passed = list(verdict.figures.engines_passed) or [verdict.figures.engine]
         fitted = {"float": fit_on(before, study.evaluation, study.data.task)}
         fitted["int8"] = fit_on(tables[passed[0]], study.evaluation, study.data.task)
         return GateResult(

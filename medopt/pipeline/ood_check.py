@@ -11,22 +11,23 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.files import write_json, write_text
-from medopt.core.records import FloatArray, batches
+from medopt.core.files import write_text
+from medopt.core.records import KINDS, Estimate, FloatArray, Kind, batches
 from medopt.core.reporter import Reporter
+from medopt.core.result import by_kind
 from medopt.data.cache import load_facts
+from medopt.evaluation.analysis_results import DeclinedShares, DomainResult, FittedImages, HeaderRanges
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.proportions import proportion
 from medopt.pipeline.judge import GateResult
 from medopt.pipeline.robustness import choose_cases, worse_batch
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import KINDS
 from medopt.release.ood_check import Floats, OutOfDomainCheck, fit_distance, fit_rules, texture
 from medopt.training.job import PreparedSplit
 from medopt.transforms.resize import resize
 
 RESULT = "domain.json"  # in the run folder what was measured, below models/ the gate itself
-SERVED = "int8"
+SERVED: Kind = "int8"
 MOST_TRAIN, MOST_ALTERED, LEVELS, AT_ONCE = 2000, 60, (3, 5), 16
 Change = Callable[[FloatArray, list[str]], FloatArray]
 
@@ -63,15 +64,15 @@ def gate_domain(
         texture=fit_distance(textures[0], [np.concatenate(textures)], share),
     )
     write_text(folder.models / RESULT, domain.model_dump_json() + "\n")
-    found = {
-        "false_alarm": study.domain.false_alarm,
-        "images": {"train": len(picked), "validation": len(val.files)},
-        "header_rules": domain.rules.model_dump(mode="json"),
-        "declined": {kind: _false_alarms(study, domain, kind, served[kind], val, test) for kind in KINDS},
-        "altered": _altered(study, domain, served[SERVED], test, reporter),
-    }
-    write_json(folder.path / RESULT, found)
-    return {"declined": {kind: found["declined"][kind]["test"]["value"] for kind in KINDS}}  # type: ignore[index]
+    result = DomainResult(
+        false_alarm=study.domain.false_alarm,
+        images=FittedImages(train=len(picked), validation=len(val.files)),
+        header_rules=HeaderRanges.model_validate(domain.rules.model_dump()),
+        declined=by_kind(lambda kind: _false_alarms(study, domain, kind, served[kind], val, test)),
+        altered=_altered(study, domain, served[SERVED], test, reporter),
+    )
+    result.write(folder.path / RESULT)
+    return {"declined": {kind: result.declined[kind].test.value for kind in KINDS}}
 
 
 def _features(engine: Engine, files: Sequence[Path]) -> Floats:
@@ -85,7 +86,7 @@ def _textures(files: Sequence[Path]) -> Floats:
 
 
 def _declined(
-    domain: OutOfDomainCheck, kind: str, engine: Engine, part: PreparedSplit, change: Change | None = None
+    domain: OutOfDomainCheck, kind: Kind, engine: Engine, part: PreparedSplit, change: Change | None = None
 ) -> NDArray[np.bool_]:
     """Which prepared images of a set (N,), changed or as they are, the gate declines."""
     found: list[bool] = []
@@ -93,16 +94,16 @@ def _declined(
         batch = load_batch(part.files[rows])
         if change is not None:
             batch = np.ascontiguousarray(change(batch, [case.case_id for case in part.cases[rows]]), np.float32)
-        distances = domain.distances(kind, engine.run_both(batch)[1], batch)  # type: ignore[arg-type]
+        distances = domain.distances(kind, engine.run_both(batch)[1], batch)
         reasons = domain.reasons(batch, distances, [None] * len(batch))
         found += [bool(reason) for reason in reasons]
     return np.array(found)
 
 
-def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]) -> dict[str, Any]:
+def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]) -> Estimate:
     """The declined share with its interval over patients."""
     index = np.unique(patients, return_inverse=True)[1]
-    return proportion(declined, index, study.evaluation.confidence, len(declined)).as_dict()
+    return proportion(declined, index, study.evaluation.confidence, len(declined))
 
 
 def _column(part: PreparedSplit, name: str) -> NDArray[np.str_]:
@@ -110,24 +111,24 @@ def _column(part: PreparedSplit, name: str) -> NDArray[np.str_]:
 
 
 def _false_alarms(
-    study: Study, domain: OutOfDomainCheck, kind: str, engine: Engine, val: PreparedSplit, test: PreparedSplit
-) -> dict[str, Any]:
+    study: Study, domain: OutOfDomainCheck, kind: Kind, engine: Engine, val: PreparedSplit, test: PreparedSplit
+) -> DeclinedShares:
     """The declined share of validation, on which the limits were set, of the test split and of each of its sites."""
     declined, patients, sites = (
         _declined(domain, kind, engine, test),
         _column(test, "patient_id"),
         _column(test, "site"),
     )
-    return {
-        "validation": _share(study, _declined(domain, kind, engine, val), _column(val, "patient_id")),
-        "test": _share(study, declined, patients),
-        "sites": {str(one): _share(study, declined[sites == one], patients[sites == one]) for one in np.unique(sites)},
-    }
+    return DeclinedShares(
+        validation=_share(study, _declined(domain, kind, engine, val), _column(val, "patient_id")),
+        test=_share(study, declined, patients),
+        sites={str(one): _share(study, declined[sites == one], patients[sites == one]) for one in np.unique(sites)},
+    )
 
 
 def _altered(
     study: Study, domain: OutOfDomainCheck, engine: Engine, test: PreparedSplit, reporter: Reporter
-) -> dict[str, Any]:
+) -> dict[str, Estimate]:
     """The declined share of test images that were made into something else, by what was done to them."""
     rows = choose_cases(test, MOST_ALTERED, study.seed)
     part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.files import write_json
-from medopt.core.records import FloatArray, Predictions, batches
+from medopt.core.records import KINDS, FloatArray, Predictions, batches
 from medopt.core.reporter import Reporter
+from medopt.evaluation.analysis_results import RobustnessResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
@@ -24,7 +24,6 @@ from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.judge import GateResult
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stages import KINDS
 from medopt.training.job import PreparedSplit
 from medopt.transforms.corrupt import corrupt, corrupt_all
 
@@ -59,7 +58,9 @@ def check_robustness(
     """
     rows, settings = choose_cases(test, study.evaluation.shift_cases, study.seed), study.evaluation
     part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])
-    originals = {kind: replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS}
+    originals: dict[str, Predictions] = {
+        kind: replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS
+    }
     tables = [*originals.values()]
     for (kind, family, level), logits in _worse(study, part, folder, judged, reporter).items():
         tables.append(replace(originals[kind], model=shift_name(kind, family, level), logits=logits))
@@ -73,7 +74,7 @@ def check_robustness(
         seed=study.seed,
     )
     robustness_figure(found, folder.path / "figures" / PICTURE, confidence=settings.confidence)
-    write_json(folder.path / RESULT, {"cases": len(rows)} | {one.model: one.as_dict() for one in found})
+    RobustnessResult(cases=len(rows), float=found["float"], int8=found["int8"]).write(folder.path / RESULT)
     return {"cases": len(rows)}
 
 

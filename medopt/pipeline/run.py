@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,21 @@ from medopt.config import Study, Training
 from medopt.core import signals
 from medopt.core.files import file_digest, write_json
 from medopt.core.provenance import code_version, digest, machine, package_versions
-from medopt.core.records import EpochRecord
+from medopt.core.records import KINDS, EpochRecord, Override
 from medopt.core.reporter import Reporter
+from medopt.core.result import by_kind
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
 from medopt.models.channel_widths import WIDTHS
-from medopt.pipeline import ood_check, robustness
+from medopt.pipeline import explain, ood_check, robustness
 from medopt.pipeline.drift_reference import reference_of
 from medopt.pipeline.judge import FLOAT, INT8, NARROW, QUANTIZED, GateResult, judge_models
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, release_info, summarize
-from medopt.pipeline.mlflow_summary import model_name, told_figures, told_tags
+from medopt.pipeline.mlflow_summary import final_tags, logged_figures, model_name
 from medopt.pipeline.prepared_splits import content_of, prepare_sets, refuse_duplicates
 from medopt.pipeline.pruning import RESULT, PrunedStep, prune_in_steps, steps_to
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stages import (
-    KINDS,
     calibration_files,
     compress,
     predict_splits,
@@ -37,7 +37,7 @@ from medopt.pipeline.stages import (
 from medopt.pipeline.study_cases import StudyCases
 from medopt.pipeline.test_analyses import inspections
 from medopt.release.build import build_release
-from medopt.release.layout import DOMAIN, MODELS, SUMS
+from medopt.release.layout import DOMAIN, MODELS, SUMS, Provenance
 from medopt.report import REPORT, write_report
 from medopt.report.run_records import read_run
 from medopt.tracking.tracker import Tracker
@@ -128,50 +128,55 @@ class Run:
 
         def judging() -> dict[str, Any]:
             calibrating = calibration_files(study, sets)
-            return judge_models(study, sets["val"], weights, models, calibrating, self.reporter).facts()
+            return judge_models(study, sets["val"], weights, models, calibrating, self.reporter).json_values()
 
-        judged = GateResult.from_facts(self.stage("judge", inputs, [models / INT8], judging))
+        judged = GateResult.model_validate(self.stage("judge", inputs, [models / INT8], judging))
         figures = [path / "figures" / f"{name}.png" for name in FIGURES]
-        outputs = [path / "metrics.json", path / "predictions.csv", *figures]
+        outputs = [path / METRICS_FILE, path / "predictions.csv", *figures]
         override = None if judged.verdict.passed else self._override(models / INT8)
-        inputs = identity | {"judged": judged.facts(), "run": self.tracker.origin, "notes": notes, "override": override}
+        inputs = identity | {"judged": judged.json_values(), "run": self.tracker.origin, "notes": notes}
+        inputs |= {"override": asdict(override) if override else None}
         self.stage("evaluate", inputs, outputs, lambda: self._evaluate(sets, judged, history, notes, override))
-        metrics = json.loads(outputs[0].read_text()) | self._inspected(sets, identity, judged, weights)
+        self._inspect(sets, identity, judged, weights)
+        metrics = RunMetrics.read(path)
+        values = metrics.json_values()
         if judged.verdict.passed or override:
             folder = [self.folder.release]
             held = sets["val"]
-            self.stage("release", {"metrics": metrics}, folder, lambda: self._release(judged, metrics, chain, held))
+            self.stage("release", {"metrics": values}, folder, lambda: self._release(judged, metrics, chain, held))
         else:
             shutil.rmtree(self.folder.release, ignore_errors=True)
         if not judged.verdict.passed:
             self.folder.forget("judge")  # times differ from call to call: the same command measures anew
-        self.stage("report", {"metrics": metrics}, [path / REPORT], self._report)
-        self.stage("record", {"metrics": metrics, "run": self.tracker.origin}, [], lambda: self._record(metrics))
-        return metrics | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
+        self.stage("report", {"metrics": values}, [path / REPORT], self._report)
+        self.stage("record", {"metrics": values, "run": self.tracker.origin}, [], lambda: self._record(metrics))
+        return values | {"folder": str(path), "mlflow_link": self.tracker.link, "stages": self.folder.seconds()}
 
-    def _override(self, int8: Path) -> dict[str, str] | None:
+    def _override(self, int8: Path) -> Override | None:
         """Who releases what the gate refused. It holds for the model that it was given for, and for no later one."""
-        told: dict[str, str] | None = self.folder.facts().get("override")
-        if told is None:
+        recorded = self.folder.facts().get("override")
+        if recorded is None:
             return None
-        bound = {"model": file_digest(int8)} | told
-        if bound["model"] != file_digest(int8):
-            self.reporter.message(f"{told['by']} released another model of this run, not this one")
+        override, model = Override(**recorded), file_digest(int8)
+        if override.model not in ("", model):
+            self.reporter.message(f"{override.by} released another model of this run, not this one")
             return None
-        self.folder.write_facts(override=bound)
-        return bound
+        override = replace(override, model=model)
+        self.folder.write_facts(override=asdict(override))
+        return override
 
-    def _inspected(
+    def _inspect(
         self, sets: dict[Any, PreparedSplit], identity: dict[str, Any], judged: GateResult, weights: Sequence[Path]
-    ) -> dict[str, Any]:
-        """What else was measured of the test split, each under the name of its file."""
-        told, inputs = self.folder.path / RESULT, identity | {"judged": judged.facts()}
-        found = {"pruning": json.loads(told.read_text())} if told.exists() else {}
+    ) -> None:
+        """What else is measured of the test split, each in a file of its own; what is not asked for has none."""
+        inputs = identity | {"judged": judged.json_values()}
+        left_out = {self.folder.path / file for file in (robustness.RESULT, explain.RESULT, ood_check.RESULT)}
         asked = inspections(self.source.study, sets, self.source.root, weights, judged, self.folder, self.reporter)
         for one in asked:
             self.stage(one.name, inputs, one.outputs, one.work)
-            found[one.outputs[0].stem] = json.loads(one.outputs[0].read_text())
-        return found
+            left_out.discard(one.outputs[0])
+        for file in left_out:  # an earlier run of this folder asked for it
+            file.unlink(missing_ok=True)
 
     def stage(self, name: str, inputs: Any, outputs: Sequence[Path], work: Any) -> dict[str, Any]:
         """A stage of the folder, unless the run is to stop."""
@@ -187,9 +192,9 @@ class Run:
             "seed": str(self.source.study.seed),
             "manifest_digest": self.source.digest,
             "chain_fingerprint": PrepareChain(self.source.study.prepare).fingerprint,
-            "code": code.get("commit", code["version"]),
-            "code_clean": str(code.get("clean", "unknown")),
-            "machine": machine()["cpu"],
+            "code": code.commit or code.version,
+            "code_clean": "unknown" if code.clean is None else str(code.clean),
+            "machine": machine().cpu,
             "run_folder": self.folder.path.name,
         }
         splits = Counter(str(case.split) for case in self.source.cases)
@@ -261,7 +266,7 @@ class Run:
         judged: GateResult,
         history: list[dict[str, Any]],
         notes: list[str],
-        override: dict[str, str] | None,
+        override: Override | None,
     ) -> dict[str, Any]:
         """Score the test split, once: everything was chosen before."""
         study, path = self.source.study, self.folder.path
@@ -270,26 +275,25 @@ class Run:
             path / "predictions.csv", tables, study.data.labels, study.data.task, dict(judged.calibrations)
         )
         tables = read_predictions(path / "predictions.csv")  # every figure can be recomputed from that file
-        sizes = {kind: (self.folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
-        metrics = summarize(study, tables, judged, sizes)
-        metrics["gate"]["override"] = override
+        sizes = by_kind(lambda kind: (self.folder.models / f"{kind}.onnx").stat().st_size)
+        run_id = self.tracker.run_id
+        metrics = summarize(study, tables, judged, sizes, override=override, mlflow_run_id=run_id, data_notes=notes)
         records = [EpochRecord(**record) for record in history]
         draw_figures(study, records, tables, judged, metrics, path / "figures")
-        kept = {"study": study.name, "seed": study.seed, "mlflow_run_id": self.tracker.run_id, "data_notes": notes}
-        write_json(path / "metrics.json", kept | metrics | {"machine": machine(), "packages": package_versions()})
+        metrics.write(path / METRICS_FILE)
         return {}
 
     def _release(
-        self, judged: GateResult, metrics: dict[str, Any], chain: PrepareChain, held: PreparedSplit
+        self, judged: GateResult, metrics: RunMetrics, chain: PrepareChain, held: PreparedSplit
     ) -> dict[str, Any]:
-        provenance = {
-            "manifest_digest": self.source.digest,
-            "mlflow_run_id": self.tracker.run_id,
-            "code": code_version(),
-            "packages": package_versions(),
-            "machine": machine(),
-            "data_notes": metrics["data_notes"],
-        }
+        provenance = Provenance(
+            manifest_digest=self.source.digest,
+            mlflow_run_id=self.tracker.run_id,
+            code=code_version(),
+            packages=package_versions(),
+            machine=machine(),
+            data_notes=metrics.data_notes,
+        )
         gate = self.folder.models / ood_check.RESULT if self.source.study.domain.enabled else None
         name = DOMAIN if gate else None
         info = release_info(self.source.study, judged, metrics, chain.fingerprint, provenance, name)
@@ -301,14 +305,14 @@ class Run:
         write_report(self.folder.path)
         return {}
 
-    def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        path, passed = self.folder.path, metrics["gate"]["passed"]
-        self.tracker.log_figures(told_figures(metrics))
-        self.tracker.log_tags(told_tags(read_run(path)))
+    def _record(self, metrics: RunMetrics) -> dict[str, Any]:
+        path, passed = self.folder.path, metrics.gate.passed
+        self.tracker.log_figures(logged_figures(metrics))
+        self.tracker.log_tags(final_tags(read_run(path)))
         self.tracker.log_files({"": path / REPORT, "figures": path / "figures"})
-        for name in ("metrics.json", "study.yaml"):
+        for name in (METRICS_FILE, "study.yaml"):
             self.tracker.log_files({"": path / name})
-        for name in ("predictions.csv", *((robustness.TABLE,) if "robustness" in metrics else ())):
+        for name in ("predictions.csv", *((robustness.TABLE,) if metrics.robustness else ())):
             self.tracker.log_files({"tables": path / name})
         for kind in KINDS:
             self.tracker.log_files({"models": self.folder.models / f"{kind}.onnx"})

@@ -14,7 +14,7 @@ from medopt.compression.export import export_onnx
 from medopt.compression.quantize import choose_calibration, quantize_int8, refuse_overlap
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.core.records import SPLITS, Predictions, Split
+from medopt.core.records import KINDS, SPLITS, Predictions, Split
 from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedImages
 from medopt.inference.cpu_features import unfit
@@ -29,7 +29,6 @@ from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
 Sets = Mapping[Split, PreparedSplit]
-KINDS = ("float", "int8")
 
 
 def refuse_early(study: Study, sets: Sets) -> None:
