@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def main() -> None:
     if words.accelerator == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA GPU here; --accelerator cpu tries the same code on the processor.", file=sys.stderr)
         sys.exit(2)
-    device = torch.cuda.get_device_name() if words.accelerator == "cuda" else machine()["cpu"]
+    device = torch.cuda.get_device_name() if words.accelerator == "cuda" else machine().cpu
     folder = Path(tempfile.mkdtemp(prefix="medopt-gpu-"))
     try:
         found = [measure(words, precision, folder) for precision in ("bf16-mixed", "32-true")]
@@ -79,7 +80,7 @@ def main() -> None:
         table.add_row(one["precision"], f"{speed[BARE]:.1f}", f"{speed[OURS]:.1f}", times, memory)
     Console().print(table)
     if words.json:
-        print(json.dumps({"device": device, "workers": words.workers, "measured": found, "machine": machine()}))
+        print(json.dumps({"device": device, "workers": words.workers, "measured": found, "machine": asdict(machine())}))
 
 
 if __name__ == "__main__":

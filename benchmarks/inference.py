@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +296,7 @@ def main() -> None:
         return
     begun, found, facts = time.perf_counter(), {}, {}
     console = Console(width=150, record=True, highlight=False)
-    here = {**machine(), "physical_cores": physical_cores(), "instructions": instructions()}
+    here = {**asdict(machine()), "physical_cores": physical_cores(), "instructions": instructions()}
     here["load_before"] = round(os.getloadavg()[0], 2)
     console.print(f"{here['cpu']}, {here['physical_cores']} cores, {' '.join(here['instructions'])}")
     if here["load_before"] > 0.3:

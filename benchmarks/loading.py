@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ def main() -> None:
             "speedup_vs_monai_chain": single["speedup_vs_monai_chain"],
             "ratio_to_raw_decode": single["ratio_to_raw_decode"],
             "threads": torch.get_num_threads(),
-            "machine": machine(),
+            "machine": asdict(machine()),
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)

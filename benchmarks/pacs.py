@@ -39,7 +39,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -624,7 +624,11 @@ def _show(
     console.print(table)
     if told.json:
         kept = {"latency_s": [round(one, 3) for one in latency], "first_s": round(first, 3), "quiet_s": Node.quiet}
-        print(json.dumps(kept | {"load": load, "crowd": crowd, "kills": killed, "found": found, "machine": machine()}))
+        print(
+            json.dumps(
+                kept | {"load": load, "crowd": crowd, "kills": killed, "found": found, "machine": asdict(machine())}
+            )
+        )
 
 
 if __name__ == "__main__":

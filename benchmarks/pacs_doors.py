@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -315,7 +316,7 @@ def main() -> None:
             table.add_row(*(str(value) for value in row.values()))
         Console().print(table)
     if told.json:
-        print(json.dumps({"machine": machine(), **found}))
+        print(json.dumps({"machine": asdict(machine()), **found}))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,7 +105,11 @@ def main() -> None:
     print(f"largest memory of the process: {peak / 1e9:.2f} GB")
     if words.json:
         total = sum(seconds.values())
-        print(json.dumps({"rows": words.rows, "seconds": seconds, "total_s": total, "peak_bytes": peak} | machine()))
+        print(
+            json.dumps(
+                {"rows": words.rows, "seconds": seconds, "total_s": total, "peak_bytes": peak} | asdict(machine())
+            )
+        )
 
 
 if __name__ == "__main__":

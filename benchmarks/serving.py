@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,14 +159,14 @@ def main() -> None:
     words = parser.parse_args()
     scan = words.scan or sorted((words.release / "golden").iterdir())[0]
     rows = measure(words.release, scan, words.clients, words.seconds)
-    title = f"{scan.stat().st_size / 1e6:.2f} MB a scan, {physical_cores()} cores of {machine()['cpu']}"
+    title = f"{scan.stat().st_size / 1e6:.2f} MB a scan, {physical_cores()} cores of {machine().cpu}"
     table = Table("", "", "clients", "images/s", "p50 ms", "p99 ms", title=f"{title}; load {os.getloadavg()[0]:.1f}")
     for row in rows:
         numbers = [f"{row[key]:.1f}" for key in ("images_per_second", "p50_ms", "p99_ms")]
         table.add_row(row["way"], row["what"], str(row["clients"]), *numbers)
     Console(width=120).print(table)
     if words.json:
-        print(json.dumps({"machine": machine(), "rows": rows}, allow_nan=False))
+        print(json.dumps({"machine": asdict(machine()), "rows": rows}, allow_nan=False))
 
 
 if __name__ == "__main__":

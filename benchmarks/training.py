@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import exp, radians
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,7 @@ def main() -> None:
             "images": arena.images,
             "batch": words.batch,
             "threads": torch.get_num_threads(),
-            "machine": machine(),
+            "machine": asdict(machine()),
         }
         show(found)
         if not words.no_parts:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from medopt.core.errors import ConfigError
-from medopt.core.files import write_json
+from medopt.core.format import format_difference
+
+if TYPE_CHECKING:
+    from medopt.evaluation.comparison import Comparison, PairedFigures
 
 
 def compare(
@@ -35,52 +37,48 @@ def compare(
         raise ConfigError(f"--split takes train, val or test; got {split!r}.")
     from medopt.experiments.compare import compare_runs
 
-    found = compare_runs(runs, model, split, shared=shared)  # type: ignore[arg-type]  # checked above
-    print_comparison(found)
+    compared = compare_runs(runs, model, split, shared=shared)  # type: ignore[arg-type]  # checked above
+    print_comparison(compared)
     if figure is not None:
         from medopt.figures.comparison import comparison_figure
 
-        comparison_figure(found, figure)
+        comparison_figure(compared, figure)
         typer.echo(f"picture   {figure}")
     if page is not None:
         from medopt.figures.comparison import comparison_figure
         from medopt.report.comparison_pages import write_comparison
 
         with TemporaryDirectory() as folder:
-            comparison_figure(found, Path(folder) / "compared.png")
-            write_comparison(page, found, Path(folder) / "compared.png")
+            comparison_figure(compared, Path(folder) / "compared.png")
+            write_comparison(page, compared, Path(folder) / "compared.png")
         typer.echo(f"page      {page}")
     if out is not None:
-        write_json(out, found)
+        compared.write(out)
         typer.echo(f"figures   {out}")
 
 
-def print_comparison(found: Mapping[str, Any]) -> None:
+def print_comparison(compared: Comparison) -> None:
     """The table of `compare_runs`."""
     from medopt.cli.console import plain_console
+    from medopt.evaluation.comparison import COMPARED
 
     title = (
-        f"less {found['reference']}: {found['cases']} cases of {found['patients']} patients, {found['split']} split "
-        f"({found['confidence']:.0%} interval)"
+        f"less {compared.reference}: {compared.cases} cases of {compared.patients} patients, {compared.split} split "
+        f"({compared.confidence:.0%} interval)"
     )
-    names = list(found["runs"][0]["figures"])
-    table = Table("", *(heading for name in names for heading in (name, "p")), title=title, title_justify="left")
-    for run in found["runs"]:
-        table.add_row(run["name"], *_cells(run["figures"], names))
-        for site, figures in run["sites"].items():
-            table.add_row(f"  at {site} ({figures['cases']})", *_cells(figures, names))
+    table = Table("", *(heading for name in COMPARED for heading in (name, "p")), title=title, title_justify="left")
+    for run in compared.runs:
+        table.add_row(run.name, *_cells(run.figures))
+        for site, figures in run.sites.items():
+            table.add_row(f"  at {site} ({figures.cases})", *_cells(figures))
     console = plain_console()
     console.print(table)
-    console.print(found["note"], soft_wrap=True)
+    console.print(compared.note, soft_wrap=True)
 
 
-def _cells(figures: Mapping[str, Any], names: list[str]) -> list[str]:
+def _cells(figures: PairedFigures) -> list[str]:
     cells = []
-    for name in names:
-        one, p = figures[name]["difference"], figures[name]["p"]
-        if one["value"] is None:
-            cells += ["not defined", ""]
-            continue
-        reach = "" if one["low"] is None else f" ({one['low']:+.3f} to {one['high']:+.3f})"
-        cells += [f"{one['value']:+.3f}{reach}", "" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"]
+    for one in figures.by_name().values():
+        p = "" if one.p is None else f"{one.p:.3f}" if one.p >= 0.001 else "<0.001"
+        cells += [format_difference(one.difference), p]
     return cells

@@ -52,17 +52,20 @@ def compress(
     grid = CompressionGrid(_shares(prune), tuple(kinds), Rule(choose, within))  # type: ignore[arg-type]  # checked above
     reporter = ConsoleReporter()
     try:
-        summary = compress_run(run, grid, data_folder(data), reporter, Hardware.found(devices, 1, "ddp"))
+        finished = compress_run(run, grid, data_folder(data), reporter, Hardware.found(devices, 1, "ddp"))
     finally:
         reporter.close()
-    print_front(summary["front"])
-    print_summary(summary, name=f"compressed: {summary['front']['chosen']}")
+    front = finished.front
+    assert front is not None
+    print_front(front)
+    print_summary(finished, name=f"compressed: {front.chosen}")
     if as_json:
-        typer.echo(json.dumps(summary, allow_nan=False))
-    if not summary["gate"]["passed"]:
+        typer.echo(json.dumps(finished.summary(), allow_nan=False))
+    gate = finished.metrics.gate
+    if not gate.passed:
         raise GateRefused(
-            f"{summary['front']['chosen']} was chosen, and the gate refuses it when measured again: "
-            f"{listed(summary['gate']['reasons'])}. The same command measures anew."
+            f"{front.chosen} was chosen, and the gate refuses it when measured again: {listed(list(gate.reasons))}. "
+            "The same command measures anew."
         )
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from medopt.core.format import format_difference, format_estimate, format_share
+from medopt.core.records import KINDS
 from medopt.manifest.check import ACCEPTED
+from medopt.metrics.figures import HEADLINE
 
 if TYPE_CHECKING:  # a command that only reads headers does not wait for the engines
+    from medopt.evaluation.run_metrics import RunMetrics
+    from medopt.pipeline.finished_run import FinishedRun
     from medopt.release.predictor import Predictor
     from medopt.serving.prediction_table import Row
 
@@ -80,57 +85,55 @@ class ConsoleReporter:
     close = _close
 
 
-def print_summary(summary: Mapping[str, Any], name: str = "") -> None:
+def print_summary(run: FinishedRun, name: str = "") -> None:
     """The table at the end of a run: float and int8 side by side, then what to try next. `name`: else its seed."""
-    from medopt.release.card import shown
-    from medopt.report.format import share
-
-    console = plain_console()
-    test, sites = summary["test"], summary["sites"]
-    cases, confidence = test["int8"]["auc"]["n"], f"{100 * summary['confidence']:g} % interval"
-    name = name or f"seed {summary['seed']}"
-    title = f"{summary['study']}, {name}: {cases} cases of the test split ({confidence})"
-    caption = caption_of(summary.get("data_notes", ()))
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("")
-    for kind in ("float", "int8"):
-        table.add_column(f"{kind} ({summary['engine'][kind]})", justify="right")
-    for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity"):
-        table.add_row(name.replace("_", " "), shown(test["float"][name]), shown(test["int8"][name]))
-    if len(sites) > 1:
-        for site, found in sites.items():
-            table.add_row(f"auc at {site}", shown(found["float"]["auc"]), shown(found["int8"]["auc"]))
-    latency, size, engine = summary["latency_ms"], summary["size_bytes"], summary["engine"]
-    times = [latency[f"{engine[kind]}_{kind}"] for kind in ("float", "int8")]
-    table.add_row("time for an image", *(f"{time:.2f} ms" for time in times))
-    table.add_row("auc, int8 less float", "", shown(summary["int8_on_test"]["auc_difference"]))
-    table.add_row("speed over float", "", f"{times[0] / times[1]:.1f}x")
-    table.add_row("size", *(f"{size[kind] / 1e6:.2f} MB" for kind in ("float", "int8")))
-    console.print(table)
-    gate, folder, seconds = summary["gate"], summary["folder"], summary["stages"]
-    flips = share(gate["figures"]["engines"][gate["figures"]["engine"]]["decision_flips"])
-    says = ("gate passed", "bold green") if gate["passed"] else ("gate refused", "bold red")
-    console.print(Text.assemble(says, f": {flips} of validation decisions flip"))
-    console.print("seconds  " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    console.print(f"run      {folder}\nMLflow   {summary['mlflow_link']}", soft_wrap=True)
-    if told := gate["override"]:
-        console.print(Text(f"released against the gate by {told['by']}: {told['reason']}", "bold red"))
-    if not gate["passed"] and not told:
+    console, metrics, gate = plain_console(), run.metrics, run.metrics.gate
+    console.print(_performance_table(metrics, name or f"seed {metrics.seed}"))
+    flips = format_share(gate.figures.chosen.decision_flips)
+    verdict = ("gate passed", "bold green") if gate.passed else ("gate refused", "bold red")
+    console.print(Text.assemble(verdict, f": {flips} of validation decisions flip"))
+    console.print("seconds  " + ", ".join(f"{stage} {value:.0f}" for stage, value in run.seconds.items()))
+    console.print(f"run      {run.folder}\nMLflow   {run.mlflow_link}", soft_wrap=True)
+    if gate.override:
+        text = f"released against the gate by {gate.override.by}: {gate.override.reason}"
+        console.print(Text(text, "bold red"))
+    if not gate.passed and not gate.override:
         return
     console.print(Text("\nNext:", "bold"))
     for command, what in (
-        (f"medopt report {folder}", "does it work, for whom not, how sure, what int8 changed"),
-        (f"medopt verify {folder}/release", "replay the release's golden cases"),
-        (f"medopt predict {folder}/release PATH...", "predict DICOM, NIfTI or image files"),
-        (f"medopt ui --runs {runs_of(folder)}", "review the run in MLflow"),
+        (f"medopt report {run.folder}", "does it work, for whom not, how sure, what int8 changed"),
+        (f"medopt verify {run.folder}/release", "replay the release's golden cases"),
+        (f"medopt predict {run.folder}/release PATH...", "predict DICOM, NIfTI or image files"),
+        (f"medopt ui --runs {runs_of(run.folder)}", "review the run in MLflow"),
     ):
         console.print(f"  {command}", Text(f"  # {what}", "dim"), soft_wrap=True)
 
 
-def runs_of(folder: str) -> Path:
+def _performance_table(metrics: RunMetrics, name: str) -> Table:
+    """Both models on the test split, and what int8 changes."""
+    level, cases = f"{100 * metrics.confidence:g} % interval", metrics.test.int8.auc.n
+    title = f"{metrics.study}, {name}: {cases} cases of the test split ({level})"
+    caption = caption_of(metrics.data_notes)
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("")
+    for kind in KINDS:
+        table.add_column(f"{kind} ({metrics.engine[kind]})", justify="right")
+    for figure in HEADLINE:
+        table.add_row(figure.replace("_", " "), *(format_estimate(metrics.test[kind][figure]) for kind in KINDS))
+    if len(metrics.sites) > 1:
+        for site, figures in metrics.sites.items():
+            table.add_row(f"auc at {site}", *(format_estimate(figures[kind].auc) for kind in KINDS))
+    times = metrics.served_ms
+    table.add_row("time for an image", *(f"{times[kind]:.2f} ms" for kind in KINDS))
+    table.add_row("auc, int8 less float", "", format_difference(metrics.int8_on_test.auc_difference))
+    table.add_row("speed over float", "", f"{times.float / times.int8:.1f}x")
+    table.add_row("size", *(f"{metrics.size_bytes[kind] / 1e6:.2f} MB" for kind in KINDS))
+    return table
+
+
+def runs_of(folder: Path) -> Path:
     """The runs folder that a run stands in: two above, or three for one that stands in another's folder."""
-    path = Path(folder)
-    return path.parents[2] if path.name in ("ensemble", "compressed") else path.parents[1]
+    return folder.parents[2] if folder.name in ("ensemble", "compressed") else folder.parents[1]
 
 
 def caption_of(notes: Sequence[str]) -> str | None:
@@ -166,7 +169,7 @@ def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40)
     console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}{band}", soft_wrap=True)
 
 
-def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Any list of equal mappings as a table."""
     table = Table(*(str(key) for key in rows[0]), title=title, title_justify="left")
     for row in rows:

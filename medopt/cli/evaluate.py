@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from medopt.core.errors import ConfigError
-from medopt.core.files import write_json
+from medopt.core.format import format_difference, format_estimate
+
+if TYPE_CHECKING:
+    from medopt.evaluation.subgroup_results import SubgroupResults
+    from medopt.metrics.figures import Figures
+    from medopt.pipeline.reevaluate import EvaluatedTable
 
 NAMES = {"auc_bootstrap": "auc (bootstrap)", "ppv": "PPV", "npv": "NPV", "f1": "F1", "ece": "ECE", "ace": "ACE"}
 
@@ -47,75 +51,73 @@ def evaluate(
 
     changes = {"prevalence": prevalence, "aggregate": aggregate}
     table = open_table(predictions, study_file, {name: value for name, value in changes.items() if value is not None})
-    told = evaluate_table(table, split, model, level == "patient")  # type: ignore[arg-type]  # checked above
-    _print(told)
+    evaluated = evaluate_table(table, split, model, level == "patient")  # type: ignore[arg-type]  # checked above
+    _print(evaluated)
     if figures is not None:
-        draw(table, told, figures)
+        draw(table, evaluated, figures)
         typer.echo(f"pictures  {figures}")
     if out is not None:
-        write_json(out, told)
+        evaluated.write(out)
         typer.echo(f"figures   {out}")
 
 
-def _print(told: Mapping[str, Any]) -> None:
+def _print(evaluated: EvaluatedTable) -> None:
     from medopt.cli.console import plain_console
+    from medopt.metrics.figures import METRICS
 
-    console, models = plain_console(), told["models"]
+    console, models = plain_console(), evaluated.models
     first = next(iter(models.values()))
-    what = "images" if told["level"] == "image" else f"patients ({told['aggregate']})"
-    count = first["figures"]["auc"]["n"]
-    title = f"{told['table']}: {count} {what} of the {told['split']} split ({told['confidence']:.0%} interval)"
+    what = "images" if evaluated.level == "image" else f"patients ({evaluated.aggregate})"
+    count, level = first.figures.auc.n, f"{evaluated.confidence:.0%} interval"
+    title = f"{evaluated.table}: {count} {what} of the {evaluated.split} split ({level})"
     table = Table("", *models, title=title, title_justify="left")
-    for name in first["figures"]:
-        cells = [_cell(one["figures"][name]) for one in models.values()]
-        table.add_row(NAMES.get(name, name.replace("_", " ")), *cells)
-    table.add_row("AURC", *(_cell(one["selective"].get("aurc")) for one in models.values()))
-    for label in first["net_benefit"]:
-        cells = [_cell(one["net_benefit"][label].get("at_operating_point")) for one in models.values()]
-        table.add_row(f"net benefit, {label}" if len(first["net_benefit"]) > 1 else "net benefit", *cells)
-    table.add_row("decided", *(one["decided"] for one in models.values()))
+    for name in METRICS:
+        table.add_row(_called(name), *(format_estimate(one.figures[name]) for one in models.values()))
+    table.add_row("AURC", *(_cell(one.selective, "aurc") for one in models.values()))
+    for label in first.net_benefit:
+        cells = [_cell(one.net_benefit[label], "at_operating_point") for one in models.values()]
+        table.add_row(f"net benefit, {label}" if len(first.net_benefit) > 1 else "net benefit", *cells)
+    table.add_row("decided", *(one.decided for one in models.values()))
     console.print(table)
     for name, one in models.items():
-        for note in [*one["notes"], *_noted(one["figures"])]:
+        for note in [*one.notes, *_noted(one.figures)]:
             console.print(f"{name}: {note}", soft_wrap=True)
-    _print_subgroups(models)
+    name, last = list(models.items())[-1]  # the one that serves: float stands before int8
+    _print_subgroups(name, last.subgroups)
 
 
-def _noted(figures: Mapping[str, Any]) -> list[str]:
-    """What is said of the figures, with the names of those that it is said of."""
-    said: dict[str, list[str]] = {}
-    for name, figure in figures.items():
-        if figure.get("note"):
-            said.setdefault(figure["note"], []).append(NAMES.get(name, name.replace("_", " ")))
-    return [f"{', '.join(names)}: {note}" for note, names in said.items()]
+def _called(name: str) -> str:
+    return NAMES.get(name, name.replace("_", " "))
 
 
-def _cell(told: Mapping[str, Any] | None) -> str:
-    if told is None:
-        return ""
-    from medopt.release.card import shown
+def _noted(figures: Figures) -> list[str]:
+    """The notes on figures, each once with the names of those figures."""
+    named: dict[str, list[str]] = {}
+    for name, estimate in figures.by_name().items():
+        if estimate.note:
+            named.setdefault(estimate.note, []).append(_called(name))
+    return [f"{', '.join(names)}: {note}" for note, names in named.items()]
 
-    return shown(told) if told["value"] is not None else "not defined"
+
+def _cell(result: object, name: str) -> str:
+    """An estimate of a result; empty where the result, or that part of it, is not there."""
+    estimate = getattr(result, name, None)
+    return "" if estimate is None else format_estimate(estimate)
 
 
-def _print_subgroups(models: Mapping[str, Any]) -> None:
-    """Of the last model, which is the one that serves: float stands before int8."""
+def _print_subgroups(name: str, results: SubgroupResults) -> None:
     from medopt.cli.console import plain_console
 
-    name, one = list(models.items())[-1]
-    variables = one["subgroups"]["variables"]
-    if not variables:
+    if not results.variables:
         return
     headings = ("group", "patients", "auc", "less all others", "sensitivity", "specificity", "")
     table = Table(*headings, title=f"{name}: sites and subgroups")
     table.title_justify = "left"
-    for variable, groups in variables.items():
-        for group, found in groups.items():
-            apart = (found.get("difference") or {}).get("auc")
-            cells: Sequence[str] = [_cell(found.get(figure)) for figure in ("auc", "sensitivity", "specificity")]
-            row = (cells[0], _cell(apart), *cells[1:], found.get("note", ""))
-            table.add_row(f"{variable}: {group}", str(found["patients"]), *row)
-    console, worst = plain_console(), one["subgroups"]["worst"]
+    for variable, group_name, group in results.groups():
+        apart = format_difference(group.difference.auc) if group.difference else ""
+        auc, *rates = (_cell(group, figure) for figure in ("auc", "sensitivity", "specificity"))
+        table.add_row(f"{variable}: {group_name}", str(group.patients), auc, apart, *rates, group.note)
+    console, worst = plain_console(), results.worst
     console.print(table)
     if worst is not None:
-        console.print(f"worst: {worst['variable']} {worst['group']}. {one['subgroups']['note']}", soft_wrap=True)
+        console.print(f"worst: {worst.variable} {worst.group}. {results.note}", soft_wrap=True)

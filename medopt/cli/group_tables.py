@@ -3,67 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from medopt.cli.console import caption_of, plain_console
+from medopt.core.format import format_difference, format_estimate, format_share
+from medopt.core.records import KINDS
+from medopt.metrics.figures import HEADLINE
 
-FIGURES = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
-KINDS = ("float", "int8")
+if TYPE_CHECKING:
+    from medopt.evaluation.compression_front import CompressionFront
+    from medopt.evaluation.group_metrics import FigureSpread, GroupMetrics
+    from medopt.experiments.group_summary import FinishedGroup
 
 
-def print_members(summary: Mapping[str, Any]) -> None:
+def print_members(group: FinishedGroup) -> None:
     """The table at the end of seeds and folds: means of the test split, sites, and out-of-fold figures."""
-    from medopt.release.card import shown
-
-    console, count = plain_console(), len(summary["members"])
-    table = Table(title=_title(summary), title_justify="left")
-    table.caption, table.caption_justify = caption_of(summary["data_notes"]), "left"
+    console, metrics = plain_console(), group.metrics
+    table = Table(title=_title(metrics), title_justify="left")
+    table.caption, table.caption_justify = caption_of(metrics.data_notes), "left"
     table.add_column("")
     for kind in KINDS:
         table.add_column(f"{kind}: mean", justify="right")
-        table.add_column(f"{count} runs (sd)", justify="right")
-    for name in FIGURES:
-        found = [summary["test"][kind][name] for kind in KINDS]
-        table.add_row(name.replace("_", " "), *(cell for one in found for cell in (shown(one["mean"]), _range(one))))
-    if len(summary["sites"]) > 1:
-        for site, kinds in summary["sites"].items():
-            cells = (cell for kind in KINDS for cell in (shown(kinds[kind]["mean"]), _range(kinds[kind])))
-            table.add_row(f"auc at {site}", *cells)
-    for name, label in (("auc", "auc"), ("average_precision", "average precision"), ("brier", "brier score")):
-        if "out_of_fold" in summary:
-            first = summary["out_of_fold"]["float"][name]["n"]
-            cells = (cell for kind in KINDS for cell in (shown(summary["out_of_fold"][kind][name]), f"{first} cases"))
+        table.add_column(f"{len(metrics.members)} runs (sd)", justify="right")
+    rows = {name.replace("_", " "): [metrics.test[kind][name] for kind in KINDS] for name in HEADLINE}
+    if len(metrics.sites) > 1:
+        rows |= {f"auc at {site}": [one[kind] for kind in KINDS] for site, one in metrics.sites.items()}
+    for label, spreads in rows.items():
+        table.add_row(label, *(cell for one in spreads for cell in (format_estimate(one.mean), _range(one))))
+    if metrics.out_of_fold:
+        pooled = [metrics.out_of_fold[kind] for kind in KINDS]
+        for label, estimates in {
+            "auc": [one.auc for one in pooled],
+            "average precision": [one.average_precision for one in pooled],
+            "brier score": [one.brier for one in pooled],
+        }.items():
+            cells = (cell for one in estimates for cell in (format_estimate(one), f"{one.n} cases"))
             table.add_row(f"{label}, out of fold", *cells)
     console.print(table)
     console.print(
         "The interval covers the choice of test patients; the members' range and sd what a seed or fold does."
     )
-    if "out_of_fold" in summary:
-        console.print(f"Out of fold: {summary['out_of_fold']['note']}.", soft_wrap=True)
-    console.print(f"runs     {summary['folder']}\nMLflow   {summary['mlflow_link']}", soft_wrap=True)
-    runs = Path(summary["folder"]).parent.parent
+    if metrics.out_of_fold:
+        console.print(f"Out of fold: {metrics.out_of_fold.note}.", soft_wrap=True)
+    console.print(f"runs     {group.folder}\nMLflow   {group.mlflow_link}", soft_wrap=True)
+    runs = group.folder.parent.parent
     console.print(f"  medopt ui --runs {runs}", Text("  # compare the runs in MLflow", "dim"), soft_wrap=True)
 
 
-def _title(summary: Mapping[str, Any]) -> str:
-    seeds, folds = summary["seeds"], summary["folds"]
-    told = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    told += f" x {folds} folds" if folds else ""
-    return (
-        f"{summary['study']}, {told}: {summary['cases']} cases of the test split "
-        f"({100 * summary['confidence']:g} % interval)"
-    )
+def _title(metrics: GroupMetrics) -> str:
+    seeds, folds = metrics.seeds, metrics.folds
+    members = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    members += f" x {folds} folds" if folds else ""
+    level = f"{100 * metrics.confidence:g} % interval"
+    return f"{metrics.study}, {members}: {metrics.cases} cases of the test split ({level})"
 
 
-def _range(one: Mapping[str, Any]) -> str:
-    if one["least"] is None:
+def _range(spread: FigureSpread) -> str:
+    if spread.least is None or spread.most is None:
         return ""
-    spread = f" ({one['sd']:.3f})" if one["sd"] is not None else ""
-    return f"{one['least']:.3f} to {one['most']:.3f}{spread}"
+    deviation = f" ({spread.sd:.3f})" if spread.sd is not None else ""
+    return f"{spread.least:.3f} to {spread.most:.3f}{deviation}"
 
 
 def print_sweep(summary: Mapping[str, Any], most: int = 10) -> None:
@@ -95,33 +97,28 @@ def print_sweep(summary: Mapping[str, Any], most: int = 10) -> None:
         console.print(f"  {summary['command']}", Text("  # the best trial's release", "dim"), soft_wrap=True)
 
 
-def print_front(front: Mapping[str, Any]) -> None:
+def print_front(front: CompressionFront) -> None:
     """Every option of `medopt compress` with what it costs and keeps; which no other beats, and which was chosen."""
-    from medopt.release.card import shown
-    from medopt.report.format import share
-
-    title = f"{len(front['options'])} options on {front['validation_cases']} validation cases, {front['rule']}"
+    title = f"{len(front.options)} options on {front.validation_cases} validation cases, {front.rule}"
     table = Table(title=title, title_justify="left")
     for name in ("option", "AUC", "less float", "decisions that flip", "ms", "over torch", "MB", "multiply-adds", ""):
         table.add_column(name, justify="left" if name in ("option", "") else "right")
-    for one in front["options"]:
-        is_chosen, is_first = one["name"] == front["chosen"], one["name"] == front["options"][0]["name"]
-        marks = ["chosen"] if is_chosen else []
-        marks += ["front"] if one["name"] in front["front"] else []
-        marks += ["refused"] if one["faults"] and one["precision"] == "int8" else []
+    for number, option in enumerate(front.options):
+        is_refused = bool(option.faults) and option.precision == "int8"
+        marks = {"chosen": option.name == front.chosen, "front": option.name in front.front, "refused": is_refused}
         table.add_row(
-            Text(one["name"], "bold green" if is_chosen else ""),
-            shown(one["auc"]),
-            "" if is_first else shown(one["auc_difference"]),
-            "" if is_first else share(one["decision_flips"]),
-            f"{one['latency_ms']:.2f}",
-            f"{one['speedup_over_torch']:.1f}x",
-            f"{one['size_bytes'] / 1e6:.2f}",
-            f"{one['multiply_adds'] / 1e6:.1f} M",
-            ", ".join(marks),
+            Text(option.name, "bold green" if marks["chosen"] else ""),
+            format_estimate(option.auc),
+            format_difference(option.auc_difference) if number else "",  # the first is the float network itself
+            format_share(option.decision_flips) if number else "",
+            f"{option.latency_ms:.2f}",
+            f"{option.speedup_over_torch:.1f}x",
+            f"{option.size_bytes / 1e6:.2f}",
+            f"{option.multiply_adds / 1e6:.1f} M",
+            ", ".join(mark for mark, holds in marks.items() if holds),
         )
     console = plain_console()
     console.print(table)
-    for one in front["options"]:
-        if one["faults"] and one["precision"] == "int8":
-            console.print(f"refused  {one['name']}: {'; '.join(one['faults'])}", soft_wrap=True)
+    for option in front.options:
+        if option.faults and option.precision == "int8":
+            console.print(f"refused  {option.name}: {'; '.join(option.faults)}", soft_wrap=True)

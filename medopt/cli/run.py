@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -29,6 +29,10 @@ from medopt.config import Study, Training
 from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import ConfigError, GateRefused, listed
 from medopt.core.records import Override
+
+if TYPE_CHECKING:  # importing them takes seconds
+    from medopt.experiments.group_summary import FinishedGroup
+    from medopt.pipeline.finished_run import FinishedRun
 
 
 def run(
@@ -99,12 +103,13 @@ def run(
     if not several and _helped(plans[0].study.training, hardware):
         return
     override = Override(override_gate, reason, datetime.now(UTC).isoformat(timespec="seconds")) if reason else None
-    summaries = _run(plans, data_folder(data), runs, fleet, fresh, hardware, override)
-    for summary in summaries:
-        _print(summary)
+    finished = _run(plans, data_folder(data), runs, fleet, fresh, hardware, override)
+    for end in finished:
+        _print(end)
     if as_json:
+        summaries = [end.summary() for end in finished]
         typer.echo(json.dumps(summaries if len(study_files) > 1 else summaries[0], allow_nan=False))
-    _refuse_gate(summaries)
+    _refuse_gate(finished)
 
 
 def _helped(training: Training, hardware: Any) -> bool:
@@ -122,7 +127,7 @@ def _helped(training: Training, hardware: Any) -> bool:
 
 def _run(
     plans: Sequence[Any], data: Path, runs: Path, fleet: Any, fresh: bool, hardware: Any, override: Override | None
-) -> list[dict[str, Any]]:
+) -> list[FinishedRun | FinishedGroup]:
     """One run in this process, or several as jobs."""
     from medopt.cli.console import ConsoleReporter
     from medopt.experiments.seeds_and_folds import run_plans
@@ -138,30 +143,36 @@ def _run(
         reporter.close()
 
 
-def _print(summary: Mapping[str, Any]) -> None:
+def _print(finished: FinishedRun | FinishedGroup) -> None:
     from medopt.cli.console import print_summary
     from medopt.cli.group_tables import print_members
+    from medopt.pipeline.finished_run import FinishedRun
 
-    if "members" not in summary:
-        print_summary(summary)
+    if isinstance(finished, FinishedRun):
+        print_summary(finished)
         return
-    print_members(summary)
-    if "ensemble" in summary:
-        print_summary(summary["ensemble"], name="ensemble")
+    print_members(finished)
+    if finished.ensemble:
+        print_summary(finished.ensemble, name="ensemble")
 
 
-def _refuse_gate(summaries: Sequence[Mapping[str, Any]]) -> None:
+def _refuse_gate(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
     """Exit code 5 where an int8 model is worse or not faster: there is no release of it then."""
-    single = [one for summary in summaries for one in (summary, summary.get("ensemble")) if one and "gate" in one]
-    refused = [one for one in single if not one["gate"]["passed"] and not one["gate"]["override"]]
-    members = [one["folder"] for summary in summaries for one in summary.get("members", []) if not one["gate_passed"]]
+    from medopt.pipeline.finished_run import FinishedRun
+
+    groups = [end for end in finished if not isinstance(end, FinishedRun)]
+    single = [end for end in finished if isinstance(end, FinishedRun)] + [
+        end.ensemble for end in groups if end.ensemble
+    ]
+    refused = [run for run in single if run.metrics.gate.outcome == "gate refused"]
+    members = [str(member.folder) for group in groups for member in group.metrics.members if not member.gate_passed]
     if refused:
-        first = refused[0]
+        run = refused[0]
         raise GateRefused(
-            f"The int8 model of {first['study']} is refused: {listed(first['gate']['reasons'])}. The float model and "
-            f"all figures are in {first['folder']}; there is no release. The same command trains nothing again and "
-            "measures anew, as for a machine that was busy; limits: compression.gate in the study file. Whoever will "
-            "answer for it may release it all the same: --override-gate NAME --reason TEXT."
+            f"The int8 model of {run.metrics.study} is refused: {listed(list(run.metrics.gate.reasons))}. The float "
+            f"model and all figures are in {run.folder}; there is no release. The same command trains nothing again "
+            "and measures anew, as for a machine that was busy; limits: compression.gate in the study file. Whoever "
+            "will answer for it may release it all the same: --override-gate NAME --reason TEXT."
         )
     if members:
         raise GateRefused(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from medopt.config import Gate
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, GateVerdict
+from medopt.core.records import Estimate
+from medopt.evaluation.gate_verdict import EngineFigures, GateFigures, GateVerdict
 from medopt.evaluation.validation_fit import CrossFittedDecisions
 from medopt.metrics.bootstrap import estimates
 from medopt.metrics.proportions import proportion
@@ -28,11 +28,6 @@ class Disagreement:
     decision_flips: Estimate
     probability_shift: Estimate
     largest_shift: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        means = {"decision_flips": self.decision_flips, "probability_shift": self.probability_shift}
-        return {name: one.as_dict() for name, one in means.items()} | {"largest_shift": self.largest_shift}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +48,20 @@ class GateMeasurement:
     def speedup(self) -> float:
         """How many times faster than the fastest float engine."""
         return self.float_ms / self.latency_ms
+
+    @property
+    def figures(self) -> EngineFigures:
+        """What is kept of it."""
+        return EngineFigures(
+            auc_difference=self.auc_difference,
+            decision_flips=self.disagreement.decision_flips,
+            probability_shift=self.disagreement.probability_shift,
+            largest_shift=self.disagreement.largest_shift,
+            latency_ms=self.latency_ms,
+            float_ms=self.float_ms,
+            size_ratio=self.size_ratio,
+            speedup=self.speedup,
+        )
 
 
 def disagreement(
@@ -96,26 +105,16 @@ def judge(candidates: Sequence[GateMeasurement], limits: Gate, auc: tuple[float 
     passed = sorted((item for item in candidates if not found[item.engine]), key=lambda item: item.latency_ms)
     faults = [f"{engine}: {fault}" for engine, told in found.items() for fault in told]
     chosen = passed[0] if passed else min(candidates, key=lambda item: item.latency_ms)
-    figures = {
-        "engine": chosen.engine,
-        "engines_passed": [item.engine for item in passed],
-        "engines_refused": faults if passed else [],
-        "auc_float": auc[0],
-        "auc_int8": auc[1],
-        "limits": limits.model_dump(),
-        "engines": {
-            item.engine: {
-                "auc_difference": item.auc_difference.as_dict(),
-                **item.disagreement.as_dict(),
-                "latency_ms": item.latency_ms,
-                "float_ms": item.float_ms,
-                "size_ratio": item.size_ratio,
-                "speedup": item.speedup,
-            }
-            for item in candidates
-        },
-    }
-    return GateVerdict(bool(passed), () if passed else tuple(faults), figures)
+    figures = GateFigures(
+        engine=chosen.engine,
+        engines_passed=tuple(item.engine for item in passed),
+        engines_refused=tuple(faults) if passed else (),
+        auc_float=auc[0],
+        auc_int8=auc[1],
+        limits=limits,
+        engines={item.engine: item.figures for item in candidates},
+    )
+    return GateVerdict(passed=bool(passed), reasons=() if passed else tuple(faults), figures=figures)
 
 
 def loses(item: GateMeasurement, limits: Gate) -> list[str]:

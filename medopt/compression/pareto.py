@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from medopt.compression.gate import GateMeasurement
 from medopt.core.records import Estimate
+from medopt.evaluation.compression_front import CompressionOption, Precision
 
-Precision = Literal["float32", "float16", "int8-weights", "int8"]
 Aim = Literal["fastest", "smallest"]
 
 
@@ -36,23 +36,26 @@ class Candidate:
         """Median time of one image."""
         return self.candidate.latency_ms
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        one = self.candidate
-        return {
-            "name": self.name,
-            "precision": self.precision,
-            "removed": self.removed,
-            "multiply_adds": self.multiply_adds,
-            "size_bytes": self.size_bytes,
-            "engine": one.engine,
-            "latency_ms": self.latency_ms,
-            "speedup_over_torch": self.torch_ms / self.latency_ms,
-            "auc": self.auc.as_dict(),
-            "auc_difference": one.auc_difference.as_dict(),
-            **one.disagreement.as_dict(),
-            "faults": list(self.faults),
-        }
+    @property
+    def record(self) -> CompressionOption:
+        """What is kept of it."""
+        measured = self.candidate
+        return CompressionOption(
+            name=self.name,
+            precision=self.precision,
+            removed=self.removed,
+            multiply_adds=self.multiply_adds,
+            size_bytes=self.size_bytes,
+            engine=measured.engine,
+            latency_ms=self.latency_ms,
+            speedup_over_torch=self.torch_ms / self.latency_ms,
+            auc=self.auc,
+            auc_difference=measured.auc_difference,
+            decision_flips=measured.disagreement.decision_flips,
+            probability_shift=measured.disagreement.probability_shift,
+            largest_shift=measured.disagreement.largest_shift,
+            faults=self.faults,
+        )
 
 
 @dataclass(frozen=True, slots=True)

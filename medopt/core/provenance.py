@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,34 +46,55 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def code_version() -> dict[str, Any]:
-    """medopt's version and, in a git checkout, the commit and whether it was clean."""
-    found: dict[str, Any] = {"version": __version__}
+@dataclass(frozen=True, slots=True)
+class CodeVersion:
+    """medopt's version; in a git checkout also the commit, and whether the tree had no other changes."""
+
+    version: str
+    commit: str | None = None
+    clean: bool | None = None
+
+    def __str__(self) -> str:
+        commit = f", commit `{self.commit}`" if self.commit else ""
+        changed = " with changes that are in no commit" if self.clean is False else ""
+        return f"medopt {self.version}{commit}{changed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Processor, cores and interpreter: what a latency belongs to."""
+
+    cpu: str
+    cores: int | None
+    python: str
+    system: str
+
+
+def code_version() -> CodeVersion:
+    """The version that runs."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return found
+        return CodeVersion(__version__)
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
-        found["commit"] = git("rev-parse", "HEAD")
-        found["clean"] = not git("status", "--porcelain")
+        return CodeVersion(__version__, git("rev-parse", "HEAD"), not git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
-        pass
-    return found
+        return CodeVersion(__version__)
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores and interpreter: what a latency belongs to."""
+def machine() -> Machine:
+    """The machine that this process runs on."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+    return Machine(model, os.cpu_count(), platform.python_version(), platform.system())
 
 
 def physical_cores() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ FloatArray = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
 Task = Literal["binary", "multiclass", "multilabel"]
 Kind = Literal["float", "int8"]
-KINDS: tuple[str, ...] = ("float", "int8")
-"""The two models of a run."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+KINDS: tuple[Kind, ...] = ("float", "int8")
+"""The two models of every run: the float network, and the int8 model that is served in its place."""
 COLUMNS = ("case_id", "patient_id", "site", "split", "labels", "logits")
 
 
@@ -112,7 +112,12 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its interval. `value` is None where it is not defined, and `note` says why."""
+    """A figure with its interval, on `n` cases. `value` is None where it is not defined, and `note` says why.
+
+    `low` and `high` are None where there is no interval.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
 
     value: float | None
     low: float | None
@@ -120,19 +125,19 @@ class Estimate:
     n: int
     note: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """The form that `metrics.json` carries."""
-        found: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-        return found | ({"note": self.note} if self.note else {})
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval, and it lies on one side of 0: what is asked of a difference."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True, slots=True)
-class GateVerdict:
-    """What the gate says of a compressed model: passed or not, why, and the figures it judged by."""
+class NotDefined:
+    """What stands in the place of a result that cannot be computed: the reason."""
 
-    passed: bool
-    reasons: tuple[str, ...]
-    figures: dict[str, Any]
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +156,17 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Who releases an int8 model that the gate refused, why, and when (ISO 8601)."""
+    """Who releases an int8 model that the gate refused, why, and when (ISO 8601).
+
+    `model` is the SHA-256 of the one file for which it was given.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     by: str
     reason: str
     at: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,31 +8,69 @@ share of draws on one side of 0 (Efron & Tibshirani 1993, chapter 15).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t
 
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate
-from medopt.evaluation.estimates import maker
-from medopt.metrics.bootstrap import draw_figures_of, guarded, interval
+from medopt.core.records import Estimate, Split
+from medopt.core.result import Result
+from medopt.metrics.bootstrap import Resampling, draw_figures_of, guarded, interval
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance
+from medopt.metrics.estimates import maker
 from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, distinct
 
-FIGURES = ("auc", "sensitivity", "specificity", "brier")
+
+class PairedFigure(Result):
+    """One figure of two models on the same cases: their values, the difference (model less reference) and its p."""
+
+    reference: float | None
+    value: float | None
+    difference: Estimate
+    p: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Resampling:
-    """How patients are drawn."""
+class PairedFigures(Result):
+    """The figures that are compared; `by_name` has them in order."""
 
-    bootstrap: int
+    auc: PairedFigure
+    sensitivity: PairedFigure
+    specificity: PairedFigure
+    brier: PairedFigure
+
+    def by_name(self) -> dict[str, PairedFigure]:
+        """All of them, by their names."""
+        return {name: getattr(self, name) for name in COMPARED}
+
+
+COMPARED = tuple(PairedFigures.model_fields)
+
+
+class SiteFigures(PairedFigures):
+    """The same on the cases of one site."""
+
+    cases: int
+
+
+class ComparedRun(Result):
+    """A model against the reference on all cases, and at each site where there are several."""
+
+    name: str
+    figures: PairedFigures
+    sites: dict[str, SiteFigures]
+
+
+class Comparison(Result):
+    """Every other model against `reference` on the cases of one split that all have."""
+
+    split: Split
+    reference: str
+    cases: int
+    patients: int
     confidence: float
-    seed: int
+    runs: tuple[ComparedRun, ...]
+    note: str
 
 
 def on_shared_cases(
@@ -76,39 +114,47 @@ def _ordered(scored: CalibratedPredictions, cases: set[str]) -> CalibratedPredic
     return scored.where(order[np.isin(names[order], list(cases))])
 
 
-def compare_models(models: Mapping[str, CalibratedPredictions], how: Resampling) -> dict[str, Any]:
+def compare_models(models: Mapping[str, CalibratedPredictions], how: Resampling, split: Split = "test") -> Comparison:
     """Every other model against the first, on all cases and at each site; `models` are those of `on_shared_cases`.
 
-    A plain dict: `reference`, `cases`, `patients`, `confidence`, `runs` (name, `figures`, `sites`) and a `note`. A
-    figure has the reference's value, the model's, the `difference` (model less reference) and `p`.
+    `split` is the one that the cases are of.
     """
     names, first = list(models), next(iter(models.values()))
     sites = np.unique(first.predictions.site).tolist()
-    runs = []
-    for name in names[1:]:
-        found: dict[str, Any] = {"name": name, "figures": _differences(first, models[name], how), "sites": {}}
-        if len(sites) > 1:
-            found["sites"] = {site: _at(first, models[name], first.predictions.site == site, how) for site in sites}
-        runs.append(found)
-    looks = sum(1 + len(run["sites"]) for run in runs)
-    return {
-        "reference": names[0],
-        "cases": len(first.predictions),
-        "patients": distinct(first.patients),
-        "confidence": how.confidence,
-        "runs": runs,
-        "note": f"{looks} comparisons of each figure were made; p values are not adjusted for that.",
-    }
+
+    def at_sites(model: CalibratedPredictions) -> dict[str, SiteFigures]:
+        if len(sites) < 2:
+            return {}
+        rows = {site: first.predictions.site == site for site in sites}
+        return {
+            site: SiteFigures(**_differences(first.where(mask), model.where(mask), how), cases=int(mask.sum()))
+            for site, mask in rows.items()
+        }
+
+    runs = tuple(
+        ComparedRun(
+            name=name,
+            figures=PairedFigures(**_differences(first, models[name], how)),
+            sites=at_sites(models[name]),
+        )
+        for name in names[1:]
+    )
+    looks = sum(1 + len(run.sites) for run in runs)
+    return Comparison(
+        split=split,
+        reference=names[0],
+        cases=len(first.predictions),
+        patients=distinct(first.patients),
+        confidence=how["confidence"],
+        runs=runs,
+        note=f"{looks} comparisons of each figure were made; p values are not adjusted for that.",
+    )
 
 
-def _at(
-    first: CalibratedPredictions, second: CalibratedPredictions, rows: NDArray[np.bool_], how: Resampling
-) -> dict[str, Any]:
-    return _differences(first.where(rows), second.where(rows), how) | {"cases": int(rows.sum())}
-
-
-def _differences(first: CalibratedPredictions, second: CalibratedPredictions, how: Resampling) -> dict[str, Any]:
-    """Each of FIGURES: the reference's value, the model's, their difference and its p."""
+def _differences(
+    first: CalibratedPredictions, second: CalibratedPredictions, how: Resampling
+) -> dict[str, PairedFigure]:
+    """Each of COMPARED, by its name."""
     order = np.argsort(-first.predictions.logits[:, 0], kind="stable")
     first, second = first.where(order), second.where(order)
 
@@ -117,24 +163,23 @@ def _differences(first: CalibratedPredictions, second: CalibratedPredictions, ho
 
         def statistic(weights: Weights) -> dict[str, Floats]:
             old, new = before(weights), after(weights)
-            return {name: new[name] - old[name] for name in FIGURES}
+            return {name: new[name] - old[name] for name in COMPARED}
 
         return statistic
 
     patients, cases = first.patients, len(first.predictions)
-    point, draws = draw_figures_of(make, patients, how.bootstrap, np.random.default_rng(how.seed))
+    point, draws = draw_figures_of(make, patients, how["bootstrap"], np.random.default_rng(how["seed"]))
     whole = np.ones((1, cases), np.int64)
     values = [maker(one)(None)(whole) for one in (first, second)]
     found = {}
-    for name in FIGURES:
-        difference = guarded(interval(point[name], draws[name], how.confidence, cases))
+    for name in COMPARED:
+        difference = guarded(interval(point[name], draws[name], how["confidence"], cases))
         p = _share_beyond(draws[name])
         if name == "auc":
-            difference, p = area_difference(first, second, how.confidence)
+            difference, p = area_difference(first, second, how["confidence"])
         old, new = (None if np.isnan(one[name][0]) else float(one[name][0]) for one in values)
-        found[name] = {"reference": old, "value": new, "difference": difference.as_dict()} | {
-            "p": None if difference.value is None or difference.low is None else p
-        }
+        undefined = difference.value is None or difference.low is None
+        found[name] = PairedFigure(reference=old, value=new, difference=difference, p=None if undefined else p)
     return found
 
 

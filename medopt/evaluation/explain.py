@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from medopt.config import Study
 from medopt.core.records import FloatArray
+from medopt.evaluation.analysis_results import MapSimilarity, Reason, SanityCheck
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.models import build_model
 from medopt.transforms.restore import spread_out
 
-Why = Literal["false positive", "false negative", "drawn at random"]
 STAGES = ("layer4", "layer3", "layer2", "layer1")  # of the network, from the last one down
 LEAST_SIDE = 6  # a map of fewer places a side tells "left" from "right", and no more
 TOP_DOWN = ("fc", *STAGES, "conv1")
@@ -44,7 +44,7 @@ class Chosen:
     output: int
     decided: bool
     probability: float
-    why: Why
+    why: Reason
 
     def explained(self, outputs: int) -> int:
         """The place of the evidence among the 2 K outputs that an `Explainer` knows."""
@@ -61,7 +61,7 @@ def choose(scored: CalibratedPredictions, most: int, seed: int) -> list[Chosen]:
     patients, each = scored.predictions.patient_id, -(-most // 3)
     found: list[Chosen] = []
 
-    def take(rows: Sequence[tuple[int, int]], why: Why, room: int) -> None:
+    def take(rows: Sequence[tuple[int, int]], why: Reason, room: int) -> None:
         for row, output in rows:
             if room and patients[row] not in {patients[one.row] for one in found}:
                 found.append(Chosen(row, output, bool(decided[row, output]), float(probability[row, output]), why))
@@ -142,47 +142,34 @@ def scaled(values: Tensor) -> Tensor:
     return values / top if top > 0 else torch.zeros_like(values)
 
 
-@dataclass(frozen=True, slots=True)
-class Sanity:
-    """How alike the maps remain when weights are drawn anew, from the top down to the part named; last, all of them.
+def sanity_result(parts: Sequence[str], spearman: Sequence[float], ssim: Sequence[float], cases: int) -> SanityCheck:
+    """Whether maps depend on what was learned: rank correlation below one half once all weights are drawn anew.
 
-    `spearman` and `ssim` are means over cases. `depend` says whether the maps of a network drawn anew are others.
+    The likenesses are means over so many `cases`, with the weights drawn anew down to each of `parts`; last, all.
     """
-
-    parts: tuple[str, ...]
-    spearman: tuple[float, ...]
-    ssim: tuple[float, ...]
-    cases: int
-
-    @property
-    def depend(self) -> bool:
-        """Whether the maps depend on what was learned: rank correlation below one half once all weights are new."""
-        return abs(self.spearman[-1]) < DEPENDENT_BELOW
-
-    def as_dict(self) -> dict[str, Any]:
-        """The form of `explanations.json`."""
-        words = "depend on" if self.depend else "HARDLY DEPEND on"
-        said = f"The maps {words} the learned weights: with all of them drawn anew, the rank correlation is "
-        said += f"{self.spearman[-1]:.2f} and the structural similarity {self.ssim[-1]:.2f}, over {self.cases} cases."
-        parts = [
-            {"down_to": part, "spearman": rank, "ssim": alike}
-            for part, rank, alike in zip(self.parts, self.spearman, self.ssim, strict=True)
-        ]
-        return {"depend": self.depend, "said": said, "cases": self.cases, "drawn_anew": parts}
+    depend = abs(spearman[-1]) < DEPENDENT_BELOW
+    verb = "depend on" if depend else "HARDLY DEPEND on"
+    said = (
+        f"The maps {verb} the learned weights: with all of them drawn anew, the rank correlation is {spearman[-1]:.2f} "
+        f"and the structural similarity {ssim[-1]:.2f}, over {cases} cases."
+    )
+    steps = zip(parts, spearman, ssim, strict=True)
+    drawn_anew = tuple(MapSimilarity(down_to=part, spearman=rank, ssim=alike) for part, rank, alike in steps)
+    return SanityCheck(depend=depend, said=said, cases=cases, drawn_anew=drawn_anew)
 
 
 def check_sanity(
     study: Study, networks: Sequence[nn.Module], looked: Sequence[tuple[FloatArray, int]], stage: str
-) -> Sanity | None:
+) -> SanityCheck:
     """Compare the maps of (image, output) pairs with those of the networks drawn anew, part by part.
 
-    Cases whose own map is empty or even say nothing and are left out; None where no other is left.
+    Cases whose own map is empty or even say nothing and are left out.
     """
     explainer, anew = Explainer(networks, stage), Explainer(networks, stage)
     own = [scaled(explainer.map(image, output)).numpy() for image, output in looked]
     kept = [index for index, one in enumerate(own) if one.max() > one.min()]
     if not kept:
-        return None
+        return SanityCheck(said="Every map is even: nothing can be said of them.")
     # A block that starts as the identity, as for training, would leave the upper stages nothing to draw anew.
     plain = study.model.model_copy(update={"zero_init_residual": False, "dropout": 0.0})
     fresh = [
@@ -197,7 +184,7 @@ def check_sanity(
         pairs = [(own[index], other) for index, other in zip(kept, maps, strict=True)]
         ranks.append(_mean_of(rank_correlation, pairs))
         similar.append(_mean_of(similarity, pairs))
-    return Sanity((*TOP_DOWN[:-1], "all"), tuple(ranks), tuple(similar), len(kept))
+    return sanity_result((*TOP_DOWN[:-1], "all"), ranks, similar, len(kept))
 
 
 def _draw_anew(network: nn.Module, fresh: nn.Module, part: str) -> None:

@@ -6,46 +6,17 @@ Every figure of one model comes from the same draws of patients, so that differe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Predictions
+from medopt.core.records import Predictions
+from medopt.evaluation.analysis_results import FamilyRobustness, ModelRobustness
 from medopt.metrics.bootstrap import estimates, guarded
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.weighted import Floats, Weights, ranking_statistic
 
 CLEAN = "clean"
-
-
-@dataclass(frozen=True, slots=True)
-class Robustness:
-    """One model on clean and on corrupted images of the same cases.
-
-    `auc[family][level - 1]` is the AUC; `drop[family]` the mean over its levels of what was lost; `mean` and `lost`
-    are the AUC and its loss averaged over families and levels: the one robustness figure.
-    """
-
-    model: str
-    clean: Estimate
-    auc: Mapping[str, Sequence[Estimate]]
-    drop: Mapping[str, Estimate]
-    mean: Estimate
-    lost: Estimate
-
-    def as_dict(self) -> dict[str, Any]:
-        """The form of `robustness.json`."""
-        return {
-            "clean": self.clean.as_dict(),
-            "mean": self.mean.as_dict(),
-            "drop": self.lost.as_dict(),
-            "families": {
-                family: {"auc": [one.as_dict() for one in levels], "drop": self.drop[family].as_dict()}
-                for family, levels in self.auc.items()
-            },
-        }
 
 
 def shift_name(model: str, family: str = CLEAN, level: int = 0) -> str:
@@ -60,12 +31,11 @@ def robustness(
     bootstrap: int,
     confidence: float,
     seed: int,
-) -> Robustness:
+) -> ModelRobustness:
     """Robustness of one model; `corrupted[family]` holds its levels from the mildest on, scored as `clean` is.
 
     Raises DataError where a table does not hold the clean one's cases in the clean one's order.
     """
-    model = clean.predictions.model.partition("|")[0]
     for family, levels in corrupted.items():
         for level, scored in enumerate(levels, start=1):
             _check_pairs(clean.predictions, scored.predictions, f"{family}, level {level}")
@@ -89,14 +59,13 @@ def robustness(
         generator=np.random.default_rng(seed),
     )
     found = {name: guarded(one) for name, one in found.items()}
-    return Robustness(
-        model,
-        found["clean"],
-        {family: [found[f"{family}|{row}"] for row in range(len(levels))] for family, levels in corrupted.items()},
-        {family: found[f"drop|{family}"] for family in corrupted},
-        found["mean"],
-        found["lost"],
-    )
+    families = {
+        family: FamilyRobustness(
+            auc=tuple(found[f"{family}|{row}"] for row in range(len(levels))), drop=found[f"drop|{family}"]
+        )
+        for family, levels in corrupted.items()
+    }
+    return ModelRobustness(clean=found["clean"], mean=found["mean"], drop=found["lost"], families=families)
 
 
 def _check_pairs(clean: Predictions, corrupted: Predictions, where: str) -> None:
@@ -109,15 +78,24 @@ def _check_pairs(clean: Predictions, corrupted: Predictions, where: str) -> None
 
 
 def from_tables(
-    tables: Iterable[Predictions], score: Callable[[str, Predictions], CalibratedPredictions], **options: Any
-) -> list[Robustness]:
-    """Robustness of every model of `shift_predictions.csv`; `score` (model, table) applies what validation fitted."""
-    found: dict[str, dict[str, dict[int, CalibratedPredictions]]] = {}
+    tables: Iterable[Predictions],
+    calibrate: Callable[[str, Predictions], CalibratedPredictions],
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, ModelRobustness]:
+    """Robustness of every model of `shift_predictions.csv`, by its name.
+
+    `calibrate` (model, table) applies what validation fitted.
+    """
+    scored: dict[str, dict[str, dict[int, CalibratedPredictions]]] = {}
     for table in tables:
         model, family, level = table.model.split("|")
-        found.setdefault(model, {}).setdefault(family, {})[int(level)] = score(model, table)
-    ordered = {
-        model: {family: [levels[level] for level in sorted(levels)] for family, levels in families.items()}
-        for model, families in found.items()
-    }
-    return [robustness(families.pop(CLEAN)[0], families, **options) for families in ordered.values()]
+        scored.setdefault(model, {}).setdefault(family, {})[int(level)] = calibrate(model, table)
+    results = {}
+    for model, families in scored.items():
+        ordered = {family: [levels[level] for level in sorted(levels)] for family, levels in families.items()}
+        clean = ordered.pop(CLEAN)[0]
+        results[model] = robustness(clean, ordered, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    return results

@@ -6,35 +6,20 @@ patients. What another seed would change is said beside it, as the members' spre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Predictions, Task
-from medopt.evaluation.estimates import statistic_of
+from medopt.core.records import Predictions, Task
+from medopt.evaluation.group_metrics import FigureSpread, PooledFigures
 from medopt.metrics.bootstrap import estimates, guarded
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.delong import auc_with_covariance, mean_auc
+from medopt.metrics.estimates import statistic_of
 from medopt.metrics.weighted import Floats, Weights, brier_statistic, ranking_statistic, together
-
-
-@dataclass(frozen=True, slots=True)
-class FigureSpread:
-    """One figure of several members: each one's value, None where it is not defined, and the mean of them."""
-
-    values: tuple[float | None, ...]
-    mean: Estimate
-
-    def as_dict(self) -> dict[str, Any]:
-        """The form that `metrics.json` carries: with the standard deviation and the range over the members."""
-        known = [value for value in self.values if value is not None]
-        deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
-        reach = {"sd": deviation, "least": min(known, default=None), "most": max(known, default=None)}
-        return {"mean": self.mean.as_dict(), "values": list(self.values)} | reach
 
 
 def mean_figures(
@@ -66,9 +51,7 @@ def mean_figures(
     means["auc"] = mean_auc(auc_with_covariance(score, target, ordered[0].patients), len(first), confidence)
     single = [statistic(np.ones((1, len(first)), np.int64)) for statistic in statistics]
     return {
-        name: FigureSpread(
-            tuple(_defined(one[name.removesuffix("_bootstrap")][0]) for one in single), guarded(estimate)
-        )
+        name: FigureSpread.of([_defined(one[name.removesuffix("_bootstrap")][0]) for one in single], guarded(estimate))
         for name, estimate in means.items()
     }
 
@@ -96,9 +79,7 @@ def out_of_fold(tables: Sequence[Predictions], calibrations: Sequence[Calibratio
     return replace(joined.where(first), logits=total / count[:, None])
 
 
-def pooled_figures(
-    table: Predictions, task: Task, *, bootstrap: int, confidence: float, seed: int
-) -> Mapping[str, Estimate]:
+def pooled_figures(table: Predictions, task: Task, *, bootstrap: int, confidence: float, seed: int) -> PooledFigures:
     """AUC, average precision and Brier score of out-of-fold predictions: what needs no operating point."""
     scored = CalibratedPredictions(table, task)
     statistic = together(
@@ -109,4 +90,4 @@ def pooled_figures(
     found = estimates(statistic, table.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
     found["auc_bootstrap"] = found["auc"]
     found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.target, scored.patients), len(table), confidence)
-    return {name: guarded(one) for name, one in found.items()}
+    return PooledFigures(**{name: guarded(one) for name, one in found.items()})

@@ -6,42 +6,41 @@ finds an odd one by chance alone, which the report says beside the worst.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.estimates import falling, maker, shares_of
-from medopt.metrics.bootstrap import guarded, resampled
+from medopt.evaluation.subgroup_results import GroupDifference, SubgroupFigures, SubgroupResults, WorstGroup
+from medopt.metrics.bootstrap import Resampling, guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
+from medopt.metrics.estimates import falling, maker, shares_of
+from medopt.metrics.figures import RATES
 from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, distinct
-
-FIGURES = ("auc", "sensitivity", "specificity")
 
 
 def subgroup_figures(
     scored: CalibratedPredictions, *, smallest: int, bootstrap: int, confidence: float, seed: int
-) -> dict[str, Any]:
+) -> SubgroupResults:
     """Each variable's groups with their figures, their difference to all other cases, and the worst group by AUC.
 
     A group of fewer than `smallest` patients, or without both classes, has a note instead of figures. Cases whose group
     is not known are in no group, and in no comparison of that variable.
     """
-    options = {"bootstrap": bootstrap, "confidence": confidence, "seed": seed}
-    found: dict[str, Any] = {}
+    options = Resampling(bootstrap=bootstrap, confidence=confidence, seed=seed)
+    variables: dict[str, dict[str, SubgroupFigures]] = {}
     if len(scored.predictions):
         scored = scored.where(falling(scored.predictions))
         _ = scored.patients  # numbered once for all groups
     for variable, column in _variables(scored.predictions):
         known = scored.where(column != "")
         groups = column[column != ""]
-        found[variable] = {
+        variables[variable] = {
             str(name): _group(known, groups == name, smallest, options) for name in np.unique(groups).tolist()
         }
-    return {"variables": found, "smallest_group": smallest} | _worst(found, confidence)
+    return _with_worst(variables, smallest, confidence)
 
 
 def _variables(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]]]:
@@ -52,20 +51,18 @@ def _variables(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]
 
 
 def _group(
-    known: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int, options: Mapping[str, Any]
-) -> dict[str, Any]:
+    known: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int, options: Resampling
+) -> SubgroupFigures:
     here, patients = known.where(rows), distinct(known.patients[rows])
-    told: dict[str, Any] = {"cases": int(rows.sum()), "patients": patients}
+    counts = {"cases": int(rows.sum()), "patients": patients}
     if known.task == "binary":
-        told["positives"] = int(here.target.sum())
-    why = _too_small(here, patients, smallest)
-    if why:
-        return told | {"note": why}
-    told |= {name: one.as_dict() for name, one in _figures(here, options).items()}
-    why = _too_small(known.where(~rows), distinct(known.patients[~rows]), smallest)
-    if why:
-        return told | {"difference": None, "note": f"no difference to the others: {why}"}
-    return told | {"difference": {name: one.as_dict() for name, one in _difference(known, rows, options).items()}}
+        counts["positives"] = int(here.target.sum())
+    if reason := _too_small(here, patients, smallest):
+        return SubgroupFigures(**counts, note=reason)
+    rates = _rates(here, options)
+    if reason := _too_small(known.where(~rows), distinct(known.patients[~rows]), smallest):
+        return SubgroupFigures(**counts, **rates, note=f"no difference to the others: {reason}")
+    return SubgroupFigures(**counts, **rates, difference=_difference(known, rows, options))
 
 
 def _too_small(scored: CalibratedPredictions, patients: int, smallest: int) -> str:
@@ -75,20 +72,18 @@ def _too_small(scored: CalibratedPredictions, patients: int, smallest: int) -> s
     return "" if present.all() else "a class is missing"
 
 
-def _figures(scored: CalibratedPredictions, options: Mapping[str, Any]) -> dict[str, Estimate]:
-    """FIGURES with the intervals of the tables."""
+def _rates(scored: CalibratedPredictions, options: Resampling) -> dict[str, Estimate]:
+    """RATES with the intervals of the tables."""
     patients, cases = scored.patients, len(scored.predictions)
     found = {"auc": mean_auc(auc_with_covariance(scored.score, scored.target, patients), cases, options["confidence"])}
     if scored.task == "binary":
-        return found | {name: shares_of(scored, patients, options["confidence"])[name] for name in FIGURES[1:]}
-    drawn = resampled(maker(scored), patients, **_resampling(options))
-    return found | {name: guarded(drawn[name]) for name in FIGURES[1:]}
+        return found | {name: shares_of(scored, patients, options["confidence"])[name] for name in RATES[1:]}
+    drawn = _drawn(maker(scored), scored, options)
+    return found | {name: guarded(drawn[name]) for name in RATES[1:]}
 
 
-def _difference(
-    known: CalibratedPredictions, rows: NDArray[np.bool_], options: Mapping[str, Any]
-) -> dict[str, Estimate]:
-    """Each of FIGURES in the group less that in all other cases; patients are drawn once for both."""
+def _difference(known: CalibratedPredictions, rows: NDArray[np.bool_], options: Resampling) -> GroupDifference:
+    """Each of RATES in the group less that in all other cases; patients are drawn once for both."""
 
     def make(groups: CaseGroups | None) -> Statistic:
         sides = [(known.where(mask), mask) for mask in (rows, ~rows)]
@@ -100,33 +95,49 @@ def _difference(
             inside, outside = (
                 one(weights if groups is not None else weights.take(mask, axis=1)) for one, mask in statistics
             )
-            return {name: inside[name] - outside[name] for name in FIGURES}
+            return {name: inside[name] - outside[name] for name in RATES}
 
         return statistic
 
-    found = resampled(make, known.patients, **_resampling(options))
-    return {name: guarded(one) for name, one in found.items()}
+    drawn = _drawn(make, known, options)
+    return GroupDifference(**{name: guarded(one) for name, one in drawn.items()})
 
 
-def _resampling(options: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: options[name] for name in ("bootstrap", "confidence")}
-    return kept | {"generator": np.random.default_rng(options["seed"])}
-
-
-def _worst(found: Mapping[str, Mapping[str, Any]], confidence: float) -> dict[str, Any]:
-    """The group of the lowest AUC, and what many looks do."""
-    looked = [(variable, name, one) for variable, groups in found.items() for name, one in groups.items()]
-    judged = [look for look in looked if look[2].get("auc", {}).get("value") is not None]
-    if not judged:
-        return {"worst": None, "looks": 0, "note": "no group is large enough to be judged"}
-    variable, name, one = min(judged, key=lambda look: look[2]["auc"]["value"])
-    differences = [look[2]["difference"]["auc"] for look in judged if look[2].get("difference")]
-    apart = [d for d in differences if d["low"] is not None and (d["low"] > 0 or d["high"] < 0)]
-    note = (
-        f"{len(judged)} groups were looked at; the intervals of {len(apart)} AUC differences exclude 0, where chance "
-        f"alone would let {(1 - confidence) * len(differences):.1f} of {len(differences)} do so. The worst of many is "
-        "low by selection, too."
+def _drawn(
+    make: Callable[[CaseGroups | None], Statistic], scored: CalibratedPredictions, options: Resampling
+) -> dict[str, Estimate]:
+    return resampled(
+        make,
+        scored.patients,
+        bootstrap=options["bootstrap"],
+        confidence=options["confidence"],
+        generator=np.random.default_rng(options["seed"]),
     )
-    apart_by = (one.get("difference") or {}).get("auc")
-    worst = {"variable": variable, "group": name, "auc": one["auc"], "difference": apart_by}
-    return {"worst": worst, "looks": len(judged), "note": note}
+
+
+def _with_worst(
+    variables: Mapping[str, Mapping[str, SubgroupFigures]], smallest: int, confidence: float
+) -> SubgroupResults:
+    """All groups with the one of the lowest AUC, and what looking at many does."""
+    looks = [
+        (one.auc.value, WorstGroup(variable=variable, group=name, auc=one.auc, difference=_auc_of(one.difference)))
+        for variable, groups in variables.items()
+        for name, one in groups.items()
+        if one.auc is not None and one.auc.value is not None
+    ]
+    worst, note = None, "no group is large enough to be judged"
+    if looks:
+        worst = min(looks, key=lambda look: look[0])[1]
+        differences = [look.difference for _, look in looks if look.difference]
+        apart = [one for one in differences if one.excludes_zero]
+        note = (
+            f"{len(looks)} groups were looked at; the intervals of {len(apart)} AUC differences exclude 0, where "
+            f"chance alone would let {(1 - confidence) * len(differences):.1f} of {len(differences)} do so. The worst "
+            "of many is low by selection, too."
+        )
+    groups = {variable: dict(one) for variable, one in variables.items()}
+    return SubgroupResults(variables=groups, smallest_group=smallest, worst=worst, looks=len(looks), note=note)
+
+
+def _auc_of(difference: GroupDifference | None) -> Estimate | None:
+    return difference.auc if difference else None

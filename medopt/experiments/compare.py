@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Split
-from medopt.evaluation.comparison import Resampling, compare_models, on_shared_cases
+from medopt.evaluation.comparison import Comparison, compare_models, on_shared_cases
+from medopt.evaluation.evaluate import resampling
 from medopt.evaluation.predictions_io import UNNAMED
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.reevaluate import OpenTable, open_table, scored_of
@@ -16,12 +16,11 @@ from medopt.pipeline.reevaluate import OpenTable, open_table, scored_of
 
 def compare_runs(
     paths: Sequence[Path], models: Sequence[str] | None = None, split: Split = "test", *, shared: bool = False
-) -> dict[str, Any]:
+) -> Comparison:
     """Every run (a folder or a prediction table) against the first, on the cases of one split that they share.
 
     `models` None: the int8 model of several runs (or the only one), all models of a single one. Each is read with the
-    calibration and the operating point of its own validation rows. Raises DataError, ConfigError; the dict is that of
-    `compare_models`.
+    calibration and the operating point of its own validation rows. Raises DataError, ConfigError.
     """
     opened = [open_table(path) for path in paths]
     named = {tuple(table.labels) for table in opened} - {UNNAMED}
@@ -37,9 +36,8 @@ def compare_runs(
         table = next(one for one in opened[place].tables if one.model == name)
         scored, _ = scored_of(opened[place], table)
         found[title] = scored.where(scored.predictions.split == split)
-    wanted = opened[0].wanted
-    how = Resampling(wanted.bootstrap, wanted.confidence, opened[0].seed)
-    return {"split": split} | compare_models(on_shared_cases(found, shared=shared), how)
+    how = resampling(opened[0].settings, opened[0].seed)
+    return compare_models(on_shared_cases(found, shared=shared), how, split)
 
 
 def _models(table: OpenTable, wanted: Sequence[str] | None, runs: int) -> list[str]:

@@ -10,11 +10,12 @@ import torch
 
 from medopt.compression.export import export_onnx
 from medopt.compression.gate import faults_of
-from medopt.compression.pareto import Candidate, Precision
+from medopt.compression.pareto import Candidate
 from medopt.compression.quantize import quantize_int8
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
 from medopt.data.cache import PreparedImages
+from medopt.evaluation.compression_front import Precision
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.calibrated_predictions import CalibratedPredictions

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medopt.compression.pareto import Precision, Rule, on_front, pick, reasons_against
+from medopt.compression.pareto import Rule, on_front, pick, reasons_against
 from medopt.compression.prune import multiply_adds
 from medopt.config import Study
 from medopt.core.errors import ConfigError, GateRefused
-from medopt.core.files import file_digest, write_json
+from medopt.core.files import file_digest
 from medopt.core.provenance import digest
 from medopt.core.reporter import Reporter
+from medopt.evaluation.compression_front import CompressionFront, CompressionOption, Precision
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
+from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import complete_run, opened_run, stages_of_models
 from medopt.pipeline.run_folder import FLOAT, NARROW, QUANTIZED, RunFolder
 from medopt.pipeline.stage import NoResult, RunContext, Stage
@@ -34,7 +36,7 @@ from medopt.training.hardware import Hardware
 from medopt.training.loop import load_best
 
 PLACE, TABLE, PICTURE, OPTIONS = "compressed", "front.json", "front.png", "front"
-_LABELS = ("name", "faults", "precision", "engine")  # of an option: tags in MLflow, not figures
+_LABELS = {"name", "faults", "precision", "engine"}  # of an option: tags in MLflow, not figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class CompressionGrid:
 
 def compress_run(
     folder: Path, grid: CompressionGrid, data: Path, reporter: Reporter, hardware: Hardware | None = None
-) -> dict[str, Any]:
-    """Try the grid on a finished run's network, and release what its rule picks; the summary of a run.
+) -> FinishedRun:
+    """Try the grid on a finished run's network, and release what its rule picks.
 
     `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow. Raises
     GateRefused where the rule allows nothing.
@@ -75,16 +77,16 @@ def compress_run(
         steps = grid.steps(run.study)
         measuring = MeasureStage(grid, steps)
         search: list[Stage[Any]] = [PrepareStage(), *steps, measuring, RecordOptionsStage(), TakeStage(grid, steps)]
-        summary = complete_run(run, [*search, *stages_of_models(run.study)])
-        return summary | {OPTIONS: run.results[OPTIONS]}
+        finished = complete_run(run, [*search, *stages_of_models(run.study)])
+        return replace(finished, front=run.result(MeasureStage))
 
 
-class MeasureStage(Stage[dict[str, Any]]):
+class MeasureStage(Stage[CompressionFront]):
     """Write every option's file, measure all of them in one go, and choose."""
 
     name = OPTIONS
     inputs = ("prepare",)
-    result_type = dict
+    result_type = CompressionFront
 
     def __init__(self, grid: CompressionGrid, steps: Sequence[PruneStage]) -> None:
         self.grid, self.steps = grid, steps
@@ -102,8 +104,8 @@ class MeasureStage(Stage[dict[str, Any]]):
         """The options' files, the table and the picture."""
         return [folder.path / OPTIONS, folder.path / TABLE, folder.figures / PICTURE]
 
-    def run(self, context: RunContext) -> dict[str, Any]:
-        """The table: what each option costs and keeps, the front, and which one is chosen."""
+    def run(self, context: RunContext) -> CompressionFront:
+        """What each option costs and keeps, the front, and which one is chosen."""
         study, folder, rule = context.study, context.folder, self.grid.rule
         splits, place = context.result(PrepareStage), folder.path / OPTIONS
         place.mkdir(exist_ok=True)
@@ -112,27 +114,25 @@ class MeasureStage(Stage[dict[str, Any]]):
             write_options(study, width, files, place, self.grid.precisions)
             context.say(f"exported, {width.removed:.0%} of the multiply-adds taken away")
         options = measure_options(study, splits["val"], widths, self.grid.precisions, place)
-        front, chosen = on_front(options), pick(options, rule)
-        table: dict[str, Any] = {
-            "rule": rule.told(),
-            "confidence": study.evaluation.confidence,
-            "validation_cases": len(splits["val"].cases),
-            "options": [option.as_dict() for option in options],
-            "front": [option.name for option in front],
-            "chosen": chosen.name if chosen else None,
-            "against": {option.name: why for option in options if (why := reasons_against(option, rule))},
-            "torch_ms": options[0].torch_ms,
-        }
-        write_json(folder.path / TABLE, table)
+        chosen = pick(options, rule)
+        front = CompressionFront(
+            rule=rule.told(),
+            confidence=study.evaluation.confidence,
+            validation_cases=len(splits["val"].cases),
+            options=tuple(option.record for option in options),
+            front=tuple(option.name for option in on_front(options)),
+            chosen=chosen.name if chosen else None,
+            against={option.name: tuple(why) for option in options if (why := reasons_against(option, rule))},
+            torch_ms=options[0].torch_ms,
+        )
+        front.write(folder.path / TABLE)
         front_figure(
-            table["options"],
-            table["front"],
-            table["chosen"],
+            front,
             folder.figures / PICTURE,
             title=f"{study.name}: accuracy against time and size",
             caption=f"Beside each int8 point the share of multiply-adds taken away. Chosen: {rule.told()}.",
         )
-        return table
+        return front
 
     def _widths(self, context: RunContext) -> list[Width]:
         """The whole network, and those of the grid."""
@@ -163,21 +163,21 @@ class RecordOptionsStage(Stage[NoResult]):
 
     def run(self, context: RunContext) -> NoResult:
         """Raises ConfigError where the store does not answer."""
-        study, folder, table = context.study, context.folder, context.result(MeasureStage)
-        for option in table["options"]:
+        study, folder, front = context.study, context.folder, context.result(MeasureStage)
+        for option in front.options:
             tags = {
                 "mlflow.parentRunId": context.tracker.run_id,
                 "study": study.name,
                 "kind": "compression",
-                "precision": option["precision"],
-                "removed": f"{option['removed']:g}",
-                "engine": option["engine"],
-                "on_front": str(option["name"] in table["front"]),
-                "chosen": str(option["name"] == table["chosen"]),
-                "faults": "; ".join(option["faults"])[:5000],
+                "precision": option.precision,
+                "removed": f"{option.removed:g}",
+                "engine": option.engine,
+                "on_front": str(option.name in front.front),
+                "chosen": str(option.name == front.chosen),
+                "faults": "; ".join(option.faults)[:5000],
             }
-            child = ParentRun(study, context.runs, None, f"{folder.path.parent.name} {option['name']}", tags)
-            figures = {key: value for key, value in option.items() if key not in _LABELS}
+            child = ParentRun(study, context.runs, None, f"{folder.path.parent.name} {option.name}", tags)
+            figures = option.model_dump(mode="json", exclude_defaults=True, exclude=_LABELS)
             child.log_figures({"validation": figures})
             child.end("measured")
         context.tracker.log_files({"": folder.path / TABLE, "figures": folder.figures / PICTURE})
@@ -205,7 +205,7 @@ class TakeStage(Stage[NoResult]):
         """Copy the files; raises GateRefused where the rule allows no option."""
         chosen, models = self._chosen(context), context.folder.models
         models.mkdir(exist_ok=True)
-        removed = chosen["removed"]
+        removed = chosen.removed
         options = [file_of(0, "float32"), file_of(removed, "int8"), file_of(removed, "float32")]
         for source, target in zip(options, (FLOAT, QUANTIZED, NARROW), strict=True):
             shutil.copyfile(context.folder.path / OPTIONS / source, models / target)
@@ -213,18 +213,17 @@ class TakeStage(Stage[NoResult]):
 
     def finish(self, context: RunContext, result: NoResult, *, skipped: bool) -> None:
         """Say how the models came about."""
-        removed = self._chosen(context)["removed"]
+        removed = self._chosen(context).removed
         write_pruning(context, [step for step in self.steps if removed and step.target <= removed])
-        count = len(context.result(MeasureStage)["options"])
+        count = len(context.result(MeasureStage).options)
         context.notes.append(f"chosen of {count} options by validation: {self.grid.rule.told()}")
 
-    def _chosen(self, context: RunContext) -> dict[str, Any]:
-        """The row of the chosen option."""
-        table = context.result(MeasureStage)
-        for option in table["options"]:
-            if option["name"] == table["chosen"]:
-                return dict(option)
-        reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in table["against"].items())
+    def _chosen(self, context: RunContext) -> CompressionOption:
+        """The option that the rule picked."""
+        front = context.result(MeasureStage)
+        if front.choice is not None:
+            return front.choice
+        reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in front.against.items())
         raise GateRefused(
             f"No option of {context.study.name} is {self.grid.rule.told()}: {reasons}. The table is in "
             f"{context.folder.path / TABLE}. Prune less (--prune), train longer after each step "

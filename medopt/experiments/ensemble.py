@@ -11,17 +11,18 @@ import onnx
 from onnx import compose, helper
 
 from medopt.core.files import atomic, file_digest
-from medopt.core.records import KINDS
+from medopt.core.records import KINDS, Kind
 from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
+from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import complete_run, opened_run, stages_of_models
 from medopt.pipeline.run_folder import FLOAT, QUANTIZED, RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.pipeline.study_cases import StudyCases
 
-MERGED = {"float": FLOAT, "int8": QUANTIZED}
+MERGED: dict[Kind, str] = {"float": FLOAT, "int8": QUANTIZED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class MergeStage(Stage[MergedMembers]):
     def __init__(self, members: Sequence[Path]) -> None:
         self.members = members
 
-    def files(self, kind: str) -> list[Path]:
+    def files(self, kind: Kind) -> list[Path]:
         """The members' models of a kind."""
         return [folder / "models" / f"{kind}.onnx" for folder in self.members]
 
@@ -62,8 +63,8 @@ class MergeStage(Stage[MergedMembers]):
 
 def build_ensemble(
     cases: StudyCases, members: Sequence[Path], group: RunGroup, runs: Path, reporter: Reporter
-) -> dict[str, Any]:
-    """Merge the members' models and take the ensemble through the gate, the test and the release; its summary.
+) -> FinishedRun:
+    """Merge the members' models and take the ensemble through the gate, the test and the release.
 
     `members` are run folders. Temperature and operating point are chosen on the validation split that all of them
     share. It stands in the group's folder, and as a run below the group's in MLflow.

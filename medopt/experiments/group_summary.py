@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medopt.config import Study
-from medopt.core.files import write_columns, write_json
-from medopt.core.records import KINDS, Estimate, Predictions, Task
+from medopt.core.files import write_columns
+from medopt.core.records import KINDS, Estimate, Kind, Predictions, Task
+from medopt.core.result import ByKind, by_kind
+from medopt.evaluation.evaluate import resampling
+from medopt.evaluation.group_metrics import FigureSpread, GroupMember, GroupMetrics, OutOfFold
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.evaluation.run_averages import FigureSpread, mean_figures, out_of_fold, pooled_figures
+from medopt.evaluation.run_averages import mean_figures, out_of_fold, pooled_figures
+from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
 from medopt.experiments.run_group import RunGroup
 from medopt.figures.comparison import forest_figure
+from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.calibration import UNCALIBRATED, Calibration
-from medopt.metrics.thresholds import OperatingPoint
+from medopt.metrics.calibration import UNCALIBRATED
+from medopt.metrics.figures import HEADLINE
+from medopt.pipeline.finished_run import FinishedRun
 from medopt.report.markdown_summary import members_page
 
-TOLD = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
 CAPTION = "Bars: patient-cluster bootstrap. That of the mean scores the same patients by every member; it does not\n"
 CAPTION += "cover what another seed would change, which the members' own dots show."
-CHOSEN = "each member's best epoch and calibration were chosen on the fold that it predicts, so these figures flatter"
+OUT_OF_FOLD_NOTE = (
+    "each member's best epoch and calibration were chosen on the fold that it predicts, so these figures flatter"
+)
 
 
 def member_name(study: Study) -> str:
@@ -31,74 +39,74 @@ def member_name(study: Study) -> str:
     return f"seed {study.seed}" + (f", fold {study.data.fold}" if study.data.folds else "")
 
 
-def record_group(
-    study: Study, members: Sequence[Study], summaries: Sequence[Mapping[str, Any]], group: RunGroup
-) -> dict[str, Any]:
-    """Write members.csv, metrics.json, the forest plot and, with folds, out_of_fold.csv; log all of it; the metrics."""
-    folder, options = group.folder.path, _options(study)
-    tables = [{table.model: table for table in read_predictions(_predictions(one))} for one in summaries]
-    scored = {kind: [_scored(study, t[kind], s) for t, s in zip(tables, summaries, strict=True)] for kind in KINDS}
-    test = {kind: mean_figures([_part(one, "test") for one in scored[kind]], **options) for kind in KINDS}
-    metrics: dict[str, Any] = {
-        "study": study.name,
-        "seeds": sorted({member.seed for member in members}),
-        "folds": members[0].data.folds,
-        "members": [_member(*pair) for pair in zip(members, summaries, strict=True)],
-        "test": {kind: {name: one.as_dict() for name, one in test[kind].items()} for kind in KINDS},
-        "sites": _sites(scored, options),
-        "cases": len(_part(scored["float"][0], "test").predictions),
-        "confidence": study.evaluation.confidence,
-        "data_notes": sorted({note for one in summaries for note in one.get("data_notes", [])}),
-        "mlflow_run_id": group.parent.run_id,
-    }
+@dataclass(frozen=True, slots=True)
+class FinishedGroup:
+    """A group of runs at its end: the means of its members, its folder, and its place in MLflow."""
+
+    metrics: GroupMetrics
+    folder: Path
+    mlflow_link: str
+    ensemble: FinishedRun | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON: the values of the group's `metrics.json` with folder and link, and the ensemble's."""
+        values = self.metrics.json_values() | {"folder": str(self.folder), "mlflow_link": self.mlflow_link}
+        return values | ({"ensemble": self.ensemble.summary()} if self.ensemble else {})
+
+
+def record_group(study: Study, members: Sequence[Study], runs: Sequence[FinishedRun], group: RunGroup) -> FinishedGroup:
+    """Write members.csv, metrics.json, the forest plot and, with folds, out_of_fold.csv, and log all of it."""
+    folder, options = group.folder.path, resampling(study.evaluation, study.seed)
+    tables = [{table.model: table for table in read_predictions(run.folder / "predictions.csv")} for run in runs]
+    scored = by_kind(
+        lambda kind: [_scored(study, t[kind], run.metrics, kind) for t, run in zip(tables, runs, strict=True)]
+    )
+    test = by_kind(lambda kind: mean_figures([_part(one, "test") for one in scored[kind]], **options))
     files = {
-        folder / "metrics.json": "",
+        folder / METRICS_FILE: "",
         folder / "members.csv": "tables",
         folder / "figures" / "members.png": "figures",
     }
+    pooled_metrics = None
     if members[0].data.folds:
-        pooled = {kind: _pooled(tables, summaries, kind, study.data.task) for kind in KINDS}
-        metrics["out_of_fold"] = {
-            kind: {
-                name: one.as_dict() for name, one in pooled_figures(pooled[kind], study.data.task, **options).items()
-            }
-            for kind in KINDS
-        } | {"note": CHOSEN}
+        pooled = by_kind(lambda kind: _pooled(tables, runs, kind, study.data.task))
+        pooled_metrics = OutOfFold(
+            float=pooled_figures(pooled.float, study.data.task, **options),
+            int8=pooled_figures(pooled.int8, study.data.task, **options),
+            note=OUT_OF_FOLD_NOTE,
+        )
         path = folder / "out_of_fold.csv"
-        plain = dict.fromkeys(KINDS, UNCALIBRATED)
-        write_predictions(path, list(pooled.values()), study.data.labels, study.data.task, plain)
+        plain = dict.fromkeys(map(str, KINDS), UNCALIBRATED)
+        write_predictions(path, [pooled[kind] for kind in KINDS], study.data.labels, study.data.task, plain)
         files[path] = "tables"
-    write_json(folder / "metrics.json", metrics)
-    columns = _columns(members, summaries)
+    metrics = GroupMetrics(
+        study=study.name,
+        seeds=tuple(sorted({member.seed for member in members})),
+        folds=members[0].data.folds,
+        members=tuple(_member(*pair) for pair in zip(members, runs, strict=True)),
+        test=test,
+        sites=_sites(scored, options),
+        cases=len(_part(scored.float[0], "test").predictions),
+        confidence=study.evaluation.confidence,
+        data_notes=tuple(sorted({note for run in runs for note in run.metrics.data_notes})),
+        mlflow_run_id=group.parent.run_id,
+        out_of_fold=pooled_metrics,
+    )
+    metrics.write(folder / METRICS_FILE)
+    columns = _columns(members, runs)
     write_columns(folder / "members.csv", columns)
-    _draw(members, summaries, test, folder / "figures" / "members.png", study)
+    _draw(members, runs, test, folder / "figures" / "members.png", study)
     group.parent.log_figures(_logged(metrics))
     group.parent.describe(members_page(study.question, metrics))
     group.parent.log_table(columns, "members.json")
     group.parent.log_files(files)
-    return metrics | {"folder": str(folder), "mlflow_link": group.parent.link}
+    return FinishedGroup(metrics, folder, group.parent.link)
 
 
-def _options(study: Study) -> dict[str, Any]:
-    return {
-        "bootstrap": study.evaluation.bootstrap,
-        "confidence": study.evaluation.confidence,
-        "seed": study.seed,
-    }
-
-
-def _predictions(summary: Mapping[str, Any]) -> Path:
-    return Path(summary["folder"]) / "predictions.csv"
-
-
-def _scored(study: Study, table: Predictions, summary: Mapping[str, Any]) -> CalibratedPredictions:
+def _scored(study: Study, table: Predictions, metrics: RunMetrics, kind: Kind) -> CalibratedPredictions:
     """A member's predictions as its run read them: with the calibration and operating point that it chose."""
-    point = OperatingPoint.from_dict(summary["operating_point"][table.model])
-    return CalibratedPredictions(table, study.data.task, _calibration(summary, table.model), point)
-
-
-def _calibration(summary: Mapping[str, Any], kind: str) -> Calibration:
-    return Calibration.from_dict(summary["calibration"][kind])
+    calibration, point = metrics.calibration[kind].calibration, metrics.operating_point[kind]
+    return CalibratedPredictions(table, study.data.task, calibration, point)
 
 
 def _part(scored: CalibratedPredictions, split: str, site: str | None = None) -> CalibratedPredictions:
@@ -109,55 +117,56 @@ def _part(scored: CalibratedPredictions, split: str, site: str | None = None) ->
     return scored.where(mask)
 
 
-def _sites(scored: Mapping[str, Sequence[CalibratedPredictions]], options: Mapping[str, Any]) -> dict[str, Any]:
+def _sites(scored: ByKind[list[CalibratedPredictions]], options: Resampling) -> dict[str, ByKind[FigureSpread]]:
     """The mean AUC at each site of the test split."""
-    names = np.unique(_part(scored["float"][0], "test").predictions.site).tolist()
-    return {
-        site: {
-            kind: mean_figures([_part(one, "test", site) for one in scored[kind]], **options)["auc"].as_dict()
-            for kind in KINDS
-        }
-        for site in names
-    }
+
+    def at(site: str) -> ByKind[FigureSpread]:
+        return by_kind(lambda kind: mean_figures([_part(one, "test", site) for one in scored[kind]], **options)["auc"])
+
+    return {site: at(site) for site in np.unique(_part(scored.float[0], "test").predictions.site).tolist()}
 
 
 def _pooled(
-    tables: Sequence[Mapping[str, Predictions]], summaries: Sequence[Mapping[str, Any]], kind: str, task: Task
+    tables: Sequence[Mapping[str, Predictions]], runs: Sequence[FinishedRun], kind: Kind, task: Task
 ) -> Predictions:
     parts = [table[kind].of_split("val") for table in tables]
-    return out_of_fold(parts, [_calibration(summary, kind) for summary in summaries], task)
+    return out_of_fold(parts, [run.metrics.calibration[kind].calibration for run in runs], task)
 
 
-def _member(study: Study, summary: Mapping[str, Any]) -> dict[str, Any]:
-    where = {key: summary[key] for key in ("folder", "mlflow_run_id")}
-    passed = summary["gate"]["passed"]
-    return {"seed": study.seed, "fold": study.data.fold if study.data.folds else None} | where | {"gate_passed": passed}
+def _member(study: Study, run: FinishedRun) -> GroupMember:
+    return GroupMember(
+        seed=study.seed,
+        fold=study.data.fold if study.data.folds else None,
+        folder=str(run.folder),
+        mlflow_run_id=run.metrics.mlflow_run_id,
+        gate_passed=run.metrics.gate.passed,
+    )
 
 
-def _columns(members: Sequence[Study], summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _columns(members: Sequence[Study], runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
     """A row for each member: seed, fold, its own figures on validation and test, its folder."""
     columns: dict[str, list[Any]] = {"seed": [study.seed for study in members]}
     if members[0].data.folds:
         columns["fold"] = [study.data.fold for study in members]
     for kind in KINDS:
-        columns[f"validation_auc_{kind}"] = [one["validation"][kind]["auc"]["value"] for one in summaries]
-        for name in TOLD:
-            columns[f"test_{name}_{kind}"] = [one["test"][kind][name]["value"] for one in summaries]
-    columns["gate_passed"] = [one["gate"]["passed"] for one in summaries]
-    columns["folder"] = [Path(one["folder"]).name for one in summaries]
+        columns[f"validation_auc_{kind}"] = [run.metrics.validation[kind].auc.value for run in runs]
+        for name in HEADLINE:
+            columns[f"test_{name}_{kind}"] = [run.metrics.test[kind][name].value for run in runs]
+    columns["gate_passed"] = [run.metrics.gate.passed for run in runs]
+    columns["folder"] = [run.folder.name for run in runs]
     return columns
 
 
 def _draw(
     members: Sequence[Study],
-    summaries: Sequence[Mapping[str, Any]],
-    test: Mapping[str, Mapping[str, FigureSpread]],
+    runs: Sequence[FinishedRun],
+    test: ByKind[dict[str, FigureSpread]],
     path: Path,
     study: Study,
 ) -> None:
     names = [member_name(one) for one in members]
     panels = {
-        f"test {name}, {kind}": ([Estimate(**one["test"][kind][name]) for one in summaries], test[kind][name].mean)
+        f"test {name}, {kind}": ([run.metrics.test[kind][name] for run in runs], test[kind][name].mean)
         for name in ("auc", "accuracy")
         for kind in KINDS
     }
@@ -165,18 +174,20 @@ def _draw(
     forest_figure(names, panels, path, title=title, caption=CAPTION)
 
 
-def _logged(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _logged(metrics: GroupMetrics) -> dict[str, object]:
     """The group's figures as MLflow groups them: test_float/auc, test_float/auc_low, test_float/auc_sd ..."""
 
-    def row(one: Mapping[str, Any]) -> dict[str, Any]:
-        mean = one.get("mean", one)
-        found = {"value": mean["value"], "low": mean["low"], "high": mean["high"]}
-        return found | {key: one[key] for key in ("sd", "least", "most") if key in one}
+    def limits(estimate: Estimate) -> dict[str, float | None]:
+        return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
-    kinds = {
-        name: {kind: {figure: row(one) for figure, one in metrics[name][kind].items()} for kind in KINDS}
-        for name in ("test", "out_of_fold")
-        if name in metrics
-    }
-    sites = {site: {kind: {"auc": row(found[kind])} for kind in KINDS} for site, found in metrics["sites"].items()}
-    return kinds | {"sites": sites}
+    def spread(one: FigureSpread) -> dict[str, float | None]:
+        return limits(one.mean) | {"sd": one.sd, "least": one.least, "most": one.most}
+
+    test = {kind: {name: spread(one) for name, one in metrics.test[kind].items()} for kind in KINDS}
+    sites = {site: {kind: {"auc": spread(one[kind])} for kind in KINDS} for site, one in metrics.sites.items()}
+    figures: dict[str, object] = {"test": test, "sites": sites}
+    if pooled := metrics.out_of_fold:
+        figures["out_of_fold"] = {
+            kind: {name: limits(one) for name, one in dict(pooled[kind]).items()} for kind in KINDS
+        }
+    return figures

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from medopt.core.errors import ConfigError, DataError
+from medopt.evaluation.comparison import Comparison
 from medopt.experiments.compare import compare_runs
 from medopt.tracking.registry import Registry
 
@@ -19,7 +19,7 @@ class Promoted:
 
     version: str
     before: str | None
-    compared: dict[str, Any] | None
+    compared: Comparison | None
 
 
 def promote(registry: Registry, name: str, version: str, reason: str, *, uncompared: bool = False) -> Promoted:
@@ -54,12 +54,16 @@ def promote(registry: Registry, name: str, version: str, reason: str, *, uncompa
                 ) from None
             registry.promote(name, version, reason, f"not compared with version {champion}: {error}")
             return Promoted(version, champion, None)
-    registry.promote(name, version, reason, told(compared))
+    registry.promote(name, version, reason, comparison_tag(compared))
     return Promoted(version, champion, compared)
 
 
-def told(compared: Mapping[str, Any]) -> dict[str, Any]:
-    """The overall differences of a comparison, short enough for a tag."""
-    (run,) = compared["runs"]
-    figures = {key: {"difference": one["difference"], "p": one["p"]} for key, one in run["figures"].items()}
-    return {"cases": compared["cases"], "patients": compared["patients"], "split": compared["split"]} | figures
+def comparison_tag(compared: Comparison) -> str:
+    """The overall differences of a comparison as JSON, short enough for a tag of the registry."""
+    (run,) = compared.runs
+    counts = compared.model_dump(include={"cases", "patients", "split"})
+    figures = {
+        name: figure.model_dump(mode="json", exclude_defaults=True, include={"difference", "p"})
+        for name, figure in run.figures.by_name().items()
+    }
+    return json.dumps(counts | figures, sort_keys=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, MedoptError
@@ -18,11 +17,14 @@ from medopt.core.jobs import Fleet, Job, Outcome, connected, refuse_failures, ru
 from medopt.core.provenance import digest
 from medopt.core.reporter import Reporter
 from medopt.experiments.ensemble import build_ensemble
-from medopt.experiments.group_summary import member_name, record_group
+from medopt.experiments.group_summary import FinishedGroup, member_name, record_group
 from medopt.experiments.run_group import RunGroup, open_group
 from medopt.pipeline.fill_cache import fill_cache
+from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import run_study
 from medopt.pipeline.study_cases import StudyCases, read_source
+
+Finished = FinishedRun | FinishedGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +71,13 @@ class Plan:
         return runs / self.study.name / f"fleet-{digest(what)[:8]}"
 
 
-def run_member(
-    reporter: Reporter, study: Study, study_file: Path, data: Path, runs: Path, parent: str
-) -> dict[str, Any]:
+def run_member(reporter: Reporter, study: Study, study_file: Path, data: Path, runs: Path, parent: str) -> FinishedRun:
     """One job: an ordinary run below the group's."""
     return run_study(study, study_file, data, runs, reporter, parent=parent)
 
 
-def run_plans(plans: Sequence[Plan], data: Path, runs: Path, fleet: Fleet, reporter: Reporter) -> list[dict[str, Any]]:
-    """Run all members of all plans on an engine and return a summary a plan: a group's, or that of a single run.
+def run_plans(plans: Sequence[Plan], data: Path, runs: Path, fleet: Fleet, reporter: Reporter) -> list[Finished]:
+    """Run all members of all plans as jobs; the end of each plan: a group's, or that of a single run.
 
     A member that fails stops no other; their groups are recorded, and the failures are raised together at the end.
     """
@@ -90,13 +90,13 @@ def run_plans(plans: Sequence[Plan], data: Path, runs: Path, fleet: Fleet, repor
                 fill_cache(source, runs, fleet, reporter)
         jobs, owner = _jobs(plans, groups, data, runs)
         outcomes = {outcome.job.name: outcome for outcome in run_jobs(jobs, fleet, reporter, len(jobs), "runs")}
-        summaries = []
+        finished = []
         for number, (plan, source, group) in enumerate(zip(plans, sources, groups, strict=True)):
             mine = [outcomes[job.name] for job in jobs if owner[job.name] == number]
-            if (summary := _told(plan, source, group, mine, runs, reporter)) is not None:
-                summaries.append(summary)
+            if (end := _recorded(plan, source, group, mine, runs, reporter)) is not None:
+                finished.append(end)
         refuse_failures([outcomes[job.name] for job in jobs], "runs")
-    return summaries
+    return finished
 
 
 def _opened(stack: ExitStack, plan: Plan, source: StudyCases, runs: Path) -> RunGroup | None:
@@ -124,9 +124,9 @@ def _jobs(
     return jobs, owner
 
 
-def _told(
+def _recorded(
     plan: Plan, source: StudyCases, group: RunGroup | None, outcomes: Sequence[Outcome], runs: Path, reporter: Reporter
-) -> dict[str, Any] | None:
+) -> Finished | None:
     """What a plan came to, recorded in its group; None where a member is missing."""
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     if failed:
@@ -134,15 +134,16 @@ def _told(
             group.end(type(failed[0]).__name__, "FAILED")
         return None
     if group is None:
-        found: dict[str, Any] = outcomes[0].result
-        return found
-    summary = record_group(plan.study, plan.members(), [outcome.result for outcome in outcomes], group)
+        single: FinishedRun = outcomes[0].result
+        return single
+    members: list[FinishedRun] = [outcome.result for outcome in outcomes]
+    finished = record_group(plan.study, plan.members(), members, group)
     if plan.ensemble:
-        members = [Path(outcome.result["folder"]) for outcome in outcomes]
         try:
-            summary["ensemble"] = build_ensemble(source, members, group, runs, reporter)
+            ensemble = build_ensemble(source, [member.folder for member in members], group, runs, reporter)
+            finished = replace(finished, ensemble=ensemble)
         except MedoptError as error:
             group.end(type(error).__name__, "FAILED")
             raise
     group.end("done")
-    return summary
+    return finished

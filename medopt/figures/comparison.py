@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from medopt.core.format import UNDEFINED
 from medopt.core.records import Estimate
-from medopt.evaluation.comparison import FIGURES
+from medopt.evaluation.comparison import COMPARED, Comparison, PairedFigures
 from medopt.figures.style import COLOURS, GREY, dress, page
 
 
-def comparison_figure(found: Mapping[str, Any], path: Path, *, title: str = "") -> None:
-    """Differences to the reference with their intervals, a panel a figure; `found` is what `compare_models` gave."""
-    rows: list[tuple[str, Mapping[str, Any], bool]] = []
-    for run in found["runs"]:
-        rows.append((run["name"], run["figures"], True))
-        rows += [(f"at {site}", figures, False) for site, figures in run["sites"].items()]
-    caption = f"Bars: {found['confidence']:.0%} intervals of the paired difference on {found['cases']} cases of "
-    caption += f"{found['patients']} patients. Orange: excludes 0.\n{found['note']}"
-    title = title or f"Difference to {found['reference']}"
+def comparison_figure(compared: Comparison, path: Path, *, title: str = "") -> None:
+    """Differences to the reference with their intervals, a panel a figure."""
+    rows: list[tuple[str, PairedFigures, bool]] = []
+    for run in compared.runs:
+        rows.append((run.name, run.figures, True))
+        rows += [(f"at {site}", figures, False) for site, figures in run.sites.items()]
+    caption = f"Bars: {compared.confidence:.0%} intervals of the paired difference on {compared.cases} cases of "
+    caption += f"{compared.patients} patients. Orange: excludes 0.\n{compared.note}"
+    title = title or f"Difference to {compared.reference}"
     height = 1.6 + 0.28 * len(rows)
-    with page(path, len(FIGURES), title, caption=caption, columns=2, height=height) as panels:
-        for axes, figure in zip(panels, FIGURES, strict=True):
+    with page(path, len(COMPARED), title, caption=caption, columns=2, height=height) as panels:
+        for axes, figure in zip(panels, COMPARED, strict=True):
             for place, (_, figures, whole) in enumerate(rows):
-                _difference_row(axes, place, figures[figure]["difference"], "D" if whole else "o")
+                _difference_row(axes, place, figures.by_name()[figure].difference, "D" if whole else "o")
             axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
             # A difference below half a hundredth is none to look at: do not blow it up.
             least, most = axes.get_xlim()
@@ -39,15 +39,11 @@ def comparison_figure(found: Mapping[str, Any], path: Path, *, title: str = "") 
             axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _difference_row(axes: Axes, place: int, one: Mapping[str, Any], marker: str) -> None:
-    if one["value"] is None:
-        axes.text(0.02, place, "not defined", fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
+def _difference_row(axes: Axes, place: int, one: Estimate, marker: str) -> None:
+    if one.value is None:
+        axes.text(0.02, place, UNDEFINED, fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
         return
-    apart = one["low"] is not None and (one["low"] > 0 or one["high"] < 0)
-    colour = COLOURS[1] if apart else COLOURS[0]
-    if one["low"] is not None:
-        axes.plot([one["low"], one["high"]], [place, place], color=colour, linewidth=1.4)
-    axes.plot([one["value"]], [place], marker=marker, color=colour, markersize=5)
+    _row(axes, place, one, COLOURS[1] if one.excludes_zero else COLOURS[0], marker)
 
 
 def forest_figure(

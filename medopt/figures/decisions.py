@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from medopt.core.format import format_estimate
+from medopt.core.records import Estimate, NotDefined
 from medopt.evaluation.evaluate import output_names
+from medopt.evaluation.subgroup_results import SubgroupFigures, SubgroupResults
 from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.figures import RATES, Figures
+from medopt.metrics.net_benefit import DecisionCurve
+from medopt.metrics.selective import CoverageRisk
 from medopt.metrics.weighted import Ranking
-
-Told = Mapping[str, Any]
 
 
 def precision_recall_figure(
@@ -55,7 +58,11 @@ def _precision_recall(axes: Axes, scored: CalibratedPredictions, output: int, co
 
 
 def decision_curve_figure(
-    curves: Mapping[str, Mapping[str, Told]], path: Path, *, confidence: float, title: str = "Net benefit"
+    curves: Mapping[str, Mapping[str, DecisionCurve | NotDefined]],
+    path: Path,
+    *,
+    confidence: float,
+    title: str = "Net benefit",
 ) -> None:
     """Net benefit against the threshold probability, a panel an output: `curves` by model and output."""
     names = list(next(iter(curves.values())))
@@ -63,20 +70,18 @@ def decision_curve_figure(
     caption += f"Band: {confidence:.0%} at each threshold, resamples of patients."
     with page(path, len(names), title, caption=caption) as panels:
         for axes, name in zip(panels, names, strict=True):
-            reference = None
-            for colour, line, (model, told) in zip(cycle(COLOURS), cycle(LINES), curves.items(), strict=False):
-                curve = told[name]
-                if "thresholds" not in curve:
-                    axes.plot([], [], label=f"{model}: {curve['note']}")
+            reference: DecisionCurve | None = None
+            for colour, line, (model, by_output) in zip(cycle(COLOURS), cycle(LINES), curves.items(), strict=False):
+                curve = by_output[name]
+                if isinstance(curve, NotDefined):
+                    axes.plot([], [], label=f"{model}: {curve.note}")
                     continue
                 reference = curve
-                axes.plot(curve["thresholds"], curve["value"], color=colour, linestyle=line, label=model)
-                axes.fill_between(
-                    curve["thresholds"], curve["low"], curve["high"], color=colour, alpha=0.13, linewidth=0
-                )
+                axes.plot(curve.thresholds, curve.value, color=colour, linestyle=line, label=model)
+                axes.fill_between(curve.thresholds, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
             if reference is not None:
-                share = reference["prevalence"]
-                axes.plot(reference["thresholds"], reference["treat_all"], color=GREY, linewidth=1, label="treat all")
+                share = reference.prevalence
+                axes.plot(reference.thresholds, reference.treat_all, color=GREY, linewidth=1, label="treat all")
                 axes.axhline(0, color="black", linewidth=1, label="treat none")
                 axes.set(xlim=(0, 1), ylim=(-0.15 * share, 1.1 * share))
             dress(axes, "threshold probability", "net benefit", name)
@@ -84,70 +89,65 @@ def decision_curve_figure(
 
 
 def coverage_risk_figure(
-    curves: Mapping[str, Told], path: Path, *, confidence: float, title: str = "Coverage and risk"
+    results: Mapping[str, CoverageRisk | NotDefined], path: Path, *, confidence: float, title: str = "Coverage and risk"
 ) -> None:
-    """Share of wrong decisions among the surest cases against how many these are: `curves` by model."""
+    """Share of wrong decisions among the surest cases against how many these are: `results` by model."""
+    has_band = any(isinstance(one, CoverageRisk) and one.band for one in results.values())
     caption = "The least sure cases are left undecided first. AURC: the area beneath.\n"
     caption += f"Band: {confidence:.0%} at each coverage, resamples of patients.\n"
-    caption += "Dot: the band chosen on validation." if any(told.get("band") for told in curves.values()) else ""
+    caption += "Dot: the band chosen on validation." if has_band else ""
     with page(path, 1, title, caption=caption) as (axes,):
-        for colour, line, (model, told) in zip(cycle(COLOURS), cycle(LINES), curves.items(), strict=False):
-            if "curve" not in told:
-                axes.plot([], [], label=f"{model}: {told['note']}")
+        for colour, line, (model, result) in zip(cycle(COLOURS), cycle(LINES), results.items(), strict=False):
+            if isinstance(result, NotDefined):
+                axes.plot([], [], label=f"{model}: {result.note}")
                 continue
-            curve: Mapping[str, list[float]] = told["curve"]
-            label = f"{model}: AURC {_shown(told['aurc'])}"
-            axes.plot(curve["coverage"], curve["risk"], color=colour, linestyle=line, label=label)
-            axes.fill_between(curve["coverage"], curve["low"], curve["high"], color=colour, alpha=0.13, linewidth=0)
-            if told["band"]:
-                place = (told["band"]["coverage"]["value"], told["band"]["risk"]["value"])
-                axes.plot(*place, "o", color=colour, markeredgecolor="white")
+            curve, label = result.curve, f"{model}: AURC {format_estimate(result.aurc)}"
+            axes.plot(curve.coverage, curve.risk, color=colour, linestyle=line, label=label)
+            axes.fill_between(curve.coverage, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+            if result.band:
+                coverage, risk = result.band.coverage.value, result.band.risk.value
+                if coverage is not None and risk is not None:
+                    axes.plot(coverage, risk, "o", color=colour, markeredgecolor="white")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(bottom=0)
         dress(axes, "coverage: share of cases decided", "risk: share of these decided wrongly")
         legend(axes, "upper left")
 
 
-def _shown(told: Told) -> str:
-    if told["low"] is None:
-        return f"{told['value']:.3f}"
-    return f"{told['value']:.3f} ({told['low']:.3f} to {told['high']:.3f})"
-
-
 def subgroup_figure(
-    told: Told, overall: Told, path: Path, *, confidence: float, title: str = "Sites and subgroups"
+    results: SubgroupResults, overall: Figures, path: Path, *, confidence: float, title: str = "Sites and subgroups"
 ) -> None:
     """A row for each site and subgroup: AUC, sensitivity and specificity with their intervals.
 
-    `told` is what `subgroup_figures` gave, `overall` the figures of all cases, drawn as a line. Groups that are too
+    `results` are those of `subgroup_figures`, `overall` the figures of all cases, drawn as a line. Groups that are too
     small to be judged have their row, and the reason in it.
     """
-    rows = [(variable, name, group) for variable, groups in told["variables"].items() for name, group in groups.items()]
-    names = [f"{variable}: {name} ({group['patients']})" for variable, name, group in rows] or ["no groups"]
+    rows = list(results.groups())
+    names = [f"{variable}: {name} ({group.patients})" for variable, name, group in rows] or ["no groups"]
     caption = f"Bars: {confidence:.0%} intervals. Line: all cases. In brackets: patients. Filled: differs from all "
     caption += "others by an interval\nthat excludes 0, as one of twenty such looks does by chance."
     with page(path, 3, title, caption=caption, columns=3, height=1.6 + 0.26 * len(names)) as panels:
-        for axes, figure in zip(panels, ("auc", "sensitivity", "specificity"), strict=True):
+        for axes, figure in zip(panels, RATES, strict=True):
             for row, (_, _, group) in enumerate(rows):
                 _group_row(axes, row, group, figure)
-            if overall[figure]["value"] is not None:
-                axes.axvline(overall[figure]["value"], color=GREY, linewidth=0.8, linestyle=":")
+            if (value := overall[figure].value) is not None:
+                axes.axvline(value, color=GREY, linewidth=0.8, linestyle=":")
             dress(axes, figure if figure != "auc" else "AUC", "")
             axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names), fontsize=8)
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.set_xlim(right=1.005)
 
 
-def _group_row(axes: Axes, row: int, group: Told, figure: str) -> None:
-    one = group.get(figure)
-    if one is None or one["value"] is None:
+def _group_row(axes: Axes, row: int, group: SubgroupFigures, figure: str) -> None:
+    estimate: Estimate | None = getattr(group, figure)
+    if estimate is None or estimate.value is None:
         if figure == "auc":
-            why = group.get("note") or (one or {}).get("note", "")
-            axes.text(0.02, row, why, fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
+            reason = group.note or (estimate.note if estimate else "")
+            axes.text(0.02, row, reason, fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
         return
-    apart = (group.get("difference") or {}).get(figure)
-    odd = apart is not None and apart["low"] is not None and (apart["low"] > 0 or apart["high"] < 0)
-    colour = COLOURS[1] if odd else COLOURS[0]
-    if one["low"] is not None:
-        axes.plot([one["low"], one["high"]], [row, row], color=colour, linewidth=1.4)
-    axes.plot([one["value"]], [row], "o", color=colour, markersize=5, markerfacecolor=colour if odd else "white")
+    differs = group.difference is not None and getattr(group.difference, figure).excludes_zero
+    colour = COLOURS[1] if differs else COLOURS[0]
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([estimate.low, estimate.high], [row, row], color=colour, linewidth=1.4)
+    face = colour if differs else "white"
+    axes.plot([estimate.value], [row], "o", color=colour, markersize=5, markerfacecolor=face)

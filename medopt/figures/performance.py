@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from medopt.core.records import EpochRecord, Estimate
+from medopt.core.format import format_estimate
+from medopt.core.records import EpochRecord
 from medopt.evaluation.evaluate import output_names
 from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -36,15 +37,6 @@ def _unit_square(axes: Axes, bottom: float = -0.02) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     ticks = np.linspace(0, 1, 6)
     axes.set(xlim=(-0.02, 1.02), ylim=(bottom, 1.02), aspect="equal", xticks=ticks, yticks=ticks)
-
-
-def shown(estimate: Estimate) -> str:
-    """A figure as a person reads it: 0.912 (0.874 to 0.941)."""
-    if estimate.value is None:
-        return "not defined"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
 def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str = "auc") -> None:
@@ -96,7 +88,7 @@ def roc_figure(
                 if curve is None:
                     axes.plot([], [], label=f"{scored.predictions.model}: one class only")
                     continue
-                label = f"{scored.predictions.model}: AUC {shown(curve.auc)}"
+                label = f"{scored.predictions.model}: AUC {format_estimate(curve.auc)}"
                 axes.plot(curve.false_positive_rate, curve.sensitivity, color=colour, linestyle=line, label=label)
                 axes.fill_between(curve.grid, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
                 if curve.point is not None:

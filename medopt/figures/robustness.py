@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
+from medopt.core.format import format_estimate
 from medopt.core.records import Estimate
-from medopt.evaluation.robustness import Robustness
-from medopt.figures.performance import shown
+from medopt.evaluation.analysis_results import ModelRobustness
 from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
 
 
 def robustness_figure(
-    models: Sequence[Robustness], path: Path, *, confidence: float, title: str = "Robustness, test split"
+    models: Mapping[str, ModelRobustness], path: Path, *, confidence: float, title: str = "Robustness, test split"
 ) -> None:
     """Small multiples on one scale; level 0 is the clean image, the band the interval at each level.
 
     Levels at which the AUC is not defined are left out.
     """
-    families = list(models[0].auc)
-    mean = "; ".join(f"{one.model}: {shown(one.mean)}, {_signed(one.lost)} from clean" for one in models)
+    last_name, last = list(models.items())[-1]
+    mean = "; ".join(
+        f"{name}: {format_estimate(one.mean)}, {_signed(one.drop)} from clean" for name, one in models.items()
+    )
     caption = f"Level 0: the images as they are. Band: {confidence:.0%}, resampled patients. Above a panel: the mean "
-    caption += f"change of {models[-1].model} over its levels.\nMean over all: {mean}."
-    every = [e for one in models for levels in one.auc.values() for e in (one.clean, *levels)]
+    caption += f"change of {last_name} over its levels.\nMean over all: {mean}."
+    every = [e for one in models.values() for family in one.families.values() for e in (one.clean, *family.auc)]
     lowest = min((e.value if e.low is None else e.low for e in every if e.value is not None), default=0.5)
     floor = min(0.45, np.floor(20 * lowest) / 20)
+    families, styles = last.families, list(zip((6, 3.5, 2.5), cycle(COLOURS), cycle(LINES), strict=False))
     with page(path, len(families), title, caption=caption, columns=min(4, len(families)), height=3.2) as panels:
-        for axes, family in zip(panels, families, strict=True):
-            for size, colour, line, one in zip((6, 3.5, 2.5), cycle(COLOURS), cycle(LINES), models, strict=False):
-                points = [(x, e) for x, e in enumerate((one.clean, *one.auc[family])) if e.value is not None]
+        for axes, (family, reference) in zip(panels, families.items(), strict=True):
+            for (size, colour, line), (name, one) in zip(styles, models.items(), strict=False):
+                estimates = (one.clean, *one.families[family].auc)
+                points = [(x, e) for x, e in enumerate(estimates) if e.value is not None]
                 values = np.array([e.value for _, e in points], dtype=float)
                 x = [at for at, _ in points]
-                axes.plot(x, values, color=colour, linestyle=line, marker="o", markersize=size, label=one.model)
+                axes.plot(x, values, color=colour, linestyle=line, marker="o", markersize=size, label=name)
                 band = [(at, e.low, e.high) for at, e in points if e.low is not None]
                 if band:
                     axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.13, linewidth=0)  # type: ignore[arg-type]
             axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-            axes.set(ylim=(floor, 1.02), xticks=range(len(models[0].auc[family]) + 1))
-            dress(axes, "level", "AUC", f"{family.replace('_', ' ')}: {_signed(models[-1].drop[family])}")
+            axes.set(ylim=(floor, 1.02), xticks=range(len(reference.auc) + 1))
+            dress(axes, "level", "AUC", f"{family.replace('_', ' ')}: {_signed(reference.drop)}")
         legend(panels[0], "lower left")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,14 @@ from medopt.metrics.weighted import CaseGroups, Floats, Index, Statistic, Weight
 
 LARGE, GROUPS = 20_000, 1000  # from so many cases on, patients are drawn in so many groups
 CHUNK = 2**16  # weights made at once: a few arrays of half a megabyte stay in the processor's cache
+
+
+class Resampling(TypedDict):
+    """How patients are drawn: how often, for intervals of which confidence, from which seed."""
+
+    bootstrap: int
+    confidence: float
+    seed: int
 
 
 def patient_draws(

@@ -6,8 +6,8 @@ of a multi-class model and no ranking of a binary one changes; only the confiden
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,17 +151,7 @@ class Calibration:
         found = self.probabilities(logits, task)
         return np.asarray(np.log(found) if task == "multiclass" else logit(found))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The form that `metrics.json` carries."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> Calibration:
-        """From what `as_dict` gave, read back from JSON."""
-        curves = tuple(IsotonicCurve(tuple(one["position"]), tuple(one["probability"])) for one in facts["curves"])
-        return cls(facts["method"], facts["temperature"], curves, facts["note"])
-
-    def told(self) -> str:
+    def __str__(self) -> str:
         """In a few words: temperature 1.34, isotonic (12 steps), none."""
         if self.method == "temperature":
             return f"temperature {self.temperature:.4g}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,27 +23,22 @@ GRID = np.arange(1, 100) / 100
 
 @dataclass(frozen=True, slots=True)
 class DecisionCurve:
-    """Net benefit (T,) of one output against the threshold probability (T,), with its band, and that of treating all.
+    """Net benefit of one output against the threshold probability, with its band, and that of treating all; each (T,).
 
-    `prevalence` is where it holds. `at_point` is the net benefit at the operating point, `over_defaults` what of it
-    exceeds the better of treating all and none; both None where there is no threshold.
+    `prevalence` is where it holds. `at_operating_point` is the net benefit at the operating point, `over_all_or_none`
+    what of it exceeds the better of treating all and none; both None where there is no threshold.
     """
 
-    thresholds: Floats
-    value: Floats
-    low: Floats
-    high: Floats
-    treat_all: Floats
-    prevalence: float
-    at_point: Estimate | None
-    over_defaults: Estimate | None
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
 
-    def as_dict(self) -> dict[str, Any]:
-        """The form that `metrics.json` carries."""
-        columns = {name: getattr(self, name).tolist() for name in ("thresholds", "value", "low", "high", "treat_all")}
-        points = {"at_operating_point": self.at_point, "over_all_or_none": self.over_defaults}
-        told = {name: None if one is None else one.as_dict() for name, one in points.items()}
-        return {"prevalence": self.prevalence} | told | columns
+    prevalence: float
+    at_operating_point: Estimate | None
+    over_all_or_none: Estimate | None
+    thresholds: tuple[float, ...]
+    value: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    treat_all: tuple[float, ...]
 
 
 def net_benefit(true: Floats, false: Floats, thresholds: Floats, prevalence: Floats | float) -> Floats:
@@ -98,7 +93,8 @@ def decision_curve(
     share = float(target.mean()) if prevalence is None else prevalence
     everyone = net_benefit(np.ones(1), np.ones(1), GRID, share)
     at, over = (None if point is None else guarded(drawn[name]) for name in ("point", "over"))
-    return DecisionCurve(GRID, value, low, high, everyone, share, at, over)
+    columns = (tuple(column.tolist()) for column in (GRID, value, low, high, everyone))
+    return DecisionCurve(share, at, over, *columns)
 
 
 def _threshold(scored: CalibratedPredictions, output: int) -> float | None:

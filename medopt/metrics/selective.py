@@ -7,9 +7,10 @@ El-Yaniv 2017), 0 at best. A band around the threshold is one point of it, chose
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medopt.core.records import Estimate
 from medopt.metrics.bootstrap import guarded, resampled
@@ -21,24 +22,41 @@ GRID = np.arange(1, 51) / 50
 
 
 @dataclass(frozen=True, slots=True)
-class CoverageRisk:
-    """Risk (C,) against coverage (C,) with its band, the area beneath, and the operating point's band where it has one.
+class RiskCurve:
+    """Risk against coverage, with its band; each (C,)."""
 
-    `band`: coverage, risk and, of a binary study, sensitivity and specificity among the decided cases.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
+
+    coverage: tuple[float, ...]
+    risk: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedShare:
+    """The cases outside the operating point's band: their share, and the risk among them.
+
+    `sensitivity` and `specificity` among them are those of a binary study, else None.
     """
 
-    coverage: Floats
-    risk: Floats
-    low: Floats
-    high: Floats
-    aurc: Estimate
-    band: dict[str, Estimate]
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    def as_dict(self) -> dict[str, Any]:
-        """The form that `metrics.json` carries."""
-        columns = {name: getattr(self, name).tolist() for name in ("coverage", "risk", "low", "high")}
-        band = {name: one.as_dict() for name, one in self.band.items()}
-        return {"aurc": self.aurc.as_dict(), "band": band or None, "curve": columns}
+    coverage: Estimate
+    risk: Estimate
+    sensitivity: Estimate | None = None
+    specificity: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageRisk:
+    """The curve of risk against coverage, the area beneath, and the operating point's band where it has one."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    aurc: Estimate
+    band: DecidedShare | None
+    curve: RiskCurve
 
 
 def coverage_risk(
@@ -71,7 +89,8 @@ def coverage_risk(
         np.array([one.value if getattr(one, side) is None else getattr(one, side) for one in found], dtype=np.float64)
         for side in ("low", "high")
     )
-    return CoverageRisk(GRID, value, low, high, guarded(drawn["aurc"]), _band(scored, confidence))
+    curve = RiskCurve(*(tuple(column.tolist()) for column in (GRID, value, low, high)))
+    return CoverageRisk(guarded(drawn["aurc"]), _band(scored, confidence), curve)
 
 
 def _first(decided: Weights, total: int) -> Index:
@@ -79,18 +98,18 @@ def _first(decided: Weights, total: int) -> Index:
     return np.minimum(np.searchsorted(decided, GRID * int(total) - 1e-9), len(decided) - 1)
 
 
-def _band(scored: CalibratedPredictions, confidence: float) -> dict[str, Estimate]:
+def _band(scored: CalibratedPredictions, confidence: float) -> DecidedShare | None:
     if scored.operating_point.band is None:
-        return {}
+        return None
     decided, patients = ~scored.undecided, scored.patients
-    cases = len(decided)
-    among = {"risk": (decided, scored.wrong)}
-    if scored.task == "binary":
-        target = scored.target[:, 0]
-        right = ~scored.wrong
-        among |= {"sensitivity": (decided & target, right), "specificity": (decided & ~target, right)}
-    found = {"coverage": proportion(decided, patients, confidence, cases)}
-    return found | {
-        name: proportion(hit[rows], patients[rows], confidence, int(decided.sum()))
-        for name, (rows, hit) in among.items()
-    }
+    cases = int(decided.sum())
+
+    def among(rows: NDArray[np.bool_], hit: NDArray[np.bool_]) -> Estimate:
+        return proportion(hit[rows], patients[rows], confidence, cases)
+
+    coverage = proportion(decided, patients, confidence, len(decided))
+    risk = among(decided, scored.wrong)
+    if scored.task != "binary":
+        return DecidedShare(coverage, risk)
+    target, right = scored.target[:, 0], ~scored.wrong
+    return DecidedShare(coverage, risk, among(decided & target, right), among(decided & ~target, right))

@@ -6,9 +6,8 @@ error in service does not turn a case over. Around a threshold may lie a band in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,8 @@ class OperatingPoint:
     probabilities, from its first up to below its second, that leave a case undecided: the finding's of a binary study,
     the most probable class's of a multi-class study.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
 
     threshold: float | tuple[float, ...] | None
     rule: str
@@ -58,18 +59,12 @@ class OperatingPoint:
             return (probability >= np.asarray(self.threshold)).astype(np.int64)
         return (probability[:, 0] >= self.threshold).astype(np.int64)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The form that a release and `metrics.json` carry."""
-        threshold = list(self.threshold) if isinstance(self.threshold, tuple) else self.threshold
-        found = {"threshold": threshold, "rule": self.rule} | ({"note": self.note} if self.note else {})
-        return found | ({"band": list(self.band)} if self.band else {})
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> OperatingPoint:
-        """From what `as_dict` gave, read back from JSON."""
-        threshold, band = facts["threshold"], facts.get("band")
-        frozen = tuple(threshold) if isinstance(threshold, list | tuple) else threshold
-        return cls(frozen, facts["rule"], facts.get("note", ""), (band[0], band[1]) if band else None)
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The threshold of each output that has one: none of a multi-class study."""
+        if self.threshold is None:
+            return ()
+        return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
 
 
 def _logit(probability: Any) -> Any:

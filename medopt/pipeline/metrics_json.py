@@ -2,83 +2,98 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medopt.config import Evaluation, Study
-from medopt.core.records import KINDS, EpochRecord, Predictions
+from medopt.config import Study
+from medopt.core.provenance import machine, package_versions
+from medopt.core.records import KINDS, EpochRecord, Override, Predictions
+from medopt.core.result import ByKind, by_kind
 from medopt.evaluation.comparison import area_difference
-from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
+from medopt.evaluation.evaluate import evaluate_model, figures_of, patient_result
+from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.run_metrics import Int8Change, ModelResult, RunMetrics
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.figures import Figures
 from medopt.metrics.proportions import proportion
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.reevaluate import draw_decisions
-from medopt.release.layout import FORMAT, MODELS, ModelInfo, ReleaseInfo
+from medopt.release.layout import FORMAT, MODELS, ModelInfo, Provenance, ReleaseInfo
 
 FIGURES = (
     *("learning_curves", "roc", "reliability", "confusion"),
     *("precision_recall", "decision_curve", "coverage_risk", "subgroups"),
 )
 
-TOLD = (
-    *("test", "sites", "latency_ms", "size_bytes", "confidence"),
-    *("calibration", "subgroups", "robustness", "domain", "explanations", "pruning"),
-)
-"""What of `metrics` a release tells of itself."""
-
 
 def summarize(
-    study: Study, tables: Sequence[Predictions], judged: GateResult, sizes: Mapping[str, int]
-) -> dict[str, Any]:
-    """Everything of `metrics.json` that comes from predictions, with intervals: validation, test, sites and the rest.
+    study: Study,
+    tables: Sequence[Predictions],
+    judged: GateResult,
+    sizes: ByKind[int],
+    *,
+    override: Override | None = None,
+    mlflow_run_id: str | None = None,
+    data_notes: Sequence[str] = (),
+) -> RunMetrics:
+    """All of `metrics.json`. `tables` are the validation and test predictions of the float and the int8 model."""
+    settings, seed, confidence = study.evaluation, study.seed, study.evaluation.confidence
+    table_of = {table.model: table for table in tables}
+    scored = by_kind(lambda kind: scored_as_judged(study, table_of[kind], judged))
+    test = by_kind(lambda kind: scored[kind].where(scored[kind].predictions.split == "test"))
+    results = by_kind(lambda kind: evaluate_model(test[kind], study.data.labels, settings, seed))
 
-    `calibration`, `net_benefit`, `selective`, `subgroups` and, where a patient has several images, `patients` are of
-    the test split.
-    """
-    wanted, seed, labels = study.evaluation, study.seed, study.data.labels
-    found: dict[str, Any] = {"validation": {}, "test": {}, "sites": {}, "patients": {}}
-    for table in tables:
-        scored = scored_as_judged(study, table, judged)
-        test = scored.where(table.split == "test")
-        found["validation"][table.model] = figures_of(scored.where(table.split == "val"), wanted, seed)
-        found["test"][table.model] = figures_of(test, wanted, seed)
-        for site in np.unique(test.predictions.site).tolist():
-            here = test.where(test.predictions.site == site)
-            found["sites"].setdefault(site, {})[table.model] = figures_of(here, wanted, seed)
-        found.setdefault("calibration", {})[table.model] = calibration_told(test)
-        for name, one in beyond_figures(test, labels, wanted, seed).items():
-            found.setdefault(name, {})[table.model] = one
-        found["patients"][table.model] = patients_told(table, wanted, study.data.task, seed)
-    found["int8_on_test"] = int8_on_test([scored_as_judged(study, table, judged) for table in tables], wanted)
-    return found | {
-        "operating_point": {kind: judged.points[kind].as_dict() for kind in KINDS},
-        "engine": {kind: judged.engines[kind][0] for kind in KINDS},
-        "latency_ms": judged.latency_ms,
-        "size_bytes": dict(sizes),
-        "confidence": study.evaluation.confidence,
-        "gate": {
-            "passed": judged.verdict.passed,
-            "reasons": list(judged.verdict.reasons),
-            "figures": judged.verdict.figures,
-            "in_float": list(judged.in_float),
-        },
-    }
+    def figures(split: CalibratedPredictions, rows: NDArray[np.bool_]) -> Figures:
+        return figures_of(split.where(rows), settings, seed)
+
+    def at_site(site: str) -> ByKind[Figures]:
+        return by_kind(lambda kind: figures(test[kind], test[kind].predictions.site == site))
+
+    return RunMetrics(
+        schema_version=1,
+        study=study.name,
+        seed=seed,
+        mlflow_run_id=mlflow_run_id,
+        data_notes=tuple(data_notes),
+        validation=by_kind(lambda kind: figures(scored[kind], scored[kind].predictions.split == "val")),
+        test=by_kind(lambda kind: results[kind].figures),
+        sites={site: at_site(site) for site in np.unique(test.float.predictions.site).tolist()},
+        patients=by_kind(lambda kind: patient_result(table_of[kind], settings, study.data.task, seed)),
+        calibration=by_kind(lambda kind: results[kind].calibration),
+        net_benefit=by_kind(lambda kind: results[kind].net_benefit),
+        selective=by_kind(lambda kind: results[kind].selective),
+        subgroups=by_kind(lambda kind: results[kind].subgroups),
+        int8_on_test=int8_on_test(test, confidence),
+        operating_point=by_kind(lambda kind: judged.points[kind]),
+        engine=by_kind(lambda kind: judged.engines[kind][0]),
+        latency_ms=judged.latency_ms,
+        size_bytes=sizes,
+        confidence=confidence,
+        gate=GateRecord(
+            passed=judged.verdict.passed,
+            reasons=judged.verdict.reasons,
+            figures=judged.verdict.figures,
+            in_float=judged.in_float,
+            override=override,
+        ),
+        machine=machine(),
+        packages=package_versions(),
+    )
 
 
-def int8_on_test(models: Sequence[CalibratedPredictions], wanted: Evaluation) -> dict[str, Any]:
+def int8_on_test(test: ByKind[CalibratedPredictions], confidence: float) -> Int8Change:
     """What int8 changes on the test split: the AUC by a paired interval, and the share of decisions that flip."""
-    before, after = (one.where(one.predictions.split == "test") for one in models)
+    before, after = test.float, test.int8
     flips = (before.decided != after.decided).any(axis=1)
-    return {
-        "auc_difference": area_difference(before, after, wanted.confidence)[0].as_dict(),
-        "decision_flips": proportion(flips, before.patients, wanted.confidence, len(flips)).as_dict(),
-    }
+    return Int8Change(
+        auc_difference=area_difference(before, after, confidence)[0],
+        decision_flips=proportion(flips, before.patients, confidence, len(flips)),
+    )
 
 
 def scored_as_judged(study: Study, table: Predictions, judged: GateResult) -> CalibratedPredictions:
@@ -91,7 +106,7 @@ def draw_figures(
     history: Sequence[EpochRecord],
     tables: Sequence[Predictions],
     judged: GateResult,
-    metrics: Mapping[str, Any],
+    metrics: RunMetrics,
     folder: Path,
 ) -> None:
     """Learning curves; all else on the test split, float and int8 together, the subgroups of the int8 model."""
@@ -107,20 +122,16 @@ def draw_figures(
     )
     reliability_figure(models, labels, paths[2], confidence=confidence, title="Reliability, test split")
     confusion_figure(models, labels, paths[3], title="Confusion, test split")
-    told = {
-        kind: {key: metrics[key][kind] for key in ("net_benefit", "selective", "subgroups")}
-        | {"figures": metrics["test"][kind]}
-        for kind in KINDS
-    }
-    draw_decisions(models, labels, told, folder, confidence, "test")
+    results: dict[str, ModelResult] = {kind: metrics.of_model(kind) for kind in KINDS}
+    draw_decisions(models, labels, results, folder, confidence, "test")
 
 
 def release_info(
     study: Study,
     judged: GateResult,
-    metrics: Mapping[str, Any],
+    metrics: RunMetrics,
     fingerprint: str,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     domain: str | None = None,
 ) -> ReleaseInfo:
     """What the release says of itself."""
@@ -149,17 +160,7 @@ def release_info(
         models=models,
         profile=study.compression.profile,
         domain=domain,
-        gate=metrics["gate"],
-        figures={key: metrics[key] for key in TOLD if key in metrics},
-        provenance=dict(provenance),
+        gate=metrics.gate,
+        figures=metrics.for_release(),
+        provenance=provenance,
     )
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """`metrics.json` of a run folder, with what was measured in further stages under the names of their files."""
-    names = ("pruning", "robustness", "explanations", "domain")
-    further = {name: folder / f"{name}.json" for name in names}
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return metrics | {
-        name: json.loads(path.read_text(encoding="utf-8")) for name, path in further.items() if path.exists()
-    }

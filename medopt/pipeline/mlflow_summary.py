@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from medopt.config import Study
 from medopt.core.records import KINDS
+from medopt.evaluation.run_metrics import RunMetrics
+from medopt.metrics.figures import RATES, Figures
 from medopt.report.markdown_summary import first_page
 from medopt.report.run_records import RunRecords
-
-FEW = ("auc", "sensitivity", "specificity")
 
 
 def model_name(study: Study) -> str:
@@ -37,41 +35,40 @@ def run_name(study: Study, folder: Path, below: Path | None = None) -> str:
     return f"{study.name} {model_name(study)} seed {study.seed}{fold} {moment} {short}"
 
 
-def told_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def logged_figures(metrics: RunMetrics) -> dict[str, object]:
     """The figures that MLflow compares and draws: values without their intervals but the AUC's on test.
 
     Each becomes a chart, and those of one group stand together. All figures with all intervals are in `metrics.json`.
     """
-    test = {kind: _values(metrics["test"][kind]) for kind in KINDS}
-    for kind in KINDS:
-        area = metrics["test"][kind]["auc"]
-        test[kind] |= {"auc_low": area["low"], "auc_high": area["high"]}
-    found = {
-        "test": test,
-        "validation": {kind: _values(metrics["validation"][kind], FEW) for kind in KINDS},
-        "sites": {
-            site: {kind: _values(one[kind], FEW) for kind in KINDS}
-            for site, one in metrics["sites"].items()
-            if len(metrics["sites"]) > 1
-        },
-        "time_ms": metrics["latency_ms"],
-        "size_bytes": metrics["size_bytes"],
+    figures: dict[str, object] = {
+        "test": {kind: _test_values(metrics.test[kind]) for kind in KINDS},
+        "validation": {kind: _rates(metrics.validation[kind]) for kind in KINDS},
+        "time_ms": metrics.latency_ms,
+        "size_bytes": {kind: metrics.size_bytes[kind] for kind in KINDS},
     }
-    if worse := metrics.get("robustness"):
-        found["robustness"] = {kind: _values(worse[kind], ("mean", "drop")) for kind in KINDS}
-    return found
+    if len(metrics.sites) > 1:
+        figures["sites"] = {site: {kind: _rates(one[kind]) for kind in KINDS} for site, one in metrics.sites.items()}
+    if robustness := metrics.robustness:
+        figures["robustness"] = {
+            kind: {"mean": robustness[kind].mean.value, "drop": robustness[kind].drop.value} for kind in KINDS
+        }
+    return figures
 
 
-def _values(figures: Mapping[str, Any], names: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {
-        name: one["value"] for name, one in figures.items() if isinstance(one, Mapping) and (not names or name in names)
-    }
+def _test_values(figures: Figures) -> dict[str, float | None]:
+    values = {name: estimate.value for name, estimate in figures.by_name().items()}
+    return values | {"auc_low": figures.auc.low, "auc_high": figures.auc.high}
 
 
-def told_tags(run: RunRecords) -> dict[str, str]:
+def _rates(figures: Figures) -> dict[str, float | None]:
+    return {name: figures[name].value for name in RATES}
+
+
+def final_tags(run: RunRecords) -> dict[str, str]:
     """What is known at the end: the description, the gate's word, and where it was trained."""
-    gate = run.metrics["gate"]
-    device = run.stages.get("train", {}).get("facts", {}).get("device", "")
-    verdict = "passed" if gate["passed"] else "refused, released by name" if gate["override"] else "refused"
-    found = {"mlflow.note.content": first_page(run), "gate": verdict}
-    return found | ({"device": str(device)} if device else {})
+    gate = run.metrics.gate
+    verdict = "passed" if gate.passed else "refused, released by name" if gate.override else "refused"
+    tags = {"mlflow.note.content": first_page(run), "gate": verdict}
+    trained = run.stages.get("train")
+    device = trained.facts.get("device") if trained else None
+    return tags | ({"device": str(device)} if device else {})

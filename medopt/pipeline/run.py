@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from medopt.core.files import write_text
 from medopt.core.provenance import code_version, machine
 from medopt.core.records import EpochRecord, Override
 from medopt.core.reporter import Reporter
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.manifest.table import write_run_manifest
-from medopt.pipeline.metrics_json import read_metrics
+from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.mlflow_summary import model_name, run_name
 from medopt.pipeline.run_0_1 import study_of_checkpoints
 from medopt.pipeline.run_folder import CHECKPOINT_STUDY, TRAINING, RunFolder, locked_folder, open_run
@@ -91,8 +92,8 @@ def run_study(
     parent: str = "",
     hardware: Hardware | None = None,
     override: Override | None = None,
-) -> dict[str, Any]:
-    """Run a study, or go on with it, and return its summary: `metrics.json` with the folder and the MLflow link.
+) -> FinishedRun:
+    """Run a study, or go on with it, and return its figures, its folder and its link in MLflow.
 
     `parent` is the id of the MLflow run above this one; `override` releases what the gate refuses, now and when the
     run is gone on with. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or
@@ -105,23 +106,12 @@ def run_study(
         return complete_run(run, all_stages(study))
 
 
-def complete_run(run: RunContext, stages: Sequence[Stage[Any]]) -> dict[str, Any]:
-    """Complete the stages of a whole run and close it; its summary."""
+def complete_run(run: RunContext, stages: Sequence[Stage[Any]]) -> FinishedRun:
+    """Complete the stages of a whole run and close it."""
     complete(stages, run)
-    metrics = read_metrics(run.folder.path)
-    summary = metrics | {
-        "folder": str(run.folder.path),
-        "mlflow_link": run.tracker.link,
-        "stages": run.folder.seconds(),
-    }
-    end_run(run, outcome_of(summary))
-    return summary
-
-
-def outcome_of(summary: Mapping[str, Any]) -> str:
-    """How a whole run ended, in a word."""
-    gate = summary["gate"]
-    return "released" if gate["passed"] else "released against the gate" if gate["override"] else "gate refused"
+    metrics = RunMetrics.read(run.folder.path)
+    end_run(run, metrics.gate.outcome)
+    return FinishedRun(metrics, run.folder.path, run.tracker.link, run.folder.seconds())
 
 
 def train_study(
@@ -215,9 +205,9 @@ def _log_start(run: RunContext) -> None:
         "seed": str(study.seed),
         "manifest_digest": run.cases.digest,
         "chain_fingerprint": PrepareChain(study.prepare).fingerprint,
-        "code": code.get("commit", code["version"]),
-        "code_clean": str(code.get("clean", "unknown")),
-        "machine": machine()["cpu"],
+        "code": code.commit or code.version,
+        "code_clean": "unknown" if code.clean is None else str(code.clean),
+        "machine": machine().cpu,
         "run_folder": run.folder.path.name,
     }
     splits = Counter(str(case.split) for case in run.cases.cases)

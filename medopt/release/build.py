@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from medopt.core.files import storage, write_json, write_text
-from medopt.release.card import card_facts, render_card
+from medopt.core.files import storage, write_text
+from medopt.release.card import card_of, render_card
 from medopt.release.drift_reference import REFERENCE, Reference
 from medopt.release.golden import draw_golden, record_answers
 from medopt.release.layout import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
@@ -38,9 +38,9 @@ def build_release(
             if domain is not None and info.domain is not None:
                 shutil.copyfile(domain, part / info.domain)
             write_text(part / INFO, info.model_dump_json(indent=2) + "\n")
-            facts = card_facts(info)
-            write_text(part / CARD, render_card(facts))
-            write_json(part / CARD_FACTS, facts)
+            card = card_of(info)
+            write_text(part / CARD, render_card(card))
+            card.write(part / CARD_FACTS)
             scans = draw_golden(part / "golden", len(info.prepare.size))
             write_sums(part)
             record_answers(part, all_predictors(part), scans)

@@ -1,14 +1,23 @@
 """The model card of a release, as JSON and as Markdown, from the run's own records.
 
-The parts are those of Mitchell et al. 2019 (Model Cards for Model Reporting). Only the intended use is the people's who
-release it: where the study does not say it, the card says that it is missing.
+The parts are those of Mitchell et al. 2019 (Model Cards for Model Reporting). The intended use is written by whoever
+releases the model: where the study does not say it, the card says that it is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated
 
+from medopt.config import Prepare
+from medopt.core.format import format_estimate
+from medopt.core.provenance import CodeVersion, Machine
+from medopt.core.records import KINDS, Estimate, Kind, Task
+from medopt.core.result import WITH_DEFAULTS, Result
+from medopt.evaluation.analysis_results import DomainResult, PruningStep, RobustnessResult, SanityCheck
+from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.run_metrics import CalibrationResult
+from medopt.evaluation.subgroup_results import SubgroupResults
 from medopt.release.layout import ReleaseInfo
 from medopt.release.reporting_guidelines import COVERED, LEFT
 
@@ -16,145 +25,197 @@ MISSING = "to be filled in by whoever puts this release into service (`intended_
 FIGURES = ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")
 
 
-def card_facts(info: ReleaseInfo) -> dict[str, Any]:
-    """What the card says, as JSON."""
-    figures, int8 = info.figures, info.models["int8"]
-    return {
-        "name": info.study,
-        "question": info.question,
-        "intended_use": info.intended_use or MISSING,
-        "status": "Research software, not a medical device.",
-        "created": info.created,
-        "model": {
-            "task": info.task,
-            "labels": info.labels,
-            "input": info.prepare.model_dump(mode="json"),
-            "chain_fingerprint": info.chain_fingerprint,
-            "served": "int8",
-            "calibration": int8.calibration.told(),
-            "threshold": int8.threshold,
-            "rule": int8.rule,
-            "undecided_between": int8.band,
-            "engines": int8.engines,
-            "gate": info.gate,
-            "pruning": figures.get("pruning", {}),
-            "size_bytes": figures["size_bytes"],
-            "latency_ms": figures["latency_ms"],
-        },
-        "confidence": figures["confidence"],
-        "performance": {kind: {name: figures["test"][kind][name] for name in FIGURES} for kind in info.models},
-        "sites": {site: found["int8"]["auc"] for site, found in figures["sites"].items()},
-        "subgroups": figures.get("subgroups", {}).get("int8", {}),
-        "calibration": figures.get("calibration", {}).get("int8", {}),
-        "robustness": figures.get("robustness", {}),
-        "declines": figures.get("domain", {}),
-        "explanation": figures.get("explanations", {}).get("sanity", {}),
-        "known_of_the_data": info.provenance.get("data_notes", []),
-        "provenance": {key: value for key, value in info.provenance.items() if key != "data_notes"},
-        "guidelines": {
-            "covered": [{"item": item, "what": what, "where": where} for item, what, where in COVERED],
-            "left_to_the_authors": list(LEFT),
-        },
-    }
+class CardModel(Result):
+    """The model and its chain; calibration, threshold and band are those of the int8 model, which is served."""
+
+    task: Task
+    labels: list[str]
+    input: Annotated[Prepare, WITH_DEFAULTS]
+    chain_fingerprint: str
+    served: Kind
+    calibration: str
+    threshold: float | tuple[float, ...] | None
+    rule: str
+    undecided_between: tuple[float, float] | None
+    engines: list[str]
+    gate: GateRecord
+    pruning: dict[str, PruningStep]
+    size_bytes: dict[Kind, int]
+    latency_ms: dict[str, float]
 
 
-def render_card(facts: Mapping[str, Any]) -> str:
-    """The same in Markdown."""
-    return "\n".join([*_head(facts), *_figures(facts), *_limits(facts), *_model(facts), *_origin(facts), ""])
+class CardOrigin(Result):
+    """Where the release comes from."""
+
+    manifest_digest: str
+    mlflow_run_id: str | None
+    code: CodeVersion
+    packages: dict[str, str]
+    machine: Machine
 
 
-def _head(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"# {facts['name']}", "", f"{facts['question']} {facts['status']}", "")
-    yield from _override(facts)
-    yield from (f"**Intended use**: {facts['intended_use']}.".replace("..", "."), "")
+class Covered(Result):
+    """An item of a reporting guideline, and where it is covered."""
+
+    item: str
+    what: str
+    where: str
 
 
-def _figures(facts: Mapping[str, Any]) -> Iterator[str]:
-    level = f"{100 * facts['confidence']:g} %"
-    yield from ("## Performance on the test split, scored once", "")
-    yield from (f"| figure ({level} interval) | float | int8 |", "|---|---|---|")
-    for name in FIGURES:
-        both = [shown(facts["performance"][kind][name]) for kind in ("float", "int8")]
-        yield f"| {name.replace('_', ' ')} | {' | '.join(both)} |"
-    yield from ("", "## By site (AUC, int8)", "", "| site | AUC | cases |", "|---|---|---|")
-    for site, auc in facts["sites"].items():
-        yield f"| {site} | {shown(auc)} | {auc['n']} |"
-    yield ""
+class Guidelines(Result):
+    """What the card and the report cover of the reporting guidelines, and what is left to the authors."""
+
+    covered: tuple[Covered, ...]
+    left_to_the_authors: tuple[str, ...]
 
 
-def _limits(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("## Where it is weak", "")
-    groups = facts["subgroups"]
-    if worst := groups.get("worst"):
-        yield f"- Lowest AUC: {worst['variable']} {worst['group']}, {shown(worst['auc'])}. {groups['note']}"
-    else:
-        yield f"- Subgroups: {groups.get('note', 'none are known')}."
-    if worse := facts["robustness"].get("int8"):
-        yield (
-            f"- On test images made worse in {len(worse['families'])} ways at five levels: AUC {shown(worse['mean'])}, "
-            f"{shown(worse['drop'])} lower than on the clean ones."
-        )
-    if declined := facts["declines"].get("declined", {}).get("int8"):
-        yield f"- It declines scans unlike those of its training: {shown(declined['test'])} of the test images."
-    if after := facts["calibration"].get("after"):
-        yield f"- Expected calibration error on test: {after['ece']:.3f}."
-    yield from (f"- {note}" for note in facts["known_of_the_data"])
-    yield ""
+class ModelCard(Result):
+    """`card.json`. Figures are those of the test split; `performance` is by model and figure, `sites` the int8 AUC."""
+
+    name: str
+    question: str
+    intended_use: str
+    status: str
+    created: str
+    model: CardModel
+    confidence: float
+    performance: dict[Kind, dict[str, Estimate]]
+    sites: dict[str, Estimate]
+    subgroups: SubgroupResults
+    calibration: CalibrationResult
+    robustness: RobustnessResult | None
+    declines: DomainResult | None
+    explanation: SanityCheck | None
+    known_of_the_data: tuple[str, ...]
+    provenance: CardOrigin
+    guidelines: Guidelines
 
 
-def _model(facts: Mapping[str, Any]) -> Iterator[str]:
-    model, prepare = facts["model"], facts["model"]["input"]
-    size, spacing = " x ".join(map(str, prepare["size"])), prepare["spacing_mm"]
-    yield from ("## Model and chain", "", f"- Labels: {', '.join(model['labels'])} ({model['task']}).")
-    yield (
-        f"- Input: {prepare['channels']} x {size}{f', resampled to {spacing} mm' if spacing else ''}, fitted by "
-        f"`{prepare['fit']}`, intensities by `{prepare['intensity']['method']}`."
+def card_of(info: ReleaseInfo) -> ModelCard:
+    """The card of a release."""
+    figures, int8, origin = info.figures, info.models["int8"], info.provenance
+    model = CardModel(
+        task=info.task,
+        labels=info.labels,
+        input=info.prepare,
+        chain_fingerprint=info.chain_fingerprint,
+        served="int8",
+        calibration=str(int8.calibration),
+        threshold=int8.threshold,
+        rule=int8.rule,
+        undecided_between=int8.band,
+        engines=int8.engines,
+        gate=info.gate,
+        pruning=figures.pruning or {},
+        size_bytes={kind: figures.size_bytes[kind] for kind in KINDS},
+        latency_ms=figures.latency_ms,
     )
-    yield f"- Chain fingerprint: `{model['chain_fingerprint']}`."
-    yield f"- int8: {model['calibration']}, threshold {model['threshold']} ({model['rule']}), all from validation."
-    if model["pruning"]:
-        last = list(model["pruning"].values())[-1]
-        left = 100 * last["multiply_adds"]["share"]
+    return ModelCard(
+        name=info.study,
+        question=info.question,
+        intended_use=info.intended_use or MISSING,
+        status="Research software, not a medical device.",
+        created=info.created,
+        model=model,
+        confidence=figures.confidence,
+        performance={kind: {name: figures.test[kind][name] for name in FIGURES} for kind in info.models},
+        sites={site: one.int8.auc for site, one in figures.sites.items()},
+        subgroups=figures.subgroups.int8,
+        calibration=figures.calibration.int8,
+        robustness=figures.robustness,
+        declines=figures.domain,
+        explanation=figures.explanations.sanity if figures.explanations else None,
+        known_of_the_data=origin.data_notes,
+        provenance=CardOrigin(**origin.model_dump(exclude={"data_notes"})),
+        guidelines=Guidelines(
+            covered=tuple(Covered(item=item, what=what, where=where) for item, what, where in COVERED),
+            left_to_the_authors=tuple(LEFT),
+        ),
+    )
+
+
+def render_card(card: ModelCard) -> str:
+    """The same in Markdown."""
+    return "\n".join([*_head(card), *_figures(card), *_limits(card), *_model(card.model), *_origin(card), ""])
+
+
+def _head(card: ModelCard) -> Iterator[str]:
+    yield from (f"# {card.name}", "", f"{card.question} {card.status}", "")
+    gate = card.model.gate
+    if gate.override:  # first of all: somebody released what the gate refused, and answers for it
+        override = gate.override
+        yield f"**The gate refused this int8 model** ({'; '.join(gate.reasons)})."
+        yield from (f"**Released all the same by {override.by}** on {override.at[:10]}: {override.reason}", "")
+    yield from (f"**Intended use**: {card.intended_use}.".replace("..", "."), "")
+
+
+def _figures(card: ModelCard) -> Iterator[str]:
+    yield from ("## Performance on the test split, scored once", "")
+    yield from (f"| figure ({100 * card.confidence:g} % interval) | float | int8 |", "|---|---|---|")
+    for name in FIGURES:
+        cells = [_figure(card.performance[kind][name]) for kind in KINDS]
+        yield f"| {name.replace('_', ' ')} | {' | '.join(cells)} |"
+    yield from ("", "## By site (AUC, int8)", "", "| site | AUC | cases |", "|---|---|---|")
+    for site, auc in card.sites.items():
+        yield f"| {site} | {_figure(auc)} | {auc.n} |"
+    yield ""
+
+
+def _figure(estimate: Estimate) -> str:
+    """With the reason where it is not defined."""
+    return f"{format_estimate(estimate)}{f' ({estimate.note})' if estimate.value is None else ''}"
+
+
+def _limits(card: ModelCard) -> Iterator[str]:
+    yield from ("## Where it is weak", "")
+    groups = card.subgroups
+    if groups.worst:
+        worst = groups.worst
+        yield f"- Lowest AUC: {worst.variable} {worst.group}, {format_estimate(worst.auc)}. {groups.note}"
+    else:
+        yield f"- Subgroups: {groups.note or 'none are known'}."
+    if card.robustness:
+        worse = card.robustness.int8
+        yield (
+            f"- On test images made worse in {len(worse.families)} ways at five levels: AUC "
+            f"{format_estimate(worse.mean)}, {format_estimate(worse.drop)} lower than on the clean ones."
+        )
+    if card.declines:
+        declined = format_estimate(card.declines.declined.int8.test)
+        yield f"- It declines scans unlike those of its training: {declined} of the test images."
+    if card.calibration.after:
+        yield f"- Expected calibration error on test: {card.calibration.after.ece:.3f}."
+    yield from (f"- {note}" for note in card.known_of_the_data)
+    yield ""
+
+
+def _model(model: CardModel) -> Iterator[str]:
+    prepare = model.input
+    size, spacing = " x ".join(map(str, prepare.size)), prepare.spacing_mm
+    yield from ("## Model and chain", "", f"- Labels: {', '.join(model.labels)} ({model.task}).")
+    yield (
+        f"- Input: {prepare.channels} x {size}{f', resampled to {spacing} mm' if spacing else ''}, fitted by "
+        f"`{prepare.fit}`, intensities by `{prepare.intensity.method}`."
+    )
+    yield f"- Chain fingerprint: `{model.chain_fingerprint}`."
+    yield f"- int8: {model.calibration}, threshold {model.threshold} ({model.rule}), all from validation."
+    if model.pruning:
+        left = 100 * list(model.pruning.values())[-1].multiply_adds.share
         yield f"- int8 is pruned: {left:.0f} % of the multiply-adds of the float network, trained on afterwards."
-    if model["undecided_between"]:
-        yield "- Undecided between {:.3f} and {:.3f}.".format(*model["undecided_between"])
-    yield f"- Engines that passed the gate: {', '.join(model['engines'])}."
-    gate = model["gate"]
-    if layers := gate.get("in_float"):
-        yield f"- {len(layers)} layers of the int8 model compute in float, which the gate asked for."
-    yield from (f"- Gate: {'passed' if gate['passed'] else 'REFUSED: ' + '; '.join(gate['reasons'])}.", "")
+    if model.undecided_between:
+        yield "- Undecided between {:.3f} and {:.3f}.".format(*model.undecided_between)
+    yield f"- Engines that passed the gate: {', '.join(model.engines)}."
+    gate = model.gate
+    if gate.in_float:
+        yield f"- {len(gate.in_float)} layers of the int8 model compute in float, which the gate asked for."
+    yield from (f"- Gate: {'passed' if gate.passed else 'REFUSED: ' + '; '.join(gate.reasons)}.", "")
 
 
-def _override(facts: Mapping[str, Any]) -> Iterator[str]:
-    """First of all on the card: somebody took it on himself to release what the gate refused."""
-    gate = facts["model"]["gate"]
-    if told := gate.get("override"):
-        yield f"**The gate refused this int8 model** ({'; '.join(gate['reasons'])})."
-        yield from (f"**Released all the same by {told['by']}** on {told['at'][:10]}: {told['reason']}", "")
-
-
-def _code(code: Mapping[str, Any]) -> str:
-    """As `code_version` tells it, in words."""
-    commit = f", commit `{code['commit']}`" if "commit" in code else ""
-    changed = "" if code.get("clean", True) else " with changes that are in no commit"
-    return f"medopt {code['version']}{commit}{changed}"
-
-
-def _origin(facts: Mapping[str, Any]) -> Iterator[str]:
-    told = facts["provenance"]
-    yield from ("## Where it comes from", "", f"- Built {facts['created']} by {_code(told['code'])}.")
-    yield f"- Manifest digest `{told['manifest_digest']}`, MLflow run `{told['mlflow_run_id']}`."
-    yield f"- Packages: {', '.join(f'{name} {version}' for name, version in told['packages'].items())}."
-    covered = [f"{one['item']} ({one['what']})" for one in facts["guidelines"]["covered"]]
+def _origin(card: ModelCard) -> Iterator[str]:
+    origin, guidelines = card.provenance, card.guidelines
+    yield from ("## Where it comes from", "", f"- Built {card.created} by {origin.code}.")
+    yield f"- Manifest digest `{origin.manifest_digest}`, MLflow run `{origin.mlflow_run_id}`."
+    yield f"- Packages: {', '.join(f'{name} {version}' for name, version in origin.packages.items())}."
+    covered = [f"{one.item} ({one.what})" for one in guidelines.covered]
     yield from ("", "## Reporting guidelines", "", f"Covered here and in the report: {'; '.join(covered)}.", "")
-    yield f"Left to the authors: {'; '.join(facts['guidelines']['left_to_the_authors'])}."
-
-
-def shown(estimate: Mapping[str, Any]) -> str:
-    """A figure with its interval as people write it: 0.912 (0.871-0.944)."""
-    if estimate["value"] is None:
-        return f"not defined ({estimate.get('note', '')})"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    to = "-" if estimate["low"] >= 0 else " to "
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f}{to}{estimate['high']:.3f})"
+    yield f"Left to the authors: {'; '.join(guidelines.left_to_the_authors)}."

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 
 from medopt.config import Prepare, Profile, SeriesRules
 from medopt.core.errors import ReleaseError, listed
 from medopt.core.files import file_digest, write_text
-from medopt.core.records import Task
+from medopt.core.provenance import CodeVersion, Machine
+from medopt.core.records import Kind, Task
+from medopt.core.result import Result
+from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.run_metrics import ReleaseFigures
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.transforms.prepare import PrepareChain
 
 INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"
 CARD_FACTS = "card.json"
-Kind = Literal["int8", "float"]
 MODELS: dict[Kind, str] = {"int8": "model.int8.onnx", "float": "model.float.onnx"}
 FORMAT = 2
 
@@ -38,6 +41,20 @@ class ModelInfo(BaseModel):
     def operating_point(self) -> OperatingPoint:
         """How its probabilities become decisions."""
         return OperatingPoint(self.threshold, self.rule, band=self.band)
+
+
+_COMPACT = PlainSerializer(lambda result: result.json_values())  # as in `metrics.json`
+
+
+class Provenance(Result):
+    """Where a release comes from: manifest, MLflow run, code, packages and machine; `data_notes` of the data check."""
+
+    manifest_digest: str
+    mlflow_run_id: str | None
+    code: CodeVersion
+    packages: dict[str, str]
+    machine: Machine
+    data_notes: tuple[str, ...]
 
 
 class ReleaseInfo(BaseModel):
@@ -61,9 +78,9 @@ class ReleaseInfo(BaseModel):
     """What kind of machine the int8 model was made for."""
     domain: str | None = None
     """The file of the gate that declines scans unlike those of training; None: there is no such gate."""
-    gate: dict[str, Any]
-    figures: dict[str, Any]
-    provenance: dict[str, Any]
+    gate: Annotated[GateRecord, _COMPACT]
+    figures: Annotated[ReleaseFigures, _COMPACT]
+    provenance: Annotated[Provenance, _COMPACT]
 
 
 def read_info(folder: Path) -> ReleaseInfo:
@@ -123,6 +140,6 @@ def check_chain(info: ReleaseInfo) -> PrepareChain:
         raise ReleaseError(
             f"The release's preparation chain is {info.chain_fingerprint[:16]}, and this medopt builds "
             f"{chain.fingerprint[:16]} from the same settings: its pixels would differ from those of training. "
-            f"Use medopt {info.provenance.get('packages', {}).get('medopt', 'of the release')}, or build it again."
+            f"Use medopt {info.provenance.packages.get('medopt', 'of the release')}, or build it again."
         )
     return chain

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medopt.core.errors import ReleaseError
-from medopt.core.records import FloatArray
+from medopt.core.records import FloatArray, Kind
 from medopt.imaging.acquisition import Acquisition
 
 Floats = NDArray[np.float64]
 Span = tuple[float, float]
-Kind = Literal["int8", "float"]
 DIRECTIONS = 16  # more found no more, and fewer lost what was rotated
 BANDS = 4
 TINY = 1e-8

@@ -46,7 +46,7 @@ def runtime_path(folder: Path) -> Path:
 
 def this_machine() -> dict[str, Any]:
     """What a measured time belongs to."""
-    return {"cpu": machine()["cpu"], "cores": physical_cores()}
+    return {"cpu": machine().cpu, "cores": physical_cores()}
 
 
 def engine_versions() -> dict[str, str]:

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from medopt.core.format import UNDEFINED, format_difference
+from medopt.evaluation.comparison import COMPARED, Comparison, PairedFigures
 from medopt.release.drift_reference import DRIFTED, WATCH, Shift
-from medopt.report.format import UNDEFINED, difference, plain
+from medopt.report.format import plain
 from medopt.report.html import picture, write_page
 from medopt.report.tables import ReportTable
 
 
-def write_comparison(path: Path, found: Mapping[str, Any], drawn: Path) -> None:
-    """Write the page of what `compare_runs` found; `drawn` is the picture of it.
+def write_comparison(path: Path, compared: Comparison, drawn: Path) -> None:
+    """Write the page of a comparison; `drawn` is the picture of it.
 
     Raises StorageError where it cannot be written.
     """
-    names = list(found["runs"][0]["figures"])
-    columns = ["run", *(heading for name in names for heading in (plain(name), "difference", "p"))]
-    rows = [[run["name"], *_cells(run["figures"], names)] for run in found["runs"]]
+    columns = ["run", *(heading for name in COMPARED for heading in (plain(name), "difference", "p"))]
+    rows = [[run.name, *_cells(run.figures)] for run in compared.runs]
     rows += [
-        [f"{run['name']} at {site} ({figures['cases']} images)", *_cells(figures, names)]
-        for run in found["runs"]
-        for site, figures in run["sites"].items()
+        [f"{run.name} at {site} ({figures.cases} images)", *_cells(figures)]
+        for run in compared.runs
+        for site, figures in run.sites.items()
     ]
-    table = ReportTable(f"Against {found['reference']}", columns, rows, [found["note"]])
-    write_page(path, "compare.html", found=found, table=table, source=picture(drawn))
+    table = ReportTable(f"Against {compared.reference}", columns, rows, [compared.note])
+    write_page(path, "compare.html", compared=compared, table=table, source=picture(drawn))
 
 
-def _cells(figures: Mapping[str, Any], names: list[str]) -> list[str]:
+def _cells(figures: PairedFigures) -> list[str]:
     cells: list[str] = []
-    for name in names:
-        one, p = figures[name], figures[name]["p"]
-        value = UNDEFINED if one["value"] is None else f"{one['value']:.3f}"
-        cells += [
-            value,
-            difference(one["difference"]),
-            "" if p is None else f"{p:.3f}" if p >= 0.001 else "below 0.001",
-        ]
+    for one in figures.by_name().values():
+        value = UNDEFINED if one.value is None else f"{one.value:.3f}"
+        p = "" if one.p is None else f"{one.p:.3f}" if one.p >= 0.001 else "below 0.001"
+        cells += [value, format_difference(one.difference), p]
     return cells
 
 
@@ -55,17 +51,28 @@ def write_drift(path: Path, study: str, table: str, scans: tuple[int, int], shif
         table=table,
         before=scans[0],
         now=scans[1],
-        shifts=[_shown(one) for one in shifts],
+        shifts=shifts,
+        bars={shift.name: _bars(shift) for shift in shifts},
         moved=[one.name for one in shifts if one.verdict == "drifted"],
         watch=WATCH,
         drifted=DRIFTED,
     )
 
 
-def _shown(shift: Shift) -> dict[str, Any]:
-    most = max((*shift.before, *shift.now, 0.01))
-    bars = [
-        {"name": name, "before": before, "now": now, "wide": (100 * before / most, 100 * now / most)}
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bin of a distribution: its shares before and now, and how wide (per cent) both are drawn."""
+
+    name: str
+    before: float
+    now: float
+    wide: tuple[float, float]
+
+
+def _bars(shift: Shift) -> list[Bar]:
+    """A bar for each bin, the longest over the whole width."""
+    longest = max((*shift.before, *shift.now, 0.01))
+    return [
+        Bar(name, before, now, (100 * before / longest, 100 * now / longest))
         for name, before, now in zip(shift.bins, shift.before, shift.now, strict=True)
     ]
-    return asdict(shift) | {"bars": bars}

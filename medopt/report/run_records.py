@@ -10,31 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from medopt.config import Study
+from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
+from medopt.core.records import SPLITS, Kind, Split, StageRecord
+from medopt.evaluation.compression_front import CompressionFront
+from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
 
-Facts = Mapping[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """Images and patients of a split, and its images by label and by site."""
+
+    images: int
+    patients: int
+    labels: Mapping[str, int]
+    sites: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecords:
-    """A finished run. What a stage did not write, as it was off, is empty."""
+    """A finished run. `front` is None where `medopt compress` did not choose the model of several."""
 
     folder: Path
-    study: Facts
-    metrics: Facts
+    study: Study
+    metrics: RunMetrics
     outcome: str
-    stages: Mapping[str, Facts]
-    splits: Mapping[str, Facts]
-    robustness: Facts
-    domain: Facts
-    explanations: Facts
-    front: Facts
-    pruning: Facts
+    stages: Mapping[str, StageRecord]
+    splits: Mapping[Split, SplitCounts]
+    front: CompressionFront | None
 
     @property
-    def served(self) -> str:
+    def served(self) -> Kind:
         """The model that a release would serve."""
         return "int8"
 
@@ -46,26 +53,20 @@ class RunRecords:
 
 def read_run(folder: Path) -> RunRecords:
     """Read a run folder; raises DataError where it holds no evaluated run."""
-    metrics = _json(folder / "metrics.json")
-    if not metrics or not (folder / "study.yaml").is_file():
+    if not (folder / METRICS_FILE).is_file() or not (folder / "study.yaml").is_file():
         raise DataError(
-            f"{folder} holds no evaluated run: there is no metrics.json in it. Give a run folder, as in "
+            f"{folder} holds no evaluated run: there is no {METRICS_FILE} in it. Give a run folder, as in "
             "runs/STUDY/TIME-HASH, or finish the run: the same `medopt run` goes on where it was."
         )
-    study = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-    stages = {path.stem: _json(path) for path in sorted((folder / "stages").glob("*.json"))}
+    study, front = load_study(folder / "study.yaml"), folder / "front.json"
     return RunRecords(
-        folder,
-        study,
-        metrics,
-        str(_json(folder / "run.json").get("outcome", "")),
-        stages,
-        _splits(folder / "manifest.csv", study),
-        _json(folder / "robustness.json"),
-        _json(folder / "domain.json"),
-        _json(folder / "explanations.json"),
-        _json(folder / "front.json"),
-        _json(folder / "pruning.json"),
+        folder=folder,
+        study=study,
+        metrics=RunMetrics.read(folder),
+        outcome=str(_json(folder / "run.json").get("outcome", "")),
+        stages={path.stem: StageRecord(**_json(path)) for path in sorted((folder / "stages").glob("*.json"))},
+        splits=_splits(folder / "manifest.csv", study),
+        front=CompressionFront.read(front) if front.exists() else None,
     )
 
 
@@ -85,19 +86,17 @@ def _json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read ({error}). The same `medopt run` writes it again.") from None
 
 
-def _splits(path: Path, study: Facts) -> dict[str, Facts]:
+def _splits(path: Path, study: Study) -> dict[Split, SplitCounts]:
     """Images, patients and labels of each split, from the run's own manifest."""
-    several = study["data"]["task"] == "multilabel"
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    found: dict[str, Facts] = {}
-    for split in ("train", "val", "test"):
+    counts: dict[Split, SplitCounts] = {}
+    for split in SPLITS:
         part = [row for row in rows if row["split"] == split]
-        if several:
-            labels = {name: sum(row[name] == "1" for row in part) for name in study["data"]["labels"]}
+        if study.data.task == "multilabel":
+            labels = {name: sum(row[name] == "1" for row in part) for name in study.data.labels}
         else:
             labels = dict(Counter(row["label"] for row in part))
         sites = dict(sorted(Counter(row["site"] for row in part).items()))
-        patients = len({row["patient_id"] for row in part})
-        found[split] = {"images": len(part), "patients": patients, "labels": labels, "sites": sites}
-    return found
+        counts[split] = SplitCounts(len(part), len({row["patient_id"] for row in part}), labels, sites)
+    return counts

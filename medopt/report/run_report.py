@@ -8,7 +8,7 @@ from pathlib import Path
 from medopt.release.reporting_guidelines import COVERED, LEFT
 from medopt.report import tables
 from medopt.report.html import picture, write_page
-from medopt.report.key_questions import answers
+from medopt.report.key_questions import key_answers
 from medopt.report.run_records import RunRecords, read_run
 from medopt.report.tables import ReportTable
 
@@ -64,7 +64,7 @@ def write_report(folder: Path) -> Path:
         target,
         "run.html",
         run=run,
-        answers=answers(run),
+        answers=key_answers(run),
         front=_pictures(run, "roc", "subgroups"),
         sections=_sections(run),
         settings=tables.settings(run.study),
@@ -91,9 +91,9 @@ def _tables(*tables: ReportTable | None) -> tuple[ReportTable, ...]:
 
 
 def _sections(run: RunRecords) -> list[ReportSection]:
-    chosen = run.metrics["operating_point"][run.served]
-    decided = f"Operating point: {chosen['rule']}, chosen on validation. {chosen.get('note', '')}"
-    sanity = run.explanations.get("sanity", {}).get("said", "")
+    point, explanations = run.metrics.operating_point[run.served], run.metrics.explanations
+    decided = f"Operating point: {point.rule}, chosen on validation. {point.note}"
+    sanity = explanations.sanity.said if explanations else ""
     found = [
         ReportSection(
             "Performance",
@@ -116,7 +116,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
         ),
         ReportSection(
             "Compression",
-            f"Chosen of these options: {run.front.get('rule', '')}.",
+            f"Chosen of these options: {run.front.rule if run.front else ''}.",
             _tables(tables.front(run)),
             _wide(run, "front"),
         ),

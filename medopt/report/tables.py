@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
-from medopt.report.format import UNDEFINED, difference, figure, note, plain, share
+from medopt.config import Study
+from medopt.core.format import UNDEFINED, format_difference, format_estimate, format_share
+from medopt.core.records import KINDS
+from medopt.evaluation.subgroup_results import SubgroupFigures
+from medopt.metrics.figures import METRICS
+from medopt.report.format import plain
 from medopt.report.run_records import RunRecords
 
-KINDS = ("float", "int8")
-FIGURES = (
-    *("auc", "average_precision", "accuracy", "sensitivity", "specificity"),
-    *("ppv", "npv", "f1", "brier", "ece", "ace"),
-)
+FIGURES = tuple(name for name in METRICS if name != "auc_bootstrap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +29,17 @@ class ReportTable:
 
 def performance(run: RunRecords) -> ReportTable:
     """Every figure of both models on test, with that of validation beside it."""
-    test, validation = run.metrics["test"], run.metrics["validation"]
-    names = [name for name in FIGURES if name in test["float"]]
+    test, validation = run.metrics.test, run.metrics.validation
     rows = [
-        [_called(name), *(figure(test[kind][name]) for kind in KINDS), figure(validation["int8"].get(name))]
-        for name in names
+        [_called(name), *(format_estimate(test[kind][name]) for kind in KINDS), format_estimate(validation.int8[name])]
+        for name in FIGURES
     ]
-    # A note of many figures is told once, with the names of those it is of.
-    said: dict[str, list[str]] = {}
-    for name in names:
-        if text := note(test["int8"][name]):
-            said.setdefault(text, []).append(_called(name))
-    notes = [f"{', '.join(of)}: {text}." for text, of in said.items()]
+    # A note of many figures is given once, with the names of those figures.
+    named: dict[str, list[str]] = {}
+    for name in FIGURES:
+        if note := test.int8[name].note:
+            named.setdefault(note, []).append(_called(name))
+    notes = [f"{', '.join(names)}: {note}." for note, names in named.items()]
     columns = ["figure", "float, test", "int8, test", "int8, validation"]
     return ReportTable("Performance", columns, rows, notes)
 
@@ -52,130 +51,129 @@ def _called(name: str) -> str:
 
 def patients(run: RunRecords) -> ReportTable | None:
     """The figures of patients instead of images, where a patient has several."""
-    told = run.metrics.get("patients", {})
-    if any("test" not in told.get(kind, {}) for kind in KINDS):
+    results = [run.metrics.patients[kind].test for kind in KINDS]
+    figures = [result for result in results if result is not None]
+    if len(figures) < len(KINDS):
         return None
-    names = [name for name in FIGURES if name in told["float"]["test"]]
-    rows = [[_called(name), *(figure(told[kind]["test"][name]) for kind in KINDS)] for name in names]
-    by = f"A patient's answer is the {told['int8']['aggregate']}; decided anew on validation's patients."
-    return ReportTable("By patient", ["figure", "float, test", "int8, test"], rows, [by])
+    rows = [[_called(name), *(format_estimate(one[name]) for one in figures)] for name in FIGURES]
+    aggregate = run.metrics.patients.int8.aggregate
+    note = f"A patient's answer is the {aggregate}; decided anew on validation's patients."
+    return ReportTable("By patient", ["figure", "float, test", "int8, test"], rows, [note])
 
 
 def subgroups(run: RunRecords) -> ReportTable | None:
     """Sites and subgroups of the served model."""
-    told = run.metrics.get("subgroups", {}).get(run.served)
-    if not told or not told["variables"]:
+    results = run.metrics.subgroups[run.served]
+    rows = [_group_row(f"{variable}: {name}", group) for variable, name, group in results.groups()]
+    if not rows:
         return None
-    rows, notes = [], []
-    for variable, groups in told["variables"].items():
-        for name, one in groups.items():
-            counts = f"{one['patients']} / {one['cases']}"
-            if not one.get("auc"):
-                rows.append([f"{variable}: {name}", counts, one["note"], "", "", ""])
-                continue
-            apart = one.get("difference") or {}
-            rows.append(
-                [
-                    *(f"{variable}: {name}", counts, figure(one["auc"]), difference(apart.get("auc"))),
-                    *(figure(one["sensitivity"], 2), figure(one["specificity"], 2)),
-                ]
-            )
-    if told.get("note"):
-        notes.append(told["note"])
     columns = ["group", "patients / images", "AUC", "AUC less that of all others", "sensitivity", "specificity"]
+    notes = [results.note] if results.note else []
     return ReportTable(f"Sites and subgroups, {run.served}, test", columns, rows, notes)
+
+
+def _group_row(name: str, group: SubgroupFigures) -> list[str]:
+    counts = f"{group.patients} / {group.cases}"
+    if group.auc is None:
+        return [name, counts, group.note, "", "", ""]
+    apart = format_difference(group.difference.auc if group.difference else None)
+    rates = [format_estimate(rate, 2) for rate in (group.sensitivity, group.specificity)]
+    return [name, counts, format_estimate(group.auc), apart, *rates]
 
 
 def robustness(run: RunRecords) -> ReportTable | None:
     """AUC by family and level, both models."""
-    if not run.robustness:
+    results = run.metrics.robustness
+    if results is None:
         return None
     rows = []
     for kind in KINDS:
-        for family, one in run.robustness[kind]["families"].items():
-            levels = [f"{level['value']:.3f}" if level["value"] is not None else UNDEFINED for level in one["auc"]]
-            rows.append([f"{plain(family)}, {kind}", *levels, figure(one["drop"])])
+        for family, one in results[kind].families.items():
+            levels = [UNDEFINED if level.value is None else f"{level.value:.3f}" for level in one.auc]
+            rows.append([f"{plain(family)}, {kind}", *levels, format_estimate(one.drop)])
     notes = [
-        f"{kind}: clean {figure(run.robustness[kind]['clean'])}, mean over all families and levels "
-        f"{figure(run.robustness[kind]['mean'])}, {figure(run.robustness[kind]['drop'])} lower."
+        f"{kind}: clean {format_estimate(results[kind].clean)}, mean over all families and levels "
+        f"{format_estimate(results[kind].mean)}, {format_estimate(results[kind].drop)} lower."
         for kind in KINDS
     ]
     columns = ["made worse by", *(f"level {level}" for level in range(1, 6)), "mean lower by"]
-    return ReportTable(f"AUC of {run.robustness['cases']} test images made worse", columns, rows, notes)
+    return ReportTable(f"AUC of {results.cases} test images made worse", columns, rows, notes)
 
 
 def front(run: RunRecords) -> ReportTable | None:
     """What `medopt compress` tried, on validation."""
-    if not run.front:
+    if run.front is None:
         return None
     rows = [
         [
-            f"{one['name']}{' (chosen)' if one['name'] == run.front['chosen'] else ''}",
-            figure(one["auc"]),
-            difference(one["auc_difference"]),
-            share(one["decision_flips"]),
-            f"{one['latency_ms']:.2f}",
-            f"{one['size_bytes'] / 1e6:.2f}",
-            f"{one['multiply_adds'] / 1e6:.1f}",
-            "; ".join(one["faults"]),
+            f"{option.name}{' (chosen)' if option.name == run.front.chosen else ''}",
+            format_estimate(option.auc),
+            format_difference(option.auc_difference),
+            format_share(option.decision_flips),
+            f"{option.latency_ms:.2f}",
+            f"{option.size_bytes / 1e6:.2f}",
+            f"{option.multiply_adds / 1e6:.1f}",
+            "; ".join(option.faults),
         ]
-        for one in run.front["options"]
+        for option in run.front.options
     ]
     heads = ("option", "AUC", "less float", "decisions that flip", "ms", "MB", "million multiply-adds", "refused, as")
-    title = f"Options on {run.front['validation_cases']} validation images"
+    title = f"Options on {run.front.validation_cases} validation images"
     return ReportTable(title, heads, rows, ["Times are medians of interleaved runs at batch 1, in the faster engine."])
 
 
 def domain(run: RunRecords) -> ReportTable | None:
-    """What the gate before the answer declines."""
-    if not run.domain:
+    """Which scans the out-of-domain check declines."""
+    results = run.metrics.domain
+    if results is None:
         return None
-    told = run.domain["declined"][run.served]
-    rows = [["validation, as it is", share(told["validation"])], ["test, as it is", share(told["test"])]]
-    rows += [[f"test, {site}", share(one)] for site, one in told["sites"].items()]
-    rows += [[f"test, {plain(name)}", share(one)] for name, one in run.domain["altered"].items()]
-    notes = [f"Set to decline {100 * run.domain['false_alarm']:g} % of good scans; limits from validation."]
+    declined = results.declined[run.served]
+    shares = {"validation, as it is": declined.validation, "test, as it is": declined.test}
+    shares |= {f"test, {site}": one for site, one in declined.sites.items()}
+    shares |= {f"test, {plain(name)}": one for name, one in results.altered.items()}
+    notes = [f"Set to decline {100 * results.false_alarm:g} % of good scans; limits from validation."]
+    rows = [[name, format_share(one)] for name, one in shares.items()]
     return ReportTable("Scans that are declined", ["images", "declined"], rows, notes)
 
 
 def data(run: RunRecords) -> ReportTable:
     """Who is in which split."""
-    labels = list(dict.fromkeys(name for split in run.splits.values() for name in split["labels"]))
+    labels = list(dict.fromkeys(name for counts in run.splits.values() for name in counts.labels))
     rows = []
-    for split, told in run.splits.items():
-        sites = ", ".join(f"{site} {count}" for site, count in told["sites"].items())
-        counts = [str(told["labels"].get(name, 0)) for name in labels]
-        rows.append([split, str(told["patients"]), str(told["images"]), *counts, sites])
+    for split, counts in run.splits.items():
+        sites = ", ".join(f"{site} {count}" for site, count in counts.sites.items())
+        by_label = [str(counts.labels.get(name, 0)) for name in labels]
+        rows.append([split, str(counts.patients), str(counts.images), *by_label, sites])
     return ReportTable("Data", ["split", "patients", "images", *map(plain, labels), "sites"], rows)
 
 
 def speed(run: RunRecords) -> ReportTable:
     """Time of an image in each engine, and how long the run took."""
-    rows = [[plain(name), f"{value:.3g} ms"] for name, value in run.metrics["latency_ms"].items()]
-    rows += [[f"stage {name}", f"{one.get('seconds', 0):.1f} s"] for name, one in run.stages.items()]
-    machine = run.metrics["machine"]
-    where = ", ".join(f"{key} {value}" for key, value in machine.items())
+    rows = [[plain(name), f"{value:.3g} ms"] for name, value in run.metrics.latency_ms.items()]
+    rows += [[f"stage {name}", f"{record.seconds:.1f} s"] for name, record in run.stages.items()]
+    where = ", ".join(f"{key} {value}" for key, value in asdict(run.metrics.machine).items())
     return ReportTable("Times", ["what", "time"], rows, [f"Median of one image at a time, on: {where}."])
 
 
 def provenance(run: RunRecords) -> ReportTable:
     """What was run, with what."""
     rows = [
-        ["study", str(run.study["name"])],
-        ["seed", str(run.metrics["seed"])],
+        ["study", run.study.name],
+        ["seed", str(run.metrics.seed)],
         ["run", run.folder.name],
-        ["MLflow run", str(run.metrics["mlflow_run_id"])],
-        *([name, str(version)] for name, version in run.metrics["packages"].items()),
+        ["MLflow run", str(run.metrics.mlflow_run_id)],
+        *([name, version] for name, version in run.metrics.packages.items()),
     ]
     return ReportTable("Where it comes from", ["what", "value"], rows)
 
 
-def settings(study: Mapping[str, Any]) -> ReportTable:
+def settings(study: Study) -> ReportTable:
     """The study file, resolved, one row a setting."""
-    return ReportTable("Every setting", ["setting", "value"], [[key, str(value)] for key, value in _leaves(study, "")])
+    rows = [[key, str(value)] for key, value in _leaves(study.model_dump(mode="json"), "")]
+    return ReportTable("Every setting", ["setting", "value"], rows)
 
 
-def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, object], path: str) -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         place = f"{path}.{key}" if path else key
         if isinstance(value, Mapping) and value:

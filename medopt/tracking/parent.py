@@ -47,7 +47,7 @@ class ParentRun:
         """Where the run's page is, below the address that `medopt ui` prints."""
         return page_of(self.uri, self.experiment_id, self.run_id)
 
-    def log_figures(self, figures: Mapping[str, Any]) -> None:
+    def log_figures(self, figures: Mapping[str, object]) -> None:
         """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
         metrics = metrics_of(figures)
         with answering(self.uri):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
@@ -97,13 +94,13 @@ class Registry:
                 (folder / Path(name).name).write_bytes(Path(got).read_bytes())
         return folder
 
-    def promote(self, name: str, version: str, reason: str, compared: Mapping[str, Any] | str) -> str | None:
+    def promote(self, name: str, version: str, reason: str, compared: str) -> str | None:
         """Make a version the champion; the one until now is `previous`. Returns that one.
 
-        Who, when, why and the comparison are written before an alias moves.
+        `compared` is the comparison with that one, in words or as JSON. Who, when, why and the comparison are written
+        before an alias moves.
         """
-        told = compared if isinstance(compared, str) else json.dumps(compared, sort_keys=True)
-        values = (who(), datetime.now(UTC).isoformat(timespec="seconds"), reason, told[:5000])
+        values = (who(), datetime.now(UTC).isoformat(timespec="seconds"), reason, compared[:5000])
         with answering(self.uri):
             earlier = self._client.get_model_version(name, version).tags.get(_HISTORY, "")
             history = f"{earlier}\n{values[1]} {values[0]}: {reason}".strip()[-5000:]

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.data.meta_dataset import MetaDataset
@@ -110,7 +109,7 @@ class Tracker:
         self._history = tuple(history)
         return self._written()
 
-    def log_early(self, figures: Mapping[str, Any]) -> str | None:
+    def log_early(self, figures: Mapping[str, object]) -> str | None:
         """Figures from between two trainings, as `log_figures` but waited for as `sync_history` does."""
         metrics = metrics_of(figures)
         self._early += [metrics[part] for part in batches(len(metrics), MOST)]
@@ -138,7 +137,7 @@ class Tracker:
             self._logged = None
             raise
 
-    def log_figures(self, figures: Mapping[str, Any]) -> None:
+    def log_figures(self, figures: Mapping[str, object]) -> None:
         """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
         metrics = metrics_of(figures)
         self._writer.finish()
@@ -196,16 +195,16 @@ class Tracker:
                 raise
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+def flatten(value: Mapping[str, object], prefix: str = "", separator: str = ".") -> dict[str, object]:
     """Nested mappings as one with joined keys."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, item in value.items():
         name = f"{prefix}{separator}{key}" if prefix else str(key)
         flat |= flatten(item, name, separator) if isinstance(item, Mapping) else {name: item}
     return flat
 
 
-def metrics_of(figures: Mapping[str, Any]) -> list[Metric]:
+def metrics_of(figures: Mapping[str, object]) -> list[Metric]:
     """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
     now = int(time.time() * 1000)
     return [

@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from results import both, figures, gate, run_metrics
 from rich.console import Console
 
 from medopt.cli.console import ConsoleReporter, print_predictions, print_rows, print_summary
+from medopt.core.records import Estimate, Override
+from medopt.pipeline.finished_run import FinishedRun
 from medopt.release.predictor import Answer, Predictor
 from medopt.serving.prediction_table import Row
 
-METRICS = ("auc", "average_precision", "accuracy", "sensitivity", "specificity")
+FOLDER = "runs/clinic/20260101-000000-abcdef01"
 
 
-def figures(value: float) -> dict[str, Any]:
-    return {name: {"value": value, "low": value - 0.1, "high": value + 0.05, "n": 18} for name in METRICS}
-
-
-def summary(passed: bool, override: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    undefined = {"auc": {"value": None, "low": None, "high": None, "n": 4, "note": "one class only"}}
-    return {
-        "study": "clinic",
-        "seed": 3,
-        "confidence": 0.95,
-        "test": {"float": figures(0.9), "int8": figures(0.875)},
-        "sites": {"hill": {"float": figures(0.8), "int8": figures(0.7)}}
-        | {"[bold]": {"float": undefined, "int8": undefined}},
-        "engine": {"float": "onnxruntime", "int8": "openvino"},
-        "latency_ms": {"onnxruntime_float": 9.0, "openvino_int8": 3.0, "torch_float": 20.0},
-        "size_bytes": {"float": 4_000_000, "int8": 1_100_000},
-        "int8_on_test": {"auc_difference": {"value": -0.025, "low": -0.05, "high": 0.01, "n": 18, "note": ""}},
-        "gate": {
-            "passed": passed,
-            "reasons": [] if passed else ["the decision flips"],
-            "figures": {
-                "engine": "openvino",
-                "engines": {"openvino": {"decision_flips": {"value": 0.0556, "low": 0.01, "high": 0.12}}},
-            },
-            "override": override,
-        },
-        "folder": "runs/clinic/20260101-000000-abcdef01",
-        "stages": {"train": 12.4, "compress": 3.0},
-        "mlflow_link": "http://127.0.0.1:5000/#/experiments/1/runs/" + "f" * 32,
-    } | more
+def finished(passed: bool = True, override: Override | None = None, **changed: Any) -> FinishedRun:
+    undefined = figures(0.9, auc=Estimate(None, None, None, 4, "one class only"))
+    sites = {"hill": both(figures(0.8), figures(0.7)), "[bold]": both(undefined)}
+    metrics = run_metrics(**({"sites": sites, "gate": gate(passed, override)} | changed))
+    link = "http://127.0.0.1:5000/#/experiments/1/runs/" + "f" * 32
+    return FinishedRun(metrics, Path(FOLDER), link, {"train": 12.4, "compress": 3.0})
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +40,15 @@ def cells(text: str, first: str) -> list[str]:
 
 
 def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(summary(passed=True))
+    print_summary(finished())
     text = capsys.readouterr().out
     assert "clinic, seed 3: 18 cases of the test split (95 % interval)" in text
     assert "float (onnxruntime)" in text
     assert "int8 (openvino)" in text
-    assert cells(text, "auc") == ["0.900 (0.800-0.950)", "0.875 (0.775-0.925)"]
+    assert cells(text, "auc") == ["0.900 (0.800 to 0.950)", "0.875 (0.775 to 0.925)"]
     assert cells(text, "average precision") == cells(text, "auc")
-    assert cells(text, "auc at hill") == ["0.800 (0.700-0.850)", "0.700 (0.600-0.750)"]
-    assert cells(text, "auc at [bold]") == ["not defined (one class only)"] * 2
+    assert cells(text, "auc at hill") == ["0.800 (0.700 to 0.850)", "0.700 (0.600 to 0.750)"]
+    assert cells(text, "auc at [bold]") == ["not defined"] * 2
     assert cells(text, "time for an image") == ["9.00 ms", "3.00 ms"]
     assert cells(text, "speed over float") == ["", "3.0x"]
     assert cells(text, "size") == ["4.00 MB", "1.10 MB"]
@@ -79,7 +59,7 @@ def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.Captur
 
 
 def test_refused_run_names_no_release(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(summary(passed=False))
+    print_summary(finished(passed=False))
     text = capsys.readouterr().out
     assert "gate refused: 5.6 %" in text
     assert "gate passed" not in text
@@ -89,15 +69,15 @@ def test_refused_run_names_no_release(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_release_against_the_gate_says_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    told = {"by": "Dr. Winter", "reason": "only the latency was missed", "at": "2026-11-23T12:00:00+00:00"}
-    print_summary(summary(passed=False, override=told))
+    override = Override("Dr. Winter", "only the latency was missed", "2026-11-23T12:00:00+00:00")
+    print_summary(finished(passed=False, override=override))
     text = capsys.readouterr().out
     assert "released against the gate by Dr. Winter: only the latency was missed" in text
     assert "medopt verify" in text
 
 
 def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(summary(passed=True, sites={"unknown": {"float": figures(0.9), "int8": figures(0.9)}}))
+    print_summary(finished(sites={"unknown": both(figures(0.9))}))
     assert "auc at" not in capsys.readouterr().out
 
 
@@ -210,7 +190,7 @@ def test_what_the_study_accepted_stands_beneath_the_scores(capsys: pytest.Captur
         "near_duplicates, accepted by the study: 42 of 156 test images leak: a.png and b.png",
         "From two scanners.",
     ]
-    print_summary(summary(passed=True, data_notes=notes))
+    print_summary(finished(data_notes=tuple(notes)))
     text = capsys.readouterr().out
     assert "near_duplicates, accepted by the study: 42 of 156 test images leak" in text
     assert "a.png" not in text

@@ -15,10 +15,11 @@ from clinic_fixtures import call
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.records import Predictions
-from medopt.evaluation.estimates import evaluate
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibration import Calibration
+from medopt.metrics.estimates import evaluate
+from medopt.pipeline.reevaluate import EvaluatedTable
 
 
 def drawn(model: str, task: str = "binary", cases: int = 160, seed: int = 0, noise: float = 1.0) -> Predictions:
@@ -67,8 +68,8 @@ def test_figures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
     table = drawn("int8")
     fitted = replace(fit_on(table.of_split("val"), study.evaluation, "binary"), predictions=table.of_split("test"))
     expected = evaluate(fitted, bootstrap=200, confidence=0.95, seed=0)
-    assert told["models"]["int8"]["figures"] == {name: one.as_dict() for name, one in expected.items()}
-    assert told["models"]["int8"]["operating_point"] == fitted.operating_point.as_dict()
+    written = EvaluatedTable.model_validate(told).models["int8"]
+    assert written.figures == expected and written.operating_point == fitted.operating_point
     assert "80 images of the test split" in done.stdout and "sex: F" in done.stdout
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
         *("roc", "reliability", "confusion", "precision_recall"),

@@ -17,6 +17,7 @@ from medopt.compression.quantize import quantize_int8
 from medopt.config import Gate
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Predictions
+from medopt.evaluation.gate_verdict import GateVerdict
 from medopt.evaluation.validation_fit import CrossFittedDecisions, parts_of, read_crossed
 from medopt.inference.engines import open_engine, run_files
 from medopt.metrics.bootstrap import paired_difference
@@ -47,11 +48,12 @@ def predictions(logits: Any, labels: Any = None, model: str = "float") -> Predic
 def test_a_good_model_passes_with_its_figures() -> None:
     verdict = judge([candidate()], Gate(), (0.91, 0.908))
     assert verdict.passed and verdict.reasons == ()
-    assert verdict.figures["engine"] == "openvino" and verdict.figures["engines_passed"] == ["openvino"]
-    found = verdict.figures["engines"]["openvino"]
-    assert found["speedup"] == 2.5 and found["auc_difference"]["low"] == -0.008
-    assert (verdict.figures["auc_float"], verdict.figures["auc_int8"]) == (0.91, 0.908)
-    json.dumps(verdict.figures, allow_nan=False)
+    figures = verdict.figures
+    assert figures.engine == "openvino" and figures.engines_passed == ("openvino",)
+    assert figures.chosen.speedup == 2.5 and figures.chosen.auc_difference.low == -0.008
+    assert (figures.auc_float, figures.auc_int8) == (0.91, 0.908)
+    text = json.dumps(verdict.json_values(), allow_nan=False)
+    assert GateVerdict.model_validate_json(text) == verdict
 
 
 def estimate(value: float | None, low: float | None = None) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def test_each_fault_alone_is_refused_for_its_own_reason(
     verdict = judge([candidate(**changes)], Gate.model_validate(limits), (0.9, 0.9))
     assert not verdict.passed and len(verdict.reasons) == 1
     assert verdict.reasons[0].startswith("openvino: ") and reason in verdict.reasons[0]
-    assert verdict.figures["engines_passed"] == []
+    assert verdict.figures.engines_passed == ()
 
 
 @pytest.mark.parametrize(
@@ -105,9 +107,9 @@ def test_the_fastest_engine_that_passes_is_chosen() -> None:
     slow, fast = candidate(engine="onnxruntime", latency_ms=3.0), candidate(latency_ms=1.5)
     wrong = candidate(engine="third", latency_ms=0.5, decision_flips=0.4)
     verdict = judge([slow, wrong, fast], Gate(), (0.9, 0.9))
-    assert verdict.passed and verdict.figures["engine"] == "openvino"
-    assert verdict.figures["engines_passed"] == ["openvino", "onnxruntime"]
-    assert any("third: 40.0% of the decisions flip" in fault for fault in verdict.figures["engines_refused"])
+    assert verdict.passed and verdict.figures.engine == "openvino"
+    assert verdict.figures.engines_passed == ("openvino", "onnxruntime")
+    assert any("third: 40.0% of the decisions flip" in fault for fault in verdict.figures.engines_refused)
 
 
 def test_where_none_passes_every_engine_says_why() -> None:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medopt.compression.gate import Disagreement, GateMeasurement
-from medopt.compression.pareto import Candidate, Precision, Rule, on_front, pick, reasons_against
+from medopt.compression.pareto import Candidate, Rule, on_front, pick, reasons_against
 from medopt.core.records import Estimate
+from medopt.evaluation.compression_front import CompressionFront, Precision
 from medopt.figures.pareto import front_figure
 
 
@@ -66,9 +67,21 @@ def test_an_auc_that_is_not_defined_is_not_allowed() -> None:
 
 
 def test_the_picture_is_drawn_with_and_without_intervals(tmp_path: Path) -> None:
-    rows = [option("whole, float32", 0.95, 9, precision="float32").as_dict(), option("whole, int8", 0.94, 3).as_dict()]
-    rows[0]["auc"] = {"value": 0.95, "low": 0.9, "high": 0.98}
-    front_figure(rows, ["whole, int8"], "whole, int8", tmp_path / "a.png", title="t", caption="c")
-    rows[1]["auc"]["value"] = None
-    front_figure(rows, [], None, tmp_path / "b.png", title="t", caption="c")
+    whole, int8 = option("whole, float32", 0.95, 9, precision="float32").record, option("whole, int8", 0.94, 3).record
+    options = (whole.model_copy(update={"auc": Estimate(0.95, 0.9, 0.98, 80)}), int8)
+    front = CompressionFront(
+        rule="the fastest",
+        confidence=0.95,
+        validation_cases=80,
+        options=options,
+        front=("whole, int8",),
+        chosen="whole, int8",
+        against={},
+        torch_ms=40.0,
+    )
+    assert CompressionFront.model_validate(front.json_values()) == front and front.choice == int8
+    front_figure(front, tmp_path / "a.png", title="t", caption="c")
+    blind = int8.model_copy(update={"auc": Estimate(None, None, None, 80, "one class only")})
+    front = front.model_copy(update={"options": (options[0], blind), "front": (), "chosen": None})
+    front_figure(front, tmp_path / "b.png", title="t", caption="c")
     assert (tmp_path / "a.png").stat().st_size > 10_000 and (tmp_path / "b.png").stat().st_size > 10_000

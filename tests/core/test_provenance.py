@@ -16,7 +16,7 @@ from medopt.core import provenance
 from medopt.core.errors import StorageError
 from medopt.core.files import atomic, file_digest, storage, write_json, write_text
 from medopt.core.privacy import pseudonym
-from medopt.core.provenance import code_version, digest, machine, package_versions
+from medopt.core.provenance import CodeVersion, code_version, digest, machine, package_versions
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:
@@ -51,16 +51,16 @@ def test_package_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_code_version_outside_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "medopt" / "core" / "provenance.py"))
-    assert code_version() == {"version": __version__}
+    assert code_version() == CodeVersion(__version__)
     (tmp_path / ".git").mkdir()  # a checkout that git refuses
-    assert code_version() == {"version": __version__}
+    assert code_version() == CodeVersion(__version__)
 
 
 def test_machine_names_processor_and_cores() -> None:
     found = machine()
-    assert found["cpu"]
-    assert found["cores"] >= 1
-    assert found["python"].count(".") == 2
+    assert found.cpu
+    assert found.cores is not None and found.cores >= 1
+    assert found.python.count(".") == 2
 
 
 def test_text_and_json_are_written_with_their_folders(tmp_path: Path) -> None:

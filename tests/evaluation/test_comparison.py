@@ -8,12 +8,13 @@ import pytest
 from scipy.stats import norm
 
 from medopt.core.errors import DataError
-from medopt.evaluation.comparison import FIGURES, Resampling, area_difference, compare_models, on_shared_cases
-from medopt.evaluation.estimates import evaluate
+from medopt.evaluation.comparison import COMPARED, area_difference, compare_models, on_shared_cases
+from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.estimates import evaluate
 from medopt.metrics.thresholds import OperatingPoint
 
-HOW = Resampling(300, 0.95, 4)
+HOW = Resampling(bootstrap=300, confidence=0.95, seed=4)
 HALF = OperatingPoint(0.5, "fixed")
 
 
@@ -62,26 +63,26 @@ def test_a_comparison_is_the_difference_of_what_each_reaches(drawn):
     first, second = pair(drawn, patients=120)
     found = compare_models({"old": first, "new": second}, HOW)
     alone = [evaluate(one, bootstrap=100, confidence=0.95, seed=0) for one in (first, second)]
-    assert (found["reference"], found["cases"], found["runs"][0]["name"]) == ("old", 200, "new")
-    for name in FIGURES:
-        told = found["runs"][0]["figures"][name]
-        assert (told["reference"], told["value"]) == pytest.approx([one[name].value for one in alone])
-        assert told["difference"]["value"] == pytest.approx(told["value"] - told["reference"])
-        assert told["difference"]["low"] < told["difference"]["value"] < told["difference"]["high"]
-        assert 0 < told["p"] <= 1
-        apart = told["difference"]["low"] > 0 or told["difference"]["high"] < 0
-        assert apart == (told["p"] < 0.05) or abs(told["p"] - 0.05) < 0.02
-    assert list(found["runs"][0]["sites"]) == ["north", "south"]
-    assert sum(site["cases"] for site in found["runs"][0]["sites"].values()) == 200
-    json.dumps(found, allow_nan=False)
+    assert (found.reference, found.cases, found.runs[0].name) == ("old", 200, "new")
+    for name in COMPARED:
+        told = found.runs[0].figures.by_name()[name]
+        assert (told.reference, told.value) == pytest.approx([one[name].value for one in alone])
+        assert told.difference.value == pytest.approx(told.value - told.reference)
+        assert told.difference.low < told.difference.value < told.difference.high
+        assert 0 < told.p <= 1
+        apart = told.difference.low > 0 or told.difference.high < 0
+        assert apart == (told.p < 0.05) or abs(told.p - 0.05) < 0.02
+    assert list(found.runs[0].sites) == ["north", "south"]
+    assert sum(site.cases for site in found.runs[0].sites.values()) == 200
+    json.dumps(found.json_values(), allow_nan=False)
 
 
 def test_a_model_against_itself_differs_by_nothing(drawn):
     first, _ = pair(drawn)
-    told = compare_models({"a": first, "b": first}, HOW)["runs"][0]["figures"]
-    assert told["auc"]["difference"]["value"] == 0 and told["auc"]["p"] is None
-    assert "no patient is ranked otherwise" in told["auc"]["difference"]["note"]
-    assert told["brier"]["difference"]["value"] == 0 and told["brier"]["p"] is None
+    told = compare_models({"a": first, "b": first}, HOW).runs[0].figures
+    assert told.auc.difference.value == 0 and told.auc.p is None
+    assert "no patient is ranked otherwise" in told.auc.difference.note
+    assert told.brier.difference.value == 0 and told.brier.p is None
 
 
 def test_unshared_cases_are_refused_or_left_out(drawn):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from medopt.config import Evaluation
-from medopt.evaluation.evaluate import beyond_figures, calibration_told, figures_of, patients_told
+from medopt.evaluation.evaluate import calibration_result, evaluate_model, patient_result
+from medopt.evaluation.run_metrics import ModelResult, PatientResult
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
+from medopt.metrics.net_benefit import DecisionCurve
 from medopt.metrics.thresholds import OperatingPoint
 
 WANTED = Evaluation(bootstrap=100, prevalence=0.1)
@@ -30,17 +32,17 @@ def degenerate(drawn):
 def test_no_set_of_cases_gives_nan(drawn):
     for number, table in enumerate(degenerate(drawn)):
         one = CalibratedPredictions(table, "binary", operating_point=OperatingPoint(0.5, "fixed", band=(0.4, 0.6)))
-        told = [figures_of(one, WANTED, 0), calibration_told(one), beyond_figures(one, ["no", "yes"], WANTED, 0)]
-        assert json.dumps(told, allow_nan=False), number
+        result = evaluate_model(one, ["no", "yes"], WANTED, 0)
+        text = json.dumps(result.json_values(), allow_nan=False)
+        assert ModelResult.model_validate_json(text) == result, number
 
 
 def test_calibration_is_told_with_its_errors_before_and_after(drawn):
     table = drawn(200)
-    told = calibration_told(CalibratedPredictions(table, "binary", Calibration("temperature", 3.0)))
-    plain = calibration_told(CalibratedPredictions(table, "binary"))
-    assert told["temperature"] == 3.0 and told["before"] == plain["after"] != told["after"]
-    assert set(told["after"]) == {"ece", "ace"}
-    assert Calibration.from_dict(told) == Calibration("temperature", 3.0)
+    warm = calibration_result(CalibratedPredictions(table, "binary", Calibration("temperature", 3.0)))
+    plain = calibration_result(CalibratedPredictions(table, "binary"))
+    assert warm.before == plain.after != warm.after
+    assert warm.calibration == Calibration("temperature", 3.0)
 
 
 def test_patients_are_fitted_and_scored_as_patients(drawn):
@@ -50,22 +52,24 @@ def test_patients_are_fitted_and_scored_as_patients(drawn):
         patient_id=np.array([f"p{row // 2:03d}" for row in range(200)]),
         split=np.where(np.arange(200) < 100, "val", "test"),
     )
-    told = patients_told(images, WANTED, "binary", 0)
-    assert told["aggregate"] == "mean of the logits of a patient's images" and told["test"]["auc"]["n"] == 50
+    result = patient_result(images, WANTED, "binary", 0)
+    assert result.aggregate == "mean of the logits of a patient's images"
+    assert result.test is not None and result.test.auc.n == 50
     alone = replace(images, patient_id=images.case_id)
-    assert patients_told(alone, WANTED, "binary", 0) == {"note": "every patient has one image"}
+    assert patient_result(alone, WANTED, "binary", 0) == PatientResult(note="every patient has one image")
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("multilabel", 2)])
 def test_every_output_has_a_net_benefit(drawn, task, outputs):
     point = OperatingPoint(None, "argmax") if task == "multiclass" else OperatingPoint((0.5, 0.4), "fixed")
     names = ["a", "b", "c"][:outputs]
-    told = beyond_figures(
+    result = evaluate_model(
         CalibratedPredictions(drawn(90, outputs, task=task), task, operating_point=point),
         names,
         Evaluation(bootstrap=100),
         0,
     )
-    assert list(told["net_benefit"]) == names
-    assert (told["net_benefit"]["a"]["at_operating_point"] is None) == (task == "multiclass")
-    assert json.dumps(told, allow_nan=False)
+    assert list(result.net_benefit) == names
+    first = result.net_benefit["a"]
+    assert isinstance(first, DecisionCurve) and (first.at_operating_point is None) == (task == "multiclass")
+    assert json.dumps(result.json_values(), allow_nan=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +17,7 @@ from medopt.evaluation.explain import (
     check_sanity,
     choose,
     rank_correlation,
+    sanity_result,
     scaled,
     similarity,
     stage_of,
@@ -104,18 +104,18 @@ def test_maps_depend_on_the_weights(small: SimpleNamespace) -> None:
     before = {key: value.clone() for key, value in small.model.state_dict().items()}
     looked = [(image, index % 2) for index, image in enumerate(small.images)]
     found = check_sanity(small.study, [small.model], looked, "layer1")
-    assert found is not None and 3 <= found.cases <= 8  # a map may be empty
-    assert found.parts == ("fc", "layer4", "layer3", "layer2", "layer1", "all")
-    assert found.depend and found.as_dict()["depend"] and "maps depend on" in found.as_dict()["said"]
+    assert 3 <= found.cases <= 8  # a map may be empty
+    assert [one.down_to for one in found.drawn_anew] == ["fc", "layer4", "layer3", "layer2", "layer1", "all"]
+    assert found.depend and "maps depend on" in found.said
     assert all(torch.equal(value, before[key]) for key, value in small.model.state_dict().items())
     assert not any(one._forward_hooks for one in small.model.modules())
-    alike = replace(found, spearman=(*found.spearman[:-1], 0.9))
-    assert not alike.depend and "HARDLY DEPEND" in alike.as_dict()["said"]
+    alike = sanity_result(("fc", "all"), (0.9, 0.9), (0.5, 0.5), 4)
+    assert alike.depend is False and "HARDLY DEPEND" in alike.said
 
 
 def test_empty_maps_say_nothing(small: SimpleNamespace) -> None:
     black = [(np.zeros((1, 96, 96), np.float32), 0)]
-    assert check_sanity(small.study, [Halving(2)], black, "layer4") is None
+    assert check_sanity(small.study, [Halving(2)], black, "layer4").depend is None
     even, slope = np.ones((8, 8), np.float32), np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert rank_correlation(slope, even) == 0 and rank_correlation(slope, slope) == pytest.approx(1)
     assert similarity(slope, slope) == pytest.approx(1) and similarity(slope, slope[::-1]) < 0.5

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions
@@ -44,9 +44,8 @@ def test_mean_is_the_mean_and_each_value_is_the_members_own() -> None:
     expected = [roc_auc_score(one.predictions.labels, one.predictions.logits[:, 0]) for one in members]
     assert found.values == pytest.approx(expected)
     assert found.mean.value == pytest.approx(np.mean(expected))
-    told = found.as_dict()
-    assert told["sd"] == pytest.approx(np.std(expected, ddof=1))
-    assert (told["least"], told["most"]) == (pytest.approx(min(expected)), pytest.approx(max(expected)))
+    assert found.sd == pytest.approx(np.std(expected, ddof=1))
+    assert (found.least, found.most) == (pytest.approx(min(expected)), pytest.approx(max(expected)))
 
 
 def test_interval_of_the_mean_of_equal_members_is_that_of_one() -> None:
@@ -70,9 +69,9 @@ def test_members_of_other_cases_are_refused() -> None:
 
 def test_figure_that_no_member_defines_is_none() -> None:
     one = replace(scored(0), predictions=replace(table(0), labels=np.zeros(80, np.int64)))
-    found = mean_figures([one, one], **OPTIONS)["auc"].as_dict()  # type: ignore[arg-type]
-    assert found["values"] == [None, None]
-    assert (found["mean"]["value"], found["sd"], found["least"]) == (None, None, None)
+    found = mean_figures([one, one], **OPTIONS)["auc"]  # type: ignore[arg-type]
+    assert found.values == (None, None)
+    assert (found.mean.value, found.sd, found.least) == (None, None, None)
 
 
 def test_out_of_fold_is_calibrated_and_averaged_over_seeds() -> None:
@@ -86,6 +85,6 @@ def test_out_of_fold_is_calibrated_and_averaged_over_seeds() -> None:
     assert found.logits[:, 0] == pytest.approx(expected)
     assert found.labels.tolist() == table(0).labels.tolist()
     figures = pooled_figures(found, "binary", **OPTIONS)  # type: ignore[arg-type]
-    assert figures["auc"].value == pytest.approx(roc_auc_score(found.labels, expected))
-    assert figures["auc"].low is not None
-    assert set(figures) == {"auc", "auc_bootstrap", "average_precision", "brier"}
+    assert figures.auc.value == pytest.approx(roc_auc_score(found.labels, expected))
+    assert figures.auc.low is not None
+    assert figures.average_precision.value == pytest.approx(average_precision_score(found.labels, expected))

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medopt.evaluation.estimates import evaluate
-from medopt.evaluation.subgroups import FIGURES, subgroup_figures
+from medopt.evaluation.subgroups import subgroup_figures
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.estimates import evaluate
+from medopt.metrics.figures import RATES
 from medopt.metrics.thresholds import OperatingPoint
 
 SETTINGS = {"bootstrap": 200, "confidence": 0.95, "seed": 3}
@@ -28,29 +29,28 @@ def grouped(drawn, cases=300, **fields):
 def test_figures_are_those_of_the_groups_cases(drawn):
     scored = grouped(drawn)
     found = subgroup_figures(scored, smallest=10, **SETTINGS)
-    assert list(found["variables"]) == ["site", "sex", "scanner"]  # one view only: nothing to compare
-    assert list(found["variables"]["sex"]) == ["F", "M"]  # unknown is no group
+    assert list(found.variables) == ["site", "sex", "scanner"]  # one view only: nothing to compare
+    assert list(found.variables["sex"]) == ["F", "M"]  # unknown is no group
     women = scored.predictions.subgroups["sex"] == "F"
     alone = evaluate(scored.where(women), **SETTINGS)
-    told = found["variables"]["sex"]["F"]
-    assert {name: told[name] for name in FIGURES} == {name: alone[name].as_dict() for name in FIGURES}
-    assert (told["cases"], told["positives"]) == (100, int(scored.predictions.labels[women].sum()))
+    told = found.variables["sex"]["F"]
+    assert {name: getattr(told, name) for name in RATES} == {name: alone[name] for name in RATES}
+    assert (told.cases, told.positives) == (100, int(scored.predictions.labels[women].sum()))
     men = evaluate(scored.where(scored.predictions.subgroups["sex"] == "M"), **SETTINGS)
-    for name in FIGURES:
-        assert told["difference"][name]["value"] == pytest.approx(alone[name].value - men[name].value)
-        assert told["difference"][name]["low"] < told["difference"][name]["value"] < told["difference"][name]["high"]
-    other = found["variables"]["sex"]["M"]["difference"]["auc"]
-    assert (other["low"], other["high"]) == pytest.approx(
-        (-told["difference"]["auc"]["high"], -told["difference"]["auc"]["low"])
-    )
+    for name in RATES:
+        apart = getattr(told.difference, name)
+        assert apart.value == pytest.approx(alone[name].value - men[name].value)
+        assert apart.low < apart.value < apart.high
+    other = found.variables["sex"]["M"].difference.auc
+    assert (other.low, other.high) == pytest.approx((-told.difference.auc.high, -told.difference.auc.low))
 
 
 def test_small_groups_are_said_and_not_computed(drawn):
     found = subgroup_figures(grouped(drawn), smallest=10, **SETTINGS)
-    rare, usual = found["variables"]["scanner"]["rare"], found["variables"]["scanner"]["usual"]
-    assert rare["note"].endswith("patients, fewer than 10") and "auc" not in rare
-    assert usual["auc"]["value"] is not None and usual["difference"] is None and "no difference" in usual["note"]
-    json.dumps(found, allow_nan=False)
+    rare, usual = found.variables["scanner"]["rare"], found.variables["scanner"]["usual"]
+    assert rare.note.endswith("patients, fewer than 10") and rare.auc is None
+    assert usual.auc.value is not None and usual.difference is None and "no difference" in usual.note
+    json.dumps(found.json_values(), allow_nan=False)
 
 
 def test_the_worst_group_is_named_and_many_looks_are_counted(drawn):
@@ -58,9 +58,9 @@ def test_the_worst_group_is_named_and_many_looks_are_counted(drawn):
     table = scored.predictions
     broken = np.where((table.subgroups["sex"] == "F")[:, None], -table.logits, table.logits)
     found = subgroup_figures(replace(scored, predictions=replace(table, logits=broken)), smallest=10, **SETTINGS)
-    assert (found["worst"]["variable"], found["worst"]["group"]) == ("sex", "F")
-    assert found["worst"]["difference"]["high"] < 0
-    assert found["looks"] == 5 and found["note"].startswith("5 groups were looked at; the intervals of 2 AUC")
+    assert (found.worst.variable, found.worst.group) == ("sex", "F")
+    assert found.worst.difference.high < 0
+    assert found.looks == 5 and found.note.startswith("5 groups were looked at; the intervals of 2 AUC")
 
 
 def test_a_group_without_a_class_and_no_cases_at_all(drawn):
@@ -68,9 +68,9 @@ def test_a_group_without_a_class_and_no_cases_at_all(drawn):
     table = scored.predictions
     labels = np.where(table.site == "north", 1, table.labels)
     told = subgroup_figures(replace(scored, predictions=replace(table, labels=labels)), smallest=10, **SETTINGS)
-    assert told["variables"]["site"]["north"]["note"] == "a class is missing"
+    assert told.variables["site"]["north"].note == "a class is missing"
     nothing = subgroup_figures(scored.where(np.zeros(300, dtype=bool)), smallest=10, **SETTINGS)
-    assert nothing["variables"] == {} and nothing["worst"] is None
+    assert nothing.variables == {} and nothing.worst is None
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("multilabel", 2)])
@@ -78,14 +78,14 @@ def test_studies_with_several_outputs(drawn, task, outputs):
     scored = CalibratedPredictions(drawn(240, outputs, task=task), task, operating_point=OperatingPoint(None, "argmax"))
     if task == "multilabel":
         scored = replace(scored, operating_point=OperatingPoint((0.5, 0.5), "fixed"))
-    found = subgroup_figures(scored, smallest=10, **SETTINGS)["variables"]["site"]["north"]
-    assert all(found[name]["low"] < found[name]["value"] < found[name]["high"] for name in FIGURES)
+    found = subgroup_figures(scored, smallest=10, **SETTINGS).variables["site"]["north"]
+    assert all(one.low < one.value < one.high for one in (getattr(found, name) for name in RATES))
 
 
 def test_groups_of_many_cases_count_the_same(drawn, monkeypatch):
     scored = grouped(drawn)
-    alone = subgroup_figures(scored, smallest=10, **SETTINGS)["variables"]["sex"]["F"]["difference"]["auc"]
+    alone = subgroup_figures(scored, smallest=10, **SETTINGS).variables["sex"]["F"].difference.auc
     monkeypatch.setattr("medopt.metrics.bootstrap.LARGE", 100)
-    many = subgroup_figures(scored, smallest=10, **SETTINGS)["variables"]["sex"]["F"]["difference"]["auc"]
-    assert many["value"] == pytest.approx(alone["value"])
-    assert many["high"] - many["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.3)
+    many = subgroup_figures(scored, smallest=10, **SETTINGS).variables["sex"]["F"].difference.auc
+    assert many.value == pytest.approx(alone.value)
+    assert many.high - many.low == pytest.approx(alone.high - alone.low, rel=0.3)

@@ -9,9 +9,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from medopt.config import Evaluation
-from medopt.core.records import EpochRecord, Estimate
-from medopt.evaluation.comparison import Resampling, compare_models
-from medopt.evaluation.evaluate import beyond_figures, figures_of
+from medopt.core.records import EpochRecord
+from medopt.evaluation.comparison import compare_models
+from medopt.evaluation.evaluate import evaluate_model
 from medopt.figures.comparison import comparison_figure
 from medopt.figures.decisions import (
     coverage_risk_figure,
@@ -25,8 +25,8 @@ from medopt.figures.performance import (
     learning_curves,
     reliability_figure,
     roc_figure,
-    shown,
 )
+from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.thresholds import choose_threshold
@@ -112,22 +112,16 @@ def test_nothing_global_is_left_and_nothing_half_written(drawn, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["curves.png"]
 
 
-def test_estimates_read_as_people_write_them():
-    assert shown(Estimate(0.91234, 0.8741, 0.9409, 20)) == "0.912 (0.874 to 0.941)"
-    assert shown(Estimate(1.0, None, None, 20, "no interval")) == "1.000"
-    assert shown(Estimate(None, None, None, 20, "one class")) == "not defined"
-
-
 @pytest.mark.parametrize(("task", "cases"), [("binary", 90), ("multiclass", 90), ("binary", 3)])
-def test_decisions_and_subgroups_are_drawn_from_what_is_told(drawn, tmp_path, task, cases):
+def test_decisions_and_subgroups_are_drawn_from_the_results(drawn, tmp_path, task, cases):
     labels, wanted = NAMES[:2] if task == "binary" else NAMES, Evaluation(bootstrap=100)
     both = models(drawn, task, cases)
-    told = {one.predictions.model: beyond_figures(one, labels, wanted, 0) for one in both}
+    results = {one.predictions.model: evaluate_model(one, labels, wanted, 0) for one in both}
     precision_recall_figure(both, labels, tmp_path / "a.png")
-    decision_curve_figure({name: one["net_benefit"] for name, one in told.items()}, tmp_path / "b.png", confidence=0.95)
-    coverage_risk_figure({name: one["selective"] for name, one in told.items()}, tmp_path / "c.png", confidence=0.95)
-    overall = figures_of(both[1], wanted, 0)
-    subgroup_figure(told["int8"]["subgroups"], overall, tmp_path / "d.png", confidence=0.95)
+    decision_curve_figure({name: one.net_benefit for name, one in results.items()}, tmp_path / "b.png", confidence=0.95)
+    coverage_risk_figure({name: one.selective for name, one in results.items()}, tmp_path / "c.png", confidence=0.95)
+    int8 = results["int8"]
+    subgroup_figure(int8.subgroups, int8.figures, tmp_path / "d.png", confidence=0.95)
     for name in "abcd":
         picture = pixels(tmp_path / f"{name}.png")
         assert cases == 3 or holds(picture, COLOURS[0])
@@ -144,6 +138,6 @@ def test_reliability_is_drawn_before_and_after(drawn, tmp_path):
 
 def test_a_comparison_is_drawn(drawn, tmp_path):
     first, second = models(drawn, "binary")
-    found = compare_models({"old": first, "new": second}, Resampling(100, 0.95, 0))
+    found = compare_models({"old": first, "new": second}, Resampling(bootstrap=100, confidence=0.95, seed=0))
     comparison_figure(found, tmp_path / "c.png")
     assert holds(pixels(tmp_path / "c.png"), COLOURS[0])

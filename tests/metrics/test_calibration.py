@@ -1,9 +1,8 @@
 """Calibrations against scikit-learn's, and what an isotonic one refuses."""
 
-import json
-
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from scipy.special import expit, softmax
 from sklearn.isotonic import IsotonicRegression
 
@@ -37,8 +36,8 @@ def test_isotonic_mends_what_a_temperature_cannot():
         calibration = fit_calibration(*fit, "binary", method)
         probability = calibration.probabilities(fresh, "binary")
         errors[method] = expected_calibration_error(probability, truth, "binary")
-        again = Calibration.from_dict(json.loads(json.dumps(calibration.as_dict())))
-        assert again == calibration
+        record = TypeAdapter(Calibration)
+        assert record.validate_json(record.dump_json(calibration)) == calibration
         assert expit(calibration.logits(fresh, "binary")) == pytest.approx(probability)
     assert errors["isotonic"] < 0.5 * errors["temperature"] and errors["isotonic"] < 0.5 * errors["none"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from medopt.evaluation.estimates import evaluate
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.curves import reliability, roc_curve
+from medopt.metrics.estimates import evaluate
 from medopt.metrics.thresholds import OperatingPoint
 
 SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 5}

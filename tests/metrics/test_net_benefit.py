@@ -32,11 +32,12 @@ def test_curve_is_the_definition_at_every_threshold(drawn):
     probability, truth = one.probability[:, 0], one.target[:, 0]
     assert found.value == pytest.approx([counted(probability, truth, cut) for cut in GRID])
     assert found.treat_all == pytest.approx([counted(np.ones(200), truth, cut) for cut in GRID])
-    assert (found.low <= found.value + 1e-12).all() and (found.value <= found.high + 1e-12).all()
-    assert found.at_point.value == pytest.approx(counted(probability, truth, 0.4))
+    low, value, high = map(np.array, (found.low, found.value, found.high))
+    assert (low <= value + 1e-12).all() and (value <= high + 1e-12).all()
+    assert found.at_operating_point.value == pytest.approx(counted(probability, truth, 0.4))
     best = max(0, counted(np.ones(200), truth, 0.4))
-    assert found.over_defaults.value == pytest.approx(found.at_point.value - best)
-    assert found.over_defaults.low < found.over_defaults.value < found.over_defaults.high
+    assert found.over_all_or_none.value == pytest.approx(found.at_operating_point.value - best)
+    assert found.over_all_or_none.low < found.over_all_or_none.value < found.over_all_or_none.high
 
 
 def test_stated_prevalence_weighs_the_rates(drawn):
@@ -60,7 +61,8 @@ def test_groups_of_many_cases_count_the_same(drawn, monkeypatch):
     monkeypatch.setattr("medopt.metrics.bootstrap.LARGE", 100)
     grouped = decision_curve(one, 0, **SETTINGS)
     assert grouped.value == pytest.approx(alone.value)
-    assert (grouped.high - grouped.low)[:60] == pytest.approx((alone.high - alone.low)[:60], rel=0.4)
+    width, expected = (np.subtract(one.high, one.low)[:60] for one in (grouped, alone))
+    assert width == pytest.approx(expected, rel=0.4)
 
 
 def test_one_class_has_no_curve(drawn):

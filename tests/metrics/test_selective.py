@@ -1,9 +1,11 @@
 """Coverage and risk, counted out, and the band that validation chooses."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from medopt.config import Evaluation
 from medopt.evaluation.validation_fit import fit_on
@@ -22,9 +24,9 @@ def test_curve_and_area_are_counted_out(drawn, task, outputs):
     wrong = fitted.wrong[np.argsort(-sure, kind="stable")]
     running = wrong.cumsum() / np.arange(1, 151)
     assert found.aurc.value == pytest.approx(running.mean())
-    assert found.risk == pytest.approx([running[int(np.ceil(share * 150 - 1e-9)) - 1] for share in GRID])
-    assert found.aurc.low < found.aurc.value < found.aurc.high and found.band == {}
-    json.dumps(found.as_dict(), allow_nan=False)
+    assert found.curve.risk == pytest.approx([running[int(np.ceil(share * 150 - 1e-9)) - 1] for share in GRID])
+    assert found.aurc.low < found.aurc.value < found.aurc.high and found.band is None
+    json.dumps(asdict(found), allow_nan=False)
 
 
 def test_equally_sure_cases_are_decided_together(drawn):
@@ -48,9 +50,9 @@ def test_band_leaves_no_more_undecided_than_it_may(drawn, task, outputs, share):
     )
     band = coverage_risk(test, **SETTINGS).band
     decided = ~test.undecided
-    assert band["coverage"].value == decided.mean() and band["risk"].value == test.wrong[decided].mean()
-    assert band["risk"].value < test.wrong.mean()
-    assert ("sensitivity" in band) == (task == "binary")
+    assert band.coverage.value == decided.mean() and band.risk.value == test.wrong[decided].mean()
+    assert band.risk.value < test.wrong.mean()
+    assert (band.sensitivity is not None) == (task == "binary")
 
 
 def test_band_lies_around_the_threshold_and_is_read_back():
@@ -58,7 +60,8 @@ def test_band_lies_around_the_threshold_and_is_read_back():
     point = with_band(OperatingPoint(0.5, "youden"), probability, 0.4)
     assert point.undecided(probability).tolist() == [False, False, True, True, False]
     assert point.band[0] < 0.45 and point.band[0] == pytest.approx(1 - point.band[1])
-    assert OperatingPoint.from_dict(json.loads(json.dumps(point.as_dict()))) == point
+    record = TypeAdapter(OperatingPoint)
+    assert record.validate_json(record.dump_json(point)) == point
 
 
 def test_ties_that_do_not_fit_are_all_decided():

@@ -1,15 +1,15 @@
 """Operating points against an exhaustive search, with ties, neighbouring floats and one class."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from sklearn.metrics import roc_curve
 
 from medopt.metrics.thresholds import OperatingPoint, choose_threshold, operating_characteristics
 
+RECORD = TypeAdapter(OperatingPoint)
 CASES = st.lists(
     st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0, np.nextafter(0.5, 1)]), st.booleans()), min_size=2
 )
@@ -94,7 +94,7 @@ def test_multiclass_takes_the_most_probable():
     point = choose_threshold(probability, np.array([1, 2]), "youden")
     assert point == OperatingPoint(None, "argmax")
     assert point.decide(probability).tolist() == [1, 0]
-    assert json.loads(json.dumps(point.as_dict())) == {"threshold": None, "rule": "argmax"}
+    assert point.thresholds == ()
 
 
 def test_multilabel_has_one_threshold_a_label():
@@ -103,7 +103,8 @@ def test_multilabel_has_one_threshold_a_label():
     assert point.threshold == pytest.approx((0.6, 0.5))
     assert point.note.startswith("label 1: validation holds one class only")
     assert point.decide(probability).tolist() == [[0, 1], [1, 1], [0, 0]]
-    assert json.loads(json.dumps(point.as_dict()))["threshold"] == list(point.threshold)
+    assert RECORD.validate_json(RECORD.dump_json(point)) == point
+    assert OperatingPoint(0.5, "fixed").thresholds == (0.5,)
 
 
 def test_a_case_on_the_threshold_is_called():

@@ -14,8 +14,8 @@ from clinic import STAGES, STUDY, write_rows, write_study
 from clinic_fixtures import Done, call, only_folder
 from PIL import Image
 
-from medopt.evaluation.estimates import METRICS
 from medopt.evaluation.predictions_io import read_predictions
+from medopt.metrics.figures import METRICS
 from medopt.release.layout import read_info
 from medopt.release.predictor import Predictor
 

@@ -18,8 +18,8 @@ from clinic_fixtures import Done, Finished, call, only_folder, run_words
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.privacy import pseudonym
-from medopt.evaluation.estimates import METRICS
 from medopt.evaluation.predictions_io import read_predictions
+from medopt.metrics.figures import METRICS
 
 
 def test_runs_go_to_study_time_and_short_hash(finished: Finished) -> None:

@@ -15,8 +15,9 @@ import yaml
 from clinic_fixtures import Finished
 
 from medopt.core.errors import DataError
+from medopt.core.format import format_estimate
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.report import newest_run, write_report
-from medopt.report.format import figure
 from medopt.report.run_records import read_run
 
 
@@ -38,13 +39,13 @@ def test_the_run_wrote_it_and_it_needs_no_network(finished: Finished) -> None:
 
 
 def test_the_first_page_answers_four_questions_with_the_figures_of_the_records(finished: Finished) -> None:
-    page, metrics = finished.folder / "report.html", json.loads((finished.folder / "metrics.json").read_text())
-    text, test = words(page), metrics["test"]["int8"]
+    metrics = RunMetrics.read(finished.folder)
+    text, test = words(finished.folder / "report.html"), metrics.test.int8
     for question in ("Does it work?", "For whom not?", "How sure is that?", "What did int8 change?"):
         assert question in text
-    assert figure(test["auc"]) in text and figure(test["brier"]) in text
-    assert f"{metrics['size_bytes']['int8'] / 1e6:.2f} MB" in text
-    assert "made worse in 2 ways" in text and "The gate before it declines" in text
+    assert format_estimate(test.auc) in text and format_estimate(test.brier) in text
+    assert f"{metrics.size_bytes.int8 / 1e6:.2f} MB" in text
+    assert "made worse in 2 ways" in text and "The out-of-domain check before it declines" in text
 
 
 def test_what_a_stage_did_not_write_is_left_out(copied: Path) -> None:
@@ -90,10 +91,8 @@ def test_splits_are_counted_from_the_runs_own_manifest(finished: Finished) -> No
     splits = read_run(finished.folder).splits
     with (finished.folder / "predictions.csv").open(newline="") as stream:
         predicted = Counter(row["split"] for row in csv.DictReader(stream) if row["model"] == "float")
-    assert {name: splits[name]["images"] for name in ("val", "test")} == predicted
-    assert all(
-        sum(told["labels"].values()) == told["images"] == sum(told["sites"].values()) for told in splits.values()
-    )
+    assert {name: splits[name].images for name in ("val", "test")} == predicted
+    assert all(sum(one.labels.values()) == one.images == sum(one.sites.values()) for one in splits.values())
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from medopt.config import Study
 from medopt.core.files import file_digest, write_json
 from medopt.core.records import SPLITS
 from medopt.data.cache import PreparedImages
+from medopt.evaluation.analysis_results import PruningStep
 from medopt.inference.engines import load_batch
-from medopt.models.channel_widths import WIDTHS
 from medopt.pipeline.run_folder import FLOAT, NARROW, QUANTIZED, RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
-from medopt.pipeline.stages.prune import PruneStage, PruningStep
+from medopt.pipeline.stages.prune import PruneStage
 from medopt.training.loop import load_best
 
 PRUNING = "pruning.json"
@@ -72,7 +72,7 @@ class CompressStage(Stage[Compressed]):
     def finish(self, context: RunContext, result: Compressed, *, skipped: bool) -> None:
         """Write and log what pruning came to."""
         steps = write_pruning(context, self.pruning)
-        figures = {f"pruning {name}": asdict(step) | {WIDTHS: None} for name, step in steps.items()}
+        figures = {f"pruning {name}": step.model_dump(exclude={"widths"}) for name, step in steps.items()}
         if figures:
             context.say(context.tracker.log_early(figures))
 
@@ -86,7 +86,7 @@ def write_pruning(context: RunContext, stages: Sequence[PruneStage]) -> dict[str
     steps: dict[str, PruningStep] = {f"step-{stage.number}": context.results[stage.name] for stage in stages}
     path = context.folder.path / PRUNING
     if steps:
-        write_json(path, {name: asdict(step) for name, step in steps.items()})
+        write_json(path, {name: step.json_values() for name, step in steps.items()})
     else:
         path.unlink(missing_ok=True)
     return steps

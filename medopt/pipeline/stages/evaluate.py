@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
-from medopt.core.files import file_digest, write_json
-from medopt.core.provenance import digest, machine, package_versions
-from medopt.core.records import KINDS, SPLITS, Predictions
+from medopt.core.files import file_digest
+from medopt.core.provenance import digest
+from medopt.core.records import KINDS, SPLITS, Override, Predictions
+from medopt.core.result import by_kind
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
+from medopt.evaluation.run_metrics import METRICS_FILE
 from medopt.inference.engines import open_engine
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, summarize
 from medopt.pipeline.predict import predict, subgroups
 from medopt.pipeline.run_folder import INT8, RunFolder
 from medopt.pipeline.stage import NoResult, RunContext, Stage
+from medopt.pipeline.stage_settings import stage_names
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.pipeline.stages.train import history_of
 from medopt.training.job import PreparedSplit
 
-METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
+PREDICTIONS = "predictions.csv"
+ANALYSIS_FILES = {"robustness": "robustness.json", "explain": "explanations.json", "domain": "domain.json"}
 
 
 class EvaluateStage(Stage[NoResult]):
@@ -34,17 +38,22 @@ class EvaluateStage(Stage[NoResult]):
 
     def depends_on(self, context: RunContext) -> Mapping[str, Any]:
         """The cases with their subgroups, the history, and who answers for a model that the gate refused."""
+        override = override_of(context)
         return {
             "cases": context.cases.digest,
             "history": digest(history_of(context)),
             "run": context.tracker.origin,
             "notes": notes_of(context),
-            "override": override_of(context),
+            "override": asdict(override) if override else None,
         }
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
         """Tables and pictures."""
-        return [folder.path / METRICS, folder.path / PREDICTIONS, *(folder.figures / f"{one}.png" for one in FIGURES)]
+        return [
+            folder.path / METRICS_FILE,
+            folder.path / PREDICTIONS,
+            *(folder.figures / f"{one}.png" for one in FIGURES),
+        ]
 
     def run(self, context: RunContext) -> NoResult:
         """Score the test split."""
@@ -53,14 +62,24 @@ class EvaluateStage(Stage[NoResult]):
         path = folder.path / PREDICTIONS
         write_predictions(path, tables, study.data.labels, study.data.task, dict(gate_result.calibrations))
         tables = read_predictions(path)  # every figure can be computed again from that file
-        sizes = {kind: (folder.models / f"{kind}.onnx").stat().st_size for kind in KINDS}
-        metrics = summarize(study, tables, gate_result, sizes)
-        metrics["gate"]["override"] = override_of(context)
+        metrics = summarize(
+            study,
+            tables,
+            gate_result,
+            by_kind(lambda kind: (folder.models / f"{kind}.onnx").stat().st_size),
+            override=override_of(context),
+            mlflow_run_id=context.tracker.run_id,
+            data_notes=notes_of(context),
+        )
         draw_figures(study, history_of(context), tables, gate_result, metrics, folder.figures)
-        run = {"study": study.name, "seed": study.seed, "mlflow_run_id": context.tracker.run_id}
-        where = {"data_notes": list(notes_of(context)), "machine": machine(), "packages": package_versions()}
-        write_json(folder.path / METRICS, run | metrics | where)
+        metrics.write(folder.path / METRICS_FILE)
         return NoResult()
+
+    def finish(self, context: RunContext, result: NoResult, *, skipped: bool) -> None:
+        """Remove what an earlier run of this folder measured and the study does not ask for any more."""
+        for stage, name in ANALYSIS_FILES.items():
+            if stage not in stage_names(context.study):
+                (context.folder.path / name).unlink(missing_ok=True)
 
 
 def notes_of(context: RunContext) -> tuple[str, ...]:
@@ -68,18 +87,18 @@ def notes_of(context: RunContext) -> tuple[str, ...]:
     return (*context.notes, *context.result(PrepareStage).notes)
 
 
-def override_of(context: RunContext) -> dict[str, str] | None:
+def override_of(context: RunContext) -> Override | None:
     """Who releases what the gate refused. It holds for the model that it was given for, and for no later one."""
-    given: dict[str, str] | None = context.folder.facts().get("override")
-    if given is None or context.result(JudgeStage).verdict.passed:
+    recorded = context.folder.facts().get("override")
+    if recorded is None or context.result(JudgeStage).verdict.passed:
         return None
-    model = file_digest(context.folder.models / INT8)
-    bound = {"model": model} | given
-    if bound["model"] != model:
-        context.say(f"{given['by']} released another model of this run, not this one")
+    override, model = Override(**recorded), file_digest(context.folder.models / INT8)
+    if override.model not in ("", model):
+        context.say(f"{override.by} released another model of this run, not this one")
         return None
-    if bound != given:
-        context.folder.write_facts(override=bound)
+    bound = replace(override, model=model)
+    if bound != override:
+        context.folder.write_facts(override=asdict(bound))
     return bound
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
 from medopt.config import Study
-from medopt.core.files import file_digest, write_json
+from medopt.core.files import file_digest
 from medopt.core.records import FloatArray, batches
+from medopt.evaluation.analysis_results import ExplainedCase, ExplanationResult, NearestCases
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.figures.explanations import Explained, explain_figure, nearest_figure
@@ -21,7 +20,7 @@ from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stage import NoResult, RunContext, Stage
 from medopt.pipeline.stages.evaluate import PREDICTIONS, test_split_predictions
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
@@ -31,23 +30,14 @@ from medopt.transforms.restore import to_scan
 
 RESULT, FOLDER = "explanations.json", "explain"
 CHECKED = 6  # about so many of the cases pass the check of the maps, which takes seven maps each
-WORDS = "Left the scan; right, where the evidence for the answer given lay (Grad-CAM, {stage}). {sanity}"
+CAPTION = "Left the scan; right, where the evidence for the answer given lay (Grad-CAM, {stage}). {sanity}"
 
 
-@dataclass(frozen=True, slots=True)
-class ExplainedCases:
-    """How many cases were explained, and what the check of the maps came to."""
-
-    cases: int
-    sanity: dict[str, JsonValue]
-
-
-class ExplainStage(Stage[ExplainedCases]):
+class ExplainStage(Stage[NoResult]):
     """Draw where the float network looked in its surest errors and in a random sample of the test split."""
 
     name = "explain"
     inputs = ("prepare", "judge")
-    result_type = ExplainedCases
 
     def depends_on(self, context: RunContext) -> Mapping[str, Any]:
         """The predictions and the networks."""
@@ -58,13 +48,14 @@ class ExplainStage(Stage[ExplainedCases]):
         """Results and pictures."""
         return [folder.path / RESULT, folder.figures / FOLDER]
 
-    def run(self, context: RunContext) -> ExplainedCases:
+    def run(self, context: RunContext) -> NoResult:
         """Choose the cases and draw their maps."""
         study, gate_result, table = context.study, context.result(JudgeStage), test_split_predictions(context)["float"]
         calibration, point = gate_result.calibrations["float"], gate_result.points["float"]
         scored = CalibratedPredictions(table, study.data.task, calibration, point)
         splits = context.result(PrepareStage)
-        return explain_cases(study, splits, context.cases.root, context.networks, scored, context.folder)
+        explain_cases(study, splits, context.cases.root, context.networks, scored, context.folder)
+        return NoResult()
 
 
 def explain_cases(
@@ -74,7 +65,7 @@ def explain_cases(
     weights: Sequence[Path],
     scored: CalibratedPredictions,
     place: RunFolder,
-) -> ExplainedCases:
+) -> None:
     """Draw figures/explain/cases.png and write explanations.json.
 
     `scored` are the float model's predictions of the test split, in the order of the set; `weights` those of the
@@ -89,34 +80,41 @@ def explain_cases(
     explainer = Explainer(networks, stage)
     maps = [scaled(explainer.map(*pair)) for pair in looked]
     sanity = check_sanity(study, networks, looked[:: max(1, len(looked) // CHECKED)], stage)
-    said = sanity.as_dict() if sanity else {"said": "Every map is even: nothing can be said of them."}
-    names, shown, told = output_names(scored.task, study.data.labels), [], []
+    names = output_names(scored.task, study.data.labels)
+    drawings: list[Explained] = []
+    cases: list[ExplainedCase] = []
     for one, values in zip(chosen, maps, strict=True):
         case, name = test.cases[one.row], names[one.output]
         volume = read_scan(f"{root / case.image}")
         back = to_scan(values[None], volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :], study.prepare)
         words = f"{name} {one.probability:.2f}, decided {'yes' if one.decided else 'no'}"
         title = f"case {case.case_id}, {one.why}\n{words}"
-        shown.append(Explained(displayed(volume, study.prepare), back[0].numpy(), title))
-        told.append(
-            {"case_id": case.case_id, "why": one.why, "output": name, "probability": one.probability}
-            | {"decided": one.decided, "empty_map": not bool(values.any())}
+        drawings.append(Explained(displayed(volume, study.prepare), back[0].numpy(), title))
+        cases.append(
+            ExplainedCase(
+                case_id=case.case_id,
+                why=one.why,
+                output=name,
+                probability=one.probability,
+                decided=one.decided,
+                empty_map=not bool(values.any()),
+            )
         )
-    explain_figure(shown, folder / "cases.png", caption=WORDS.format(stage=stage, sanity=f"\n{said['said']}"))
-    found: dict[str, Any] = {"method": "Grad-CAM", "stage": stage, "sanity": said, "cases": told}
+    explain_figure(drawings, folder / "cases.png", caption=CAPTION.format(stage=stage, sanity=f"\n{sanity.said}"))
     errors = [one for one in chosen if one.why != "drawn at random"]
-    if study.evaluation.nearest and errors:
-        found["nearest"] = _nearest(study, splits, errors, place)
-    write_json(place.path / RESULT, found)
-    return ExplainedCases(len(told), dict(said))
+    nearest = _nearest(study, splits, errors, place) if study.evaluation.nearest and errors else ()
+    result = ExplanationResult(method="Grad-CAM", stage=stage, sanity=sanity, cases=tuple(cases), nearest=nearest)
+    result.write(place.path / RESULT)
 
 
-def _nearest(study: Study, splits: PreparedSplits, errors: Sequence[Chosen], place: RunFolder) -> list[dict[str, Any]]:
+def _nearest(
+    study: Study, splits: PreparedSplits, errors: Sequence[Chosen], place: RunFolder
+) -> tuple[NearestCases, ...]:
     """The training images nearest to each error by the float model's features, drawn and listed."""
     engine = open_engine("onnxruntime", place.models / "float.onnx", study.compression.cores)
     train, test = splits["train"], splits["test"]
     known, asked = (_features(engine, files) for files in (train.files, [test.files[one.row] for one in errors]))
-    rows, told = [], []
+    rows, nearest = [], []
     for one, features in zip(errors, asked, strict=True):
         apart = np.linalg.norm(known - features, axis=1)
         near = np.argsort(apart, kind="stable")[: study.evaluation.nearest].tolist()
@@ -126,9 +124,9 @@ def _nearest(study: Study, splits: PreparedSplits, errors: Sequence[Chosen], pla
             words = f"{_label(study, train.cases[row].label)}, {apart[row]:.2g}"
             images.append((words, _plain(train.files[row])))
         rows.append((f"case {case.case_id}", images))
-        told.append({"case_id": case.case_id, "nearest": [train.cases[row].case_id for row in near]})
+        nearest.append(NearestCases(case_id=case.case_id, nearest=tuple(train.cases[row].case_id for row in near)))
     nearest_figure(rows, place.path / "figures" / FOLDER / "nearest.png")
-    return told
+    return tuple(nearest)
 
 
 def _plain(file: Path) -> FloatArray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def judge_models(
         mended = jury.judge()
         if mended.verdict.passed:
             reporter.message(f"int8 lost too much; with {count} of {len(ranked)} layers in float it passes")
-            return replace(mended, in_float=tuple(ranked[:count]))
+            return mended.model_copy(update={"in_float": tuple(ranked[:count])})
     shutil.copyfile(models / QUANTIZED, models / INT8)
     return judged
 
@@ -156,7 +156,7 @@ class GateEvaluator:
         self.lost = any(loses(one, limits) for one in candidates)
         chosen = min(names, key=lambda name: latency[f"{name}_int8"])
         verdict = judge(candidates, limits, (self._auc(before), self._auc(tables[chosen])))
-        passed = verdict.figures["engines_passed"] or [verdict.figures["engine"]]
+        passed = list(verdict.figures.engines_passed) or [verdict.figures.engine]
         fitted = {"float": fit_on(before, study.evaluation, study.data.task)}
         fitted["int8"] = fit_on(tables[passed[0]], study.evaluation, study.data.task)
         return GateResult(

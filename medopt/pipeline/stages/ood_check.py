@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.files import write_json, write_text
-from medopt.core.records import KINDS, FloatArray, batches
+from medopt.core.files import write_text
+from medopt.core.records import KINDS, Estimate, FloatArray, Kind, batches
 from medopt.core.reporter import Reporter
+from medopt.core.result import by_kind
 from medopt.data.cache import load_facts
+from medopt.evaluation.analysis_results import DeclinedShares, DomainResult, FittedImages, HeaderRanges
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.proportions import proportion
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stage import NoResult, RunContext, Stage
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.pipeline.stages.robustness import choose_cases, worse_batch
@@ -29,33 +29,26 @@ from medopt.training.job import PreparedSplit
 from medopt.transforms.resize import resize
 
 RESULT = "domain.json"  # in the run folder what was measured, below models/ the gate itself
-SERVED = "int8"
+SERVED: Kind = "int8"
 MOST_TRAIN, MOST_ALTERED, LEVELS, AT_ONCE = 2000, 60, (3, 5), 16
 Change = Callable[[FloatArray, list[str]], FloatArray]
 
 
-@dataclass(frozen=True, slots=True)
-class DeclinedShares:
-    """The share of the test split that each model's check declines; None where it is not defined."""
-
-    declined: dict[str, float | None]
-
-
-class OutOfDomainStage(Stage[DeclinedShares]):
+class OutOfDomainStage(Stage[NoResult]):
     """Fit the check that declines scans unlike those of training, set its limits on validation, and measure it."""
 
     name = "domain"
     inputs = ("prepare", "judge")
-    result_type = DeclinedShares
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
         """What was measured, and the check itself."""
         return [folder.path / RESULT, folder.models / RESULT]
 
-    def run(self, context: RunContext) -> DeclinedShares:
+    def run(self, context: RunContext) -> NoResult:
         """Fit, set limits, measure."""
         splits, gate_result = context.result(PrepareStage), context.result(JudgeStage)
-        return fit_check(context.study, splits, context.folder, gate_result, context.reporter)
+        fit_check(context.study, splits, context.folder, gate_result, context.reporter)
+        return NoResult()
 
 
 def fit_check(
@@ -64,7 +57,7 @@ def fit_check(
     folder: RunFolder,
     judged: GateResult,
     reporter: Reporter,
-) -> DeclinedShares:
+) -> None:
     """Fit the check on training images, set its limits on validation, and measure it on the test split.
 
     Writes models/domain.json, which a release takes along, and domain.json.
@@ -90,15 +83,14 @@ def fit_check(
         texture=fit_distance(textures[0], [np.concatenate(textures)], share),
     )
     write_text(folder.models / RESULT, domain.model_dump_json() + "\n")
-    found = {
-        "false_alarm": study.domain.false_alarm,
-        "images": {"train": len(picked), "validation": len(val.files)},
-        "header_rules": domain.rules.model_dump(mode="json"),
-        "declined": {kind: _false_alarms(study, domain, kind, served[kind], val, test) for kind in KINDS},
-        "altered": _altered(study, domain, served[SERVED], test, reporter),
-    }
-    write_json(folder.path / RESULT, found)
-    return DeclinedShares({kind: found["declined"][kind]["test"]["value"] for kind in KINDS})  # type: ignore[index]
+    result = DomainResult(
+        false_alarm=study.domain.false_alarm,
+        images=FittedImages(train=len(picked), validation=len(val.files)),
+        header_rules=HeaderRanges.model_validate(domain.rules.model_dump()),
+        declined=by_kind(lambda kind: _false_alarms(study, domain, kind, served[kind], val, test)),
+        altered=_altered(study, domain, served[SERVED], test, reporter),
+    )
+    result.write(folder.path / RESULT)
 
 
 def _features(engine: Engine, files: Sequence[Path]) -> Floats:
@@ -112,7 +104,7 @@ def _textures(files: Sequence[Path]) -> Floats:
 
 
 def _declined(
-    domain: OutOfDomainCheck, kind: str, engine: Engine, part: PreparedSplit, change: Change | None = None
+    domain: OutOfDomainCheck, kind: Kind, engine: Engine, part: PreparedSplit, change: Change | None = None
 ) -> NDArray[np.bool_]:
     """Which prepared images of a set (N,), changed or as they are, the gate declines."""
     found: list[bool] = []
@@ -120,16 +112,16 @@ def _declined(
         batch = load_batch(part.files[rows])
         if change is not None:
             batch = np.ascontiguousarray(change(batch, [case.case_id for case in part.cases[rows]]), np.float32)
-        distances = domain.distances(kind, engine.run_both(batch)[1], batch)  # type: ignore[arg-type]
+        distances = domain.distances(kind, engine.run_both(batch)[1], batch)
         reasons = domain.reasons(batch, distances, [None] * len(batch))
         found += [bool(reason) for reason in reasons]
     return np.array(found)
 
 
-def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]) -> dict[str, Any]:
+def _share(study: Study, declined: NDArray[np.bool_], patients: NDArray[np.str_]) -> Estimate:
     """The declined share with its interval over patients."""
     index = np.unique(patients, return_inverse=True)[1]
-    return proportion(declined, index, study.evaluation.confidence, len(declined)).as_dict()
+    return proportion(declined, index, study.evaluation.confidence, len(declined))
 
 
 def _column(part: PreparedSplit, name: str) -> NDArray[np.str_]:
@@ -137,24 +129,24 @@ def _column(part: PreparedSplit, name: str) -> NDArray[np.str_]:
 
 
 def _false_alarms(
-    study: Study, domain: OutOfDomainCheck, kind: str, engine: Engine, val: PreparedSplit, test: PreparedSplit
-) -> dict[str, Any]:
+    study: Study, domain: OutOfDomainCheck, kind: Kind, engine: Engine, val: PreparedSplit, test: PreparedSplit
+) -> DeclinedShares:
     """The declined share of validation, on which the limits were set, of the test split and of each of its sites."""
     declined, patients, sites = (
         _declined(domain, kind, engine, test),
         _column(test, "patient_id"),
         _column(test, "site"),
     )
-    return {
-        "validation": _share(study, _declined(domain, kind, engine, val), _column(val, "patient_id")),
-        "test": _share(study, declined, patients),
-        "sites": {str(one): _share(study, declined[sites == one], patients[sites == one]) for one in np.unique(sites)},
-    }
+    return DeclinedShares(
+        validation=_share(study, _declined(domain, kind, engine, val), _column(val, "patient_id")),
+        test=_share(study, declined, patients),
+        sites={str(one): _share(study, declined[sites == one], patients[sites == one]) for one in np.unique(sites)},
+    )
 
 
 def _altered(
     study: Study, domain: OutOfDomainCheck, engine: Engine, test: PreparedSplit, reporter: Reporter
-) -> dict[str, Any]:
+) -> dict[str, Estimate]:
     """The declined share of test images that were made into something else, by what was done to them."""
     rows = choose_cases(test, MOST_ALTERED, study.seed)
     part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])

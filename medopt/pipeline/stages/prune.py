@@ -5,11 +5,10 @@ Each step is a stage of its own with checkpoints of its own: a killed run goes o
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from medopt.core import signals
 from medopt.core.files import file_digest
 from medopt.core.provenance import digest
 from medopt.data.loaders import predict_loader
+from medopt.evaluation.analysis_results import ChannelCounts, MultiplyAdds, PruningAuc, PruningStep
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths
 from medopt.pipeline.predict import validation_score
@@ -41,38 +41,6 @@ from medopt.training.predict import predict_logits
 
 START = "start.safetensors"
 SCORED = 512  # training images that tell which channels matter
-
-
-@dataclass(frozen=True, slots=True)
-class MultiplyAdds:
-    """Multiply-adds of one image in the whole and in the pruned network, and the second as a share of the first."""
-
-    whole: int
-    pruned: int
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationAuc:
-    """AUC on validation before the step, with the channels gone, and after training; None where it is not defined."""
-
-    before: float | None
-    pruned: float | None
-    tuned: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PruningStep:
-    """What a step of pruning came to. `target` is the share of the multiply-adds that was to go, `weights` a digest."""
-
-    target: float
-    multiply_adds: MultiplyAdds
-    parameters: int
-    validation_auc: ValidationAuc
-    epochs: int
-    best_epoch: int
-    widths: Any
-    weights: str
 
 
 class PruneStage(Stage[PruningStep]):
@@ -125,7 +93,7 @@ class PruneStage(Stage[PruningStep]):
         tuned = _score(study, splits, load_best(study, trained.weights))
         channels, size = study.prepare.channels, study.prepare.size
         counts = [multiply_adds(net, channels, size) for net in (build_model(study), narrow)]
-        left = MultiplyAdds(counts[0], counts[1], counts[1] / counts[0])
+        left = MultiplyAdds(whole=counts[0], pruned=counts[1], share=counts[1] / counts[0])
         scores = ["not defined" if value is None else f"{value:.4f}" for value in (before, pruned, tuned)]
         reporter.message(
             f"pruned to {100 * left.share:.0f} % of the multiply-adds; validation AUC {scores[0]} -> {scores[1]}, "
@@ -135,10 +103,10 @@ class PruneStage(Stage[PruningStep]):
             target=self.target,
             multiply_adds=left,
             parameters=sum(parameter.numel() for parameter in narrow.parameters()),
-            validation_auc=ValidationAuc(before, pruned, tuned),
+            validation_auc=PruningAuc(before=before, pruned=pruned, tuned=tuned),
             epochs=len(trained.history),
             best_epoch=trained.best,
-            widths=json.loads(widths),
+            widths=ChannelCounts.model_validate_json(widths),
             weights=file_digest(trained.weights),
         )
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from medopt.core.provenance import digest
 from medopt.core.records import KINDS
-from medopt.pipeline.metrics_json import read_metrics
-from medopt.pipeline.mlflow_summary import told_figures, told_tags
+from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
+from medopt.pipeline.mlflow_summary import final_tags, logged_figures
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages import robustness
-from medopt.pipeline.stages.evaluate import METRICS, PREDICTIONS
+from medopt.pipeline.stages.evaluate import PREDICTIONS
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.report import REPORT
 from medopt.report.run_records import read_run
@@ -34,18 +34,18 @@ class RecordStage(Stage[Recorded]):
 
     def depends_on(self, context: RunContext) -> Mapping[str, Any]:
         """All figures, and the run that they are logged to."""
-        return {"metrics": digest(read_metrics(context.folder.path)), "run": context.tracker.origin}
+        return {"metrics": digest(RunMetrics.read(context.folder.path).json_values()), "run": context.tracker.origin}
 
     def run(self, context: RunContext) -> Recorded:
         """Raises ConfigError where the store does not answer; the same command tries again."""
         folder, tracker, path = context.folder, context.tracker, context.folder.path
-        metrics = read_metrics(path)
-        tracker.log_figures(told_figures(metrics))
-        tracker.log_tags(told_tags(read_run(path)))
+        metrics = RunMetrics.read(path)
+        tracker.log_figures(logged_figures(metrics))
+        tracker.log_tags(final_tags(read_run(path)))
         tracker.log_files({"": path / REPORT, "figures": folder.figures})
-        for name in (METRICS, "study.yaml"):
+        for name in (METRICS_FILE, "study.yaml"):
             tracker.log_files({"": path / name})
-        for name in (PREDICTIONS, *((robustness.TABLE,) if "robustness" in metrics else ())):
+        for name in (PREDICTIONS, *((robustness.TABLE,) if metrics.robustness else ())):
             tracker.log_files({"tables": path / name})
         for kind in KINDS:
             tracker.log_files({"models": folder.models / f"{kind}.onnx"})

@@ -11,8 +11,9 @@ from typing import Any
 from medopt.core.provenance import code_version, digest, machine, package_versions
 from medopt.core.records import batches
 from medopt.data.cache import load_facts
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.inference.engines import load_batch
-from medopt.pipeline.metrics_json import read_metrics, release_info
+from medopt.pipeline.metrics_json import release_info
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages import ood_check
@@ -21,7 +22,7 @@ from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.release.build import build_release
 from medopt.release.drift_reference import Reference
-from medopt.release.layout import DOMAIN, MODELS, SUMS
+from medopt.release.layout import DOMAIN, MODELS, SUMS, Provenance
 from medopt.release.predictor import Predictor
 from medopt.serving.prediction_table import Row, observed
 from medopt.training.job import PreparedSplit
@@ -45,7 +46,7 @@ class ReleaseStage(Stage[Released]):
 
     def depends_on(self, context: RunContext) -> Mapping[str, Any]:
         """All figures."""
-        return {"metrics": digest(read_metrics(context.folder.path))}
+        return {"metrics": digest(RunMetrics.read(context.folder.path).json_values())}
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
         """The release folder."""
@@ -61,16 +62,16 @@ class ReleaseStage(Stage[Released]):
 
     def run(self, context: RunContext) -> Released:
         """Raises ReleaseError where the release does not answer its golden cases as the models do."""
-        study, folder, metrics = context.study, context.folder, read_metrics(context.folder.path)
+        study, folder, metrics = context.study, context.folder, RunMetrics.read(context.folder.path)
         prepared = context.result(PrepareStage)
-        provenance = {
-            "manifest_digest": context.cases.digest,
-            "mlflow_run_id": context.tracker.run_id,
-            "code": code_version(),
-            "packages": package_versions(),
-            "machine": machine(),
-            "data_notes": metrics["data_notes"],
-        }
+        provenance = Provenance(
+            manifest_digest=context.cases.digest,
+            mlflow_run_id=context.tracker.run_id,
+            code=code_version(),
+            packages=package_versions(),
+            machine=machine(),
+            data_notes=metrics.data_notes,
+        )
         check = folder.models / ood_check.RESULT if study.domain.enabled else None
         judged, name = context.result(JudgeStage), DOMAIN if check else None
         info = release_info(study, judged, metrics, prepared.chain, provenance, name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medopt.core.provenance import digest
-from medopt.pipeline.metrics_json import read_metrics
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import NoResult, RunContext, Stage
 from medopt.report import REPORT, write_report
@@ -21,7 +21,7 @@ class ReportStage(Stage[NoResult]):
 
     def depends_on(self, context: RunContext) -> Mapping[str, Any]:
         """All figures."""
-        return {"metrics": digest(read_metrics(context.folder.path))}
+        return {"metrics": digest(RunMetrics.read(context.folder.path).json_values())}
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
         """The page."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.files import file_digest, write_json
+from medopt.core.files import file_digest
 from medopt.core.records import KINDS, FloatArray, Predictions, batches
 from medopt.core.reporter import Reporter
+from medopt.evaluation.analysis_results import RobustnessResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
@@ -25,7 +26,7 @@ from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.run_folder import RunFolder
-from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stage import NoResult, RunContext, Stage
 from medopt.pipeline.stages.evaluate import PREDICTIONS, test_split_predictions
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PrepareStage
@@ -37,19 +38,11 @@ MOST_WORKERS = 8
 AT_ONCE = 8  # images, each of them held some 40 times
 
 
-@dataclass(frozen=True, slots=True)
-class ShiftedCases:
-    """How many test cases were corrupted."""
-
-    cases: int
-
-
-class RobustnessStage(Stage[ShiftedCases]):
+class RobustnessStage(Stage[NoResult]):
     """Measure how much of each model's AUC is left under each corruption."""
 
     name = "robustness"
     inputs = ("prepare", "judge")
-    result_type = ShiftedCases
 
     def depends_on(self, context: RunContext) -> Mapping[str, Any]:
         """The predictions of the images as they are."""
@@ -59,11 +52,12 @@ class RobustnessStage(Stage[ShiftedCases]):
         """Results, table and picture."""
         return [folder.path / RESULT, folder.path / TABLE, folder.figures / PICTURE]
 
-    def run(self, context: RunContext) -> ShiftedCases:
+    def run(self, context: RunContext) -> NoResult:
         """Predict the corrupted images with both models."""
         test, tables = context.result(PrepareStage)["test"], test_split_predictions(context)
         gate_result = context.result(JudgeStage)
-        return check_robustness(context.study, test, tables, context.folder, gate_result, context.reporter)
+        check_robustness(context.study, test, tables, context.folder, gate_result, context.reporter)
+        return NoResult()
 
 
 def choose_cases(test: PreparedSplit, most: int, seed: int) -> list[int]:
@@ -85,14 +79,16 @@ def check_robustness(
     folder: RunFolder,
     judged: GateResult,
     reporter: Reporter,
-) -> ShiftedCases:
+) -> None:
     """Predict corrupted images with both models, and write the table, `robustness.json` and the picture.
 
     `clean` are each model's predictions of the whole test split, in the order of `test`.
     """
     rows, settings = choose_cases(test, study.evaluation.shift_cases, study.seed), study.evaluation
     part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])
-    originals = {kind: replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS}
+    originals: dict[str, Predictions] = {
+        kind: replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS
+    }
     tables = [*originals.values()]
     for (kind, family, level), logits in _worse(study, part, folder, judged, reporter).items():
         tables.append(replace(originals[kind], model=shift_name(kind, family, level), logits=logits))
@@ -106,8 +102,7 @@ def check_robustness(
         seed=study.seed,
     )
     robustness_figure(found, folder.path / "figures" / PICTURE, confidence=settings.confidence)
-    write_json(folder.path / RESULT, {"cases": len(rows)} | {one.model: one.as_dict() for one in found})
-    return ShiftedCases(len(rows))
+    RobustnessResult(cases=len(rows), float=found["float"], int8=found["int8"]).write(folder.path / RESULT)
 
 
 def _kind(table: Predictions) -> str:

@@ -13,6 +13,7 @@ from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
 from medopt.metrics.delong import auc_with_covariance, mean_auc
+from medopt.metrics.figures import METRICS, Figures
 from medopt.metrics.proportions import effective_cases, proportion
 from medopt.metrics.weighted import (
     CaseGroups,
@@ -24,16 +25,11 @@ from medopt.metrics.weighted import (
     together,
 )
 
-METRICS = (
-    *("auc", "auc_bootstrap", "average_precision", "accuracy", "sensitivity", "specificity"),
-    *("ppv", "npv", "f1", "brier", "ece", "ace"),
-)
-
 
 def evaluate(
     scored: CalibratedPredictions, *, bootstrap: int, confidence: float, seed: int, prevalence: float | None = None
-) -> dict[str, Estimate]:
-    """Every figure of METRICS for one model, each with its interval.
+) -> Figures:
+    """All figures of one model, each with its interval.
 
     Calibration and operating point are those fitted on validation. AUC has DeLong's interval over patients, and beside
     it the bootstrap's; proportions of a binary study have Wilson's over patients; all else has the bootstrap's. PPV and
@@ -42,7 +38,7 @@ def evaluate(
     """
     cases = len(scored.predictions)
     if cases == 0:
-        return {name: Estimate(None, None, None, 0, "no cases") for name in METRICS}
+        return Figures(*(Estimate(None, None, None, 0, "no cases") for _ in METRICS))
     scored = scored.where(falling(scored.predictions))
     patients = scored.patients
     drawn = resampled(
@@ -59,7 +55,7 @@ def evaluate(
     errors = {"ece": expected_calibration_error, "ace": adaptive_calibration_error}
     for name, error in errors.items():
         found[name] = Estimate(error(scored.probability, truth, scored.task), None, None, cases, NO_INTERVAL)
-    return {name: found[name] for name in METRICS}
+    return Figures(**{name: found[name] for name in METRICS})
 
 
 def statistic_of(scored: CalibratedPredictions, groups: CaseGroups | None = None) -> Statistic:

@@ -2,16 +2,17 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
 from medopt.core.errors import DataError
-from medopt.evaluation.estimates import METRICS, evaluate
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import Calibration, probabilities
+from medopt.metrics.estimates import evaluate
+from medopt.metrics.figures import METRICS
 from medopt.metrics.thresholds import OperatingPoint, choose_threshold
 
 SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 11}
@@ -27,7 +28,7 @@ def test_binary_figures_equal_scikit_learn_and_lie_in_their_intervals(drawn):
     probability = probabilities(predictions.logits, 1.4, "binary")
     point = choose_threshold(probability, predictions.labels, "youden")
     found = evaluate(CalibratedPredictions(predictions, "binary", Calibration("temperature", 1.4), point), **SETTINGS)
-    assert tuple(found) == METRICS
+    assert tuple(found.by_name()) == METRICS
     truth, called = predictions.labels, probability[:, 0] >= point.threshold
     expected = {
         "auc": oracle.roc_auc_score(truth, probability),
@@ -84,9 +85,9 @@ def degenerate(drawn):
 def test_degenerate_sets_say_why_and_never_nan(drawn):
     for name, predictions in degenerate(drawn):
         found = evaluate(scored(predictions), **SETTINGS)
-        assert tuple(found) == METRICS
-        for metric, estimate in found.items():
-            json.dumps(estimate.as_dict(), allow_nan=False)
+        assert tuple(found.by_name()) == METRICS
+        for metric, estimate in found.by_name().items():
+            json.dumps(asdict(estimate), allow_nan=False)
             assert estimate.n == len(predictions)
             assert (estimate.low is None) == (estimate.high is None)
             assert estimate.note or (estimate.value is not None and estimate.low is not None), (name, metric)

@@ -1,0 +1,47 @@
+"""An estimate in words, in the one form that every table, page, card and picture uses: `0.871 (0.832 to 0.902)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from medopt.core.records import Estimate
+
+UNDEFINED = "not defined"
+
+
+def format_estimate(estimate: Estimate | None, digits: int = 3) -> str:
+    """A figure with its interval; without one the value alone, and `not defined` where there is no value.
+
+    >>> format_estimate(Estimate(0.8712, 0.8319, 0.9021, 120))
+    '0.871 (0.832 to 0.902)'
+    >>> format_estimate(Estimate(None, None, None, 0, "no cases"))
+    'not defined'
+    """
+    return _written(estimate, lambda value: f"{value:.{digits}f}")
+
+
+def format_share(estimate: Estimate | None, digits: int = 1) -> str:
+    """A share in per cent.
+
+    >>> format_share(Estimate(0.912, 0.871, 0.944, 120))
+    '91.2 % (87.1 to 94.4)'
+    """
+    return _written(estimate, lambda value: f"{100 * value:.{digits}f}", " %")
+
+
+def format_difference(estimate: Estimate | None, digits: int = 3) -> str:
+    """A difference, with its sign.
+
+    >>> format_difference(Estimate(-0.012, -0.0314, 0.0042, 120))
+    '-0.012 (-0.031 to +0.004)'
+    """
+    return _written(estimate, lambda value: f"{round(value, digits) + 0.0:+.{digits}f}")  # never -0.000
+
+
+def _written(estimate: Estimate | None, number: Callable[[float], str], unit: str = "") -> str:
+    if estimate is None or estimate.value is None:
+        return UNDEFINED
+    value = f"{number(estimate.value)}{unit}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({number(estimate.low)} to {number(estimate.high)})"
