@@ -14,7 +14,7 @@ from medopt.config import Study
 from medopt.config.study_file import data_folder
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Case
-from medopt.imaging.scan_path import parted
+from medopt.imaging.scan_path import split_part
 
 
 def plan(
@@ -76,7 +76,7 @@ def _folder(manifest: Path, guessed: Study, cases: tuple[Case, ...], data: Path 
         places = [manifest.parent, manifest.with_name(f"{manifest.stem}_files"), usual, *below]
     image = cases[0].image
     for place in places:
-        if parted(place / image)[0].exists():
+        if split_part(place / image)[0].exists():
             return place
     looked = ", ".join(str(place) for place in dict.fromkeys(places))
     raise DataError(

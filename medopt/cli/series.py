@@ -15,8 +15,8 @@ from medopt.config.study_file import load_study
 from medopt.core.privacy import pseudonym
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
-    from medopt.imaging.series_index import Index, Series
-    from medopt.imaging.series_rules import Judgement
+    from medopt.imaging.series_index import Series, SeriesIndex
+    from medopt.imaging.series_rules import SeriesSelection
 
 COLUMNS = (
     "study", "number", "modality", "description", "body part", "orientation", "images", "thickness", "size",
@@ -40,7 +40,7 @@ def series(
     Example: medopt series export/ --rules lesions.yaml
     """
     from medopt.imaging.series_index import index_folder
-    from medopt.imaging.series_rules import judge, settled
+    from medopt.imaging.series_rules import select_series
 
     study = load_study(rules) if rules else None
     reporter = ConsoleReporter()
@@ -48,26 +48,26 @@ def series(
         index = index_folder(folder, reporter)
     finally:
         reporter.close()
-    judged = judge(index.series, study.data.series) if study else None
-    rows = [_row(one, judged) for one in index.series]
+    selection = select_series(index.series, study.data.series) if study else None
+    rows = [_row(one, selection) for one in index.series]
     _print(index, rows)
     if as_json:
-        refused = list(judged.refused) if judged else []
-        found = {"folder": str(folder), "series": rows, "other_files": len(index.others), "refused": refused}
+        refused = list(selection.refusals) if selection else []
+        found = {"folder": str(folder), "series": rows, "other_files": len(index.other_files), "refused": refused}
         typer.echo(json.dumps(found))
-    if judged:
-        settled(judged)
+    if selection:
+        selection.require_one_each()
 
 
-def _row(one: Series, judged: Judgement | None) -> dict[str, Any]:
+def _row(one: Series, selection: SeriesSelection | None) -> dict[str, Any]:
     """One series without identifiers."""
-    from medopt.imaging.series_rules import private
+    from medopt.imaging.series_rules import hide_identifiers
 
     values = (
         pseudonym(one.study_uid),
         one.number,
         one.modality,
-        private(one, one.description),
+        hide_identifiers(one, one.description),
         one.body_part,
         one.orientation,
         one.frames,
@@ -75,14 +75,14 @@ def _row(one: Series, judged: Judgement | None) -> dict[str, Any]:
         list(one.size),
         one.contrast,
         list(one.image_type),
-        judged.choice.reasons[one.uid] if judged else "",
+        selection.reasons[one.uid] if selection else "",
     )
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _print(index: Index, rows: list[dict[str, Any]]) -> None:
+def _print(index: SeriesIndex, rows: list[dict[str, Any]]) -> None:
     studies = len({one.study_uid for one in index.series})
-    title = f"{index.root}: {len(rows)} series of {studies} studies, {len(index.others)} other files"
+    title = f"{index.root}: {len(rows)} series of {studies} studies, {len(index.other_files)} other files"
     said = [name for name in COLUMNS if any(row[name] not in ("", None, []) for row in rows)]
     table = Table(*said, title=title, title_justify="left")
     for row in rows:

@@ -65,6 +65,11 @@ class Volume:
         """2 for an image, 3 for a volume."""
         return self.array.ndim - 1
 
+    @property
+    def has_spacing(self) -> bool:
+        """Whether the file gives a spacing; else 1 mm is assumed (for non-square pixels: in one direction)."""
+        return not self.source.get("spacing", "").startswith("unknown")
+
 
 @dataclass(frozen=True, slots=True)
 class Predictions:

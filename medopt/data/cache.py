@@ -30,7 +30,7 @@ from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.parallel import parallel_map
-from medopt.imaging.scan_path import parted
+from medopt.imaging.scan_path import split_part
 from medopt.imaging.series_index import series_files
 from medopt.transforms.prepare import LEVELS, PrepareChain, from_levels
 
@@ -90,7 +90,7 @@ class PreparedCache:
         return found
 
     def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
-        place, part = parted(root / case.image)
+        place, part = split_part(root / case.image)
         series = part if place.is_dir() else ""
         source = f"{place}#{series}"  # an archive is hashed once for all its members
         try:
@@ -104,7 +104,7 @@ class PreparedCache:
         else:
             name = f"{root / case.image}"
             volume = self.chain.read(name)
-            facts = Acquisition.of(volume)
+            facts = Acquisition.from_volume(volume)
             _write_entry(path, self.chain.consume(volume, f"{name}: ").numpy(), facts)
         return path
 

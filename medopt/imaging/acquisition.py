@@ -1,4 +1,4 @@
-"""How a scan was acquired, as far as its file says: what subgroups and the release's domain are told by."""
+"""How a scan was acquired, as far as its file says: the basis of subgroups and of the out-of-domain check."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from medopt.core.records import Volume
 
 AGE_BANDS = ((18, "below 18"), (40, "18 to 39"), (65, "40 to 64"), (200, "65 and older"))
-"""First age that is no longer in the band, and the band's name."""
-SIZES = ((128, "below 128"), (256, "128 to 255"), (512, "256 to 511"), (1024, "512 to 1023"), (2048, "1024 to 2047"))
-SEXES = {"m": "male", "male": "male", "f": "female", "female": "female", "o": "other", "other": "other"}
+"""(first age in years above the band, name of the band)."""
+SIZE_BANDS = (
+    (128, "below 128"),
+    (256, "128 to 255"),
+    (512, "256 to 511"),
+    (1024, "512 to 1023"),
+    (2048, "1024 to 2047"),
+)
+SEX_NAMES = {"m": "male", "male": "male", "f": "female", "female": "female", "o": "other", "other": "other"}
 
 
 @dataclass(frozen=True, slots=True)
 class Acquisition:
-    """What identifies no one and may change a score. A text that the file does not give is empty.
+    """Facts that identify nobody and may change a score. A text that the file does not give is empty.
 
-    `spacing_mm` and `shape` follow the spatial axes of the scan as it was read; no spacing is said to be unknown by an
-    empty tuple. `age` is in whole years, `scanner` maker and model.
+    `spacing_mm` and `shape` (pixels) follow the spatial axes of the scan, (H, W) or (D, H, W); `spacing_mm` is empty
+    where the file gives no spacing. `age` is in whole years; `scanner` is manufacturer and model.
     """
 
     modality: str
@@ -29,24 +35,27 @@ class Acquisition:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, volume: Volume) -> Acquisition:
-        """The facts of a scan."""
+    def from_volume(cls, volume: Volume) -> Acquisition:
+        """The facts of a scan that was read."""
         source = volume.source
-        known = not source.get("spacing", "").startswith("unknown")
         return cls(
             modality=volume.modality,
             scanner=" ".join(filter(None, (source.get("manufacturer", ""), source.get("model", "")))),
             view=source.get("view", ""),
             sex=source.get("sex", ""),
             age=source.get("age", ""),
-            spacing_mm=tuple(round(float(step), 4) for step in volume.spacing_mm) if known else (),
+            spacing_mm=tuple(round(float(step), 4) for step in volume.spacing_mm) if volume.has_spacing else (),
             shape=volume.array.shape[1:],
         )
 
-    def groups(self) -> dict[str, str]:
-        """Which groups the scan belongs to; what is not known is empty."""
+    def subgroups(self) -> dict[str, str]:
+        """The subgroup of the scan for each variable; empty where it is unknown.
+
+        >>> Acquisition("DX", "Acme X1", "PA", "F", "71", (0.2, 0.2), (2048, 1792)).subgroups()["age"]
+        '65 and older'
+        """
         return {
-            "sex": sex(self.sex),
+            "sex": sex_name(self.sex),
             "age": age_band(self.age),
             "scanner": self.scanner,
             "view": self.view,
@@ -54,13 +63,13 @@ class Acquisition:
         }
 
 
-def sex(text: str) -> str:
-    """In a common word what a header or a table calls a sex; empty where it is none."""
-    return SEXES.get(text.strip().lower(), "")
+def sex_name(text: str) -> str:
+    """`male`, `female` or `other` for what a header or a table says; empty for anything else."""
+    return SEX_NAMES.get(text.strip().lower(), "")
 
 
 def age_band(text: str) -> str:
-    """The band of an age in years; empty where it is none."""
+    """The band of an age in years ("45", "045Y"); empty where the text is no age."""
     try:
         years = float(text.strip().upper().removesuffix("Y"))
     except ValueError:
@@ -69,6 +78,6 @@ def age_band(text: str) -> str:
 
 
 def _size_band(shape: tuple[int, ...]) -> str:
-    """By the shorter side of an image (of a slice, in a volume), in pixels."""
+    """By the shorter side of an image (in a volume: of a slice), in pixels."""
     side = min(shape[-2:], default=0)
-    return next((f"{name} px" for end, name in SIZES if side < end), "2048 px and more")
+    return next((f"{name} px" for end, name in SIZE_BANDS if side < end), "2048 px and more")

@@ -1,12 +1,16 @@
-"""One DICOM file: its header, and its stored pixels decoded. What is no image, or cannot be decoded, is refused."""
+"""One DICOM file: read its header, decode its stored pixels, and refuse what is not an image or cannot be decoded.
+
+The file format is PS3.10, data elements PS3.6, the pixel data PS3.5 section 8.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +31,16 @@ from pydicom.uid import (
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 
-# pydicom's remarks on odd headers may quote identifiers; what matters of them is refused below, with a reason.
-settings.reading_validation_mode = IGNORE
-warnings.filterwarnings("ignore", module=r"pydicom\.")
-logging.getLogger("pydicom").setLevel(logging.ERROR)
-
-# What a file without the prefix begins with: (0002,0000), or an early tag of group 8, in either byte order.
+# The first tag of a file without the prefix: (0002,0000), or an early tag of group 8, in either byte order.
 _FIRST_TAGS = {
     group.to_bytes(2, order) + element.to_bytes(2, order)
     for group, element in ((2, 0), (2, 0x10), (8, 0), (8, 1), (8, 5), (8, 8), (8, 0x16))
     for order in ("little", "big")
 }
-_DEFERRED_BYTES = 64 * 1024  # a deferred value is left in the file until it is asked for
+_DEFERRED_BYTES = 64 * 1024  # larger values stay in the file until they are accessed
 
-# SOP classes that may carry pixels or frames and yet are no image of the patient (PS3.4 B.5).
-_NOT_AN_IMAGE = {
+# SOP classes that may carry pixels or frames and yet are not images of the patient (PS3.4 B.5).
+_OTHER_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
     "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
@@ -50,17 +49,71 @@ _NOT_AN_IMAGE = {
 }
 
 
-def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these (132 or more) bytes is DICOM.
+class _Quiet:
+    """How many blocks of `quiet_pydicom` are open in this process, and the settings to restore after the last one."""
 
-    True with the prefix of PS3.10 7.1, and for old files without it, whose first element is of group 2 or 8.
+    lock = threading.Lock()
+    open_blocks = 0
+    restore = ExitStack()
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Silence pydicom's remarks on odd headers within the block: they may quote identifiers.
+
+    What matters of them is refused by this room, with a reason. pydicom's settings belong to the whole process: they
+    are changed when the first of several threads enters such a block, and restored when the last one leaves.
+
+    >>> from pydicom.config import settings
+    >>> before = settings.reading_validation_mode
+    >>> with quiet_pydicom():
+    ...     silent = settings.reading_validation_mode
+    >>> silent == IGNORE, settings.reading_validation_mode == before
+    (True, True)
+    """
+    with _Quiet.lock:
+        if _Quiet.open_blocks == 0:
+            _Quiet.restore = _silence()
+        _Quiet.open_blocks += 1
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.open_blocks -= 1
+            if _Quiet.open_blocks == 0:
+                _Quiet.restore.close()
+
+
+def _silence() -> ExitStack:
+    """Change the settings; closing the stack restores them."""
+    logger, restore = logging.getLogger("pydicom"), ExitStack()
+    restore.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
+    restore.callback(setattr, settings, "reading_validation_mode", settings.reading_validation_mode)
+    settings.reading_validation_mode = IGNORE
+    if logger.getEffectiveLevel() < logging.ERROR:
+        restore.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+    return restore
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file whose first 132 (or more) bytes are `head` is DICOM.
+
+    True with the prefix of PS3.10 7.1, and for old files without it, whose first element is in group 2 or 8.
+
+    >>> is_dicom(bytes(128) + b"DICM")
+    True
     """
     return head[128:132] == b"DICM" or head[:4] in _FIRST_TAGS
 
 
 @contextmanager
-def interpreting(name: str) -> Iterator[None]:
-    """Header elements are parsed when they are asked for: one that cannot be is a refusal of the file."""
+def header_errors(name: str) -> Iterator[None]:
+    """Refuse the file `name` where an element of its header cannot be parsed; pydicom parses on first access.
+
+    Raises DataError.
+    """
     try:
         yield
     except DataError:
@@ -73,7 +126,7 @@ def interpreting(name: str) -> Iterator[None]:
 
 
 def read_header(path: Path, *, defer: bool = False) -> Dataset:
-    """Parse a DICOM file. With `defer`, pixels stay in the file until they are decoded.
+    """Parse a DICOM file (PS3.10). With `defer`, pixels stay in the file until they are decoded.
 
     Raises DataError where the file is missing, empty or not DICOM.
     """
@@ -88,8 +141,8 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
         ) from error
     if not len(dataset):
         raise DataError(f"{path} is not readable as DICOM: it is truncated or damaged. Get it again from its source.")
-    with interpreting(str(path)):
-        if "TransferSyntaxUID" not in dataset.file_meta:  # from before PS3.10: only what parsing found is possible
+    with header_errors(str(path)):
+        if "TransferSyntaxUID" not in dataset.file_meta:  # from before PS3.10: it follows from the encoding
             implicit, little = dataset.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
@@ -100,17 +153,19 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
     return dataset
 
 
-def other_object(dataset: Dataset) -> str | None:
-    """What a DICOM object is that is no image of the patient (a report, a segmentation); None for an image."""
+def not_an_image_reason(dataset: Dataset) -> str | None:
+    """What an object is that is not an image of the patient (a report, a segmentation); None for an image."""
     sop_class = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
-    if sop_class in _NOT_AN_IMAGE:
-        return f"it is {_NOT_AN_IMAGE[sop_class]}, not an image"
+    if sop_class in _OTHER_CLASSES:
+        return f"it is {_OTHER_CLASSES[sop_class]}, not an image"
     if _has_pixels(dataset) or "Image" in sop_class.name:
         return None
-    return f"it is no image ({sop_class.name.removesuffix(' Storage')})" if sop_class.is_valid else "it holds no image"
+    return (
+        f"it is not an image ({sop_class.name.removesuffix(' Storage')})" if sop_class.is_valid else "it holds no image"
+    )
 
 
-def flaw(dataset: Dataset) -> str | None:
+def unreadable_reason(dataset: Dataset) -> str | None:
     """Why an image object cannot be read, or None."""
     if not _has_pixels(dataset):
         return "it has no pixel data: it is a header alone, or it breaks off"
@@ -125,11 +180,11 @@ def _has_pixels(dataset: Dataset) -> bool:
     return any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
 
 
-def decoded(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
-    """Decode stored pixels frame by frame: (rows, columns) or (rows, columns, 3), as many as NumberOfFrames says.
+def decode_frames(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
+    """Decode the stored pixels frame by frame: (rows, columns) or (rows, columns, 3), NumberOfFrames of them.
 
-    YBR becomes RGB. Bits beyond BitsStored are cleared, but for those that `unused_bits` counts. Raises DataError
-    where pixels are truncated, damaged, or of a transfer syntax that no installed decoder knows.
+    YBR becomes RGB. Bits above BitsStored are cleared, except those that `unused_bits` counts. Raises DataError where
+    pixels are truncated, damaged, or in a transfer syntax that no installed decoder knows.
     """
     count = number_of_frames(dataset, name)
     options: dict[str, Any] = {"view_only": True, "correct_unused_bits": not unused_bits(dataset)}
@@ -147,67 +202,67 @@ def decoded(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
     except Exception as error:
         syntax = dataset.file_meta.TransferSyntaxUID
         raise DataError(
-            f"{name}: the pixels cannot be decoded (transfer syntax {syntax.name}): {_reason(error)} "
+            f"{name}: the pixels cannot be decoded (transfer syntax {syntax.name}): {_decoder_message(error)} "
             "If the file is damaged, get it again from its source."
         ) from error
 
 
 def unused_bits(dataset: Dataset) -> int:
-    """High bits to clear of uncompressed grey pixels, left to the caller: it converts every value anyway."""
+    """How many high bits of uncompressed grey pixels the caller has to clear, as it converts every value anyway."""
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated or dataset.get("SamplesPerPixel", 1) != 1:
         return 0
     allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
     return max(0, allocated - stored) if "PixelData" in dataset and allocated and stored else 0
 
 
-def _reason(error: Exception) -> str:
-    """A decoder's words on one line, without anything that looks like a UID."""
-    words = re.sub(r"\d+(\.\d+){3,}", "(UID)", " ".join(str(error).split())) or type(error).__name__
-    return (words[:297] + "..." if len(words) > 300 else words).rstrip(".") + "."
+def _decoder_message(error: Exception) -> str:
+    """A decoder's message on one line, without anything that looks like a UID."""
+    text = re.sub(r"\d+(\.\d+){3,}", "(UID)", " ".join(str(error).split())) or type(error).__name__
+    return (text[:297] + "..." if len(text) > 300 else text).rstrip(".") + "."
 
 
 def number_of_frames(dataset: Dataset, name: str) -> int:
-    """NumberOfFrames (0028,0008), 1 where it is absent."""
-    with interpreting(name):
+    """NumberOfFrames (0028,0008), or 1 where it is absent. Raises DataError for a number below 1."""
+    with header_errors(name):
         count = int(dataset.get("NumberOfFrames") or 1)
     if count < 1:
         raise DataError(f"{name}: NumberOfFrames (0028,0008) is {count}.")
     return count
 
 
-_PLAIN_FACTS = (
+_SOURCE_KEYWORDS = (
     ("manufacturer", "Manufacturer"),
     ("model", "ManufacturerModelName"),
     ("view", "ViewPosition"),
     ("sex", "PatientSex"),
 )
-_A_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
+_UNITS_PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
 
 
-def source(dataset: Dataset) -> dict[str, str]:
-    """Facts of the file that identify no one: format, transfer syntax, device, view, the patient's sex and age.
+def source_facts(dataset: Dataset) -> dict[str, str]:
+    """Facts of the file that identify nobody: format, transfer syntax, device, view, the patient's sex and age.
 
-    Study and series are pseudonyms. Age is in whole years, of 90 and more as 90: few people are older.
+    Study and series are pseudonyms. Age is in whole years; 90 stands for 90 and above, since few people are older.
     """
     facts = {"format": "DICOM", "transfer_syntax": dataset.file_meta.TransferSyntaxUID.name}
-    for key, keyword in _PLAIN_FACTS:
+    for key, keyword in _SOURCE_KEYWORDS:
         facts[key] = str(dataset.get(keyword) or "").strip()
-    facts["age"] = _years(str(dataset.get("PatientAge") or ""))
+    facts["age"] = _age_in_years(str(dataset.get("PatientAge") or ""))
     for key, keyword in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):
         facts[key] = pseudonym(str(dataset[keyword].value)) if dataset.get(keyword) else ""
     return facts
 
 
-def _years(text: str) -> str:
-    """An Age String (PS3.5 6.2: 018M, 045Y) in whole years, empty where it is none."""
-    found = re.fullmatch(r"(\d{3})([DWMY])", text.strip())
-    return "" if found is None else str(min(90, int(int(found[1]) / _A_YEAR[found[2]])))
+def _age_in_years(text: str) -> str:
+    """An Age String (PS3.5 6.2: 018M, 045Y) in whole years; empty for any other text."""
+    match = re.fullmatch(r"(\d{3})([DWMY])", text.strip())
+    return "" if match is None else str(min(90, int(int(match[1]) / _UNITS_PER_YEAR[match[2]])))
 
 
-def vector(value: Any, count: int) -> NDArray[np.float64] | None:
-    """A multi-valued element as `count` finite numbers, or None where it is absent or something else."""
+def finite_numbers(value: Any, count: int) -> NDArray[np.float64] | None:
+    """A multi-valued element as `count` finite numbers (count,), or None where it is absent or not that."""
     try:
-        found = np.array([float(item) for item in value], dtype=np.float64)
+        numbers = np.array([float(item) for item in value], dtype=np.float64)
     except (TypeError, ValueError):
         return None
-    return found if found.shape == (count,) and np.isfinite(found).all() else None
+    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None

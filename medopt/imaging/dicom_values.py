@@ -1,11 +1,11 @@
-"""What stored pixels mean: modality LUT or rescale, palette, polarity, and the window the scan names.
+"""What stored pixels mean: modality LUT or rescale, palette, polarity, and the window that the scan names.
 
 The order is the standard's grey-scale pipeline (PS3.4 N.2.1): modality transformation, VOI, presentation polarity.
 The VOI *window* is reported, not applied: whether to use it is the study's choice. A VOI *LUT* cannot be reported as
-two numbers. It is applied to projection X-ray images that name no window, whose values before it are in the maker's
-own units (PS3.3 C.11.2, C.8.11.3); elsewhere (CT, MR, PET) it would destroy the rescaled unit and is left out.
-MONOCHROME1 (low is bright) is mirrored within the range of its stored bits, so that high is bright everywhere.
-Colour has no unit: it comes as RGB from 0 to 255 whatever its bits. Padding (PixelPaddingValue) is left as it is.
+two numbers. It is applied to projection X-ray images that name no window, because their values before it are in the
+manufacturer's own units (PS3.3 C.11.2, C.8.11.3); elsewhere (CT, MR, PET) it would destroy the rescaled unit and is
+ignored. MONOCHROME1 (low is bright) is inverted within the range of its stored bits, so that high is always bright.
+Colour has no unit: it becomes RGB from 0 to 255 whatever its number of bits. PixelPaddingValue is left as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydicom.pixels import apply_color_lut
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
-from medopt.imaging.dicom_file import unused_bits, vector
+from medopt.imaging.dicom_file import finite_numbers, unused_bits
 from medopt.imaging.dicom_frames import FrameHeader
 
 _COLOURS = ("Red", "Green", "Blue")
@@ -29,20 +29,20 @@ _COLOURS = ("Red", "Green", "Blue")
 
 @dataclass(frozen=True, slots=True)
 class LookupTable:
-    """Stored value `first` maps to the first of the `entries`, (n,) or (3, n); values outside take the nearest."""
+    """Maps stored value `first` to the first of the `entries`, (n,) or (3, n); values outside take the nearest."""
 
     first: int
     entries: NDArray[Any]
     bits: int
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Map values of any shape, rounded if they are not whole; colours add an axis in front."""
+        """Map values of any shape, rounded to whole numbers; a colour table adds an axis of 3 in front."""
         whole = values if np.issubdtype(values.dtype, np.integer) else np.rint(values)
         return np.take(self.entries, whole.astype(np.intp) - self.first, axis=-1, mode="clip")
 
 
-def lut(items: Any, dataset: Dataset, keyword: str, name: str) -> LookupTable | None:
-    """The first table of a LUT sequence, or None where there is none. Raises DataError where it cannot be read."""
+def read_lut(items: Any, dataset: Dataset, keyword: str, name: str) -> LookupTable | None:
+    """The first table of a LUT sequence (PS3.3 C.11.1), or None where there is none. Raises DataError if damaged."""
     if not items:
         return None
     try:
@@ -53,15 +53,15 @@ def lut(items: Any, dataset: Dataset, keyword: str, name: str) -> LookupTable | 
     return LookupTable(first, entries, bits)
 
 
-def palette(dataset: Dataset, name: str) -> LookupTable:
-    """The colour palette as RGB entries (3, n) from 0 to 255. Raises DataError where it cannot be read."""
+def read_palette(dataset: Dataset, name: str) -> LookupTable:
+    """The colour palette (PS3.3 C.7.9) as RGB entries (3, n) from 0 to 255. Raises DataError where it is damaged."""
     try:
         count, first, _ = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor)
         count = count or 2**16
         if "RedPaletteColorLookupTableData" in dataset:
             data = [dataset[f"{colour}PaletteColorLookupTableData"].value for colour in _COLOURS]
             entries = np.stack([_entries(values, count, dataset) for values in data])
-        else:  # segmented (PS3.3 C.7.9.2): pydicom unrolls it, seen through a ramp of all stored values
+        else:  # segmented (PS3.3 C.7.9.2): pydicom expands it, applied here to a ramp of all stored values
             entries = apply_color_lut(np.arange(first, first + count), dataset)[:, :3].T
             if entries.dtype == np.uint8 and count > 256:
                 raise ValueError("segmented, of 8 bits and more than 256 entries")
@@ -90,9 +90,10 @@ _PROJECTION = {"CR", "DX", "MG", "IO", "PX", "RG"}
 
 @dataclass(frozen=True, slots=True)
 class ValueMapping:
-    """How one frame's stored values become the volume's: tables first, then `slope * value + intercept`.
+    """How the stored values of one frame become values of the volume: tables, then `slope * value + intercept`.
 
-    `unused_bits` counts the high bits of a stored value that are none of it (PS3.5 8.1.1) and are to be cleared.
+    `window` is (centre, width) in the volume's units. `unused_bits` counts the high bits of a stored value that do not
+    belong to it (PS3.5 8.1.1) and have to be cleared.
     """
 
     colour: LookupTable | None = None
@@ -106,7 +107,7 @@ class ValueMapping:
     def write(self, stored: NDArray[Any], out: FloatArray) -> None:
         """Write a frame (rows, columns[, 3]) into `out` (C, rows, columns).
 
-        A block of rows at a time, so that the few passes run within the processor's cache.
+        A block of rows at a time, so that the passes over it stay within the processor's cache.
         """
         stored = np.moveaxis(stored, -1, 0)[:3] if stored.ndim == 3 else stored
         rows = max(1, _BLOCK // stored.shape[-1])
@@ -135,68 +136,69 @@ class ValueMapping:
             out[...] = self.voi(out)
 
 
-def channels(dataset: Dataset) -> int:
+def channel_count(dataset: Dataset) -> int:
     """3 for colour (also by palette), else 1."""
     colour = dataset.get("PhotometricInterpretation") == "PALETTE COLOR" or dataset.get("SamplesPerPixel", 1) == 3
     return 3 if colour else 1
 
 
-def meaning(dataset: Dataset, frame: FrameHeader, name: str) -> ValueMapping:
-    """The pipeline of one frame. `frame` answers for the frame's functional groups, else for the whole file.
+def value_mapping(dataset: Dataset, frame: FrameHeader, name: str) -> ValueMapping:
+    """The mapping of one frame's values. `frame` reads the frame's own functional groups before the file's header.
 
     Raises DataError naming the element that cannot be used.
     """
     photometric = str(dataset.get("PhotometricInterpretation") or "")
     unused = unused_bits(dataset)
     if photometric == "PALETTE COLOR":
-        return ValueMapping(colour=palette(dataset, name), unused_bits=unused)
-    if channels(dataset) == 3:
+        return ValueMapping(colour=read_palette(dataset, name), unused_bits=unused)
+    if channel_count(dataset) == 3:
         return ValueMapping(slope=255.0 / (2.0 ** int(dataset.BitsStored) - 1))
-    modality = lut(frame.get("ModalityLUTSequence"), dataset, "ModalityLUTSequence", name)
+    modality = read_lut(frame.get("ModalityLUTSequence"), dataset, "ModalityLUTSequence", name)
     slope, intercept = (1.0, 0.0) if modality else _rescale(frame, name)
     window = _window(frame)
     voi = None
     if window is None and dataset.get("Modality") in _PROJECTION:
-        voi = lut(frame.get("VOILUTSequence"), dataset, "VOILUTSequence", name)
+        voi = read_lut(frame.get("VOILUTSequence"), dataset, "VOILUTSequence", name)
     if voi is not None:
         window = (2.0 ** (voi.bits - 1), 2.0**voi.bits)
-    plain = ValueMapping(None, modality, voi, slope, intercept, window, unused)
-    return _mirrored(dataset, plain, name) if photometric == "MONOCHROME1" else plain
+    mapping = ValueMapping(None, modality, voi, slope, intercept, window, unused)
+    return _inverted(dataset, mapping, name) if photometric == "MONOCHROME1" else mapping
 
 
-def _mirrored(dataset: Dataset, plain: ValueMapping, name: str) -> ValueMapping:
-    """MONOCHROME1: value x becomes (lowest + highest) - x of the range that the stored bits can express."""
+def _inverted(dataset: Dataset, mapping: ValueMapping, name: str) -> ValueMapping:
+    """MONOCHROME1 (PS3.3 C.7.6.3.1.2): x becomes (lowest + highest) - x of the range of the stored bits."""
     if "PixelData" not in dataset:
         raise DataError(f"{name}: MONOCHROME1 with floating-point pixels, which PS3.3 C.7.6.24 does not allow.")
-    if plain.voi is not None:
-        return replace(plain, voi=replace(plain.voi, entries=2**plain.voi.bits - 1 - plain.voi.entries))
-    if plain.modality is not None:
-        total = 2.0**plain.modality.bits - 1
+    if mapping.voi is not None:
+        return replace(mapping, voi=replace(mapping.voi, entries=2**mapping.voi.bits - 1 - mapping.voi.entries))
+    if mapping.modality is not None:
+        total = 2.0**mapping.modality.bits - 1
     else:
         signed = dataset.get("PixelRepresentation", 0) == 1
         total = -1.0 if signed else 2.0 ** int(dataset.BitsStored) - 1
-    # slope * (total - v) + intercept, and the same mirror for the window's centre
-    window = (plain.slope * total + 2 * plain.intercept - plain.window[0], plain.window[1]) if plain.window else None
-    return replace(plain, slope=-plain.slope, intercept=plain.slope * total + plain.intercept, window=window)
+    # slope * (total - value) + intercept; the window's centre is inverted in the same way
+    offset = mapping.slope * total
+    window = (offset + 2 * mapping.intercept - mapping.window[0], mapping.window[1]) if mapping.window else None
+    return replace(mapping, slope=-mapping.slope, intercept=offset + mapping.intercept, window=window)
 
 
 def _rescale(frame: FrameHeader, name: str) -> tuple[float, float]:
     """RescaleSlope and RescaleIntercept (PS3.3 C.11.1.1.2)."""
-    found = []
+    numbers = []
     for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
         value = frame.get(keyword)
         try:
-            found.append(default if value in (None, "") else float(value))
+            numbers.append(default if value in (None, "") else float(value))
         except (TypeError, ValueError) as error:
             raise DataError(f"{name}: {keyword} is not a number.") from error
-    slope, intercept = found
-    if not np.isfinite(found).all() or slope == 0:
+    slope, intercept = numbers
+    if not np.isfinite(numbers).all() or slope == 0:
         raise DataError(f"{name}: RescaleSlope {slope} and RescaleIntercept {intercept} give no values.")
     return slope, intercept
 
 
 def _window(frame: FrameHeader) -> tuple[float, float] | None:
-    """The first (center, width) of the VOI LUT module (PS3.3 C.11.2.1.2)."""
+    """The first (centre, width) of the VOI LUT module (PS3.3 C.11.2.1.2), or None."""
     values = (frame.get("WindowCenter"), frame.get("WindowWidth"))
-    found = vector([value[0] if isinstance(value, MultiValue) and value else value for value in values], 2)
-    return (float(found[0]), float(found[1])) if found is not None and found[1] > 0 else None
+    window = finite_numbers([value[0] if isinstance(value, MultiValue) and value else value for value in values], 2)
+    return (float(window[0]), float(window[1])) if window is not None and window[1] > 0 else None

@@ -1,4 +1,4 @@
-"""NIfTI to Volume (https://nifti.nimh.nih.gov/nifti-1): the affine turned from RAS to LPS, the axes as everywhere."""
+"""NIfTI to Volume (https://nifti.nimh.nih.gov/nifti-1): the affine from RAS to LPS, the axes in canonical order."""
 
 from __future__ import annotations
 
@@ -14,50 +14,51 @@ from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.imaging import geometry
 
-_DEFLATE_LIMIT = 1032  # deflate cannot shrink data further than this, so a larger claim is a damaged header
+_DEFLATE_LIMIT = 1032  # the highest ratio of deflate: a header that claims more voxels is damaged
 
 
 def is_nifti(name: str) -> bool:
-    """Whether a file is named as NIfTI is."""
+    """Whether the name of a file ends in .nii or .nii.gz."""
     return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def read_nifti(path: Path) -> Volume:
-    """A .nii or .nii.gz file: (C, D, H, W), or (C, H, W) where it holds a single slice. C is 3 for RGB voxels.
+    """A .nii or .nii.gz file: (C, D, H, W), or (C, H, W) where it holds a single slice. C is 3 for RGB voxels, else 1.
 
     Raises DataError where the file is damaged, holds several volumes, or does not say how it is oriented.
     """
     try:
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):
-            raise DataError(f"{path} is not NIfTI, whatever its name.")
+            raise DataError(f"{path} is named as NIfTI and is another format.")
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"{path} is not readable as NIfTI ({type(error).__name__}). Get it again.") from error
     shape = _grid_shape(image, path)
-    affine = geometry.LPS_FROM_RAS @ _oriented(image, path)
+    affine = geometry.LPS_FROM_RAS @ _ras_affine(image, path)
     axes = geometry.canonical_axes(affine)
-    flat = 1 in axes.shape(shape)
-    if flat:
+    is_image = 1 in axes.shape(shape)
+    if is_image:
         axes = geometry.display_axes(axes, axes.shape(shape))
     array = _voxels(image, shape, axes, path)
     affine = axes.affine(affine, shape)
     spacing = geometry.spacing(affine)
     facts = {"format": "NIfTI", "spacing": "affine", "orientation": "patient"}
-    return Volume(array[:, 0] if flat else array, affine, spacing[1:] if flat else spacing, source=facts)
+    return Volume(array[:, 0] if is_image else array, affine, spacing[1:] if is_image else spacing, source=facts)
 
 
 def _grid_shape(image: Any, path: Path) -> tuple[int, int, int]:
+    """The spatial shape of the voxels as stored; refuses several volumes and headers that claim too much."""
     shape = tuple(int(size) for size in image.shape)
     grid = (*shape[:3], *(1,) * (3 - len(shape)))
     if any(size > 1 for size in shape[3:]):
         raise DataError(
             f"{path} holds {int(np.prod(shape[3:]))} volumes (shape {shape}: time points, contrasts or vectors), and "
-            "which one is meant is not said. Split it into files of one volume each."
+            "one is needed. Split it into files of one volume each."
         )
     if min(grid, default=0) < 1 or sorted(grid)[1] < 2:
-        raise DataError(f"{path} has the shape {shape}, which is no image.")
+        raise DataError(f"{path} has the shape {shape}, which is not an image.")
     claimed = int(np.prod(grid, dtype=object)) * image.get_data_dtype().itemsize
     factor = _DEFLATE_LIMIT if path.suffix == ".gz" else 1
     if claimed > path.stat().st_size * factor:
@@ -65,8 +66,8 @@ def _grid_shape(image: Any, path: Path) -> tuple[int, int, int]:
     return (grid[0], grid[1], grid[2])
 
 
-def _oriented(image: Any, path: Path) -> geometry.Affine:
-    """The affine (4, 4) in RAS mm: sform, else qform, which must agree on left and right."""
+def _ras_affine(image: Any, path: Path) -> geometry.Affine:
+    """The affine (4, 4) in RAS mm: the sform, else the qform; where both are given, their axes must agree."""
     header = image.header
     try:
         forms = [
@@ -91,7 +92,7 @@ def _oriented(image: Any, path: Path) -> geometry.Affine:
 
 
 def _voxels(image: Any, shape: tuple[int, int, int], axes: geometry.Axes, path: Path) -> NDArray[np.float32]:
-    """(C, D, H, W): stored values, scaled (value * scl_slope + scl_inter), written once in the new order."""
+    """(C, D, H, W): stored values * scl_slope + scl_inter, written once in the order of `axes`."""
     try:
         proxy = image.dataobj
         stored = np.asarray(proxy.get_unscaled()).reshape(shape)
@@ -99,15 +100,15 @@ def _voxels(image: Any, shape: tuple[int, int, int], axes: geometry.Axes, path: 
     except Exception as error:
         raise DataError(f"{path}: its voxels cannot be read ({type(error).__name__}): truncated or damaged.") from error
     if stored.dtype.names:
-        parts = [stored[name] for name in stored.dtype.names[:3]]
+        channels = [stored[name] for name in stored.dtype.names[:3]]  # RGB, without alpha
     elif np.issubdtype(stored.dtype, np.complexfloating):
         raise DataError(f"{path} holds complex numbers. Convert it to magnitude.")
     else:
-        parts = [stored]
-    out = np.empty((len(parts), *axes.shape(shape)), dtype=np.float32)
+        channels = [stored]
+    out = np.empty((len(channels), *axes.shape(shape)), dtype=np.float32)
     scaled = (slope, intercept) != (1.0, 0.0) and stored.dtype.names is None
-    for channel, part in zip(out, parts, strict=True):
-        seen = axes.view(part)
-        for slab in range(len(channel)):  # slab by slab: the double precision in between stays small
-            channel[slab] = seen[slab] * slope + intercept if scaled else seen[slab]
+    for target, channel in zip(out, channels, strict=True):
+        volume = axes.to_volume(channel)
+        for at in range(len(target)):  # slice by slice, so that little is ever held in double precision
+            target[at] = volume[at] * slope + intercept if scaled else volume[at]
     return out

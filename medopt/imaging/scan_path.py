@@ -9,7 +9,7 @@ from typing import NamedTuple
 _PLAIN = re.compile(r"\w[\w .()+=@#-]*(/\w[\w .()+=@#-]*)*", re.UNICODE)
 
 
-class Member(NamedTuple):
+class NpzMember(NamedTuple):
     """One image inside an `.npz` file, written `file.npz#array/index`."""
 
     file: str
@@ -17,13 +17,16 @@ class Member(NamedTuple):
     row: int
 
 
-def below(text: str) -> str:
-    """The path in its shortest form, `./a//b` as `a/b`.
+def safe_relative_path(text: str) -> str:
+    """The path in its shortest form.
 
-    Raises ValueError, saying why, for a path that could lead out of its folder.
+    Raises ValueError, with the reason, for a path that could lead out of its folder.
+
+    >>> safe_relative_path("./site_a//scan.dcm")
+    'site_a/scan.dcm'
     """
     if _PLAIN.fullmatch(text):
-        return text  # as nearly all are; a million of them are read in seconds
+        return text  # the fast way for nearly all paths: a million of them take seconds
     path = PurePosixPath(text)
     if "\\" in text:
         raise ValueError("write / between folders, not \\")
@@ -38,10 +41,13 @@ def below(text: str) -> str:
     return str(path)
 
 
-def npz_member(image: str) -> Member | None:
+def npz_member(image: str) -> NpzMember | None:
     """The parts of `file.npz#array/index`, or None for the path of a file.
 
-    Raises ValueError where the part behind `#` is not `array/index`.
+    Raises ValueError where the part after `#` is not `array/index`.
+
+    >>> npz_member("busi.npz#train_images/12")
+    NpzMember(file='busi.npz', array='train_images', row=12)
     """
     file, mark, inside = image.partition(".npz#")
     if not mark:
@@ -49,13 +55,13 @@ def npz_member(image: str) -> Member | None:
     array, _, index = inside.rpartition("/")
     if not array or not (index.isascii() and index.isdigit()):
         raise ValueError("an image in an .npz file is written file.npz#array/index")
-    return Member(f"{file}.npz", array, int(index))
+    return NpzMember(f"{file}.npz", array, int(index))
 
 
-def parted(path: Path) -> tuple[Path, str]:
-    """The file or folder that a path names, and the part of it that is meant.
+def split_part(path: Path) -> tuple[Path, str]:
+    """The file or folder that a path names, and the part of it: empty for the whole of it.
 
-    The part is empty, a SeriesInstanceUID (`folder#UID`) or a member of an archive (`file.npz#array/index`).
+    A part is a SeriesInstanceUID (`folder#UID`) or a member of an archive (`file.npz#array/index`).
     """
-    place, mark, part = str(path).rpartition("#")
-    return (path, "") if path.exists() or not mark else (Path(place), part)
+    container, mark, part = str(path).rpartition("#")
+    return (path, "") if path.exists() or not mark else (Path(container), part)

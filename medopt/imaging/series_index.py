@@ -1,7 +1,7 @@
-"""What a DICOM folder holds: one record a series, from headers alone, whatever the files are called.
+"""What a DICOM folder holds: one record per series, from headers alone, whatever the names of the files.
 
-Identifiers (patient, UIDs, accession) stand in the record because a manifest has to join on them; nothing that prints
-may show them.
+The record holds identifiers (patient, UIDs, accession number), because a manifest has to join on them; nothing that
+prints may show them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pydicom import Dataset, dcmread
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.imaging.dicom_file import is_dicom, other_object, vector
+from medopt.imaging.dicom_file import finite_numbers, is_dicom, not_an_image_reason, quiet_pydicom
 from medopt.imaging.dicom_frames import FrameHeader
 
 _KEYWORDS = (
     "SOPClassUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "Modality",
     "SeriesDescription", "SeriesNumber", "BodyPartExamined", "ProtocolName", "ImageType", "Manufacturer",
     "ManufacturerModelName", "InstitutionName", "StationName", "PatientAge", "PatientSex",
-     "BurnedInAnnotation", "ContrastBolusAgent", "SliceThickness", "ImageOrientationPatient",
+    "BurnedInAnnotation", "ContrastBolusAgent", "SliceThickness", "ImageOrientationPatient",
     "NumberOfFrames", "Rows", "Columns", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-_PLANES = ("sagittal", "coronal", "axial")  # by the axis of the patient that the normal is nearest to: x, y, z
+_PLANES = ("sagittal", "coronal", "axial")  # by the patient axis nearest to the normal: x, y, z
 _OBLIQUE = np.cos(np.radians(30))
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series: where its files are, and what its first header says. Texts are empty where the header is silent.
+    """One series: where its files are, and what the header of the first says (empty where it says nothing).
 
-    `frames` counts the images of all files; `orientation` is axial, coronal, sagittal or oblique (over 30 degrees from
-    each), empty where frames are not placed in the patient.
+    `frames` counts the images of all files; `size` is (rows, columns). `orientation` is axial, coronal, sagittal or
+    oblique (over 30 degrees from each), and empty where the frames have no place in the patient.
     """
 
     uid: str
@@ -67,28 +67,31 @@ class Series:
 
     @property
     def localizer(self) -> bool:
-        """A scout: an image to plan others on (PS3.3 C.7.6.1.1.2)."""
+        """A scout, on which other images were planned (ImageType, PS3.3 C.7.6.1.1.2)."""
         return "LOCALIZER" in self.image_type
 
     @property
     def derived(self) -> bool:
-        """Computed from other images (ImageType value 1)."""
+        """Computed from other images (ImageType value 1, PS3.3 C.7.6.1.1.2)."""
         return self.image_type[:1] == ("DERIVED",)
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """The image series below a folder, and the files that are none with the reason."""
+class SeriesIndex:
+    """The image series below a folder, and the other files as (path, why it is not an image)."""
 
     root: Path
     series: tuple[Series, ...]
-    others: tuple[tuple[Path, str], ...]
+    other_files: tuple[tuple[Path, str], ...]
 
 
-def index_folder(root: Path, reporter: Reporter | None = None) -> Index:
-    """Read the headers of all files below `root`, hidden ones left out; DICOM is told by content, not by name.
+def index_folder(root: Path, reporter: Reporter | None = None) -> SeriesIndex:
+    """Read the headers of all files below `root` except hidden ones; content decides what is DICOM, not the name.
 
-    Raises DataError where `root` is no folder or holds no DICOM image.
+    Series are sorted by study, then by number. Raises DataError where `root` is not a folder or holds no DICOM image.
+
+    >>> for series in index_folder(Path("export")).series:  # doctest: +SKIP
+    ...     print(series.modality, series.description, series.frames)
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder. Give the folder that a scanner or a PACS exported.")
@@ -101,45 +104,47 @@ def index_folder(root: Path, reporter: Reporter | None = None) -> Index:
         finally:
             advance(1)
 
-    with ThreadPoolExecutor(8) as pool:
+    with quiet_pydicom(), ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(read, paths))
-    found: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
-    others = []
-    for path, header in zip(paths, headers, strict=True):
-        if isinstance(header, str):
-            others.append((path, header))
-        else:
-            found[_text(header, "SeriesInstanceUID") or f"file {path}"].append((path, header))
-    if not found:
+        by_uid: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
+        other_files = []
+        for path, header in zip(paths, headers, strict=True):
+            if isinstance(header, str):
+                other_files.append((path, header))
+            else:
+                by_uid[_text(header, "SeriesInstanceUID") or f"file {path}"].append((path, header))
+        series = sorted((_series(uid, members) for uid, members in by_uid.items()), key=_order_key)
+    if not series:
         raise DataError(f"{root} holds no DICOM image ({len(paths)} other files).")
-    series = sorted((_series(uid, members) for uid, members in found.items()), key=_by_place)
-    return Index(root, tuple(series), tuple(others))
+    return SeriesIndex(root, tuple(series), tuple(other_files))
 
 
 @lru_cache(maxsize=16)
-def _known(root: Path, _changed: int) -> dict[str, tuple[Path, ...]]:
+def _files_by_uid(root: Path, _changed: int) -> dict[str, tuple[Path, ...]]:
     return {series.uid: series.files for series in index_folder(root).series}
 
 
 def series_files(folder: Path, uid: str) -> tuple[Path, ...]:
-    """The files of one series of a folder that holds several; the folder's headers are read once a process.
+    """The files of one series of a folder that holds several; a process reads the headers of the folder once.
 
     Raises DataError where the folder holds no such series.
     """
-    files = _known(folder, folder.stat().st_mtime_ns).get(uid)
+    files = _files_by_uid(folder, folder.stat().st_mtime_ns).get(uid)
     if files is None:
-        raise DataError(f"{folder} does not hold the series that is asked for; list what it holds: medopt series.")
+        raise DataError(
+            f"{folder} does not hold the series that its path names. medopt series lists those that it holds."
+        )
     return files
 
 
 def _header(path: Path) -> Dataset | str:
-    """The header's elements that a series is known by, or why the file is no DICOM image."""
+    """The elements of the header that describe a series, or why the file is not a DICOM image."""
     try:
         with path.open("rb") as stream:
             if not is_dicom(stream.read(132)):
                 return "not DICOM"
         dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
-        if reason := other_object(dataset):
+        if reason := not_an_image_reason(dataset):
             return reason
         return dataset
     except OSError as error:
@@ -148,22 +153,22 @@ def _header(path: Path) -> Dataset | str:
         return f"its header is damaged ({type(error).__name__})"
 
 
-def _by_place(series: Series) -> tuple[str, int, str, str]:
+def _order_key(series: Series) -> tuple[str, int, str, str]:
     number = int(series.number) if series.number.lstrip("-").isdigit() else 0
     return series.study_uid, number, series.description, series.uid
 
 
 def _series(uid: str, members: Sequence[tuple[Path, Dataset]]) -> Series:
     files, header = tuple(path for path, _ in members), members[0][1]
-    thickness = vector([header.get("SliceThickness")], 1)
+    thickness = finite_numbers([header.get("SliceThickness")], 1)
     return Series(
         uid=uid,
         study_uid=_text(header, "StudyInstanceUID"),
         patient=_text(header, "PatientID"),
         accession=_text(header, "AccessionNumber"),
-        folder=_common([path.parent for path in files]),
+        folder=_common_folder([path.parent for path in files]),
         files=files,
-        frames=sum(_count(dataset) for _, dataset in members),
+        frames=sum(_frame_count(dataset) for _, dataset in members),
         number=_text(header, "SeriesNumber"),
         modality=_text(header, "Modality"),
         description=_text(header, "SeriesDescription"),
@@ -172,7 +177,7 @@ def _series(uid: str, members: Sequence[tuple[Path, Dataset]]) -> Series:
         image_type=tuple(str(value) for value in header.get("ImageType") or ()),
         orientation=_orientation(header),
         thickness_mm=float(thickness[0]) if thickness is not None and thickness[0] > 0 else None,
-        size=(_whole(header, "Rows"), _whole(header, "Columns")),
+        size=(_whole_number(header, "Rows"), _whole_number(header, "Columns")),
         contrast=bool(_text(header, "ContrastBolusAgent")),
         burned_in=any(_text(dataset, "BurnedInAnnotation").upper() == "YES" for _, dataset in members),
         manufacturer=_text(header, "Manufacturer"),
@@ -187,27 +192,27 @@ def _series(uid: str, members: Sequence[tuple[Path, Dataset]]) -> Series:
 def _text(header: Dataset, keyword: str) -> str:
     try:
         return str(header.get(keyword) or "").strip()
-    except Exception:  # an element is parsed when it is asked for, and each kind of damage has its own exception
+    except Exception:  # pydicom parses on first access, and each kind of damage has its own exception
         return ""
 
 
-def _whole(header: Dataset, keyword: str) -> int:
+def _whole_number(header: Dataset, keyword: str) -> int:
     text = _text(header, keyword)
     return int(text) if text.isdigit() else 0
 
 
-def _count(header: Dataset) -> int:
-    return max(1, _whole(header, "NumberOfFrames"))
+def _frame_count(header: Dataset) -> int:
+    return max(1, _whole_number(header, "NumberOfFrames"))
 
 
-def _common(folders: Sequence[Path]) -> Path:
+def _common_folder(folders: Sequence[Path]) -> Path:
     first = folders[0]
-    return next(place for place in (first, *first.parents) if all(one.is_relative_to(place) for one in folders))
+    return next(place for place in (first, *first.parents) if all(folder.is_relative_to(place) for folder in folders))
 
 
 def _orientation(header: Dataset) -> str:
-    found = vector(FrameHeader(header).get("ImageOrientationPatient"), 6)
-    if found is None:
+    cosines = finite_numbers(FrameHeader(header).get("ImageOrientationPatient"), 6)
+    if cosines is None:
         return ""
-    normal = np.abs(np.cross(found[:3], found[3:]))
+    normal = np.abs(np.cross(cosines[:3], cosines[3:]))
     return _PLANES[int(normal.argmax())] if normal.max() >= _OBLIQUE else "oblique"

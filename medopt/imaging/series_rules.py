@@ -1,4 +1,4 @@
-"""One series a study, chosen by rules: what was taken, and why each of the others was not."""
+"""One series per study, chosen by rules: which was taken, and why each of the others was not."""
 
 from __future__ import annotations
 
@@ -16,103 +16,93 @@ TAKEN = "taken"
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesChoice:
-    """The series chosen, one a study, and what the rules said of every series, by the series' UID.
+class SeriesSelection:
+    """What the rules say of all series.
 
-    A reason is `TAKEN` with the rule that decided, or the rule that left the series out.
+    `chosen` are the series of the studies of which exactly one is left. `reasons`, by the UID of the series, is `TAKEN`
+    with the rule that decided, or the rule that excluded the series. `refusals` has a text, without an identifier, for
+    each study of which none or several series are left.
     """
 
-    taken: tuple[Series, ...]
+    chosen: tuple[Series, ...]
     reasons: dict[str, str]
+    refusals: tuple[str, ...]
+
+    def require_one_each(self) -> None:
+        """Raise DataError listing the studies of which not exactly one series is left, if there are any."""
+        if self.refusals:
+            raise DataError(
+                f"In {len(self.refusals)} of {len(self.refusals) + len(self.chosen)} studies the rules do not leave "
+                f"one series: {listed(list(self.refusals), 8)} Change data.series in the study file."
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the rules say of all series: one reason each, and for every study without one series the refusal."""
+def select_series(series: Sequence[Series], rules: SeriesRules) -> SeriesSelection:
+    """Apply the rules of `data.series` to the series of one or several studies.
 
-    choice: SeriesChoice
-    refused: tuple[str, ...]
-
-
-def choose(series: Sequence[Series], rules: SeriesRules) -> SeriesChoice:
-    """Exactly one series of every study.
-
-    Raises DataError that lists, without an identifier, each study of which nothing or more than one series is left.
+    >>> index = index_folder(Path("export"))                            # doctest: +SKIP
+    >>> selection = select_series(index.series, study.data.series)      # doctest: +SKIP
+    >>> selection.require_one_each()                                    # doctest: +SKIP
     """
-    return settled(judge(series, rules))
-
-
-def settled(found: Judgement) -> SeriesChoice:
-    """The choice, where the rules leave one series of every study; raises DataError as `choose` does."""
-    if found.refused:
-        studies = len(found.refused) + len(found.choice.taken)
-        raise DataError(
-            f"In {len(found.refused)} of {studies} studies the rules do not leave one series: "
-            f"{listed(list(found.refused), most=8)} Change data.series in the study file."
-        )
-    return found.choice
-
-
-def judge(series: Sequence[Series], rules: SeriesRules) -> Judgement:
-    """As `choose`, but a study that has no single series is a refusal in the answer."""
     studies: dict[str, list[Series]] = defaultdict(list)
-    for one in series:
-        studies[one.study_uid].append(one)
+    for member in series:
+        studies[member.study_uid].append(member)
     reasons: dict[str, str] = {}
-    taken, refused = [], []
+    chosen, refusals = [], []
     for study, members in studies.items():
-        left, why = _left(members, rules)
-        reasons |= why
+        left, reasons_of_study = _select_of_study(members, rules)
+        reasons |= reasons_of_study
         if len(left) == 1:
-            taken.append(left[0])
+            chosen.append(left[0])
         else:
-            refused.append(_refusal(study, members, left, reasons))
-    return Judgement(SeriesChoice(tuple(taken), reasons), tuple(refused))
+            refusals.append(_refusal(study, members, left, reasons))
+    return SeriesSelection(tuple(chosen), reasons, tuple(refusals))
 
 
-def fit(series: Sequence[Series], rules: SeriesRules) -> list[Series]:
-    """All series that no rule leaves out, however many of a study."""
-    return [one for one in series if not _unfit(one, rules)]
+def matching_series(series: Sequence[Series], rules: SeriesRules) -> list[Series]:
+    """All series that no rule excludes, however many there are of a study."""
+    return [member for member in series if not _exclusion_reason(member, rules)]
 
 
-def _left(members: Sequence[Series], rules: SeriesRules) -> tuple[list[Series], dict[str, str]]:
-    """The series of one study that the rules leave, and the reason of each."""
-    reasons = {one.uid: _unfit(one, rules) for one in members}
-    left = [one for one in members if not reasons[one.uid]]
-    rank = {one.uid: _first_match(rules.description, one.description) for one in left}
+def _select_of_study(members: Sequence[Series], rules: SeriesRules) -> tuple[list[Series], dict[str, str]]:
+    """The series of one study that the rules leave, and the reason for each."""
+    reasons = {member.uid: _exclusion_reason(member, rules) for member in members}
+    matching = [member for member in members if not reasons[member.uid]]
+    rank = {member.uid: _first_match(rules.description, member.description) for member in matching}
     best = min(rank.values(), default=0)
-    chosen = [one for one in left if rank[one.uid] == best]
-    pattern = f": description finds {rules.description[best]!r}" if rules.description and left else ""
-    for one in left:
-        is_best = rank[one.uid] == best
-        reasons[one.uid] = f"{TAKEN}{pattern}" if is_best else f"description: preferred is {rules.description[best]!r}"
-    if len(chosen) > 1:
-        reasons |= {one.uid: f"one of {len(chosen)} that are left" for one in chosen}
-    return chosen, reasons
+    left = [member for member in matching if rank[member.uid] == best]
+    pattern = f": description finds {rules.description[best]!r}" if rules.description and matching else ""
+    for member in matching:
+        is_best = rank[member.uid] == best
+        preferred = "" if is_best else f"description: preferred is {rules.description[best]!r}"
+        reasons[member.uid] = preferred or f"{TAKEN}{pattern}"
+    if len(left) > 1:
+        reasons |= {member.uid: f"one of {len(left)} that are left" for member in left}
+    return left, reasons
 
 
-def _unfit(series: Series, rules: SeriesRules) -> str:
-    """The first rule that leaves a series out, or nothing."""
-    return next((reason for holds, reason in _tests(series, rules) if not holds), "")
+def _exclusion_reason(series: Series, rules: SeriesRules) -> str:
+    """The first rule that excludes a series; empty where none does."""
+    return next((reason for holds, reason in _rule_checks(series, rules) if not holds), "")
 
 
-def _tests(one: Series, rules: SeriesRules) -> Iterable[tuple[bool, str]]:
-    """Whether each rule holds, with what to say where it does not."""
-    yield not one.localizer, "localizer"
-    yield rules.derived or not one.derived, "derived"
-    wanted = _upper(rules.modality)
-    yield not wanted or one.modality.upper() in wanted, f"modality {one.modality or 'not said'}"
-    yield _any(rules.body_part, one.body_part), f"body_part {one.body_part or 'not said'}"
-    excluded = next((pattern for pattern in rules.exclude if _any([pattern], one.description)), None)
+def _rule_checks(series: Series, rules: SeriesRules) -> Iterable[tuple[bool, str]]:
+    """For each rule: whether it holds, and the reason where it does not."""
+    yield not series.localizer, "localizer"
+    yield rules.derived or not series.derived, "derived"
+    modalities = _upper(rules.modality)
+    yield not modalities or series.modality.upper() in modalities, f"modality {series.modality or 'not said'}"
+    yield _any_match(rules.body_part, series.body_part), f"body_part {series.body_part or 'not said'}"
+    excluded = next((pattern for pattern in rules.exclude if _any_match([pattern], series.description)), None)
     yield excluded is None, f"exclude finds {excluded!r}"
-    yield _any(rules.description, one.description), "description matches no pattern"
-    missing = sorted(_upper(rules.image_type) - _upper(one.image_type))
+    yield _any_match(rules.description, series.description), "description matches no pattern"
+    missing = sorted(_upper(rules.image_type) - _upper(series.image_type))
     yield not missing, f"image_type has no {', '.join(missing)}"
-    orientation = one.orientation or "not said"
+    orientation = series.orientation or "not said"
     yield not rules.orientation or orientation in rules.orientation, f"orientation {orientation}"
-    yield _within(rules.slices, one.frames), f"slices {one.frames}"
-    yield _within(rules.thickness_mm, one.thickness_mm), f"thickness_mm {one.thickness_mm or 'not said'}"
-    yield rules.contrast in (None, one.contrast), "contrast " + ("given" if one.contrast else "not given")
+    yield _within(rules.slices, series.frames), f"slices {series.frames}"
+    yield _within(rules.thickness_mm, series.thickness_mm), f"thickness_mm {series.thickness_mm or 'not said'}"
+    yield rules.contrast in (None, series.contrast), "contrast " + ("given" if series.contrast else "not given")
 
 
 def _upper(words: Iterable[str]) -> set[str]:
@@ -120,12 +110,12 @@ def _upper(words: Iterable[str]) -> set[str]:
 
 
 def _first_match(patterns: Sequence[str], text: str) -> int:
-    """The index of the first pattern found in a text; their number where none is."""
-    found = (index for index, pattern in enumerate(patterns) if re.search(pattern, text, re.IGNORECASE))
-    return next(found, len(patterns))
+    """The index of the first pattern that matches somewhere in a text; the number of patterns where none does."""
+    matches = (index for index, pattern in enumerate(patterns) if re.search(pattern, text, re.IGNORECASE))
+    return next(matches, len(patterns))
 
 
-def _any(patterns: Sequence[str], text: str) -> bool:
+def _any_match(patterns: Sequence[str], text: str) -> bool:
     return not patterns or _first_match(patterns, text) < len(patterns)
 
 
@@ -136,19 +126,19 @@ def _within(limits: tuple[float, float] | None, value: float | None) -> bool:
 def _refusal(study: str, members: Sequence[Series], left: Sequence[Series], reasons: dict[str, str]) -> str:
     name = f"study {pseudonym(study)} (a pseudonym)"
     if left:
-        shown = listed([_described(one) for one in left], most=12)
-        return f"{name}: {len(left)} of {len(members)} series are left: {shown}."
-    shown = listed([f"{_described(one)}: {reasons[one.uid]}" for one in members], most=12)
-    return f"{name}: none of {len(members)} series is left: {shown}."
+        labels = listed([_series_label(member) for member in left], 12)
+        return f"{name}: {len(left)} of {len(members)} series are left: {labels}."
+    labels = listed([f"{_series_label(member)}: {reasons[member.uid]}" for member in members], 12)
+    return f"{name}: none of {len(members)} series is left: {labels}."
 
 
-def private(one: Series, text: str) -> str:
-    """A text of the header, with the patient's and the study's own numbers in it as pseudonyms."""
-    for number in (one.patient, one.accession):
+def hide_identifiers(series: Series, text: str) -> str:
+    """A text of the header in which the patient ID and the accession number are replaced by pseudonyms."""
+    for number in (series.patient, series.accession):
         text = text.replace(number, pseudonym(number)) if len(number) > 2 else text
     return text
 
 
-def _described(one: Series) -> str:
-    what = private(one, one.description) or "no description"
-    return f"number {one.number or 'none'} {one.modality} '{what}' ({one.frames} images)"
+def _series_label(series: Series) -> str:
+    description = hide_identifiers(series, series.description) or "no description"
+    return f"number {series.number or 'none'} {series.modality} '{description}' ({series.frames} images)"

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field, ValidationError
 from medopt.config import Section
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
-from medopt.imaging.scan_path import below
+from medopt.imaging.scan_path import safe_relative_path
 
-Below = Annotated[str, AfterValidator(below)]
+Below = Annotated[str, AfterValidator(safe_relative_path)]
 
 
 class Download(Section):

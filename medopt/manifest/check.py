@@ -23,7 +23,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case
-from medopt.imaging.scan_path import npz_member, parted
+from medopt.imaging.scan_path import npz_member, split_part
 from medopt.manifest.card import Card
 
 ACCEPTABLE = (
@@ -200,7 +200,7 @@ def _fault(folder: Path, case: Case, shapes: dict[str, Shapes | str]) -> str:
 
 def _file_fault(path: Path) -> str:
     try:
-        whole = parted(path)[0] if "#" in path.name else path  # folder#SeriesInstanceUID
+        whole = split_part(path)[0] if "#" in path.name else path  # folder#SeriesInstanceUID
         status = (whole if whole != path and whole.is_dir() else path).stat()
     except FileNotFoundError:
         return "not there"

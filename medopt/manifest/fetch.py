@@ -16,7 +16,7 @@ from requests.exceptions import HTTPError, RequestException
 from medopt.core.errors import DataError
 from medopt.core.files import atomic, file_digest, storage
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.imaging.scan_path import below
+from medopt.imaging.scan_path import safe_relative_path
 from medopt.manifest.card import Card, Download
 
 CHUNK = 1 << 18
@@ -148,7 +148,7 @@ def _place(name: str, file: Download) -> str | None:
     if path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts:
         return None
     try:
-        inside = below(name)
+        inside = safe_relative_path(name)
     except ValueError as error:
         raise ValueError(f"the member {name!r} is refused, {error}") from None
     if not file.move:

@@ -23,7 +23,7 @@ from medopt.core.records import SPLITS, Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging import read_scan
 from medopt.imaging.parallel import parallel_map
-from medopt.imaging.scan_path import parted
+from medopt.imaging.scan_path import split_part
 from medopt.imaging.series_index import series_files
 from medopt.manifest.check import Finding, accept, check_cases, missing_images, shown_name
 from medopt.manifest.duplicates import Pair, duplicate_findings, find_pairs, thumbnail
@@ -146,7 +146,7 @@ def _private(text: str, case: Case, folder: Path) -> str:
 
 
 def _files(case: Case, folder: Path) -> Sequence[Path]:
-    place, series = parted(folder / case.image)
+    place, series = split_part(folder / case.image)
     if place.is_file():
         return [place]
     return series_files(place, series) if series else [path for path in place.rglob("*") if path.is_file()]

@@ -19,7 +19,7 @@ from medopt.core.errors import DataError, listed
 from medopt.core.files import atomic
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case
-from medopt.imaging.scan_path import below, npz_member
+from medopt.imaging.scan_path import npz_member, safe_relative_path
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 GROUPS = ("sex", "age")
@@ -195,7 +195,7 @@ def _patient(text: str) -> str:
 def _image(text: str) -> str:
     if not text:
         raise ValueError("the cell is empty")
-    image = below(text)
+    image = safe_relative_path(text)
     npz_member(image)
     return image
 

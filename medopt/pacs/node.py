@@ -17,6 +17,7 @@ from pydicom import dcmread
 
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.privacy import pseudonym
+from medopt.imaging.dicom_file import quiet_pydicom
 from medopt.pacs.audit import Audit, CountingAudit
 from medopt.pacs.commitment import CommitmentReceiver
 from medopt.pacs.dicom_object import OutgoingObject
@@ -59,6 +60,7 @@ class PacsNode:
         self._ready.set()
         self._owed.set()
 
+    @quiet_pydicom()
     def run(self, ready: Callable[[str], None] = lambda _: None) -> None:
         """Work until `stop`; `ready` is told where the node listens, once it does.
 

@@ -15,7 +15,7 @@ from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
 from medopt.imaging.series_index import Series, index_folder
-from medopt.imaging.series_rules import Judgement, fit, judge
+from medopt.imaging.series_rules import SeriesSelection, matching_series, select_series
 from medopt.inference.evidence_map import Evidence
 from medopt.pacs.dicom_object import OutgoingObject
 from medopt.pacs.heat_map import heat_maps, shown
@@ -56,10 +56,10 @@ class Answering:
         """
         try:
             found = index_folder(folder).series
-            judged = judge(found, self._rules)
-            taken = self._taken(found, judged)
+            selection = select_series(found, self._rules)
+            taken = self._taken(found, selection)
             scans = [scan for series in taken for scan in self._scans(folder, series)]
-            answers = [self._answer(scan, images) for scan, images in scans] or [_refused(found, judged)]
+            answers = [self._answer(scan, images) for scan, images in scans] or [_refused(found, selection)]
         except DataError as error:
             return Answered("parked", str(error).replace(f"{folder}/", "").replace(str(folder), "the study"))
         declined = all(one.answer.declined for one in answers)
@@ -69,19 +69,21 @@ class Answering:
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
             for scan, answer in self._shown([scan for scan, _ in scans], answers):
                 made += self._heat_maps(scan, answer, inputs, now)
-        reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, judged)
+        reason = (
+            "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, selection)
+        )
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
         return Answered("declined" if declined else "done", reason if declined else "", tuple(made), decisions)
 
-    def _taken(self, found: Sequence[Series], judged: Judgement) -> Sequence[Series]:
+    def _taken(self, found: Sequence[Series], selection: SeriesSelection) -> Sequence[Series]:
         """The series to answer, as in training: where rules are given, they leave one series of a study.
 
         Where none are, a release for images answers each image of each series (two views are often two series); one
         for volumes wants to be told which of several it is.
         """
         if self._volumes or self._rules != SeriesRules():
-            return judged.choice.taken
-        return fit(found, self._rules)
+            return selection.chosen
+        return matching_series(found, self._rules)
 
     def _scans(self, folder: Path, series: Series) -> list[tuple[str | Path, tuple[Path, ...]]]:
         """What is read as one scan each, with its files.
@@ -119,15 +121,15 @@ class Answering:
         return heat_maps(self.origin, one, volume, places, uid, self._wanted, now)
 
 
-def _refused(found: Sequence[Series], judged: Judgement) -> ScanAnswer:
+def _refused(found: Sequence[Series], selection: SeriesSelection) -> ScanAnswer:
     """What a report says of a study of which no series could be chosen; it names the first image of each."""
-    _, _, why = judged.refused[0].partition(": ")
+    _, _, why = selection.refusals[0].partition(": ")
     images = tuple(dcmread(one.files[0], stop_before_pixels=True, force=True) for one in found)
     return ScanAnswer(Answer({}, "", (), declined=f"The rules do not leave one series of this study. {why}"), images)
 
 
-def _counted(found: Sequence[Series], judged: Judgement) -> str:
+def _counted(found: Sequence[Series], selection: SeriesSelection) -> str:
     """The same for a log: which rule left out how many series, without a word of their headers."""
-    words = Counter(judged.choice.reasons[one.uid].split(" ")[0].rstrip(":") for one in found)
+    words = Counter(selection.reasons[one.uid].split(" ")[0].rstrip(":") for one in found)
     told = ", ".join(f"{many} {'left' if word == 'one' else word}" for word, many in words.items())
     return f"the rules do not leave one of the {len(found)} series of this study ({told})"

@@ -20,6 +20,7 @@ from typing import Any
 
 from medopt.core.errors import MedoptError
 from medopt.core.fast_monai_import import import_lean_monai
+from medopt.imaging.dicom_file import quiet_pydicom
 from medopt.pacs.settings import Results, SeriesRules
 
 
@@ -60,6 +61,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+@quiet_pydicom()
 def main() -> None:
     """Begin; what goes wrong here is seen by the node, which parks the study after some tries."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the node ends it

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.records import Case, Predictions, Split
 from medopt.data.cache import load_facts
-from medopt.imaging.acquisition import Acquisition, age_band, sex
+from medopt.imaging.acquisition import Acquisition, age_band, sex_name
 from medopt.inference.engines import Engine, run_files
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.weighted import auc
@@ -60,8 +60,8 @@ def subgroups(part: PreparedSplit) -> dict[str, NDArray[np.str_]]:
 
 def _groups(case: Case, facts: Acquisition) -> dict[str, str]:
     given = dict(case.groups)
-    common = {"sex": sex(given.pop("sex", "")), "age": age_band(given.pop("age", ""))}
-    return given | facts.groups() | {name: group for name, group in common.items() if group}
+    common = {"sex": sex_name(given.pop("sex", "")), "age": age_band(given.pop("age", ""))}
+    return given | facts.subgroups() | {name: group for name, group in common.items() if group}
 
 
 def validation_score(study: Study, validation: PreparedSplit) -> Score:

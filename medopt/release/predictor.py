@@ -96,7 +96,7 @@ class Predictor:
     def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, Acquisition]:
         """A scan's tensor (C, *size), and what the gate wants to know of its header; raises DataError."""
         volume = scan if isinstance(scan, Volume) else self.chain.read(scan)
-        facts = Acquisition.of(volume)
+        facts = Acquisition.from_volume(volume)
         image = self.chain(volume) if volume is scan else self.chain.consume(volume, f"{scan}: ")
         return image.numpy(), facts
 

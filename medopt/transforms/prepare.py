@@ -117,7 +117,7 @@ class ResampleSpacing(Transform):
 
     def __call__(self, volume: Volume) -> Volume:
         """(C, *space) to (C, *round(space * have / wanted)); raises DataError where the scan names no spacing."""
-        if volume.source.get("spacing", "").startswith("unknown"):
+        if not volume.has_spacing:
             raise DataError("The scan does not say how large its pixels are, and this study resamples to spacing_mm.")
         shape = volume.array.shape[1:]
         wanted = zip(shape, volume.spacing_mm, self.spacing_mm, strict=True)

@@ -156,7 +156,7 @@ def test_a_tilted_gantry_gives_a_sheared_affine(tmp_path):
 def test_slices_that_slide_almost_sideways_are_refused(tmp_path):
     affine = canonical_affine()
     affine[:3, 0] = (0.0, 20.0, 2.5)
-    assert "no gantry tilts so far" in refusal(series(tmp_path / "s", slices(letter_f(), affine)))
+    assert "no gantry tilts that far" in refusal(series(tmp_path / "s", slices(letter_f(), affine)))
 
 
 def test_several_series_are_listed_without_their_uids(tmp_path):
@@ -211,7 +211,7 @@ def test_a_frames_own_values_go_before_the_files(tmp_path):
 
 
 def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("medopt.imaging.dicom_series.MOST_FILES", 3)
+    monkeypatch.setattr("medopt.imaging.dicom_series.MAX_FILES", 3)
     assert "more than 3" in refusal(series(tmp_path / "s", slices(letter_f(), canonical_affine())))
 
 
@@ -229,7 +229,7 @@ def test_folders_without_images_are_refused(tmp_path):
 
 def test_two_radiographs_are_no_volume(tmp_path):
     views = [radiograph(np.full((5, 4), value, np.uint16)) for value in (1, 2)]
-    assert "no slices of one volume" in refusal(series(tmp_path / "s", views))
+    assert "not slices of one volume" in refusal(series(tmp_path / "s", views))
 
 
 def test_a_folder_of_one_slice_is_an_image(tmp_path):

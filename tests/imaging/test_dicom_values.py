@@ -10,7 +10,7 @@ from scans_made import image, lookup, radiograph, saved
 
 from medopt.core.errors import DataError
 from medopt.imaging import read_scan
-from medopt.imaging.dicom_values import palette
+from medopt.imaging.dicom_values import read_palette
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
 
@@ -141,11 +141,11 @@ def test_a_palette_that_is_cut_off_is_refused(tmp_path):
 def test_a_palette_follows_the_byte_order_of_its_file():
     dataset = palette_image(16, 2, big_endian=True)
     dataset.set_original_encoding(False, False)
-    assert np.array_equal(palette(dataset, "p").entries[:, 0], (10, 60, 110))
+    assert np.array_equal(read_palette(dataset, "p").entries[:, 0], (10, 60, 110))
     dataset = palette_image(8, 1)
     dataset.set_original_encoding(False, False)
     with pytest.raises(DataError, match="big endian"):
-        palette(dataset, "p")
+        read_palette(dataset, "p")
 
 
 def segmented(bits, *segments):
@@ -160,10 +160,10 @@ def segmented(bits, *segments):
 
 def test_a_segmented_palette_is_unrolled():
     # PS3.3 C.7.9.2: two discrete values, then a line of four steps to 60
-    entries = palette(segmented(8, (0, 2, 7, 20), (1, 4, 60)), "p").entries
+    entries = read_palette(segmented(8, (0, 2, 7, 20), (1, 4, 60)), "p").entries
     assert np.array_equal(entries[0], (7, 20, 30, 40, 50, 60))
     with pytest.raises(DataError, match="256"):
-        palette(segmented(8, (0, 2, 7, 20), (1, 200, 60), (1, 200, 90)), "p")
+        read_palette(segmented(8, (0, 2, 7, 20), (1, 200, 60), (1, 200, 90)), "p")
 
 
 def test_colour_keeps_rows_and_columns_and_comes_first(tmp_path):

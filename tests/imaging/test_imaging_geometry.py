@@ -21,7 +21,7 @@ def test_any_grid_of_a_volume_comes_back_to_the_canonical_one(order, flip, about
     volume, affine = letter_f(), canonical_affine(spacing, rotation(about, degrees))
     grid, grid_affine = regridded(volume, affine, order, flip)
     axes = geometry.canonical_axes(grid_affine)
-    assert np.array_equal(axes.view(grid), volume)
+    assert np.array_equal(axes.to_volume(grid), volume)
     assert np.allclose(axes.affine(grid_affine, grid.shape), affine, atol=1e-9)
     assert axes.shape(grid.shape) == volume.shape
     assert np.allclose(geometry.spacing(affine), spacing)
@@ -32,8 +32,8 @@ def test_any_grid_of_a_volume_comes_back_to_the_canonical_one(order, flip, about
 def test_undone_is_a_view_in_the_grids_own_order(order, flip):
     axes = geometry.Axes(order, flip)
     grid = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    volume = np.ascontiguousarray(axes.view(grid))
-    back = axes.undone(volume)
+    volume = np.ascontiguousarray(axes.to_volume(grid))
+    back = axes.to_grid(volume)
     assert np.array_equal(back, grid)
     back[...] = 0
     assert not volume.any()

@@ -22,7 +22,7 @@ from medopt.imaging.parallel import parallel_map
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes from the first item on, whatever the machine has."""
-    monkeypatch.setattr(parallel, "ALONE_SECONDS", 0)
+    monkeypatch.setattr(parallel, "SERIAL_SECONDS", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
@@ -31,13 +31,13 @@ def test_little_is_made_here_and_much_by_others(monkeypatch: pytest.MonkeyPatch,
     found = list(parallel_map(lambda one: (one, os.getpid()), range(20), 2))
     assert [one for one, _ in found] == list(range(20))
     assert len({who for _, who in found}) == 2 and os.getpid() not in {who for _, who in found}
-    monkeypatch.setattr(parallel, "ALONE_SECONDS", 60)
+    monkeypatch.setattr(parallel, "SERIAL_SECONDS", 60)
     assert set(parallel_map(lambda _: os.getpid(), range(4), 2)) == {os.getpid()}
     assert list(parallel_map(lambda one: one, [], 2)) == []
 
 
 def test_the_processes_begin_where_the_first_moment_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "ALONE_SECONDS", 0.1)
+    monkeypatch.setattr(parallel, "SERIAL_SECONDS", 0.1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
     def slow(one: int) -> tuple[int, bool]:
@@ -97,14 +97,14 @@ def test_a_killed_process_is_told(at_once: None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return one
 
-    with pytest.raises(DataError, match="killed, perhaps for want of memory"):
+    with pytest.raises(DataError, match="killed, perhaps because memory ran out"):
         list(parallel_map(work, range(9), 2))
 
 
 SCRIPT = """
 import os, sys, time
 from medopt.imaging import parallel
-parallel.ALONE_SECONDS = 0
+parallel.SERIAL_SECONDS = 0
 os.cpu_count = lambda: 2
 def work(one):
     open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()

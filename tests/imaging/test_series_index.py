@@ -39,7 +39,7 @@ def test_series_are_told_apart_by_their_headers(flat: Path) -> None:
         "FLAIR_reg": (22, "axial", False),
         "T2_reg": (22, "axial", False),
     }
-    assert ("README.txt", "not DICOM") in [(path.name, reason) for path, reason in index.others]
+    assert ("README.txt", "not DICOM") in [(path.name, reason) for path, reason in index.other_files]
 
 
 def test_one_series_of_several_is_read_by_uid_and_is_the_same_as_from_its_own_folder(study: Path, flat: Path) -> None:

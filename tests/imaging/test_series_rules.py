@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.imaging.series_index import Series, index_folder
-from medopt.imaging.series_rules import choose, judge
+from medopt.imaging.series_rules import SeriesSelection, select_series
 
 PLAIN: dict[str, Any] = {
     "study_uid": "1.2.840.5",
@@ -32,6 +33,12 @@ PLAIN: dict[str, Any] = {
     "contrast": False,
     "burned_in": False,
 } | dict.fromkeys(("manufacturer", "model", "institution", "station", "age", "sex"), "")
+
+
+def choose(series: Sequence[Series], rules: SeriesRules) -> SeriesSelection:
+    selection = select_series(series, rules)
+    selection.require_one_each()
+    return selection
 
 
 def series(uid: str = "1.2.840.5.1", **fields: Any) -> Series:
@@ -59,7 +66,7 @@ def series(uid: str = "1.2.840.5.1", **fields: Any) -> Series:
 )
 def test_each_rule_leaves_out_and_says_so(rules: dict[str, Any], fields: dict[str, Any], reason: str) -> None:
     only = series(**fields)
-    assert judge([only], SeriesRules(**rules)).choice.reasons == {only.uid: reason}
+    assert select_series([only], SeriesRules(**rules)).reasons == {only.uid: reason}
     with pytest.raises(DataError, match=rf"none of 1 series is left: number 3 CT '.*' \(30 images\): {reason}"):
         choose([only], SeriesRules(**rules))
 
@@ -74,27 +81,27 @@ def test_each_rule_leaves_out_and_says_so(rules: dict[str, Any], fields: dict[st
 )
 def test_what_fits_every_rule_is_taken(rules: dict[str, Any]) -> None:
     only = series()
-    assert choose([only], SeriesRules(**rules)).taken == (only,)
+    assert choose([only], SeriesRules(**rules)).chosen == (only,)
 
 
 def test_derived_images_are_taken_where_they_are_asked_for() -> None:
     only = series(image_type=("DERIVED", "SECONDARY"))
-    assert choose([only], SeriesRules(derived=True)).taken == (only,)
+    assert choose([only], SeriesRules(derived=True)).chosen == (only,)
 
 
 def test_the_first_description_that_finds_something_wins() -> None:
     soft, lung = series("1.2.840.5.1", description="Soft B30"), series("1.2.840.5.2", description="Lung B60")
     for patterns, taken in ((["b60", "b30"], lung), (["b90", "b30", "b60"], soft)):
         choice = choose([soft, lung], SeriesRules(description=patterns))
-        assert choice.taken == (taken,)
+        assert choice.chosen == (taken,)
         assert sorted(reason.split(":")[0] for reason in choice.reasons.values()) == ["description", "taken"]
 
 
 def test_every_study_gets_one_series_of_its_own() -> None:
     several = [series(f"1.2.840.{k}.{n}", study_uid=f"1.2.840.{k}", number=str(n)) for k in (5, 6) for n in (1, 2)]
     thin = [series("1.2.840.5.9", study_uid="1.2.840.5", frames=300), several[2]]
-    assert len(choose([several[0], several[2]], SeriesRules()).taken) == 2
-    refused = judge([*several[:2], *thin], SeriesRules(slices=(1, 99))).refused
+    assert len(choose([several[0], several[2]], SeriesRules()).chosen) == 2
+    refused = select_series([*several[:2], *thin], SeriesRules(slices=(1, 99))).refusals
     assert len(refused) == 1
     assert "2 of 3 series are left: number 1 CT" in refused[0]
 
@@ -109,7 +116,7 @@ def test_a_refusal_shows_no_identifier() -> None:
 def test_of_a_real_study_the_rules_take_one_series(shared_data: Path) -> None:
     found = index_folder(shared_data / "dicom" / "mr_study").series
     rules = SeriesRules(modality=["MR"], description=["t1"], contrast=True)
-    assert [one.description for one in choose(found, rules).taken] == ["T1post"]
+    assert [one.description for one in choose(found, rules).chosen] == ["T1post"]
     with pytest.raises(DataError, match=r"2 of 5 series are left: .*'T1post'.*'T1pre_reg'"):
         choose(found, SeriesRules(description=["t1"]))
 

@@ -143,9 +143,9 @@ def test_rules_ask_only_for_what_every_training_scan_says() -> None:
 
 def test_facts_are_those_of_the_scan() -> None:
     volume = Volume(np.zeros((1, 5, 7), np.float32), np.eye(4), (0.5, 0.25), "CR")
-    facts = Acquisition.of(volume)
+    facts = Acquisition.from_volume(volume)
     assert (facts.modality, facts.spacing_mm, facts.shape) == ("CR", (0.5, 0.25), (5, 7))
-    assert Acquisition.of(replace(volume, source={"spacing": "unknown"})).spacing_mm == ()
+    assert Acquisition.from_volume(replace(volume, source={"spacing": "unknown"})).spacing_mm == ()
 
 
 def test_nothing_is_seen_on_a_blank_image() -> None:

@@ -150,7 +150,7 @@ def test_member_of_an_archive_is_predicted_as_the_scan_itself(predictor: Predict
     assert member.answer is not None
     assert member.answer.probabilities == pytest.approx(predictor.predict_scan(scan).probabilities, abs=1e-6)
     assert "the index must be a number from 0 to 1" in absent.refused
-    assert "say which image of it is meant" in whole.refused
+    assert "name one image of it" in whole.refused
 
 
 class NotANumber:
@@ -281,7 +281,7 @@ def test_one_answer_that_is_not_a_number_does_not_refuse_its_batch(predictor: Pr
 def test_decoding_goes_on_in_processes_while_the_model_answers(
     predictor: Predictor, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "ALONE_SECONDS", 0)
+    monkeypatch.setattr(parallel, "SERIAL_SECONDS", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     scans = find_scans([clinic.data / "scans"], 2)[:12]
     setting = predictor.setting.model_copy(update={"batch": 5})

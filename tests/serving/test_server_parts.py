@@ -38,7 +38,7 @@ class Reader:
 
     def prepare(self, path: Any) -> tuple[FloatArray, Acquisition]:
         volume = read_scan(path)
-        return volume.array, Acquisition.of(volume)
+        return volume.array, Acquisition.from_volume(volume)
 
 
 def prepared(data: bytes, limits: ServerLimits = SMALL) -> FloatArray:

@@ -13,7 +13,7 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest, storage, write_text
 from medopt.core.reporter import Reporter
-from medopt.imaging.scan_path import below
+from medopt.imaging.scan_path import safe_relative_path
 
 MOST_FILES = 2_000_000
 MOST_RATIO = 200
@@ -73,7 +73,7 @@ def _sound(opened: zipfile.ZipFile, archive: Path, folder: Path) -> list[tuple[z
     members = []
     for info in infos:
         try:
-            members.append((info, below(info.filename)))
+            members.append((info, safe_relative_path(info.filename)))
         except ValueError as error:
             raise DataError(f"{archive} is not unpacked: a file in it has a path that is not sound: {error}.") from None
         if stat.S_ISLNK(info.external_attr >> 16):

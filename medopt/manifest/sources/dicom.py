@@ -13,8 +13,8 @@ from pydicom import dcmread
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.reporter import Reporter
-from medopt.imaging.series_index import Index, Series, index_folder
-from medopt.imaging.series_rules import SeriesChoice, choose
+from medopt.imaging.series_index import Series, SeriesIndex, index_folder
+from medopt.imaging.series_rules import SeriesSelection, select_series
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, by_reason, unwritable
 
 VOLUMES = ("CT", "MR", "PT")
@@ -31,13 +31,15 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanLi
     Raises DataError where nothing is left.
     """
     index = index_folder(root, reporter)
-    choice = choose(index.series, options.rules) if options.rules else None
+    selection = select_series(index.series, options.rules) if options.rules else None
+    if selection:
+        selection.require_one_each()
     folders = _Folders(index)
     scans: list[Scan] = []
-    left_out = [(_below(root, path), reason) for path, reason in index.others]
+    left_out = [(_below(root, path), reason) for path, reason in index.other_files]
     burned_in = 0
     for series in index.series:
-        if reason := _unwanted(series, options, choice):
+        if reason := _unwanted(series, options, selection):
             left_out.append((_below(root, series.files[0]), reason))
             continue
         burned_in += series.burned_in
@@ -58,10 +60,10 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanLi
     return ScanListing("DICOM", root, tuple(_sited(scans, index, options)), tuple(left_out), notes=notes)
 
 
-def _unwanted(series: Series, options: SourceOptions, choice: SeriesChoice | None) -> str:
+def _unwanted(series: Series, options: SourceOptions, selection: SeriesSelection | None) -> str:
     """Why a series is left out; empty where it is not. Rules decide alone."""
-    if choice:
-        return "" if series in choice.taken else f"the rules of data.series: {choice.reasons[series.uid]}"
+    if selection:
+        return "" if series in selection.chosen else f"the rules of data.series: {selection.reasons[series.uid]}"
     if options.modality and series.modality.upper() != options.modality.upper():
         return f"the modality is not {options.modality}"
     if not options.matches(series.description, series.protocol):
@@ -80,14 +82,14 @@ def _is_volume(series: Series) -> bool:
 class _Folders:
     """Which folders hold, with all below them, files of one series only."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: SeriesIndex) -> None:
         self.root = index.root
         self._series: dict[Path, set[str]] = defaultdict(set)
         for series in index.series:
             for folder in {path.parent for path in series.files}:
                 for place in (folder, *folder.parents):
                     self._series[place].add(series.uid)
-        foreign = {path.parent for path, reason in index.others if reason == "not DICOM"}
+        foreign = {path.parent for path, reason in index.other_files if reason == "not DICOM"}
         self._foreign = {place for folder in foreign for place in (folder, *folder.parents)}
 
     def image(self, series: Series) -> str:
@@ -152,7 +154,7 @@ def _uid(series: Series) -> str:
     return "" if series.uid.startswith("file ") else series.uid
 
 
-def _sited(scans: list[Scan], index: Index, options: SourceOptions) -> Iterator[Scan]:
+def _sited(scans: list[Scan], index: SeriesIndex, options: SourceOptions) -> Iterator[Scan]:
     """The scans with their site in place of their series' key."""
     known = {series.uid: _site(series, options) for series in index.series}
     for scan in scans:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from medopt.config import SeriesRules
 from medopt.core.errors import ConfigError
-from medopt.imaging.scan_path import below, npz_member
+from medopt.imaging.scan_path import npz_member, safe_relative_path
 
 Kind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
 SiteFrom = Literal["auto", "institution", "scanner", "folder"]
@@ -122,7 +122,7 @@ def unwritable(image: str) -> str:
     """Why a manifest cannot name this image; empty where it can."""
     try:
         npz_member(image)
-        return "" if below(image) == image else "its path is not in the shortest form"
+        return "" if safe_relative_path(image) == image else "its path is not in the shortest form"
     except ValueError as error:
         return f"a manifest cannot name it: {error}"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from medopt.imaging.dicom_file import quiet_pydicom
 from medopt.pacs.errors import PeerError
 from medopt.pacs.query_retrieve.source import Stopping, StudySource
 
@@ -57,6 +58,7 @@ class Reconciler:
         self._tries: Counter[str] = Counter()
         self._next: dict[str, int] = {}
 
+    @quiet_pydicom()
     def reconcile(self, source: StudySource, since: date, stopping: Stopping, *, fetch: bool = True) -> Reconciled:
         """One comparison, then one attempt to fetch each gap; raises Unanswered, sqlite3.Error."""
         self._runs += 1

@@ -22,9 +22,9 @@ from pydicom import dcmread
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import Acquisition
-from medopt.imaging.dicom_file import is_dicom
+from medopt.imaging.dicom_file import is_dicom, quiet_pydicom
 from medopt.imaging.raster import FORMATS, is_image
-from medopt.imaging.scan_path import below
+from medopt.imaging.scan_path import safe_relative_path
 from medopt.release.predictor import Predictor
 from medopt.serving.batch import IGNORED
 from medopt.serving.server.limits import ServerLimits
@@ -35,6 +35,7 @@ _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _CLAIMING = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
+@quiet_pydicom()
 def prepare_bytes(predictor: Predictor, data: bytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
     """One scan's tensor (C, *size) and facts: a DICOM, NIfTI or image file, or a zip of one scan's files.
 
@@ -124,7 +125,7 @@ def _members(opened: zipfile.ZipFile, limits: ServerLimits) -> list[zipfile.ZipI
         )
     for info in infos:
         try:
-            below(info.filename)
+            safe_relative_path(info.filename)
         except ValueError as error:
             raise DataError(f"The zip holds a path that is not sound: {error}.") from None
         if stat.S_ISLNK(info.external_attr >> 16):

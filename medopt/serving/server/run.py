@@ -16,6 +16,7 @@ import grpc
 import uvicorn
 
 from medopt.core.errors import ConfigError
+from medopt.imaging.dicom_file import quiet_pydicom
 from medopt.release.layout import Kind
 from medopt.serving.server import grpc_server, rest_server
 from medopt.serving.server.auth import LOOPBACK, Key
@@ -74,6 +75,7 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+@quiet_pydicom()
 def serve(
     folders: Sequence[Path],
     kind: Kind,
