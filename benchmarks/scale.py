@@ -26,7 +26,7 @@ from rich.table import Table
 from medopt.core.provenance import machine
 from medopt.data.loaders import StepSampler
 from medopt.manifest.check import check_cases
-from medopt.manifest.infer_study import guess_study
+from medopt.manifest.infer_study import infer_study
 from medopt.manifest.splits import SplitRules, assign_splits
 from medopt.manifest.table import manifest_digest, read_manifest
 from medopt.planning.fingerprint import take_fingerprint
@@ -77,7 +77,7 @@ def main() -> None:
 
     try:
         manifest = write_million(folder, words.rows)
-        study = timed("labels", lambda: guess_study(manifest))
+        study = timed("labels", lambda: infer_study(manifest))
         cases = timed("read", lambda: read_manifest(manifest, study))
         timed("digest", lambda: manifest_digest(cases))
         findings = timed("check without pixels", lambda: check_cases(cases, folder, study))

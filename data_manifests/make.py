@@ -19,8 +19,9 @@ import numpy as np
 
 from medopt.core.files import file_digest, write_text
 from medopt.core.records import SPLITS, Case
-from medopt.manifest.duplicates import find_pairs
-from medopt.manifest.quality import read_facts, unusable
+from medopt.manifest.duplicates import find_duplicates
+from medopt.manifest.image_facts import read_facts
+from medopt.manifest.quality import unusable_images
 from medopt.manifest.repair import plan_repair
 
 HERE = Path(__file__).resolve().parent
@@ -54,7 +55,9 @@ def without_leaks(rows: list[Row], root: Path) -> list[Row]:
     cases = [Case(row[0], row[1], row[0], (labels.index(row[3]),), row[4]) for row in rows]  # type: ignore[arg-type]
     facts = read_facts(cases, root)
     thumbnails = {row: one.thumbnail for row, one in enumerate(facts) if one.thumbnail is not None}
-    repair = plan_repair(cases, find_pairs(thumbnails, lambda row: facts[row].digest, alike=0.98), unusable(facts))
+    repair = plan_repair(
+        cases, find_duplicates(thumbnails, lambda row: facts[row].digest, alike=0.98), unusable_images(facts)
+    )
     kept = [(index, row) for index, row in enumerate(rows) if index not in repair.dropped]
     moved = [(*row[:4], str(repair.moved.get(index, row[4]))) for index, row in kept]
     return sorted(moved, key=lambda row: (SPLITS.index(row[4]), row[0]))  # type: ignore[arg-type]

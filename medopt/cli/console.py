@@ -13,7 +13,7 @@ from rich.text import Text
 
 from medopt.core.format import format_difference, format_estimate, format_share
 from medopt.core.records import KINDS
-from medopt.manifest.check import ACCEPTED
+from medopt.manifest.findings import ACCEPTED
 from medopt.metrics.figures import HEADLINE
 
 if TYPE_CHECKING:  # a command that only reads headers does not wait for the engines

@@ -113,7 +113,7 @@ def fetch(
     study = load_study(study_file)
     from medopt.cli.console import ConsoleReporter
     from medopt.manifest.card import load_card
-    from medopt.manifest.fetch import fetch as fetch_files
+    from medopt.manifest.fetch import fetch_files
 
     card = load_card(study_file.parent / study.data.manifest)
     if card is None:

@@ -14,10 +14,10 @@ from medopt.cli.console import ConsoleReporter, print_rows
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, listed
 from medopt.core.records import SPLITS
-from medopt.manifest.sources.scan_listing import Kind, SiteFrom, SourceOptions, by_number, by_reason
+from medopt.manifest.sources.scan_listing import SiteFrom, SourceKind, SourceOptions, class_sort_key, count_by_reason
 
 if TYPE_CHECKING:  # reading DICOM takes an import that medopt --help need not wait for
-    from medopt.manifest.build import Built
+    from medopt.manifest.build import BuiltManifest
 
 MOST_SITES = 12
 
@@ -46,7 +46,7 @@ def build(
     site_from: Annotated[
         SiteFrom, typer.Option("--site-from", help="auto: the institution, else the scanner; or one of them.")
     ] = "auto",
-    kind: Annotated[Kind, typer.Option("--kind", help="What the source is; else told from its files.")] = "auto",
+    kind: Annotated[SourceKind, typer.Option("--kind", help="What the source is; else told from its files.")] = "auto",
     description: Annotated[
         str, typer.Option("--description", help="Keep series (NIfTI: files) whose description this matches.")
     ] = "",
@@ -111,38 +111,38 @@ def _shares(text: str) -> tuple[float, float, float]:
     return train, val, test
 
 
-def _tally(built: Built) -> list[dict[str, Any]]:
+def _tally(built: BuiltManifest) -> list[dict[str, Any]]:
     """One row a class (multi-label: a finding), one column a split."""
     single = len(built.label_columns) == 1
     found: Counter[tuple[str, str]] = Counter()
     for row in built.rows:
         named = [row["label"]] if single else [column for column in built.label_columns if row[column] == "1"]
         found.update((name, row["split"]) for name in named)
-    names = sorted({name for name, _ in found}, key=by_number) if single else list(built.label_columns)
+    names = sorted({name for name, _ in found}, key=class_sort_key) if single else list(built.label_columns)
     rows = [{"label": name, **{split: found[name, split] for split in SPLITS}} for name in names]
     total = Counter(row["split"] for row in built.rows)
     patients = {split: len({row["patient_id"] for row in built.rows if row["split"] == split}) for split in SPLITS}
     return [*rows, {"label": "(rows)", **{s: total[s] for s in SPLITS}}, {"label": "(patients)", **patients}]
 
 
-def _show(built: Built, datalist: Path | None) -> None:
+def _show(built: BuiltManifest, datalist: Path | None) -> None:
 
-    title = f"{len(built.rows)} rows, {built.found.kind}"
+    title = f"{len(built.rows)} rows, {built.listing.kind}"
     print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])
     sites = Counter(row["site"] for row in built.rows).most_common()
     more = f", and {len(sites) - MOST_SITES} more" if len(sites) > MOST_SITES else ""
-    manifest, root = quote(str(built.manifest)), quote(str(built.found.root))
+    manifest, root = quote(str(built.manifest)), quote(str(built.listing.root))
     lines = [
-        f"labels   {built.how_labelled}",
-        f"split    {built.how_split}",
+        f"labels   {built.label_source}",
+        f"split    {built.split_method}",
         f"sites    {', '.join(f'{site} ({count})' for site, count in sites[:MOST_SITES])}{more}",
-        f"root     {built.found.root}",
+        f"root     {built.listing.root}",
         f"manifest {built.manifest}",
         f"card     {built.card}",
         *([f"datalist {datalist}"] if datalist else []),
         *(
             f"left out {count}: {reason} ({listed(first, 3) if count == len(first) else ', '.join(first) + ', ...'})"
-            for reason, count, first in by_reason(built.left_out)
+            for reason, count, first in count_by_reason(built.left_out)
         ),
         *([f"labels without a scan {len(built.orphans)}: {listed(list(built.orphans))}"] if built.orphans else []),
         *(f"warning  {text}" for text in built.warnings),
@@ -154,13 +154,13 @@ def _show(built: Built, datalist: Path | None) -> None:
     typer.echo("\n".join(lines))
 
 
-def _summary(built: Built) -> dict[str, Any]:
+def _summary(built: BuiltManifest) -> dict[str, Any]:
     tally = {str(row.pop("label")): row for row in _tally(built)}
     return {
         "manifest": str(built.manifest),
         "card": str(built.card),
-        "root": str(built.found.root),
-        "kind": built.found.kind,
+        "root": str(built.listing.root),
+        "kind": built.listing.kind,
         "rows": len(built.rows),
         "patients": len({row["patient_id"] for row in built.rows}),
         "splits": tally.pop("(rows)"),
@@ -168,9 +168,9 @@ def _summary(built: Built) -> dict[str, Any]:
         "labels": tally,
         "label_columns": list(built.label_columns),
         "sites": dict(Counter(row["site"] for row in built.rows)),
-        "left_out": {reason: count for reason, count, _ in by_reason(built.left_out)},
+        "left_out": {reason: count for reason, count, _ in count_by_reason(built.left_out)},
         "labels_without_scan": len(built.orphans),
-        "labelled_by": built.how_labelled,
-        "split_by": built.how_split,
+        "labelled_by": built.label_source,
+        "split_by": built.split_method,
         "warnings": list(built.warnings),
     }

@@ -48,11 +48,12 @@ def check(
 
     Example: medopt manifest check manifest.csv --data images --sheet sheet.png --fix mended.csv
     """
-    from medopt.manifest.infer_study import guess_study
-    from medopt.manifest.quality import inspect, read_facts
+    from medopt.manifest.image_facts import read_facts
+    from medopt.manifest.infer_study import infer_study
+    from medopt.manifest.quality import inspect_images
     from medopt.manifest.table import read_manifest
 
-    study = load_study(study_file) if study_file else guess_study(manifest)
+    study = load_study(study_file) if study_file else infer_study(manifest)
     dims = study.spatial_dims if study_file else None
     folder = _root(manifest, data, study if study_file else None)
     cases = read_manifest(manifest, study)
@@ -61,7 +62,7 @@ def check(
         facts = read_facts(cases, folder, reporter)
     finally:
         reporter.close()
-    found = inspect(cases, facts, folder, study, dims)
+    found = inspect_images(cases, facts, folder, study, dims)
     _print(manifest, found, study)
     if sheet:
         _draw(sheet, found, study, dims)
@@ -84,10 +85,10 @@ def _root(manifest: Path, data: Path | None, study: Study | None) -> Path:
 
 
 def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
-    from medopt.manifest.quality import balance
+    from medopt.manifest.quality import count_labels
 
     console = plain_console()
-    print_rows(f"{manifest}: {len(found.cases)} images", balance(found.cases, study))
+    print_rows(f"{manifest}: {len(found.cases)} images", count_labels(found.cases, study))
     if not found.findings:
         console.print(Text("nothing is wrong", "green"))
         return
@@ -101,9 +102,9 @@ def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
 
 def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -> None:
     from medopt.figures.contact_sheet import draw_sheet
-    from medopt.manifest.quality import unusable
+    from medopt.manifest.quality import unusable_images
 
-    flagged = {row: reason[:24] for row, reason in unusable(found.facts, dims).items()}
+    flagged = {row: reason[:24] for row, reason in unusable_images(found.facts, dims).items()}
     flagged |= {row: "burned-in text" for row, fact in enumerate(found.facts) if fact.burned_in}
     draw_sheet(sheet, found.cases, found.thumbnails, study, found.pairs, flagged)
     typer.echo(f"drawn to {sheet}")
@@ -111,12 +112,12 @@ def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -
 
 def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study: Study, dims: int | None) -> Repair:
     """Write the mended manifest where it passes; raises DataError with what no repair can mend."""
-    from medopt.manifest.quality import inspect, unusable
+    from medopt.manifest.quality import inspect_images, unusable_images
     from medopt.manifest.repair import plan_repair, write_repaired
 
-    repair = plan_repair(found.cases, found.pairs, unusable(found.facts, dims))
+    repair = plan_repair(found.cases, found.pairs, unusable_images(found.facts, dims))
     left = [fact for row, fact in enumerate(found.facts) if row not in repair.dropped]
-    after = inspect(repair.applied(found.cases), left, folder, study, dims)
+    after = inspect_images(repair.apply(found.cases), left, folder, study, dims)
     if after.refused:
         texts = " ".join(f"{finding.name}: {finding.text}" for finding in after.refused)
         raise DataError(f"{out} was not written: mended, the manifest would still be refused. {texts}")
@@ -131,14 +132,14 @@ def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study:
 
 
 def _changes(found: ImageInspection, repair: Repair) -> list[dict[str, str]]:
-    from medopt.manifest.check import shown_name
+    from medopt.manifest.findings import display_name
 
     dropped = [
-        {"image": shown_name(found.cases[row]), "from": found.cases[row].split, "to": "dropped", "why": why}
+        {"image": display_name(found.cases[row]), "from": found.cases[row].split, "to": "dropped", "why": why}
         for row, why in repair.dropped.items()
     ]
     moved = [
-        {"image": shown_name(found.cases[row]), "from": found.cases[row].split, "to": split}
+        {"image": display_name(found.cases[row]), "from": found.cases[row].split, "to": split}
         | {"why": "to its copies, or its patient's images"}
         for row, split in sorted(repair.moved.items())
     ]
@@ -146,8 +147,8 @@ def _changes(found: ImageInspection, repair: Repair) -> list[dict[str, str]]:
 
 
 def _result(manifest: Path, found: ImageInspection, study: Study, repair: Repair | None) -> dict[str, Any]:
-    from medopt.manifest.duplicates import leaked
-    from medopt.manifest.quality import balance
+    from medopt.manifest.duplicates import count_leaked
+    from medopt.manifest.quality import count_labels
 
     kinds: Sequence[tuple[str, bool]] = (("exact", True), ("near", False))
     return {
@@ -156,7 +157,7 @@ def _result(manifest: Path, found: ImageInspection, study: Study, repair: Repair
         "refused": bool(found.refused) and repair is None,
         "findings": [{"name": one.name, "severity": one.severity, "text": one.text} for one in found.findings],
         "pairs": {name: sum(pair.exact is exact for pair in found.pairs) for name, exact in kinds},
-        "images_with_a_copy_in_another_split": leaked(found.cases, found.pairs),
-        "balance": balance(found.cases, study),
+        "images_with_a_copy_in_another_split": count_leaked(found.cases, found.pairs),
+        "balance": count_labels(found.cases, study),
         "changes": _changes(found, repair) if repair else [],
     }

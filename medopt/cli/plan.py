@@ -38,13 +38,13 @@ def plan(
 
     Example: medopt plan manifest.csv --data images --out lesions.yaml && medopt run lesions.yaml
     """
-    from medopt.manifest.infer_study import guess_study
+    from medopt.manifest.infer_study import infer_study
     from medopt.manifest.table import read_manifest
     from medopt.planning.decide import decide
     from medopt.planning.fingerprint import take_fingerprint
     from medopt.planning.write import describe, write_plan
 
-    guessed = guess_study(manifest)
+    guessed = infer_study(manifest)
     cases = read_manifest(manifest, guessed)
     folder = _folder(manifest, guessed, cases, data)
     reporter = ConsoleReporter()

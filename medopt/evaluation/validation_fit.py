@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medopt.config import Evaluation
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions, Task
-from medopt.manifest.splits import draw, group_rows
+from medopt.manifest.splits import draw_parts, group_by_patient
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import fit_calibration
 from medopt.metrics.thresholds import choose_threshold, with_band
@@ -38,10 +38,10 @@ def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64
     target = CalibratedPredictions(validation, task).target
     classes = target if task == "multiclass" else np.concatenate([target, ~target], axis=1)
     classes = classes[:, classes.any(axis=0)]
-    groups = group_rows(validation.patient_id, classes, validation.site)
+    groups = group_by_patient(validation.patient_id, classes, validation.site)
     for count in range(min(PARTS, int(groups.has.sum(axis=0).min())), 1, -1):
         try:
-            return draw(groups, [1] * count, seed, [""] * classes.shape[1])[groups.row]
+            return draw_parts(groups, [1] * count, seed, [""] * classes.shape[1])[groups.row]
         except DataError:  # patients with several classes stand in the way of so many parts
             continue
     return np.zeros(len(validation), np.int64)

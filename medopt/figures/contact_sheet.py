@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from medopt.config import Study
 from medopt.core.files import atomic
 from medopt.core.records import SPLITS, Case, FloatArray
-from medopt.manifest.check import shown_name
-from medopt.manifest.duplicates import Pair, notable
+from medopt.manifest.duplicates import DuplicatePair, notable_pairs
+from medopt.manifest.findings import display_name
 
 COLUMNS = 8
 MOST_PAIRS, MOST_FLAGGED, EACH = 12, 8, 8
@@ -40,7 +40,7 @@ def draw_sheet(
     cases: Sequence[Case],
     thumbnails: Mapping[int, FloatArray],
     study: Study,
-    pairs: Sequence[Pair] = (),
+    pairs: Sequence[DuplicatePair] = (),
     flagged: Mapping[int, str] | None = None,
 ) -> None:
     """Write the sheet as PNG, whole or not at all: pairs side by side and `flagged` images in red, then the rest.
@@ -71,10 +71,10 @@ def _blocks(
     cases: Sequence[Case],
     thumbnails: Mapping[int, FloatArray],
     study: Study,
-    pairs: Sequence[Pair],
+    pairs: Sequence[DuplicatePair],
     flagged: Mapping[int, str],
 ) -> Iterator[tuple[str, list[_Tile]]]:
-    pairs = notable(cases, pairs)
+    pairs = notable_pairs(cases, pairs)
     worst = sorted(pairs, key=lambda pair: _weight(cases, pair))[:MOST_PAIRS]
     tiles = []
     for pair in worst:
@@ -93,7 +93,7 @@ def _blocks(
         yield title, [_Tile(index, cases[index].site) for index in spread]
 
 
-def _weight(cases: Sequence[Case], pair: Pair) -> tuple[bool, bool, float]:
+def _weight(cases: Sequence[Case], pair: DuplicatePair) -> tuple[bool, bool, float]:
     """The worst first: two labels, then two splits, then the most alike."""
     one, two = cases[pair.first], cases[pair.second]
     return not (pair.exact and one.label != two.label), one.split == two.split, -pair.correlation
@@ -123,6 +123,6 @@ def _label(label: tuple[int, ...], study: Study) -> str:
 
 def _short(case: Case) -> str:
     """The end of the image's name."""
-    name = shown_name(case)
+    name = display_name(case)
     last = name.rpartition("#")[2] if "#" in name else name.rpartition("/")[2]
     return last if len(last) <= _SHORT else f"...{last[-_SHORT + 3 :]}"

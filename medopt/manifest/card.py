@@ -1,4 +1,4 @@
-"""The card beside a manifest: where its images come from, under which licence, and what is known against them."""
+"""The card beside a manifest: where its images come from, under which licence, and what is known about them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from medopt.config import Section
 from medopt.core.errors import DataError
-from medopt.core.files import file_digest
+from medopt.core.files import file_digest, write_text
 from medopt.imaging.scan_path import safe_relative_path
 
-Below = Annotated[str, AfterValidator(safe_relative_path)]
+RelativePath = Annotated[str, AfterValidator(safe_relative_path)]
 
 
 class Download(Section):
     """One public file that `medopt fetch` gets."""
 
     url: str = Field(pattern=r"^https?://")
-    path: Below
-    """Where it is kept, below the data folder."""
+    path: RelativePath
+    """Where it is stored, below the data folder."""
     checksum: str = Field(pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
     """As the source publishes it."""
     unpack: Literal["none", "zip", "tar"] = "none"
-    move: dict[Below, Below] = Field({})
-    """Folder in the archive: folder below the data folder. Only these are unpacked; without any, all, beside `path`."""
+    move: dict[RelativePath, RelativePath] = Field({})
+    """Folder in the archive: folder below the data folder. Only these are unpacked; if empty, all, beside `path`."""
 
 
 class Card(Section):
@@ -44,18 +44,24 @@ class Card(Section):
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     files: list[Download] = Field([])
     get: str = ""
-    """What to get by hand, and where to place it."""
+    """What to get by hand, and where to put it."""
 
     def how_to_get(self, study: str) -> str:
-        """What to do where the images are absent."""
+        """How to get the images of a study where they are absent."""
         fetch = f"{self.title} is public: medopt fetch {study} downloads it from {self.source}." if self.files else ""
         return " ".join(part for part in (fetch, self.get) if part)
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Write the card of a built manifest as YAML, whole or not at all. Raises StorageError."""
+    content = card.model_dump(mode="json", exclude={"files", "get"})
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
 
 
 def load_card(manifest: Path) -> Card | None:
     """The card beside a manifest (same name, `.card.yaml`); None where there is none.
 
-    Raises DataError for a card that cannot be read, and for a manifest that is not the one its card describes.
+    Raises DataError for a card that cannot be read, and where the digest of the manifest is not the one in its card.
     """
     path = manifest.with_suffix(".card.yaml")
     try:
@@ -66,11 +72,11 @@ def load_card(manifest: Path) -> Card | None:
         raise DataError(f"The card {path}: " + " ".join(_explain(item) for item in error.errors()[:5])) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"The card {path} cannot be read: {' '.join(str(error).split())}") from None
-    found = file_digest(manifest)
-    if found != card.manifest_sha256:
+    digest = file_digest(manifest)
+    if digest != card.manifest_sha256:
         raise DataError(
             f"The manifest {manifest} was changed since its card was written. If the change is meant, write "
-            f"manifest_sha256: {found} into {path}; if not, restore the manifest."
+            f"manifest_sha256: {digest} into {path}; if not, restore the manifest."
         )
     return card
 

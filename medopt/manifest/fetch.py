@@ -1,12 +1,14 @@
-"""Download what a card names: checked against the published checksum, unpacked to where the manifest looks for it."""
+"""Download the files of a card: checked against the published checksum, unpacked to where the manifest expects them."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -23,19 +25,19 @@ CHUNK = 1 << 18
 TIMEOUT_S = 30
 
 
-def fetch(card: Card, data: Path, reporter: Reporter | None = None, retries: int = 2) -> list[Path]:
-    """Download a card's files into the data folder, and unpack them; what is there already is not downloaded again.
+def fetch_files(card: Card, data: Path, reporter: Reporter | None = None, retries: int = 2) -> list[Path]:
+    """Download the files of a card into the data folder and unpack them; files that are there already are kept.
 
     Nothing is overwritten and no file is left half-written. Returns the files that the manifest can use. Raises
-    DataError with the address and the place for a file that cannot be had, and where the card names none.
+    DataError with the address and the path of a file that cannot be downloaded, and where the card names no files.
     """
     reporter = reporter or SilentReporter()
     if not card.files:
         raise DataError(f"{card.title} cannot be downloaded by this command. {card.get}")
     placed = []
     for file in card.files:
-        kept = _download(file, data, reporter, retries)
-        placed += [kept] if file.unpack == "none" else _unpack(kept, file, data)
+        archive = _download(file, data, reporter, retries)
+        placed += [archive] if file.unpack == "none" else _unpack(archive, file, data)
     reporter.message(f"{card.title}: {len(placed)} files in place below {data}. Licence: {card.licence}")
     return placed
 
@@ -43,22 +45,21 @@ def fetch(card: Card, data: Path, reporter: Reporter | None = None, retries: int
 def _download(file: Download, data: Path, reporter: Reporter, retries: int) -> Path:
     """The file as published, from the data folder or from its address."""
     target = data / file.path
-    kind, _, checksum = file.checksum.partition(":")
+    algorithm, _, checksum = file.checksum.partition(":")
     if target.exists():
-        if pooch.file_hash(str(target), alg=kind) != checksum:
+        if pooch.file_hash(str(target), alg=algorithm) != checksum:
             raise DataError(
                 f"{target} is there already and is not the published file ({file.checksum}). It is not overwritten: "
                 "move it away, then give the same command again."
             )
         reporter.message(f"{target} is there already, with the published checksum.")
         return target
-    pooch.get_logger().setLevel("WARNING")  # it tells each download on stderr
     source = pooch.create(
         path=data, base_url="", registry={file.path: file.checksum}, urls={file.path: file.url}, retry_if_failed=retries
     )
-    bar = _Bar(reporter, f"{target.name} (bytes)")
+    bar = _PoochBar(reporter, f"{target.name} (bytes)")
     try:
-        with storage(target):
+        with storage(target), _quiet_pooch():
             target.parent.mkdir(parents=True, exist_ok=True)
             source.fetch(
                 file.path, downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT_S)
@@ -71,6 +72,18 @@ def _download(file: Download, data: Path, reporter: Reporter, retries: int) -> P
     return target
 
 
+@contextmanager
+def _quiet_pooch() -> Iterator[None]:
+    """Silence pooch, which writes each download to stderr."""
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, ValueError) and not isinstance(error, RequestException):
         return "what came does not have the published checksum, so it was cut off or changed, and was thrown away"
@@ -79,15 +92,15 @@ def _reason(error: Exception) -> str:
     return f"the server could not be reached, or broke off ({type(error).__name__})"
 
 
-class _Bar:
-    """A Reporter's bar in the form that pooch drives: it sets the total once an attempt, and again fills the bar."""
+class _PoochBar:
+    """The bar of a Reporter behind the interface that pooch expects: each attempt sets a total, then fills the bar."""
 
     def __init__(self, reporter: Reporter, what: str) -> None:
         self._reporter, self._what = reporter, what
 
     @property
     def total(self) -> int:
-        """Bytes that this attempt still has to bring."""
+        """Bytes that this attempt still has to download."""
         return self._left
 
     @total.setter
@@ -102,48 +115,48 @@ class _Bar:
         self._advance(step)
 
     def reset(self) -> None:
-        """Keep what was counted; the filling that follows adds the rest."""
+        """Keep the count; pooch fills the rest afterwards."""
 
     def close(self) -> None:
-        """The bar closes itself at its total."""
+        """Nothing to do: the bar closes at its total."""
 
 
-def _unpack(kept: Path, file: Download, data: Path) -> list[Path]:
-    """Write an archive's members to where the card puts them. Raises DataError for a member that leads elsewhere."""
+def _unpack(archive: Path, file: Download, data: Path) -> list[Path]:
+    """Write the members of an archive to where the card puts them; raises DataError for one that leads elsewhere."""
     placed = []
     try:
-        for name, stream in _members(kept, file.unpack):
-            place = _place(name, file)
+        for name, stream in _members(archive, file.unpack):
+            place = _target(name, file)
             if place is None:
                 continue
             if stream is None:
-                raise DataError(f"{kept} holds {name!r}, which is a link or a device: it is not unpacked.")
+                raise DataError(f"{archive} holds {name!r}, which is a link or a device: it is not unpacked.")
             _write(stream, data / place)
             placed.append(data / place)
     except (ValueError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{kept} cannot be unpacked as {file.unpack}: {error}.") from None
+        raise DataError(f"{archive} cannot be unpacked as {file.unpack}: {error}.") from None
     if not placed:
-        raise DataError(f"{kept} holds none of the folders {', '.join(file.move) or 'expected'}: its card is wrong.")
+        raise DataError(f"{archive} holds none of the folders {', '.join(file.move) or 'expected'}: its card is wrong.")
     return placed
 
 
-def _members(kept: Path, kind: str) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Names and contents of an archive's files; no content for links and devices."""
+def _members(archive: Path, kind: str) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names and contents of the files of an archive; no content for links and devices."""
     if kind == "zip":
-        with zipfile.ZipFile(kept) as packed:
+        with zipfile.ZipFile(archive) as packed:
             for info in packed.infolist():
                 if not info.is_dir():
                     with packed.open(info) as stream:
                         yield info.filename, stream
         return
-    with tarfile.open(kept) as archive:
-        for member in archive:
+    with tarfile.open(archive) as opened:
+        for member in opened:
             if not member.isdir():
-                yield member.name, archive.extractfile(member) if member.isfile() else None
+                yield member.name, opened.extractfile(member) if member.isfile() else None
 
 
-def _place(name: str, file: Download) -> str | None:
-    """Where a member goes below the data folder; None for what is not wanted, as the notes that macOS adds."""
+def _target(name: str, file: Download) -> str | None:
+    """Where a member goes below the data folder; None for what is not needed, such as the notes of macOS."""
     path = PurePosixPath(name)
     if path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts:
         return None

@@ -1,4 +1,4 @@
-"""A study for a manifest that has none yet: its labels as they stand there."""
+"""A study for a manifest that has none yet, with the labels of the manifest."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from medopt.config import Data, Prepare, Study
 from medopt.core.errors import DataError
 from medopt.manifest.table import OPTIONAL, read_header
 
-_OTHER = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
+_NOT_LABELS = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 
 
-def guess_study(manifest: Path) -> Study:
-    """A study with the manifest's labels, sorted; its size is of no meaning.
+def infer_study(manifest: Path) -> Study:
+    """A study with the labels of a manifest, sorted; its `prepare.size` has no meaning.
 
     Without a column `label`, all columns of zeros and ones are labels of a multi-label study. Raises DataError where
-    the manifest has no labels, or one alone.
+    the manifest has no label, or only one.
     """
     header = read_header(manifest)
     if not any(header):
         raise DataError(f"The manifest {manifest} is empty: it needs a header, and a row for each image.")
-    names = ["label"] if "label" in header else [name for name in header if name and name not in _OTHER]
+    names = ["label"] if "label" in header else [name for name in header if name and name not in _NOT_LABELS]
     values = _values(manifest, names)
     if names == ["label"]:
         labels = _sorted(values["label"])
@@ -45,18 +45,18 @@ def guess_study(manifest: Path) -> Study:
 
 
 def _values(manifest: Path, names: list[str]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
+    values: dict[str, set[str]] = defaultdict(set)
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as stream:
             for row in csv.DictReader(stream, skipinitialspace=True):
                 for name in names:
-                    found[name].add((row.get(name) or "").strip())
+                    values[name].add((row.get(name) or "").strip())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"The manifest {manifest} cannot be read: {error}.") from None
-    return found
+    return values
 
 
-# Binary: the second is the finding. What is usually not the finding comes first, whatever the alphabet says.
+# In a binary study the second label is the finding: names that usually mean its absence are sorted first.
 _ABSENT = re.compile(r"^(0|no|none|neg(ative)?|normal|healthy|benign|control|absent|false)([_ -].*)?$", re.IGNORECASE)
 
 

@@ -1,9 +1,9 @@
-"""A manifest mended: what shows the same, or the same patient, goes into one split; what cannot be used is dropped."""
+"""Repair a manifest: images of one patient and copies of an image go into one split; unusable images are dropped."""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,29 +11,29 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
 from medopt.core.records import SPLITS, Case, Split
-from medopt.manifest.duplicates import Pair, components, conflicts
+from medopt.manifest.duplicates import DuplicatePair, label_conflicts
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What to change: the new split of cases by index, and the cases to drop with the reason."""
+    """What to change, by the index of the case: the new split, and the reason for which a case is dropped."""
 
     moved: dict[int, Split]
     dropped: dict[int, str]
 
-    def applied(self, cases: Sequence[Case]) -> tuple[Case, ...]:
+    def apply(self, cases: Sequence[Case]) -> tuple[Case, ...]:
         """The cases that are left, in their new splits."""
         kept = ((index, case) for index, case in enumerate(cases) if index not in self.dropped)
         return tuple(replace(case, split=self.moved.get(index, case.split)) for index, case in kept)
 
 
-def plan_repair(cases: Sequence[Case], pairs: Sequence[Pair], unusable: Mapping[int, str]) -> Repair:
-    """Drop what is unusable and what has the same pixels under two labels; keep groups in one split.
+def plan_repair(cases: Sequence[Case], pairs: Sequence[DuplicatePair], unusable: Mapping[int, str]) -> Repair:
+    """Drop unusable images and those with the same pixels under two labels; keep groups in one split.
 
-    A group is everything connected by patients and duplicates. It goes to the split that holds most of it; of equal
-    ones to train first, then val.
+    A group is all images connected by patients and duplicates. It goes to the split that has most of its images; of
+    equal splits to train first, then val.
     """
-    contradicting = dict.fromkeys(conflicts(cases, pairs), "the same pixels under two labels")
+    contradicting = dict.fromkeys(label_conflicts(cases, pairs), "the same pixels under two labels")
     dropped = contradicting | dict(unusable)
     links = [(pair.first, pair.second) for pair in pairs if not {pair.first, pair.second} & dropped.keys()]
     last: dict[str, int] = {}
@@ -42,27 +42,51 @@ def plan_repair(cases: Sequence[Case], pairs: Sequence[Pair], unusable: Mapping[
             links += [(last[case.patient_id], index)] if case.patient_id in last else []
             last[case.patient_id] = index
     moved: dict[int, Split] = {}
-    for group in components(len(cases), links):
-        held = Counter(cases[index].split for index in group)
-        if len(held) > 1:
-            target = max(SPLITS, key=lambda split: (held[split], -SPLITS.index(split)))
+    for group in connected_groups(len(cases), links):
+        counts = Counter(cases[index].split for index in group)
+        if len(counts) > 1:
+            target = max(SPLITS, key=lambda split: (counts[split], -SPLITS.index(split)))
             moved |= {index: target for index in group if cases[index].split != target}
     return Repair(moved, dict(sorted(dropped.items())))
 
 
+def connected_groups(count: int, links: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The indices below `count`, grouped by links between them; sorted, the groups by their first member.
+
+    >>> connected_groups(6, [(4, 1), (1, 0), (5, 3)])
+    [[0, 1, 4], [2], [3, 5]]
+    """
+    root = list(range(count))
+
+    def top(index: int) -> int:
+        while root[index] != index:
+            root[index] = root[root[index]]
+            index = root[index]
+        return index
+
+    for first, second in links:
+        low, high = sorted((top(first), top(second)))
+        root[high] = low
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(count):
+        groups[top(index)].append(index)
+    return list(groups.values())
+
+
 def write_repaired(manifest: Path, out: Path, repair: Repair) -> None:
-    """The manifest with other splits and fewer rows; every other cell as it stands, whole or not at all.
+    """Write the manifest with other splits and fewer rows, whole or not at all; every other cell stays as it is.
 
     Raises DataError where `out` is the manifest itself.
     """
     if out.exists() and out.samefile(manifest):
-        raise DataError(f"--fix {out} is the manifest itself. Give another name: what was wrong has to stay visible.")
+        raise DataError(f"--fix {out} is the manifest itself. Give another name, so that the original stays.")
     with manifest.open(encoding="utf-8-sig", newline="") as stream:
         header, *rows = [cells for cells in csv.reader(stream) if any(cells)]
-    at = [name.strip() for name in header].index("split")
+    split_at = [name.strip() for name in header].index("split")
     with atomic(out) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         for index, cells in enumerate(rows):
             if index not in repair.dropped:
-                writer.writerow([*cells[:at], repair.moved.get(index, cells[at]), *cells[at + 1 :]])
+                new_split = repair.moved.get(index, cells[split_at])
+                writer.writerow([*cells[:split_at], new_split, *cells[split_at + 1 :]])

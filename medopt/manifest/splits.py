@@ -1,8 +1,8 @@
-"""Who trains, who validates, who tests: drawn by patient, stratified by label and site, the same for the same seed.
+"""Splits drawn by patient, stratified by label and site, the same for the same seed.
 
-The draw follows iterative stratification (Sechidis et al. 2011): the rarest label is dealt out first, each next one to
-where it is still wanted. Within a label, patients lie in the order of their sites and sizes and are dealt evenly, so
-that each site comes close to the same shares. All of it is arrays: a million rows take seconds.
+The draw follows iterative stratification (Sechidis et al. 2011): the rarest label is dealt out first, the next ones to
+the parts that still lack them. Within a label, patients are in the order of their sites and numbers of images and are
+dealt evenly, so that each site comes close to the same shares. All of it is arrays: a million rows take seconds.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class PatientGroups:
-    """The patients of N rows: what is drawn together. They are in the order of their names, whatever the rows' order.
+    """The G patients of N rows, in the order of their names: the rows of a patient are drawn together.
 
-    `row` (N,) is each row's group; `has` (G, L) which labels a group has; `site` and `size` (G,) its first site in the
-    order of names, and its rows.
+    `row` (N,) is the group of each row, `has` (G, L) which of L labels a group has, `site` (G,) its site (the first by
+    name, as a number) and `size` (G,) its number of rows.
     """
 
     row: Ints
@@ -41,12 +41,12 @@ class PatientGroups:
         return len(self.size)
 
     def where(self, mask: Bools) -> PatientGroups:
-        """The groups at which `mask` (G,) holds; `row` is then of no use, and empty."""
+        """The groups at which `mask` (G,) is true; their `row` is empty."""
         return PatientGroups(np.empty(0, np.int64), self.has[mask], self.site[mask], self.size[mask])
 
 
-def group_rows(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_]) -> PatientGroups:
-    """Groups of N rows from their patients (N,), labels (N, L) and sites (N,)."""
+def group_by_patient(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_]) -> PatientGroups:
+    """Groups of N rows by their patients (N,), with labels (N, L) and sites (N,)."""
     row: Ints
     _, row, size = np.unique(patients, return_inverse=True, return_counts=True)
     _, site = np.unique(sites, return_inverse=True)
@@ -58,31 +58,36 @@ def group_rows(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_
     return PatientGroups(row, has, site[first], size)
 
 
-def draw(groups: PatientGroups, shares: Sequence[float], seed: int, names: Sequence[str]) -> Ints:
-    """Deal the groups out to S parts in these shares: (G,) numbers of parts.
+def draw_parts(groups: PatientGroups, shares: Sequence[float], seed: int, names: Sequence[str]) -> Ints:
+    """Deal the groups out to S parts in these shares: (G,) the number of each group's part, from 0.
 
-    Each part gets each label. Parts with a share of 0 get nothing. `names` are the labels' names for the refusal.
+    Each part gets each label; parts with a share of 0 get nothing. `names` are the names of the labels in errors.
     Raises DataError where a label has fewer patients than there are parts.
+
+    >>> patients, labels = np.array(["p1", "p2", "p3", "p4"]), np.array([[1, 0], [0, 1], [1, 0], [0, 1]], dtype=bool)
+    >>> groups = group_by_patient(patients, labels, np.array(["a"] * 4))
+    >>> np.bincount(draw_parts(groups, (0.5, 0.5), 0, ["no", "yes"])).tolist()
+    [2, 2]
     """
     part = np.asarray(shares, dtype=np.float64) / sum(shares)
-    wanted = int((part > 0).sum())
+    parts = int((part > 0).sum())
     counts = groups.has.sum(axis=0)
-    few = [f"{name} has {count}" for name, count in zip(names, counts.tolist(), strict=True) if count < wanted]
+    few = [f"{name} has {count}" for name, count in zip(names, counts.tolist(), strict=True) if count < parts]
     if few:
         raise DataError(
-            f"There are too few patients for {wanted} parts with each class in each: {listed(few, 10)}, of "
-            f"{len(groups)} in all. A patient stands in one part only. Add patients, leave the class out, or ask for "
+            f"There are too few patients for {parts} parts with each class in each: {listed(few, 10)}, of "
+            f"{len(groups)} in all. A patient is in one part only. Add patients, leave the class out, or ask for "
             "fewer parts (--split 0.8,0,0.2 has two)."
         )
     chosen: Ints = np.empty(0, np.int64)
     for attempt in range(_ATTEMPTS):
         chosen = _deal(groups, part, np.random.default_rng([seed, attempt]))
-        if _repaired(chosen, groups.has, part > 0):
+        if _fill_gaps(chosen, groups.has, part > 0):
             return chosen
     present = _presence(groups.has, chosen, len(part))
     lacking = [f"{name} in {sorted(np.flatnonzero(row).tolist())}" for name, row in zip(names, present.T, strict=True)]
     raise DataError(
-        f"No draw puts each class into each of {wanted} parts, because patients have several classes at once. Patients "
+        f"No draw puts each class into each of {parts} parts, because patients have several classes at once. Patients "
         f"by part, numbered from 0: {listed(lacking, 10)}. Add patients or leave a class out."
     )
 
@@ -90,36 +95,36 @@ def draw(groups: PatientGroups, shares: Sequence[float], seed: int, names: Seque
 def _deal(groups: PatientGroups, part: NDArray[np.float64], rng: np.random.Generator) -> Ints:
     """One draw: label by label, the rarest first."""
     chosen = np.full(len(groups), -1, dtype=np.int64)
-    bulk = np.log2(groups.size).astype(np.int64)  # patients with about as many rows lie side by side
-    luck = rng.random(len(groups))
+    bulk = np.log2(groups.size).astype(np.int64)  # patients with about as many rows are next to each other
+    tie_break = rng.random(len(groups))
     for label in np.argsort(groups.has.sum(axis=0), kind="stable"):
         members = np.flatnonzero(groups.has[:, label])
         free = members[chosen[members] < 0]
         taken = np.bincount(chosen[members][chosen[members] >= 0], minlength=len(part))
-        need = _spread(len(free), np.maximum(_quota(len(members), part) - taken, 0).astype(np.float64), part)
-        lined = free[np.lexsort((luck[free], bulk[free], groups.site[free]))]
-        chosen[lined] = _evenly(need, rng)
+        need = _proportional(len(free), np.maximum(_quota(len(members), part) - taken, 0).astype(np.float64), part)
+        ordered = free[np.lexsort((tie_break[free], bulk[free], groups.site[free]))]
+        chosen[ordered] = _evenly(need, rng)
     return chosen
 
 
 def _quota(count: int, part: NDArray[np.float64]) -> Ints:
-    """`count` in these shares as whole numbers, one at least where the share is not 0 and the count allows it."""
+    """`count` in these shares as whole numbers (S,), at least 1 where the share is not 0 and the count allows it."""
     ideal = count * part
-    least = ((part > 0) & (count >= (part > 0).sum())).astype(np.int64)
-    quota: Ints = np.maximum(np.floor(ideal).astype(np.int64), least)
+    minimum = ((part > 0) & (count >= (part > 0).sum())).astype(np.int64)
+    quota: Ints = np.maximum(np.floor(ideal).astype(np.int64), minimum)
     while quota.sum() != count:
         step = int(np.sign(count - quota.sum()))
-        off = np.where((part > 0) & (quota + step >= least), step * (ideal - quota), -np.inf)
+        off = np.where((part > 0) & (quota + step >= minimum), step * (ideal - quota), -np.inf)
         quota[int(np.argmax(off))] += step
     return quota
 
 
-def _spread(count: int, wish: NDArray[np.float64], part: NDArray[np.float64]) -> Ints:
-    """`count` in the proportions of a wish, which may come to another sum."""
-    total = wish.sum()
+def _proportional(count: int, target: NDArray[np.float64], part: NDArray[np.float64]) -> Ints:
+    """`count` as whole numbers (S,) in the proportions of a target, which may have another sum."""
+    total = target.sum()
     if total == count:
-        return wish.astype(np.int64)
-    weight = wish / total if total else part
+        return target.astype(np.int64)
+    weight = target / total if total else part
     need: Ints = np.floor(count * weight).astype(np.int64)
     rest = np.argsort(need - count * weight, kind="stable")[: count - need.sum()]
     need[rest] += 1
@@ -127,44 +132,47 @@ def _spread(count: int, wish: NDArray[np.float64], part: NDArray[np.float64]) ->
 
 
 def _evenly(need: Ints, rng: np.random.Generator) -> Ints:
-    """Part numbers, each as often as needed, as evenly mixed as can be, begun at a place that is drawn."""
+    """Numbers of parts, each as often as needed, evenly mixed; the start is drawn."""
     if not need.sum():
         return np.empty(0, np.int64)
-    place = np.concatenate([(np.arange(count) + 0.5) / count if count else np.empty(0) for count in need])
-    mixed = np.repeat(np.arange(len(need)), need)[np.argsort(place, kind="stable")]
+    position = np.concatenate([(np.arange(count) + 0.5) / count if count else np.empty(0) for count in need])
+    mixed = np.repeat(np.arange(len(need)), need)[np.argsort(position, kind="stable")]
     return np.roll(mixed, int(rng.integers(len(mixed))))
 
 
 def _presence(has: Bools, chosen: Ints, parts: int) -> NDArray[Any]:
-    """(S, L) groups of each label in each part."""
+    """(S, L) number of groups of each label in each part."""
     return np.stack([has[chosen == part].sum(axis=0) for part in range(parts)])
 
 
-def _repaired(chosen: Ints, has: Bools, wanted: Bools) -> bool:
-    """Move single groups, in place, until each label is in each wanted part; whether that succeeded."""
-    present = _presence(has, chosen, len(wanted))
+def _fill_gaps(chosen: Ints, has: Bools, used: Bools) -> bool:
+    """Move single groups, in place, until each label is in each used part (S,); False where that is not possible."""
+    present = _presence(has, chosen, len(used))
     for _ in range(present.size):
-        gaps = np.argwhere((present == 0) & wanted[:, None])
+        gaps = np.argwhere((present == 0) & used[:, None])
         if not len(gaps):
             return True
         part, label = gaps[0]
         movable = [
             group
             for group in np.flatnonzero(has[:, label])
-            if (present[chosen[group]][has[group]] > 1).all()  # leaves no gap behind
+            if (present[chosen[group]][has[group]] > 1).all()  # leaves no gap where it was
         ]
         if not movable:
             return False
-        group = max(movable, key=lambda one: int(present[chosen[one]][has[one]].min()))
+        group = max(movable, key=lambda index: int(present[chosen[index]][has[index]].min()))
         present[chosen[group]] -= has[group]
         present[part] += has[group]
         chosen[group] = part
-    return not ((present == 0) & wanted[:, None]).any()
+    return not ((present == 0) & used[:, None]).any()
 
 
 @dataclass(frozen=True, slots=True)
 class SplitRules:
-    """How to split. `fold` is the fold that tests, the next one validates; `hold_out` is a site as the rows name it."""
+    """How to split: by `shares` (train, val, test), by `folds`, or with the site `hold_out` as the test.
+
+    Of the folds, `fold` tests and the next one validates. Raises ConfigError for values that contradict each other.
+    """
 
     shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
     seed: int = 0
@@ -172,12 +180,12 @@ class SplitRules:
     fold: int = 0
     hold_out: str = ""
     resplit: bool = False
-    """Draw anew although the source has splits of its own."""
+    """Draw splits although the source has its own."""
 
     def __post_init__(self) -> None:
         if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise ConfigError(
-                f"--split takes three shares for train, val and test that sum to 1; got {_text(self.shares)}."
+                f"--split takes three shares for train, val and test that sum to 1; got {_shares_text(self.shares)}."
             )
         if self.folds and (self.folds < 3 or not 0 <= self.fold < self.folds):
             raise ConfigError(
@@ -189,8 +197,8 @@ class SplitRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Assigned:
-    """The split of each row (N,), its fold (N,) where there are folds, how it came about, and what to know of it."""
+class SplitAssignment:
+    """The split of each row (N,), its fold (N,) where there are folds, how they were made, and notes for the user."""
 
     split: NDArray[np.str_]
     fold: Ints | None
@@ -205,56 +213,61 @@ def assign_splits(
     own: NDArray[np.str_],
     rules: SplitRules,
     names: Sequence[str],
-) -> Assigned:
+) -> SplitAssignment:
     """Split N rows by patient (N,), stratified by labels (N, L) and site (N,).
 
-    `own` (N,) are the source's splits, empty texts where it has none; they are kept, and a val or test that it lacks is
-    drawn out of train. Raises DataError where a class has too few patients, where the source's own splits share
-    patients, and where the site to be held out is unknown; ConfigError where rules exclude each other.
+    `own` (N,) are the splits of the source, empty texts where it has none; they are kept, and a val or test that it
+    lacks is drawn from train. `names` are the names of the labels in errors. Raises DataError where a class has too few
+    patients, where the source's splits share patients, and where the site to hold out is unknown; ConfigError where
+    rules contradict the source.
     """
-    groups = group_rows(patients, labels, sites)
+    groups = group_by_patient(patients, labels, sites)
     if not rules.resplit and len(set(own.tolist()) & set(SPLITS)) > 1:
-        return _kept(groups, own, rules, names)
+        return _keep_own_splits(groups, own, rules, names)
     if rules.hold_out:
-        return _held_out(groups, sites, rules, names)
+        return _hold_out_site(groups, sites, rules, names)
     if rules.folds:
-        fold = draw(groups, (1.0,) * rules.folds, rules.seed, names)[groups.row]
+        fold = draw_parts(groups, (1.0,) * rules.folds, rules.seed, names)[groups.row]
         chosen = np.select([fold == rules.fold, fold == (rules.fold + 1) % rules.folds], [2, 1], 0)
         how = f"{rules.folds} folds by patient, stratified by label and site, seed {rules.seed}; "
         how += f"fold {rules.fold} tests, fold {(rules.fold + 1) % rules.folds} validates"
-        return Assigned(_named(chosen), fold, how)
-    chosen = draw(groups, rules.shares, rules.seed, names)
-    how = f"{_text(rules.shares)} (train, val, test) by patient, stratified by label and site, seed {rules.seed}"
-    return Assigned(_named(chosen[groups.row]), None, how)
+        return SplitAssignment(_split_names(chosen), fold, how)
+    chosen = draw_parts(groups, rules.shares, rules.seed, names)
+    how = f"{_shares_text(rules.shares)} (train, val, test) by patient, stratified by label and site, seed {rules.seed}"
+    return SplitAssignment(_split_names(chosen[groups.row]), None, how)
 
 
-def _kept(groups: PatientGroups, own: NDArray[np.str_], rules: SplitRules, names: Sequence[str]) -> Assigned:
+def _keep_own_splits(
+    groups: PatientGroups, own: NDArray[np.str_], rules: SplitRules, names: Sequence[str]
+) -> SplitAssignment:
     if rules.folds or rules.hold_out:
         raise ConfigError(
-            "The source has splits of its own, and they are kept: --folds and --hold-out need --resplit, which draws "
-            "anew."
+            "The source has its own splits, and they are kept: --folds and --hold-out need --resplit, which draws them "
+            "again."
         )
-    found = np.array([SPLITS.index(name) if name in SPLITS else -1 for name in own.tolist()], dtype=np.int64)
+    split = np.array([SPLITS.index(name) if name in SPLITS else -1 for name in own.tolist()], dtype=np.int64)
     low, high = np.full(len(groups), 3), np.full(len(groups), -1)
-    np.minimum.at(low, groups.row, found)
-    np.maximum.at(high, groups.row, found)
+    np.minimum.at(low, groups.row, split)
+    np.maximum.at(high, groups.row, split)
     if shared := int((low < high).sum()):
         raise DataError(
-            f"{shared} of {len(groups)} patients stand in more than one of the source's own splits, so that scores "
-            "would be too good. Draw anew by patient: --resplit."
+            f"{shared} of {len(groups)} patients are in more than one of the source's own splits, so scores would "
+            "be too good. Draw the splits again by patient: --resplit."
         )
     chosen, how = low.copy(), "the source's own splits are kept"
     lacking = [at for at in (1, 2) if not (low == at).any()]
     if lacking:
         shares = [rules.shares[at] if at in (0, *lacking) else 0.0 for at in range(3)]
-        # The share of a split that is drawn is one of all the source's images that are not fixed in another.
-        chosen[low == 0] = draw(groups.where(low == 0), shares, rules.seed, names)
-        told = " and ".join(SPLITS[at] for at in lacking)
-        how += f"; {told} drawn out of train by patient, stratified by label and site, seed {rules.seed}"
-    return Assigned(_named(chosen[groups.row]), None, how)
+        # The share of a drawn split refers to the images that are not fixed in another split.
+        chosen[low == 0] = draw_parts(groups.where(low == 0), shares, rules.seed, names)
+        drawn = " and ".join(SPLITS[at] for at in lacking)
+        how += f"; {drawn} drawn from train by patient, stratified by label and site, seed {rules.seed}"
+    return SplitAssignment(_split_names(chosen[groups.row]), None, how)
 
 
-def _held_out(groups: PatientGroups, sites: NDArray[np.str_], rules: SplitRules, names: Sequence[str]) -> Assigned:
+def _hold_out_site(
+    groups: PatientGroups, sites: NDArray[np.str_], rules: SplitRules, names: Sequence[str]
+) -> SplitAssignment:
     known = sorted(set(sites.tolist()))
     if rules.hold_out not in known:
         raise DataError(f"--hold-out {rules.hold_out!r} is no site of this source. Its sites: {listed(known, 20)}.")
@@ -268,27 +281,27 @@ def _held_out(groups: PatientGroups, sites: NDArray[np.str_], rules: SplitRules,
             "score could be had there. Hold out another site."
         )
     chosen = np.full(len(groups), 2)
-    chosen[~there] = draw(groups.where(~there), (*rules.shares[:2], 0.0), rules.seed, names)
+    chosen[~there] = draw_parts(groups.where(~there), (*rules.shares[:2], 0.0), rules.seed, names)
     both = int((sites != rules.hold_out)[there[groups.row]].sum())
-    told = f"{both} rows of other sites are in the test, too: their patients were at {rules.hold_out}."
-    how = f"site {rules.hold_out} held out as the test; the rest {_text(rules.shares[:2])} (train, val) by patient, "
-    how += f"stratified by label and site, seed {rules.seed}"
-    return Assigned(_named(chosen[groups.row]), None, how, (told,) if both else ())
+    note = f"{both} rows of other sites are in the test, too: their patients were at {rules.hold_out}."
+    how = f"site {rules.hold_out} held out as the test; the rest {_shares_text(rules.shares[:2])} (train, val) by "
+    how += f"patient, stratified by label and site, seed {rules.seed}"
+    return SplitAssignment(_split_names(chosen[groups.row]), None, how, (note,) if both else ())
 
 
-def _named(chosen: Ints) -> NDArray[np.str_]:
+def _split_names(chosen: Ints) -> NDArray[np.str_]:
     return np.array(SPLITS)[chosen]
 
 
-def _text(shares: Sequence[float]) -> str:
+def _shares_text(shares: Sequence[float]) -> str:
     return "/".join(f"{share:g}" for share in shares)
 
 
-def splits_of_folds(patients: NDArray[np.str_], own: NDArray[np.str_], folds: Ints, fold: int) -> Assigned:
-    """Splits from the source's own folds (N,), -1 for rows without one.
+def splits_of_folds(patients: NDArray[np.str_], own: NDArray[np.str_], folds: Ints, fold: int) -> SplitAssignment:
+    """Splits from the folds of the source (N,), -1 for rows without one.
 
-    Where the source has a test, `fold` validates; else `fold` tests and the next one validates. Raises DataError where
-    a patient stands in several folds, ConfigError for a fold that is none.
+    Where the source has a test split, `fold` validates; else `fold` tests and the next one validates. Raises DataError
+    where a patient is in several folds, ConfigError for a fold that the source does not have.
     """
     known = sorted(set(folds[folds >= 0].tolist()))
     has_test = bool((own == "test").any())
@@ -299,15 +312,15 @@ def splits_of_folds(patients: NDArray[np.str_], own: NDArray[np.str_], folds: In
     chosen = np.select([(own == "test") | (folds == tests), folds == validates], [2, 1], 0)
     _, row = np.unique(patients, return_inverse=True)
     if len(np.unique(np.stack([row, chosen]), axis=1)[0]) > len(np.unique(row)):
-        raise DataError("Patients stand in several of the source's own folds. Draw anew by patient: --resplit.")
+        raise DataError("Patients are in several of the source's own folds. Draw splits by patient: --resplit.")
     how = f"the source's own folds: fold {validates} validates" + ("" if has_test else f", fold {tests} tests")
-    return Assigned(_named(chosen), folds, how)
+    return SplitAssignment(_split_names(chosen), folds, how)
 
 
-_DRAW = 0  # folds belong to the data: another seed of the study trains on the very same ones
+_FOLD_SEED = 0  # folds belong to the data: every seed of a study trains on the same ones
 
 
-def with_folds(cases: Sequence[Case], study: Study) -> tuple[Case, ...]:
+def apply_folds(cases: Sequence[Case], study: Study) -> tuple[Case, ...]:
     """The cases with the splits of the study's fold: `data.fold` validates, the other folds train, test is untouched.
 
     Folds are stratified by label and site. Raises DataError where a label has fewer patients than there are folds.
@@ -318,9 +331,9 @@ def with_folds(cases: Sequence[Case], study: Study) -> tuple[Case, ...]:
     patients, sites = (np.array([getattr(cases[row], name) for row in rows]) for name in ("patient_id", "site"))
     truth = np.array([cases[row].label for row in rows])
     labels = truth == 1 if study.data.task == "multilabel" else truth == np.arange(len(study.data.labels))
-    groups = group_rows(patients, labels, sites)
-    fold = draw(groups, (1.0,) * study.data.folds, _DRAW, study.data.labels)[groups.row]
-    found = list(cases)
+    groups = group_by_patient(patients, labels, sites)
+    fold = draw_parts(groups, (1.0,) * study.data.folds, _FOLD_SEED, study.data.labels)[groups.row]
+    in_folds = list(cases)
     for row, number in zip(rows, fold.tolist(), strict=True):
-        found[row] = replace(cases[row], split="val" if number == study.data.fold else "train")
-    return tuple(found)
+        in_folds[row] = replace(cases[row], split="val" if number == study.data.fold else "train")
+    return tuple(in_folds)

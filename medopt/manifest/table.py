@@ -1,4 +1,4 @@
-"""A manifest CSV becomes cases: patients are pseudonyms from the first moment, and what is unclear is refused."""
+"""Read a manifest CSV as cases: patients become pseudonyms at once, and what is unclear is refused."""
 
 from __future__ import annotations
 
@@ -23,34 +23,46 @@ from medopt.imaging.scan_path import npz_member, safe_relative_path
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 GROUPS = ("sex", "age")
-NO_PATIENT = frozenset(
+UNKNOWN_PATIENT = frozenset(
     {"", "na", "n/a", "nan", "none", "null", "unknown", "anonymous", "anonymized", "anonymised", "?", "-"}
 )
-"""What stands in a patient column where nobody knows the patient."""
+"""Cells of a patient column that mean that the patient is unknown."""
 
 Cells = dict[str, str]
 
 
-def read_manifest(path: Path, study: Study, *, of_run: bool = False) -> tuple[Case, ...]:
+def read_manifest(path: Path, study: Study, *, from_run: bool = False) -> tuple[Case, ...]:
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
-    A multi-label study has one 0/1 column a label instead of `label`. `site`, `study_uid`, `series_uid` and `case_id`
-    are read where present; `age`, `sex` and the columns that `data.subgroups` names become the case's groups. Other
-    columns may stand there and are not used. `case_id` is the image's pseudonym where the manifest gives none. A
-    manifest `of_run` is one that `write_run_manifest` wrote: its identifiers are pseudonyms already. Raises DataError
-    naming the file, the rows and the columns.
+    A multi-label study has one 0/1 column for each label instead of `label`. `site`, `study_uid`, `series_uid` and
+    `case_id` are read where present; `age`, `sex` and the columns that `data.subgroups` names become the groups of the
+    case; other columns are ignored. `case_id` is the pseudonym of the image path where the manifest gives none. With
+    `from_run`, the manifest is one that `write_run_manifest` wrote: its identifiers are pseudonyms already. Raises
+    DataError naming the file, the rows and the columns.
+
+    >>> import tempfile
+    >>> from medopt.config import Data, Prepare
+    >>> study = Study(
+    ...     name="lesions", question="Malignant?", prepare=Prepare(size=[64, 64]),
+    ...     data=Data(manifest="manifest.csv", labels=["benign", "malignant"]),
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "manifest.csv"
+    ...     _ = file.write_text("image,patient_id,label,split\\na.png,P1,malignant,train\\n")
+    ...     (case,) = read_manifest(file, study)
+    >>> case.image, case.label, case.split
+    ('a.png', (1,), 'train')
     """
     labels = _label_columns(study)
     read_label = _label_reader(study)
     faults = _Faults(path)
     grouping = dict.fromkeys((*GROUPS, *study.data.subgroups))
-    hide = str if of_run else pseudonym
+    hide = str if from_run else pseudonym
     cases = []
     for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
         image = faults.read(number, "image", cells, _image)
-        given = cells.get("case_id") or image or ""
         case = Case(
-            case_id=hide(given),
+            case_id=hide(cells.get("case_id") or image or ""),
             patient_id=hide(faults.read(number, "patient_id", cells, _patient) or ""),
             image=image or "",
             label=tuple(faults.read(number, column, cells, read_label) for column in labels),
@@ -61,9 +73,9 @@ def read_manifest(path: Path, study: Study, *, of_run: bool = False) -> tuple[Ca
             groups=tuple((name, cells[name]) for name in grouping if cells.get(name)),
         )
         faults.patients.add(case.patient_id)
-        faults.once(number, "image", case.image, f"({case.image})")
+        faults.add_repeated(number, "image", case.image, f"({case.image})")
         if "case_id" in cells:
-            faults.once(number, "case_id", case.case_id)
+            faults.add_repeated(number, "case_id", case.case_id)
         cases.append(case)
     faults.refuse()
     if not cases:
@@ -82,46 +94,46 @@ def _label_columns(study: Study) -> list[str]:
 
 @dataclass(slots=True)
 class _Faults:
-    """The cells of a manifest that cannot be used. What is told of them never shows a patient's identifier."""
+    """The cells of a manifest that cannot be used. Their texts never show the identifier of a patient."""
 
     path: Path
     patients: set[str] = field(default_factory=set)
-    found: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
-    first: dict[tuple[str, str], int] = field(default_factory=dict)
+    by_column: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
+    first_row: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(self, number: int, column: str, text: str, reason: str) -> None:
-        self.found.setdefault(column, []).append((number, text, reason))
+        self.by_column.setdefault(column, []).append((number, text, reason))
 
     def read(self, number: int, column: str, cells: Cells, reader: Callable[[str], Any]) -> Any:
-        """What `reader` makes of a cell, or None where it refuses with a ValueError."""
+        """`reader` of a cell; where it raises ValueError, the cell becomes a fault and the result is None."""
         try:
             return reader(cells[column])
         except ValueError as error:
             self.add(number, column, cells[column], str(error))
 
-    def once(self, number: int, column: str, value: str, shown: str = "") -> None:
-        """Note a value that an earlier row has."""
-        earlier = self.first.setdefault((column, value), number)
+    def add_repeated(self, number: int, column: str, value: str, text: str = "") -> None:
+        """Add a fault where an earlier row has the same value."""
+        earlier = self.first_row.setdefault((column, value), number)
         if value and earlier != number:
-            self.add(number, column, "", f"the same as row {earlier} {shown}".rstrip())
+            self.add(number, column, "", f"the same as row {earlier} {text}".rstrip())
 
     def refuse(self) -> None:
-        """Raise DataError with what was found, by column."""
-        if self.found:
+        """Raise DataError with the faults of each column, if there are any."""
+        if self.by_column:
             columns = [
-                f"{column}: {listed([self._told(*fault) for fault in faults])}."
-                for column, faults in self.found.items()
+                f"{column}: {listed([self._text(*fault) for fault in faults])}."
+                for column, faults in self.by_column.items()
             ]
             raise DataError(f"The manifest {self.path} cannot be used. " + " ".join(columns))
 
-    def _told(self, number: int, text: str, reason: str) -> str:
+    def _text(self, number: int, text: str, reason: str) -> str:
         if text and pseudonym(text) in self.patients:
             return f"row {number}: (the value is a patient_id too and is not shown) {reason}"
         return f"row {number}: {text!r} {reason}" if text else f"row {number}: {reason}"
 
 
 def read_header(path: Path) -> list[str]:
-    """The names of a manifest's columns. Raises DataError where it cannot be read as UTF-8 text."""
+    """The names of the columns of a manifest. Raises DataError where it is not a CSV in UTF-8."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             return [cell.strip() for cell in next(csv.reader(stream), [])]
@@ -132,17 +144,17 @@ def read_header(path: Path) -> list[str]:
 
 
 def _rows(path: Path, required: list[str], faults: _Faults) -> Iterator[tuple[int, Cells]]:
-    """The rows as dictionaries of stripped cells, numbered as a spreadsheet does; blank rows are skipped."""
+    """(number, stripped cells by column) of each row, numbered as in a spreadsheet; blank rows are skipped."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
             _check_header(path, header, required)
             known = {*required, *OPTIONAL}
-            kept = [(at, name) for at, name in enumerate(header) if name in known]
+            used = [(at, name) for at, name in enumerate(header) if name in known]
             for number, cells in enumerate(reader, start=2):
                 if len(cells) == len(header) and any(cells):
-                    yield number, {name: cells[at].strip() for at, name in kept}
+                    yield number, {name: cells[at].strip() for at, name in used}
                 elif any(cells):
                     reason = f"{len(cells)} cells under a header of {len(header)}; a comma inside a value needs quotes"
                     faults.add(number, "whole row", "", reason)
@@ -157,38 +169,38 @@ def _rows(path: Path, required: list[str], faults: _Faults) -> Iterator[tuple[in
 
 
 def _check_header(path: Path, header: list[str], required: list[str]) -> None:
-    wanted = ", ".join(required)
+    needed = ", ".join(required)
     if not any(header):
-        raise DataError(f"The manifest {path} is empty: it needs the columns {wanted}, and a row for each image.")
+        raise DataError(f"The manifest {path} is empty: it needs the columns {needed}, and a row for each image.")
     if len(header) == 1 and re.search(r"[;\t]", header[0]):
         raise DataError(f"The manifest {path} separates its columns with semicolons or tabs: save it with commas.")
-    plain = {_plain(name): name for name in (*required, *OPTIONAL)}
-    renamed = [f"{n!r}: did you mean {plain[_plain(n)]}?" for n in header if plain.get(_plain(n), n) != n]
+    plain = {_normalized(name): name for name in (*required, *OPTIONAL)}
+    renamed = [f"{n!r}: did you mean {plain[_normalized(n)]}?" for n in header if plain.get(_normalized(n), n) != n]
     if renamed:
         raise DataError(
             f"The manifest {path} has columns under another name. {' '.join(renamed)} Rename them in row 1."
         )
     missing = [name for name in required if name not in header]
-    if len(missing) == len(required):  # row 1 may be data, with a patient in it: show none of it
-        raise DataError(f"The manifest {path} has no header: row 1 must name the columns {wanted}.")
+    if len(missing) == len(required):  # row 1 may be data with a patient in it: it is not shown
+        raise DataError(f"The manifest {path} has no header: row 1 must name the columns {needed}.")
     if missing:
         raise DataError(
-            f"The manifest {path} has no column {', '.join(missing)}. Found: {', '.join(header)}. Needed: {wanted}. "
-            "Nothing stands in for a patient_id: a patient in two splits makes every score too good."
+            f"The manifest {path} has no column {', '.join(missing)}. Found: {', '.join(header)}. Needed: {needed}. "
+            "Nothing replaces a patient_id: a patient in two splits makes every score too good."
         )
-    twice = sorted({name for name in header if name in plain.values() and header.count(name) > 1})
-    if twice:
-        raise DataError(f"The manifest {path} has the column {', '.join(twice)} more than once: keep one.")
+    repeated = sorted({name for name in header if name in plain.values() and header.count(name) > 1})
+    if repeated:
+        raise DataError(f"The manifest {path} has the column {', '.join(repeated)} more than once: keep one.")
 
 
-def _plain(name: str) -> str:
-    """A column's name without case and punctuation: `Patient ID` and `patient_id` are the same."""
+def _normalized(name: str) -> str:
+    """The name of a column without case and punctuation, so that `Patient ID` equals `patient_id`."""
     return re.sub(r"[\W_]+", "", name.lower()) or name
 
 
 def _patient(text: str) -> str:
-    if text.lower() in NO_PATIENT:
-        raise ValueError("no patient is given, so that a patient in two splits could not be found")
+    if text.lower() in UNKNOWN_PATIENT:
+        raise ValueError("no patient is given, so a patient in two splits could not be detected")
     return text
 
 
@@ -201,7 +213,7 @@ def _image(text: str) -> str:
 
 
 def _choice(text: str, known: Iterable[str]) -> int:
-    """Where `text` stands among the known names."""
+    """The index of `text` in the known names; raises ValueError with the nearest one."""
     names = list(known)
     if text in names:
         return names.index(text)
@@ -221,11 +233,11 @@ def _split(text: str) -> str:
 
 def _label_reader(study: Study) -> Callable[[str], int]:
     known = ("0", "1") if study.data.task == "multilabel" else tuple(study.data.labels)
-    return cache(lambda text: _choice(text, known))  # few texts, many rows
+    return cache(lambda text: _choice(text, known))  # few different texts in many rows
 
 
 def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
-    """Write the manifest that a run used: pseudonyms for patients and UIDs, labels by name, whole or not at all.
+    """Write the manifest of a run, whole or not at all: pseudonyms for patients and UIDs, labels by name.
 
     Raises StorageError where the disk is full or the folder may not be written to.
     """
@@ -237,30 +249,30 @@ def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
         writer.writerow([*known, *grouping])
         for case in cases:
             named = case.label if study.data.task == "multilabel" else [study.data.labels[case.label[0]]]
-            uids = [_hidden(uid) for uid in (case.study_uid, case.series_uid)]
+            uids = [_uid_pseudonym(uid) for uid in (case.study_uid, case.series_uid)]
             groups = [dict(case.groups).get(name, "") for name in grouping]
             writer.writerow([case.case_id, case.image, case.patient_id, case.site, *named, case.split, *uids, *groups])
 
 
 def manifest_digest(cases: Iterable[Case]) -> str:
-    """SHA-256 of what the cases say, whatever their order."""
+    """SHA-256 of the content of the cases, whatever their order."""
     content = attrgetter(*(column.name for column in fields(Case) if column.name != "groups"))
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for row in sorted((*content(case), *case.groups) for case in cases):
-        found.update(json.dumps(row).encode() + b"\n")
-    return found.hexdigest()
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
-def training_digest(cases: Iterable[Case], *, of_run: bool = False) -> str:
+def training_digest(cases: Iterable[Case], *, from_run: bool = False) -> str:
     """SHA-256 of what training reads of the cases: all but their subgroups, with UIDs as pseudonyms.
 
-    The cases `of_run` are those of a run's own manifest, whose UIDs are pseudonyms already.
+    `from_run` as in `read_manifest`: the UIDs are pseudonyms already.
     """
-    hide = str if of_run else _hidden
+    hide = str if from_run else _uid_pseudonym
     return manifest_digest(
         replace(case, groups=(), study_uid=hide(case.study_uid), series_uid=hide(case.series_uid)) for case in cases
     )
 
 
-def _hidden(uid: str) -> str:
+def _uid_pseudonym(uid: str) -> str:
     return pseudonym(uid) if uid else ""

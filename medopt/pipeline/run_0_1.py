@@ -22,10 +22,10 @@ def training_key_of(folder: Path) -> str:
     """The key of the training in a run folder, from its study file and manifest; "" where these cannot be read."""
     try:
         study = load_study(folder / "study.yaml")
-        cases = read_manifest(folder / "manifest.csv", study, of_run=True)
+        cases = read_manifest(folder / "manifest.csv", study, from_run=True)
     except MedoptError:
         return ""
-    return training_key(study, training_digest(cases, of_run=True))
+    return training_key(study, training_digest(cases, from_run=True))
 
 
 def study_of_checkpoints(folder: Path) -> str:

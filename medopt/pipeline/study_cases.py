@@ -11,8 +11,9 @@ from medopt.config.study_file import find_manifest, load_study
 from medopt.core.errors import ConfigError
 from medopt.core.records import Case
 from medopt.manifest.card import load_card
-from medopt.manifest.check import check_cases, refuse, told
-from medopt.manifest.splits import with_folds
+from medopt.manifest.check import check_cases
+from medopt.manifest.findings import finding_text, refuse_findings
+from medopt.manifest.splits import apply_folds
 from medopt.manifest.table import manifest_digest, read_manifest, training_digest
 from medopt.training.job import BEST
 
@@ -40,9 +41,9 @@ def read_source(study: Study, study_file: Path, data: Path) -> StudyCases:
     cases = read_manifest(manifest, study)
     root = data / study.data.root
     findings = check_cases(cases, root, study, card)
-    refuse(findings, study)
-    notes = [told(finding, study) for finding in findings]
-    cases = with_folds(cases, study)
+    refuse_findings(findings, study)
+    notes = [finding_text(finding, study) for finding in findings]
+    cases = apply_folds(cases, study)
     return StudyCases(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
 
 
@@ -61,5 +62,5 @@ def read_run(folder: Path, data: Path) -> StudyCases:
     if study.training.leaves_open and record.is_file():  # what the run found, it keeps
         found = Training.model_validate(json.loads(record.read_text(encoding="utf-8"))["facts"]["training"])
         study = study.model_copy(update={"training": found})
-    cases = read_manifest(folder / "manifest.csv", study, of_run=True)
+    cases = read_manifest(folder / "manifest.csv", study, from_run=True)
     return StudyCases(study, cases, data / study.data.root, manifest_digest(cases), ())

@@ -12,7 +12,7 @@ import numpy as np
 from medopt.core.errors import DataError, listed
 from medopt.core.records import SPLITS, Case
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.manifest.quality import ImageFacts, read_facts
+from medopt.manifest.image_facts import ImageFacts, read_facts
 
 SAMPLE = 120
 """Images that are read; more do not move a median that is rounded anyway."""

@@ -59,7 +59,7 @@ def test_busi(tmp_path: Path) -> None:
     assert {name: sum(row.values()) for name, row in summary["labels"].items()} == {
         "benign": 437, "malignant": 210, "normal": 133,
     }  # fmt: skip
-    assert any("Nobody knows the patients" in text for text in summary["warnings"])
+    assert any("No patient is known" in text for text in summary["warnings"])
 
 
 def test_mednist(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_table_tells_splits_sites_and_what_was_left_out(tmp_path: Path) -> N
     assert done.code == 0
     for said in (
         "12 rows, images", "(patients)", "labels   the names of the folders", "sites    unknown (12)",
-        "left out 1: a mask, by its name (a/0_mask.png)", "warning  Nobody knows", "medopt plan",
+        "left out 1: a mask, by its name (a/0_mask.png)", "warning  No patient is", "medopt plan",
     ):  # fmt: skip
         assert said in done.stdout
 

@@ -7,8 +7,8 @@ from pictures import write_set
 from PIL import Image
 
 from medopt.figures.contact_sheet import RED, draw_sheet
-from medopt.manifest.duplicates import Pair
-from medopt.manifest.quality import read_facts
+from medopt.manifest.duplicates import DuplicatePair
+from medopt.manifest.image_facts import read_facts
 
 
 def red_pixels(path) -> int:
@@ -23,7 +23,7 @@ def test_what_is_wrong_is_marked_in_red(tmp_path, study):
     draw_sheet(tmp_path / "sound.png", cases, thumbnails, study())
     assert red_pixels(tmp_path / "sound.png") == 0
     del thumbnails[4]
-    draw_sheet(tmp_path / "wrong.png", cases, thumbnails, study(), [Pair(0, 20, 0.995)], {4: "unreadable"})
+    draw_sheet(tmp_path / "wrong.png", cases, thumbnails, study(), [DuplicatePair(0, 20, 0.995)], {4: "unreadable"})
     assert red_pixels(tmp_path / "wrong.png") > 1000
 
 

@@ -9,7 +9,7 @@ import pytest
 from medopt.config import Study
 from medopt.core.errors import DataError
 from medopt.core.records import Case
-from medopt.manifest.splits import with_folds
+from medopt.manifest.splits import apply_folds
 
 STUDY = {
     "name": "folds",
@@ -41,7 +41,7 @@ def cases(patients: int = 60) -> list[Case]:
 
 def test_each_case_validates_once_and_test_is_untouched() -> None:
     rows = cases()
-    found = [with_folds(rows, study(fold=fold)) for fold in range(5)]
+    found = [apply_folds(rows, study(fold=fold)) for fold in range(5)]
     validated = Counter(case.case_id for fold in found for case in fold if case.split == "val")
     assert validated == Counter(case.case_id for case in rows if case.split != "test")
     for fold in found:
@@ -51,7 +51,7 @@ def test_each_case_validates_once_and_test_is_untouched() -> None:
 
 def test_patients_stay_together_and_labels_and_sites_are_spread() -> None:
     for fold in range(5):
-        found = with_folds(cases(), study(fold=fold))
+        found = apply_folds(cases(), study(fold=fold))
         sides = {(case.patient_id, case.split) for case in found}
         assert len(sides) == 60
         val = [case for case in found if case.split == "val"]
@@ -63,16 +63,16 @@ def test_patients_stay_together_and_labels_and_sites_are_spread() -> None:
 def test_seed_does_not_change_the_folds() -> None:
     """Members of several seeds are compared on the same folds."""
     one, other = study(fold=2), Study.model_validate(study(fold=2).model_dump() | {"seed": 9})
-    assert with_folds(cases(), one) == with_folds(cases(), other)
+    assert apply_folds(cases(), one) == apply_folds(cases(), other)
 
 
 def test_without_folds_nothing_changes() -> None:
-    assert with_folds(cases(), study(folds=0)) == tuple(cases())
+    assert apply_folds(cases(), study(folds=0)) == tuple(cases())
 
 
 def test_too_few_patients_of_a_class_are_refused() -> None:
     with pytest.raises(DataError, match="too few patients for 5 parts"):
-        with_folds(cases(24), study())
+        apply_folds(cases(24), study())
 
 
 @pytest.mark.parametrize("data", [{"folds": 1}, {"folds": 3, "fold": 3}, {"folds": 0, "fold": 1}])

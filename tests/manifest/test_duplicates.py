@@ -12,8 +12,14 @@ from pictures import noisy, picture, write_set
 
 from medopt.core.records import Case
 from medopt.manifest import duplicates
-from medopt.manifest.duplicates import Pair, components, duplicate_findings, find_pairs, leaked, thumbnail
-from medopt.manifest.quality import pixel_digest, read_facts
+from medopt.manifest.duplicates import (
+    DuplicatePair,
+    count_leaked,
+    duplicate_findings,
+    find_duplicates,
+    thumbnail,
+)
+from medopt.manifest.image_facts import pixel_digest, read_facts
 from medopt.manifest.table import read_manifest
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
@@ -23,9 +29,11 @@ def stacked(*images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     return [image[None].astype(np.float32) for image in images]
 
 
-def pairs_of(*images: NDArray[np.uint8]) -> list[Pair]:
+def pairs_of(*images: NDArray[np.uint8]) -> list[DuplicatePair]:
     arrays = stacked(*images)
-    return find_pairs({row: thumbnail(one) for row, one in enumerate(arrays)}, lambda row: pixel_digest(arrays[row]))
+    return find_duplicates(
+        {row: thumbnail(one) for row, one in enumerate(arrays)}, lambda row: pixel_digest(arrays[row])
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +77,7 @@ def test_pictures_that_share_their_anatomy_are_no_copies() -> None:
     flat = np.array(images).reshape(60, -1)
     assert np.corrcoef(flat)[np.triu_indices(60, 1)].mean() > 0.99
     images.append(images[7] + random.normal(0, 0.5, (64, 64)))
-    found = find_pairs({row: thumbnail(one[None].astype(np.float32)) for row, one in enumerate(images)}, str)
+    found = find_duplicates({row: thumbnail(one[None].astype(np.float32)) for row, one in enumerate(images)}, str)
     assert [(pair.first, pair.second) for pair in found] == [(7, 60)]
 
 
@@ -92,7 +100,12 @@ def test_findings_across_within_and_under_two_labels() -> None:
         Case("d", "p4", "d.png", (0,), "train"),
         Case("e", "p4", "e.png", (0,), "train"),
     ]
-    pairs = [Pair(0, 1, 1.0, exact=True), Pair(0, 2, 0.995), Pair(0, 3, 0.992, mirrored=True), Pair(3, 4, 0.999)]
+    pairs = [
+        DuplicatePair(0, 1, 1.0, exact=True),
+        DuplicatePair(0, 2, 0.995),
+        DuplicatePair(0, 3, 0.992, mirrored=True),
+        DuplicatePair(3, 4, 0.999),
+    ]
     found = {one.name: one for one in duplicate_findings(cases, pairs)}
     assert {name: one.severity for name, one in found.items()} == {
         "exact_duplicates": "refuse",
@@ -106,14 +119,10 @@ def test_findings_across_within_and_under_two_labels() -> None:
     assert "e.png" not in found["near_duplicates_within"].text  # two images of one patient
 
 
-def test_components() -> None:
-    assert components(6, [(4, 1), (1, 0), (5, 3)]) == [[0, 1, 4], [2], [3, 5]]
-
-
 def test_a_sound_set_has_no_pair(tmp_path: Path) -> None:
     cases = write_set(tmp_path)
     facts = read_facts(cases, tmp_path)
-    assert find_pairs({row: one.thumbnail for row, one in enumerate(facts)}, str) == []
+    assert find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, str) == []
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +137,8 @@ def test_of_breastmnist_42_test_images_leak(shared: Path, study) -> None:
     official = study(labels=["normal_or_benign", "malignant"])
     cases = read_manifest(MANIFESTS / "breastmnist.csv", official)
     facts = read_facts(cases, shared / "breastmnist")
-    pairs = find_pairs({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest)
-    assert leaked(cases, pairs) == {"train": 73, "val": 25, "test": 42}
+    pairs = find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest)
+    assert count_leaked(cases, pairs) == {"train": 73, "val": 25, "test": 42}
     assert [sorted(cases[row].image for row in (pair.first, pair.second)) for pair in pairs if pair.exact] == [
         ["breastmnist.npz#test_images/76", "breastmnist.npz#train_images/115"]
     ]
@@ -138,14 +147,14 @@ def test_of_breastmnist_42_test_images_leak(shared: Path, study) -> None:
 def test_hippocampus_has_no_copy(shared: Path, study) -> None:
     cases = read_manifest(MANIFESTS / "hippocampus.csv", study(labels=["small", "large"]))
     facts = read_facts(cases, shared / "hippocampus")
-    assert find_pairs({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest) == []
+    assert find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest) == []
 
 
 def test_busi_has_one_picture_under_two_labels_which_its_manifest_leaves_out(shared: Path, study) -> None:
     names = ["malignant/malignant (145).png", "benign/benign (433).png", "benign/benign (1).png"]
     cases = [Case(name, name, name, (int(name[0] == "m"),), "train") for name in names]
     facts = read_facts(cases, shared / "busi")
-    (pair,) = find_pairs({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest)
+    (pair,) = find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest)
     assert (pair.first, pair.second, pair.exact) == (0, 1, True)
     kept = {
         case.image for case in read_manifest(MANIFESTS / "busi.csv", study(labels=["benign_or_normal", "malignant"]))

@@ -15,7 +15,7 @@ import pytest
 from medopt.core.errors import DataError, StorageError
 from medopt.core.reporter import SilentReporter
 from medopt.manifest.card import Card
-from medopt.manifest.fetch import fetch
+from medopt.manifest.fetch import fetch_files
 
 BODY = bytes(range(256)) * 3000
 
@@ -106,19 +106,19 @@ class Told(SilentReporter):
 def test_a_file_is_downloaded_once_and_its_bar_is_filled(tmp_path, server, kind):
     card, told = a_card(f"{server.address}/good", kind=kind), Told()
     target = tmp_path / "set" / "a.bin"
-    assert fetch(card, tmp_path, told) == [target]
+    assert fetch_files(card, tmp_path, told) == [target]
     assert target.read_bytes() == BODY
     ((total, steps),) = told.bars
     assert total == sum(steps) == len(BODY)
     assert len([step for step in steps if step]) > 1
-    assert fetch(card, tmp_path, told) == [target]
+    assert fetch_files(card, tmp_path, told) == [target]
     assert server.asked["/good"] == 1
     assert "CC0" in told.texts[-1]
 
 
 def test_a_failure_that_passes_is_tried_again(tmp_path, server):
     told = Told()
-    fetch(a_card(f"{server.address}/flaky"), tmp_path, told, retries=1)
+    fetch_files(a_card(f"{server.address}/flaky"), tmp_path, told, retries=1)
     assert server.asked["/flaky"] == 2
     assert (tmp_path / "set" / "a.bin").read_bytes() == BODY
 
@@ -142,7 +142,7 @@ def test_a_failed_download_names_the_way_out_and_leaves_nothing(tmp_path, server
     server.files["/other"] = b"<html>Please log in</html>"
     url = f"{server.address}{page}" if page else f"http://127.0.0.1:{closed_port()}/good"
     with pytest.raises(DataError) as caught:
-        fetch(a_card(url), tmp_path, retries=0)
+        fetch_files(a_card(url), tmp_path, retries=0)
     text = str(caught.value)
     assert expected in text
     assert url in text
@@ -156,7 +156,7 @@ def test_another_file_in_the_place_is_not_overwritten(tmp_path, server):
     target.parent.mkdir()
     target.write_bytes(b"mine")
     with pytest.raises(DataError, match="not overwritten: move it away"):
-        fetch(a_card(f"{server.address}/good"), tmp_path)
+        fetch_files(a_card(f"{server.address}/good"), tmp_path)
     assert target.read_bytes() == b"mine"
     assert server.asked == {}
 
@@ -164,7 +164,7 @@ def test_another_file_in_the_place_is_not_overwritten(tmp_path, server):
 def test_a_card_without_files_says_what_to_do(tmp_path):
     card = a_card("http://x/y").model_copy(update={"files": [], "get": "Write to the authors."})
     with pytest.raises(DataError, match="Write to the authors"):
-        fetch(card, tmp_path)
+        fetch_files(card, tmp_path)
 
 
 def test_no_place_to_write(tmp_path, server, monkeypatch):
@@ -173,7 +173,7 @@ def test_no_place_to_write(tmp_path, server, monkeypatch):
 
     monkeypatch.setattr("pooch.HTTPDownloader.__call__", full)
     with pytest.raises(StorageError, match="disk is full"):
-        fetch(a_card(f"{server.address}/good"), tmp_path, retries=0)
+        fetch_files(a_card(f"{server.address}/good"), tmp_path, retries=0)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -191,24 +191,24 @@ def test_an_archive_is_placed_by_folder_without_what_macos_adds(tmp_path, server
     move = {"Task/imagesTr": "set/images", "Task/labelsTr": "set/labels"}
     card = a_card(f"{server.address}/archive", body, "set/archive", unpack=kind, move=move)
     expected = [tmp_path / "set/images/1.nii", tmp_path / "set/labels/1.nii"]
-    assert fetch(card, tmp_path) == expected
+    assert fetch_files(card, tmp_path) == expected
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(
         [tmp_path / "set/archive", *expected]
     )
     assert expected[0].read_bytes() == b"one"
     expected[0].unlink()
-    assert fetch(card, tmp_path) == expected
+    assert fetch_files(card, tmp_path) == expected
     assert server.asked["/archive"] == 1
     expected[1].write_bytes(b"changed by hand")
     with pytest.raises(DataError, match="already with other content"):
-        fetch(card, tmp_path)
+        fetch_files(card, tmp_path)
     assert expected[1].read_bytes() == b"changed by hand"
 
 
 def test_an_archive_without_a_map_is_unpacked_beside_itself(tmp_path, server):
     body = server.files["/archive"] = packed("zip", {"images/1.png": b"one"})
     card = a_card(f"{server.address}/archive", body, "set/a.zip", unpack="zip")
-    assert fetch(card, tmp_path) == [tmp_path / "set/images/1.png"]
+    assert fetch_files(card, tmp_path) == [tmp_path / "set/images/1.png"]
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -217,7 +217,7 @@ def test_a_member_that_leads_elsewhere_is_refused(tmp_path, server, kind, name):
     body = server.files["/archive"] = packed(kind, {name: b"x"})
     data = tmp_path / "deep" / "data"
     with pytest.raises(DataError, match="is refused"):
-        fetch(a_card(f"{server.address}/archive", body, "set/a", unpack=kind), data)
+        fetch_files(a_card(f"{server.address}/archive", body, "set/a", unpack=kind), data)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [data / "set/a"]
 
 
@@ -229,16 +229,16 @@ def test_a_link_in_an_archive_is_refused(tmp_path, server):
         archive.addfile(link)
     body = server.files["/archive"] = stream.getvalue()
     with pytest.raises(DataError, match="is a link"):
-        fetch(a_card(f"{server.address}/archive", body, "set/a", unpack="tar"), tmp_path)
+        fetch_files(a_card(f"{server.address}/archive", body, "set/a", unpack="tar"), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_what_is_not_an_archive_is_refused(tmp_path, server, kind):
     with pytest.raises(DataError, match=f"cannot be unpacked as {kind}"):
-        fetch(a_card(f"{server.address}/good", unpack=kind), tmp_path)
+        fetch_files(a_card(f"{server.address}/good", unpack=kind), tmp_path)
 
 
 def test_an_archive_without_the_wanted_folder_is_refused(tmp_path, server):
     body = server.files["/archive"] = packed("tar", {"other/1.nii": b"x"})
     with pytest.raises(DataError, match="none of the folders Task"):
-        fetch(a_card(f"{server.address}/archive", body, "a", unpack="tar", move={"Task": "set"}), tmp_path)
+        fetch_files(a_card(f"{server.address}/archive", body, "a", unpack="tar", move={"Task": "set"}), tmp_path)

@@ -13,7 +13,7 @@ from scans_of_patients import mr_series, png
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.privacy import pseudonym
 from medopt.imaging import read_scan
-from medopt.manifest.build import BuildOptions, Built, build_manifest
+from medopt.manifest.build import BuildOptions, BuiltManifest, build_manifest
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases
 from medopt.manifest.sources.dicom import site_of
@@ -24,7 +24,7 @@ from medopt.manifest.table import read_manifest
 PATIENTS = [f"MRN-{at:04d}-Miller" for at in range(12)]
 
 
-def rows_of(built: Built) -> list[dict[str, str]]:
+def rows_of(built: BuiltManifest) -> list[dict[str, str]]:
     with built.manifest.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
@@ -65,12 +65,12 @@ def test_class_folders_need_nothing_else_and_warn(classes, tmp_path, study):
     built = build_manifest(classes, tmp_path / "m.csv", options())
     cases = read_manifest(built.manifest, study(labels=["well", "ill"]))
     assert len(cases) == 16
-    assert check_cases(cases, built.found.root, study(labels=["well", "ill"])) == []
-    assert built.warnings[0].startswith("Nobody knows the patients")
+    assert check_cases(cases, built.listing.root, study(labels=["well", "ill"])) == []
+    assert built.warnings[0].startswith("No patient is known")
     card = load_card(built.manifest)
     assert card is not None
     assert card.labels == {"ill": "8 rows", "well": "8 rows"}
-    assert any("Nobody knows the patients" in note for note in card.notes)
+    assert any("No patient is known" in note for note in card.notes)
     assert str(tmp_path) not in built.card.read_text()
 
 
@@ -94,7 +94,7 @@ def test_dicom_rows_hold_pseudonyms_and_can_be_read(hospital, tmp_path, study):
     assert not [name for name in (*PATIENTS, "St. Mary", "NORTH", "ACC1") if name in written]
     found = study(labels=["a", "b"])
     cases = read_manifest(built.manifest, found)
-    assert check_cases(cases, built.found.root, found) == []
+    assert check_cases(cases, built.listing.root, found) == []
     assert read_scan(cases[0].image, data=source).array.shape == (1, 3, 4, 4)
     assert dict(built.left_out) == {f"{at}/T2/I0": "the description does not match --description" for at in range(12)}
 
@@ -173,7 +173,7 @@ def test_unknown_patients_are_refused_with_the_way_out(classes, tmp_path):
         build_manifest(classes, tmp_path / "m.csv", options(labels))
     built = build_manifest(classes, tmp_path / "m.csv", options(labels, patient_per_image=True))
     assert len({row["patient_id"] for row in rows_of(built)}) == 16
-    assert "each image is taken for one" in built.card.read_text()
+    assert "each image counts as one" in built.card.read_text()
     built = build_manifest(classes, tmp_path / "m.csv", options(labels, patient=r"/(\d)\.png$", rules=SplitRules()))
     assert {row["patient_id"] for row in rows_of(built)} == {pseudonym(f"{at}") for at in range(8)}
     with pytest.raises(DataError, match="finds no patient in 16 of 16 paths"):
@@ -199,7 +199,7 @@ def test_some_patients_unknown_is_said(tmp_path):
     with pytest.raises(DataError, match="The patient of 1 of 12 scans is not known: 0"):
         build_manifest(tmp_path / "export", tmp_path / "m.csv", options(labels))
     built = build_manifest(tmp_path / "export", tmp_path / "m.csv", options(labels, patient_per_image=True))
-    assert built.warnings[0].startswith("The patients of 1 of 12 scans are not known: each image is taken for one")
+    assert built.warnings[0].startswith("The patients of 1 of 12 scans are not known: each image counts as one")
 
 
 def test_a_fold_needs_folds(classes, tmp_path):
@@ -217,7 +217,7 @@ def test_multi_label(classes, tmp_path, study):
     cases = read_manifest(built.manifest, several)
     assert {case.label for case in cases} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert check_cases(cases, classes, several) == []
-    with pytest.raises(ConfigError, match="--label-column split is a manifest's own column"):
+    with pytest.raises(ConfigError, match="--label-column split is a column of every manifest"):
         build_manifest(classes, tmp_path / "m.csv", options(labels, label_columns=("mass", "split")))
 
 
@@ -263,10 +263,10 @@ def test_nothing_else_is_written_over(classes, tmp_path):
 def test_one_class_and_no_labels(classes, tmp_path, hospital):
     labels = labels_csv(tmp_path / "l.csv", "file,label", "ill/0.png,x", "ill/1.png,x", "none.png,y")
     with pytest.raises(
-        DataError, match=r"All 2 scans have the label 'x'.* 1 rows of the table found no scan.*none\.png"
+        DataError, match=r"All 2 scans have the label 'x'.* 1 rows of the table match no scan.*none\.png"
     ):
         build_manifest(classes, tmp_path / "m.csv", options(labels, patient_per_image=True))
-    with pytest.raises(DataError, match=r"says nothing of labels\. Give a table with --labels"):
+    with pytest.raises(DataError, match=r"gives no labels\. Give a table with --labels"):
         build_manifest(hospital[0], tmp_path / "m.csv", options())
 
 

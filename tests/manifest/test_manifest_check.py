@@ -10,7 +10,8 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
 from medopt.manifest.card import Card
-from medopt.manifest.check import association, check_cases, refuse, shown_name
+from medopt.manifest.check import check_cases, site_label_association
+from medopt.manifest.findings import display_name, refuse_findings
 from medopt.manifest.table import read_manifest
 
 CARD = Card(
@@ -44,7 +45,7 @@ def texts(findings, severity="refuse"):
 def test_sound_cases_have_no_finding(tmp_path, sound, study):
     findings = check_cases(sound, tmp_path, study())
     assert findings == []
-    refuse(findings, study())
+    refuse_findings(findings, study())
 
 
 def test_patient_in_two_splits(tmp_path, sound, study, case):
@@ -55,13 +56,13 @@ def test_patient_in_two_splits(tmp_path, sound, study, case):
     assert text.startswith("1 of 6 patients")
     assert "patient p-train-0 (a pseudonym) in train (train0.png), test (twin.png)" in text
     with pytest.raises(DataError, match=r"study s are refused\. patient_overlap: .* Put all images"):
-        refuse(findings, study())
+        refuse_findings(findings, study())
 
 
 def test_an_overlap_shows_pseudonyms_only(tmp_path, manifest, study):
     cases = read_manifest(manifest("a,MRN-4711,benign,train", "b,MRN-4711,malignant,test"), study())
     with pytest.raises(DataError) as caught:
-        refuse(check_cases(cases, tmp_path, study()), study())
+        refuse_findings(check_cases(cases, tmp_path, study()), study())
     assert pseudonym("MRN-4711") in str(caught.value)
     assert "MRN-4711" not in str(caught.value)
 
@@ -71,7 +72,7 @@ def test_accepted_overlap_is_a_note_and_passes(tmp_path, sound, study, case):
     accepting = study(accept=["patient_overlap"])
     findings = check_cases([*sound, case("twin.png", "p-train-0", 0, "test")], tmp_path, accepting)
     assert set(texts(findings, "note")) == {"patient_overlap"}
-    refuse(findings, accepting)
+    refuse_findings(findings, accepting)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_npz_members(tmp_path, sound, study, case, image, fault):
 def test_all_findings_are_told_at_once(tmp_path, study, case):
     cases = [case("a.png", "p", 0, "train"), case("b.png", "p", 1, "val")]
     with pytest.raises(DataError) as caught:
-        refuse(check_cases(cases, tmp_path, study()), study())
+        refuse_findings(check_cases(cases, tmp_path, study()), study())
     for name in ("patient_overlap", "class_absent", "split_absent", "file_missing"):
         assert f"{name}: " in str(caught.value)
 
@@ -185,7 +186,7 @@ def test_a_site_that_tells_the_label(tmp_path, study, share, name, severity):
 def test_association_is_that_of_the_textbook_and_its_interval_covers_it():
     """Bergsma's worked form on a 2 x 2 table: phi^2 = 0.36 of 60 cases."""
     cases = at_sites(0.8)
-    value, low, high = association([c.site for c in cases], [c.label[0] for c in cases], cases)
+    value, low, high = site_label_association([c.site for c in cases], [c.label[0] for c in cases], cases)
     phi2, n = 0.36, 60
     expected = np.sqrt((phi2 - 1 / (n - 1)) / (2 - 1 / (n - 1) - 1))
     assert value == pytest.approx(expected)
@@ -194,7 +195,7 @@ def test_association_is_that_of_the_textbook_and_its_interval_covers_it():
 
 def test_images_of_few_patients_say_nothing_of_sites():
     cases = at_sites(1.0, 18)
-    assert association([c.site for c in cases], [c.label[0] for c in cases], cases) is None
+    assert site_label_association([c.site for c in cases], [c.label[0] for c in cases], cases) is None
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_images_of_few_patients_say_nothing_of_sites():
     ],
 )
 def test_a_shown_name_holds_no_identifier(image, patient, shown):
-    assert shown_name(Case("c", pseudonym(patient), image, (0,), "train")) == shown
+    assert display_name(Case("c", pseudonym(patient), image, (0,), "train")) == shown
 
 
 def test_a_missing_image_is_told_without_its_patient(tmp_path, sound, study):

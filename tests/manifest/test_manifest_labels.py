@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.manifest.labels import join, read_labels
+from medopt.manifest.label_join import join_labels
+from medopt.manifest.label_table import read_labels
 from medopt.manifest.sources.scan_listing import Scan
 
 PLANTED = "MRN-4711-Miller"
@@ -43,53 +44,57 @@ def table(tmp_path: Path, *rows: str, bom: bool = False) -> Path:
 )
 def test_a_row_finds_its_scans(tmp_path, separator, header, cells, key, found):
     path = table(tmp_path, f"{header}{separator}Label", f"{cells}{separator}x", bom=True)
-    joined = join(read_labels(path), SCANS, ["label"])
+    joined = join_labels(read_labels(path), SCANS, ["label"])
     assert (joined.key, joined.labels) == (key, found)
 
 
 def test_the_column_that_finds_most_is_the_key_and_of_equals_the_finest(tmp_path):
     rows = ["patient,file,label", f"{PLANTED},a/1.png,x", f"{PLANTED},a/2.png,y", "P2,b/1.png,y"]
-    joined = join(read_labels(table(tmp_path, *rows)), SCANS, ["label"])
+    joined = join_labels(read_labels(table(tmp_path, *rows)), SCANS, ["label"])
     assert (joined.key, joined.labels) == ("file", {0: ("x",), 1: ("y",), 2: ("y",)})
     assert joined.patients == {0: PLANTED, 1: PLANTED, 2: "P2"}
     rows = ["patient,image,label", f"{PLANTED},nowhere,x", "P2,b/1.png,y"]
-    assert join(read_labels(table(tmp_path, *rows)), SCANS, ["label"]).key == "patient"
+    assert join_labels(read_labels(table(tmp_path, *rows)), SCANS, ["label"]).key == "patient"
 
 
 def test_orphans_are_listed_without_identifiers_and_ambiguous_names_by_name(tmp_path):
-    joined = join(read_labels(table(tmp_path, "patient_id,label", "P2,x", "Smith-1,y")), SCANS, ["label"])
+    joined = join_labels(read_labels(table(tmp_path, "patient_id,label", "P2,x", "Smith-1,y")), SCANS, ["label"])
     (orphan,) = joined.orphans
     assert orphan.startswith("row 3 (patient ")
     assert "Smith" not in orphan
-    joined = join(read_labels(table(tmp_path, "file,label", "1.png,x", "2.png,y")), SCANS, ["label"])
+    joined = join_labels(read_labels(table(tmp_path, "file,label", "1.png,x", "2.png,y")), SCANS, ["label"])
     assert joined.ambiguous == ("row 2 (1.png)",)
     assert joined.labels == {1: ("y",)}
 
 
 def test_a_folder_that_disagrees_is_no_match(tmp_path):
     with pytest.raises(DataError, match="No row of"):
-        join(read_labels(table(tmp_path, "file,label", "b/2.png,x")), SCANS, ["label"])
+        join_labels(read_labels(table(tmp_path, "file,label", "b/2.png,x")), SCANS, ["label"])
 
 
 def test_two_labels_for_one_key_are_refused_and_the_same_twice_is_not(tmp_path):
     twice = table(tmp_path, "patient,label", f"{PLANTED},x", f"{PLANTED},x", "P2,y")
-    assert join(read_labels(twice), SCANS, ["label"]).labels[0] == ("x",)
+    assert join_labels(read_labels(twice), SCANS, ["label"]).labels[0] == ("x",)
     with pytest.raises(DataError, match="two labels for one patient: rows 2 and 4") as caught:
-        join(read_labels(table(tmp_path, "patient,label", f"{PLANTED},x", "P2,y", f"{PLANTED},y")), SCANS, ["label"])
+        join_labels(
+            read_labels(table(tmp_path, "patient,label", f"{PLANTED},x", "P2,y", f"{PLANTED},y")), SCANS, ["label"]
+        )
     assert PLANTED not in str(caught.value)
 
 
 def test_an_empty_label_is_none(tmp_path):
-    joined = join(read_labels(table(tmp_path, "file,label", "a/1.png,x", "a/2.png,", "b/1.png,y")), SCANS, ["label"])
+    joined = join_labels(
+        read_labels(table(tmp_path, "file,label", "a/1.png,x", "a/2.png,", "b/1.png,y")), SCANS, ["label"]
+    )
     assert joined.labels == {0: ("x",), 2: ("y",)}
 
 
 def test_several_label_columns_are_zeros_and_ones(tmp_path):
     rows = ["file,mass,fluid", "a/1.png,1,0.0", "a/2.png,0,1"]
-    joined = join(read_labels(table(tmp_path, *rows)), SCANS, ["mass", "fluid"])
+    joined = join_labels(read_labels(table(tmp_path, *rows)), SCANS, ["mass", "fluid"])
     assert joined.labels == {0: ("1", "0"), 1: ("0", "1")}
     with pytest.raises(DataError, match="row 2, column fluid: the value is not 0 or 1"):
-        join(read_labels(table(tmp_path, "file,mass,fluid", f"a/1.png,1,{PLANTED}")), SCANS, ["mass", "fluid"])
+        join_labels(read_labels(table(tmp_path, "file,mass,fluid", f"a/1.png,1,{PLANTED}")), SCANS, ["mass", "fluid"])
 
 
 @pytest.mark.parametrize(
@@ -102,25 +107,25 @@ def test_several_label_columns_are_zeros_and_ones(tmp_path):
         (("file,label", 'a/1.png,"x'), DataError, "not a CSV"),
         (("file,label",), DataError, "is empty"),
         (("file,label,label", "a,b,c"), DataError, "a column twice"),
-        (("patient,label", f"0{PLANTED},x"), DataError, "take leading zeros off"),
+        (("patient,label", f"0{PLANTED},x"), DataError, "remove leading zeros"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path, rows, error, said):
     with pytest.raises(error, match=said) as caught:
-        join(read_labels(table(tmp_path, *rows)), SCANS, ["label"])
+        join_labels(read_labels(table(tmp_path, *rows)), SCANS, ["label"])
     assert PLANTED not in str(caught.value)
 
 
 def test_a_key_column_can_be_named(tmp_path):
-    joined = join(read_labels(table(tmp_path, "case no,label", "A2,x")), SCANS, ["label"], key="case_no")
+    joined = join_labels(read_labels(table(tmp_path, "case no,label", "A2,x")), SCANS, ["label"], key="case_no")
     assert (joined.key, joined.labels) == ("accession", {1: ("x",)})
 
 
 def test_a_measurement_is_no_class(tmp_path):
     scans = [Scan(f"{at}.png", (f"{at}.png",)) for at in range(60)]
     path = table(tmp_path, "file,label", *(f"{at}.png,{at / 7}" for at in range(60)))
-    with pytest.raises(DataError, match="60 different values, which are no classes"):
-        join(read_labels(path), scans, ["label"])
+    with pytest.raises(DataError, match="60 different values, which are not classes"):
+        join_labels(read_labels(path), scans, ["label"])
 
 
 def test_not_text(tmp_path):

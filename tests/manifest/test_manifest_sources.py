@@ -14,7 +14,7 @@ from scans_of_patients import mr_series, png
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import SilentReporter
-from medopt.manifest.sources.archive import unpack
+from medopt.manifest.sources.archive import unpack_archive
 from medopt.manifest.sources.datalist import find_datalist
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.folders import read_class_folders
@@ -159,9 +159,9 @@ def test_medmnist(tmp_path):
     with pytest.raises(DataError, match="train has 3 labels for images of the shape"):
         find(tmp_path / "m.npz")
     np.savez(tmp_path / "m.npz", train_images=images, train_labels=np.eye(4, 14, dtype=int))
-    assert find(tmp_path / "m.npz").own_labels[:2] == ("label_0", "label_1")
+    assert find(tmp_path / "m.npz").label_columns[:2] == ("label_0", "label_1")
     np.savez(tmp_path / "other.npz", a=images)
-    with pytest.raises(DataError, match="is no MedMNIST archive"):
+    with pytest.raises(DataError, match="is not a MedMNIST archive"):
         find(tmp_path / "other.npz")
 
 
@@ -204,7 +204,7 @@ def test_absolute_paths_of_a_datalist_become_relative(tmp_path):
         ({"training": [{"image": "a.nii.gz", "label": "labels/a.nii.gz"}]}, "this datalist is for segmentation"),
         ({"training": [{"image": ["a.png", "b.png"], "label": 0}]}, "Several images as channels"),
         ({"training": {"image": "a"}}, "must be a list"),
-        ({"other": []}, "is no MONAI datalist"),
+        ({"other": []}, "is not a MONAI datalist"),
         ({"training": [{"image": "a", "label": {"x": 1}}]}, "a label must be a number"),
         ({"training": [{"image": "a", "label": [1, 0]}, {"image": "b", "label": 1}]}, "another length"),
     ],
@@ -247,7 +247,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ([("../out.txt", b"x")], "leads out of its folder"),
         ([("/etc/out.txt", b"x")], "absolute"),
         ([("a/../../out.txt", b"x")], "leads out of its folder"),
-        ([("a\\..\\out.txt", b"x")], "not sound"),
+        ([("a\\..\\out.txt", b"x")], "a path that is refused"),
         ([(link("a"), b"/etc/passwd")], "holds a link"),
         ([("a", b"x"), ("./a", b"y")], "two of its files have the same path"),
         ([(f"{at}", bytes(40 << 20)) for at in range(2)], "made to fill the disk"),
@@ -258,7 +258,7 @@ def test_archives_that_are_not_sound_leave_nothing_behind(tmp_path, members, sai
         for name, content in members:
             archive.writestr(name, content)
     with pytest.raises(DataError, match=said):
-        unpack(tmp_path / "a.zip", tmp_path / "deep" / "files", SilentReporter())
+        unpack_archive(tmp_path / "a.zip", tmp_path / "deep" / "files", SilentReporter())
     assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]
 
 
@@ -295,5 +295,5 @@ def test_an_archive_damaged_in_the_middle_is_refused_however_it_is_packed(tmp_pa
     content[300:340] = bytes(40)
     path.write_bytes(content)
     with pytest.raises(DataError, match="is damaged, or packed in a way that is not read"):
-        unpack(path, tmp_path / "files", SilentReporter())
+        unpack_archive(path, tmp_path / "files", SilentReporter())
     assert [found.name for found in tmp_path.iterdir()] == ["a.zip"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import SPLITS
-from medopt.manifest.splits import SplitRules, assign_splits, draw, group_rows, splits_of_folds
+from medopt.manifest.splits import SplitRules, assign_splits, draw_parts, group_by_patient, splits_of_folds
 
 
 def one_hot(codes: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:
@@ -143,12 +143,12 @@ def test_the_sources_own_splits_are_kept_and_a_missing_val_is_carved_from_train(
     found = assign_splits(patients, labels, none(120), own, SplitRules((0.6, 0.2, 0.2)), "ab")
     assert (found.split[80:] == "test").all()
     assert [(found.split == name).sum() for name in SPLITS] == [60, 20, 40]
-    assert "val drawn out of train" in found.how
+    assert "val drawn from train" in found.how
     with pytest.raises(ConfigError, match="need --resplit"):
         assign_splits(patients, labels, none(120), own, SplitRules(folds=5), "ab")
     anew = assign_splits(patients, labels, none(120), own, SplitRules(folds=4, resplit=True), "ab")
     assert (anew.split == "test").sum() == 30
-    with pytest.raises(DataError, match="1 of 119 patients stand in more than one"):
+    with pytest.raises(DataError, match="1 of 119 patients are in more than one"):
         assign_splits(np.r_[patients[:119], ["000"]], labels, none(120), own, SplitRules(), "ab")
 
 
@@ -185,9 +185,9 @@ def test_a_patient_is_moved_where_a_class_would_be_missing():
     has = np.zeros((30, 3), dtype=bool)
     has[:14, 0], has[14:28, 1], has[28:, 0] = True, True, True
     has[[0, 14, 28, 29], 2] = True
-    groups = group_rows(np.array([f"{at:02d}" for at in range(30)]), has, none(30))
+    groups = group_by_patient(np.array([f"{at:02d}" for at in range(30)]), has, none(30))
     for seed in range(20):
-        parts = draw(groups, (0.7, 0.15, 0.15), seed, "abc")
+        parts = draw_parts(groups, (0.7, 0.15, 0.15), seed, "abc")
         assert all(has[parts == part].any(axis=0).all() for part in range(3))
 
 

@@ -12,7 +12,8 @@ from pydicom import dcmread
 
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
-from medopt.manifest.quality import balance, far_from_median, inspect, read_facts
+from medopt.manifest.image_facts import read_facts
+from medopt.manifest.quality import count_labels, inspect_images, outliers
 from medopt.phantom import Radiograph, write_radiograph
 
 
@@ -23,7 +24,7 @@ def pictures(tmp_path: Path) -> list[Case]:
 
 def found(cases, folder, study, dims=2):
     facts = read_facts(cases, folder)
-    return {one.name: one for one in inspect(cases, facts, folder, study, dims).findings}
+    return {one.name: one for one in inspect_images(cases, facts, folder, study, dims).findings}
 
 
 def test_a_sound_set_has_no_finding_and_keeps_no_pixels(tmp_path, pictures, study):
@@ -69,8 +70,8 @@ def test_a_volume_among_images_and_an_odd_size(tmp_path, pictures, study):
 
 def test_outliers_lie_over_five_mads_away_in_log():
     rest = [(1.0 + 0.01 * k, 1.0) for k in range(20)]
-    assert far_from_median([*rest, (3.0, 1.0), (1.0, 0.2), (), (1.0, 1.0, 99.0)], 2) == [20, 21]
-    assert far_from_median([(1.0, 1.0)] * 20 + [(1.2, 1.0)], 2) == []
+    assert outliers([*rest, (3.0, 1.0), (1.0, 0.2), (), (1.0, 1.0, 99.0)], 2) == [20, 21]
+    assert outliers([(1.0, 1.0)] * 20 + [(1.2, 1.0)], 2) == []
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_burned_in_text_and_a_modality_that_does_not_belong(radiographs, study):
     folder, cases = radiographs
     findings = found(cases, folder, study())
     assert set(findings) == {"burned_in", "minority_modality"}
-    assert "1 images have text burned into their pixels, says their header: 5.dcm" in findings["burned_in"].text
+    assert "1 images have text burned into their pixels, by their header: 5.dcm" in findings["burned_in"].text
     assert findings["minority_modality"].severity == "refuse"
     assert "5.dcm (OT)" in findings["minority_modality"].text
     accepted = found(cases, folder, study(accept=["minority_modality"]))
@@ -117,9 +118,9 @@ def test_a_series_that_cannot_be_read_is_told_without_uids(tmp_path, study):
 
 def test_balance_counts_labels_by_split_and_site(study):
     cases = [Case(str(k), str(k), str(k), (k % 2,), "train", f"s{k % 3}") for k in range(12)]
-    rows = balance(cases, study())
+    rows = count_labels(cases, study())
     assert rows[0] == {"split": "train", "site": "all", "images": 12, "benign": 6, "malignant": 6}
     assert [row["images"] for row in rows] == [12, 4, 4, 4] + [0] * 8
     several = study(task="multilabel", labels=["mass", "effusion"])
     both = [Case("a", "a", "a", (1, 1), "test"), Case("b", "b", "b", (0, 1), "test")]
-    assert balance(both, several)[-1] == {"split": "test", "site": "all", "images": 2, "mass": 1, "effusion": 2}
+    assert count_labels(both, several)[-1] == {"split": "test", "site": "all", "images": 2, "mass": 1, "effusion": 2}

@@ -16,7 +16,7 @@ from pictures import noisy, picture, write_manifest, write_set
 from PIL import Image
 
 from medopt.core.errors import DataError
-from medopt.manifest.check import ACCEPTED
+from medopt.manifest.findings import ACCEPTED
 from medopt.pipeline.stages.prepare import refuse_duplicates
 
 

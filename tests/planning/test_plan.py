@@ -16,8 +16,8 @@ from PIL import Image
 
 from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
-from medopt.manifest.infer_study import guess_study
-from medopt.manifest.quality import ImageFacts
+from medopt.manifest.image_facts import ImageFacts
+from medopt.manifest.infer_study import infer_study
 from medopt.manifest.table import read_manifest
 from medopt.planning.decide import LONGEST, VOXELS, decide
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
@@ -171,20 +171,20 @@ def test_what_is_no_finding_comes_first(written: Callable[..., Path]) -> None:
         (("10", "9", "0"), ["0", "9", "10"]),
     ):
         manifest = written([row(k, label=label) for k, label in enumerate(labels)])
-        assert guess_study(manifest).data.labels == expected
+        assert infer_study(manifest).data.labels == expected
 
 
 def test_columns_of_zeros_and_ones_are_a_multi_label_study(written: Callable[..., Path]) -> None:
     manifest = written([row(k, edema=str(k % 2), mass="0", remark="x") for k in range(4)])
-    study = guess_study(manifest)
+    study = infer_study(manifest)
     assert (study.data.task, study.data.labels) == ("multilabel", ["edema", "mass"])
 
 
 def test_a_manifest_without_two_labels_is_refused(written: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="one label only, 'a'"):
-        guess_study(written([row(1, label="a"), row(2, label="a")]))
+        infer_study(written([row(1, label="a"), row(2, label="a")]))
     with pytest.raises(DataError, match="has no column label"):
-        guess_study(written([row(1)]))
+        infer_study(written([row(1)]))
 
 
 def test_a_sample_is_spread_over_sites_and_labels_and_bounded(written: Callable[..., Path], tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_sample_is_spread_over_sites_and_labels_and_bounded(written: Callable[
             tmp_path / f"{number}.png"
         )
     manifest = written(rows)
-    study = guess_study(manifest)
+    study = infer_study(manifest)
     found = take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)
     assert len(found.looks) == SAMPLE
     assert [look.size for look in found.looks].count((12, 12)) == 2  # the one of the rare site, and a rare label's
@@ -206,6 +206,6 @@ def test_a_sample_is_spread_over_sites_and_labels_and_bounded(written: Callable[
 def test_a_scan_that_cannot_be_read_is_named(written: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"")
     manifest = written([row(1, label="a"), row(2, label="b")])
-    study = guess_study(manifest)
+    study = infer_study(manifest)
     with pytest.raises(DataError, match=r"2 of 2 sampled images cannot be used.*medopt manifest check"):
         take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)

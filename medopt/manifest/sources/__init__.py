@@ -1,1 +1,1 @@
-"""Sources of scans: DICOM, NIfTI, image folders, MedMNIST and MONAI datalists, each read to the same records."""
+"""Sources of scans: DICOM, NIfTI, image folders, MedMNIST and MONAI datalists, each read as a ScanListing."""

@@ -1,4 +1,4 @@
-"""MONAI datalists (the JSON of Decathlon and Auto3DSeg), read as a source and written beside a manifest."""
+"""MONAI datalists (the JSON of Decathlon and Auto3DSeg): read as a source, written beside a manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from medopt.core.errors import DataError
 from medopt.core.files import write_json
-from medopt.manifest.sources.scan_listing import SCAN_SUFFIXES, Scan, ScanListing, by_number, unwritable
+from medopt.manifest.sources.scan_listing import SCAN_SUFFIXES, Scan, ScanListing, class_sort_key, unwritable_reason
 
 SECTIONS = {
     **dict.fromkeys(("training", "train"), "train"),
@@ -20,39 +20,49 @@ SECTIONS = {
 
 
 def find_datalist(path: Path, root: Path | None = None) -> ScanListing:
-    """The items of a datalist, whose paths start from `root`, else from the datalist's own folder.
+    """The items of a datalist; their paths start from `root`, else from the folder of the datalist.
 
-    Items without a label are left out. Raises DataError where it is no datalist, and where its labels are images: that
-    is a segmentation, which medopt does not train.
+    Raises DataError where the file is not a datalist, and where its labels are images: medopt trains no segmentation.
     """
     content = _read(path)
     items = [(name, split, item) for name, split in SECTIONS.items() for item in _section(content, name, path)]
     if not items:
-        raise DataError(f"{path} is no MONAI datalist: none of the keys {', '.join(SECTIONS)} holds items.")
+        raise DataError(f"{path} is not a MONAI datalist: none of the keys {', '.join(SECTIONS)} holds items.")
     names = content.get("labels") if isinstance(content.get("labels"), dict) else {}
-    places = [_image(item, f"{path}, {name}[{at}]") for at, (name, _, item) in enumerate(items)]
+    paths = [_image_path(item, f"{path}, {name}[{at}]") for at, (name, _, item) in enumerate(items)]
     base = (root or path.parent).absolute()
-    if any(Path(place).is_absolute() and not Path(place).is_relative_to(base) for place in places):
-        base = Path(os.path.commonpath([str((base / place).parent) for place in places]))
-    scans, left_out, columns = [], [], 0
-    for (section, split, item), place in zip(items, places, strict=True):
-        image = Path(os.path.relpath(base / place, base)).as_posix() if Path(place).is_absolute() else place
-        image = image.removeprefix("./")
-        label = item.get("label") if isinstance(item, dict) else None
-        labels = _labels(label, names or {}, f"{path}, section {section}")
-        if reason := unwritable(image):
-            left_out.append((image, reason))
+    if any(Path(image).is_absolute() and not Path(image).is_relative_to(base) for image in paths):
+        base = Path(os.path.commonpath([str((base / image).parent) for image in paths]))
+    scans, left_out = [], []
+    for (section, split, item), image_path in zip(items, paths, strict=True):
+        image = image_path
+        if Path(image).is_absolute():
+            image = Path(os.path.relpath(base / image, base)).as_posix()
+        scan = _scan(image.removeprefix("./"), split, item, names or {}, f"{path}, section {section}")
+        if reason := unwritable_reason(scan.image):
+            left_out.append((scan.image, reason))
         else:
-            columns = max(columns, len(labels))
-            told: Mapping[str, Any] = item if isinstance(item, dict) else {}
-            person, fold = str(told.get("patient_id") or ""), told.get("fold")
-            fold = fold if isinstance(fold, int) and not isinstance(fold, bool) else -1
-            site = str(told.get("site") or "")
-            scans.append(Scan(image, (image,), person, site=site, labels=labels, split=split, fold=fold))
+            scans.append(scan)
+    columns = max((len(scan.labels) for scan in scans), default=0)
     if any(scan.labels and len(scan.labels) != columns for scan in scans):
         raise DataError(f"{path}: some labels are lists of another length than others. Give each item the same labels.")
-    own = () if not columns else ("label",) if columns == 1 else tuple(f"label_{at}" for at in range(columns))
-    return ScanListing("MONAI datalist", base, tuple(scans), tuple(left_out), own_labels=own)
+    label_columns = ("label",) if columns == 1 else tuple(f"label_{at}" for at in range(columns))
+    return ScanListing("MONAI datalist", base, tuple(scans), tuple(left_out), label_columns=label_columns)
+
+
+def _scan(image: str, split: str, item: Any, names: Mapping[str, Any], place: str) -> Scan:
+    """One item, which is an object or a path alone."""
+    keys: Mapping[str, Any] = item if isinstance(item, dict) else {}
+    fold = keys.get("fold")
+    return Scan(
+        image,
+        (image,),
+        patient=str(keys.get("patient_id") or ""),
+        site=str(keys.get("site") or ""),
+        labels=_labels(keys.get("label"), names, place),
+        split=split,
+        fold=fold if isinstance(fold, int) and not isinstance(fold, bool) else -1,
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -61,18 +71,18 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a MONAI datalist: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is no MONAI datalist: it must be an object with keys such as training and test.")
+        raise DataError(f"{path} is not a MONAI datalist: it must be an object with keys such as training and test.")
     return content
 
 
 def _section(content: dict[str, Any], name: str, path: Path) -> Sequence[Any]:
-    found = content.get(name, [])
-    if not isinstance(found, list):
+    items = content.get(name, [])
+    if not isinstance(items, list):
         raise DataError(f"{path}: {name} must be a list of items.")
-    return found
+    return items
 
 
-def _image(item: Any, place: str) -> str:
+def _image_path(item: Any, place: str) -> str:
     image = item.get("image") if isinstance(item, dict) else item
     if isinstance(image, list) and len(image) == 1:
         image = image[0]
@@ -85,7 +95,7 @@ def _image(item: Any, place: str) -> str:
 
 
 def _labels(label: Any, names: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """One text a label column; empty where there is none."""
+    """One text for each label column; empty where the item has no label."""
     if label is None or label == "":
         return ()
     if isinstance(label, str) and (label.lower().endswith(SCAN_SUFFIXES) or "/" in label):
@@ -98,19 +108,19 @@ def _labels(label: Any, names: Mapping[str, Any], place: str) -> tuple[str, ...]
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     if isinstance(label, list) and label:
-        return tuple(text for one in label for text in _labels(one, {}, place))
+        return tuple(text for part in label for text in _labels(part, {}, place))
     if not isinstance(label, int | str):
         raise DataError(f"{place}: a label must be a number, a name, or a list of 0 and 1.")
     return (str(names.get(str(label), label)),)
 
 
 def write_datalist(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
-    """Write manifest rows as a datalist whose paths start from the manifest's root; classes become numbers.
+    """Write manifest rows as a datalist whose paths start from the root of the manifest; classes become numbers.
 
-    `labels` in it names each number. Raises StorageError where it cannot be written.
+    The key `labels` names the class of each number. Raises StorageError where it cannot be written.
     """
     content: dict[str, Any] = {"description": "Written by medopt; paths start from the manifest's root"}
-    classes = sorted({row[columns[0]] for row in rows}, key=by_number) if len(columns) == 1 else []
+    classes = sorted({row[columns[0]] for row in rows}, key=class_sort_key) if len(columns) == 1 else []
     if classes:
         content["labels"] = {str(at): name for at, name in enumerate(classes)}
     for section, split in (("training", "train"), ("validation", "val"), ("test", "test")):

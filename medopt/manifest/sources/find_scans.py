@@ -1,4 +1,4 @@
-"""Which kind of source a path is, and its scans."""
+"""Detect what kind of source a path is, and list its scans."""
 
 from __future__ import annotations
 
@@ -7,25 +7,38 @@ from pathlib import Path
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.reporter import Reporter
 from medopt.imaging.dicom_file import is_dicom
-from medopt.manifest.sources.archive import unpack
+from medopt.manifest.sources.archive import unpack_archive
 from medopt.manifest.sources.datalist import find_datalist
 from medopt.manifest.sources.dicom import find_dicom
-from medopt.manifest.sources.folders import read_folders
-from medopt.manifest.sources.images import find_images
-from medopt.manifest.sources.medmnist import find_medmnist, is_medmnist
+from medopt.manifest.sources.folders import apply_folder_names
+from medopt.manifest.sources.image_sets import find_images, find_medmnist, is_medmnist
 from medopt.manifest.sources.nifti import find_nifti
 from medopt.manifest.sources.scan_listing import (
     IMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
-    Kind,
     ScanListing,
+    SourceKind,
     SourceOptions,
     files_below,
 )
 
-_SNIFFED = 100
-"""Files with an image's ending that are opened to see whether they are DICOM all the same."""
-_NEVER = (".csv", ".tsv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".bval", ".bvec", ".npy")
+_MAX_OPENED = 100
+"""How many files named as images are opened to see whether they are DICOM."""
+_NEVER_SCANS = (
+    ".csv",
+    ".tsv",
+    ".json",
+    ".txt",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".xml",
+    ".html",
+    ".pdf",
+    ".bval",
+    ".bvec",
+    ".npy",
+)
 
 
 def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
@@ -39,10 +52,10 @@ def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: R
         return _folder(source, options, reporter)
     suffix = source.suffix.lower()
     if suffix == ".zip":
-        return _folder(unpack(source, unpacked, reporter), options, reporter)
+        return _folder(unpack_archive(source, unpacked, reporter), options, reporter)
     if suffix == ".npz":
         if not is_medmnist(source):
-            raise DataError(f"{source} is no MedMNIST archive: it has no arrays train_images and train_labels.")
+            raise DataError(f"{source} is not a MedMNIST archive: it has no arrays train_images and train_labels.")
         return find_medmnist(source)
     if suffix == ".json":
         return find_datalist(source, options.root)
@@ -50,27 +63,27 @@ def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: R
 
 
 def _folder(root: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
-    kind = options.kind if options.kind != "auto" else _kind(root)
+    kind = options.kind if options.kind != "auto" else _detect_kind(root)
     if kind == "medmnist":
         return find_medmnist(_one_archive(root))
     if kind == "datalist":
         raise ConfigError(f"--kind datalist takes the datalist's JSON file, and {root} is a folder.")
     if kind == "dicom":
-        return read_folders(find_dicom(root, options, reporter), options)
+        return apply_folder_names(find_dicom(root, options, reporter), options)
     if kind == "nifti":
-        return read_folders(find_nifti(root, options, reporter), options)
-    return read_folders(find_images(root), options)
+        return apply_folder_names(find_nifti(root, options, reporter), options)
+    return apply_folder_names(find_images(root), options)
 
 
-def _kind(root: Path) -> Kind:
-    """DICOM where there is one DICOM file, else NIfTI, else images, else MedMNIST."""
+def _detect_kind(root: Path) -> SourceKind:
+    """DICOM where there is a DICOM file, else NIfTI, else images, else MedMNIST."""
     paths = files_below(root)
     lower = [path.lower() for path in paths]
     images = [path for path, name in zip(paths, lower, strict=True) if name.endswith(IMAGE_SUFFIXES)]
     nifti = [path for path, name in zip(paths, lower, strict=True) if name.endswith(NIFTI_SUFFIXES)]
-    told = (*_NEVER, *IMAGE_SUFFIXES, *NIFTI_SUFFIXES, ".npz")
-    others = [path for path, name in zip(paths, lower, strict=True) if not name.endswith(told)]
-    if any(_sniffed(root / path) for path in [*others, *images[:_SNIFFED]]):
+    known = (*_NEVER_SCANS, *IMAGE_SUFFIXES, *NIFTI_SUFFIXES, ".npz")
+    others = [path for path, name in zip(paths, lower, strict=True) if not name.endswith(known)]
+    if any(_is_dicom_file(root / path) for path in [*others, *images[:_MAX_OPENED]]):
         return "dicom"
     if nifti:
         return "nifti"
@@ -85,7 +98,7 @@ def _kind(root: Path) -> Kind:
     )
 
 
-def _sniffed(path: Path) -> bool:
+def _is_dicom_file(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             return is_dicom(stream.read(132))
@@ -94,8 +107,9 @@ def _sniffed(path: Path) -> bool:
 
 
 def _one_archive(root: Path) -> Path:
-    found = [root / path for path in files_below(root) if path.lower().endswith(".npz") and is_medmnist(root / path)]
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found[:5]) or "none"
-        raise DataError(f"{root} holds {len(found)} MedMNIST archives ({names}). Give the one that is meant itself.")
-    return found[0]
+    candidates = [root / path for path in files_below(root) if path.lower().endswith(".npz")]
+    archives = [path for path in candidates if is_medmnist(path)]
+    if len(archives) != 1:
+        names = ", ".join(path.name for path in archives[:5]) or "none"
+        raise DataError(f"{root} holds {len(archives)} MedMNIST archives ({names}). Give the file of one.")
+    return archives[0]

@@ -1,4 +1,4 @@
-"""NIfTI files, named as BIDS names them (https://bids-specification.readthedocs.io) or in any other way."""
+"""NIfTI files, named by BIDS (https://bids-specification.readthedocs.io) or in any other way."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from medopt.manifest.sources.scan_listing import (
     SourceOptions,
     files_below,
     is_mask,
-    stem,
-    unwritable,
+    scan_stem,
+    unwritable_reason,
 )
 
 _MASK_FOLDERS = frozenset({"derivatives", "mask", "masks", "labels", "labelstr", "labelsts", "seg", "segmentations"})
@@ -28,37 +28,37 @@ _SESSION = re.compile(r"[/_](ses-[A-Za-z0-9]+)")
 
 
 def find_nifti(root: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
-    """One scan a NIfTI file; patient and study from BIDS names. Masks, derivatives and 4-D files are left out.
+    """One scan per NIfTI file; patient and study from BIDS names. Masks, derivatives and 4-D files are left out.
 
     Raises DataError where nothing is left.
     """
     paths = [path for path in files_below(root) if path.lower().endswith(NIFTI_SUFFIXES)]
-    persons = _participants(root)
+    participants = _participants(root)
     advance = reporter.progress(len(paths), "reading headers")
     scans, left_out = [], []
     for path in paths:
-        reason = _unwanted(path, options) or unwritable(path)
+        reason = _exclusion_reason(path, options) or unwritable_reason(path)
         shape = reason or _shape(root / path)
         if isinstance(shape, str):
             left_out.append((path, shape))
         else:
-            scans.append(_scan(path, persons, shape=shape))
+            scans.append(_scan(path, participants, shape=shape))
         advance(1)
     if not scans:
         raise DataError(f"{root} holds no NIfTI image that can be used ({len(left_out)} files left out).")
     return ScanListing("NIfTI", root, tuple(scans), tuple(left_out))
 
 
-def _unwanted(path: str, options: SourceOptions) -> str:
-    if is_mask(path, _MASK_FOLDERS) or _BIDS_MASK.search(stem(path)):
+def _exclusion_reason(path: str, options: SourceOptions) -> str:
+    if is_mask(path, _MASK_FOLDERS) or _BIDS_MASK.search(scan_stem(path)):
         return "a mask, a label volume or a derivative, by its name"
-    if not options.matches(stem(path.rpartition("/")[2])):
+    if not options.matches(scan_stem(path.rpartition("/")[2])):
         return "the name does not match --description"
     return ""
 
 
 def _shape(path: Path) -> tuple[int, ...] | str:
-    """The shape that the header tells, or why the file cannot be used."""
+    """The shape in the header, or why the file cannot be used."""
     try:
         shape = tuple(int(size) for size in nibabel.load(path).shape)  # type: ignore[attr-defined]
     except Exception as error:  # each kind of damage has its own exception
@@ -66,14 +66,14 @@ def _shape(path: Path) -> tuple[int, ...] | str:
     return "several volumes in one file" if any(size > 1 for size in shape[3:]) else shape
 
 
-def _scan(path: str, persons: dict[str, tuple[str, str]], shape: tuple[int, ...]) -> Scan:
-    name = stem(path.rpartition("/")[2])
+def _scan(path: str, participants: dict[str, tuple[str, str]], shape: tuple[int, ...]) -> Scan:
+    name = scan_stem(path.rpartition("/")[2])
     volume = sum(size > 1 for size in shape) > 2
     subject, session = _SUBJECT.search(path), _SESSION.search(path)
     if subject is None:
         return Scan(path, (path,), volume=volume, description=name)
     patient = subject[1]
-    age, sex = persons.get(patient, ("", ""))
+    age, sex = participants.get(patient, ("", ""))
     entities = [part for part in name.split("_") if not part.startswith(("sub-", "ses-"))]
     return Scan(
         image=path,
@@ -90,16 +90,16 @@ def _scan(path: str, persons: dict[str, tuple[str, str]], shape: tuple[int, ...]
 
 
 def _participants(root: Path) -> dict[str, tuple[str, str]]:
-    """Age in years and sex by participant, where BIDS's participants.tsv tells them."""
+    """(age in years, sex) by participant, from the participants.tsv of BIDS."""
     try:
         with (root / "participants.tsv").open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}
-    found = {}
+    participants = {}
     for row in rows:
         age, sex = (str(row.get(column) or "").strip() for column in ("age", "sex"))
         age = str(int(float(age))) if re.fullmatch(r"\d{1,3}(\.\d+)?", age) else ""
         sex = sex[:1].upper() if sex[:1].upper() in ("M", "F", "O") else ""
-        found[str(row.get("participant_id") or "").strip()] = (age, sex)
-    return found
+        participants[str(row.get("participant_id") or "").strip()] = (age, sex)
+    return participants

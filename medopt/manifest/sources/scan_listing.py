@@ -1,4 +1,4 @@
-"""What a source holds, before labels and splits. Identifiers stand here as they are; nothing that prints shows them."""
+"""What a source holds, before labels and splits. It holds identifiers, which nothing may print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medopt.config import SeriesRules
 from medopt.core.errors import ConfigError
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 
-Kind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
+SourceKind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
 SiteFrom = Literal["auto", "institution", "scanner", "folder"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -24,10 +24,11 @@ _MASK_STEM = re.compile(r"(^|[_\-. ])(mask|masks|seg|segmentation|label|labels)(
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One row to be. `image` is written as the manifest writes it; `files` are paths below the root that are its own.
+    """One row of a manifest to be built. A text is empty where the source does not give it.
 
-    Texts are empty where the source is silent. `labels` and `split` are the source's own. `volume` says that the scan
-    is 3-D, so that several of one study must be told apart by a person.
+    `image` is the path as the manifest writes it, `files` are the paths of its files below the root. `labels`, `split`
+    and `fold` (-1 for none) are the source's own. `volume` is true for a 3-D scan: of several in one study, the user
+    has to choose.
     """
 
     image: str
@@ -49,7 +50,7 @@ class Scan:
 
     @property
     def path(self) -> str:
-        """The file, folder or archive's member below the root that stands for the scan."""
+        """The file, folder or member of an archive, below the root, that represents the scan."""
         if ".npz#" in self.image:
             return self.image
         return self.files[0] if len(self.files) == 1 else self.image.rpartition("#")[0] or self.image
@@ -57,50 +58,49 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class ScanListing:
-    """The scans of a source below `root`, and what of it was left out: (path below the root, reason).
+    """The scans of a source below `root`, and the files that were left out as (path below the root, reason).
 
-    `own_labels` names the columns of the labels that the scans carry; empty where the source has none. `guess_patients`
-    says that nobody knows the patients of this kind of source, and that each image is then taken for one.
+    `label_columns` names the columns of the scans' own labels; empty where the source has none. `patients_unknown` is
+    true for kinds of sources that never give the patient: each image then counts as one.
     """
 
     kind: str
     root: Path
     scans: tuple[Scan, ...]
     left_out: tuple[tuple[str, str], ...] = ()
-    own_labels: tuple[str, ...] = ()
-    guess_patients: bool = False
+    label_columns: tuple[str, ...] = ()
+    patients_unknown: bool = False
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What a person may say about the reading of a source."""
+    """How to read a source."""
 
-    kind: Kind = "auto"
+    kind: SourceKind = "auto"
     keep_derived: bool = False
     description: str = ""
-    """Regular expression that a 3-D series' description (NIfTI: name) must match."""
+    """Regular expression that the description of a 3-D series (NIfTI: the name of the file) must match."""
     modality: str = ""
     rules: SeriesRules | None = None
-    """Choose one series of each study by these."""
+    """Choose one series of each study by these rules."""
     site_from: SiteFrom = "auto"
     class_folders: bool = False
-    """Take the folders' names for labels in a DICOM or NIfTI tree, too."""
+    """Take labels from the names of folders in a DICOM or NIfTI tree, too."""
     labelled: bool = False
-    """A table tells the labels, so that the folders' names do not."""
+    """A table gives the labels, so folders do not."""
     root: Path | None = None
-    """Folder that a datalist's paths start from; else the datalist's own."""
+    """Folder that the paths of a datalist start from; else the folder of the datalist."""
 
     def matches(self, *texts: str) -> bool:
-        """Whether one of the texts matches --description; true where none is given."""
-        return not self.description or any(pattern(self.description, "--description").search(text) for text in texts)
+        """Whether one of the texts matches --description; true where the option is not given."""
+        return not self.description or any(
+            compile_pattern(self.description, "--description").search(text) for text in texts
+        )
 
 
-def pattern(text: str, option: str) -> re.Pattern[str]:
-    """A regular expression that a person gave.
-
-    Raises ConfigError naming the option.
-    """
+def compile_pattern(text: str, option: str) -> re.Pattern[str]:
+    """A regular expression given with a command-line option; raises ConfigError naming the option."""
     try:
         return re.compile(text, re.IGNORECASE)
     except re.error as error:
@@ -108,17 +108,17 @@ def pattern(text: str, option: str) -> re.Pattern[str]:
 
 
 def files_below(root: Path) -> list[str]:
-    """All files below `root`, hidden ones left out: paths with `/`, sorted."""
-    found = []
+    """The sorted paths, with `/`, of all files below `root` except hidden ones."""
+    paths = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        place = Path(folder).relative_to(root).as_posix()
-        start = "" if place == "." else f"{place}/"
-        found += [f"{start}{name}" for name in names if not name.startswith(".")]
-    return sorted(found)
+        relative = Path(folder).relative_to(root).as_posix()
+        start = "" if relative == "." else f"{relative}/"
+        paths += [f"{start}{name}" for name in names if not name.startswith(".")]
+    return sorted(paths)
 
 
-def unwritable(image: str) -> str:
+def unwritable_reason(image: str) -> str:
     """Why a manifest cannot name this image; empty where it can."""
     try:
         npz_member(image)
@@ -127,8 +127,12 @@ def unwritable(image: str) -> str:
         return f"a manifest cannot name it: {error}"
 
 
-def stem(name: str) -> str:
-    """A file's name without the ending of a scan; dots that belong to the name stay."""
+def scan_stem(name: str) -> str:
+    """The name of a file without the suffix of a scan; other dots stay.
+
+    >>> scan_stem("sub-01_v1.2.nii.gz")
+    'sub-01_v1.2'
+    """
     lower = name.lower()
     for suffix in (".nii.gz", *SCAN_SUFFIXES):
         if lower.endswith(suffix):
@@ -137,28 +141,32 @@ def stem(name: str) -> str:
 
 
 def is_mask(path: str, folders: frozenset[str]) -> bool:
-    """Whether a file's name, or a folder above it, says that it marks regions in another image."""
+    """Whether the name of a file, or of a folder above it, says that it is a mask of another image."""
     *above, name = path.split("/")
-    return bool(_MASK_STEM.search(stem(name))) or any(folder.lower() in folders for folder in above)
+    return bool(_MASK_STEM.search(scan_stem(name))) or any(folder.lower() in folders for folder in above)
 
 
 def shared_depth(parts: Sequence[tuple[str, ...]]) -> int:
-    """How many folders, from the top, all paths share; each path is given as its folders."""
+    """How many folders, from the top, all paths share; each path is given as its folders.
+
+    >>> shared_depth([("a", "b", "c"), ("a", "b", "d")])
+    2
+    """
     low, high = min(parts, default=()), max(parts, default=())
-    return next((at for at, one in enumerate(low) if high[at : at + 1] != (one,)), len(low))
+    return next((at for at, folder in enumerate(low) if high[at : at + 1] != (folder,)), len(low))
 
 
-def by_reason(left_out: Iterable[tuple[str, str]], most: int = 3) -> list[tuple[str, int, list[str]]]:
-    """What was left out, by reason: (reason, how many, the first few paths), the most frequent first."""
-    shown: dict[str, list[str]] = defaultdict(list)
+def count_by_reason(left_out: Iterable[tuple[str, str]], max_paths: int = 3) -> list[tuple[str, int, list[str]]]:
+    """(reason, number of files, the first few paths) of what was left out, the most frequent reason first."""
+    examples: dict[str, list[str]] = defaultdict(list)
     count: Counter[str] = Counter()
     for path, reason in left_out:
         count[reason] += 1
-        if len(shown[reason]) < most:
-            shown[reason].append(path)
-    return [(reason, number, shown[reason]) for reason, number in count.most_common()]
+        if len(examples[reason]) < max_paths:
+            examples[reason].append(path)
+    return [(reason, number, examples[reason]) for reason, number in count.most_common()]
 
 
-def by_number(name: str) -> tuple[int, str]:
-    """Sort key of class names: numbers as numbers, before all others."""
+def class_sort_key(name: str) -> tuple[int, str]:
+    """Sort key of class names: numbers by value, before all other names."""
     return (int(name), "") if name.isdecimal() else (1 << 62, name)

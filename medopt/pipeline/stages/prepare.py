@@ -16,9 +16,9 @@ from medopt.core.provenance import digest
 from medopt.core.records import SPLITS, Split
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.inference.cpu_features import unfit
-from medopt.manifest.check import ACCEPTABLE, accept, refuse, told
-from medopt.manifest.duplicates import duplicate_findings, find_pairs, thumbnail
-from medopt.manifest.quality import pixel_digest
+from medopt.manifest.duplicates import duplicate_findings, find_duplicates, thumbnail
+from medopt.manifest.findings import ACCEPTABLE, accept_findings, finding_text, refuse_findings
+from medopt.manifest.image_facts import pixel_digest
 from medopt.metrics.calibration import refuse_few
 from medopt.pipeline.predict import labels_of
 from medopt.pipeline.stage import RunContext, Stage
@@ -87,10 +87,10 @@ def refuse_duplicates(study: Study, splits: Mapping[Split, PreparedSplit]) -> li
     cases = [case for split in SPLITS for case in splits[split].cases]
     files = [file for split in SPLITS for file in splits[split].files]
     thumbnails = {row: thumbnail(load_prepared(file)) for row, file in enumerate(files)}
-    pairs = find_pairs(thumbnails, lambda row: pixel_digest(load_prepared(files[row])))
-    found = accept(duplicate_findings(cases, pairs), study)
-    refuse(found, study)
-    return [told(finding, study) for finding in found if finding.name in ACCEPTABLE]
+    pairs = find_duplicates(thumbnails, lambda row: pixel_digest(load_prepared(files[row])))
+    found = accept_findings(duplicate_findings(cases, pairs), study)
+    refuse_findings(found, study)
+    return [finding_text(finding, study) for finding in found if finding.name in ACCEPTABLE]
 
 
 def content_of(splits: Mapping[Split, PreparedSplit]) -> str:

@@ -1,0 +1,136 @@
+"""Labels and patients for the scans of a source: nothing is guessed silently where a score depends on it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from medopt.core.errors import ConfigError, DataError, listed
+from medopt.manifest.label_join import JoinedLabels, join_labels
+from medopt.manifest.label_table import read_labels
+from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
+from medopt.manifest.table import OPTIONAL, UNKNOWN_PATIENT
+
+RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
+"""Columns of a manifest that cannot be names of labels."""
+_ASSUMED = (
+    "each image counts as one patient. Images of one patient may then be in several splits, and scores may be too "
+    "good. medopt manifest check looks for near-duplicates."
+)
+
+
+def label_scans(
+    listing: ScanListing, table: Path | None, label_columns: Sequence[str], key: str
+) -> tuple[ScanListing, JoinedLabels | None]:
+    """The scans that have a label, by a table or by the source itself; the others go to `left_out`.
+
+    Raises DataError where nothing gives a label, ConfigError for columns that the table does not have.
+    """
+    if table is None:
+        if not listing.label_columns:
+            raise DataError(
+                f"The {listing.kind} source {listing.root} gives no labels. Give a table with --labels labels.csv, "
+                "with a column label and one of patient_id, study_uid, accession_number, series_uid or file. Folders "
+                "are labels where each class has one: --class-folders for DICOM and NIfTI."
+            )
+        labelled = [scan for scan in listing.scans if scan.labels]
+        without = [(scan.path, "no label") for scan in listing.scans if not scan.labels]
+        return replace(listing, scans=tuple(labelled), left_out=(*listing.left_out, *without)), None
+    columns = _manifest_columns(label_columns)
+    joined = join_labels(read_labels(table), listing.scans, label_columns, key)
+    if not joined.labels:
+        raise DataError(f"No scan has a label: {table} leaves the cells of {', '.join(columns)} empty.")
+    places = [at for at in range(len(listing.scans)) if at in joined.labels]
+    scans = tuple(replace(listing.scans[at], labels=joined.labels[at]) for at in places)
+    unlabelled = [scan for at, scan in enumerate(listing.scans) if at not in joined.labels]
+    left_out = (*listing.left_out, *((scan.path, "no label in the table") for scan in unlabelled))
+    patients = {new: joined.patients[at] for new, at in enumerate(places) if at in joined.patients}
+    return replace(listing, scans=scans, left_out=left_out, label_columns=columns), replace(joined, patients=patients)
+
+
+def _manifest_columns(label_columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns that the manifest has for these label columns of a table."""
+    if len(label_columns) == 1:
+        return ("label",)
+    if reserved := [name for name in label_columns if name.lower() in RESERVED]:
+        raise ConfigError(f"--label-column {reserved[0]} is a column of every manifest: rename it in the table.")
+    return tuple(label_columns)
+
+
+def find_patients(
+    listing: ScanListing, joined: JoinedLabels | None, pattern: str, one_per_image: bool
+) -> tuple[list[str], str]:
+    """The patient of each scan, and a warning where images had to count as patients.
+
+    In this order: `pattern` (--patient), the source, the table of labels, one per image (--patient-per-image). Raises
+    DataError where a patient is unknown, ConfigError for a pattern that is not a regular expression with one group.
+    """
+    if pattern:
+        return _patients_by_pattern(listing.scans, pattern), ""
+    from_table = joined.patients if joined else {}
+    patients = [
+        scan.patient if scan.patient.lower() not in UNKNOWN_PATIENT else from_table.get(at, "")
+        for at, scan in enumerate(listing.scans)
+    ]
+    pairs = list(zip(listing.scans, patients, strict=True))
+    unknown = [scan.path for scan, patient in pairs if patient.lower() in UNKNOWN_PATIENT]
+    if not unknown:
+        return patients, ""
+    all_unknown = len(unknown) == len(patients)
+    may_count_images = listing.patients_unknown and joined is None and all_unknown
+    if not (one_per_image or may_count_images):
+        raise DataError(
+            f"The patient of {len(unknown)} of {len(patients)} scans is not known: {listed(unknown, 3)}. A patient in "
+            "two splits makes every score too good. Give a column patient_id in the table of labels; or --patient with "
+            "a regular expression whose group is the patient in the path, as in --patient '(P\\d+)_'; or, where each "
+            "image is of another patient, --patient-per-image."
+        )
+    patients = [scan.image if patient.lower() in UNKNOWN_PATIENT else patient for scan, patient in pairs]
+    some = f"The patients of {len(unknown)} of {len(patients)} scans are not known"
+    return patients, f"{'No patient is known' if all_unknown else some}: {_ASSUMED}"
+
+
+def _patients_by_pattern(scans: Sequence[Scan], text: str) -> list[str]:
+    pattern = compile_pattern(text, "--patient")
+    if pattern.groups != 1:
+        raise ConfigError(
+            f"--patient {text!r} needs one group in brackets, around the patient; it has {pattern.groups}."
+        )
+    matches = [(scan, pattern.search(scan.path)) for scan in scans]
+    if without := [scan.path for scan, match in matches if not (match and match[1])]:
+        raise DataError(
+            f"--patient {text!r} finds no patient in {len(without)} of {len(scans)} paths: {listed(without, 3)}."
+        )
+    return [match[1] for _, match in matches if match]
+
+
+def refuse_ambiguous_series(scans: Sequence[Scan], joined: JoinedLabels | None) -> None:
+    """Refuse several 3-D series of a study under one label of the whole study: the user has to choose one."""
+    key = joined.key if joined else "folder"
+    if key in ("series", "file"):
+        return
+    studies: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        if scan.volume and scan.study:
+            studies[scan.study].append(scan)
+    ambiguous = [members for members in studies.values() if len(members) > 1]
+    if ambiguous:
+        frames: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for scan in (scan for members in ambiguous for scan in members):
+            frames[scan.description or "no description", scan.orientation].append(scan.frames)
+        texts = [
+            f"'{name}'{orientation and ', '}{orientation}, {_range_text(counts)} in {len(counts)} series"
+            for (name, orientation), counts in sorted(frames.items())
+        ]
+        raise DataError(
+            f"{len(ambiguous)} of {len(studies)} studies have several series, and the labels are by {key}, so it is "
+            f"not said which series is meant: {listed(texts, 12)}. Choose with --description REGEX, or with "
+            "--series-rules STUDY.yaml (medopt series DIR lists what there is), or give labels by series_uid or file."
+        )
+
+
+def _range_text(frames: Sequence[int]) -> str:
+    low, high = min(frames), max(frames)
+    return f"{low} frames" if low == high else f"{low} to {high} frames"

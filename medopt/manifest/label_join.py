@@ -1,0 +1,179 @@
+"""Join a table of labels to scans by patient, study, accession number, series or file."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from medopt.core.errors import DataError, listed
+from medopt.core.privacy import pseudonym
+from medopt.manifest.label_table import KEYS, Key, LabelTable
+from medopt.manifest.sources.scan_listing import Scan, scan_stem
+
+MAX_CLASSES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedLabels:
+    """What the table says about the scans, by the index of the scan.
+
+    `key` and `column` say how rows and scans were matched. `orphans` are rows without a scan and `ambiguous` rows that
+    name several files, as texts without identifiers.
+    """
+
+    key: Key
+    column: str
+    labels: dict[int, tuple[str, ...]]
+    patients: dict[int, str]
+    orphans: tuple[str, ...]
+    ambiguous: tuple[str, ...]
+
+
+def join_labels(table: LabelTable, scans: Sequence[Scan], label_columns: Sequence[str], key: str = "") -> JoinedLabels:
+    """Match the rows of a table to scans by the column `key`, else by the column that matches most scans.
+
+    Of columns that match equally many scans the finest key is taken. Raises DataError where no scan matches, where two
+    rows give one scan different labels, and where the labels are not classes; ConfigError for columns that the table
+    does not have.
+
+    >>> from pathlib import Path
+    >>> table = LabelTable(Path("labels.csv"), ("file", "label"), ((2, {"file": "a", "label": "benign"}),))
+    >>> join_labels(table, [Scan("images/a.png", ("images/a.png",))], ["label"]).labels
+    {0: ('benign',)}
+    """
+    columns = [table.column(name) for name in label_columns]
+    best: _ColumnMatch | None = None
+    for column, candidate in table.key_columns(key):
+        match = _ColumnMatch(table, column, candidate, scans)
+        if best is None or len(match.scans) > len(best.scans):
+            best = match
+    if best is None or not best.scans:
+        raise _no_match_error(table, scans, [column for column, _ in table.key_columns(key)])
+    return _collect(table, best, columns)
+
+
+class _ColumnMatch:
+    """Which scans each row means, by one column."""
+
+    def __init__(self, table: LabelTable, column: str, key: Key, scans: Sequence[Scan]) -> None:
+        self.column, self.key = column, key
+        index = _FileIndex(scans) if key == "file" else _IdentifierIndex(scans, key)
+        self.rows = [(number, cells, index.find(cells[column])) for number, cells in table.rows]
+        self.scans = {at for _, _, matches in self.rows if matches for at in matches}
+
+    def row_text(self, number: int, cells: dict[str, str]) -> str:
+        """A row in words, without identifiers: files by name, all else by pseudonym."""
+        value = cells[self.column]
+        if self.key == "file":
+            return f"row {number} ({value.replace(chr(92), '/').rpartition('/')[2] or 'empty'})"
+        return f"row {number} ({self.key} {pseudonym(value)}, a pseudonym)" if value else f"row {number} (empty)"
+
+
+class _IdentifierIndex:
+    """Scans by one of their identifiers."""
+
+    def __init__(self, scans: Sequence[Scan], key: Key) -> None:
+        self._by_name: dict[str, list[int]] = defaultdict(list)
+        for at, scan in enumerate(scans):
+            value = str(getattr(scan, key))
+            for name in {value, value.removeprefix("sub-")}:  # tables of BIDS have either form
+                self._by_name[name].append(at)
+
+    def find(self, text: str) -> list[int] | None:
+        return self._by_name.get(text, []) if text else []
+
+
+class _FileIndex:
+    """Scans by path, by name or by name without suffix; None for a name that several scans have."""
+
+    def __init__(self, scans: Sequence[Scan]) -> None:
+        self._by_name: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for at, scan in enumerate(scans):
+            for path in {scan.image, scan.path, *scan.files} if "#" not in scan.image else {scan.image, *scan.files}:
+                plain = _plain(path)
+                self._by_name[plain.rpartition("/")[2]].append((plain, at))
+
+    def find(self, text: str) -> list[int] | None:
+        path = text.replace("\\", "/").removeprefix("./")
+        plain = _plain(path)
+        similar = [
+            (known, at)
+            for known, at in self._by_name.get(plain.rpartition("/")[2], [])
+            if known == plain or known.endswith(f"/{plain}") or plain.endswith(f"/{known}")
+        ]
+        exact = {at for known, at in similar if known == plain}
+        matches = exact or {at for _, at in similar}
+        return sorted(matches) if len(matches) < 2 else None
+
+
+def _plain(path: str) -> str:
+    """A path without the suffix of a scan, in lower case."""
+    above, slash, name = path.rpartition("/")
+    return f"{above}{slash}{scan_stem(name)}".lower()
+
+
+def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[str]) -> DataError:
+    known = [key for key in KEYS if key == "file" or any(getattr(scan, key) for scan in scans)]
+    names = listed([scan.path for scan in scans], 3)
+    return DataError(
+        f"No row of {table.path} means a scan of this source. Tried: {', '.join(dict.fromkeys(columns))}. The "
+        f"scans are known by {', '.join(known)}, their files are: {names}. Check that the table belongs to these scans "
+        "and that a spreadsheet did not remove leading zeros, or name the key column with --key."
+    )
+
+
+def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str]) -> JoinedLabels:
+    patient_column = table.patient_column
+    labels: dict[int, tuple[str, ...]] = {}
+    patients: dict[int, str] = {}
+    labelled_by: dict[int, int] = {}  # the first row that labels a scan
+    orphans, ambiguous, conflicts = [], [], []
+    for number, cells, matches in match.rows:
+        if matches is None:
+            ambiguous.append(match.row_text(number, cells))
+            continue
+        if not matches:
+            orphans.append(match.row_text(number, cells))
+        label = _label(table, number, [cells[column] for column in columns], columns)
+        for at in matches:
+            if label and labels.setdefault(at, label) != label:
+                conflicts.append(f"rows {labelled_by[at]} and {number}")
+            if label:
+                labelled_by.setdefault(at, number)
+            if patient_column and cells[patient_column]:
+                patients.setdefault(at, cells[patient_column])
+    _refuse_labels(table, match.key, columns, conflicts, set(labels.values()))
+    return JoinedLabels(match.key, match.column, labels, patients, tuple(orphans), tuple(ambiguous))
+
+
+def _refuse_labels(
+    table: LabelTable, key: Key, columns: Sequence[str], conflicts: Sequence[str], labels: set[tuple[str, ...]]
+) -> None:
+    """Refuse two labels for one scan, and measurements in place of classes."""
+    if conflicts:
+        raise DataError(
+            f"The table of labels {table.path} gives two labels for one {key}: "
+            f"{listed(list(dict.fromkeys(conflicts)))}. Correct the table, or join by series_uid or file."
+        )
+    if len(columns) == 1 and len(labels) > MAX_CLASSES:
+        raise DataError(
+            f"The column {columns[0]} of {table.path} has {len(labels)} different values, which are not classes. Turn "
+            "a measurement into classes first, or name another column with --label-column."
+        )
+
+
+def _label(table: LabelTable, number: int, values: list[str], columns: Sequence[str]) -> tuple[str, ...]:
+    """The labels of a row; empty where the cells are. Of several columns each must be 0 or 1."""
+    if not any(values):
+        return ()
+    if len(columns) == 1:
+        return (values[0],)
+    zero_or_one = {"0": "0", "0.0": "0", "1": "1", "1.0": "1"}
+    for value, column in zip(values, columns, strict=True):
+        if value not in zero_or_one:
+            raise DataError(
+                f"The table of labels {table.path}, row {number}, column {column}: the value is not 0 or 1. Where "
+                "several label columns are given, each says whether its finding is present."
+            )
+    return tuple(zero_or_one[value] for value in values)
