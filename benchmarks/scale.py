@@ -27,8 +27,9 @@ from medopt.core.provenance import machine
 from medopt.data.loaders import StepSampler
 from medopt.manifest.check import check_cases
 from medopt.manifest.infer_study import infer_study
+from medopt.manifest.run_manifest import manifest_digest
 from medopt.manifest.splits import SplitRules, assign_splits
-from medopt.manifest.table import manifest_digest, read_manifest
+from medopt.manifest.table import read_manifest
 from medopt.planning.fingerprint import take_fingerprint
 
 SITES = 7

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cache
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
-from medopt.core.files import atomic
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case
 from medopt.imaging.scan_path import npz_member, safe_relative_path
@@ -53,7 +49,7 @@ def read_manifest(path: Path, study: Study, *, from_run: bool = False) -> tuple[
     >>> case.image, case.label, case.split
     ('a.png', (1,), 'train')
     """
-    labels = _label_columns(study)
+    labels = label_columns(study)
     read_label = _label_reader(study)
     faults = _Faults(path)
     grouping = dict.fromkeys((*GROUPS, *study.data.subgroups))
@@ -85,10 +81,11 @@ def read_manifest(path: Path, study: Study, *, from_run: bool = False) -> tuple[
 
 def required_columns(study: Study) -> list[str]:
     """The columns that a manifest of this study must have."""
-    return ["image", "patient_id", *_label_columns(study), "split"]
+    return ["image", "patient_id", *label_columns(study), "split"]
 
 
-def _label_columns(study: Study) -> list[str]:
+def label_columns(study: Study) -> list[str]:
+    """The columns of a manifest that hold the labels of this study."""
     return study.data.labels if study.data.task == "multilabel" else ["label"]
 
 
@@ -234,45 +231,3 @@ def _split(text: str) -> str:
 def _label_reader(study: Study) -> Callable[[str], int]:
     known = ("0", "1") if study.data.task == "multilabel" else tuple(study.data.labels)
     return cache(lambda text: _choice(text, known))  # few different texts in many rows
-
-
-def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
-    """Write the manifest of a run, whole or not at all: pseudonyms for patients and UIDs, labels by name.
-
-    Raises StorageError where the disk is full or the folder may not be written to.
-    """
-    with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        labels = _label_columns(study)
-        grouping = [*GROUPS, *(name for name in study.data.subgroups if name not in GROUPS)]
-        known = ["case_id", "image", "patient_id", "site", *labels, "split", "study_uid", "series_uid"]
-        writer.writerow([*known, *grouping])
-        for case in cases:
-            named = case.label if study.data.task == "multilabel" else [study.data.labels[case.label[0]]]
-            uids = [_uid_pseudonym(uid) for uid in (case.study_uid, case.series_uid)]
-            groups = [dict(case.groups).get(name, "") for name in grouping]
-            writer.writerow([case.case_id, case.image, case.patient_id, case.site, *named, case.split, *uids, *groups])
-
-
-def manifest_digest(cases: Iterable[Case]) -> str:
-    """SHA-256 of the content of the cases, whatever their order."""
-    content = attrgetter(*(column.name for column in fields(Case) if column.name != "groups"))
-    digest = hashlib.sha256()
-    for row in sorted((*content(case), *case.groups) for case in cases):
-        digest.update(json.dumps(row).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def training_digest(cases: Iterable[Case], *, from_run: bool = False) -> str:
-    """SHA-256 of what training reads of the cases: all but their subgroups, with UIDs as pseudonyms.
-
-    `from_run` as in `read_manifest`: the UIDs are pseudonyms already.
-    """
-    hide = str if from_run else _uid_pseudonym
-    return manifest_digest(
-        replace(case, groups=(), study_uid=hide(case.study_uid), series_uid=hide(case.series_uid)) for case in cases
-    )
-
-
-def _uid_pseudonym(uid: str) -> str:
-    return pseudonym(uid) if uid else ""

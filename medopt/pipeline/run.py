@@ -22,7 +22,7 @@ from medopt.core.provenance import code_version, machine
 from medopt.core.records import EpochRecord, Override
 from medopt.core.reporter import Reporter
 from medopt.evaluation.run_metrics import RunMetrics
-from medopt.manifest.table import write_run_manifest
+from medopt.manifest.run_manifest import write_run_manifest
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.mlflow_summary import model_name, run_name
 from medopt.pipeline.run_0_1 import study_of_checkpoints

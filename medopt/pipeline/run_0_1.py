@@ -12,7 +12,8 @@ from medopt.config.study_file import load_study
 from medopt.core.errors import MedoptError
 from medopt.core.provenance import digest
 from medopt.core.records import StageRecord
-from medopt.manifest.table import read_manifest, training_digest
+from medopt.manifest.run_manifest import training_digest
+from medopt.manifest.table import read_manifest
 from medopt.pipeline.stage_settings import training_key
 
 VERSION = "0.1.0"

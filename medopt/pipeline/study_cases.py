@@ -13,8 +13,9 @@ from medopt.core.records import Case
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases
 from medopt.manifest.findings import finding_text, refuse_findings
+from medopt.manifest.run_manifest import manifest_digest, training_digest
 from medopt.manifest.splits import apply_folds
-from medopt.manifest.table import manifest_digest, read_manifest, training_digest
+from medopt.manifest.table import read_manifest
 from medopt.training.job import BEST
 
 

@@ -16,7 +16,8 @@ from medopt.core.errors import DataError, StorageError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
 from medopt.imaging.scan_path import npz_member, safe_relative_path
-from medopt.manifest.table import manifest_digest, read_manifest, write_run_manifest
+from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
+from medopt.manifest.table import read_manifest
 
 PLANTED = "MRN-4711-Miller"
 
