@@ -225,7 +225,7 @@ def main() -> NoReturn:
     """Run the command line; a refusal becomes one paragraph on stderr and its exit code."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    signals.listen()
+    signals.install_handlers()
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt

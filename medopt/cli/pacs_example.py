@@ -39,7 +39,7 @@ def demo(
     from medopt.core.errors import DataError
     from medopt.pacs.demo import newest_release, send_studies, started
 
-    signals.listen()  # SIGTERM, too, ends Orthanc and the node
+    signals.install_handlers()  # SIGTERM, too, ends Orthanc and the node
     found: list[Shown] = []
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medopt-pacs-") as folder:

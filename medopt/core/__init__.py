@@ -1,1 +1,1 @@
-"""What every room stands on: records, errors, files, provenance, signals and jobs. It imports no other room."""
+"""What every room is built on: records, errors, files, provenance, signals and jobs. It imports no other room."""

@@ -1,20 +1,20 @@
 """What went wrong, where, and what to do: one class and one exit code for each kind of refusal.
 
-A user's mistake never ends in a traceback. Every error carries one paragraph: the fact with the value and the
-place (file, row, key), then the way out. It never carries a patient identifier.
+A user's mistake never ends in a traceback. The text of an error is one paragraph: the fact with the value and the
+place (file, row, key), then the way out. It never contains a patient identifier.
 """
 
 from __future__ import annotations
 
 
 class MedoptError(Exception):
-    """Base of all refusals; `exit_code` is what the command line returns."""
+    """Base class of all refusals; `exit_code` is what the command line returns."""
 
     exit_code = 1
 
 
 class ConfigError(MedoptError):
-    """A study file, an option or a place to write to that cannot be used."""
+    """A study file, an option or an output path that cannot be used."""
 
     exit_code = 2
 
@@ -24,7 +24,7 @@ class StorageError(ConfigError):
 
 
 class BusyError(ConfigError):
-    """Another process works in this folder."""
+    """Another process is working in this folder."""
 
 
 class DataError(MedoptError):
@@ -34,33 +34,37 @@ class DataError(MedoptError):
 
 
 class TrainingError(MedoptError):
-    """Training cannot go on: the loss is not a number, a checkpoint is damaged."""
+    """Training cannot continue: the loss is not a number, or a checkpoint is damaged."""
 
     exit_code = 4
 
 
 class Pruned(TrainingError):
-    """A trial of a sweep that was given up before its end, because others were better at the same epoch."""
+    """A trial of a sweep that was stopped early, because others were better at the same epoch."""
 
 
 class GateRefused(MedoptError):
-    """The compressed model is not as good as the float model, or not faster."""
+    """The int8 model is not as good as the float model, or not faster."""
 
     exit_code = 5
 
 
 class ReleaseError(MedoptError):
-    """A release that was changed, is incomplete, or whose chain this version cannot reproduce."""
+    """A release that was changed or is incomplete, or whose chain this version cannot reproduce."""
 
     exit_code = 6
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, short enough to stand within ours."""
+    """The first line of another library's error, short enough for a text of ours."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def listed(items: list[str], most: int = 5) -> str:
-    """Join a few findings for an error text and count the rest."""
-    shown = "; ".join(items[:most])
-    return shown if len(items) <= most else f"{shown}; and {len(items) - most} more"
+def listed(items: list[str], limit: int = 5) -> str:
+    """The first items for the text of an error, and the number of the others.
+
+    >>> listed(["a.dcm", "b.dcm", "c.dcm"], 2)
+    'a.dcm; b.dcm; and 1 more'
+    """
+    text = "; ".join(items[:limit])
+    return text if len(items) <= limit else f"{text}; and {len(items) - limit} more"

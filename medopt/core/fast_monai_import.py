@@ -1,4 +1,4 @@
-"""MONAI without what only training needs: at its import it imports what it finds of some thirty packages."""
+"""MONAI without the packages that only training needs: its import tries to import some thirty of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _NOT_NEEDED = ("ignite", "matplotlib", "mlflow", "optuna", "pandas", "ray", "skl
 
 
 def import_lean_monai() -> None:
-    """Import MONAI as if these were not installed, for a process that only serves; afterwards they can be imported.
+    """Import MONAI as if those packages were not installed, for a process that only serves; later they can be imported.
 
-    Saves 3 s of 9 before the first answer. Without effect where MONAI is imported already.
+    Saves 3 s of 9 before the first answer. Does nothing where MONAI is imported already.
     """
     if "monai" in sys.modules:
         return

@@ -24,14 +24,14 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write below `path` into a StorageError with the way out."""
+    """Turn an error of the system while writing below `path` into a StorageError with the way out."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"The disk is full: writing {path} failed. Nothing half-written was left behind. Free some space, then "
-                "give the same command again (a run goes on where it was), or write to another disk."
+                "give the same command again (a run continues where it was), or write to another disk."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
@@ -39,14 +39,14 @@ def storage(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             raise StorageError(
-                f"{path} cannot be written: a file stands where a folder is needed, or a folder where a file is "
+                f"{path} cannot be written: there is a file where a folder is needed, or a folder where a file is "
                 f"({error.filename}). Move it away or choose another name."
             ) from error
         raise
 
 
 def sync(path: Path) -> None:
-    """Return once a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -56,9 +56,16 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a temporary name, then flushes it to disk and renames it.
+    """Write a file whole or not at all: yields a temporary path, then flushes the file to disk and renames it.
 
-    Raises StorageError where the disk is full, the folder may not be written to, or is none.
+    Raises StorageError where the disk is full, or the folder may not be written to or is not a folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic(Path(folder) / "table.csv") as part:
+    ...         _ = part.write_text("case_id,logit")
+    ...     (Path(folder) / "table.csv").read_text()
+    'case_id,logit'
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
@@ -70,7 +77,7 @@ def atomic(path: Path) -> Iterator[Path]:
             sync(part)
             part.replace(path)
     finally:
-        with suppress(OSError):  # a folder that may not be written to refuses this, too
+        with suppress(OSError):  # in a folder that may not be written to, this fails, too
             part.unlink(missing_ok=True)
 
 
@@ -81,7 +88,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write columns of one length as a CSV file with their names above, whole or not at all."""
+    """Write columns of equal length as a CSV file with a header, whole or not at all."""
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)

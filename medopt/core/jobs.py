@@ -1,7 +1,7 @@
-"""Independent jobs, one after the other in this process or spread over a Ray cluster: seeds, folds, trials, archives.
+"""Independent jobs, one after the other in this process or on a Ray cluster: seeds, folds, trials, archives.
 
-Ray decides what runs where. A job whose node died is started again on another one, where it finds its own folder and
-goes on; a job that refuses with an error of ours does not stop the others.
+Ray decides what runs where. A job whose node died is started again on another one, where it finds its folder and
+continues; a job that ends with an error of medopt does not stop the others.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from medopt.core.errors import BusyError, ConfigError, MedoptError, listed
 from medopt.core.reporter import Reporter, SilentReporter
 
 Engine = Literal["local", "ray"]
-TRIES = 5  # times that a job is started again when its node or its process died
-PATIENCE = 90.0  # seconds that a job started again waits for the process that it was cut off from to end
-ANSWER = 10.0  # seconds that a cluster has to answer
-CANCEL = 30.0  # seconds that jobs have, after Ctrl-C, to close their runs
+TRIES = 5  # how often a job is started again when its node or its process died
+PATIENCE = 90.0  # seconds for which a restarted job waits until its predecessor, cut off, has ended
+ANSWER = 10.0  # seconds in which a cluster has to answer
+CANCEL = 30.0  # seconds in which jobs, after Ctrl-C, have to close their runs
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Where jobs run. `cpus` and `gpus`: what one job takes of a cluster; None is one GPU where the cluster has any."""
+    """Where jobs run. `cpus` and `gpus` are for one job; None is one GPU where the cluster has any."""
 
     engine: Engine = "local"
     cpus: int = 1
@@ -45,7 +45,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A function of a module, called with a reporter and `arguments`; both travel to another machine."""
+    """A function of a module, called with a reporter and `arguments`; both are sent to another machine."""
 
     name: str
     function: Callable[..., Any]
@@ -64,11 +64,11 @@ class Outcome:
 def run_jobs(
     jobs: Iterable[Job], fleet: Fleet, reporter: Reporter, total: int, what: str, ahead: bool = True
 ) -> Iterator[Outcome]:
-    """Run `total` jobs and yield what came of each as soon as it is known, on a cluster in any order.
+    """Run `total` jobs and yield the outcome of each as soon as it is known; on a cluster, in any order.
 
-    `ahead`: all jobs are given to the cluster at once; else only as many as it has room for, so that `jobs` may be made
-    from the outcomes before. Raises ConfigError where Ray is not installed or its cluster does not answer. An interrupt
-    ends all jobs; each of them can go on later.
+    With `ahead`, the cluster gets all jobs at once; else only as many as it has room for, so that `jobs` may depend on
+    earlier outcomes. `what` names the jobs in messages. Raises ConfigError where Ray is not installed or its cluster
+    does not answer. An interrupt ends all jobs; each of them can continue later.
     """
     if fleet.engine == "local":
         return _here(jobs, reporter, total)
@@ -80,16 +80,16 @@ def refuse_failures(outcomes: Sequence[Outcome], what: str) -> None:
     failed = [(outcome.job.name, outcome.error) for outcome in outcomes if outcome.error is not None]
     if not failed:
         return
-    told = listed([f"{name}: {error}" for name, error in failed])
+    texts = listed([f"{name}: {error}" for name, error in failed])
     raise type(failed[0][1])(
-        f"{len(failed)} of {len(outcomes)} {what} ended with an error, the others are done. {told} The same command "
-        "goes on with what is missing."
+        f"{len(failed)} of {len(outcomes)} {what} ended with an error, the others are done. {texts} The same command "
+        "continues with those that are missing."
     )
 
 
 def _here(jobs: Iterable[Job], reporter: Reporter, total: int) -> Iterator[Outcome]:
     for number, job in enumerate(jobs, start=1):
-        signals.stop_if_asked()
+        signals.raise_if_interrupted()
         reporter.stage(f"{number}/{total}", job.name)
         try:
             yield Outcome(job, job.function(reporter, *job.arguments))
@@ -114,20 +114,20 @@ def _spread(
                     running[ticket] = job
                 if not running:
                     return
-                signals.stop_if_asked()
+                signals.raise_if_interrupted()
                 for ticket in ray.wait(list(running), timeout=1.0)[0]:
                     outcome, done = _collected(ray, ticket, running.pop(ticket)), done + 1
                     advance(1)
                     reporter.message(f"{done}/{total} {outcome.job.name}: {outcome.error or 'done'}")
                     yield outcome
-        finally:  # after Ctrl-C, or where nobody asks for the rest
+        finally:  # after Ctrl-C, or where the consumer stops
             _cancel(ray, list(running))
 
 
 def _collected(ray: Any, ticket: Any, job: Job) -> Outcome:
     try:
-        found = ray.get(ticket)
-    except ray.exceptions.RayTaskError as error:  # not an error of ours: a fault
+        result = ray.get(ticket)
+    except ray.exceptions.RayTaskError as error:  # not an error of medopt: a fault of the program
         if os.environ.get("MEDOPT_DEBUG"):
             raise
         kind = type(error.cause).__name__ if error.cause is not None else "an error"
@@ -135,11 +135,11 @@ def _collected(ray: Any, ticket: Any, job: Job) -> Outcome:
     except ray.exceptions.RayError as error:
         text = f"its process died again and again ({type(error).__name__}); was there memory enough for {job.name}?"
         return Outcome(job, error=MedoptError(text))
-    return Outcome(job, error=found) if isinstance(found, MedoptError) else Outcome(job, found)
+    return Outcome(job, error=result) if isinstance(result, MedoptError) else Outcome(job, result)
 
 
 def _cancel(ray: Any, tickets: list[Any]) -> None:
-    """Interrupt what is under way, so that each job closes its run, and end what does not listen."""
+    """Interrupt running jobs, so that each closes its run, and end those that do not react."""
     for ticket in tickets:
         ray.cancel(ticket)
     rest = ray.wait(tickets, num_returns=len(tickets), timeout=CANCEL)[1] if tickets else []
@@ -149,26 +149,26 @@ def _cancel(ray: Any, tickets: list[Any]) -> None:
 
 def _room(ray: Any, fleet: Fleet) -> int:
     """How many jobs the cluster can run at once, as it is now."""
-    found, gpus = ray.cluster_resources(), _gpus(ray, fleet)
-    room = found.get("CPU", 1) / fleet.cpus
-    return max(1, int(min(room, found.get("GPU", 0) / gpus) if gpus else room))
+    resources, gpus = ray.cluster_resources(), _gpus(ray, fleet)
+    room = resources.get("CPU", 1) / fleet.cpus
+    return max(1, int(min(room, resources.get("GPU", 0) / gpus) if gpus else room))
 
 
 def _gpus(ray: Any, fleet: Fleet) -> float:
     return float(min(1, ray.cluster_resources().get("GPU", 0))) if fleet.gpus is None else fleet.gpus
 
 
-def parts_for(fleet: Fleet, count: int, least: int) -> int:
-    """In how many jobs `count` equal pieces of work are best cut, each of `least` pieces or more."""
+def job_count(fleet: Fleet, pieces: int, min_pieces: int) -> int:
+    """The number of jobs for `pieces` equal pieces of work, each job with at least `min_pieces` of them."""
     if fleet.engine == "local":
         return 1
     with _cluster() as ray:
-        return max(1, min(count // least, 4 * _room(ray, fleet)))
+        return max(1, min(pieces // min_pieces, 4 * _room(ray, fleet)))
 
 
 @contextmanager
 def connected(fleet: Fleet) -> Iterator[None]:
-    """Keep one connection to the cluster for all that is run within; nothing for the local engine."""
+    """Keep one connection to the cluster within the block; for the local engine, do nothing."""
     if fleet.engine == "local":
         yield
         return
@@ -178,7 +178,7 @@ def connected(fleet: Fleet) -> Iterator[None]:
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
-    """Ray, connected to the cluster that RAY_ADDRESS names, else to this machine's own, else to one just for this."""
+    """Ray, connected to the cluster of RAY_ADDRESS, else to that of this machine, else to a new one for this block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -190,7 +190,7 @@ def _cluster() -> Iterator[Any]:
     try:
         if begun:
             _connect(ray)
-        if threading.current_thread() is threading.main_thread():  # Ray sets its own, and an interrupt is ours
+        if threading.current_thread() is threading.main_thread():  # Ray installs its own; interrupts are handled here
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         yield ray
@@ -203,7 +203,7 @@ def _connect(ray: Any) -> None:
     where = os.environ.get("RAY_ADDRESS") or "on this machine"
     try:
         host, _, port = where.rpartition(":")
-        if host and port.isdigit() and "/" not in host:  # Ray itself would ask for many minutes
+        if host and port.isdigit() and "/" not in host:  # Ray itself would try for many minutes
             socket.create_connection((host, int(port)), timeout=ANSWER).close()
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
@@ -214,16 +214,16 @@ def _connect(ray: Any) -> None:
 
 
 def _surroundings() -> dict[str, str]:
-    """What a job must find elsewhere as it is here: this folder, and the settings of medopt and MLflow.
+    """What a job needs on another machine as it is here: the current folder, and the settings of medopt and MLflow.
 
-    They travel as arguments, since Ray shows what is given as an environment on its pages, and a key may be among them.
+    They are sent as arguments, because Ray shows an environment on its pages, and it may contain a key.
     """
     kept = {name: value for name, value in os.environ.items() if name.startswith(("MEDOPT_", "MLFLOW_"))}
     return kept | {"PWD": str(Path.cwd())}
 
 
 def _work(function: Callable[..., Any], arguments: tuple[Any, ...], cpus: int, surroundings: dict[str, str]) -> Any:
-    """A job in a process of the cluster: its result, or the error of ours that it ended with."""
+    """Run a job in a process of the cluster: its result, or the error of medopt that it ended with."""
     os.environ.update(surroundings)
     os.environ["OMP_NUM_THREADS"] = str(cpus)
     if Path(surroundings["PWD"]).is_dir():
@@ -235,7 +235,7 @@ def _work(function: Callable[..., Any], arguments: tuple[Any, ...], cpus: int, s
     while True:
         try:
             return function(SilentReporter(), *arguments)
-        except BusyError as error:  # a process of a node that was cut off may still be ending
+        except BusyError as error:  # the process of a node that was cut off may still be ending
             if time.monotonic() > limit:
                 return error
             time.sleep(1)

@@ -1,4 +1,4 @@
-"""Stand-ins for identifiers: what may be logged, tracked and released in place of a patient's number."""
+"""Pseudonyms: what may be logged, tracked and released in place of the identifier of a patient."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import os
 
 
 def pseudonym(identifier: str) -> str:
-    """A stable stand-in for a patient's or an image's identifier: 16 hex digits of a keyed hash.
+    """A stable pseudonym of the identifier of a patient or an image: 16 hex digits of a keyed hash (HMAC-SHA-256).
 
-    The key is MEDOPT_PSEUDONYM_KEY. Set it at a site whose patient numbers are short enough to be tried one by one.
+    The key is the environment variable MEDOPT_PSEUDONYM_KEY. Set it at a site whose patient numbers are short enough to
+    be guessed by trying all of them.
+
+    >>> pseudonym("P1") == pseudonym("P1"), len(pseudonym("P1"))
+    (True, 16)
     """
     key = os.environb.get(b"MEDOPT_PSEUDONYM_KEY", b"medopt")
     return hmac.digest(key, identifier.encode(), "sha256").hex()[:16]

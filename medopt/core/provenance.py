@@ -37,13 +37,13 @@ def digest(value: Any) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that a number depends on; those not installed are left out."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +98,13 @@ def machine() -> Machine:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, two threads of one core counted once; what is not known counts as a core."""
+    """Cores that this process may use; two threads of one core count once, and an unknown topology as one core each."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    places = Path("/sys/devices/system/cpu")
+    cpus = Path("/sys/devices/system/cpu")
     siblings = set()
-    for one in allowed:
+    for cpu in allowed:
         try:
-            siblings.add((places / f"cpu{one}" / "topology" / "thread_siblings_list").read_text())
+            siblings.add((cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
         except OSError:
-            siblings.add(str(one))
+            siblings.add(str(cpu))
     return len(siblings)

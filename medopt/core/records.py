@@ -1,7 +1,7 @@
-"""What the stages hand on. Every record is frozen: a stage makes new ones, it never changes another's.
+"""The records that stages pass on. Every record is frozen: a stage makes new ones and never changes another's.
 
-Two carry the weight. `Volume` is the one reading of pixels, used by training and by service alike. `Predictions`
-is the one table from which every number is computed: float and int8, each split, each site.
+Two matter most. `Volume` is what reading a scan gives, in training and in service alike. `Predictions` is the table
+from which every number is computed: float and int8, each split, each site.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Case:
 
     `case_id` and `patient_id` are pseudonyms; `image` is a path below the data folder, where a member of an
     `.npz` file is written `file.npz#array/index`. `label` holds one 0/1 entry for each label of a multi-label
-    study, else a single class index. `groups` are pairs of a column and its cell, for the figures of subgroups.
+    study, else a single class index. `groups` are (column, cell) pairs, by which figures of subgroups are computed.
     """
 
     case_id: str
@@ -45,12 +45,13 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """Pixels in patient space: the one reading of a scan.
+    """The pixels of a scan and where they lie in the patient.
 
     `array` is float32, (C, H, W) for an image and (C, D, H, W) for a volume. `affine` (4, 4) maps an index
     (d, h, w, 1) to millimetres in DICOM's patient system LPS (PS3.3 C.7.6.2.1.1): first the position toward the
-    patient's left, then posterior, then superior. An image has d = 0. `spacing_mm` follows the array's spatial axes.
-    `window` is (center, width) in the array's units where the scan names one (VOI LUT, PS3.3 C.11.2).
+    patient's left, then posterior, then superior. An image has d = 0. `spacing_mm` follows the spatial axes of the
+    array. `window` is (centre, width) in the unit of the array where the scan names one (VOI LUT, PS3.3 C.11.2).
+    `source` are facts of the file that identify nobody: format, device, age in years, where the spacing comes from.
     """
 
     array: FloatArray
@@ -93,14 +94,15 @@ class Predictions:
         return len(self.case_id)
 
     def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
-        """The rows at which `mask` (N,) holds, or the rows of an index, in its order."""
+        """The rows at which `mask` (N,) is true, or the rows of an index array, in its order."""
         groups = {name: column[mask] for name, column in self.subgroups.items()}
         return replace(self, subgroups=groups, **{name: getattr(self, name)[mask] for name in COLUMNS})
 
     @classmethod
     def joined(cls, model: str, parts: Sequence[Self]) -> Self:
-        """The rows of several tables below each other, all of them those of `model`; a variable that a part has not
-        is not known there.
+        """The rows of several tables of `model`, one after the other.
+
+        A subgroup column missing from a part is left empty for its rows.
         """
         variables = dict.fromkeys(name for part in parts for name in part.subgroups)
         groups = {

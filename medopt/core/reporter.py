@@ -1,4 +1,4 @@
-"""How a stage tells a person what goes on, without printing."""
+"""How a stage reports its progress, without printing."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """How a stage tells a person what goes on. Nothing below the command line prints."""
+    """How a stage reports its progress. Nothing below the command line prints."""
 
     def stage(self, name: str, note: str) -> None:
-        """A stage begins, or is skipped (the note says so)."""
+        """A stage begins, or is skipped (as the note says)."""
 
     def message(self, text: str) -> None:
-        """One line that a person should see."""
+        """One line for the user."""
 
     def progress(self, total: int, what: str) -> Callable[..., None]:
-        """Begin a bar; the function returned advances it: advance(n, **fields)."""
+        """Begin a progress bar; the returned function advances it: advance(n, **fields)."""
 
 
 class SilentReporter:
-    """Says nothing: the default of every function that takes a reporter."""
+    """Reports nothing: the default of every function that takes a reporter."""
 
     def stage(self, name: str, note: str) -> None:
         """Ignore the beginning of a stage."""
@@ -29,5 +29,5 @@ class SilentReporter:
         """Ignore a line."""
 
     def progress(self, total: int, what: str) -> Callable[..., None]:
-        """A bar that nobody sees."""
+        """A bar that is not shown."""
         return lambda n=1, **fields: None

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM that are not lost: a KeyboardInterrupt that a library swallows is raised again at the next step.
+"""Ctrl-C and SIGTERM are never lost: a KeyboardInterrupt that a library swallows is raised again at the next step.
 
-Python drops an exception that arises in a finalizer or a callback of the garbage collector, and an interrupt may come
-there as anywhere. So the handler also notes that it was asked, and a long way asks back between its steps.
+Python drops an exception raised in a finalizer or a callback of the garbage collector, and an interrupt may come there,
+too. So the handler also records the signal, and long work checks for it between its steps.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-_asked: list[int] = []  # a process has one set of signal handlers, and so one of these
+_received: list[int] = []  # signals; a process has one set of signal handlers, and so one such list
 
 
-def listen() -> None:
-    """Take Ctrl-C, and SIGTERM by which a scheduler ends a job, as the wish to stop."""
-    _asked.clear()
+def install_handlers() -> None:
+    """Let Ctrl-C, and SIGTERM with which a scheduler ends a job, interrupt this process."""
+    _received.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    _asked.append(number)
+    _received.append(number)
     raise KeyboardInterrupt
 
 
-def stop_if_asked() -> None:
-    """Raise KeyboardInterrupt where one was asked for since `listen` and did not end the process."""
-    if _asked:
-        _asked.clear()
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt where a signal came since `install_handlers` and its interrupt was swallowed."""
+    if _received:
+        _received.clear()
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medopt.config import Prepare
-from medopt.core.jobs import Fleet, Job, parts_for, refuse_failures, run_jobs
+from medopt.core.jobs import Fleet, Job, job_count, refuse_failures, run_jobs
 from medopt.core.records import Case, batches
 from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedCache
@@ -22,7 +22,7 @@ def fill_cache(source: StudyCases, runs: Path, fleet: Fleet, reporter: Reporter)
     Raises DataError that lists the images that could not be read.
     """
     cases = source.cases
-    parts = parts_for(fleet, len(cases), LEAST)
+    parts = job_count(fleet, len(cases), LEAST)
     cut = list(batches(len(cases), -(-len(cases) // parts)))
     place = (source.root.resolve(), (runs / "cache").resolve(), fleet.cpus if fleet.engine == "ray" else None)
     jobs = [

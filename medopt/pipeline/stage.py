@@ -106,7 +106,7 @@ class Stage(ABC, Generic[Result]):
 
     def complete(self, context: RunContext) -> None:
         """Run the stage, or take its recorded result where neither its key nor its files have changed."""
-        signals.stop_if_asked()
+        signals.raise_if_interrupted()
         key, folder, outputs = self.key(context), context.folder, self.outputs(context.folder)
         record, result = folder.record(self.name), None
         if record and self.is_current(record, context, key) and record.outputs == folder.hashes(outputs):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medopt.core.errors import DataError
-from medopt.core.jobs import Fleet, Job, connected, parts_for, run_jobs
+from medopt.core.jobs import Fleet, Job, connected, job_count, run_jobs
 from medopt.core.records import batches
 from medopt.core.reporter import Reporter
 from medopt.release.layout import Kind
@@ -25,7 +25,7 @@ def predict_archive(
     The release is opened, and so checked, by every job. Raises the error of the first part that could not be predicted.
     """
     with connected(fleet):
-        parts = list(batches(len(scans), -(-len(scans) // parts_for(fleet, len(scans), LEAST))))
+        parts = list(batches(len(scans), -(-len(scans) // job_count(fleet, len(scans), LEAST))))
         jobs = [
             Job(f"part {number + 1}", predict_part, (release.resolve(), kind, engine, scans[part], fleet.cpus))
             for number, part in enumerate(parts)

@@ -152,7 +152,7 @@ def main(words: list[str]) -> int:
     accelerator, precision, devices, nodes, strategy = words
     training = Training.model_validate({"accelerator": accelerator, "precision": precision})
     hardware = Hardware(int(devices), int(nodes), "fsdp" if strategy == "fsdp" else "ddp")
-    signals.listen()
+    signals.install_handlers()
     try:
         follow(training, hardware)
     except TrainingError as error:

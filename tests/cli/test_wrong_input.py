@@ -164,7 +164,7 @@ def test_full_disk_of_predictions(finished: Finished, tiny_disk: Callable[[int],
 
 def test_file_where_the_runs_folder_should_be(bench: Bench) -> None:
     bench.runs.write_text("a note")
-    bench.refused(2, "StorageError", "a file stands where a folder is needed", "Move it away")
+    bench.refused(2, "StorageError", "there is a file where a folder is needed", "Move it away")
     assert bench.runs.read_text() == "a note"
 
 

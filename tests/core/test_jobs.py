@@ -11,7 +11,7 @@ import pytest
 
 from medopt.core import signals
 from medopt.core.errors import BusyError, ConfigError, DataError, MedoptError, TrainingError
-from medopt.core.jobs import Fleet, Job, Outcome, _surroundings, _work, connected, parts_for, refuse_failures, run_jobs
+from medopt.core.jobs import Fleet, Job, Outcome, _surroundings, _work, connected, job_count, refuse_failures, run_jobs
 from medopt.core.reporter import Reporter, SilentReporter
 
 
@@ -87,7 +87,7 @@ def test_interrupt_comes_between_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         for outcome in run_jobs(jobs(double, 3), Fleet(), SilentReporter(), 3, "jobs"):
             found.append(outcome.result)
-            monkeypatch.setattr(signals, "_asked", [signal.SIGINT])
+            monkeypatch.setattr(signals, "_received", [signal.SIGINT])
     assert found == [0]
 
 
@@ -99,7 +99,7 @@ def test_fleet_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_local_engine_cuts_nothing_and_connects_to_nothing() -> None:
     with connected(Fleet()):
-        assert parts_for(Fleet(), 1000, 1) == 1
+        assert job_count(Fleet(), 1000, 1) == 1
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 

@@ -117,7 +117,7 @@ def test_folder_in_the_way(tmp_path: Path) -> None:
 
 def test_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+    with pytest.raises(StorageError, match="there is a file where a folder is needed"):
         write_text(tmp_path / "a" / "b.txt", "x")
     assert (tmp_path / "a").read_text() == "old"
 
@@ -130,7 +130,7 @@ def test_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
         (errno.EACCES, "may not be written to"),
         (errno.EPERM, "may not be written to"),
         (errno.EROFS, "may not be written to"),
-        (errno.ENOTDIR, "a file stands where a folder is needed"),
+        (errno.ENOTDIR, "there is a file where a folder is needed"),
     ],
 )
 def test_refusals_of_the_system_become_storage_errors(number: int, said: str) -> None:

@@ -15,23 +15,23 @@ def handlers_put_back() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    signals._asked.clear()
+    signals._received.clear()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_was_swallowed_comes_again_once(number: signal.Signals) -> None:
-    signals.listen()
+    signals.install_handlers()
     with contextlib.suppress(KeyboardInterrupt):  # what a finalizer does with any exception
         signal.raise_signal(number)
     with pytest.raises(KeyboardInterrupt):
-        signals.stop_if_asked()
-    signals.stop_if_asked()
+        signals.raise_if_interrupted()
+    signals.raise_if_interrupted()
 
 
 def test_nothing_is_raised_where_nobody_asked_or_before_listening_anew() -> None:
-    signals.listen()
-    signals.stop_if_asked()
+    signals.install_handlers()
+    signals.raise_if_interrupted()
     with contextlib.suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    signals.listen()
-    signals.stop_if_asked()
+    signals.install_handlers()
+    signals.raise_if_interrupted()

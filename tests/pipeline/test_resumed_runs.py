@@ -76,7 +76,7 @@ def test_images_changed_under_a_begun_run_are_not_mixed(bench: Bench, tmp_path: 
 def test_run_goes_on_when_the_disk_has_room_again(bench: Bench, tiny_disk: Callable[[int], Path]) -> None:
     """Full after an epoch; the checkpoint that was not whole is not there, and none before it is lost."""
     place = tiny_disk(8000)
-    bench.run(place / "runs").refused(2, "The disk is full", "safetensors", "goes on where it was")
+    bench.run(place / "runs").refused(2, "The disk is full", "safetensors", "continues where it was")
     checkpoints = only_folder(place / "runs", "clinic") / "checkpoints"
     whole = sorted(path.name for path in checkpoints.glob("epoch-*"))
     assert 0 < len(whole) < 3
@@ -103,7 +103,7 @@ def test_folder_that_may_not_be_written_to(bench: Bench) -> None:
 
 def test_file_in_the_path_of_the_runs_folder(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    bench.run(tmp_path / "file" / "below").refused(2, "a file stands where a folder is needed", "Move it away")
+    bench.run(tmp_path / "file" / "below").refused(2, "there is a file where a folder is needed", "Move it away")
 
 
 @pytest.fixture

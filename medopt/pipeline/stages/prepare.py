@@ -46,7 +46,7 @@ class PrepareStage(Stage[PreparedSplits]):
 
     def complete(self, context: RunContext) -> None:
         """Look every image up by its content; there is nothing to skip."""
-        signals.stop_if_asked()
+        signals.raise_if_interrupted()
         context.reporter.stage(self.name, "")
         prepared = self.run(context)
         context.results[self.name] = prepared

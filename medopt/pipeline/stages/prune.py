@@ -87,7 +87,7 @@ class PruneStage(Stage[PruningStep]):
         widths = Widths.of(narrow).to_json()
         job = replace(job, facts={**job.facts, WIDTHS: widths, "start": file_digest(start)}, start=start)
         score, reporter = validation_score(study, splits["val"]), context.reporter
-        callbacks = TrainingCallbacks(score, lambda history: signals.stop_if_asked(), reporter)
+        callbacks = TrainingCallbacks(score, lambda history: signals.raise_if_interrupted(), reporter)
         before, pruned = (_score(study, splits, load_best(study, path)) for path in (source, start))
         trained = train(job, callbacks, Hardware(1) if has_launcher() else context.hardware)
         tuned = _score(study, splits, load_best(study, trained.weights))

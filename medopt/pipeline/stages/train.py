@@ -60,7 +60,7 @@ class TrainStage(Stage[Training]):
 
 
 def _on_epoch(context: RunContext, history: Sequence[EpochRecord]) -> None:
-    signals.stop_if_asked()
+    signals.raise_if_interrupted()
     context.say(context.tracker.sync_history(history))
     if context.on_history is not None:
         context.on_history(history)
