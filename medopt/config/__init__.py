@@ -1,4 +1,4 @@
-"""What a study file may say: one room for every setting."""
+"""The settings of a study file, one section each."""
 
 from medopt.config.compression import Compression, EngineName, Gate, Profile, Pruning
 from medopt.config.data import Data, Intensity, Prepare, SeriesRules

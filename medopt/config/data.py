@@ -1,4 +1,4 @@
-"""Which images, what is asked of them, and how they are prepared."""
+"""Which images a study uses, what it asks of them, and how they are prepared."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 
 
 class SeriesRules(Section):
-    """Which series of a DICOM study is the one to use. What is left empty asks for nothing; case never matters."""
+    """Which series of a DICOM study is used. An empty rule excludes nothing; case is ignored."""
 
     modality: list[str] = []
     """As the header writes it, as in [MR]."""
     body_part: list[Pattern] = []
-    """Regular expressions; one of them has to be found in BodyPartExamined."""
+    """Regular expressions; one of them must match in BodyPartExamined."""
     description: list[Pattern] = []
-    """Regular expressions for SeriesDescription, in order of preference: the first that finds a series wins."""
+    """Regular expressions for SeriesDescription, in order of preference: the first that matches a series wins."""
     exclude: list[Pattern] = []
-    """Regular expressions; a series in whose description one is found is left out."""
+    """Regular expressions; a series is left out where one of them matches in its description."""
     image_type: list[str] = []
-    """Values that ImageType must hold, as in [PRIMARY, AXIAL]."""
+    """Values that ImageType must contain, as in [PRIMARY, AXIAL]."""
     derived: bool = False
-    """True: images computed from others may be chosen, too. Localizers never are."""
+    """True: images computed from others may be chosen, too. Localizers are never chosen."""
     orientation: list[Literal["axial", "coronal", "sagittal", "oblique"]] = []
     slices: tuple[int, int] | None = None
-    """Least and most images of the series."""
+    """Minimum and maximum number of images of the series."""
     thickness_mm: tuple[float, float] | None = None
-    """Least and most SliceThickness; a series that does not say it is left out."""
+    """Minimum and maximum SliceThickness; a series without it is left out."""
     contrast: bool | None = None
     """True: with contrast agent; false: without."""
 
@@ -49,36 +49,36 @@ class SeriesRules(Section):
     def _ordered(self) -> Self:
         for name, limits in (("slices", self.slices), ("thickness_mm", self.thickness_mm)):
             if limits is not None and limits[0] > limits[1]:
-                raise ValueError(f"{name} goes from the least to the most, not from {limits[0]} to {limits[1]}")
+                raise ValueError(f"{name} is [minimum, maximum], not {limits[0]} to {limits[1]}")
         return self
 
 
 class Data(Section):
-    """Which images, and what is asked of them."""
+    """Which images, and what the study asks of them."""
 
     manifest: str
-    """CSV with the columns image, patient_id, label, split; looked for beside this file, then in the data folder."""
+    """CSV with the columns image, patient_id, label, split; beside this file, else in the data folder."""
     root: str = "."
     """Folder below the data folder (--data, else MEDOPT_DATA, else ./data) that the image paths start from."""
     task: Task = "binary"
     labels: list[str] = Field(min_length=2)
-    """Class names as the manifest writes them. Binary: the second is the finding. Multi-label: the columns."""
+    """Class names as in the manifest. Binary: the second is the finding. Multi-label: the names of the columns."""
     accept: list[str] = []
-    """Findings of the data check that this study accepts by name."""
+    """Names of findings of the data check that this study accepts."""
     folds: int = Field(0, ge=0)
-    """Cross-validation: train and val are dealt out anew by patient into so many folds; test stays. 0: as they are."""
+    """Cross-validation: train and val are divided by patient into this many folds; test stays. 0: off."""
     fold: int = Field(0, ge=0)
-    """Which fold validates, counted from 0."""
+    """The fold that validates, counted from 0."""
     subgroups: list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ ]{0,40}$")]] = []
-    """Further columns of the manifest by whose values figures are told apart, beside site, sex, age, scanner, view and
-    image size, which come by themselves. Never a patient's identifier: the values stand in the report."""
+    """Further columns of the manifest that define subgroups, beside site, sex, age, scanner, view and image size, which
+    are always used. Never the identifier of a patient: the values are shown in the report."""
     series: SeriesRules = SeriesRules()
-    """Which series of a DICOM study is meant; `medopt series DIR --rules THIS.yaml` shows what it chooses."""
+    """Which series of a DICOM study to use; `medopt series DIR --rules THIS.yaml` shows what is chosen."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"a label stands twice in {self.labels}")
+            raise ValueError(f"a label occurs twice in {self.labels}")
         if self.task == "binary" and len(self.labels) != 2:
             raise ValueError(f"a binary study has two labels, not {len(self.labels)}; multiclass takes more")
         return self
@@ -86,14 +86,14 @@ class Data(Section):
     @model_validator(mode="after")
     def _one_of_the_folds(self) -> Self:
         if self.folds == 1:
-            raise ValueError("folds: one fold would validate on all and train on nothing; 2 is the least, 0 is off")
+            raise ValueError("folds: one fold would validate on all cases and train on none; give 2 or more, or 0")
         if self.fold and self.fold >= self.folds:
-            raise ValueError(f"fold {self.fold} is none of {self.folds}; folds are counted from 0")
+            raise ValueError(f"fold {self.fold} is not one of {self.folds} folds, which are counted from 0")
         return self
 
     @property
     def outputs(self) -> int:
-        """Logits that the model gives: one for a binary study, else one a label."""
+        """Number of logits: one for a binary study, else one for each label."""
         return 1 if self.task == "binary" else len(self.labels)
 
 
@@ -116,16 +116,16 @@ class Intensity(Section):
 
 
 class Prepare(Section):
-    """The deterministic chain from a Volume to the model's tensor; its fingerprint travels with the release."""
+    """The deterministic chain from a Volume to the tensor of the model; its fingerprint is part of the release."""
 
     size: list[Annotated[int, Field(ge=8, le=4096)]] = Field(min_length=2, max_length=3)
     """(H, W) for images, (D, H, W) for volumes."""
     channels: Literal[1, 3] = 1
     """1: colour becomes luminance; 3: grey is repeated."""
     spacing_mm: list[Positive] | None = None
-    """Resample to this spacing (same axes as size) before fitting; None keeps the scan's own."""
+    """Resample to this spacing in mm (axes as in `size`) before fitting; None keeps the spacing of the scan."""
     fit: Literal["stretch", "pad", "crop_or_pad"] = "pad"
-    """stretch: each axis to size; pad: keep the aspect, pad the rest; crop_or_pad: no resizing, cut or fill."""
+    """stretch: each axis to size; pad: keep the aspect ratio, pad the rest; crop_or_pad: no resizing, crop or pad."""
     intensity: Intensity = Intensity()
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from medopt.config.section import Fraction, Positive, Section
 
 ShiftFamily = Literal[
     "noise", "blur", "contrast", "low_resolution", "bias_field", "motion", "compression", "detector"
-]  # medopt.transforms.corrupt makes them
+]  # implemented in medopt.transforms.corrupt
 
 
 class Evaluation(Section):
@@ -22,33 +22,33 @@ class Evaluation(Section):
     """Fitted on validation. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
     operating_point: Literal["youden", "sensitivity", "specificity", "cost", "fixed"] = "youden"
     target: Fraction = 0.5
-    """sensitivity, specificity: the least wanted on validation; fixed: the probability itself."""
+    """sensitivity, specificity: the minimum on validation; fixed: the probability itself."""
     cost: Positive = 1.0
     """operating_point cost: how many false alarms one miss is worth."""
     prevalence: float | None = Field(None, gt=0, lt=1)
-    """Share of patients with the finding where the model is to be used: PPV, NPV, net benefit and the operating point
-    cost hold there. None: as in the cases themselves."""
+    """Share of patients with the finding where the model will be used: PPV, NPV, net benefit and the operating point
+    `cost` refer to it. None: as in the cases."""
     abstain: float = Field(0.0, ge=0, lt=1)
-    """Largest share of validation cases that may be left undecided: those nearest to the threshold. 0 is off."""
+    """Largest share of validation cases that may stay undecided: those nearest to the threshold. 0 is off."""
     aggregate: Literal["mean", "max"] = "mean"
-    """How the logits of a patient's images become the patient's, where a patient has several."""
+    """How the logits of several images of a patient become one."""
     smallest_group: int = Field(10, ge=2)
-    """Fewest patients of a site or subgroup for which figures are given."""
+    """Minimum number of patients of a site or subgroup for which figures are computed."""
     explain: int = Field(12, ge=0, le=60)
-    """Most test cases shown with a map of where the network looked: the surest errors, and a sample; 0 is off."""
+    """Maximum number of test cases shown with a Grad-CAM map: the most confident errors, and a sample; 0 is off."""
     nearest: int = Field(0, ge=0, le=10)
-    """How many training images nearest to each shown error are drawn beside it; 0 is off."""
+    """How many of the nearest training images are drawn beside each error; 0 is off."""
     shift_cases: int = Field(200, ge=0)
-    """Most test cases that are made worse to measure robustness, drawn by patient; 0 is off."""
+    """Maximum number of test cases that are corrupted to measure robustness, drawn by patient; 0 is off."""
     shift_families: list[ShiftFamily] = Field(list(get_args(ShiftFamily)), min_length=1)
-    """In which ways they are made worse, at five levels each."""
+    """The kinds of corruption, at five levels each."""
 
 
 class Domain(Section):
-    """The gate before the answer: scans unlike those of training are declined, with a reason."""
+    """The out-of-domain check: scans unlike those of training are declined, with a reason."""
 
     enabled: bool = True
     false_alarm: float = Field(0.05, gt=0, le=0.5)
-    """Share of good scans that may be declined; the limits are set by it on validation."""
+    """Share of good scans that may be declined, by which the limits are set on validation."""
     margin: float = Field(1.5, ge=1)
-    """By which factor a scan's size and pixel spacing may lie beyond those of the training images."""
+    """The factor by which the size and pixel spacing of a scan may exceed those of the training images."""

@@ -1,4 +1,4 @@
-"""A block of a study file, and the kinds of values that several blocks share."""
+"""The base class of all sections of a study file, and types of values that several sections share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ MEGABYTE = 1_000_000
 
 
 class Section(BaseModel):
-    """A block of a study file: typed, closed, frozen."""
+    """A section of a study file: typed, frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,4 +1,4 @@
-"""Study: all that a pipeline file may say. An unknown key is refused with "did you mean"."""
+"""Study: the content of a study file. An unknown key is refused with "did you mean"."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from medopt.core.provenance import digest
 
 
 class Study(Section):
-    """One study dataset: the question, the data, the model, the training, the release."""
+    """One study: the question, the data, the model, the training, the release.
+
+    >>> study = Study(
+    ...     name="lesions", question="Is the lesion malignant?", prepare=Prepare(size=[64, 64]),
+    ...     data=Data(manifest="lesions.csv", labels=["benign", "malignant"]),
+    ... )
+    >>> study.spatial_dims, study.training.epochs
+    (2, 60)
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     question: str
     intended_use: str = ""
-    """For whom, in whose hands and for which decision the model is meant, for the model card; it is never guessed."""
+    """For which patients, users and decision the model is meant; written by whoever releases it, shown on its card."""
     seed: int = Field(0, ge=0, lt=2**63)
     data: Data
     prepare: Prepare
@@ -42,15 +50,15 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _answers_of_the_task(self) -> Self:
-        task, wanted = self.data.task, self.evaluation
-        if wanted.prevalence is not None and task != "binary":
+        task, evaluation = self.data.task, self.evaluation
+        if evaluation.prevalence is not None and task != "binary":
             raise ValueError(f"evaluation.prevalence is the share of one finding; a {task} study has several")
-        if wanted.operating_point == "cost" and task == "multiclass":
+        if evaluation.operating_point == "cost" and task == "multiclass":
             raise ValueError("evaluation.operating_point cost weighs one finding's misses; a multiclass study has none")
-        if wanted.abstain and task == "multilabel":
+        if evaluation.abstain and task == "multilabel":
             raise ValueError("evaluation.abstain leaves whole cases undecided; a multilabel study decides each label")
-        if wanted.abstain and "undecided" in self.data.labels:
-            raise ValueError("with evaluation.abstain no label may be called undecided: that is what is said then")
+        if evaluation.abstain and "undecided" in self.data.labels:
+            raise ValueError("with evaluation.abstain no label may be called undecided: undecided cases get this answer")
         return self
 
     @property
@@ -65,5 +73,5 @@ class Study(Section):
         return digest(sections | {"data": data})
 
     def digest(self) -> str:
-        """SHA-256 of the whole resolved study, but for where its manifest lies: what that holds has its own digest."""
+        """SHA-256 of the whole resolved study, except the path of its manifest, whose content has its own digest."""
         return digest(self.model_dump(mode="json", exclude={"data": {"manifest"}}))

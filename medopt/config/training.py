@@ -1,4 +1,4 @@
-"""Augmentation, the network, and the loop."""
+"""Augmentation, the network, and the training loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medopt.config.section import Fraction, Positive, Section
 
 
 class Augment(Section):
-    """Random changes of training images only. Strengths are the largest drawn; `probability` is each effect's own."""
+    """Random changes of training images only. Strengths are maxima; each effect is drawn with `probability`."""
 
     probability: Fraction = 0.5
     flip: list[Literal["left_right", "up_down", "slice"]] = ["left_right"]
@@ -18,9 +18,9 @@ class Augment(Section):
     scale: Fraction = 0.1
     shear: Fraction = 0.0
     translate: Fraction = 0.05
-    """As a fraction of the image's extent."""
+    """As a fraction of the extent of the image."""
     elastic: Fraction = 0.0
-    """Largest displacement as a fraction of the image's extent."""
+    """Largest displacement, as a fraction of the extent of the image."""
     gamma: float = Field(0.2, ge=0, le=2)
     """Exponent drawn from exp(-gamma) to exp(gamma)."""
     contrast: Fraction = 0.2
@@ -30,7 +30,7 @@ class Augment(Section):
     rician_noise: Fraction = 0.0
     """Magnitude MR: standard deviation of either channel, as a fraction of the intensity range."""
     photons: float = Field(0, ge=0)
-    """X-ray: fewest photons a pixel at full intensity (Poisson noise); 0 is off."""
+    """X-ray: smallest number of photons per pixel at full intensity (Poisson noise); 0 is off."""
     blur_pixels: float = Field(0, ge=0)
     """Largest standard deviation of a Gaussian blur, in pixels of the prepared image."""
     low_resolution: float = Field(1, ge=1, le=8)
@@ -38,9 +38,9 @@ class Augment(Section):
     bias_field: Fraction = 0.0
     """Largest relative deviation of a smooth multiplicative field."""
     erase: Fraction = 0.0
-    """Largest side of an erased box, as a fraction of the image's extent."""
+    """Largest side of an erased box, as a fraction of the extent of the image."""
     shift: Literal["none", "radiograph", "ct", "mr", "ultrasound"] = "none"
-    """Simulated domain shift: draw one other scanner of this modality for the image, whole."""
+    """Simulated domain shift: the whole image as by another, randomly drawn scanner of this modality."""
     shift_probability: Fraction = 0.5
 
 
@@ -52,13 +52,13 @@ class Model(Section):
     """Factor on all channel counts; 1 is the published ResNet."""
     stem: Literal["auto", "small", "medium", "large"] = "auto"
     """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one.
-    auto: by the shortest side of the image, so that the last blocks still see 3 x 3 places or more."""
+    auto: by the shortest side of the image, so that the last blocks still see 3 x 3 positions or more."""
     skip: Literal["pooled", "strided"] = "pooled"
-    """What the skip of a block with a stride projects. pooled: means of 3x3 places (ResNet-D, He et al. 2019).
-    strided: every second place, as published in 2016."""
+    """What the skip connection of a block with a stride projects. pooled: means of 3x3 positions (ResNet-D, He et al.
+    2019). strided: every second position, as published in 2016."""
     init: Literal["he", "xavier"] = "he"
     zero_init_residual: bool = True
-    """The last normalization of a block starts at 0, so that each block starts as the identity (Goyal et al. 2017)."""
+    """The last normalization of a block starts at 0, so each block starts as the identity (Goyal et al. 2017)."""
     dropout: Fraction = 0.0
 
 
@@ -67,22 +67,22 @@ class Optimizer(Section):
 
     name: Literal["adam", "adamw", "sgd", "nadam"] = "adamw"
     lr: Positive | Literal["auto"] = 2e-3
-    """auto: from a learning-rate range test before the first epoch, as `medopt tune lr` shows it."""
+    """auto: from a learning-rate range test before the first epoch, as in `medopt tune lr`."""
     weight_decay: float = Field(0.05, ge=0)
     momentum: Fraction = 0.9
 
     @property
     def rate(self) -> float:
-        """The base learning rate as a number; `auto` must have been resolved before."""
+        """The base learning rate; `auto` must be resolved before."""
         return float(self.lr)
 
 
 class Switch(Section):
-    """Another optimizer once validation has stopped getting better, as in Adam first and SGD after."""
+    """Another optimizer once validation stops improving, for example first Adam, then SGD."""
 
     to: Optimizer = Optimizer(name="sgd", lr=0.01)
     patience: int = Field(10, ge=1)
-    """Epochs without progress before the switch, which happens once; the schedule then runs on from the new rate."""
+    """Epochs without progress before the switch, which happens once; the schedule continues from the new rate."""
 
 
 class Schedule(Section):
@@ -96,53 +96,53 @@ class Schedule(Section):
     t_mult: int = Field(2, ge=1)
     eta_min: float = Field(1e-6, ge=0)
     factor: Fraction = 0.3
-    """plateau: what the rate is multiplied with."""
+    """plateau: the rate is multiplied by this."""
     patience: int = Field(5, ge=1)
     """plateau: epochs without progress before the rate falls."""
 
 
 class Training(Section):
-    """The loop."""
+    """The training loop."""
 
     epochs: int = Field(60, ge=1)
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 32
-    """Images of one step of the optimizer, over all devices. auto: the fastest that fits this machine."""
+    """Images of one optimizer step, over all devices. auto: the fastest size that fits this machine."""
     micro_batch: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
-    """Most images that pass one device at once; gradients add up to the same step. None: the whole share of a device.
-    auto: the fastest that fits the memory, as `medopt tune batch` shows it."""
+    """Maximum number of images on one device at once; gradients add up to the same step. None: the whole share of a
+    device. auto: the fastest that fits the memory, as in `medopt tune batch`."""
     optimizer: Optimizer = Optimizer()
     switch: Switch | None = None
     schedule: Schedule = Schedule()
     metric: Literal["auc", "loss"] = "auc"
-    """Validation figure that chooses the best weights and stops early."""
+    """The validation figure by which the best weights are chosen and training stops early."""
     patience: int = Field(60, ge=1)
-    """Epochs without progress before training stops. A cycle ends near zero rate, and its end is where the gain is."""
+    """Epochs without progress before training stops. A cycle ends near zero rate, and its end brings the gain."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Exponential moving average of the weights, used for validation and release; 0 is off."""
     clip_norm: float = Field(1.0, ge=0)
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: float = Field(2.0, ge=0)
-    """focal: how much less an easy case counts (Lin et al. 2017); 0 is the cross-entropy."""
+    """focal: how much less easy cases count (Lin et al. 2017); 0 is the cross-entropy."""
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
-    """balanced: the inverse of a class's share; or a weight for each label by name."""
+    """balanced: the inverse of the share of a class; or a weight for each label by name."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """balanced: each class is drawn as often as any other, rare ones several times an epoch."""
+    """balanced: each class is drawn equally often, rare ones several times per epoch."""
     mixup: float = Field(0.3, ge=0)
     """Mix images and targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et al. 2018); 0 is off."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """auto: bf16 where the GPU has it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
+    """auto: bf16 where the GPU supports it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int = Field(0, ge=0, le=64)
-    """Processes that augment ahead of the model; 0 augments in this one, between the steps."""
+    """Processes that augment ahead of the model; 0 augments in the training process, between steps."""
 
     @property
-    def leaves_open(self) -> bool:
-        """Whether something is `auto`, to be found before training."""
+    def has_auto(self) -> bool:
+        """Whether a setting is `auto` and has to be measured before training."""
         return "auto" in (self.batch_size, self.micro_batch, self.optimizer.lr)
 
     @property
     def resolved_sizes(self) -> tuple[int, int]:
-        """Images of a step, and most images at once on one device; `auto` must have been resolved before."""
+        """(images of a step, maximum at once on one device); `auto` must be resolved before."""
         size = int(self.batch_size)
         return size, size if self.micro_batch is None else min(size, int(self.micro_batch))

@@ -60,7 +60,7 @@ class TrainedRun:
 
 def training_stages(study: Study) -> list[Stage[Any]]:
     """The stages up to the best weights."""
-    return [PrepareStage(), *([TuneStage()] if study.training.leaves_open else []), TrainStage()]
+    return [PrepareStage(), *([TuneStage()] if study.training.has_auto else []), TrainStage()]
 
 
 def all_stages(study: Study) -> list[Stage[Any]]:

@@ -78,7 +78,7 @@ def stage_names(study: Study) -> tuple[str, ...]:
     """The recorded stages of a study's run in their order: those that it does not switch off, and each pruning step."""
     off = {
         "prepare": True,  # keeps no record: prepared images are cached for all runs
-        "tune": not study.training.leaves_open,
+        "tune": not study.training.has_auto,
         "robustness": study.evaluation.shift_cases == 0,
         "explain": study.evaluation.explain == 0,
         "domain": not study.domain.enabled,

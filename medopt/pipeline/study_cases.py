@@ -60,7 +60,7 @@ def read_run(folder: Path, data: Path) -> StudyCases:
         )
     study = load_study(folder / "study.yaml")
     record = folder / "stages" / "tune.json"
-    if study.training.leaves_open and record.is_file():  # what the run found, it keeps
+    if study.training.has_auto and record.is_file():  # what the run found, it keeps
         found = Training.model_validate(json.loads(record.read_text(encoding="utf-8"))["facts"]["training"])
         study = study.model_copy(update={"training": found})
     cases = read_manifest(folder / "manifest.csv", study, from_run=True)

@@ -70,7 +70,7 @@ def test_nothing_left_says_why(export: Path, tmp_path: Path) -> None:
     [
         ({"modalty": ["CT"]}, "unknown key data.series.modalty: did you mean modality?"),
         ({"exclude": ["("]}, "is not a regular expression"),
-        ({"slices": [9, 3]}, "slices goes from the least to the most, not from 9 to 3"),
+        ({"slices": [9, 3]}, "slices is [minimum, maximum], not 9 to 3"),
     ],
 )
 def test_rules_that_cannot_be_meant(export: Path, tmp_path: Path, rules: dict[str, object], said: str) -> None:

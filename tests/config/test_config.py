@@ -72,7 +72,7 @@ def test_override_goes_into_a_section_that_the_file_leaves_empty(tmp_path: Path)
         ("question: Is it there?", "", r"question is missing"),
         ("name: small", "name: Two Words", r"name: .*\(got 'Two Words'\)"),
         ("finding]", "finding, other]", r"a binary study has two labels, not 3"),
-        ("finding]", "'no']", r"a label stands twice"),
+        ("finding]", "'no']", r"a label occurs twice"),
         ("[32, 32]}", "[32, 32], spacing_mm: [1, 1, 1]}", r"spacing_mm has 3 axes, size has 2"),
         ("[32, 32]}", "[32, 32], intensity: {low: 9, high: 1}}", r"low \(9(\.0)?\) must be below high \(1(\.0)?\)"),
         ("[32, 32]}", "[32, 32], intensity: {high: 900}}", r"percentiles go from 0 to 100"),

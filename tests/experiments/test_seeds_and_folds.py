@@ -190,7 +190,7 @@ def _cases(table: Any) -> tuple[list[str], list[float]]:
         (["--seeds", "2", "--fresh"], ["--fresh starts one run anew"]),
         (["--engine", "slurm"], ["--engine takes local or ray", "'slurm'"]),
         (["--folds", "2", "--set", "data.folds=3"], ["one of its folds chosen already"]),
-        (["--set", "data.folds=3", "--set", "data.fold=3"], ["fold 3 is none of 3"]),
+        (["--set", "data.folds=3", "--set", "data.fold=3"], ["fold 3 is not one of 3"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(
