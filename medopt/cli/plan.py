@@ -42,7 +42,7 @@ def plan(
     from medopt.manifest.table import read_manifest
     from medopt.planning.decide import decide
     from medopt.planning.fingerprint import take_fingerprint
-    from medopt.planning.write import describe, write_plan
+    from medopt.planning.write import describe_fingerprint, write_plan
 
     guessed = infer_study(manifest)
     cases = read_manifest(manifest, guessed)
@@ -55,11 +55,11 @@ def plan(
     decisions = decide(found, _device(device), modality.upper())
     study = write_plan(out, manifest, folder.resolve(), guessed, found, decisions)
     console = plain_console()
-    for line in describe(found):
+    for line in describe_fingerprint(found):
         console.print(line)
     table = Table("setting", "value", "why", title=f"{out}", title_justify="left")
     for one in decisions:
-        table.add_row(one.key, json.dumps(one.value), one.why)
+        table.add_row(one.key, json.dumps(one.value), one.reason)
     console.print(table)
     typer.echo(f"written to {out}; next: medopt run {out}")
     if as_json:

@@ -58,7 +58,7 @@ class Study(Section):
         if evaluation.abstain and task == "multilabel":
             raise ValueError("evaluation.abstain leaves whole cases undecided; a multilabel study decides each label")
         if evaluation.abstain and "undecided" in self.data.labels:
-            raise ValueError("with evaluation.abstain no label may be called undecided: undecided cases get this answer")
+            raise ValueError("with evaluation.abstain no label may be called undecided: such cases get this answer")
         return self
 
     @property

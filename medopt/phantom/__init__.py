@@ -1,4 +1,4 @@
-"""The embedded study: radiographs of fictional patients, drawn because no labelled real set may be carried along."""
+"""The embedded study: radiographs of fictional patients, drawn because no labelled real data may be shipped."""
 
 from medopt.phantom.radiograph_dicom import Radiograph, write_radiograph
 from medopt.phantom.study import draw_case, draw_study

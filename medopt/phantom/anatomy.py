@@ -1,7 +1,7 @@
-"""What is there: a chest that differs from patient to patient, as absorbance (-ln of the transmission) behind each ray.
+"""The chest of a patient as absorbance (-ln of the transmission) along each ray.
 
-Lengths in mm, thicknesses along the ray in mm. The attenuation coefficients are effective ones of a 110 kVp beam with
-scatter left in, so that lung, heart and ribs stand in about the relation of a chest radiograph.
+Lengths, and thicknesses along the ray, are in mm. The attenuation coefficients are effective ones of a 110 kVp beam
+including scatter, so that the contrast of lung, heart and ribs is about that of a chest radiograph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medopt.phantom.chest import BodyPose, Chest, bend, thorax_width
 from medopt.phantom.projection import ProjectionGrid, Reals, stamp, tube
 
 SOFT, BONE, LUNG_FILLING = 0.0165, 0.042, 0.24
-"""Absorbance of a mm of soft tissue; what a mm of bone adds to it; the part of the lung that is not air."""
+"""Absorbance of 1 mm of soft tissue; what 1 mm of bone adds to it; the share of the lung that is not air."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _trunk(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
 
 
 def _lungs(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
-    """Depth of both lungs before the mediastinum takes its place."""
+    """Depth of both lungs, without the mediastinum."""
     x, y = grid.x, grid.y
     width = np.maximum(thorax_width(chest, y), 1)
     across = np.sqrt(np.maximum(1 - (x / width) ** 2, 0))
@@ -79,7 +79,7 @@ def _lungs(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
 
 
 def _mediastinum(chest: Chest, pose: BodyPose, grid: ProjectionGrid, middle: FloatArray) -> FloatArray:
-    """How much lung the heart, the great vessels and the hila push aside."""
+    """How much lung the heart, the great vessels and the hila displace."""
     turned = 45 * np.sin(pose.yaw)
     hx, hy, half, turn = chest.heart
     column = chest.mediastinum + 7 * _step(-grid.y + chest.apex + 70, 50)

@@ -17,7 +17,7 @@ def skeleton(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
 
 
 def _ribs(chest: Chest, pose: BodyPose, grid: ProjectionGrid) -> FloatArray:
-    """Ribs as flat tubes around an elliptic thorax: 3-D curves, so that turning the patient turns them rightly."""
+    """Ribs as flat tubes around an elliptic thorax: 3-D curves, so that they follow the rotation of the patient."""
     rng = np.random.default_rng(chest.seed + 1)
     pair = np.arange(chest.rib_pairs)[:, None]
     pitch = (chest.base + 20 - chest.apex) / (chest.rib_pairs - 0.6)

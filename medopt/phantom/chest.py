@@ -1,4 +1,4 @@
-"""Who stands before the detector: what differs from patient to patient, and from one image of a patient to the next."""
+"""The patient in front of the detector: what differs between patients, and between the images of one patient."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from medopt.phantom.projection import Reals
 
 @dataclass(frozen=True, slots=True)
 class Chest:
-    """One patient: all that stays the same from image to image. Lengths in mm."""
+    """One patient: all that is the same in each image. Lengths in mm."""
 
     seed: int
-    """Of what is drawn anew for each image but must come out the same: vessels, irregular ribs, lung texture."""
+    """Seed of what is drawn again for each image and must be the same: vessels, irregular ribs, lung texture."""
     width: float
     """Inner half-width of the thorax."""
     apex: float
     base: float
-    """Where the lungs begin and where the diaphragm's left dome stands, as y."""
+    """y of the top of the lungs and of the left dome of the diaphragm."""
     depth: float
     """Inner half-depth of the thorax."""
     wall: float
     right_dome: float
-    """How much higher the right dome stands."""
+    """How much higher the right dome is."""
     dome_height: float
     rib_pairs: int
     rib_slope: float
@@ -103,5 +103,5 @@ def thorax_width(chest: Chest, y: Reals) -> FloatArray:
 
 
 def bend(chest: Chest, y: Reals) -> FloatArray:
-    """Sideways deviation (mm) of the spine and of what hangs on it: scoliosis."""
+    """Sideways deviation (mm) of the spine and of what is attached to it: scoliosis."""
     return np.asarray(chest.scoliosis * np.sin(y / 75 + chest.scoliosis_phase), np.float32)

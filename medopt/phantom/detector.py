@@ -1,4 +1,4 @@
-"""How a site sees it: photons, scatter, blur, noise, and the curve from exposure to the displayed value."""
+"""The detector of a site: photons, scatter, blur, noise, and the curve from exposure to displayed value."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from medopt.core.errors import ConfigError
 from medopt.core.records import FloatArray
 
 DIRECT = 1.0
-"""Absorbance below which a ray is taken for one that missed the body."""
+"""A ray with less absorbance counts as one that missed the body."""
 LEVELS = 16384
-"""Steps of the display curve's table: 14 bits, as in a detector's own electronics."""
+"""Entries in the table of the display curve: 14 bits, as in the electronics of a detector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A site's radiography system."""
+    """The radiography system of a site."""
 
     name: str
     model: str
@@ -28,11 +28,11 @@ class Site:
     columns: int
     spacing_mm: float
     photons: float
-    """Photons a square mm that reach the detector through nothing at all."""
+    """Photons per square mm on the detector without a patient."""
     blur_mm: float
-    """Standard deviation of the detector's point spread."""
+    """Standard deviation of the point spread of the detector."""
     scatter: float
-    """Scattered photons, as a fraction of the primary ones around."""
+    """Scattered photons, as a fraction of the primary ones nearby."""
     gamma: float
     """Exponent of the display curve: above 1 darkens the lungs."""
     sharpen: float
@@ -109,10 +109,10 @@ def site_named(name: str) -> Site:
 
 
 def expose(absorbance: FloatArray, site: Site, rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
-    """What the site's system displays of an absorbance map: (rows, columns) of `size` in 0..1, dense tissue bright.
+    """The image of an absorbance map in the system of a site: (rows, columns) of `size` in 0..1, dense tissue bright.
 
-    `absorbance` may be coarser than `size`: the quantum noise is drawn at the full resolution, with the photons that
-    the area of a pixel collects (Poisson's distribution, normal where there are many).
+    `absorbance` may be coarser than `size`: the quantum noise is drawn at the full resolution, with the number of
+    photons that a pixel collects (a Poisson distribution, approximated by a normal one).
     """
     coarse = site.columns * site.spacing_mm / absorbance.shape[1]
     primary = np.exp(-absorbance)

@@ -1,6 +1,6 @@
-"""What lies in a chest beside its anatomy: the nodule that is asked for, and what looks a little like one.
+"""What is in a chest beside its anatomy: the nodule, which is the finding, and distractors that look a little like it.
 
-The distractors are drawn in both classes alike, so that "something round and bright" does not answer the question.
+Distractors are drawn in both classes, so that "something round and bright" does not answer the question.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from medopt.phantom.anatomy import Scene
 from medopt.phantom.chest import Chest
 from medopt.phantom.projection import polyline, stamp, tube
 
-# Larger and denser than most nodules of life, as if calcified: some 260 training images have to be enough for a network
-# that starts from nothing, while a thumbnail must not be enough.
+# Larger and denser than most real nodules, as if calcified: 260 training images have to be enough for a network without
+# pretraining, while a thumbnail must not be enough.
 NODULE_RADIUS_MM = (13.0, 23.0)
 NODULE_DENSITY = (1.8, 3.0)
 NODULE_ABSORBANCE = 0.0165
-"""Absorbance that a mm of nodule of density 1 adds where it displaces lung."""
+"""Absorbance that 1 mm of a nodule of density 1 adds where it displaces lung."""
 
 LETTERS = {
     "L": [[(0, 0), (0, 20), (11, 20)]],
@@ -30,7 +30,7 @@ LETTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Nodule:
-    """One nodule: its place in the lungs as fractions of them, its radius in mm, density, edge and lobes."""
+    """One nodule: its place as fractions of the lungs, its radius in mm, density, edge and lobes."""
 
     place: tuple[float, float]
     radius: float
@@ -40,7 +40,7 @@ class Nodule:
 
 
 def draw_nodule(rng: np.random.Generator) -> Nodule:
-    """Draw a nodule of a patient; the same one shows in each of the patient's images."""
+    """Draw the nodule of a patient; it is the same in each image of the patient."""
     return Nodule(
         place=(rng.uniform(), rng.uniform()),
         radius=rng.uniform(*NODULE_RADIUS_MM),
@@ -51,7 +51,7 @@ def draw_nodule(rng: np.random.Generator) -> Nodule:
 
 
 def add_nodule(absorbance: FloatArray, nodule: Nodule, chest: Chest, scene: Scene) -> None:
-    """Add a nodule in place, where there is lung to hold it: ribs, vessels and the heart's edge may cover a part."""
+    """Add a nodule, in place, where there is enough lung; ribs, vessels and the edge of the heart may cover a part."""
     grid = scene.grid
     room = gaussian_filter(scene.lungs, 0.8 * nodule.radius / grid.spacing)
     rows, cols = np.nonzero(room > min(1.15 * (chest.depth - 8), 0.9 * room.max()))
@@ -106,7 +106,7 @@ def _electrodes(metal: FloatArray, rng: np.random.Generator, chest: Chest, scene
 
 
 def _marker(metal: FloatArray, rng: np.random.Generator, scene: Scene) -> None:
-    """The technologist's lead letter at the upper corner of its side."""
+    """The lead letter of the technologist, in the upper corner of its side."""
     letter = "LR"[rng.integers(2)]
     edge = float(scene.grid.x[0, -1] if letter == "L" else scene.grid.x[0, 0])
     x, y = edge * (1 - rng.uniform(0.2, 0.26)) - 5, rng.uniform(-175, -125)

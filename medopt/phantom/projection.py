@@ -1,4 +1,4 @@
-"""Parallel projection of a body onto a grid: where things fall, and how much of them lies along each ray.
+"""Parallel projection of a body onto a grid of rays: how much of it lies along each ray.
 
 Body coordinates are millimetres from the middle of the chest: x toward the image's right (the patient's left), y
 downward, z toward the detector (a postero-anterior view: the chest faces it).
@@ -42,7 +42,7 @@ class ProjectionGrid:
         return np.zeros((self.rows, self.cols), np.float32)
 
     def window(self, at: tuple[float, float], reach: tuple[float, float]) -> tuple[slice, slice]:
-        """Rows and columns within `reach` mm (x, y) of a place."""
+        """Rows and columns within `reach` mm (x, y) of a position in mm."""
         row = (at[1] + self.shift[1]) / self.spacing + (self.rows - 1) / 2
         col = (at[0] + self.shift[0]) / self.spacing + (self.cols - 1) / 2
         high, wide = reach[1] / self.spacing, reach[0] / self.spacing

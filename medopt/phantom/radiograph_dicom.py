@@ -21,7 +21,7 @@ LARGEST = 4095
 
 @dataclass(frozen=True, slots=True)
 class Radiograph:
-    """What the header of a phantom radiograph says: a fictional patient, an imaginary machine."""
+    """The header of a phantom radiograph: a fictional patient, an imaginary system."""
 
     patient_id: str = "PHANTOM"
     patient_name: str = "PHANTOM^CHEST"
@@ -42,7 +42,7 @@ class Radiograph:
 
 
 def phantom_uid(*source: str) -> str:
-    """A UID that depends on nothing but its sources."""
+    """A UID that depends on its sources alone."""
     return str(generate_uid(entropy_srcs=["medopt phantom", *("/" + part for part in source)]))
 
 
@@ -50,7 +50,7 @@ def write_radiograph(path: Path, pixels: FloatArray, header: Radiograph = Radiog
     """Write a radiograph as one DX DICOM file, whole or not at all; the same input gives the same bytes.
 
     `pixels` is (rows, columns) in 0..1, dense tissue bright. Stored as 0..4095, inverted for MONOCHROME1. UIDs that
-    the header leaves empty are derived from the patient and the file's name. Raises StorageError.
+    the header leaves empty are derived from the patient and the name of the file. Raises StorageError.
     """
     data = dataset(pixels, header, path.stem)
     with atomic(path) as part:

@@ -1,4 +1,4 @@
-"""Who is in the study, in which split, and the files: a synthetic study of fictional patients, drawn from a seed."""
+"""A synthetic study of fictional patients, drawn from a seed: patients, splits and files."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ COLUMNS = ("image", "patient_id", "study_uid", "series_uid", "site", "age", "sex
 LABELS = ("no_nodule", "nodule")
 PREVALENCE = 0.45
 TWO_IMAGES = 0.15
-"""Share of the patients who come a second time."""
+"""Share of the patients with a second image."""
 GRID_MM = 0.9
-"""The anatomy is drawn this coarsely; the detector's pixels are finer."""
+"""Spacing at which the anatomy is drawn; the pixels of the detector are finer."""
 MARGIN_MM = 14.0
-"""Drawn beyond the detector's edge, so that a tilted patient fills it."""
+"""Margin drawn beyond the edge of the detector, so that a tilted patient fills it."""
 SHARES = {"site_a": (0.4, (0.68, 0.20)), "site_b": (0.4, (0.68, 0.20)), "site_c": (0.2, (0.0, 0.0))}
-"""Share of the patients at each site, and the parts of them for training and validation; the rest is for the test."""
+"""Share of the patients at each site, and the shares of these for train and val; the rest is for test."""
 VERSION = 2
-"""Raised whenever the same seed would give other pixels."""
+"""Incremented whenever the same seed would give other pixels."""
 PARAMETERS = ("patients", "seed", "version")
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """One fictional patient: where, in which split, with or without a nodule, and in how many images."""
+    """One fictional patient: site, split, with or without a nodule, and the number of images."""
 
     number: int
     identifier: str
@@ -83,13 +83,16 @@ def draw_case(
 ) -> FloatArray:
     """Draw one radiograph: (rows, columns) in 0..1, dense tissue bright; `size` replaces the site's own matrix.
 
-    The chest and the nodule come from (seed, patient), the pose, the distractors and the noise from the image's
-    index as well. The field of view is the site's, whatever the size.
+    The chest and the nodule depend on (seed, patient); the pose, the distractors and the noise also on `image`, its
+    index. The field of view is that of the site, whatever the size. Raises ConfigError for an unknown site.
+
+    >>> draw_case(7, "site_a", nodule=True, size=(64, 52)).shape
+    (64, 52)
     """
     system = site_named(site)
     size = size or (system.rows, system.columns)
-    who = np.random.default_rng([seed, patient])
-    chest, lesion = draw_chest(who, sex), draw_nodule(who)
+    patient_rng = np.random.default_rng([seed, patient])
+    chest, lesion = draw_chest(patient_rng, sex), draw_nodule(patient_rng)
     rng = np.random.default_rng([seed, patient, image + 1])
     pose = draw_pose(rng)
     height, width = system.rows * system.spacing_mm, system.columns * system.spacing_mm
@@ -106,7 +109,7 @@ def draw_case(
 
 
 def plan_patients(patients: int, seed: int) -> list[Patient]:
-    """Draw who is in the study: at each site and in each split the same prevalence, a patient in one split only."""
+    """Draw the patients: the same prevalence at each site and in each split, a patient in one split only."""
     rng = np.random.default_rng([seed, patients, 99])
     plan: list[Patient] = []
     for letter, (site, (share, parts)) in zip("ABC", SHARES.items(), strict=True):
@@ -142,10 +145,10 @@ def draw_study(
 ) -> Path:
     """Draw the whole study below `folder` and return its manifest's path.
 
-    Writes `images/<site>/<name>.dcm`, `phantom.json` (the parameters and the manifest's SHA-256) and, last of all,
-    `manifest.csv`. Every file is written whole or not at all and depends on the seed alone, so an interrupted study
-    is gone on with, and a complete one is returned at once. Raises ConfigError where the folder holds something else
-    or the study would be too small, StorageError where it cannot be written.
+    Writes `images/<site>/<name>.dcm`, `phantom.json` (the parameters and the SHA-256 of the manifest) and, last of
+    all, `manifest.csv`. Every file is written whole or not at all and depends on the seed alone, so an interrupted
+    study is continued, and a complete one is returned at once. Raises ConfigError where the folder holds something
+    else or the study would be too small, StorageError where it cannot be written.
     """
     if patients < 24:
         raise ConfigError(
@@ -174,22 +177,22 @@ def draw_study(
 
 
 def _alternating(count: int) -> list[bool]:
-    """Nodule or none, in the study's prevalence, as evenly as `count` allows."""
+    """Nodule or none, in the prevalence of the study, spread evenly over `count`."""
     return [int((at + 1) * PREVALENCE + 0.5) > int(at * PREVALENCE + 0.5) for at in range(count)]
 
 
 def _claim(folder: Path, facts: dict[str, object]) -> None:
-    """Make sure that the folder is this study's, or free to become it."""
+    """Refuse a folder that holds another study or other data."""
     card = folder / "phantom.json"
     if card.is_file():
         try:
-            found = json.loads(card.read_text(encoding="utf-8"))
+            existing = json.loads(card.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
-        if found != facts:
-            was, wanted = (", ".join(f"{key} {of.get(key)}" for key in PARAMETERS) for of in (found, facts))
+            existing = {}
+        if existing != facts:
+            old, new = (", ".join(f"{key} {study.get(key)}" for key in PARAMETERS) for study in (existing, facts))
             raise ConfigError(
-                f"{folder} holds another phantom study ({was}) than the one asked for ({wanted}). "
+                f"{folder} holds another phantom study ({old}) than the requested one ({new}). "
                 "Choose another folder, or remove this one first."
             )
     elif any((folder / name).exists() for name in ("manifest.csv", "images")):
@@ -199,7 +202,7 @@ def _claim(folder: Path, facts: dict[str, object]) -> None:
 
 
 def _draw_all(folder: Path, shots: list[Shot], seed: int, workers: int) -> Iterator[Path]:
-    """Draw the images, in this process or in several; their paths come as they are done."""
+    """Draw the images, in this process or in several, and yield each path when it is done."""
     if workers == 1:
         for shot in shots:
             yield _draw(folder, shot, seed)
@@ -215,21 +218,23 @@ def _draw_all(folder: Path, shots: list[Shot], seed: int, workers: int) -> Itera
 
 def _draw(folder: Path, shot: Shot, seed: int) -> Path:
     """Draw and write one image."""
-    who = shot.patient
-    site = site_named(who.site)
-    pixels = draw_case(seed, who.site, nodule=who.nodule, patient=who.number, image=shot.index, sex=who.sex)
+    patient = shot.patient
+    site = site_named(patient.site)
+    pixels = draw_case(
+        seed, patient.site, nodule=patient.nodule, patient=patient.number, image=shot.index, sex=patient.sex
+    )
     study, series = _uids(shot, seed)
     header = Radiograph(
-        patient_id=who.identifier,
-        patient_name=f"PHANTOM^{who.identifier[-4:]}",
-        sex=who.sex,
-        age=who.age,
+        patient_id=patient.identifier,
+        patient_name=f"PHANTOM^{patient.identifier[-4:]}",
+        sex=patient.sex,
+        age=patient.age,
         study_uid=study,
         series_uid=series,
         instance_uid=phantom_uid(str(seed), shot.file, "instance"),
-        accession=f"PH{who.number:05d}{shot.index}",
-        date=f"2020{1 + who.number % 12:02d}{1 + (who.number // 12) % 27 + shot.index:02d}",
-        institution=f"medopt phantom {who.site}",
+        accession=f"PH{patient.number:05d}{shot.index}",
+        date=f"2020{1 + patient.number % 12:02d}{1 + (patient.number // 12) % 27 + shot.index:02d}",
+        institution=f"medopt phantom {patient.site}",
         model=site.model,
         kvp=site.kvp,
         spacing_mm=site.spacing_mm,
@@ -249,8 +254,17 @@ def _manifest(shots: list[Shot], seed: int) -> str:
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(COLUMNS)
     for shot in shots:
-        who = shot.patient
+        patient = shot.patient
         table.writerow(
-            (shot.file, who.identifier, *_uids(shot, seed), who.site, who.age, who.sex, LABELS[who.nodule], who.split)
+            (
+                shot.file,
+                patient.identifier,
+                *_uids(shot, seed),
+                patient.site,
+                patient.age,
+                patient.sex,
+                LABELS[patient.nodule],
+                patient.split,
+            )
         )
     return stream.getvalue()

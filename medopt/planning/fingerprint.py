@@ -1,4 +1,4 @@
-"""What the data are, from the manifest and from a sample of the training images read whole."""
+"""The data in numbers, from the manifest and from a sample of the training images."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.image_facts import ImageFacts, read_facts
 
 SAMPLE = 120
-"""Images that are read; more do not move a median that is rounded anyway."""
+"""Number of images that are read; more hardly move a median."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """The data in numbers: `counts` is images by split and label; `looks` is the sample of training images."""
+    """The data in numbers: `counts` are images by split and label, `sample` facts of some training images."""
 
     images: int
     patients: int
     sites: tuple[str, ...]
     counts: dict[str, dict[str, int]]
-    looks: tuple[ImageFacts, ...]
+    sample: tuple[ImageFacts, ...]
 
     @property
     def dims(self) -> int:
         """2 for images, 3 for volumes."""
-        return len(self.looks[0].size)
+        return len(self.sample[0].size)
 
     @property
     def train(self) -> int:
@@ -40,65 +40,66 @@ class Fingerprint:
 
     @property
     def modality(self) -> str:
-        """The modality of all images, empty where they do not say it or differ."""
-        found = {look.modality for look in self.looks}
-        return found.pop() if len(found) == 1 else ""
+        """The modality of all images; empty where it is not given, or where they differ."""
+        modalities = {image.modality for image in self.sample}
+        return modalities.pop() if len(modalities) == 1 else ""
 
     def sizes(self, quantile: float) -> tuple[float, ...]:
-        """A quantile of the sizes, axis by axis."""
-        return tuple(np.quantile([look.size for look in self.looks], quantile, axis=0).tolist())
+        """A quantile of the sizes in pixels, axis by axis."""
+        return tuple(np.quantile([image.size for image in self.sample], quantile, axis=0).tolist())
 
     def spacing_mm(self) -> tuple[float, ...] | None:
-        """The median spacing, axis by axis; None where not all images say it."""
-        known = [look.spacing_mm for look in self.looks]
+        """The median spacing in mm, axis by axis; None where not all images give one."""
+        known = [image.spacing_mm for image in self.sample]
         return tuple(np.median(known, axis=0).tolist()) if all(known) else None
 
     def extents_mm(self, quantile: float) -> tuple[float, ...]:
-        """A quantile of the extents, axis by axis, where all images say their spacing."""
-        return tuple(np.quantile([np.multiply(k.size, k.spacing_mm) for k in self.looks], quantile, axis=0).tolist())
+        """A quantile of the extents in mm, axis by axis; all images must give their spacing."""
+        extents = [np.multiply(image.size, image.spacing_mm) for image in self.sample]
+        return tuple(np.quantile(extents, quantile, axis=0).tolist())
 
 
 def take_fingerprint(
     cases: Sequence[Case], labels: Sequence[str], task: str, folder: Path, reporter: Reporter | None = None
 ) -> Fingerprint:
-    """Read a sample of the training images, spread over sites and labels.
+    """Read a sample of the training images below `folder`, spread over sites and labels.
 
     Raises DataError where an image of it cannot be read, or where images and volumes are mixed.
     """
     train = [case for case in cases if case.split == "train"]
     if not train:
-        raise DataError("No case is in the split train, so there is nothing to plan by.")
-    looks = _read(_spread(train), folder, reporter or SilentReporter())
-    dims = Counter(len(look.size) for look in looks)
+        raise DataError("No case is in the split train, so there is nothing to plan with.")
+    sample = _read(_sample(train), folder, reporter or SilentReporter())
+    dims = Counter(len(image.size) for image in sample)
     if len(dims) > 1:
         raise DataError(
-            f"{dims[2]} of {len(looks)} sampled scans are single images and {dims[3]} are volumes. A study takes "
+            f"{dims[2]} of {len(sample)} sampled scans are single images and {dims[3]} are volumes. A study takes "
             "either: make a manifest of each."
         )
     counts: dict[str, dict[str, int]] = {
-        split: _counted([case for case in cases if case.split == split], labels, task) for split in SPLITS
+        split: _count_labels([case for case in cases if case.split == split], labels, task) for split in SPLITS
     }
     return Fingerprint(
         images=len(cases),
         patients=len({case.patient_id for case in cases}),
         sites=tuple(sorted({case.site for case in cases})),
         counts=counts,
-        looks=tuple(looks),
+        sample=tuple(sample),
     )
 
 
-def _counted(cases: Sequence[Case], labels: Sequence[str], task: str) -> dict[str, int]:
-    """Images by label; all of them under the empty name."""
+def _count_labels(cases: Sequence[Case], labels: Sequence[str], task: str) -> dict[str, int]:
+    """Number of images by label; of all images under the empty name."""
     if task == "multilabel":
-        found = {label: sum(case.label[at] for case in cases) for at, label in enumerate(labels)}
+        counts = {label: sum(case.label[at] for case in cases) for at, label in enumerate(labels)}
     else:
         classes = Counter(case.label[0] for case in cases)
-        found = {label: classes[at] for at, label in enumerate(labels)}
-    return {"": len(cases)} | found
+        counts = {label: classes[at] for at, label in enumerate(labels)}
+    return {"": len(cases)} | counts
 
 
-def _spread(cases: Sequence[Case]) -> list[Case]:
-    """At most SAMPLE cases, as evenly as can be over sites and labels, the same ones each time."""
+def _sample(cases: Sequence[Case]) -> list[Case]:
+    """At most SAMPLE cases, spread evenly over sites and labels; the same ones each time."""
     groups: dict[tuple[str, tuple[int, ...]], list[Case]] = defaultdict(list)
     for case in sorted(cases, key=lambda case: case.case_id):  # a pseudonym: as good as shuffled
         groups[case.site, case.label].append(case)
@@ -108,7 +109,7 @@ def _spread(cases: Sequence[Case]) -> list[Case]:
 
 def _read(cases: Sequence[Case], folder: Path, reporter: Reporter) -> list[ImageFacts]:
     facts = read_facts(cases, folder, reporter)
-    if problems := sorted(one.problem for one in facts if one.problem):
+    if problems := sorted(image.problem for image in facts if image.problem):
         raise DataError(
             f"{len(problems)} of {len(cases)} sampled images cannot be used: {listed(problems, 3)} "
             "medopt manifest check lists all such images, and --fix leaves them out."

@@ -19,7 +19,7 @@ from medopt.core.errors import DataError
 from medopt.manifest.image_facts import ImageFacts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.table import read_manifest
-from medopt.planning.decide import LONGEST, VOXELS, decide
+from medopt.planning.decide import MAX_SIDE, MAX_VOXELS, decide
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
 
 
@@ -45,14 +45,14 @@ def settings(found: Fingerprint, device: str = "cpu", modality: str = "") -> dic
 
 def test_every_decision_has_a_reason() -> None:
     for looks in ([CT], [MR], [DX], [PNG]):
-        assert all(len(one.why) > 8 for one in decide(data(looks), "cpu"))
+        assert all(len(one.reason) > 8 for one in decide(data(looks), "cpu"))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("scan", [CT, MR], ids=["CT", "MR"])
 def test_a_volume_fits_the_device_and_the_finest_axis_gives_way_first(scan: ImageFacts, device: str) -> None:
     found = settings(data([scan]), device)
-    assert np.prod(found["prepare.size"]) < 1.35 * VOXELS[device]
+    assert np.prod(found["prepare.size"]) < 1.35 * MAX_VOXELS[device]
     spacing = found["prepare.spacing_mm"]
     assert all(new >= old for new, old in zip(spacing, scan.spacing_mm, strict=True))
     assert max(spacing) / min(spacing) <= max(scan.spacing_mm) / min(scan.spacing_mm)
@@ -69,7 +69,7 @@ def test_a_small_volume_keeps_its_spacing() -> None:
 def test_a_volume_without_spacing_is_fitted_as_a_whole() -> None:
     found = settings(data([replace(CT, spacing_mm=())]))
     assert found["prepare.fit"] == "stretch" and "prepare.spacing_mm" not in found
-    assert np.prod(found["prepare.size"]) < 1.35 * VOXELS["cpu"]
+    assert np.prod(found["prepare.size"]) < 1.35 * MAX_VOXELS["cpu"]
 
 
 def test_an_image_keeps_its_size_or_its_aspect() -> None:
@@ -77,7 +77,7 @@ def test_an_image_keeps_its_size_or_its_aspect() -> None:
     tiny = settings(data([replace(PNG, size=(28, 28))]))
     assert (tiny["prepare.size"], tiny["model.stem"]) == ([28, 28], "small")
     large = settings(data([DX]), "cuda")
-    assert large["prepare.size"] == [LONGEST["cuda"], 416]  # 2000 x 1600 in steps of 32
+    assert large["prepare.size"] == [MAX_SIDE["cuda"], 416]  # 2000 x 1600 in steps of 32
     mixed = settings(data([DX, replace(DX, size=(1600, 2000))]))
     assert mixed["prepare.fit"] == "pad"
 
@@ -198,8 +198,8 @@ def test_a_sample_is_spread_over_sites_and_labels_and_bounded(written: Callable[
     manifest = written(rows)
     study = infer_study(manifest)
     found = take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)
-    assert len(found.looks) == SAMPLE
-    assert [look.size for look in found.looks].count((12, 12)) == 2  # the one of the rare site, and a rare label's
+    assert len(found.sample) == SAMPLE
+    assert [look.size for look in found.sample].count((12, 12)) == 2  # the one of the rare site, and a rare label's
     assert found.counts["train"] == {"": count, "a": count - 5, "b": 5}
 
 
