@@ -15,19 +15,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nncf
 import numpy as np
 import onnx
-from nncf.common.quantization.structs import QuantizationScheme
-from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix, QuantizationParameters
-from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from onnx import numpy_helper
 
 from medopt.config import Profile
 from medopt.core.errors import DataError, TrainingError
 from medopt.core.files import atomic
 from medopt.core.records import FloatArray
+from medopt.core.telemetry import without_telemetry
 from medopt.inference.engines import INPUT
+
+with without_telemetry():
+    import nncf
+    from nncf.common.quantization.structs import QuantizationScheme
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        OverflowFix,
+        QuantizationParameters,
+    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
 LEAST = 8  # images whose ranges say anything
 
