@@ -24,7 +24,7 @@ from medopt.transforms.augment import apply, draw
 Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented
 
 
-class PreparedDataset(Dataset[tuple[Tensor, Tensor, int]]):
+class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Prepared images by key; an item is (image (C, *size), target (K,), index).
 
     K is 1 for a binary study, else one number a label: zeros and a one for a class. With `training.mixup` an augmented
@@ -163,7 +163,7 @@ def _loader(
     study: Study, cases: Sequence[Case], files: Sequence[Path], sampler: Sampler[list[Key]]
 ) -> DataLoader[tuple[Tensor, Tensor, int]]:
     return DataLoader(
-        PreparedDataset(study, cases, files),
+        KeyedDataset(study, cases, files),
         batch_sampler=sampler,
         num_workers=study.training.workers,
         pin_memory=torch.cuda.is_available() and study.training.accelerator != "cpu",

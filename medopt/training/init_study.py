@@ -16,7 +16,7 @@ from torch import Tensor
 from medopt.config import Study
 from medopt.core.records import Case
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.data.loaders import PreparedDataset
+from medopt.data.loaders import KeyedDataset
 from medopt.models.signal_propagation import Depth, Scale, Variant, build_variant, measure_scale, variants
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import Loss, build_loss
@@ -94,7 +94,7 @@ def _plainly(study: Study) -> Study:
 
 def _batch(study: Study, cases: Sequence[Case], files: Sequence[Path], images: int) -> tuple[Tensor, Tensor]:
     chosen = np.random.default_rng(study.seed).permutation(len(cases))[:images].tolist()
-    data = PreparedDataset(study, cases, files)
+    data = KeyedDataset(study, cases, files)
     rows = [data[(-1, index, 0)] for index in chosen]
     return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medopt.config import Study
 from medopt.core.records import Case
-from medopt.data.loaders import PreparedDataset
+from medopt.data.loaders import KeyedDataset
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.memory import peak_bytes
@@ -56,7 +56,7 @@ class _Bench:
         state = start_state(self.study, self.fabric)
         state.network.train()
         self.stepper = Stepper(self.study, self.fabric, state, build_loss(study, cases))
-        self.data = PreparedDataset(study, cases, files)
+        self.data = KeyedDataset(study, cases, files)
         self.images = step_images(study, len(cases))
 
     def __call__(self, size: int) -> tuple[float, int]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, Transform
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,8 +19,12 @@ from medopt.config import Intensity, Prepare
 from medopt.core.errors import DataError, MedoptError
 from medopt.core.provenance import digest
 from medopt.core.records import FloatArray, Volume
+from medopt.core.telemetry import without_telemetry
 from medopt.imaging import read_scan
 from medopt.transforms.resize import crop_or_pad, fitted, resize
+
+with without_telemetry():
+    from monai.transforms import Compose, Transform
 
 # Raise this whenever the chain gives other values for the same configuration.
 CHAIN_VERSION = 2
@@ -164,7 +167,21 @@ class CropOrPad(Transform):
 
 
 class PrepareChain(Transform):
-    """Path or Volume to a float32 tensor (C, *size) with values in 0..1, by MONAI's Compose."""
+    """The deterministic chain of a study: a path or a Volume to a float32 tensor (C, *size) with values in 0..1.
+
+    `size` is (H, W) or (D, H, W) and C the channels of the `prepare` section. `fingerprint` is a SHA-256 of the section
+    and of the chain's version; two chains with the same fingerprint give the same tensors, to the bit. It is a MONAI
+    Transform. Raises DataError naming the file and the reason.
+
+    >>> import medopt
+    >>> manifest = medopt.draw_study("phantom-data/phantom", patients=30)
+    >>> chain = PrepareChain(Prepare(size=[96, 96]))
+    >>> image = chain(manifest.parent / "images/site_a/phantom-a001_1.dcm")
+    >>> image.shape, float(image.min()), float(image.max())
+    (torch.Size([1, 96, 96]), 0.0, 1.0)
+    >>> chain.fingerprint[:16]
+    '06b58ec76f3bb2ed'
+    """
 
     def __init__(self, config: Prepare) -> None:
         self.config = config
