@@ -52,7 +52,7 @@ def compress(
     grid = CompressionGrid(_shares(prune), tuple(kinds), Rule(choose, within))  # type: ignore[arg-type]  # checked above
     reporter = ConsoleReporter()
     try:
-        summary = compress_run(run, grid, data_folder(data), reporter, Hardware.found(devices, 1, "ddp"))
+        summary = compress_run(run, grid, data_folder(data), reporter, Hardware.detect(devices, 1, "ddp"))
     finally:
         reporter.close()
     print_front(summary["front"])

@@ -102,12 +102,12 @@ def balanced_chances(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]
     labels = np.array([case.label for case in cases])  # (N, 1) classes, or (N, K) zeros and ones
     if study.data.task != "multilabel":
         counts = np.bincount(labels[:, 0])
-        wanted = 1 / counts[labels[:, 0]]
+        weights = 1 / counts[labels[:, 0]]
     else:
         none = ~labels.any(axis=1)
         has = np.column_stack([labels.astype(bool), none])
-        wanted = np.where(has, 1 / np.maximum(has.sum(axis=0), 1), 0).max(axis=1)
-    chances: NDArray[np.float64] = wanted / wanted.sum()
+        weights = np.where(has, 1 / np.maximum(has.sum(axis=0), 1), 0).max(axis=1)
+    chances: NDArray[np.float64] = weights / weights.sum()
     return chances
 
 

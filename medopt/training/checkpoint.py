@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from medopt.core.errors import TrainingError, listed
 from medopt.core.files import atomic
 from medopt.core.records import EpochRecord
-from medopt.training.state import TrainingState, spread, whole
+from medopt.training.step import TrainingState, spread, whole
 
 KEPT = 2
 
@@ -54,10 +54,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the values, in the order of the names: safetensors itself notices a short file, not a changed byte."""
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(tensors[name].numpy().data)
-    return found.hexdigest()
+        checksum.update(tensors[name].numpy().data)
+    return checksum.hexdigest()
 
 
 def save_epoch(folder: Path, state: TrainingState, facts: Mapping[str, Any], *, write: bool = True) -> None:

@@ -15,7 +15,7 @@ from medopt.core.records import EpochRecord
 from medopt.core.reporter import SilentReporter
 from medopt.data.loaders import KeyedDataset
 from medopt.training import epoch as epoch_module
-from medopt.training import state as state_module
+from medopt.training import step as state_module
 from medopt.training.job import PreparedSplit, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.schedules import learning_rate
