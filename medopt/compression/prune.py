@@ -1,7 +1,7 @@
 """Structured pruning: whole channels go, and what is left is a real narrower network of the same shape.
 
-How much a channel matters is told by the gradient: the first-order change of the loss were the channel's outputs
-scaled to nothing, as the root of its mean square over training images (Molchanov et al., Importance Estimation for
+The gradient says how much a channel matters: the first-order change of the loss if the channel's outputs were scaled
+to nothing, as the root of its mean square over training images (Molchanov et al., Importance Estimation for
 Neural Network Pruning, 2019). All layers that write into a channel's group lose it at once, so their changes are added
 up first. Divided by the multiply-adds that go with the channel, it is the price of each, and one threshold over all
 groups decides. No group is normalized by itself: that takes channels where they are dear. Measured on BreastMNIST with

@@ -177,4 +177,4 @@ def measure_scale(model: nn.Module, image: Tensor, target: Tensor, loss: Loss) -
 
 def _norm(*gradients: Tensor) -> float:
     """Euclidean norm of all values together, summed in double precision."""
-    return math.sqrt(sum(float(one.detach().double().square().sum()) for one in gradients))
+    return math.sqrt(sum(float(gradient.detach().double().square().sum()) for gradient in gradients))

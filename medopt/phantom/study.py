@@ -192,13 +192,13 @@ def _claim(folder: Path, facts: dict[str, object]) -> None:
     card = folder / "phantom.json"
     if card.is_file():
         try:
-            found = json.loads(card.read_text(encoding="utf-8"))
+            existing = json.loads(card.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
-        if found != facts:
-            was, wanted = (", ".join(f"{key} {of.get(key)}" for key in PARAMETERS) for of in (found, facts))
+            existing = {}
+        if existing != facts:
+            theirs, ours = (", ".join(f"{key} {of.get(key)}" for key in PARAMETERS) for of in (existing, facts))
             raise ConfigError(
-                f"{folder} holds another phantom study ({was}) than the one asked for ({wanted}). "
+                f"{folder} holds another phantom study ({theirs}) than the one asked for ({ours}). "
                 "Choose another folder, or remove this one first."
             )
     elif any((folder / name).exists() for name in ("manifest.csv", "images")):

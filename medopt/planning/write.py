@@ -55,7 +55,7 @@ def _lines(
     lines.append(_line("  labels", inferred.data.labels, second))
     for section, members in groupby(decisions, key=lambda decision: decision.key.partition(".")[0]):
         lines.append(f"{section}:")
-        lines += [_line("  " + one.key.partition(".")[2], one.value, one.why) for one in members]
+        lines += [_line("  " + decision.key.partition(".")[2], decision.value, decision.why) for decision in members]
     return lines
 
 
