@@ -52,7 +52,7 @@ def compress(
     grid = CompressionGrid(_shares(prune), tuple(kinds), Rule(choose, within))  # type: ignore[arg-type]  # checked above
     reporter = ConsoleReporter()
     try:
-        finished = compress_run(run, grid, data_folder(data), reporter, Hardware.found(devices, 1, "ddp"))
+        finished = compress_run(run, grid, data_folder(data), reporter, Hardware.detect(devices, 1, "ddp"))
     finally:
         reporter.close()
     front = finished.front

@@ -94,7 +94,7 @@ def run(
         )
     if bool(override_gate) != bool(reason) or (override_gate and several):
         raise ConfigError("--override-gate NAME and --reason TEXT go together, for one run: who releases it, and why.")
-    hardware = Hardware.found(devices, nodes, strategy.value)
+    hardware = Hardware.detect(devices, nodes, strategy.value)
     if several and (hardware.devices > 1 or hardware.nodes > 1):
         raise ConfigError(
             "Several devices train one model; --seeds, --folds and several studies are jobs of their own. Run these "

@@ -127,7 +127,7 @@ def tune_batch(
         from medopt.training.batch_size import find_batch_size
 
         found = find_batch_size(
-            ready.study, ready.cases, ready.files, most=most, seconds=seconds, reporter=ready.reporter
+            ready.study, ready.cases, ready.files, max_size=most, seconds=seconds, reporter=ready.reporter
         ).facts()
     picture = ready.folder / "batch.png"
     batch_figure(found, picture, ready.study.name)
@@ -173,9 +173,9 @@ def tune_init(
             study, ready.cases, ready.files, depths=wanted, images=images, steps=steps, reporter=ready.reporter
         )
     picture = ready.folder / "init.png"
-    initialization_figure([net.facts() | {"kind": net.variant.kind} for net in found], picture)
+    initialization_figure([net.facts() | {"kind": net.variant.description} for net in found], picture)
     plain_console().print(_init_table(study, found))
-    facts = {"nets": [net.facts() | {"kind": net.variant.kind} for net in found], "study": study.name}
+    facts = {"nets": [net.facts() | {"kind": net.variant.description} for net in found], "study": study.name}
     _end(facts, picture, as_json)
 
 
@@ -206,8 +206,8 @@ def _init_table(study: Study, found: Sequence[InitResult]) -> Table:
         blocks = scale.activation
         shown = ", ".join(f"{value:.2g}" for value in (blocks[0], blocks[len(blocks) // 2], blocks[-1]))
         weights = f"{scale.weights[0]:.2g}, {scale.weights[-1]:.2g}"
-        own = (net.variant.depth, net.variant.init, net.variant.kind) == _own(study)
-        name = f"{net.variant.depth} layers, {net.variant.kind}{'  (this study)' if own else ''}"
+        own = (net.variant.depth, net.variant.init, net.variant.description) == _own(study)
+        name = f"{net.variant.depth} layers, {net.variant.description}{'  (this study)' if own else ''}"
         table.add_row(
             name, net.variant.init, shown, weights, f"{scale.ratio:.2g}", f"{losses[0]:.3g} to {losses[-1]:.3g}"
         )

@@ -24,11 +24,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_study(path: Path, overrides: list[str] | None = None) -> Study:
-    """Read a study file and apply overrides of the form `training.epochs=3`.
+def load_study(path: str | Path, overrides: list[str] | None = None) -> Study:
+    """Read a study file (YAML) and apply overrides of the form `training.epochs=3`.
 
     Raises ConfigError naming the file, the key and the nearest known key.
+
+    >>> from pathlib import Path
+    >>> _ = Path("nodules.yaml").write_text(
+    ...     "name: nodules\\n"
+    ...     "question: Is there a nodule?\\n"
+    ...     "data: {manifest: phantom/manifest.csv, root: phantom, labels: [no_nodule, nodule]}\\n"
+    ...     "prepare: {size: [32, 32]}\\n")
+    >>> study = load_study("nodules.yaml", ["training.epochs=3"])
+    >>> study.training.epochs, study.spatial_dims
+    (3, 2)
     """
+    path = Path(path)
     raw = read_keys(path, "study file", "name, data and prepare")
     for override in overrides or []:
         _apply(raw, override)

@@ -30,6 +30,9 @@ class Case:
     `case_id` and `patient_id` are pseudonyms; `image` is a path below the data folder, where a member of an
     `.npz` file is written `file.npz#array/index`. `label` holds one 0/1 entry for each label of a multi-label
     study, else a single class index. `groups` are pairs of a column and its cell, for the figures of subgroups.
+
+    >>> Case("c1", "p1", "images/0001.dcm", label=(1,), split="train").site
+    'unknown'
     """
 
     case_id: str
@@ -51,6 +54,11 @@ class Volume:
     (d, h, w, 1) to millimetres in DICOM's patient system LPS (PS3.3 C.7.6.2.1.1): first the position toward the
     patient's left, then posterior, then superior. An image has d = 0. `spacing_mm` follows the array's spatial axes.
     `window` is (center, width) in the array's units where the scan names one (VOI LUT, PS3.3 C.11.2).
+
+    >>> import numpy as np
+    >>> ct = Volume(np.zeros((1, 40, 512, 512), np.float32), np.eye(4), spacing_mm=(5.0, 0.7, 0.7), modality="CT")
+    >>> ct.spatial_dims
+    3
     """
 
     array: FloatArray

@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Transform
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import Task
+from medopt.core.telemetry import without_telemetry
 from medopt.exports.folder import FACTS
 from medopt.metrics.calibration import Calibration
 from medopt.release.layout import Kind, ModelInfo
 from medopt.release.predictor import UNDECIDED
+
+with without_telemetry():
+    from monai.transforms import Transform
 
 
 @dataclass(frozen=True, slots=True)

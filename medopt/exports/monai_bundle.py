@@ -18,17 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
 from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.files import write_json, write_text
+from medopt.core.telemetry import without_telemetry
 from medopt.exports.decisions import Decider
 from medopt.exports.folder import FACTS, ExportSource, compare, whole_folder, write_facts
 from medopt.exports.torch_module import save_program
 from medopt.release.golden import golden_scans
 from medopt.release.layout import CARD, Kind
+
+with without_telemetry():
+    from monai.bundle import ConfigParser
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 INFERENCE, METADATA, GOLDEN = "configs/inference.json", "configs/metadata.json", "golden"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import openvino
-
 from medopt.core.errors import ReleaseError
+from medopt.core.telemetry import without_telemetry
 from medopt.exports.folder import ExportSource, compare, whole_folder, write_facts
 from medopt.inference.engines import open_engine, openvino_core
 from medopt.release.layout import Kind
+
+with without_telemetry():
+    import openvino
 
 ENGINE = "openvino"
 

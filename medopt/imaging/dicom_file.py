@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
-from pydicom.config import IGNORE, settings
+from pydicom import Dataset
 from pydicom.pixels import iter_pixels, pixel_array
 from pydicom.uid import (
     UID,
@@ -26,11 +23,7 @@ from pydicom.uid import (
 
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
-
-# pydicom's remarks on odd headers may quote identifiers; what matters of them is refused below, with a reason.
-settings.reading_validation_mode = IGNORE
-warnings.filterwarnings("ignore", module=r"pydicom\.")
-logging.getLogger("pydicom").setLevel(logging.ERROR)
+from medopt.imaging.parse_dicom import parse_dicom
 
 # What a file without the prefix begins with: (0002,0000), or an early tag of group 8, in either byte order.
 _FIRST_TAGS = {
@@ -78,7 +71,7 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
     Raises DataError where the file is missing, empty or not DICOM.
     """
     try:
-        dataset = dcmread(path, force=True, defer_size=_DEFERRED_BYTES if defer else None)
+        dataset = parse_dicom(path, force=True, defer_size=_DEFERRED_BYTES if defer else None)
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror or type(error).__name__}.") from error
     except Exception as error:

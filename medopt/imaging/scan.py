@@ -20,8 +20,19 @@ def read_scan(path: Path | str, *, data: Path | None = None) -> Volume:
     the series of a folder, `folder#SeriesInstanceUID`; or a member of an archive, `file.npz#array/index`. A relative
     path is looked for below `data` where that is given.
 
-    Images come as (C, H, W) in display order, volumes as (C, D, H, W) with axes toward Superior, Posterior, Left
-    (see `medopt.imaging.geometry`). Raises DataError, and nothing else, naming the file and the reason.
+    Returns a Volume: `array` is float32, (C, H, W) in display order for an image, (C, D, H, W) with axes toward
+    Superior, Posterior, Left for a volume (see `medopt.imaging.geometry`), in the scan's own units (HU for CT),
+    `spacing_mm` and `affine` in millimetres. Raises DataError, and nothing else, naming the file and the reason.
+    Source: DICOM PS3.3 C.7.6.2.1.1 (geometry), C.7.6.3 (pixels), C.11.1 (rescaling).
+
+    From the first DICOM file on, pydicom in this process validates nothing that it reads and says nothing, as its
+    remarks may quote identifiers.
+
+    >>> import medopt
+    >>> manifest = medopt.draw_study("phantom-data/phantom", patients=30)
+    >>> volume = medopt.read_scan(manifest.parent / "images/site_a/phantom-a001_1.dcm")
+    >>> volume.array.shape, volume.array.dtype, volume.modality, volume.spacing_mm
+    ((1, 1280, 1024), dtype('float32'), 'DX', (0.336, 0.336))
     """
     place = Path(path) if data is None else data / path
     try:

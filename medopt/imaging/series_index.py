@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.dicom_file import is_dicom, other_object, vector
 from medopt.imaging.dicom_frames import FrameHeader
+from medopt.imaging.parse_dicom import parse_dicom
 
 _KEYWORDS = (
     "SOPClassUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "Modality",
@@ -138,7 +139,7 @@ def _header(path: Path) -> Dataset | str:
         with path.open("rb") as stream:
             if not is_dicom(stream.read(132)):
                 return "not DICOM"
-        dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
+        dataset = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
         if reason := other_object(dataset):
             return reason
         return dataset

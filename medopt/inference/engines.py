@@ -10,12 +10,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime
-import openvino
 from numpy.typing import NDArray
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, batches
+from medopt.core.telemetry import without_telemetry
 from medopt.data.cache import load_prepared
+
+with without_telemetry():
+    import openvino
 
 INPUT, OUTPUT, FEATURES = "image", "logits", "features"
 Mode = Literal["latency", "throughput"]

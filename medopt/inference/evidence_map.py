@@ -13,13 +13,16 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import opset13
 
 from medopt.core.records import FloatArray
+from medopt.core.telemetry import without_telemetry
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, openvino_core
 from medopt.transforms.restore import stride_of
+
+with without_telemetry():
+    import openvino
+    from openvino import opset13
 
 _OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 _TOLERANCE = 1e-3

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
@@ -23,6 +22,7 @@ from medopt.core.records import SPLITS, Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging import read_scan
 from medopt.imaging.parallel import parallel_map
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan_path import parted
 from medopt.imaging.series_index import series_files
 from medopt.manifest.check import Finding, accept, check_cases, missing_images, shown_name
@@ -155,7 +155,7 @@ def _files(case: Case, folder: Path) -> Sequence[Path]:
 def _burned_in(path: Path) -> bool:
     """BurnedInAnnotation (0028,0301), PS3.3 C.7.6.1.1: the pixels may show who the patient is."""
     try:
-        header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=["BurnedInAnnotation"])
+        header = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=["BurnedInAnnotation"])
         return str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES"
     except Exception:  # what cannot be read was refused before, or is no image of the series
         return False

@@ -31,7 +31,7 @@ NO_PATIENT = frozenset(
 Cells = dict[str, str]
 
 
-def read_manifest(path: Path, study: Study, *, of_run: bool = False) -> tuple[Case, ...]:
+def read_manifest(path: str | Path, study: Study, *, of_run: bool = False) -> tuple[Case, ...]:
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
     A multi-label study has one 0/1 column a label instead of `label`. `site`, `study_uid`, `series_uid` and `case_id`
@@ -39,7 +39,20 @@ def read_manifest(path: Path, study: Study, *, of_run: bool = False) -> tuple[Ca
     columns may stand there and are not used. `case_id` is the image's pseudonym where the manifest gives none. A
     manifest `of_run` is one that `write_run_manifest` wrote: its identifiers are pseudonyms already. Raises DataError
     naming the file, the rows and the columns.
+
+    >>> import medopt
+    >>> manifest = medopt.draw_study("phantom-data/phantom", patients=30)
+    >>> study = medopt.Study(
+    ...     name="nodules",
+    ...     question="Is there a nodule?",
+    ...     data={"manifest": "manifest.csv", "labels": ["no_nodule", "nodule"]},
+    ...     prepare={"size": [96, 96]},
+    ... )
+    >>> cases = medopt.read_manifest(manifest, study)
+    >>> len(cases), cases[0].label, cases[0].split
+    (35, (0,), 'test')
     """
+    path = Path(path)
     labels = _label_columns(study)
     read_label = _label_reader(study)
     faults = _Faults(path)

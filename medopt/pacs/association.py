@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +12,16 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from medopt.core.errors import ConfigError
+from medopt.imaging.parse_dicom import quiet_pydicom
 from medopt.pacs.destinations import Destination
 from medopt.pacs.settings import DicomTls, Node
+
+
+def quiet_network() -> None:
+    """Silence pydicom, pynetdicom and highdicom in this process: what they log may quote a header."""
+    quiet_pydicom()
+    for name in ("pydicom", "pynetdicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def server_context(tls: DicomTls | None) -> ssl.SSLContext | None:
@@ -43,6 +52,7 @@ def associate(
     node: Node, place: Destination, classes: Sequence[str], syntaxes: Sequence[str], *, silence_seconds: float = 0
 ) -> Association:
     """An association with a place, established or not; `silence_seconds`: how long it may say nothing, at the least."""
+    quiet_network()
     ae = AE(node.aet)
     ae.acse_timeout = ae.connection_timeout = node.sending.timeout_seconds
     ae.dimse_timeout = ae.network_timeout = max(silence_seconds, node.sending.timeout_seconds)

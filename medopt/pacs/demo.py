@@ -23,12 +23,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import yaml
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pynetdicom import AE
 from pynetdicom.sop_class import DigitalXRayImageStorageForPresentation  # type: ignore[attr-defined]
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.files import write_text
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.phantom import Radiograph, draw_case, write_radiograph
 
 EXAMPLE = ("node.yaml", "orthanc.json", "route.lua", "medopt-pacs.service")
@@ -174,7 +175,7 @@ def _drawn(folder: Path, number: int) -> _Study:
     pixels = draw_case(_SEED, site, nodule=nodule, patient=number, sex="MF"[number % 2])
     header = Radiograph(patient_id=f"DEMO-{number:02d}", patient_name=f"DEMO^{number:02d}", accession=f"D{number:03d}")
     path = write_radiograph(folder / f"{number:02d}.dcm", pixels, header)
-    uid = str(dcmread(path, specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
+    uid = str(parse_dicom(path, specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
     return _Study(Shown(number, "nodule" if nodule else "no_nodule"), uid, path)
 
 
@@ -184,7 +185,7 @@ def _send(places: Places, studies: Sequence[_Study]) -> None:
     link = ae.associate("127.0.0.1", places.dicom, ae_title="ORTHANC")
     try:
         for one in studies:
-            status = link.send_c_store(dcmread(one.file)).get("Status") if link.is_established else None
+            status = link.send_c_store(parse_dicom(one.file)).get("Status") if link.is_established else None
             if status != 0x0000:
                 raise DataError("Orthanc did not take a drawn study; see its log.")
             one.sent = time.monotonic()
@@ -198,7 +199,7 @@ def _report(places: Places, study: str) -> Dataset | None:
     for instance in json.loads(_get(f"{places.orthanc}/tools/find", json.dumps(query).encode()) or "[]"):
         content = _get(f"{places.orthanc}/instances/{instance}/file")
         if content is not None:
-            report = dcmread(io.BytesIO(content))
+            report = parse_dicom(io.BytesIO(content))
             if "3D" in report.SOPClassUID.name:
                 return report
     return None

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pydicom import dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medopt.core.privacy import pseudonym
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.ledger import Instance, Ledger, Outcome
 from medopt.pacs.settings import Node
 from medopt.pacs.spool import STUDIES, Spool, hashed_place
@@ -132,7 +132,7 @@ def described(stream: BinaryIO, names: tuple[str, str], syntax: str, digest: str
     if syntax == DeflatedExplicitVRLittleEndian:  # it would be inflated whole to be read, to whatever size
         raise Refusal(NOT_UNDERSTOOD, "deflated data sets are not taken")
     try:
-        header = dcmread(stream, stop_before_pixels=True, specific_tags=list(_SEEN))
+        header = parse_dicom(stream, stop_before_pixels=True, specific_tags=list(_SEEN))
         said = {name: str(header.get(name) or "").rstrip("\0 ") for name in _SEEN}
     except Exception as error:  # a decoder's exceptions are many; RecursionError is one
         raise Refusal(NOT_UNDERSTOOD, f"its header cannot be read ({type(error).__name__})") from None

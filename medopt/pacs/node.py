@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
-from pydicom import dcmread
-
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.privacy import pseudonym
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.audit import Audit, CountingAudit
 from medopt.pacs.commitment import CommitmentReceiver
 from medopt.pacs.dicom_object import OutgoingObject
@@ -262,7 +261,7 @@ class PacsNode:
             place = self._spool.place(RESULTS, work.study_uid, one.sop_uid)
             self._spool.write(place, [one.content])
             digest = hashlib.sha256(one.content).hexdigest()
-            header = dcmread(BytesIO(one.content), specific_tags=["SeriesInstanceUID"])
+            header = parse_dicom(BytesIO(one.content), specific_tags=["SeriesInstanceUID"])
             series, size = str(header.SeriesInstanceUID), len(one.content)
             results.append(Result(one.sop_uid, work.study_uid, one.sop_class, one.kind, place, digest, series, size))
         names = [place.name for place in self._node.destinations]
@@ -285,7 +284,7 @@ class PacsNode:
         for one in self._ledger.results(work.study_uid):
             series = one.series_uid
             if not series:  # of a ledger before its third version
-                header = dcmread(self._spool.root / one.file, specific_tags=["SeriesInstanceUID"])
+                header = parse_dicom(self._spool.root / one.file, specific_tags=["SeriesInstanceUID"])
                 series = str(header.SeriesInstanceUID)
             found[one.kind] = [one.sop_uid, series]
         return found

@@ -15,7 +15,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from medopt.pacs.association import server_context
+from medopt.pacs.association import quiet_network, server_context
 from medopt.pacs.bounded_server import BoundedServer, Bounds
 from medopt.pacs.commitment import CommitmentReceiver
 from medopt.pacs.intake import STORED, Intake, Refusal, content_digest, described
@@ -23,8 +23,6 @@ from medopt.pacs.settings import Node
 from medopt.pacs.spool import Spool
 
 log = logging.getLogger("medopt.pacs")
-for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _PDU_BYTES = 1024 * 1024
 """What a sender may put into one PDU: pynetdicom's 16 kB make 250 rounds of an image of 2 megapixels."""
@@ -49,6 +47,7 @@ class Receiver:
 
     def start(self) -> int:
         """Listen; returns the port. Raises OSError where that is taken."""
+        quiet_network()
         limits = self._node.limits
         ae = AE(self._node.aet)
         ae.require_called_aet = True

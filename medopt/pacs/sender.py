@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from medopt.core.privacy import pseudonym
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.association import associate
 from medopt.pacs.commitment import AWAITED, ask
 from medopt.pacs.destinations import Destination, WebDestination
@@ -123,7 +123,7 @@ class Sender:
         if not link.is_established:
             return "the destination rejected the association" if link.is_rejected else "the destination is not reached"
         try:
-            answer = link.send_c_store(dcmread(self._path(one)))
+            answer = link.send_c_store(parse_dicom(self._path(one)))
         except ValueError:  # no context was accepted
             return "the destination does not take this kind of object"
         except (OSError, RuntimeError):

@@ -9,11 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydicom import dcmread
-
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import Judgement, fit, judge
 from medopt.inference.evidence_map import Evidence
@@ -93,7 +92,7 @@ class Answering:
         return [(path, (path,)) for path in series.files]
 
     def _answer(self, scan: str | Path, files: Sequence[Path]) -> ScanAnswer:
-        images = tuple(dcmread(path, stop_before_pixels=True, force=True) for path in files)
+        images = tuple(parse_dicom(path, stop_before_pixels=True, force=True) for path in files)
         return ScanAnswer(self._predictor.predict_scan(scan), images)
 
     def _shown(self, scans: Sequence[str | Path], answers: Sequence[ScanAnswer]) -> list[tuple[str | Path, ScanAnswer]]:
@@ -122,7 +121,7 @@ class Answering:
 def _refused(found: Sequence[Series], judged: Judgement) -> ScanAnswer:
     """What a report says of a study of which no series could be chosen; it names the first image of each."""
     _, _, why = judged.refused[0].partition(": ")
-    images = tuple(dcmread(one.files[0], stop_before_pixels=True, force=True) for one in found)
+    images = tuple(parse_dicom(one.files[0], stop_before_pixels=True, force=True) for one in found)
     return ScanAnswer(Answer({}, "", (), declined=f"The rules do not leave one series of this study. {why}"), images)
 
 

@@ -28,62 +28,63 @@ class Decision:
     why: str
 
 
-def decide(found: Fingerprint, device: str, modality: str = "") -> list[Decision]:
+def decide(fingerprint: Fingerprint, device: str, modality: str = "") -> list[Decision]:
     """Settings for the data, in the order of the study file. `modality` is used where the scans do not say theirs."""
-    size, decisions = _size(found, device)
-    batch = _batch(found)
+    size, decisions = _size(fingerprint, device)
+    batch = _batch(fingerprint)
     return [
         *decisions,
-        *_values(found, modality or found.modality),
-        *_augmentation(found, modality or found.modality),
-        *_model(found, size),
-        *_training(found, batch),
+        *_values(fingerprint, modality or fingerprint.modality),
+        *_augmentation(fingerprint, modality or fingerprint.modality),
+        *_model(fingerprint, size),
+        *_training(fingerprint, batch),
     ]
 
 
-def _size(found: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
-    return _plane(found, device) if found.dims == 2 else _space(found, device)
+def _size(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
+    return _plane(fingerprint, device) if fingerprint.dims == 2 else _space(fingerprint, device)
 
 
-def _plane(found: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
+def _plane(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
     """An image keeps its size where that is small enough; else its longest side comes down to what trains well."""
-    low, middle, high = (found.sizes(quantile) for quantile in (0, 0.5, 1))
-    most = LONGEST[device]
-    if low == high and max(middle) <= most:
+    low, middle, high = (fingerprint.sizes(quantile) for quantile in (0, 0.5, 1))
+    max_side = LONGEST[device]
+    if low == high and max(middle) <= max_side:
         size, fit = [round(side) for side in middle], "stretch"
         why = "all images have this size already"
     else:
-        shapes = np.array([look.size for look in found.looks], float)
+        shapes = np.array([look.size for look in fingerprint.looks], float)
         aspect = float(np.median(shapes[:, 1] / shapes[:, 0]))
-        longest = min(most, _multiple(max(middle), 32))
+        longest = min(max_side, _multiple(max(middle), 32))
         size = [_multiple(longest * min(1, 1 / aspect), 32), _multiple(longest * min(1, aspect), 32)]
         same = float(np.ptp(shapes[:, 1] / shapes[:, 0])) < 0.05
         fit = "stretch" if same and 0.95 < aspect / (size[1] / size[0]) < 1.05 else "pad"
         span = f"{_by(low)} to {_by(high)}" if low != high else _by(low)
-        why = f"images are {span} pixels; at most {most} on a side for {_named(device)}"
+        why = f"images are {span} pixels; at most {max_side} on a side for {_named(device)}"
     shape_why = "all have one shape" if fit == "stretch" else "shapes differ: the aspect is kept, the rest is filled"
     return size, [Decision("prepare.size", size, why), Decision("prepare.fit", fit, shape_why)]
 
 
-def _space(found: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
+def _space(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
     """A volume keeps its median spacing where the whole of it fits; else the finest axes are made coarser first."""
-    spacing, most = found.spacing_mm(), VOXELS[device]
+    spacing, max_voxels = fingerprint.spacing_mm(), VOXELS[device]
     if spacing is None:
-        size = [_multiple(side, 4) for side in _reduced(np.array(found.sizes(0.5)), most)]
+        size = [_multiple(side, 4) for side in _reduced(np.array(fingerprint.sizes(0.5)), max_voxels)]
         why = (
-            f"not all volumes say their spacing; the median is {_by(found.sizes(0.5))} voxels, at most {most} are kept"
+            f"not all volumes say their spacing; the median is {_by(fingerprint.sizes(0.5))} voxels, "
+            f"at most {max_voxels} are kept"
         )
         return size, [
             Decision("prepare.size", size, why),
             Decision("prepare.fit", "stretch", "without a spacing, volumes are only comparable as a whole"),
         ]
-    extent, step = np.array(found.extents_mm(0.95)), np.array(spacing)
-    while np.prod(np.ceil(extent / step)) > most:
+    extent, step = np.array(fingerprint.extents_mm(0.95)), np.array(spacing)
+    while np.prod(np.ceil(extent / step)) > max_voxels:
         finest = step < 1.05 * step.min()
         step[finest] *= 1.03
     rounded = [float(f"{value:.3g}") for value in step]
     size = [_multiple(np.ceil(side), 4) for side in extent / rounded]
-    coarser = "" if np.allclose(rounded, spacing, rtol=0.01) else f", made coarser to stay near {most} voxels"
+    coarser = "" if np.allclose(rounded, spacing, rtol=0.01) else f", made coarser to stay near {max_voxels} voxels"
     return size, [
         Decision("prepare.size", size, f"19 of 20 volumes fit: they span {_by(extent.tolist())} mm"),
         Decision("prepare.spacing_mm", rounded, f"the median is {_by(spacing)} mm{coarser}"),
@@ -91,36 +92,36 @@ def _space(found: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
     ]
 
 
-def _reduced(size: Any, most: int) -> list[float]:
-    while np.prod(size) > most:
+def _reduced(size: Any, max_voxels: int) -> list[float]:
+    while np.prod(size) > max_voxels:
         size = np.where(size > 0.95 * size.max(), size * 0.97, size)
     return [float(side) for side in size]
 
 
-def _values(found: Fingerprint, modality: str) -> Iterator[Decision]:
-    colour = sum(look.colour for look in found.looks)
+def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
+    colour = sum(look.colour for look in fingerprint.looks)
     yield Decision(
         "prepare.channels",
-        3 if colour > len(found.looks) / 2 else 1,
-        f"{colour} of {len(found.looks)} sampled images have colour",
+        3 if colour > len(fingerprint.looks) / 2 else 1,
+        f"{colour} of {len(fingerprint.looks)} sampled images have colour",
     )
     if modality == "CT":
-        low = 50 * np.floor(np.median([look.low for look in found.looks]) / 50)
-        high = 50 * np.ceil(np.median([look.high for look in found.looks]) / 50)
+        low = 50 * np.floor(np.median([look.low for look in fingerprint.looks]) / 50)
+        high = 50 * np.ceil(np.median([look.high for look in fingerprint.looks]) / 50)
         how = {"method": "range", "low": float(max(low, -1024)), "high": float(max(high, low + 100))}
         why = "HU mean the same on every scanner: one range for all, from the 0.5 to the 99.5 percentile"
-    elif all(look.eight_bit and not look.modality for look in found.looks):
+    elif all(look.eight_bit and not look.modality for look in fingerprint.looks):
         how, why = {"method": "range", "low": 0.0, "high": 255.0}, "8-bit images as they are"
     else:
         how = {"method": "percentiles", "low": 0.5, "high": 99.5}
-        lows, highs = [look.low for look in found.looks], [look.high for look in found.looks]
+        lows, highs = [look.low for look in fingerprint.looks], [look.high for look in fingerprint.looks]
         why = f"values have no unit and run to {min(highs):g} in one scan, {max(highs):g} in another" + (
             f", from {min(lows):g}" if min(lows) < 0 else ""
         )
     yield Decision("prepare.intensity", how, why)
 
 
-def _augmentation(found: Fingerprint, modality: str) -> Iterator[Decision]:
+def _augmentation(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
     sided = modality in {"CR", "DX", "RG"}
     yield Decision(
         "augment.flip",
@@ -129,7 +130,7 @@ def _augmentation(found: Fingerprint, modality: str) -> Iterator[Decision]:
     )
     if modality in SHIFTS:
         yield Decision("augment.shift", SHIFTS[modality], f"the scans are {modality}: other scanners are simulated")
-        share = 0.25 if found.train < 1000 else 0.5
+        share = 0.25 if fingerprint.train < 1000 else 0.5
         why = "few images: most of them as they are" if share < 0.5 else "every second image"
         yield Decision("augment.shift_probability", share, why)
     else:
@@ -137,12 +138,12 @@ def _augmentation(found: Fingerprint, modality: str) -> Iterator[Decision]:
         yield Decision("augment.shift", "none", why)
 
 
-def _model(found: Fingerprint, size: list[int]) -> Iterator[Decision]:
-    count = found.train
+def _model(fingerprint: Fingerprint, size: list[int]) -> Iterator[Decision]:
+    count = fingerprint.train
     depth = 26 if count < 10_000 else 50
     width = 0.25 if count < 2_000 else 0.5 if count < 50_000 else 1.0
     stem = "small" if min(size) < 48 else "medium" if min(size) < 96 else "large"  # as model.stem: auto does
-    if found.dims == 3:
+    if fingerprint.dims == 3:
         width, stem = width / 2, "large" if min(size) >= 64 else "medium"
     yield Decision("model.depth", depth, f"{count} training images; a deeper one learns them by heart")
     yield Decision("model.width", width, "of the published channels, for the same reason")
@@ -156,21 +157,21 @@ _STEMS = {
 }
 
 
-def _batch(found: Fingerprint) -> int:
-    most = 8 if found.dims == 3 else 32 if found.train >= 5_000 else 16
-    return int(np.clip(found.train // 8, 2, most))
+def _batch(fingerprint: Fingerprint) -> int:
+    max_batch = 8 if fingerprint.dims == 3 else 32 if fingerprint.train >= 5_000 else 16
+    return int(np.clip(fingerprint.train // 8, 2, max_batch))
 
 
-def _training(found: Fingerprint, batch: int) -> Iterator[Decision]:
-    steps = max(1, found.train // batch)
-    epochs = int(np.clip(round(STEPS / steps), 10, 100 if found.dims == 2 else 60))
+def _training(fingerprint: Fingerprint, batch: int) -> Iterator[Decision]:
+    steps = max(1, fingerprint.train // batch)
+    epochs = int(np.clip(round(STEPS / steps), 10, 100 if fingerprint.dims == 2 else 60))
     yield Decision("training.batch_size", batch, f"{steps} steps an epoch")
     yield Decision("training.epochs", epochs, f"about {epochs * steps} steps")
     yield Decision("training.patience", epochs, "the cycle ends near zero rate; its last third is where the gain is")
     ema = 0.99 if epochs * steps > 1000 else 0.98
     yield Decision("training.ema_decay", ema, f"averages the last {round(1 / (1 - ema))} steps")
-    classes = [count for label, count in found.counts["train"].items() if label]
-    rare = min(classes) / max(1, found.train)
+    classes = [count for label, count in fingerprint.counts["train"].items() if label]
+    rare = min(classes) / max(1, fingerprint.train)
     weights = "balanced" if rare < 0.2 else "none"
     yield Decision("training.class_weights", weights, f"the rarest class is {rare:.0%} of the training images")
     yield Decision("training.optimizer", {"name": "adamw", "lr": 0.002, "weight_decay": 0.05}, "a sound start")

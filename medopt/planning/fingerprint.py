@@ -41,8 +41,8 @@ class Fingerprint:
     @property
     def modality(self) -> str:
         """The modality of all images, empty where they do not say it or differ."""
-        found = {look.modality for look in self.looks}
-        return found.pop() if len(found) == 1 else ""
+        modalities = {look.modality for look in self.looks}
+        return modalities.pop() if len(modalities) == 1 else ""
 
     def sizes(self, quantile: float) -> tuple[float, ...]:
         """A quantile of the sizes, axis by axis."""
@@ -76,7 +76,7 @@ def take_fingerprint(
             "either: make a manifest of each."
         )
     counts: dict[str, dict[str, int]] = {
-        split: _counted([case for case in cases if case.split == split], labels, task) for split in SPLITS
+        split: _count_labels([case for case in cases if case.split == split], labels, task) for split in SPLITS
     }
     return Fingerprint(
         images=len(cases),
@@ -87,14 +87,14 @@ def take_fingerprint(
     )
 
 
-def _counted(cases: Sequence[Case], labels: Sequence[str], task: str) -> dict[str, int]:
+def _count_labels(cases: Sequence[Case], labels: Sequence[str], task: str) -> dict[str, int]:
     """Images by label; all of them under the empty name."""
     if task == "multilabel":
-        found = {label: sum(case.label[at] for case in cases) for at, label in enumerate(labels)}
+        counts = {label: sum(case.label[at] for case in cases) for at, label in enumerate(labels)}
     else:
         classes = Counter(case.label[0] for case in cases)
-        found = {label: classes[at] for at, label in enumerate(labels)}
-    return {"": len(cases)} | found
+        counts = {label: classes[at] for at, label in enumerate(labels)}
+    return {"": len(cases)} | counts
 
 
 def _spread(cases: Sequence[Case]) -> list[Case]:
@@ -108,7 +108,7 @@ def _spread(cases: Sequence[Case]) -> list[Case]:
 
 def _read(cases: Sequence[Case], folder: Path, reporter: Reporter) -> list[ImageFacts]:
     facts = read_facts(cases, folder, reporter)
-    if problems := sorted(one.problem for one in facts if one.problem):
+    if problems := sorted(image.problem for image in facts if image.problem):
         raise DataError(
             f"{len(problems)} of {len(cases)} sampled images cannot be used: {listed(problems, 3)} "
             "medopt manifest check lists all such images, and --fix leaves them out."

@@ -21,7 +21,7 @@ _COLUMN = 56
 
 
 def write_plan(
-    out: Path, manifest: Path, root: Path, guessed: Study, found: Fingerprint, decisions: Sequence[Decision]
+    out: Path, manifest: Path, root: Path, inferred: Study, fingerprint: Fingerprint, decisions: Sequence[Decision]
 ) -> Study:
     """Write the study file, and return the study as it is read from it.
 
@@ -31,49 +31,50 @@ def write_plan(
     if out.exists() and not out.read_text(encoding="utf-8", errors="replace").startswith(head):
         raise ConfigError(f"{out} is there already and was not planned, so it is not written over. Give another --out.")
     write_text(
-        out, f"{head}{manifest.name}.\n" + "\n".join(_lines(out, manifest, root, guessed, found, decisions)) + "\n"
+        out,
+        f"{head}{manifest.name}.\n" + "\n".join(_lines(out, manifest, root, inferred, fingerprint, decisions)) + "\n",
     )
     return load_study(out)
 
 
 def _lines(
-    out: Path, manifest: Path, root: Path, guessed: Study, found: Fingerprint, decisions: Sequence[Decision]
+    out: Path, manifest: Path, root: Path, inferred: Study, fingerprint: Fingerprint, decisions: Sequence[Decision]
 ) -> list[str]:
-    lines = [f"# {line}" for line in describe(found)]
+    lines = [f"# {line}" for line in describe(fingerprint)]
     lines += [
         "# Every choice can be changed; medopt run STUDY --dry-run shows what is not said here.",
-        f"name: {guessed.name}",
-        _line("question", guessed.question, ""),
+        f"name: {inferred.name}",
+        _line("question", inferred.question, ""),
         "data:",
         _line("  manifest", os.path.relpath(str(manifest), str(out.parent)), ""),
         _line("  root", str(root), "below --data, else MEDOPT_DATA, else ./data" if not root.is_absolute() else ""),
     ]
-    if guessed.data.task != "binary":
-        lines.append(_line("  task", guessed.data.task, ""))
-    second = "the second is the finding" if guessed.data.task == "binary" else ""
-    lines.append(_line("  labels", guessed.data.labels, second))
+    if inferred.data.task != "binary":
+        lines.append(_line("  task", inferred.data.task, ""))
+    second = "the second is the finding" if inferred.data.task == "binary" else ""
+    lines.append(_line("  labels", inferred.data.labels, second))
     for section, members in groupby(decisions, key=lambda decision: decision.key.partition(".")[0]):
         lines.append(f"{section}:")
-        lines += [_line("  " + one.key.partition(".")[2], one.value, one.why) for one in members]
+        lines += [_line("  " + decision.key.partition(".")[2], decision.value, decision.why) for decision in members]
     return lines
 
 
-def describe(found: Fingerprint) -> list[str]:
+def describe(fingerprint: Fingerprint) -> list[str]:
     """The fingerprint in a few sentences."""
     counts = "; ".join(
         f"{split} {labels['']} ({', '.join(f'{name} {count}' for name, count in labels.items() if name)})"
-        for split, labels in found.counts.items()
+        for split, labels in fingerprint.counts.items()
     )
-    low, high = found.sizes(0), found.sizes(1)
-    spacing = found.spacing_mm()
+    low, high = fingerprint.sizes(0), fingerprint.sizes(1)
+    spacing = fingerprint.spacing_mm()
     scans = " x ".join(
         f"{small:.0f}" if small == large else f"{small:.0f}-{large:.0f}" for small, large in zip(low, high, strict=True)
     )
     in_mm = f", median spacing {' x '.join(f'{value:.3g}' for value in spacing)} mm" if spacing else ", spacing unknown"
     return [
-        f"{found.images} scans of {found.patients} patients, {len(found.sites)} site(s): {counts}.",
-        f"{len(found.looks)} training scans were read: {found.modality or 'modality unknown'}, {found.dims}-D, "
-        f"{scans} pixels{in_mm}.",
+        f"{fingerprint.images} scans of {fingerprint.patients} patients, {len(fingerprint.sites)} site(s): {counts}.",
+        f"{len(fingerprint.looks)} training scans were read: {fingerprint.modality or 'modality unknown'}, "
+        f"{fingerprint.dims}-D, {scans} pixels{in_mm}.",
     ]
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from medopt.config import Intensity, Prepare
+from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.transforms import prepare
@@ -18,6 +19,7 @@ from medopt.transforms.prepare import LUMINANCE, ClipIntensity, PrepareChain, To
 
 DATA = Path(os.environ.get("MEDOPT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
+PIPELINES = Path(__file__).parents[2] / "pipelines"
 STEP = 1 / 65535  # of the chain's values
 
 
@@ -208,6 +210,20 @@ def test_a_file_gives_what_its_pixels_give(tmp_path: Path) -> None:
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
     # A release is refused where this differs: change it only together with CHAIN_VERSION or the settings.
     assert chain().fingerprint.startswith("daba8db3b3c2a525")
+
+
+@pytest.mark.parametrize(
+    ("study", "fingerprint"),
+    [
+        ("phantom", "06b58ec76f3bb2ed98bf52692f34e387aa19a2f19ac24d70b779d4b2a2221ac6"),
+        ("breastmnist", "a0511dbe64232d51cd33d7bca9ca080b96b94d50d2e089381ef0a64064661518"),
+        ("busi", "09163a5924bda57f1a98206dd560c12cda9ea06243f33672a2da58dc1a013577"),
+        ("hippocampus", "eec53b90dbe98594711e12b370364184cf958f1d50272faf03bec2adf41fef95"),
+    ],
+)
+def test_the_fingerprints_of_version_0_1_0_still_hold(study: str, fingerprint: str) -> None:
+    """Another fingerprint refuses every release and every prepared image there is."""
+    assert PrepareChain(load_study(PIPELINES / f"{study}.yaml").prepare).fingerprint == fingerprint
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pydicom import dcmread
-
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.reporter import Reporter
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.series_index import Index, Series, index_folder
 from medopt.imaging.series_rules import SeriesChoice, choose
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, by_reason, unwritable
@@ -143,7 +142,7 @@ def _single(series: Series, root: Path) -> Iterator[Scan]:
 
 
 def _identity(path: Path) -> dict[str, str]:
-    header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_IDENTITY))
+    header = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=list(_IDENTITY))
     return {keyword: str(header.get(keyword) or "").strip() for keyword in _IDENTITY}
 
 

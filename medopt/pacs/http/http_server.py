@@ -18,8 +18,7 @@ from medopt.serving.server.auth import LOOPBACK, Key
 CONNECTIONS = 100
 _GREETING_SECONDS = 5.0
 _GRACE_SECONDS = 10
-for _name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart"):  # they quote requests
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+_QUOTING = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart")  # loggers that quote requests
 
 
 class _Bounded(H11Protocol):
@@ -69,6 +68,8 @@ class Door:
 
     def start(self) -> str:
         """Listen; returns the page's address. Raises ConfigError where the port is taken or TLS cannot be set up."""
+        for name in _QUOTING:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         web, tls = self._web, self._node.tls if self._web.tls else None
         listening = self._listen()
         config = uvicorn.Config(

@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pydicom import dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.http.multipart import DICOM
 from medopt.pacs.intake import NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, Intake, Refusal, described
 from medopt.pacs.spool import AT_WORK, Spool
@@ -189,7 +189,7 @@ class _Part:
 
     def _begin(self, head: bytes) -> None:
         try:
-            said = dcmread(io.BytesIO(head), force=False).file_meta
+            said = parse_dicom(io.BytesIO(head), force=False).file_meta
             names = str(said.get("MediaStorageSOPInstanceUID") or ""), str(said.get("MediaStorageSOPClassUID") or "")
             syntax = str(said.get("TransferSyntaxUID") or "")
         except Exception as error:  # a decoder's exceptions are many

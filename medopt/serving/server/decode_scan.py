@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 
 import nibabel
 from PIL import Image
-from pydicom import dcmread
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.dicom_file import is_dicom
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.raster import FORMATS, is_image
 from medopt.imaging.scan_path import below
 from medopt.release.predictor import Predictor
@@ -163,7 +163,7 @@ def _claims(path: Path) -> Iterator[int]:
             sides = [int(side) for side in nibabel.load(path).shape]  # type: ignore[attr-defined]
             yield _product(sides)
         elif is_dicom(head):
-            header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=_CLAIMING)
+            header = parse_dicom(path, force=True, stop_before_pixels=True, specific_tags=_CLAIMING)
             yield _product([int(header.get(key) or 1) for key in _CLAIMING])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from medopt.training.predict import predict_logits
+from medopt.training.epoch import predict_logits
 
 
 @pytest.mark.parametrize("mode", [True, False])
