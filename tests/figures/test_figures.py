@@ -128,10 +128,11 @@ def test_decisions_and_subgroups_are_drawn_from_what_is_told(drawn, tmp_path, ta
     coverage_risk_figure({name: one["selective"] for name, one in told.items()}, tmp_path / "c.png", confidence=0.95)
     overall = figures_of(both[1], wanted, 0)
     subgroup_figure(told["int8"]["subgroups"], overall, tmp_path / "d.png", confidence=0.95)
-    for name in "abcd":
+    for name in "abc":  # both models, however few cases there are
         picture = pixels(tmp_path / f"{name}.png")
-        assert cases == 3 or holds(picture, COLOURS[0])
-    assert cases == 3 or holds(pixels(tmp_path / "c.png"), COLOURS[1])
+        assert holds(picture, COLOURS[0], at_least=50) and holds(picture, COLOURS[1], at_least=50), name
+    # Three cases make no group that may be judged, so that no interval is drawn.
+    assert holds(pixels(tmp_path / "d.png"), COLOURS[0], at_least=150 if cases > 3 else 1) is (cases > 3)
 
 
 def test_reliability_is_drawn_before_and_after(drawn, tmp_path):
