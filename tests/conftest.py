@@ -17,7 +17,7 @@ from medopt.core.records import Case
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
     from medopt.training.job import PreparedSplit
 
-pytest_plugins = ["clinic_fixtures", "predictions_drawn"]
+pytest_plugins = ["clinic_fixtures", "predictions_drawn", "version_0_1_0"]
 
 # The modules that take longest, longest first: begun early, none of them is waited for alone at the end.
 LONGEST = (
