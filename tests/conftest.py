@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from isolation import isolate
 
 from medopt.config import Study
 from medopt.core.records import Case
@@ -15,7 +17,7 @@ from medopt.core.records import Case
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
     from medopt.training.job import PreparedSplit
 
-pytest_plugins = ["clinic_fixtures", "predictions_drawn"]
+pytest_plugins = ["clinic_fixtures", "predictions_drawn", "version_0_1_0"]
 
 # The modules that take longest, longest first: begun early, none of them is waited for alone at the end.
 LONGEST = (
@@ -38,10 +40,34 @@ LONGEST = (
 )
 
 
+# What a whole run, a trained network or a file system of its own makes; whoever takes one of these is no unit test.
+OF_A_SYSTEM = {"clinic", "finished", "shared_folder", "tiny_disk", "tiny_models"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest modules first (with --no-loadscope-reorder)."""
+    """Mark each test `system` or `fast`, and run the longest modules first (with --no-loadscope-reorder).
+
+    system: its module says so, or it takes a fixture of OF_A_SYSTEM. fast: neither system nor long.
+    """
+    for item in items:
+        if OF_A_SYSTEM & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.system)
+        if not (item.get_closest_marker("system") or item.get_closest_marker("long")):
+            item.add_marker(pytest.mark.fast)
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_setting_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests, and the processes that they start, see an empty home and none of the user's settings.
+
+    All workers share the home, so that what libraries keep there (matplotlib's list of fonts) is made once.
+    """
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as change:
+        isolate(change, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "home")
+        yield
 
 
 TINY: dict[str, Any] = {

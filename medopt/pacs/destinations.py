@@ -123,7 +123,12 @@ Place = Annotated[
 
 
 def explain_place(item: Any, root: type[Section]) -> str:
-    """As `explain`, for files in which places stand: the nearest known key is that of their kind."""
+    """As `explain`, for files in which places stand: the nearest known key is that of their kind.
+
+    What may hold a credential (an address, a header's value) is not quoted.
+    """
+    if {"url", "headers"} & set(item["loc"]):
+        item = {**item, "input": {}}
     for tag, kind in ((_DICOM, Destination), (_WEB, WebDestination)):
         if tag in item["loc"]:
             at = item["loc"].index(tag)

@@ -107,17 +107,26 @@ def test_a_later_result_names_the_earlier_one(answering: Answering, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "odd",
-    [{"PatientSex": "unknown"}, {"PatientBirthDate": "yesterday"}, {"PatientName": "Grün^Jörg"}, {"StudyTime": "x"}],
+    ("keyword", "value", "reported"),
+    [
+        ("PatientSex", "unknown", ""),
+        ("PatientBirthDate", "yesterday", ""),
+        ("PatientName", "Grün^Jörg", "Grün^Jörg"),
+        ("StudyTime", "x", ""),
+    ],
 )
-def test_odd_headers_give_a_valid_report(answering: Answering, tmp_path: Path, odd: dict[str, str]) -> None:
+def test_odd_headers_give_a_valid_report(
+    answering: Answering, tmp_path: Path, keyword: str, value: str, reported: str
+) -> None:
     image = dcmread(radiograph(tmp_path / "a.dcm"), stop_before_pixels=True)
+    image.PatientSex, image.PatientBirthDate, image.StudyTime = "F", "19700101", "101500"
+    expected = {name: str(image[name].value) for name in ("PatientSex", "PatientBirthDate", "PatientName", "StudyTime")}
     image.SpecificCharacterSet = "ISO_IR 192"
-    for keyword, value in odd.items():
-        image[keyword]._value = value  # as a careless writer has it
+    image[keyword]._value = value  # as a careless writer has it
     report = make_results(answering.origin, [ScanAnswer(FOUND, (image,))], ["d"], {}, Results(), NOW)[0]
     checked([report], tmp_path)
-    assert str(parsed(report).PatientName) == odd.get("PatientName", str(image.PatientName))
+    written = parsed(report)
+    assert {name: str(written[name].value) for name in expected} == expected | {keyword: reported}
 
 
 def checked(objects: Sequence[OutgoingObject], folder: Path) -> None:

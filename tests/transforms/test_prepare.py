@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_data import real
 
 from medopt.config import Intensity, Prepare
 from medopt.config.study_file import load_study
@@ -16,8 +16,6 @@ from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.transforms import prepare
 from medopt.transforms.prepare import LUMINANCE, ClipIntensity, PrepareChain, ToUnitRange, percentiles
-
-DATA = Path(os.environ.get("MEDOPT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 STEP = 1 / 65535  # of the chain's values
@@ -249,9 +247,8 @@ def test_a_new_version_of_the_chain_changes_the_fingerprint(monkeypatch: pytest.
     assert chain().fingerprint != before
 
 
-@pytest.mark.skipif(not (DATA / "hippocampus").is_dir(), reason="the hippocampus images (MEDOPT_DATA) are not there")
 def test_real_mr_volumes_fill_the_range_whatever_their_largest_value() -> None:
-    files = sorted((DATA / "hippocampus").rglob("*.nii*"))
+    files = sorted(real("hippocampus").rglob("*.nii*"))
     images = [path for path in files if "label" not in str(path.parent).lower()][:6]
     for path in images:
         found = chain(size=[32, 48, 32])(path)
