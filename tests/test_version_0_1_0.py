@@ -64,3 +64,31 @@ def test_it_is_compared_with_itself_and_differs_by_nothing(old_run: OldRun) -> N
     assert done.code == 0, done.stderr
     assert "+0.000" in done.stdout and "-0.0" not in done.stdout
     assert (old_run.runs / "compared.html").is_file()
+
+
+def test_the_run_goes_on_and_trains_nothing_again(old_run: OldRun) -> None:
+    """It was keyed by the whole study; it is found by what its training reads, under another question, too."""
+    words = ["run", old_run.study_file, "--data", old_run.data, "--runs", old_run.runs, "--json"]
+    words += [
+        "--set",
+        "question=Is there a bright spot?",
+        "--set",
+        "evaluation.shift_cases=0",
+        "--set",
+        "evaluation.explain=0",
+    ]
+    planned = call(*words, "--dry-run").summary["plan"]
+    assert (planned["folder"], planned["stages"]["train"], planned["stages"]["judge"]) == (
+        str(old_run.folder),
+        "done",
+        "to do",
+    )
+    weights = (old_run.folder / "checkpoints" / "best.safetensors").read_bytes()
+    done = call(*words)
+    assert done.code == 0, done.stderr
+    assert "train      unchanged, skipped" in done.stderr and "  epoch " not in done.stderr
+    assert done.summary["folder"] == str(old_run.folder)
+    assert (old_run.folder / "checkpoints" / "best.safetensors").read_bytes() == weights
+    assert done.summary["test"]["float"]["auc"]["value"] == old_run.metrics["test"]["float"]["auc"]["value"]
+    assert not (old_run.folder / "robustness.json").exists()  # the study does not ask for it any more
+    assert call(*words, "--set", "training.epochs=1", "--dry-run").summary["plan"]["stages"]["train"] == "to do"
