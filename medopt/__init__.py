@@ -11,6 +11,7 @@ imported when they are first used: `import medopt` itself imports nothing and ch
 
 TYPE_CHECKING = False  # as in typing, without importing it
 if TYPE_CHECKING:
+    from medopt import metrics as metrics
     from medopt.api import run as run
     from medopt.config import Study as Study
     from medopt.config.study_file import load_study as load_study
@@ -35,6 +36,7 @@ __all__ = [
     "build_resnet",
     "draw_study",
     "load_study",
+    "metrics",
     "read_manifest",
     "read_scan",
     "run",
@@ -58,10 +60,12 @@ if not TYPE_CHECKING:  # a type checker knows the names from above, and reports 
 
     def __getattr__(name: str) -> object:
         """Import a public name when it is first used (PEP 562)."""
-        if name not in _MODULES:
-            raise AttributeError(f"module 'medopt' has no attribute {name!r}")
         from importlib import import_module
 
+        if name == "metrics":  # a room of its own: medopt.metrics.evaluate
+            return import_module("medopt.metrics")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'medopt' has no attribute {name!r}")
         value = getattr(import_module(_MODULES[name]), name)
         globals()[name] = value
         return value

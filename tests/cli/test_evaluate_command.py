@@ -18,7 +18,7 @@ from medopt.core.records import Predictions
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibration import Calibration
-from medopt.metrics.estimates import evaluate
+from medopt.metrics.estimates import all_figures
 from medopt.pipeline.reevaluate import EvaluatedTable
 
 
@@ -67,7 +67,7 @@ def test_figures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
     study: Study = load_study(run / "study.yaml")
     table = drawn("int8")
     fitted = replace(fit_on(table.of_split("val"), study.evaluation, "binary"), predictions=table.of_split("test"))
-    expected = evaluate(fitted, bootstrap=200, confidence=0.95, seed=0)
+    expected = all_figures(fitted, bootstrap=200, confidence=0.95, seed=0)
     written = EvaluatedTable.model_validate(told).models["int8"]
     assert written.figures == expected and written.operating_point == fitted.operating_point
     assert "80 images of the test split" in done.stdout and "sex: F" in done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,16 @@ import numpy as np
 import pytest
 from clinic_fixtures import Finished
 from numpy.typing import NDArray
+from results import both, figures
 
 from medopt.core.errors import DataError
-from medopt.core.records import FloatArray
+from medopt.core.format import format_estimate
+from medopt.core.records import KINDS, Estimate, FloatArray, Kind
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.imaging import read_scan
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, IsotonicCurve
-from medopt.release.card import MISSING, card_facts, render_card
-from medopt.release.layout import Kind, ModelInfo, ReleaseInfo, read_info
+from medopt.release.card import MISSING, ModelCard, card_of, render_card
+from medopt.release.layout import ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain
 
@@ -132,57 +134,53 @@ def test_logit_that_is_not_a_number_is_no_answer(info: ReleaseInfo) -> None:
 
 
 def test_release_json_says_what_the_run_found(finished: Finished, info: ReleaseInfo) -> None:
-    metrics = finished.metrics
+    metrics = RunMetrics.read(finished.folder)
     assert (info.task, info.labels, info.study) == ("binary", ["clear", "blob"], "clinic")
-    for kind in ("float", "int8"):
-        assert info.models[kind].calibration == Calibration.from_dict(metrics["calibration"][kind])
-        assert info.models[kind].threshold == metrics["operating_point"][kind]["threshold"]
-        assert info.models[kind].engines[0] == metrics["engine"][kind]
-    assert info.models["int8"].engines == metrics["gate"]["figures"]["engines_passed"]
-    assert info.figures["test"] == metrics["test"]
-    assert info.provenance["mlflow_run_id"] == metrics["mlflow_run_id"]
-
-
-def written(figure: dict[str, Any]) -> str:
-    value = f"{figure['value']:.3f}"
-    return value if figure["low"] is None else f"{value} ({figure['low']:.3f}-{figure['high']:.3f})"
+    for kind in KINDS:
+        assert info.models[kind].calibration == metrics.calibration[kind].calibration
+        assert info.models[kind].threshold == metrics.operating_point[kind].threshold
+        assert info.models[kind].engines[0] == metrics.engine[kind]
+    assert info.models["int8"].engines == list(metrics.gate.figures.engines_passed)
+    assert info.figures == metrics.for_release() and info.gate == metrics.gate
+    assert info.provenance.mlflow_run_id == metrics.mlflow_run_id
 
 
 def test_card_holds_the_figures(finished: Finished, info: ReleaseInfo) -> None:
-    card, metrics = (finished.release / "CARD.md").read_text(), finished.metrics
+    card, metrics = (finished.release / "CARD.md").read_text(), RunMetrics.read(finished.folder)
     for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "brier"):
-        shown = [written(metrics["test"][kind][name]) for kind in ("float", "int8")]
-        assert f"| {name.replace('_', ' ')} | {shown[0]} | {shown[1]} |" in card
-    for site, found in metrics["sites"].items():
-        auc = found["int8"]["auc"]
-        assert f"| {site} | {written(auc)} | {auc['n']} |" in card
-    assert f"temperature {metrics['calibration']['int8']['temperature']:.4g}" in card
-    for words in (info.chain_fingerprint, metrics["mlflow_run_id"], info.question, "clear, blob (binary)", "passed"):
+        cells = [format_estimate(metrics.test[kind][name]) for kind in KINDS]
+        assert f"| {name.replace('_', ' ')} | {cells[0]} | {cells[1]} |" in card
+    for site, found in metrics.sites.items():
+        assert f"| {site} | {format_estimate(found.int8.auc)} | {found.int8.auc.n} |" in card
+    assert f"temperature {metrics.calibration.int8.temperature:.4g}" in card
+    for words in (info.chain_fingerprint, str(metrics.mlflow_run_id), info.question, "clear, blob (binary)", "passed"):
         assert words in card
 
 
 def test_card_says_where_a_figure_is_not_defined(info: ReleaseInfo) -> None:
-    nothing = {"value": None, "low": None, "high": None, "n": 4, "note": "one class only"}
-    bare = {"value": 0.5, "low": None, "high": None, "n": 4}
-    sites = {"hill": {"int8": {"auc": nothing}}, "lake": {"int8": {"auc": bare}}}
-    told = info.model_copy(update={"figures": info.figures | {"sites": sites, "confidence": 0.9}})
-    card = render_card(card_facts(told))
+    sites = {
+        "hill": both(figures(0.9, auc=Estimate(None, None, None, 4, "one class only"))),
+        "lake": both(figures(0.9, auc=Estimate(0.5, None, None, 4))),
+    }
+    changed = info.figures.model_copy(update={"sites": sites, "confidence": 0.9})
+    card = render_card(card_of(info.model_copy(update={"figures": changed})))
     assert "| hill | not defined (one class only) | 4 |" in card
     assert "| lake | 0.500 | 4 |" in card
     assert "90 % interval" in card and "95 %" not in card.split("## Where it is weak")[0]
 
 
 def test_the_intended_use_is_never_guessed(finished: Finished, info: ReleaseInfo) -> None:
-    facts = json.loads((finished.release / "card.json").read_text())
-    assert facts == json.loads(json.dumps(card_facts(info)))
-    assert facts["intended_use"] == MISSING and MISSING in (finished.release / "CARD.md").read_text()
-    said = card_facts(info.model_copy(update={"intended_use": "Second reader of screening radiographs"}))
-    assert "**Intended use**: Second reader of screening radiographs." in render_card(said)
+    card = ModelCard.read(finished.release / "card.json")
+    assert card == card_of(info)
+    assert card.intended_use == MISSING and MISSING in (finished.release / "CARD.md").read_text()
+    stated = card_of(info.model_copy(update={"intended_use": "Second reader of screening radiographs"}))
+    assert "**Intended use**: Second reader of screening radiographs." in render_card(stated)
 
 
 def test_the_card_tells_where_the_model_is_weak(finished: Finished) -> None:
-    card, metrics = (finished.release / "CARD.md").read_text(), finished.metrics
-    worse = json.loads((finished.folder / "robustness.json").read_text())["int8"]
-    assert f"AUC {written(worse['mean'])}, {written(worse['drop'])} lower" in card
-    assert f"calibration error on test: {metrics['calibration']['int8']['after']['ece']:.3f}" in card
+    card, metrics = (finished.release / "CARD.md").read_text(), RunMetrics.read(finished.folder)
+    assert metrics.robustness is not None and metrics.calibration.int8.after is not None
+    worse = metrics.robustness.int8
+    assert f"AUC {format_estimate(worse.mean)}, {format_estimate(worse.drop)} lower" in card
+    assert f"calibration error on test: {metrics.calibration.int8.after.ece:.3f}" in card
     assert "TRIPOD+AI" in card and "CLAIM" in card

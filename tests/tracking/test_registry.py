@@ -122,7 +122,7 @@ def test_the_next_one_is_compared_on_the_same_cases(store: MlflowClient, runs: P
     done = promote(registry, "clinic", version, REASON)
     assert done.before == "1" and done.compared is not None
     told = json.loads(store.get_model_version("clinic", version).tags["compared_with_champion"])
-    assert told["cases"] == done.compared["cases"] == 18
+    assert told["cases"] == done.compared.cases == 18
     assert told["auc"]["difference"]["value"] < 0
     assert store.get_model_version_by_alias("clinic", "previous").version == 1
     assert registry.roll_back("clinic", "declines too much") == ("1", version)
