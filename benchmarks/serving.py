@@ -30,14 +30,14 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 from rich.console import Console
 from rich.table import Table
 
 from medopt.core.provenance import machine, physical_cores
 from medopt.core.records import FloatArray
 from medopt.release.predictor import Predictor
+from medopt.serving.server.generated import open_inference_pb2 as pb
+from medopt.serving.server.generated import open_inference_pb2_grpc as stubs
 from medopt.serving.server.releases import name_of
 from medopt.serving.server.v2_codec import to_raw
 

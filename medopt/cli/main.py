@@ -36,6 +36,7 @@ from medopt.cli.tune_runtime import tune_runtime
 from medopt.config.study_file import data_folder, load_study
 from medopt.core import signals
 from medopt.core.errors import ConfigError, DataError, MedoptError, listed
+from medopt.core.extras import missing_package
 
 app = typer.Typer(
     help="From a study's scans to a checked int8 release for the PACS, every step measured.",
@@ -232,8 +233,9 @@ def main() -> NoReturn:
     except MedoptError as error:
         _leave(error, type(error).__name__, str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        extra = "pacs" if error.name in ("pynetdicom", "highdicom") else "train"
-        text = f"This command needs {error.name}, which is not installed: pip install 'medopt[{extra}]'."
+        if (error.name or "medopt").startswith("medopt"):  # not a package that could be installed
+            raise
+        text = missing_package(error.name or "", (sys.argv[1:] or [""])[0])
         _leave(error, "ConfigError", text, ConfigError.exit_code)
     except KeyboardInterrupt as error:
         _leave(error, "Interrupted", "A run goes on where it was when the same command is given again.", 130)

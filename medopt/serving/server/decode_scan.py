@@ -7,6 +7,7 @@ is looked at before anything is decoded.
 from __future__ import annotations
 
 import io
+import math
 import stat
 import tempfile
 import zipfile
@@ -161,14 +162,7 @@ def _claims(path: Path) -> Iterator[int]:
                 yield image.width * image.height * len(image.getbands())
         elif path.suffix == ".nii":
             sides = [int(side) for side in nibabel.load(path).shape]  # type: ignore[attr-defined]
-            yield _product(sides)
+            yield math.prod(max(side, 0) for side in sides)
         elif is_dicom(head):
             header = parse_dicom(path, force=True, stop_before_pixels=True, specific_tags=_CLAIMING)
-            yield _product([int(header.get(key) or 1) for key in _CLAIMING])
-
-
-def _product(sides: list[int]) -> int:
-    found = 1
-    for side in sides:
-        found *= max(side, 0)
-    return found
+            yield math.prod(max(int(header.get(key) or 1), 0) for key in _CLAIMING)
