@@ -69,8 +69,6 @@ def export(
         typer.echo(f"{kind:<6} {told}")
     for kind in found.get("not_exported", ()):
         typer.echo(f"{kind:<6} left out: the engine did not pass the release's gate for it")
-    if "config" in found:
-        typer.echo(f"config read back with {found['config']}")
     facts = f"{out}/inferenceservice.yaml begins with the steps to take"
     if form != Format.kserve:
         facts = "medopt.json there says how logits become decisions"

@@ -137,7 +137,7 @@ def verify(
     from medopt.core.fast_monai_import import import_lean_monai
 
     import_lean_monai()
-    from medopt.release.verify import verify_release
+    from medopt.release.golden import verify_release
 
     rows = verify_release(release_folder(release))
     shown = [{key: row[key] for key in ("case", "model", "difference")} for row in rows]
@@ -175,8 +175,7 @@ def predict(
 
     import_lean_monai()
     from medopt.release.predictor import Predictor
-    from medopt.serving.batch import find_scans, predict_scans
-    from medopt.serving.distributed_predict import predict_archive
+    from medopt.serving.batch import find_scans, predict_archive, predict_scans
     from medopt.serving.prediction_table import write_answers
 
     spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name

@@ -52,7 +52,7 @@ def export_kserve(source: ExportSource, target: Path, kind: Kind | None = None) 
         write_text(part / DOCKERFILE, _DOCKERFILE)
         if yaml.safe_load((part / MANIFEST).read_text(encoding="utf-8")) != found:
             raise ReleaseError(f"{MANIFEST} does not read back as it was meant; not exported.")
-    return {"model": kind or "int8", "name": name, "image": image, "config": "PyYAML", "largest_logit_difference": {}}
+    return {"model": kind or "int8", "name": name, "image": image, "largest_logit_difference": {}}
 
 
 def service_name(study: str) -> str:

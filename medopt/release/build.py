@@ -9,10 +9,9 @@ from pathlib import Path
 from medopt.core.files import storage, write_text
 from medopt.release.card import card_of, render_card
 from medopt.release.drift_reference import REFERENCE, Reference
-from medopt.release.golden import draw_golden, record_answers
+from medopt.release.golden import all_predictors, draw_golden, record_answers, verify_release
 from medopt.release.layout import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
 from medopt.release.predictor import Predictor
-from medopt.release.verify import all_predictors, verify_release
 
 
 def build_release(

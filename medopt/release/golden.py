@@ -19,7 +19,7 @@ from medopt.core.files import write_json
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.phantom import write_radiograph
-from medopt.release.layout import GOLDEN, ReleaseInfo
+from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
 from medopt.release.predictor import Predictor
 from medopt.transforms.prepare import PrepareChain
 
@@ -117,3 +117,20 @@ def replay(folder: Path, info: ReleaseInfo, predictors: list[Predictor]) -> list
             "It may not serve on this machine; compare the package versions in release.json with those here."
         )
     return rows
+
+
+def verify_release(folder: Path, threads: int = 0) -> list[dict[str, Any]]:
+    """Check a release whole, and return the replayed golden cases, one row a case and model.
+
+    Raises ReleaseError naming what is wrong.
+    """
+    check_sums(folder)
+    info = read_info(folder)
+    return replay(folder, info, all_predictors(folder, threads))
+
+
+def all_predictors(folder: Path, threads: int = 0) -> list[Predictor]:
+    """Every model of a release in every engine that it may run in."""
+    info = read_info(folder)
+    kinds: tuple[Kind, ...] = ("int8", "float")
+    return [Predictor.open(folder, kind, engine, threads) for kind in kinds for engine in info.models[kind].engines]

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging.acquisition import Acquisition
-from medopt.inference.cpu_features import unfit
-from medopt.inference.engines import Engine, Mode
+from medopt.inference.engines import Engine, Mode, unsupported_reason
 from medopt.inference.runtime import Setting
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.ood_check import OutOfDomainCheck, blank
@@ -74,7 +73,7 @@ class Predictor:
         info = read_info(folder)
         chain = check_chain(info)
         model, note = info.models[kind], ""
-        if kind == "int8" and (reason := unfit(info.profile)):
+        if kind == "int8" and (reason := unsupported_reason(info.profile)):
             raise ReleaseError(
                 f"The release was made for {info.profile}, and {reason}. Use the float model, or build the release "
                 "with compression.profile: cpu."

@@ -18,10 +18,9 @@ from onnx import numpy_helper
 import medopt
 from medopt.core.errors import ReleaseError
 from medopt.release.build import build_release
-from medopt.release.golden import record_answers, replay
+from medopt.release.golden import all_predictors, record_answers, replay, verify_release
 from medopt.release.layout import SUMS, check_sums, read_info, write_sums
 from medopt.release.predictor import Predictor
-from medopt.release.verify import all_predictors, verify_release
 from medopt.transforms import prepare
 
 FILES = (

@@ -16,10 +16,10 @@ from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, Mode
 from medopt.inference.runtime import Measured, Setting, Tuned
 from medopt.release import runtime, tune_runtime
+from medopt.release.golden import verify_release
 from medopt.release.layout import read_info
 from medopt.release.predictor import Predictor
 from medopt.release.runtime import DEFAULT_BATCH, runtime_path, write_runtime
-from medopt.release.verify import verify_release
 
 
 @pytest.fixture
