@@ -174,13 +174,13 @@ def predict(
     from medopt.core.jobs import Fleet
 
     import_lean_monai()
-    from medopt.release.predictor import Predictor
+    from medopt.release.predictor import Release
     from medopt.serving.batch import find_scans, predict_archive, predict_scans
     from medopt.serving.prediction_table import write_answers
 
     spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name
     release = release_folder(release)
-    predictor = Predictor.open(release, "float" if model == "float" else "int8", engine, mode="throughput")
+    predictor = Release.open(release, "float" if model == "float" else "int8", engine, mode="throughput")
     scans = find_scans(paths, len(predictor.info.prepare.size))
     reporter = ConsoleReporter()
     if predictor.note:

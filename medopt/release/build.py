@@ -9,9 +9,9 @@ from pathlib import Path
 from medopt.core.files import storage, write_text
 from medopt.release.card import card_of, render_card
 from medopt.release.drift_reference import REFERENCE, Reference
-from medopt.release.golden import all_predictors, draw_golden, record_answers, verify_release
+from medopt.release.golden import draw_golden, open_every_model, record_answers, verify_release
 from medopt.release.layout import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 
 
 def build_release(
@@ -19,7 +19,7 @@ def build_release(
     info: ReleaseInfo,
     models: Mapping[Kind, Path],
     domain: Path | None = None,
-    reference: Callable[[Predictor], Reference] | None = None,
+    reference: Callable[[Release], Reference] | None = None,
 ) -> None:
     """Write the release to `target`, replacing an earlier one of the same run.
 
@@ -42,10 +42,10 @@ def build_release(
             card.write(part / CARD_FACTS)
             scans = draw_golden(part / "golden", len(info.prepare.size))
             write_sums(part)
-            record_answers(part, all_predictors(part), scans)
+            record_answers(part, open_every_model(part), scans)
             if reference is not None:
                 write_sums(part)
-                told = reference(Predictor.open(part, "int8"))
+                told = reference(Release.open(part, "int8"))
                 write_text(part / REFERENCE, told.model_dump_json() + "\n")
             write_sums(part)
             verify_release(part)

@@ -20,7 +20,7 @@ from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.phantom import write_radiograph
 from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.transforms.prepare import PrepareChain
 
 COUNT = 3
@@ -55,14 +55,14 @@ def _blobs(shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
     return ((out - out.min()) / (out.max() - out.min())).astype(np.float32)
 
 
-def record_answers(folder: Path, predictors: list[Predictor], scans: list[Path]) -> None:
+def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> None:
     """Write `golden.json`: for every scan the prepared pixels' figures and each model's and engine's answer."""
     cases = []
     for path in scans:
         scan = _read(path)
-        answers = {f"{p.kind}/{p.engine.name}": p.predict_scan(scan).probabilities for p in predictors}
+        answers = {f"{p.kind}/{p.engine.name}": p.predict(scan).probabilities for p in releases}
         name = path.relative_to(folder).as_posix()
-        cases.append({"scan": name, "pixels": _pixels(predictors[0], scan), "answers": answers})
+        cases.append({"scan": name, "pixels": _pixels(releases[0], scan), "answers": answers})
     tolerance = {"probability": PROBABILITY_TOLERANCE, "pixels": PIXEL_TOLERANCE}
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
 
@@ -84,14 +84,14 @@ def _read(path: Path) -> Volume:
     return volume if volume.window else replace(volume, window=(500, 1000))
 
 
-def _pixels(predictor: Predictor, scan: Volume) -> list[float]:
+def _pixels(release: Release, scan: Volume) -> list[float]:
     """Mean, standard deviation and 16 sampled values of the prepared image."""
-    image = predictor.chain(scan).numpy()
+    image = release.chain(scan).numpy()
     sampled = image.ravel()[np.linspace(0, image.size - 1, 16).astype(int)]
     return [float(image.mean()), float(image.std()), *(float(value) for value in sampled)]
 
 
-def replay(folder: Path, info: ReleaseInfo, predictors: list[Predictor]) -> list[dict[str, Any]]:
+def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[dict[str, Any]]:
     """Predict every golden case again, and compare.
 
     Returns a row a case and model with the largest probability difference. Raises ReleaseError where prepared pixels
@@ -101,12 +101,12 @@ def replay(folder: Path, info: ReleaseInfo, predictors: list[Predictor]) -> list
     rows, faults = [], []
     for case in golden["cases"]:
         scan = _read(folder / case["scan"])
-        pixels = float(np.abs(np.subtract(_pixels(predictors[0], scan), case["pixels"])).max())
+        pixels = float(np.abs(np.subtract(_pixels(releases[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
             faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
-        for predictor in predictors:
-            which = f"{predictor.kind}/{predictor.engine.name}"
-            found, wanted = predictor.predict_scan(scan).probabilities, case["answers"][which]
+        for release in releases:
+            which = f"{release.kind}/{release.engine.name}"
+            found, wanted = release.predict(scan).probabilities, case["answers"][which]
             difference = max(abs(found[label] - wanted[label]) for label in info.labels)
             rows.append({"case": case["scan"], "model": which, "difference": difference, "probability": found})
             if not difference <= golden["tolerance"]["probability"]:
@@ -126,11 +126,11 @@ def verify_release(folder: Path, threads: int = 0) -> list[dict[str, Any]]:
     """
     check_sums(folder)
     info = read_info(folder)
-    return replay(folder, info, all_predictors(folder, threads))
+    return replay(folder, info, open_every_model(folder, threads))
 
 
-def all_predictors(folder: Path, threads: int = 0) -> list[Predictor]:
+def open_every_model(folder: Path, threads: int = 0) -> list[Release]:
     """Every model of a release in every engine that it may run in."""
     info = read_info(folder)
     kinds: tuple[Kind, ...] = ("int8", "float")
-    return [Predictor.open(folder, kind, engine, threads) for kind in kinds for engine in info.models[kind].engines]
+    return [Release.open(folder, kind, engine, threads) for kind in kinds for engine in info.models[kind].engines]

@@ -12,7 +12,7 @@ from medopt.core.provenance import physical_cores
 from medopt.inference.runtime import BATCHES, Setting, Tuned, candidates, run_trial
 from medopt.release.golden import golden_batch, replay
 from medopt.release.layout import Kind, check_chain, check_sums, read_info
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.release.runtime import write_runtime
 
 # A batch may sum float32 in another order than one image does, and in no other way differ.
@@ -43,12 +43,12 @@ def prove(folder: Path, kind: Kind, setting: Setting) -> float:
 
     Raises ReleaseError where answers are not those of the build, or depend on what else is in the batch.
     """
-    predictor = Predictor.open(folder, kind, setting=setting)
-    replay(folder, predictor.info, [predictor])
-    images = golden_batch(folder, predictor.chain)
+    release = Release.open(folder, kind, setting=setting)
+    replay(folder, release.info, [release])
+    images = golden_batch(folder, release.chain)
     images = images[np.arange(max(setting.batch, len(images))) % len(images)][: setting.batch]
-    alone = np.concatenate([predictor.engine.run(image[None]) for image in images])
-    difference = float(np.abs(predictor.engine.run(images) - alone).max())
+    alone = np.concatenate([release.engine.run(image[None]) for image in images])
+    difference = float(np.abs(release.engine.run(images) - alone).max())
     if not difference <= BATCH_TOLERANCE * max(1.0, float(np.abs(alone).max())):
         raise ReleaseError(
             f"{setting.engine} gives other logits for a batch of {setting.batch} than for its images one by one (by "

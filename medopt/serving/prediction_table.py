@@ -61,7 +61,7 @@ def _cells(row: Row, labels: Sequence[str]) -> list[str]:
         given = [answer.decision, *(f"{answer.probabilities[label]:.6f}" for label in labels)]
     distances = [f"{one:.4g}" for one in answer.distances or ()] or ["", ""]
     known = [facts.modality, *facts.groups().values()] if facts else [""] * (len(TOLD) - 4)
-    return [*given, answer.declined, "", *distances, *known]
+    return [*given, answer.declined or "", "", *distances, *known]
 
 
 def observed(rows: Sequence[Row], labels: Sequence[str]) -> Observed:

@@ -24,7 +24,7 @@ from medopt.exports.folder import FACTS, ExportSource, compare, whole_folder
 from medopt.exports.monai_bundle import bundle_metadata, check_metadata, open_bundle
 from medopt.inference.engines import openvino_core
 from medopt.release.layout import INFO, write_sums
-from medopt.release.predictor import UNDECIDED, Predictor
+from medopt.release.predictor import UNDECIDED, Release
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def check_facts(folder: Path, source: ExportSource) -> None:
 
 def check_decisions(folder: Path, kind: Any, logits: np.ndarray, source: ExportSource) -> None:
     """Logits of the export come to the release's own answers."""
-    opened = Predictor.open(source.folder, kind, source.info.models[kind].engines[0], 1)
+    opened = Release.open(source.folder, kind, source.info.models[kind].engines[0], 1)
     answers = [opened._answer(row, "") for row in opened.engine.run(source.golden)]
     decider = Decider.read(folder, kind)
     wanted = [[answer.probabilities[label] for label in source.info.labels] for answer in answers]
@@ -165,9 +165,9 @@ def test_monai_runs_the_bundle_as_the_release_answers(bundle: Path, source: Expo
     )
     rows = [line.split(",") for line in (tmp_path / "predictions.csv").read_text().split()]
     assert [Path(row[0]).name for row in rows] == [f"case-{number}.dcm" for number in (1, 2, 3)]
-    opened = Predictor.open(source.folder, "float", threads=1)
+    opened = Release.open(source.folder, "float", threads=1)
     for row in rows:
-        told = opened.predict_scan(row[0])
+        told = opened.predict(row[0])
         assert [float(one) for one in row[1:]] == pytest.approx(list(told.probabilities.values()), abs=1e-4)
 
 

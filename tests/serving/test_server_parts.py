@@ -22,7 +22,7 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
 from medopt.imaging.acquisition import Acquisition
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Answer, Release
 from medopt.serving.server.auth import VARIABLE, Key
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.decode_scan import prepare_bytes
@@ -42,7 +42,7 @@ class Reader:
 
 
 def prepared(data: bytes, limits: ServerLimits = SMALL) -> FloatArray:
-    return prepare_bytes(cast(Predictor, Reader()), data, limits)[0]
+    return prepare_bytes(cast(Release, Reader()), data, limits)[0]
 
 
 def picture(side: int, value: int = 7) -> bytes:

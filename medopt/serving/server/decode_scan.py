@@ -26,7 +26,7 @@ from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.raster import FORMATS, is_image
 from medopt.imaging.scan_path import below
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.serving.batch import IGNORED
 from medopt.serving.server.limits import ServerLimits
 
@@ -36,7 +36,7 @@ _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _CLAIMING = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
-def prepare_bytes(predictor: Predictor, data: bytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
+def prepare_bytes(release: Release, data: bytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
     """One scan's tensor (C, *size) and facts: a DICOM, NIfTI or image file, or a zip of one scan's files.
 
     Read by the release's own chain, as `medopt predict` does. Raises DataError with a reason that names nothing of the
@@ -47,7 +47,7 @@ def prepare_bytes(predictor: Predictor, data: bytes, limits: ServerLimits) -> tu
         place = _placed(data, folder, limits)
         try:
             _check_claims(place, limits)
-            return predictor.prepare(place)
+            return release.prepare(place)
         except DataError as error:
             raise DataError(_neutral(str(error), place, folder)) from None
 

@@ -64,7 +64,7 @@ def model_metadata(service: Service, name: str, version: str = "") -> ModelMetad
     if not version and not versions:
         return ModelMetadata(name, versions, states)
     served = service.registry.find(name, version)
-    info = served.verified.predictor.info
+    info = served.verified.release.info
     labels = len(info.labels)
     return ModelMetadata(
         name,

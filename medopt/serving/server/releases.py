@@ -15,7 +15,7 @@ from medopt.core.errors import MedoptError, ReleaseError
 from medopt.core.files import file_digest
 from medopt.release.golden import replay
 from medopt.release.layout import INFO, SUMS, Kind
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.limits import Refused, ServerLimits
 from medopt.serving.server.log import event
@@ -29,7 +29,7 @@ OPENING = "it is being opened and its golden cases are replayed"
 class VerifiedRelease:
     """A release that may serve: unchanged, its chain the same, its golden cases answered as when it was built."""
 
-    predictor: Predictor
+    release: Release
     digest: str
     """SHA-256 of its list of checksums, and so of all that is in it."""
     model_digest: str
@@ -43,10 +43,10 @@ class VerifiedRelease:
 def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
     """Open a release and replay its golden cases as it will serve; raises ReleaseError with the reason."""
     try:
-        predictor = Predictor.open(folder, kind, mode="throughput")
-        replay(folder, predictor.info, [predictor])
-        model = predictor.info.models[kind]
-        return VerifiedRelease(predictor, file_digest(folder / SUMS), file_digest(folder / model.file))
+        release = Release.open(folder, kind, mode="throughput")
+        replay(folder, release.info, [release])
+        model = release.info.models[kind]
+        return VerifiedRelease(release, file_digest(folder / SUMS), file_digest(folder / model.file))
     except MedoptError as error:
         raise ReleaseError(str(error)) from None
     except Exception as error:  # a file that is sound by its checksum and says nonsense all the same
@@ -67,9 +67,9 @@ class ServedRelease:
 
     def __init__(self, verified: VerifiedRelease, name: str, limits: ServerLimits, metrics: ServerMetrics) -> None:
         self.verified, self.name = verified, name
-        predictor = verified.predictor
+        release = verified.release
         self.batcher = Batcher(
-            predictor.predict, predictor.setting.batch, limits.gather_seconds, metrics.batch(name).observe
+            release.predict_batch, release.setting.batch, limits.gather_seconds, metrics.batch(name).observe
         )
         self._requests = 0
         self._retired = False
@@ -210,7 +210,7 @@ class ReleaseRegistry:
         return ServedRelease(verified, name, self._limits, self._metrics)
 
     def _log(self, folder: ServedFolder, level: int) -> None:
-        note = folder.served.verified.predictor.note if folder.served and not folder.reason else ""
+        note = folder.served.verified.release.note if folder.served and not folder.reason else ""
         self._metrics.ready(folder.name, folder.version, folder.served is not None)
         state = folder.state
         line = {"model": state.name, "version": state.version, "state": state.state, "reason": state.reason or note}

@@ -21,7 +21,7 @@ from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import Acquisition
-from medopt.release.predictor import UNDECIDED, Answer, Predictor
+from medopt.release.predictor import UNDECIDED, Answer, Release
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import HTTP, Admission, Refused, ServerLimits
 from medopt.serving.server.log import event
@@ -153,16 +153,16 @@ class Service:
 
     async def _answers(self, served: ServedRelease, request: InferenceRequest) -> list[Answer]:
         if request.images is not None:
-            check_prepared(request.images, served.verified.predictor)
+            check_prepared(request.images, served.verified.release)
             return await served.batcher.ask(request.images, [None] * len(request.images))
         with served.batcher.expecting() as arrived:
-            images, facts = await self._read(served.verified.predictor, request.scans)
+            images, facts = await self._read(served.verified.release, request.scans)
             arrived()
             return await served.batcher.ask(images, facts)
 
-    async def _read(self, predictor: Predictor, scans: Sequence[bytes]) -> tuple[FloatArray, list[Acquisition]]:
+    async def _read(self, release: Release, scans: Sequence[bytes]) -> tuple[FloatArray, list[Acquisition]]:
         """Scans prepared by the readers. A reader that is stuck cannot be ended, but nobody waits for it any longer."""
-        jobs = [self._in_reader(prepare_bytes, predictor, data, self.limits) for data in scans]
+        jobs = [self._in_reader(prepare_bytes, release, data, self.limits) for data in scans]
         try:
             async with asyncio.timeout(self.limits.read_seconds):
                 results = await asyncio.gather(*jobs, return_exceptions=True)
@@ -183,9 +183,9 @@ class Service:
         return await self._in_reader(*call)
 
 
-def check_prepared(images: FloatArray, predictor: Predictor) -> None:
+def check_prepared(images: FloatArray, release: Release) -> None:
     """Raises Refused for images that the release's chain cannot have prepared."""
-    prepare = predictor.info.prepare
+    prepare = release.info.prepare
     shape = (prepare.channels, *prepare.size)
     if images.shape[1:] != shape or not len(images):
         sides = ", ".join(map(str, shape))
@@ -205,13 +205,13 @@ def outcome_of(answer: Answer) -> str:
 
 def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceResponse:
     """Answers as arrays. A declined scan has no decision, and NaN for its probabilities, as it has none in a table."""
-    info = served.verified.predictor.info
+    info = served.verified.release.info
     nothing = [float("nan")] * len(info.labels)
     values = [nothing if answer.declined else [answer.probabilities[key] for key in info.labels] for answer in answers]
     arrays: dict[str, NDArray[Any]] = {
         PROBABILITIES: np.array(values, np.float64),
         DECISION: np.array([answer.decision.encode() for answer in answers], np.object_),
-        DECLINED: np.array([answer.declined.encode() for answer in answers], np.object_),
+        DECLINED: np.array([(answer.declined or "").encode() for answer in answers], np.object_),
         LOGITS: np.array([answer.logits for answer in answers], np.float64),
     }
     return InferenceResponse(served.name, served.verified.version, arrays, identity(served))
@@ -219,15 +219,15 @@ def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceRe
 
 def identity(served: ServedRelease) -> dict[str, str]:
     """What answered: hashes of release, model and chain, the engine and medopt's version, and the labels' order."""
-    verified, predictor = served.verified, served.verified.predictor
+    verified, release = served.verified, served.verified.release
     return {
         "release_sha256": verified.digest,
         "model_sha256": verified.model_digest,
-        "chain": predictor.chain.fingerprint,
-        "model_kind": predictor.kind,
-        "engine": predictor.engine.name,
+        "chain": release.chain.fingerprint,
+        "model_kind": release.kind,
+        "engine": release.engine.name,
         "medopt": __version__,
-        "labels": ";".join(predictor.info.labels),
+        "labels": ";".join(release.info.labels),
     }
 
 
