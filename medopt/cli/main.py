@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -139,11 +140,11 @@ def verify(
     import_lean_monai()
     from medopt.release.golden import verify_release
 
-    rows = verify_release(release_folder(release))
-    shown = [{key: row[key] for key in ("case", "model", "difference")} for row in rows]
-    print_rows(f"{release}: unchanged; golden cases replayed", shown)
+    cases = verify_release(release_folder(release))
+    rows = [{"case": one.case, "model": one.model, "difference": one.difference} for one in cases]
+    print_rows(f"{release}: unchanged; golden cases replayed", rows)
     if as_json:
-        typer.echo(json.dumps({"release": str(release), "golden": rows}))
+        typer.echo(json.dumps({"release": str(release), "golden": [asdict(case) for case in cases]}))
 
 
 @app.command()

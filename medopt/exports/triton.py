@@ -16,7 +16,7 @@ import onnxruntime
 
 from medopt.core.errors import ReleaseError
 from medopt.core.files import write_text
-from medopt.exports.folder import ExportSource, compare, whole_folder, write_facts
+from medopt.exports.folder import ExportResult, ExportSource, compare, whole_folder, write_facts
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.layout import Kind
 
@@ -25,8 +25,8 @@ BACKENDS = ("onnxruntime", "openvino")
 MAX_BATCH, PREFERRED, WAIT_MICROSECONDS = 16, [4, 8, 16], 2000
 
 
-def export_triton(source: ExportSource, target: Path, kind: Kind | None = None) -> dict[str, Any]:
-    """Write the repository to `target` and return what was checked: file, backend, largest logit difference.
+def export_triton(source: ExportSource, target: Path, kind: Kind | None = None) -> ExportResult:
+    """Write the repository to `target`.
 
     `kind` None takes int8 where it may run in one of Triton's engines, else float. Raises ReleaseError.
     """
@@ -40,9 +40,9 @@ def export_triton(source: ExportSource, target: Path, kind: Kind | None = None) 
         write_text(part / name / LABELS, "".join(f"{label}\n" for label in _output_labels(source)))
         logits = open_engine(engine, model, 1).run(source.golden)
         difference = compare(f"{name}/1/model.onnx", logits, source.answers(kind, engine)[0])
-        checked = {"tool": engine, "largest_logit_difference": {kind: difference}}
-        write_facts(part, source, {kind: f"{name}/1/model.onnx"}, checked)
-    return {"model": kind, "name": name, "backend": engine} | checked
+        result = ExportResult({kind: difference}, engine, model=kind, name=name, backend=engine)
+        write_facts(part, source, {kind: f"{name}/1/model.onnx"}, result)
+    return result
 
 
 def _which(source: ExportSource, kind: Kind | None) -> tuple[Kind, str]:

@@ -1,4 +1,4 @@
-"""Build a release folder: whole or not at all, and verified before it gets its name."""
+"""Build a release folder: written whole or not at all, and verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def build_release(
 ) -> None:
     """Write the release to `target`, replacing an earlier one of the same run.
 
-    `models` are the ONNX files, `domain` the gate that `info` names; `reference` tells, with the int8 model opened,
-    what service is to be held against. The folder is built beside `target`, verified as a user would, and renamed.
+    `models` are the ONNX files, `domain` the file of the out-of-domain check that `info` names; `reference` computes
+    the reference for drift with the opened int8 model. The folder is built beside `target`, verified, and renamed.
     Raises ReleaseError where it does not verify, StorageError where it cannot be written.
     """
     part = target.with_name(f".{target.name}.part")
@@ -45,8 +45,8 @@ def build_release(
             record_answers(part, open_every_model(part), scans)
             if reference is not None:
                 write_sums(part)
-                told = reference(Release.open(part, "int8"))
-                write_text(part / REFERENCE, told.model_dump_json() + "\n")
+                distributions = reference(Release.open(part, "int8"))
+                write_text(part / REFERENCE, distributions.model_dump_json() + "\n")
             write_sums(part)
             verify_release(part)
             if target.exists():

@@ -1,15 +1,14 @@
 """Golden cases: drawn scans with the answers that the release gave when it was built.
 
-They are drawn, never a patient's: a release leaves the hospital. Replaying them proves that files are read, prepared
-and judged on this machine as they were where the release was built.
+They are drawn, never a patient's, because a release leaves the hospital. Replaying them proves that this machine reads,
+prepares and judges files as the machine that built the release did.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -56,7 +55,7 @@ def _blobs(shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
 
 
 def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> None:
-    """Write `golden.json`: for every scan the prepared pixels' figures and each model's and engine's answer."""
+    """Write `golden.json`: for every scan a summary of the prepared pixels, and the answer of each model and engine."""
     cases = []
     for path in scans:
         scan = _read(path)
@@ -79,7 +78,7 @@ def golden_batch(folder: Path, chain: PrepareChain) -> FloatArray:
 
 
 def _read(path: Path) -> Volume:
-    """A golden scan; NIfTI names no window, so that a study that takes the scan's own gets that of the drawing."""
+    """A golden scan. NIfTI has no window, so a study that uses the scan's own window gets the one it was drawn with."""
     volume = read_scan(path)
     return volume if volume.window else replace(volume, window=(500, 1000))
 
@@ -91,38 +90,48 @@ def _pixels(release: Release, scan: Volume) -> list[float]:
     return [float(image.mean()), float(image.std()), *(float(value) for value in sampled)]
 
 
-def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[dict[str, Any]]:
-    """Predict every golden case again, and compare.
+@dataclass(frozen=True, slots=True)
+class ReplayedCase:
+    """A golden case, predicted again: the scan's path, model and engine, and how far its answer is from the build's."""
 
-    Returns a row a case and model with the largest probability difference. Raises ReleaseError where prepared pixels
-    or probabilities are not those of the build.
+    case: str
+    model: str
+    difference: float
+    """The largest of its labels' probabilities."""
+    probability: dict[str, float]
+
+
+def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[ReplayedCase]:
+    """Predict every golden case with each opened release, and compare with the answers of the build.
+
+    Raises ReleaseError where prepared pixels or probabilities are not those of the build.
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-    rows, faults = [], []
+    replayed, faults = [], []
     for case in golden["cases"]:
         scan = _read(folder / case["scan"])
         pixels = float(np.abs(np.subtract(_pixels(releases[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
             faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
         for release in releases:
-            which = f"{release.kind}/{release.engine.name}"
-            found, wanted = release.predict(scan).probabilities, case["answers"][which]
-            difference = max(abs(found[label] - wanted[label]) for label in info.labels)
-            rows.append({"case": case["scan"], "model": which, "difference": difference, "probability": found})
+            model = f"{release.kind}/{release.engine.name}"
+            probability, expected = release.predict(scan).probabilities, case["answers"][model]
+            difference = max(abs(probability[label] - expected[label]) for label in info.labels)
+            replayed.append(ReplayedCase(case["scan"], model, difference, probability))
             if not difference <= golden["tolerance"]["probability"]:
-                faults.append(f"{case['scan']}: {which} answers differ by {difference:.3f}")
+                faults.append(f"{case['scan']}: {model} answers differ by {difference:.3f}")
     if faults:
         raise ReleaseError(
             f"The release {folder} does not answer its golden cases as when it was built: {listed(faults)}. "
             "It may not serve on this machine; compare the package versions in release.json with those here."
         )
-    return rows
+    return replayed
 
 
-def verify_release(folder: Path, threads: int = 0) -> list[dict[str, Any]]:
-    """Check a release whole, and return the replayed golden cases, one row a case and model.
+def verify_release(folder: Path, threads: int = 0) -> list[ReplayedCase]:
+    """Check all of a release: every file unchanged, the chain the same, every golden case answered as at its build.
 
-    Raises ReleaseError naming what is wrong.
+    Returns the golden cases, one for each scan, model and engine. Raises ReleaseError naming what is wrong.
     """
     check_sums(folder)
     info = read_info(folder)

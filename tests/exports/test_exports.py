@@ -54,7 +54,7 @@ def check_facts(folder: Path, source: ExportSource) -> None:
     there.pop(FACTS)
     assert facts["files"] == there
     assert facts["labels"] == source.info.labels and facts["input"]["chain_fingerprint"] == source.chain.fingerprint
-    assert any("domain gate" in one for one in facts["not_carried"]) == (source.info.domain is not None)
+    assert any("out-of-domain check" in one for one in facts["not_carried"]) == (source.info.domain is not None)
     places = [str(folder.parent), str(source.folder), str(Path(__file__).parents[2])]
     for path in folder.rglob("*"):
         assert path.is_dir() or not any(place.encode() in path.read_bytes() for place in places), path
@@ -106,7 +106,7 @@ def test_triton_takes_the_engine_that_passed(finished: Finished, tmp_path: Path)
     for engine, backend in (("openvino", "onnxruntime"), ("onnxruntime", "openvino")):
         release = without_engine(finished, tmp_path / f"without-{engine}", engine, "float")
         found = triton.export_triton(ExportSource.read(release), tmp_path / f"for-{backend}", "float")
-        assert configuration_of(tmp_path / f"for-{backend}", found["name"]).backend == found["backend"] == backend
+        assert configuration_of(tmp_path / f"for-{backend}", found.name).backend == found.backend == backend
 
 
 def test_name_of_a_study_is_one_that_triton_takes() -> None:
@@ -136,7 +136,7 @@ def test_openvino_ir_holds_float32_and_gives_the_releases_answers(
 def test_model_whose_engine_did_not_pass_is_left_out_or_refused(finished: Finished, tmp_path: Path) -> None:
     source = ExportSource.read(without_engine(finished, tmp_path / "release", "openvino"))
     found = openvino_ir.export_openvino(source, tmp_path / "ir")
-    assert found["models"] == ["float"] and found["not_exported"] == ["int8"]
+    assert found.models == ["float"] and found.not_exported == ["int8"]
     assert not (tmp_path / "ir" / "model.int8.xml").exists()
     with pytest.raises(ReleaseError, match="openvino did not pass the gate for the int8 model"):
         openvino_ir.export_openvino(source, tmp_path / "other", "int8")

@@ -159,9 +159,9 @@ def test_nothing_is_seen_on_a_blank_image() -> None:
 
 def test_a_file_that_is_no_gate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "domain.json").write_text('{"format": 2}')
-    with pytest.raises(ReleaseError, match="no domain gate that this medopt can read"):
+    with pytest.raises(ReleaseError, match="no out-of-domain check that this medopt can read"):
         OutOfDomainCheck.read(tmp_path / "domain.json")
-    with pytest.raises(ReleaseError, match="no domain gate"):
+    with pytest.raises(ReleaseError, match="no out-of-domain check"):
         OutOfDomainCheck.read(tmp_path / "absent.json")
 
 

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from clinic_fixtures import Finished, call
 
@@ -134,4 +133,4 @@ def test_versions_are_those_installed() -> None:
     import onnxruntime
 
     assert runtime.engine_versions()["onnxruntime"] == onnxruntime.__version__
-    assert set(runtime.this_machine()) == {"cpu", "cores"} and np.isfinite(runtime.this_machine()["cores"])
+    assert runtime.this_machine().cpu and runtime.this_machine().cores >= 1
