@@ -26,7 +26,7 @@ from medopt.metrics.calibration import UNCALIBRATED
 from medopt.phantom import Radiograph, write_radiograph
 from medopt.release.predictor import Release
 from medopt.serving.batch import find_scans, predict_scans
-from medopt.serving.prediction_table import TOLD, Row, write_answers
+from medopt.serving.prediction_table import DETAILS, Row, write_answers
 from medopt.transforms.prepare import PrepareChain
 
 
@@ -95,7 +95,7 @@ def test_command_writes_a_csv_and_says_that_one_was_refused(finished: Finished, 
     rows = rows_of(out)
     declined = sum(bool(row["declined"]) for row in rows)
     assert f"3 scans{f', {declined} of them declined' if declined else ''}, written to {out}" in done.stdout
-    assert list(rows[0]) == ["path", "decision", "probability_clear", "probability_blob", *TOLD]
+    assert list(rows[0]) == ["path", "decision", "probability_clear", "probability_blob", *DETAILS]
     assert [Path(row["path"]).name for row in rows] == ["a.dcm", "b.dcm", "IM0001"]
     assert [rows[1][name] for name in ("decision", "probability_clear", "probability_blob")] == ["", "", ""]
     assert "not a format that is read" in rows[1]["refused"]
@@ -194,8 +194,8 @@ def test_csv_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert write_answers(out, [Row("a", None, "first, with a comma")], ["no", "yes"])
     header, row = out.read_text().splitlines()
-    assert header == ",".join(["path,decision,probability_no,probability_yes", *TOLD])
-    assert row == 'a,,,,,"first, with a comma"' + "," * (len(TOLD) - 2)
+    assert header == ",".join(["path,decision,probability_no,probability_yes", *DETAILS])
+    assert row == 'a,,,,,"first, with a comma"' + "," * (len(DETAILS) - 2)
 
 
 class Brightest:

@@ -23,7 +23,7 @@ def configure(also: logging.Handler | None = None) -> None:
 
 
 def event(level: int, what: str, facts: Mapping[str, Any]) -> None:
-    """One line."""
+    """Write one line."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = {"time": now, "level": logging.getLevelName(level).lower(), "event": what, **facts}
     _LOG.log(level, json.dumps(line, default=str))

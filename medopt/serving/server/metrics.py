@@ -16,7 +16,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class ServerMetrics:
-    """The counters of one server. A name that no release has is counted as an empty one."""
+    """The counters of one server. A request for an unknown release is counted under an empty name."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""The releases of a server: each checked before it answers, replaced without losing a request."""
+"""The releases of a server: each is verified before it answers, and replaced without losing a request."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ OPENING = "it is being opened and its golden cases are replayed"
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRelease:
-    """A release that may serve: unchanged, its chain the same, its golden cases answered as when it was built."""
+    """A release that may serve: its files and chain unchanged, its golden cases answered as when it was built."""
 
     release: Release
     digest: str
-    """SHA-256 of its list of checksums, and so of all that is in it."""
+    """SHA-256 of its list of checksums, and so of all its files."""
     model_digest: str
 
     @property
     def version(self) -> str:
-        """What clients ask for: the beginning of the digest."""
+        """The version that clients request: the beginning of the digest."""
         return self.digest[:SHORT]
 
 
 def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
-    """Open a release and replay its golden cases as it will serve; raises ReleaseError with the reason."""
+    """Open a release as it will serve, and replay its golden cases; raises ReleaseError with the reason."""
     try:
         release = Release.open(folder, kind, mode="throughput")
         replay(folder, release.info, [release])
@@ -49,12 +49,12 @@ def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
         return VerifiedRelease(release, file_digest(folder / SUMS), file_digest(folder / model.file))
     except MedoptError as error:
         raise ReleaseError(str(error)) from None
-    except Exception as error:  # a file that is sound by its checksum and says nonsense all the same
+    except Exception as error:  # a file may match its checksum and still hold nonsense
         raise ReleaseError(f"{folder} cannot be opened as a release ({type(error).__name__}).") from None
 
 
 def name_of(folder: Path) -> str:
-    """The name under which a release is asked for: its study's; where that cannot be read, the folder's."""
+    """The name by which clients request a release: its study's; where that cannot be read, the folder's."""
     try:
         name = str(json.loads((folder / INFO).read_bytes())["study"])
     except (OSError, ValueError, KeyError, TypeError):
