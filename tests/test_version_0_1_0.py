@@ -10,7 +10,7 @@ import pytest
 from clinic_fixtures import call
 from version_0_1_0 import OldRun
 
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 
 
 def test_the_release_verifies_and_no_byte_of_it_changes(old_run: OldRun) -> None:
@@ -40,7 +40,7 @@ def test_predict_gives_the_recorded_probabilities(
 
 
 def test_its_chain_has_the_fingerprint_of_then(old_run: OldRun) -> None:
-    predictor = Predictor.open(old_run.release)
+    predictor = Release.open(old_run.release)
     assert predictor.chain.fingerprint == "499f3f147d03c41619c3a24b4652dd1f608f1c96c3dfac554918f1677c058316"
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +16,7 @@ from medopt.core.errors import ConfigError
 if TYPE_CHECKING:  # `medopt --help` does not wait for torch
     from torch import nn
 
-    from medopt.exports.folder import ExportSource
+    from medopt.exports.folder import ExportResult, ExportSource
     from medopt.release.layout import Kind
 
 
@@ -63,23 +64,22 @@ def export(
     from medopt.exports.folder import ExportSource
 
     run = release if (release / "release").is_dir() else None
-    found = _write(ExportSource.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
-    for kind, difference in found["largest_logit_difference"].items():
-        told = f"read back with {found['tool']}: a logit of the golden cases differs by at most {difference:.2g}"
-        typer.echo(f"{kind:<6} {told}")
-    for kind in found.get("not_exported", ()):
+    result = _write(ExportSource.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
+    for kind, difference in result.largest_logit_difference.items():
+        text = f"read back with {result.tool}: a logit of the golden cases differs by at most {difference:.2g}"
+        typer.echo(f"{kind:<6} {text}")
+    for kind in result.not_exported or ():
         typer.echo(f"{kind:<6} left out: the engine did not pass the release's gate for it")
-    if "config" in found:
-        typer.echo(f"config read back with {found['config']}")
-    facts = f"{out}/inferenceservice.yaml begins with the steps to take"
+    note = f"{out}/inferenceservice.yaml begins with the steps to take"
     if form != Format.kserve:
-        facts = "medopt.json there says how logits become decisions"
-    typer.echo(f"written to {out}; {facts}")
+        note = "medopt.json there says how logits become decisions"
+    typer.echo(f"written to {out}; {note}")
     if as_json:
-        typer.echo(json.dumps({"release": str(release), "format": form, "out": str(out)} | found, allow_nan=False))
+        facts = {key: value for key, value in asdict(result).items() if value is not None}
+        typer.echo(json.dumps({"release": str(release), "format": form, "out": str(out)} | facts, allow_nan=False))
 
 
-def _write(source: ExportSource, form: Format, out: Path, model: Kind | None, run: Path | None) -> dict[str, Any]:
+def _write(source: ExportSource, form: Format, out: Path, model: Kind | None, run: Path | None) -> ExportResult:
     if form == Format.triton:
         from medopt.exports.triton import export_triton
 

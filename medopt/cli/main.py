@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -36,6 +37,7 @@ from medopt.cli.tune_runtime import tune_runtime
 from medopt.config.study_file import data_folder, load_study
 from medopt.core import signals
 from medopt.core.errors import ConfigError, DataError, MedoptError, listed
+from medopt.core.extras import missing_package
 
 app = typer.Typer(
     help="From a study's scans to a checked int8 release for the PACS, every step measured.",
@@ -136,13 +138,13 @@ def verify(
     from medopt.core.fast_monai_import import import_lean_monai
 
     import_lean_monai()
-    from medopt.release.verify import verify_release
+    from medopt.release.golden import verify_release
 
-    rows = verify_release(release_folder(release))
-    shown = [{key: row[key] for key in ("case", "model", "difference")} for row in rows]
-    print_rows(f"{release}: unchanged; golden cases replayed", shown)
+    cases = verify_release(release_folder(release))
+    rows = [{"case": one.case, "model": one.model, "difference": one.difference} for one in cases]
+    print_rows(f"{release}: unchanged; golden cases replayed", rows)
     if as_json:
-        typer.echo(json.dumps({"release": str(release), "golden": rows}))
+        typer.echo(json.dumps({"release": str(release), "golden": [asdict(case) for case in cases]}))
 
 
 @app.command()
@@ -173,14 +175,13 @@ def predict(
     from medopt.core.jobs import Fleet
 
     import_lean_monai()
-    from medopt.release.predictor import Predictor
-    from medopt.serving.batch import find_scans, predict_scans
-    from medopt.serving.distributed_predict import predict_archive
+    from medopt.release.predictor import Release
+    from medopt.serving.batch import find_scans, predict_archive, predict_scans
     from medopt.serving.prediction_table import write_answers
 
     spread = Fleet(fleet, job_cpus)  # type: ignore[arg-type]  # it checks the name
     release = release_folder(release)
-    predictor = Predictor.open(release, "float" if model == "float" else "int8", engine, mode="throughput")
+    predictor = Release.open(release, "float" if model == "float" else "int8", engine, mode="throughput")
     scans = find_scans(paths, len(predictor.info.prepare.size))
     reporter = ConsoleReporter()
     if predictor.note:
@@ -232,8 +233,9 @@ def main() -> NoReturn:
     except MedoptError as error:
         _leave(error, type(error).__name__, str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        extra = "pacs" if error.name in ("pynetdicom", "highdicom") else "train"
-        text = f"This command needs {error.name}, which is not installed: pip install 'medopt[{extra}]'."
+        if (error.name or "medopt").startswith("medopt"):  # not a package that could be installed
+            raise
+        text = missing_package(error.name or "", (sys.argv[1:] or [""])[0])
         _leave(error, "ConfigError", text, ConfigError.exit_code)
     except KeyboardInterrupt as error:
         _leave(error, "Interrupted", "A run goes on where it was when the same command is given again.", 130)

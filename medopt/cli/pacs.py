@@ -66,7 +66,7 @@ def check(node_file: NodeFile) -> None:
     from medopt.pacs.destinations import Destination
     from medopt.pacs.sender import echo
     from medopt.pacs.settings import load_node
-    from medopt.release.verify import verify_release
+    from medopt.release.golden import verify_release
 
     node = load_node(node_file)
     server_context(node.tls)

@@ -79,7 +79,6 @@ def serve(
     from medopt.core.fast_monai_import import import_lean_monai
 
     import_lean_monai()
-    from medopt.serving.server import kserve_parts  # noqa: F401  # says which extra is missing before anything else
     from medopt.serving.server.auth import Key
     from medopt.serving.server.limits import MEBI, ServerLimits
     from medopt.serving.server.run import Listeners, ServerTls
@@ -92,11 +91,11 @@ def serve(
         gather_seconds=gather_ms / 1000,
         read_seconds=read_seconds,
     )
-    doors = Listeners(host, port, None if grpc_port < 0 else grpc_port, tls)
+    listeners = Listeners(host, port, None if grpc_port < 0 else grpc_port, tls)
     run(
-        [release_folder(one) for one in releases],
+        [release_folder(release) for release in releases],
         "float" if model == "float" else "int8",
-        doors,
+        listeners,
         limits,
         Key.read(api_key_file),
         no_auth,

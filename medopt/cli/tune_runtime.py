@@ -14,7 +14,7 @@ from medopt.cli.options import JsonOption
 from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:  # `medopt --help` does not wait for the engines
-    from medopt.inference.runtime import Measured, Setting, Tuned
+    from medopt.inference.runtime import MeasuredSetting, Setting, Tuned
 
 
 def tune_runtime(
@@ -48,12 +48,12 @@ def tune_runtime(
     reporter.stage("tune", f"engines of {release}, about {2 * seconds:.0f} seconds")
     tuned, path = tune(release, "float" if model == "float" else "int8", seconds)
     machine = this_machine()
-    _print(tuned, f"{release.name}, {model} model, on {machine['cores']} cores of {machine['cpu']}")
+    _print(tuned, f"{release.name}, {model} model, on {machine.cores} cores of {machine.cpu}")
     typer.echo(f"latency    {_said(tuned.latency)}")
     typer.echo(f"throughput {_said(tuned.throughput)}")
     typer.echo(f"written to {path}; golden cases answered as when the release was built")
     if as_json:
-        facts = {"release": str(release), "model": model, "file": str(path), "machine": machine}
+        facts = {"release": str(release), "model": model, "file": str(path), "machine": machine.model_dump()}
         told = tuned.model_dump(mode="json") | {"versions": engine_versions()}
         typer.echo(json.dumps(facts | told, allow_nan=False))
 
@@ -70,7 +70,7 @@ def _print(tuned: Tuned, title: str) -> None:
     plain_console().print(table)
 
 
-def _cells(row: Measured) -> list[str]:
+def _cells(row: MeasuredSetting) -> list[str]:
     one = row.setting
     opened = "streams" if one.mode == "throughput" and one.engine == "openvino" else "one call"
     return [

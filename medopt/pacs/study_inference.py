@@ -21,7 +21,7 @@ from medopt.pacs.heat_map import heat_maps, shown
 from medopt.pacs.settings import Results
 from medopt.pacs.structured_report import Earlier, ModelIdentity, ScanAnswer, make_results, namer
 from medopt.release.layout import SUMS, Kind
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Answer, Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Answering:
 
     def __init__(self, release: Path, kind: Kind, rules: SeriesRules | None, wanted: Results) -> None:
         """Open the release; raises ReleaseError."""
-        self._predictor = Predictor.open(release, kind)
+        self._predictor = Release.open(release, kind)
         info = self._predictor.info
         model = info.models[kind]
         self._rules, self._wanted = rules or info.series, wanted
@@ -68,7 +68,9 @@ class Answering:
             made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
             for scan, answer in self._shown([scan for scan, _ in scans], answers):
                 made += self._heat_maps(scan, answer, inputs, now)
-        reason = "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, judged)
+        reason = (
+            "; ".join(dict.fromkeys(one.answer.declined or "" for one in answers)) if taken else _counted(found, judged)
+        )
         decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
         return Answered("declined" if declined else "done", reason if declined else "", tuple(made), decisions)
 
@@ -93,7 +95,7 @@ class Answering:
 
     def _answer(self, scan: str | Path, files: Sequence[Path]) -> ScanAnswer:
         images = tuple(parse_dicom(path, stop_before_pixels=True, force=True) for path in files)
-        return ScanAnswer(self._predictor.predict_scan(scan), images)
+        return ScanAnswer(self._predictor.predict(scan), images)
 
     def _shown(self, scans: Sequence[str | Path], answers: Sequence[ScanAnswer]) -> list[tuple[str | Path, ScanAnswer]]:
         """The scans that get a heat map: those of the highest probability of what is shown."""

@@ -39,7 +39,7 @@ class ModelInfo(BaseModel):
 
     @property
     def operating_point(self) -> OperatingPoint:
-        """How its probabilities become decisions."""
+        """Threshold and band that turn probabilities into decisions."""
         return OperatingPoint(self.threshold, self.rule, band=self.band)
 
 
@@ -58,7 +58,7 @@ class Provenance(Result):
 
 
 class ReleaseInfo(BaseModel):
-    """`release.json`: all that a server must know. `engines` of a model are in the order of their measured speed."""
+    """`release.json`: all that a server must know. A model's `engines` are in the order of their measured speed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,12 +75,39 @@ class ReleaseInfo(BaseModel):
     chain_fingerprint: str
     models: dict[Kind, ModelInfo]
     profile: Profile = "cpu"
-    """What kind of machine the int8 model was made for."""
+    """The kind of machine that the int8 model was made for."""
     domain: str | None = None
-    """The file of the gate that declines scans unlike those of training; None: there is no such gate."""
+    """The file of the out-of-domain check; None: there is none."""
     gate: Annotated[GateRecord, _COMPACT]
     figures: Annotated[ReleaseFigures, _COMPACT]
     provenance: Annotated[Provenance, _COMPACT]
+
+
+def find_release(path: str | Path) -> Path:
+    """The release folder that a path names: itself, that of a run's folder, or that of a study's newest run.
+
+    Raises ReleaseError where there is none; an older run's release is never taken in place of the newest one's.
+
+    Example::
+
+        find_release("runs/phantom")  # runs/phantom/20260101-120000-0a1b2c3d/release
+    """
+    folder = Path(path)
+    if (folder / INFO).exists() or (folder / SUMS).exists():
+        return folder
+    runs = [folder] if (folder / "study.yaml").exists() else sorted(run.parent for run in folder.glob("*/study.yaml"))
+    if not runs:
+        raise ReleaseError(
+            f"{folder} is not a release: it holds neither {INFO} nor runs. Give a release folder, the folder of a run, "
+            "or the folder of a study's runs."
+        )
+    release = runs[-1] / "release"
+    if not release.is_dir():
+        raise ReleaseError(
+            f"The run {runs[-1]} has no release: it did not finish, or the gate refused its int8 model. The same "
+            "`medopt run` goes on with it; or give another run's folder."
+        )
+    return release
 
 
 def read_info(folder: Path) -> ReleaseInfo:
@@ -111,23 +138,23 @@ def write_sums(folder: Path) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """Refuse a release of which a file was changed, added or taken away since it was built.
+    """Refuse a release in which a file was changed, added or removed since it was built.
 
-    That finds damage and mistakes; who can write to the folder can write the list, too. Raises ReleaseError naming
-    the files.
+    That detects damage and mistakes; anyone who can write to the folder can write the list, too. Raises ReleaseError
+    naming the files.
     """
     try:
         listing = (folder / SUMS).read_bytes().decode("utf-8")
         expected = {name: value for value, name in (line.split("  ", 1) for line in listing.splitlines())}
-        found = _sums(folder)
+        actual = _sums(folder)
     except OSError as error:
         raise ReleaseError(f"{folder} is not a release: {error.filename}: {error.strerror}.") from None
     except ValueError:
         raise ReleaseError(f"{folder / SUMS} is no list of checksums: the release was tampered with.") from None
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} does not belong to it" for name in sorted(found.keys() - expected.keys())]
-    faults += [f"{name} was changed" for name, value in found.items() if expected.get(name, value) != value]
-    if not faults and listing != _listing({name: found[name] for name in expected}):
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    faults += [f"{name} does not belong to it" for name in sorted(actual.keys() - expected.keys())]
+    faults += [f"{name} was changed" for name, value in actual.items() if expected.get(name, value) != value]
+    if not faults and listing != _listing({name: actual[name] for name in expected}):
         faults = [f"{SUMS} was changed"]
     if faults:
         raise ReleaseError(f"The release {folder} is refused: {listed(faults)}. Take it again from where it was built.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,15 @@ from clinic_fixtures import Finished
 from numpy.typing import NDArray
 from results import both, figures
 
-from medopt.core.errors import DataError
+from medopt.core.errors import DataError, ReleaseError
 from medopt.core.format import format_estimate
 from medopt.core.records import KINDS, Estimate, FloatArray, Kind
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.imaging import read_scan
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, IsotonicCurve
 from medopt.release.card import MISSING, ModelCard, card_of, render_card
-from medopt.release.layout import ModelInfo, ReleaseInfo, read_info
-from medopt.release.predictor import Predictor
+from medopt.release.layout import ModelInfo, ReleaseInfo, find_release, read_info
+from medopt.release.predictor import Release, load_release
 from medopt.transforms.prepare import PrepareChain
 
 
@@ -32,11 +33,11 @@ def test_probabilities_are_those_of_the_predictions_table(finished: Finished, ki
     with (finished.folder / "predictions.csv").open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["model"] == kind]
     assert len(rows) == 36
-    predictor = Predictor.open(finished.release, kind, threads=1)
+    predictor = Release.open(finished.release, kind, threads=1)
     threshold = finished.metrics["operating_point"][kind]["threshold"]
     declined = 0
     for row in rows:
-        answer = predictor.predict_scan(finished.clinic.data / "scans" / images[row["case_id"]])
+        answer = predictor.predict(finished.clinic.data / "scans" / images[row["case_id"]])
         probability = float(row["probability"])
         assert answer.probabilities["blob"] == pytest.approx(probability, abs=1e-6)
         assert answer.probabilities["clear"] == pytest.approx(1 - probability, abs=1e-6)
@@ -50,10 +51,10 @@ def test_probabilities_are_those_of_the_predictions_table(finished: Finished, ki
 def test_both_engines_answer_alike_and_a_batch_as_its_scans(finished: Finished) -> None:
     paths = [finished.clinic.data / "scans" / f"{index:03d}.dcm" for index in range(6)]
     for engine in ("onnxruntime", "openvino"):
-        predictor = Predictor.open(finished.release, "float", engine, threads=1)
+        predictor = Release.open(finished.release, "float", engine, threads=1)
         batch = np.stack([predictor.chain(path).numpy() for path in paths])
-        singly = [predictor.predict_scan(read_scan(path)).probabilities["blob"] for path in paths]
-        together = [answer.probabilities["blob"] for answer in predictor.predict(batch)]
+        singly = [predictor.predict(read_scan(path)).probabilities["blob"] for path in paths]
+        together = [answer.probabilities["blob"] for answer in predictor.predict_batch(batch)]
         assert together == pytest.approx(singly, abs=1e-5)
         if engine == "onnxruntime":
             first = singly
@@ -74,10 +75,10 @@ class Fixed:
 HALVED = Calibration("temperature", 2.0)
 
 
-def with_logits(info: ReleaseInfo, logits: list[float], **model: Any) -> Predictor:
+def with_logits(info: ReleaseInfo, logits: list[float], **model: Any) -> Release:
     changed = info.models["int8"].model_copy(update=model)
     info = info.model_copy(update={"models": {"int8": changed, "float": changed}})
-    return Predictor(info, "int8", PrepareChain(info.prepare), Fixed(np.array(logits)))
+    return Release(info, "int8", PrepareChain(info.prepare), Fixed(np.array(logits)))
 
 
 @pytest.fixture
@@ -90,14 +91,16 @@ IMAGE = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(1, 1, 32, 32)
 
 @pytest.mark.parametrize(("threshold", "decision"), [(0.73, "blob"), (0.74, "clear")])
 def test_binary_answer(info: ReleaseInfo, threshold: float, decision: str) -> None:
-    (answer,) = with_logits(info, [2.0], calibration=HALVED, threshold=threshold).predict(IMAGE)
+    (answer,) = with_logits(info, [2.0], calibration=HALVED, threshold=threshold).predict_batch(IMAGE)
     assert answer.probabilities == pytest.approx({"clear": 0.26894142, "blob": 0.73105858})
     assert (answer.decision, answer.logits) == (decision, (2.0,))
 
 
 @pytest.mark.parametrize(("logit", "decision"), [(0.5, "undecided"), (2.0, "blob"), (-1.0, "clear")])
 def test_a_case_in_the_band_is_undecided(info: ReleaseInfo, logit: float, decision: str) -> None:
-    (answer,) = with_logits(info, [logit], calibration=UNCALIBRATED, threshold=0.5, band=(0.3, 0.7)).predict(IMAGE)
+    (answer,) = with_logits(info, [logit], calibration=UNCALIBRATED, threshold=0.5, band=(0.3, 0.7)).predict_batch(
+        IMAGE
+    )
     assert answer.decision == decision
 
 
@@ -106,13 +109,13 @@ def test_an_isotonic_release_answers_by_its_curve(info: ReleaseInfo) -> None:
     model = info.models["int8"].model_copy(update={"calibration": rising, "threshold": 0.3})
     model = ModelInfo.model_validate_json(model.model_dump_json())
     assert model.calibration == rising
-    (answer,) = with_logits(info, [2.0], calibration=model.calibration, threshold=0.3).predict(IMAGE)
+    (answer,) = with_logits(info, [2.0], calibration=model.calibration, threshold=0.3).predict_batch(IMAGE)
     assert (answer.probabilities, answer.decision) == (pytest.approx({"clear": 0.7, "blob": 0.3}), "blob")
 
 
 def test_multiclass_answer(info: ReleaseInfo) -> None:
     three = info.model_copy(update={"task": "multiclass", "labels": ["a", "b", "c"]})
-    (answer,) = with_logits(three, [0.0, np.log(9), np.log(4)], calibration=HALVED, threshold=None).predict(IMAGE)
+    (answer,) = with_logits(three, [0.0, np.log(9), np.log(4)], calibration=HALVED, threshold=None).predict_batch(IMAGE)
     assert answer.probabilities == pytest.approx({"a": 1 / 6, "b": 3 / 6, "c": 2 / 6})  # square roots of 1, 9 and 4
     assert answer.decision == "b"
 
@@ -123,14 +126,14 @@ def test_multiclass_answer(info: ReleaseInfo) -> None:
 def test_multilabel_answer(info: ReleaseInfo, thresholds: tuple[float, ...], decision: str) -> None:
     several = info.model_copy(update={"task": "multilabel", "labels": ["a", "b", "c"]})
     logits = [0.0, -np.log(3), np.log(3)]
-    (answer,) = with_logits(several, logits, calibration=UNCALIBRATED, threshold=thresholds).predict(IMAGE)
+    (answer,) = with_logits(several, logits, calibration=UNCALIBRATED, threshold=thresholds).predict_batch(IMAGE)
     assert answer.probabilities == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.75})
     assert answer.decision == decision
 
 
 def test_logit_that_is_not_a_number_is_no_answer(info: ReleaseInfo) -> None:
     with pytest.raises(DataError, match="not a finite number"):
-        with_logits(info, [float("nan")]).predict(IMAGE)
+        with_logits(info, [float("nan")]).predict_batch(IMAGE)
 
 
 def test_release_json_says_what_the_run_found(finished: Finished, info: ReleaseInfo) -> None:
@@ -184,3 +187,29 @@ def test_the_card_tells_where_the_model_is_weak(finished: Finished) -> None:
     assert f"AUC {format_estimate(worse.mean)}, {format_estimate(worse.drop)} lower" in card
     assert f"calibration error on test: {metrics.calibration.int8.after.ece:.3f}" in card
     assert "TRIPOD+AI" in card and "CLAIM" in card
+
+
+def test_a_release_is_found_in_its_run_and_its_study(finished: Finished) -> None:
+    study = finished.folder.parent
+    for path in (finished.release, str(finished.release), finished.folder, str(study)):
+        assert find_release(path) == finished.release
+    scan = sorted((finished.clinic.data / "scans").glob("*.dcm"))[0]
+    answers = [load_release(path, threads=1).predict(scan) for path in (str(study), finished.release)]
+    assert answers[0] == answers[1] == Release.open(finished.release, threads=1).predict(str(scan))
+    assert answers[0].declined is None or answers[0].decision == ""
+    assert load_release(study, "float", "openvino").engine.name == "openvino"
+
+
+def test_a_run_without_a_release_is_refused_even_where_an_older_one_has_it(tmp_path: Path) -> None:
+    for run in ("20260101-120000-aaaaaaaa", "20260102-120000-bbbbbbbb"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "study.yaml").touch()
+    older, newest = sorted(tmp_path.iterdir())
+    (older / "release").mkdir()
+    assert find_release(older) == older / "release"
+    for path in (tmp_path, newest):
+        with pytest.raises(ReleaseError, match="20260102-120000-bbbbbbbb has no release"):
+            load_release(path)
+    for path in (tmp_path / "nowhere", older / "release"):
+        with pytest.raises(ReleaseError, match=r"is not a release: it holds neither release.json nor runs"):
+            load_release(str(path))
