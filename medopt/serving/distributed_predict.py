@@ -1,4 +1,4 @@
-"""`medopt predict --fleet ray`: an archive in parts, each predicted by a job of a cluster; the answers in order."""
+"""`medopt predict --on ray`: an archive in parts, each predicted by a job of a cluster; the answers in order."""
 
 from __future__ import annotations
 
