@@ -14,6 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+pytestmark = pytest.mark.system
 NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 PICTURES = {"01_read_and_prepare": 3, "02_train_and_read_the_results": 4, "03_predict_and_explain": 3}
 
