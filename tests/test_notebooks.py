@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(path: Path) -> NotebookNode:
     """The notebook after all its cells; raises CellExecutionError with the cell and its traceback."""
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}}).execute()
     return notebook
 
 
