@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medopt.config.study_file import data_folder, load_study
 from medopt.core.reporter import Reporter, SilentReporter
+from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import run_study
 
 
@@ -19,10 +19,12 @@ def run(
     overrides: Sequence[str] = (),
     fresh: bool = False,
     reporter: Reporter | None = None,
-) -> Any:
+) -> FinishedRun:
     """Run a study: prepare, train, compress, judge, evaluate, release, report; what `medopt run` does.
 
-    The same call goes on with a run that was interrupted, and returns at once where everything is done.
+    The same call goes on with a run that was interrupted, and returns at once where everything is done. Returns the
+    run's figures as `metrics` (`metrics.test.int8.auc` is an Estimate: value, low, high, n), its `folder`, and its
+    `release` folder, which is None where the gate refused the int8 model.
 
     Args:
         study: path of a study file (YAML).
@@ -46,9 +48,9 @@ def run(
     ... evaluation: {bootstrap: 200, shift_cases: 0, explain: 0}
     ... compression: {gate: {max_decision_flips: 1, max_probability_shift: 1, auc_margin: 1, min_speedup: 0}}
     ... ''')
-    >>> result = medopt.run("nodules.yaml", data="phantom-data")
-    >>> Path(result["folder"]).parent.as_posix()
-    'runs/nodules'
+    >>> finished = medopt.run("nodules.yaml", data="phantom-data")
+    >>> finished.metrics.test.int8.auc.n, finished.folder.parent.as_posix(), finished.release.name
+    (12, 'runs/nodules', 'release')
     """
     path = Path(study)
     given = None if data is None else Path(data)

@@ -28,6 +28,7 @@ LONGEST = (
     "test_team_server",
     "test_launch",
     "test_compress_run",
+    "test_notebooks",
     "test_interrupted",
     "test_node",
     "test_kills",
@@ -35,6 +36,7 @@ LONGEST = (
     "test_sweep",
     "test_other_studies",
     "test_release_tampering",
+    "test_public_api",
     "test_from_an_export",
     "test_wrong_input",
 )

@@ -30,5 +30,5 @@ def isolate(change: pytest.MonkeyPatch, home: Path) -> None:
     for name in filter(of_the_user, STARTED_WITH):
         change.delenv(name, raising=False)
     change.setenv("HOME", str(home))
-    # An import of medopt bars MLflow's telemetry, unless the user has said otherwise: the tests report to nobody.
+    # medopt bars MLflow's telemetry where it imports it, unless the user said otherwise: the tests report to nobody.
     change.setenv("MLFLOW_DISABLE_TELEMETRY", "true")

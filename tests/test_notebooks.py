@@ -14,6 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+pytestmark = pytest.mark.system
 NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 PICTURES = {"01_read_and_prepare": 3, "02_train_and_read_the_results": 4, "03_predict_and_explain": 3}
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(path: Path) -> NotebookNode:
     """The notebook after all its cells; raises CellExecutionError with the cell and its traceback."""
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}}).execute()
     return notebook
 
 

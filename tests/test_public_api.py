@@ -13,6 +13,7 @@ import pytest
 
 import medopt
 
+pytestmark = pytest.mark.system
 ROOT = Path(medopt.__file__).parents[1]
 
 SNAPSHOT = """
