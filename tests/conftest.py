@@ -51,10 +51,11 @@ UNITS = {
     "test_subgroups_of_cases",
 }
 
-# Modules that take 9 to 60 s of a processor: neither fast nor, by themselves, system.
+# Modules that take 9 s of a processor or more: neither fast nor, by themselves, system.
 SLOW = {
     *("test_batch_size", "test_cli", "test_export", "test_fast_monai_import", "test_launch", "test_loop"),
-    *("test_manifest_build_command", "test_no_telemetry", "test_phantom_study", "test_quantize", "test_tune_command"),
+    *("test_manifest_build_command", "test_no_telemetry", "test_notebooks", "test_phantom_study", "test_public_api"),
+    *("test_quantize", "test_tune_command"),
 }
 
 
