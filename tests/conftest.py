@@ -45,16 +45,33 @@ LONGEST = (
 # What a whole run, a trained network or a file system of its own makes; whoever takes one of these is no unit test.
 OF_A_SYSTEM = {"clinic", "finished", "shared_folder", "tiny_disk", "tiny_models"}
 
+# Rooms of servers, peers and whole runs, and the modules in them that need none of these.
+SYSTEM_ROOMS = {"experiments", "exports", "pacs", "pipeline", "serving", "tracking"}
+UNITS = {
+    *("test_calibration_refused", "test_kserve_manifest", "test_ledger", "test_retention", "test_search_space"),
+    *("test_sender", "test_server_parts", "test_settings", "test_stage", "test_stow", "test_study_completion"),
+    "test_subgroups_of_cases",
+}
+
+# Modules that take 9 s of a processor or more: neither fast nor, by themselves, system.
+SLOW = {
+    *("test_batch_size", "test_cli", "test_export", "test_fast_monai_import", "test_launch", "test_loop"),
+    *("test_manifest_build_command", "test_no_telemetry", "test_notebooks", "test_phantom_study", "test_public_api"),
+    *("test_quantize", "test_tune_command"),
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test `system` or `fast`, and run the longest modules first (with --no-loadscope-reorder).
 
-    system: its module says so, or it takes a fixture of OF_A_SYSTEM. fast: neither system nor long.
+    system: it says so, it takes a fixture of OF_A_SYSTEM, or its room is one of SYSTEM_ROOMS and its module none of
+    UNITS. fast: neither system nor long, and in no module of SLOW.
     """
     for item in items:
-        if OF_A_SYSTEM & set(getattr(item, "fixturenames", ())):
+        module, room = item.path.stem, item.path.parent.name
+        if OF_A_SYSTEM & set(getattr(item, "fixturenames", ())) or (room in SYSTEM_ROOMS and module not in UNITS):
             item.add_marker(pytest.mark.system)
-        if not (item.get_closest_marker("system") or item.get_closest_marker("long")):
+        if not (item.get_closest_marker("system") or item.get_closest_marker("long") or module in SLOW):
             item.add_marker(pytest.mark.fast)
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

@@ -58,6 +58,7 @@ def test_studies_manifests_and_licence_are_in_the_wheel(wheel: Path) -> None:
     assert shipped == expected and len(expected) >= 13
     assert {Path(name).name for name in names if ".dist-info/licenses/" in name} == {"LICENSE", "NOTICE"}
     assert {name.partition("/")[0] for name in names} == {"medopt", wheel.name.partition("-py3")[0] + ".dist-info"}
+    assert "medopt/py.typed" in names
     sources = {path.relative_to(REPO).as_posix() for path in (REPO / "medopt").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
 
