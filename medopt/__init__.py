@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medopt.manifest.table import read_manifest as read_manifest
     from medopt.models import build_resnet as build_resnet
     from medopt.phantom import draw_study as draw_study
+    from medopt.release.predictor import load_release as load_release
     from medopt.transforms.prepare import PrepareChain as PrepareChain
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "Volume",
     "build_resnet",
     "draw_study",
+    "load_release",
     "load_study",
     "metrics",
     "read_manifest",
@@ -50,6 +52,7 @@ _MODULES = {
     "Volume": "medopt.core.records",
     "build_resnet": "medopt.models",
     "draw_study": "medopt.phantom",
+    "load_release": "medopt.release.predictor",
     "load_study": "medopt.config.study_file",
     "read_manifest": "medopt.manifest.table",
     "read_scan": "medopt.imaging",

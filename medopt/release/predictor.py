@@ -150,16 +150,33 @@ class Release:
 
 
 def load_release(path: str | Path, kind: Kind = "int8", engine: str | None = None, threads: int = 0) -> Release:
-    """Open a release: its own folder, the folder of a run, or the folder of a study's runs (the newest one's release).
+    """Open a release; what `medopt predict` does before it reads a scan.
 
-    `kind` chooses the model, int8 or float; `engine` the runtime (else the fastest that passed the gate); `threads` 0
-    takes all cores. Raises ReleaseError where there is no release, a file of it was changed, or this machine or this
-    version of medopt would not give the answers it was released with.
+    Args:
+        path: a release folder, the folder of a run, or the folder of a study's runs: then the newest run's release.
+        kind: the model, int8 or float.
+        engine: onnxruntime or openvino; None: the fastest that passed the gate, or what `medopt tune runtime` found.
+        threads: threads of the engine; 0: all cores.
 
-    Example::
+    Raises ReleaseError where there is no release, where a file of it was changed, or where this machine or this version
+    of medopt cannot give the answers that it was released with.
 
-        release = medopt.load_release("runs/phantom")
-        answer = release.predict("data/phantom/images/site_c/phantom-c001_1.dcm")
-        print(answer.declined or f"{answer.decision}: {answer.probabilities}")
+    >>> import medopt
+    >>> from pathlib import Path
+    >>> manifest = medopt.draw_study("phantom-data/phantom", patients=30)
+    >>> _ = Path("nodules.yaml").write_text('''
+    ... name: nodules
+    ... question: Is there a nodule?
+    ... data: {manifest: phantom/manifest.csv, root: phantom, labels: [no_nodule, nodule]}
+    ... prepare: {size: [32, 32]}
+    ... training: {epochs: 2}  # too few to learn anything
+    ... evaluation: {bootstrap: 200, shift_cases: 0, explain: 0}
+    ... compression: {gate: {max_decision_flips: 1, max_probability_shift: 1, auc_margin: 1, min_speedup: 0}}
+    ... ''')
+    >>> run = medopt.run("nodules.yaml", data="phantom-data")
+    >>> release = medopt.load_release("runs/nodules")  # or run.folder, or run.release
+    >>> answer = release.predict(manifest.parent / "images/site_a/phantom-a001_1.dcm")
+    >>> sorted(answer.probabilities), bool(answer.decision or answer.declined)
+    (['no_nodule', 'nodule'], True)
     """
     return Release.open(find_release(path), kind, engine, threads)
