@@ -19,7 +19,6 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy.stats import chi2, kstwobign
 
 from medopt.core.errors import ReleaseError
 
@@ -153,6 +152,8 @@ def _number(name: str, spread: ReferenceDistribution, values: NDArray[np.float64
     steps = np.arange(len(values) + 1) / len(values)
     distance = float(max((steps[1:] - expected).max(), (expected - steps[:-1]).max()))
     size = np.sqrt(spread.scans * len(values) / (spread.scans + len(values)))
+    from scipy.stats import kstwobign  # its import takes a second, and predicting needs none of it
+
     p = float(kstwobign.sf(size * distance))
     return _shift(name, (*names, f"{edges[-1]:.4g} and more"), before, now, spread.scans, len(values), distance, p)
 
@@ -182,6 +183,8 @@ def _shift(
     p: float | None = None,
 ) -> Shift:
     """PSI with its verdict: drift is what exceeds a threshold and what chance reaches."""
+    from scipy.stats import chi2
+
     # Half a scan is added to every bin: an empty one would make the index infinite.
     old = (before * scans_before + 0.5) / (scans_before + 0.5 * len(bins))
     new = (now * scans + 0.5) / (scans + 0.5 * len(bins))

@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from medopt.core.errors import ReleaseError, listed
@@ -30,6 +29,8 @@ PIXEL_TOLERANCE = 1e-4
 
 def draw_golden(folder: Path, spatial_dims: int, seed: int = 0) -> list[Path]:
     """Draw the scans: DICOM radiographs for a 2-D study, NIfTI volumes for a 3-D one."""
+    import nibabel  # only building a release draws them
+
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(COUNT):

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-import nibabel
 from PIL import Image
 
 from medopt.core.errors import DataError
@@ -161,6 +160,8 @@ def _claims(path: Path) -> Iterator[int]:
             with Image.open(path, formats=FORMATS) as image:
                 yield image.width * image.height * len(image.getbands())
         elif path.suffix == ".nii":
+            import nibabel
+
             sides = [int(side) for side in nibabel.load(path).shape]  # type: ignore[attr-defined]
             yield math.prod(max(side, 0) for side in sides)
         elif is_dicom(head):
