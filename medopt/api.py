@@ -8,7 +8,7 @@ from typing import Any
 
 from medopt.config.study_file import data_folder, load_study
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.pipeline import run_study
+from medopt.pipeline.run import run_study
 
 
 def run(

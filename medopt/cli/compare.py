@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from medopt.core.errors import ConfigError
 from medopt.core.format import format_difference
@@ -59,6 +58,8 @@ def compare(
 
 def print_comparison(compared: Comparison) -> None:
     """The table of `compare_runs`."""
+    from rich.table import Table
+
     from medopt.cli.console import plain_console
     from medopt.evaluation.comparison import COMPARED
 

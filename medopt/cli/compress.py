@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from medopt.cli.options import DataOption, DevicesOption, JsonOption
-from medopt.config.study_file import data_folder
 from medopt.core.errors import ConfigError, GateRefused, listed
 
 PRECISIONS = ("float32", "float16", "int8-weights", "int8")
@@ -41,6 +40,7 @@ def compress(
     from medopt.cli.console import ConsoleReporter, print_summary
     from medopt.cli.group_tables import print_front
     from medopt.compression.pareto import Rule
+    from medopt.config.study_file import data_folder
     from medopt.experiments.compression_search import CompressionGrid, compress_run
     from medopt.training.hardware import Hardware
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from medopt.core.errors import ConfigError
 from medopt.core.format import format_difference, format_estimate
@@ -62,6 +61,8 @@ def evaluate(
 
 
 def _print(evaluated: EvaluatedTable) -> None:
+    from rich.table import Table
+
     from medopt.cli.console import plain_console
     from medopt.metrics.figures import METRICS
 
@@ -106,6 +107,8 @@ def _cell(result: object, name: str) -> str:
 
 
 def _print_subgroups(name: str, results: SubgroupResults) -> None:
+    from rich.table import Table
+
     from medopt.cli.console import plain_console
 
     if not results.variables:

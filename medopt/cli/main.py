@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from medopt import __version__
 from medopt.cli.compare import compare
@@ -34,8 +33,7 @@ from medopt.cli.serve import serve
 from medopt.cli.sweep import sweep
 from medopt.cli.tune import tune_app
 from medopt.cli.tune_runtime import tune_runtime
-from medopt.config.study_file import data_folder, load_study
-from medopt.core import signals
+from medopt.core import fast_monai_import, signals
 from medopt.core.errors import ConfigError, DataError, MedoptError, listed
 from medopt.core.extras import missing_package
 
@@ -111,6 +109,8 @@ def fetch(
 
     Example: medopt fetch breastmnist --data data
     """
+    from medopt.config.study_file import data_folder, load_study
+
     study_file = study_file if study_file.suffix else Path("pipelines") / f"{study_file}.yaml"
     study = load_study(study_file)
     from medopt.cli.console import ConsoleReporter
@@ -135,9 +135,6 @@ def verify(
 ) -> None:
     """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built."""
     from medopt.cli.console import print_rows
-    from medopt.core.fast_monai_import import import_lean_monai
-
-    import_lean_monai()
     from medopt.release.golden import verify_release
 
     cases = verify_release(release_folder(release))
@@ -171,10 +168,7 @@ def predict(
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     from medopt.cli.console import ConsoleReporter, print_predictions
-    from medopt.core.fast_monai_import import import_lean_monai
     from medopt.core.jobs import Fleet
-
-    import_lean_monai()
     from medopt.release.predictor import Release
     from medopt.serving.batch import find_scans, predict_archive, predict_scans
     from medopt.serving.prediction_table import write_answers
@@ -227,6 +221,7 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     signals.listen()
+    fast_monai_import.install()
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
@@ -254,6 +249,8 @@ def main() -> NoReturn:
 def _leave(error: BaseException, kind: str, text: str, code: int) -> NoReturn:
     if os.environ.get("MEDOPT_DEBUG"):
         raise error
+    from rich.console import Console
+
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]{kind}[/]:", end=" ")
     sys.stderr.write(f"{text}\n")
     sys.exit(code)

@@ -6,17 +6,13 @@ import json
 from collections import Counter
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medopt.cli.console import ConsoleReporter, print_rows
-from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, listed
-from medopt.core.records import SPLITS
-from medopt.manifest.sources.scan_listing import Kind, SiteFrom, SourceOptions, by_number, by_reason
 
-if TYPE_CHECKING:  # reading DICOM takes an import that medopt --help need not wait for
+if TYPE_CHECKING:
     from medopt.manifest.build import Built
 
 MOST_SITES = 12
@@ -44,9 +40,13 @@ def build(
     hold_out: Annotated[str, typer.Option("--hold-out", help="Site that becomes the test.")] = "",
     resplit: Annotated[bool, typer.Option("--resplit", help="Draw anew although the source has splits.")] = False,
     site_from: Annotated[
-        SiteFrom, typer.Option("--site-from", help="auto: the institution, else the scanner; or one of them.")
+        Literal["auto", "institution", "scanner", "folder"],
+        typer.Option("--site-from", help="auto: the institution, else the scanner; or one of them."),
     ] = "auto",
-    kind: Annotated[Kind, typer.Option("--kind", help="What the source is; else told from its files.")] = "auto",
+    kind: Annotated[
+        Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"],
+        typer.Option("--kind", help="What the source is; else told from its files."),
+    ] = "auto",
     description: Annotated[
         str, typer.Option("--description", help="Keep series (NIfTI: files) whose description this matches.")
     ] = "",
@@ -71,7 +71,10 @@ def build(
 
     Example: medopt manifest build scans --labels labels.csv --out manifest.csv
     """
+    from medopt.cli.console import ConsoleReporter
+    from medopt.config.study_file import load_study
     from medopt.manifest.build import BuildOptions, build_manifest
+    from medopt.manifest.sources.scan_listing import SourceOptions
     from medopt.manifest.splits import SplitRules
 
     options = BuildOptions(
@@ -113,6 +116,9 @@ def _shares(text: str) -> tuple[float, float, float]:
 
 def _tally(built: Built) -> list[dict[str, Any]]:
     """One row a class (multi-label: a finding), one column a split."""
+    from medopt.core.records import SPLITS
+    from medopt.manifest.sources.scan_listing import by_number
+
     single = len(built.label_columns) == 1
     found: Counter[tuple[str, str]] = Counter()
     for row in built.rows:
@@ -126,6 +132,9 @@ def _tally(built: Built) -> list[dict[str, Any]]:
 
 
 def _show(built: Built, datalist: Path | None) -> None:
+    from medopt.cli.console import print_rows
+    from medopt.core.records import SPLITS
+    from medopt.manifest.sources.scan_listing import by_reason
 
     title = f"{len(built.rows)} rows, {built.found.kind}"
     print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])
@@ -155,6 +164,8 @@ def _show(built: Built, datalist: Path | None) -> None:
 
 
 def _summary(built: Built) -> dict[str, Any]:
+    from medopt.manifest.sources.scan_listing import by_reason
+
     tally = {str(row.pop("label")): row for row in _tally(built)}
     return {
         "manifest": str(built.manifest),

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from medopt.cli.console import ConsoleReporter, plain_console, print_rows
-from medopt.config import Study
-from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import DataError
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
+if TYPE_CHECKING:
+    from medopt.config import Study
     from medopt.manifest.quality import ImageInspection
     from medopt.manifest.repair import Repair
 
@@ -48,6 +44,8 @@ def check(
 
     Example: medopt manifest check manifest.csv --data images --sheet sheet.png --fix mended.csv
     """
+    from medopt.cli.console import ConsoleReporter
+    from medopt.config.study_file import load_study
     from medopt.manifest.infer_study import guess_study
     from medopt.manifest.quality import inspect, read_facts
     from medopt.manifest.table import read_manifest
@@ -78,12 +76,18 @@ def check(
 
 
 def _root(manifest: Path, data: Path | None, study: Study | None) -> Path:
+    from medopt.config.study_file import data_folder
+
     if study:
         return data_folder(data) / study.data.root
     return data or (data_folder(None) if os.environ.get("MEDOPT_DATA") else manifest.parent)
 
 
 def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from medopt.cli.console import plain_console, print_rows
     from medopt.manifest.quality import balance
 
     console = plain_console()
@@ -111,6 +115,7 @@ def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -
 
 def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study: Study, dims: int | None) -> Repair:
     """Write the mended manifest where it passes; raises DataError with what no repair can mend."""
+    from medopt.cli.console import print_rows
     from medopt.manifest.quality import inspect, unusable
     from medopt.manifest.repair import plan_repair, write_repaired
 

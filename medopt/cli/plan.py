@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from medopt.cli.console import ConsoleReporter, plain_console
-from medopt.config import Study
-from medopt.config.study_file import data_folder
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.records import Case
-from medopt.imaging.scan_path import parted
+
+if TYPE_CHECKING:
+    from medopt.config import Study
+    from medopt.core.records import Case
 
 
 def plan(
@@ -38,6 +36,9 @@ def plan(
 
     Example: medopt plan manifest.csv --data images --out lesions.yaml && medopt run lesions.yaml
     """
+    from rich.table import Table
+
+    from medopt.cli.console import ConsoleReporter, plain_console
     from medopt.manifest.infer_study import guess_study
     from medopt.manifest.table import read_manifest
     from medopt.planning.decide import decide
@@ -68,6 +69,9 @@ def plan(
 
 def _folder(manifest: Path, guessed: Study, cases: tuple[Case, ...], data: Path | None) -> Path:
     """Where the images lie: --data, else the first of the usual places that has the first image."""
+    from medopt.config.study_file import data_folder
+    from medopt.imaging.scan_path import parted
+
     if data is not None:
         places = [data]
     else:

@@ -17,7 +17,6 @@ from medopt.cli.options import (
     SetOption,
     StudyFiles,
 )
-from medopt.config.study_file import data_folder, load_study
 
 
 def prepare(
@@ -33,6 +32,8 @@ def prepare(
 
     Example: medopt prepare pipelines/busi.yaml --engine ray
     """
+    from medopt.config.study_file import data_folder, load_study
+
     studies = [(load_study(path, overrides), path) for path in study_files]
     from medopt.cli.console import ConsoleReporter
     from medopt.core.jobs import Fleet, connected

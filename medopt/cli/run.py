@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from medopt.cli.options import (
     CpusOption,
@@ -25,10 +24,11 @@ from medopt.cli.options import (
     StrategyOption,
     StudyFiles,
 )
-from medopt.config import Study, Training
-from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import ConfigError, GateRefused, listed
-from medopt.core.records import Override
+
+if TYPE_CHECKING:
+    from medopt.config import Study, Training
+    from medopt.core.records import Override
 
 if TYPE_CHECKING:  # importing them takes seconds
     from medopt.experiments.group_summary import FinishedGroup
@@ -77,11 +77,14 @@ def run(
     One model on several GPUs: medopt run STUDY --devices 4, or torchrun --nproc-per-node 4 -m medopt run STUDY, or
     srun medopt run STUDY.
     """
+    from medopt.config.study_file import data_folder, load_study
+
     studies = [(load_study(path, overrides), path) for path in study_files]
     if dry_run:
         _show_plan(studies, data_folder(data), runs, as_json)
         return
     from medopt.core.jobs import Fleet
+    from medopt.core.records import Override
     from medopt.experiments.seeds_and_folds import Plan
     from medopt.training.hardware import Hardware
 
@@ -131,7 +134,7 @@ def _run(
     """One run in this process, or several as jobs."""
     from medopt.cli.console import ConsoleReporter
     from medopt.experiments.seeds_and_folds import run_plans
-    from medopt.pipeline import run_study
+    from medopt.pipeline.run import run_study
 
     reporter = ConsoleReporter()
     try:
@@ -183,7 +186,9 @@ def _refuse_gate(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
 
 
 def _show_plan(studies: Sequence[tuple[Study, Path]], data: Path, runs: Path, as_json: bool) -> None:
-    from medopt.pipeline import plan_run
+    import yaml
+
+    from medopt.pipeline.plan import plan_run
 
     found = []
     for study, path in studies:

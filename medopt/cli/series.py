@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from medopt.cli.console import ConsoleReporter, plain_console
-from medopt.config.study_file import load_study
-from medopt.core.privacy import pseudonym
+if TYPE_CHECKING:
+    from rich.text import Text
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
     from medopt.imaging.series_index import Index, Series
     from medopt.imaging.series_rules import Judgement
 
@@ -39,6 +35,8 @@ def series(
 
     Example: medopt series export/ --rules lesions.yaml
     """
+    from medopt.cli.console import ConsoleReporter
+    from medopt.config.study_file import load_study
     from medopt.imaging.series_index import index_folder
     from medopt.imaging.series_rules import judge, settled
 
@@ -61,6 +59,7 @@ def series(
 
 def _row(one: Series, judged: Judgement | None) -> dict[str, Any]:
     """One series without identifiers."""
+    from medopt.core.privacy import pseudonym
     from medopt.imaging.series_rules import private
 
     values = (
@@ -81,6 +80,10 @@ def _row(one: Series, judged: Judgement | None) -> dict[str, Any]:
 
 
 def _print(index: Index, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from medopt.cli.console import plain_console
+
     studies = len({one.study_uid for one in index.series})
     title = f"{index.root}: {len(rows)} series of {studies} studies, {len(index.others)} other files"
     said = [name for name in COLUMNS if any(row[name] not in ("", None, []) for row in rows)]
@@ -94,6 +97,8 @@ def _print(index: Index, rows: list[dict[str, Any]]) -> None:
 
 
 def _shown(value: object) -> Text:
+    from rich.text import Text
+
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, list):

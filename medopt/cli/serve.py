@@ -76,9 +76,6 @@ def serve(
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
         raise ConfigError("TLS takes --tls-cert and --tls-key together, and --client-ca only beside them.")
-    from medopt.core.fast_monai_import import import_lean_monai
-
-    import_lean_monai()
     from medopt.serving.server.auth import Key
     from medopt.serving.server.limits import MEBI, ServerLimits
     from medopt.serving.server.run import Listeners, ServerTls

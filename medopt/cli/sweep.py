@@ -18,7 +18,6 @@ from medopt.cli.options import (
     SetOption,
     StudyFile,
 )
-from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import ConfigError, TrainingError
 
 
@@ -52,6 +51,8 @@ def sweep(
 
     Example: medopt sweep pipelines/busi.yaml --param training.optimizer.lr=1e-4..1e-2:log --param model.depth=26,50
     """
+    from medopt.config.study_file import data_folder, load_study
+
     given = tuple(overrides or ())
     study = load_study(study_file, list(given))
     if trials < 1:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
-from rich.table import Table
 
-from medopt.cli.console import ConsoleReporter, plain_console
 from medopt.cli.options import DataOption, JsonOption, RunsOption, SetOption, StudyFile
-from medopt.config import Study
-from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import ConfigError
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for torch
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from medopt.cli.console import ConsoleReporter
+    from medopt.config import Study
     from medopt.training.init_study import InitResult
 
 Depth = Literal[26, 50, 101, 152]
@@ -44,7 +44,10 @@ class _Ready:
 @contextmanager
 def _ready(study_file: Path, overrides: list[str] | None, data: Path | None, runs: Path) -> Iterator[_Ready]:
     """The training split alone: what is chosen here may look at nothing else."""
+    from medopt.config.study_file import data_folder, load_study
+
     study = load_study(study_file, overrides)
+    from medopt.cli.console import ConsoleReporter
     from medopt.data.cache import PreparedCache
     from medopt.pipeline.study_cases import read_source
     from medopt.transforms.prepare import PrepareChain
@@ -83,6 +86,9 @@ def tune_lr(
     Example: medopt tune lr pipelines/busi.yaml
     """
     with _ready(study_file, overrides, data, runs) as ready:
+        from rich.table import Table
+
+        from medopt.cli.console import plain_console
         from medopt.figures.tuning import range_figure
         from medopt.training.auto_settings import with_sizes
         from medopt.training.lr_range_test import range_test
@@ -123,6 +129,9 @@ def tune_batch(
     Example: medopt tune batch pipelines/busi.yaml --set training.batch_size=64
     """
     with _ready(study_file, overrides, data, runs) as ready:
+        from rich.table import Table
+
+        from medopt.cli.console import plain_console
         from medopt.figures.tuning import batch_figure
         from medopt.training.batch_size import find_batch_size
 
@@ -165,6 +174,7 @@ def tune_init(
     """
     wanted = [_depth(depth) for depth in depths or ()]
     with _ready(study_file, overrides, data, runs) as ready:
+        from medopt.cli.console import plain_console
         from medopt.figures.tuning import initialization_figure
         from medopt.training.init_study import compare_initializations
 
@@ -187,6 +197,8 @@ def _depth(given: int) -> Depth:
 
 def _init_table(study: Study, found: Sequence[InitResult]) -> Table:
     """Scales at the first, the middle and the last block, and what the first steps did to the loss."""
+    from rich.table import Table
+
     table = Table(title=f"{study.name}: how a net begins", title_justify="left")
     table.add_column("net")
     headings = (

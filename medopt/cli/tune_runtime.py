@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from medopt.cli.console import ConsoleReporter, plain_console
 from medopt.cli.options import JsonOption
 from medopt.core.errors import ConfigError
 
@@ -41,6 +39,7 @@ def tune_runtime(
     """
     if model not in ("int8", "float"):
         raise ConfigError(f"--model takes int8 or float; got {model!r}.")
+    from medopt.cli.console import ConsoleReporter
     from medopt.release.runtime import engine_versions, this_machine
     from medopt.release.tune_runtime import tune_runtime as tune
 
@@ -59,6 +58,10 @@ def tune_runtime(
 
 
 def _print(tuned: Tuned, title: str) -> None:
+    from rich.table import Table
+
+    from medopt.cli.console import plain_console
+
     table = Table(
         "", "engine", "opened for", "threads", "batch", "ms", "images/s", "", title=title, title_justify="left"
     )

@@ -18,15 +18,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from medopt.core import fast_monai_import
 from medopt.core.errors import MedoptError
-from medopt.core.fast_monai_import import import_lean_monai
 from medopt.pacs.settings import Results, SeriesRules
 
 
 def serve(wire: Connection) -> None:
     """Open the release that the first message names, then answer a study a message."""
     first = json.loads(wire.recv_bytes())
-    import_lean_monai()
+    fast_monai_import.install()
     from medopt.pacs.study_inference import Answering
 
     rules = None if first["series"] is None else SeriesRules.model_validate(first["series"])

@@ -20,7 +20,7 @@ from ray_cluster import two_nodes
 from medopt.config.study_file import load_study
 from medopt.core.errors import TrainingError
 from medopt.core.reporter import SilentReporter
-from medopt.pipeline import train_study
+from medopt.pipeline.run import train_study
 from medopt.training.checkpoint import read_tensors
 
 BEST = "checkpoints/best.safetensors"
