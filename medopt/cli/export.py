@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medopt.cli.options import JsonOption
-from medopt.core.errors import ConfigError
+from medopt.cli.command import print_json
+from medopt.cli.options import JsonOption, Model, ReleaseArgument
+from medopt.cli.places import release_folder, run_folder
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for torch
+if TYPE_CHECKING:
     from torch import nn
 
     from medopt.exports.folder import ExportResult, ExportSource
@@ -30,12 +30,12 @@ class Format(StrEnum):
 
 
 def export(
-    release: Annotated[Path, typer.Argument(help="A release folder, or a run folder with a release in it.")],
+    release: ReleaseArgument,
     form: Annotated[Format, typer.Option("--format", help="What to write.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
     model: Annotated[
-        str | None,
-        typer.Option(help="int8 or float; else int8 for triton and kserve, both for openvino, float for monai."),
+        Model | None,
+        typer.Option("--model", help="Else int8 for triton and kserve, both for openvino, float for monai."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,14 +57,13 @@ def export(
     beside it says how logits become probabilities and decisions (labels, calibration, threshold), how scans are
     prepared, and the hash of every file. What no other server does: decline scans unlike those of training.
 
-    Example: medopt export runs/busi/RUN --format triton --out models
+    Example: medopt export runs/busi --format triton --out models
     """
-    if model not in (None, "int8", "float"):
-        raise ConfigError(f"--model takes int8 or float; got {model!r}.")
+    folder = release_folder(release)
     from medopt.exports.folder import ExportSource
 
-    run = release if (release / "release").is_dir() else None
-    result = _write(ExportSource.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
+    run = None if folder == release else run_folder(folder)
+    result = _write(ExportSource.read(folder), form, out, model, run)
     for kind, difference in result.largest_logit_difference.items():
         text = f"read back with {result.tool}: a logit of the golden cases differs by at most {difference:.2g}"
         typer.echo(f"{kind:<6} {text}")
@@ -74,9 +73,8 @@ def export(
     if form != Format.kserve:
         note = "medopt.json there says how logits become decisions"
     typer.echo(f"written to {out}; {note}")
-    if as_json:
-        facts = {key: value for key, value in asdict(result).items() if value is not None}
-        typer.echo(json.dumps({"release": str(release), "format": form, "out": str(out)} | facts, allow_nan=False))
+    facts = {key: value for key, value in asdict(result).items() if value is not None}
+    print_json(as_json, {"release": str(folder), "format": form, "out": str(out)} | facts)
 
 
 def _write(source: ExportSource, form: Format, out: Path, model: Kind | None, run: Path | None) -> ExportResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from shlex import quote
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from medopt.cli.command import outputs, print_json, reporting
+from medopt.cli.options import JsonOption
 from medopt.core.errors import ConfigError, listed
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ def build(
         Path,
         typer.Argument(help="A folder of DICOM, NIfTI or images, a .zip of one, a MedMNIST .npz, a MONAI datalist."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Manifest CSV to write; its card is written beside it.")],
+    out: Annotated[
+        list[Path],
+        typer.Option("--out", help="Manifest to write (.csv), its card beside it; and a MONAI datalist (.json)."),
+    ],
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV with a key column and a label column.")] = None,
     label_column: Annotated[
         list[str] | None, typer.Option("--label-column", help="Label column; several make a multi-label study.")
@@ -59,10 +63,7 @@ def build(
         bool, typer.Option("--class-folders", help="Folders are labels in a DICOM or NIfTI tree, too.")
     ] = False,
     root: Annotated[Path | None, typer.Option("--root", help="Folder that a datalist's paths start from.")] = None,
-    datalist: Annotated[Path | None, typer.Option("--datalist", help="Write a MONAI datalist, too.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Last line of stdout: the counts as one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a manifest: which image is whose, what it shows, and in which split it is.
 
@@ -71,12 +72,16 @@ def build(
 
     Example: medopt manifest build scans --labels labels.csv --out manifest.csv
     """
-    from medopt.cli.console import ConsoleReporter
+    from medopt.config.shipped import study_path
     from medopt.config.study_file import load_study
     from medopt.manifest.build import BuildOptions, build_manifest
     from medopt.manifest.sources.scan_listing import SourceOptions
     from medopt.manifest.splits import SplitRules
 
+    files = outputs(out, {".csv": "the manifest", ".json": "the MONAI datalist"})
+    if ".csv" not in files:
+        raise ConfigError("medopt manifest build writes a manifest: --out FILE.csv.")
+    manifest, datalist = files[".csv"], files.get(".json")
     options = BuildOptions(
         labels=labels,
         label_columns=tuple(label_column or ["label"]),
@@ -89,21 +94,17 @@ def build(
             keep_derived=keep_derived,
             description=description,
             modality=modality,
-            rules=load_study(series_rules).data.series if series_rules else None,
+            rules=load_study(study_path(series_rules)).data.series if series_rules else None,
             site_from=site_from,
             class_folders=class_folders,
             root=root,
         ),
         datalist=datalist,
     )
-    reporter = ConsoleReporter()
-    try:
-        built = build_manifest(source, out, options, reporter)
-    finally:
-        reporter.close()
+    with reporting() as reporter:
+        built = build_manifest(source, manifest, options, reporter)
     _show(built, datalist)
-    if as_json:
-        typer.echo(json.dumps(_summary(built)))
+    print_json(as_json, _summary(built))
 
 
 def _shares(text: str) -> tuple[float, float, float]:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medopt.cli import pacs_example, pacs_reconcile
+from medopt.cli.command import print_json
 from medopt.cli.options import JsonOption
-from medopt.cli.registry import release_folder
+from medopt.cli.places import release_folder
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
+if TYPE_CHECKING:
     from medopt.pacs.ledger import Ledger
     from medopt.pacs.settings import Node
 
-pacs_app = typer.Typer(
-    help="A PACS node: studies in by DICOM, the release's answers back as structured reports.", no_args_is_help=True
-)
-audit_app = typer.Typer(help="The node's record of what happened.", no_args_is_help=True)
-pacs_app.add_typer(audit_app, name="audit")
-pacs_app.command("demo")(pacs_example.demo)
-pacs_app.command("example")(pacs_example.example)
-pacs_app.command("reconcile")(pacs_reconcile.reconcile)
 NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
 
 
-@pacs_app.command("run")
 def run(node_file: NodeFile) -> None:
     """Run the node until Ctrl-C or SIGTERM; the study at work then gets 20 seconds, or is done at the next start.
 
@@ -51,8 +43,7 @@ def run(node_file: NodeFile) -> None:
     node.run(typer.echo)
 
 
-@pacs_app.command("check")
-def check(node_file: NodeFile) -> None:
+def check(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Check the node file, the release with its golden cases, and each destination by C-ECHO or a query that nothing
     fits; sends nothing else.
 
@@ -85,15 +76,18 @@ def check(node_file: NodeFile) -> None:
     else:
         rows.append({"what": "C-ECHO to the node itself", "found": "not tried: it is not in its own `accept`"})
     print_rows(f"{node_file}", rows)
+    print_json(as_json, {"node": str(node_file), "checks": rows})
     if silent := [f"{name}: {why}" for name, why in found.items() if why]:
         raise ConfigError(
             f"No answer from {'; '.join(silent)}. Check title, host and port, and that {node.aet} is known there."
         )
 
 
-@pacs_app.command("status")
 def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
-    """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
+    """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms.
+
+    Example: medopt pacs status node.yaml
+    """
     from medopt.cli.console import print_rows
     from medopt.core.privacy import pseudonym
     from medopt.pacs.queue_status import counts, parked
@@ -106,13 +100,14 @@ def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     print_rows(f"{node_file}: studies, and results to send", rows)
     if waiting:
         print_rows("parked; begin anew with `medopt pacs retry`", waiting)
-    if as_json:
-        typer.echo(json.dumps({**{table: dict(by) for table, by in numbers.items()}, "parked": waiting}))
+    print_json(as_json, {**{table: dict(by) for table, by in numbers.items()}, "parked": waiting})
 
 
-@pacs_app.command("retry")
-def retry(node_file: NodeFile) -> None:
-    """Begin anew with all studies and results that are parked; a running node takes them up by itself."""
+def retry(node_file: NodeFile, as_json: JsonOption = False) -> None:
+    """Begin anew with all studies and results that are parked; a running node takes them up by itself.
+
+    Example: medopt pacs retry node.yaml
+    """
     import time
 
     from medopt.pacs import queue_status
@@ -121,13 +116,15 @@ def retry(node_file: NodeFile) -> None:
     studies, sends = queue_status.retry(ledger, time.time())
     ledger.close()
     typer.echo(f"{studies} studies and {sends} results are tried again")
+    print_json(as_json, {"studies": studies, "results": sends})
 
 
-@audit_app.command("verify")
-def verify(node_file: NodeFile) -> None:
+def verify(node_file: NodeFile, as_json: JsonOption = False) -> None:
     """Check that no line of the record was changed, added or taken away; prints the last line's hash to keep.
 
     Exit code 3 where one was.
+
+    Example: medopt pacs audit verify node.yaml
     """
     from medopt.pacs.audit import verify as verify_chain
     from medopt.pacs.settings import load_node
@@ -135,6 +132,7 @@ def verify(node_file: NodeFile) -> None:
 
     lines, last = verify_chain(load_node(node_file).spool / AUDIT)
     typer.echo(f"{lines} lines, unchanged; the last one's SHA-256 is {last}")
+    print_json(as_json, {"lines": lines, "last": last})
 
 
 def _ledger(node_file: Path) -> tuple[Node, Ledger]:
@@ -148,3 +146,14 @@ def _ledger(node_file: Path) -> tuple[Node, Ledger]:
     if not path.is_file():
         raise ConfigError(f"The node of {node_file} has not run yet: there is no {path}.")
     return node, Ledger(path)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "check": check,
+    "status": status,
+    "retry": retry,
+    "reconcile": pacs_reconcile.reconcile,
+    "demo": pacs_example.demo,
+    "example": pacs_example.example,
+}

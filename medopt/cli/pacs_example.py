@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medopt.cli.command import note, print_json
 from medopt.cli.options import JsonOption
+from medopt.cli.places import release_folder
 
 if TYPE_CHECKING:
     from medopt.pacs.demo import Shown
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 def demo(
     release: Annotated[
-        Path | None, typer.Argument(help="A release folder of the study phantom; without one: its newest run's.")
+        Path | None,
+        typer.Argument(metavar="[RELEASE]", help="Of the study phantom, as elsewhere; without one its newest run's."),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Where runs are.")] = Path("runs"),
     studies: Annotated[int, typer.Option("--studies", min=1, max=500, help="How many to draw and send.")] = 10,
@@ -32,8 +35,6 @@ def demo(
 
     Example: medopt pacs demo
     """
-    import json
-
     from medopt.cli.console import print_rows
     from medopt.core import signals
     from medopt.core.errors import DataError
@@ -43,11 +44,11 @@ def demo(
     found: list[Shown] = []
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medopt-pacs-") as folder:
-        with started(release or newest_release(runs), Path(folder)) as places:
-            typer.echo(f"Orthanc runs ({places.orthanc}), the node too", err=True)
-            for found in send_studies(places, studies, lambda text: typer.echo(text, err=True)):
+        with started(release_folder(release) if release else newest_release(runs), Path(folder)) as places:
+            note(f"Orthanc runs ({places.orthanc}), the node too")
+            for found in send_studies(places, studies, note):
                 back = sum(one.seconds is not None for one in found)
-                typer.echo(f"{back} of {studies} studies have their results in Orthanc", err=True)
+                note(f"{back} of {studies} studies have their results in Orthanc")
             print_rows("Drawn studies, and what came back to Orthanc", [_row(one) | _figures(one) for one in found])
             missing = [one.study for one in found if one.seconds is None]
             if keep:
@@ -60,8 +61,7 @@ def demo(
         seconds = time.monotonic() - begun
     if not keep:
         typer.echo(f"All stopped after {seconds:.0f} s. To look at the reports in Orthanc's page: --keep")
-    if as_json:
-        typer.echo(json.dumps({"studies": [_row(one) for one in found], "seconds": round(seconds, 1)}))
+    print_json(as_json, {"studies": [_row(one) for one in found], "seconds": round(seconds, 1)})
     if missing:
         raise DataError(f"No result came back for {len(missing)} of {studies} studies: number {missing}.")
 
@@ -82,6 +82,7 @@ def _figures(one: Shown) -> dict[str, str]:
 
 def example(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder for the files; it is made.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Write what a site starts from: node.yaml, orthanc.json with route.lua, and a systemd unit.
 
@@ -89,5 +90,6 @@ def example(
     """
     from medopt.pacs.demo import write_example
 
-    for path in write_example(folder):
-        typer.echo(path)
+    files = [str(path) for path in write_example(folder)]
+    typer.echo("\n".join(files))
+    print_json(as_json, {"files": files})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medopt.cli.command import print_json
 from medopt.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def reconcile(
                 {"what": "of these fetched", "number": found.fetched},
             ]
             print_rows(f"{node.pull.source.name} since {first}", rows)
-            if as_json:
-                named = ("studies", "known", "missing", "fetched")
-                typer.echo(json.dumps({name: getattr(found, name) for name in named}))
+            named = ("studies", "known", "missing", "fetched")
+            print_json(as_json, {name: getattr(found, name) for name in named})
             if pause is None:
                 break
             time.sleep(pause)

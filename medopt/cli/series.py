@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from medopt.cli.command import print_json, reporting
+from medopt.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -25,9 +27,7 @@ def series(
     rules: Annotated[
         Path | None, typer.Option("--rules", help="A study file; its data.series says which series to take.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the series of a DICOM folder and, with rules, the one that is taken of every study and why.
 
@@ -35,24 +35,19 @@ def series(
 
     Example: medopt series export/ --rules lesions.yaml
     """
-    from medopt.cli.console import ConsoleReporter
+    from medopt.config.shipped import study_path
     from medopt.config.study_file import load_study
     from medopt.imaging.series_index import index_folder
     from medopt.imaging.series_rules import judge, settled
 
-    study = load_study(rules) if rules else None
-    reporter = ConsoleReporter()
-    try:
+    study = load_study(study_path(rules)) if rules else None
+    with reporting() as reporter:
         index = index_folder(folder, reporter)
-    finally:
-        reporter.close()
     judged = judge(index.series, study.data.series) if study else None
     rows = [_row(one, judged) for one in index.series]
     _print(index, rows)
-    if as_json:
-        refused = list(judged.refused) if judged else []
-        found = {"folder": str(folder), "series": rows, "other_files": len(index.others), "refused": refused}
-        typer.echo(json.dumps(found))
+    refused = list(judged.refused) if judged else []
+    print_json(as_json, {"folder": str(folder), "series": rows, "other_files": len(index.others), "refused": refused})
     if judged:
         settled(judged)
 

@@ -1,14 +1,15 @@
-"""`medopt promote`, `rollback` and `pull`: which version serves, and its release on this machine."""
+"""`medopt ui`, `promote`, `rollback`, `pull` and `mlflow migrate`: the team's store, and which version serves."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from medopt.cli.options import RunsOption
+from medopt.cli.command import print_json, reporting
+from medopt.cli.options import JsonOption, RunsOption
+from medopt.cli.places import release_folder
 from medopt.core.errors import ConfigError
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the study's name.")]
@@ -23,6 +24,7 @@ def promote(
         bool, typer.Option("--uncompared", help="Also where the two share no test cases; the registry then says so.")
     ] = False,
     runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
     """Make a version of a model the champion, the one that serves: models:/MODEL@champion.
 
@@ -44,25 +46,30 @@ def promote(
             print_comparison(done.compared)
         until = f"; until now version {done.before}, which `medopt rollback {model}` brings back" if done.before else ""
         typer.echo(f"{model}: version {done.version} is the champion{until}")
+        print_json(as_json, {"model": model, "version": done.version, "before": done.before})
         return
     from medopt.cli.console import print_rows
 
-    print_rows(model, [_row(one) for one in registry.versions(model)])
+    versions = [_row(version) for version in registry.versions(model)]
+    print_rows(model, versions)
+    print_json(as_json, {"model": model, "versions": versions})
     if reason or uncompared:
         raise ConfigError(f"Nothing was promoted: name the version, `medopt promote {model} VERSION --reason TEXT`.")
 
 
-def _row(one: Any) -> dict[str, str]:
+def _row(version: Any) -> dict[str, str]:
     return {
-        "version": one.version,
-        "alias": ", ".join(one.aliases),
-        "registered": f"{one.created:%Y-%m-%d %H:%M} UTC",
-        "gate": one.gate or "not known",
-        "promoted": one.promoted,
+        "version": version.version,
+        "alias": ", ".join(version.aliases),
+        "registered": f"{version.created:%Y-%m-%d %H:%M} UTC",
+        "gate": version.gate or "not known",
+        "promoted": version.promoted,
     }
 
 
-def rollback(model: ModelName, reason: ReasonOption = "", runs: RunsOption = Path("runs")) -> None:
+def rollback(
+    model: ModelName, reason: ReasonOption = "", runs: RunsOption = Path("runs"), as_json: JsonOption = False
+) -> None:
     """Go back to the champion before this one; the two change places.
 
     Example: medopt rollback lesions --reason "declines half of the north site's scans"
@@ -73,10 +80,12 @@ def rollback(model: ModelName, reason: ReasonOption = "", runs: RunsOption = Pat
         raise ConfigError("A rollback takes a reason: --reason TEXT.")
     now, before = Registry(runs).roll_back(model, reason)
     typer.echo(f"{model}: version {now} is the champion again, in place of version {before}")
+    print_json(as_json, {"model": model, "version": now, "before": before})
 
 
 def pull(
     uri: Annotated[str, typer.Argument(metavar="models:/NAME@ALIAS", help="Or models:/NAME/VERSION.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch a registered release to this machine, check it, and print where it is.
 
@@ -85,26 +94,50 @@ def pull(
 
     Example: medopt pull models:/lesions@champion
     """
-    typer.echo(release_folder(Path(uri)))
+    if not uri.startswith("models:/"):
+        raise ConfigError(f"medopt pull takes models:/NAME@ALIAS or models:/NAME/VERSION; got {uri!r}.")
+    folder = release_folder(Path(uri))
+    typer.echo(folder)
+    print_json(as_json, {"uri": uri, "release": str(folder)})
 
 
-def release_folder(given: Path) -> Path:
-    """A release folder as it is; for models:/NAME@ALIAS the release that MLflow's registry means, kept here.
+def ui(
+    runs: RunsOption = Path("runs"),
+    port: Annotated[int, typer.Option("--port", help="Port on this machine.")] = 5000,
+) -> None:
+    """Open MLflow's pages on the runs' store (Ctrl-C ends it).
 
-    Where the registry does not answer, the one that was fetched last serves, and stderr says so.
+    Example: medopt ui --runs runs
     """
-    if not str(given).startswith("models:"):
-        return given
-    from medopt.tracking.fetch import fetch_release
+    from medopt.tracking.tracker import serve_ui
 
-    store = os.environ.get("MLFLOW_TRACKING_URI")
-    if not store:
-        from medopt.tracking.store import tracking_uri
+    serve_ui(runs, port)
 
-        store = tracking_uri(Path("runs"))
-    kept = os.environ.get("MEDOPT_RELEASES")
-    folder = Path(kept) if kept else Path.home() / ".cache" / "medopt" / "releases"
-    found = fetch_release(str(given), store, folder)
-    if found.note:
-        typer.echo(f"{given}: {found.note}", err=True)
-    return found.place
+
+def migrate(
+    runs: RunsOption = Path("runs"),
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="URI", help="The server's address; else MLFLOW_TRACKING_URI.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the runs folder's store to a server: runs with their history and files, models, versions, aliases.
+
+    Interrupted or killed, the same command goes on where it was; nothing is copied twice. Every copy is read back and
+    compared. The store of the runs folder stays as it is, and a run that is gone on with goes on in its copy.
+
+    Example: medopt mlflow migrate --to https://mlflow.example.org
+    """
+    from medopt.cli.console import print_rows
+    from medopt.tracking.migrate import migrate as move
+
+    with reporting() as reporter:
+        done = move(runs, to, reporter)
+    print_rows("moved to the server", done.table())
+    for note in done.notes:
+        typer.echo(note)
+    typer.echo(f"runs on the server: {len(done.runs)}; each was read back when it was copied, and is as it is here")
+    typer.echo(
+        "Track there from now on: export MLFLOW_TRACKING_URI (and ..._USERNAME, ..._PASSWORD); see mlflow/README.md."
+    )
+    print_json(as_json, {"rows": done.table(), "checked": len(done.runs), "notes": done.notes})
