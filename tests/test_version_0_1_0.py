@@ -60,7 +60,7 @@ def test_the_figures_are_computed_again(old_run: OldRun) -> None:
 
 
 def test_it_is_compared_with_itself_and_differs_by_nothing(old_run: OldRun) -> None:
-    done = call("compare", old_run.folder, old_run.folder, "--html", old_run.runs / "compared.html")
+    done = call("compare", old_run.folder, old_run.folder, "--out", old_run.runs / "compared.html")
     assert done.code == 0, done.stderr
     assert "+0.000" in done.stdout and "-0.0" not in done.stdout
     assert (old_run.runs / "compared.html").is_file()

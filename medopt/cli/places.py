@@ -25,10 +25,10 @@ _RELEASE = "release"
 def run_folder(given: Path) -> Path:
     """The folder of a run: itself, the one that a release lies in, or the newest evaluated run of a study's folder.
 
-    A folder that is none of these is returned as it is, and whatever reads it says what is missing. Raises ConfigError
+    A folder that is none of these is returned as it is, and whatever reads it says what is missing. Raises DataError
     where there is nothing.
     """
-    _there(given, "run folder")
+    _there(given, "run folder or prediction table")
     if _is_release(given) and _is_run(given.resolve().parent):
         return given.parent if given.name == _RELEASE else given.resolve().parent
     if _is_run(given):
@@ -68,7 +68,7 @@ def release_folder(given: Path) -> Path:
 
 def _there(given: Path, what: str) -> None:
     if not given.exists():
-        error: type[MedoptError] = ReleaseError if what == _RELEASE else ConfigError
+        error: type[MedoptError] = ReleaseError if what == _RELEASE else DataError
         names = [path.name for path in given.parent.glob("*")] if given.parent.is_dir() else []
         near = difflib.get_close_matches(given.name, names, n=1)
         hint = f" Did you mean {given.parent / near[0]}?" if near else ""

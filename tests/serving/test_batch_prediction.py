@@ -137,7 +137,7 @@ def test_command_takes_files_a_model_and_an_engine(
 
 def test_unknown_model_and_engine_are_refused(finished: Finished) -> None:
     scan = finished.clinic.data / "scans" / "000.dcm"
-    call("predict", finished.release, scan, "--model", "int4").refused(2, "--model takes int8 or float", "int4")
+    call("predict", finished.release, scan, "--model", "int4").refused(2, "Invalid value for '--model'", "int4")
     call("predict", finished.release, scan, "--engine", "tensorrt").refused(6, "tensorrt did not pass the gate")
 
 

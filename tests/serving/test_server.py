@@ -401,7 +401,7 @@ def test_many_clients_at_once_get_their_own_answers(server: Server, client: http
 def test_what_cannot_be_served_as_asked(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = tmp_path / "short"
     short.write_text("secret")
-    call("serve", finished.release, "--model", "half").refused(2, "--model takes int8 or float")
+    call("serve", finished.release, "--model", "half").refused(2, "Invalid value for '--model'")
     call("serve", finished.release, "--tls-cert", short).refused(2, "--tls-cert and --tls-key together")
     monkeypatch.setitem(sys.modules, "grpc", None)
     monkeypatch.delitem(sys.modules, "medopt.serving.server.run", raising=False)
