@@ -9,7 +9,7 @@ import typer
 
 from medopt.cli.options import ModelOption
 from medopt.cli.places import release_folder
-from medopt.core.errors import ConfigError
+from medopt.core.errors import ConfigError, ReleaseError
 
 
 def serve(
@@ -81,7 +81,7 @@ def serve(
     """
     if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
         raise ConfigError("TLS takes --tls-cert and --tls-key together, and --client-ca only beside them.")
-    folders = [release_folder(release) for release in releases]
+    folders = [_folder(release) for release in releases]
     from medopt.serving.server.auth import Key
     from medopt.serving.server.limits import MEBI, ServerLimits
     from medopt.serving.server.run import Listeners, ServerTls
@@ -103,3 +103,11 @@ def serve(
         Key.read(api_key_file),
         no_auth,
     )
+
+
+def _folder(release: Path) -> Path:
+    """A release's folder; one that is none stays out of service with the reason, and the others go on."""
+    try:
+        return release_folder(release)
+    except ReleaseError:
+        return release

@@ -213,8 +213,7 @@ def test_failure_of_all_members_is_one_error_and_fails_the_parent(clinic: Clinic
 def test_prepare_fills_the_cache_that_a_run_finds(clinic: Clinic, tmp_path: Path) -> None:
     done = call("prepare", clinic.study_file, "--data", clinic.data, "--runs", tmp_path, "--json")
     assert done.code == 0, done.stderr
-    assert done.summary == {
-        "studies": [{"study": "clinic", "images": 72, "seconds": done.summary["studies"][0]["seconds"]}]
-    }
+    (row,) = done.summary["studies"]
+    assert row == {"study": "clinic", "images": 72, "seconds": row["seconds"]}
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 72
     assert not (tmp_path / "mlflow.db").exists()
