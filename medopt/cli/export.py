@@ -65,16 +65,16 @@ def export(
     run = None if folder == release else run_folder(folder)
     result = _write(ExportSource.read(folder), form, out, model, run)
     for kind, difference in result.largest_logit_difference.items():
-        check = f"read back with {result.tool}: a logit of the golden cases differs by at most {difference:.2g}"
-        typer.echo(f"{kind:<6} {check}")
+        text = f"read back with {result.tool}: a logit of the golden cases differs by at most {difference:.2g}"
+        typer.echo(f"{kind:<6} {text}")
     for kind in result.not_exported or ():
         typer.echo(f"{kind:<6} left out: the engine did not pass the release's gate for it")
-    facts = f"{out}/inferenceservice.yaml begins with the steps to take"
+    note = f"{out}/inferenceservice.yaml begins with the steps to take"
     if form != Format.kserve:
-        facts = "medopt.json there says how logits become decisions"
-    typer.echo(f"written to {out}; {facts}")
-    values = {key: value for key, value in asdict(result).items() if value is not None}
-    print_json(as_json, {"release": str(folder), "format": form, "out": str(out)} | values)
+        note = "medopt.json there says how logits become decisions"
+    typer.echo(f"written to {out}; {note}")
+    facts = {key: value for key, value in asdict(result).items() if value is not None}
+    print_json(as_json, {"release": str(folder), "format": form, "out": str(out)} | facts)
 
 
 def _write(source: ExportSource, form: Format, out: Path, model: Kind | None, run: Path | None) -> ExportResult:

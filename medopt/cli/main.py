@@ -147,7 +147,8 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "medopt").startswith("medopt"):  # not a package that could be installed
             raise
-        text = missing_package(error.name or "", (sys.argv[1:] or [""])[0])
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        text = missing_package(error.name or "", command)
         _leave(error, "ConfigError", text, ConfigError.exit_code)
     except KeyboardInterrupt as error:
         _leave(error, "Interrupted", "A run goes on where it was when the same command is given again.", 130)

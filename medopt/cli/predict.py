@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,12 @@ def verify(release: ReleaseArgument, as_json: JsonOption = False) -> None:
     """
     folder = release_folder(release)
     from medopt.cli.console import print_rows
-    from medopt.release.verify import verify_release
+    from medopt.release.golden import verify_release
 
-    rows = verify_release(folder)
-    cells = [{key: row[key] for key in ("case", "model", "difference")} for row in rows]
-    print_rows(f"{folder}: unchanged; golden cases replayed", cells)
-    print_json(as_json, {"release": str(folder), "golden": rows})
+    cases = verify_release(folder)
+    rows = [{"case": case.case, "model": case.model, "difference": case.difference} for case in cases]
+    print_rows(f"{folder}: unchanged; golden cases replayed", rows)
+    print_json(as_json, {"release": str(folder), "golden": [asdict(case) for case in cases]})
 
 
 def predict(

@@ -82,7 +82,6 @@ def serve(
     if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
         raise ConfigError("TLS takes --tls-cert and --tls-key together, and --client-ca only beside them.")
     folders = [_folder(release) for release in releases]
-
     from medopt.serving.server.auth import Key
     from medopt.serving.server.limits import MEBI, ServerLimits
     from medopt.serving.server.run import Listeners, ServerTls

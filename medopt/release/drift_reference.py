@@ -185,7 +185,7 @@ def _shift(
     """PSI with its verdict: drift is what exceeds a threshold and what chance reaches."""
     from scipy.stats import chi2
 
-    # Half a scan in every bin: an empty one would make the index infinite.
+    # Half a scan is added to every bin: an empty one would make the index infinite.
     old = (before * scans_before + 0.5) / (scans_before + 0.5 * len(bins))
     new = (now * scans + 0.5) / (scans + 0.5 * len(bins))
     psi = float(((new - old) * np.log(new / old)).sum())

@@ -146,16 +146,8 @@ def test_nothing_heavy_is_imported_for_help_version_and_wrong_arguments(tmp_path
         "try: main()\n"
         f"except SystemExit: print('found', [name for name in {heavy} if name in sys.modules])"
     )
-    rows = {
-        ("--version",): [],
-        ("--help",): [],
-        ("run", "--help"): [],
-        ("rnu",): [],
-        ("predict", str(tmp_path / "none"), "x.dcm"): [],
-        ("report", str(tmp_path / "none")): [],
-        ("run", "nosuch"): [],
-    }
-    for words, imported in rows.items():
+    nowhere = str(tmp_path / "none")
+    for words in (["--version"], ["--help"], ["run", "-h"], ["rnu"], ["predict", nowhere, "x"], ["report", nowhere]):
         command = [sys.executable, "-c", script, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        assert done.stdout.splitlines()[-1] == f"found {imported}", (words, done.stdout[-200:])
+        assert done.stdout.splitlines()[-1] == "found []", (words, done.stdout[-200:])
