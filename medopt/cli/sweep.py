@@ -66,9 +66,9 @@ def sweep(
     sweep = Sweep(study, path, given, parse_space(param, path, given), trials, give_up)
     fleet = Fleet(where, job_cpus, job_gpus)
     with reporting() as reporter:
-        summary = run_sweep(sweep, folder, runs, fleet, reporter)
-    print_sweep(summary)
-    print_json(as_json, summary)
-    if summary["best"] is None:
-        reasons = sorted({row["reason"] for row in summary["trials"] if row["reason"]})
+        finished = run_sweep(sweep, folder, runs, fleet, reporter)
+    print_sweep(finished)
+    print_json(as_json, finished.summary())
+    if finished.sweep.best is None:
+        reasons = sorted({trial.reason for trial in finished.sweep.trials if trial.reason})
         raise TrainingError(f"No trial of {study.name} came to its end: {' '.join(reasons[:3])} Try another space.")

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from medopt.evaluation.sweep_summary import Setting
 from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
 
 INK = {kind: COLOURS[place] for place, kind in enumerate((
@@ -95,7 +96,7 @@ MOST = 8  # panels of parameters
 
 def sweep_figure(
     scores: Sequence[float | None],
-    values: Mapping[str, Sequence[float | str]],
+    values: Mapping[str, Sequence[Setting]],
     path: Path,
     *,
     log: Sequence[str],
@@ -127,8 +128,9 @@ def _by_trial(axes: Axes, scores: Sequence[float | None], score: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _by_value(axes: Axes, values: Sequence[float | str], scores: Sequence[float | None], *, is_log: bool) -> None:
+def _by_value(axes: Axes, values: Sequence[Setting], scores: Sequence[float | None], *, is_log: bool) -> None:
     known = [(value, one) for value, one in zip(values, scores, strict=True) if one is not None]
-    axes.plot([value for value, _ in known], [one for _, one in known], "o", color=COLOURS[0], markersize=4)
+    numbers: list[Any] = [value for value, _ in known]  # or words, which matplotlib takes as categories
+    axes.plot(numbers, [one for _, one in known], "o", color=COLOURS[0], markersize=4)
     if is_log and known:
         axes.set_xscale("log")
