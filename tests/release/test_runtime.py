@@ -13,7 +13,7 @@ from clinic_fixtures import Finished, call
 
 from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, Mode
-from medopt.inference.runtime import Measured, Setting, Tuned
+from medopt.inference.runtime import MeasuredSetting, Setting, Tuned
 from medopt.release import runtime, tune_runtime
 from medopt.release.golden import verify_release
 from medopt.release.layout import read_info
@@ -29,7 +29,7 @@ def release(finished: Finished, tmp_path: Path) -> Path:
 def tuned(engine: str, batch: int = 4) -> Tuned:
     alone = Setting(engine=engine, threads=1)
     many = Setting(engine=engine, mode="throughput", threads=1, batch=batch)
-    rows: dict[Mode, list[Measured]] = {"latency": [Measured(setting=alone, milliseconds=1, images_per_second=1000)]}
+    rows: dict[Mode, list[MeasuredSetting]] = {"latency": [MeasuredSetting(setting=alone, milliseconds=1, images_per_second=1000)]}
     return Tuned(latency=alone, throughput=many, measured=rows)
 
 
