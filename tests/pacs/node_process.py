@@ -1,4 +1,4 @@
-"""A node as a process of its own, begun again after each kill."""
+"""A node as a process of its own, started again after each kill."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from peers import Archive, association, store
 from ports import free_port
 
 
-def told(folder: Path, port: int, release: Path, archive: Archive, **changes: Any) -> dict[str, Any]:
-    """What a node file says."""
+def node_file_values(folder: Path, port: int, release: Path, archive: Archive, **changes: Any) -> dict[str, Any]:
+    """The content of a node file."""
     values = {
         "aet": "MEDOPT",
         "host": "127.0.0.1",
@@ -34,19 +34,19 @@ def told(folder: Path, port: int, release: Path, archive: Archive, **changes: An
     return values | changes
 
 
-class Running:
-    """A node's process, begun again after each kill."""
+class NodeProcess:
+    """A node's process, started again after each kill."""
 
     def __init__(self, folder: Path, release: Path, archive: Archive, **changes: Any) -> None:
         self.folder, self.port, self.file = folder, free_port(), folder / "node.yaml"
-        self.file.write_text(yaml.safe_dump(told(folder, self.port, release, archive, **changes)))
+        self.file.write_text(yaml.safe_dump(node_file_values(folder, self.port, release, archive, **changes)))
         self.log = (folder / "node.log").open("ab")
         self.process: subprocess.Popen[bytes] | None = None
 
-    def begin(self) -> None:
-        words = [sys.executable, "-m", "medopt", "pacs", "run", str(self.file)]
+    def start(self) -> None:
+        command = [sys.executable, "-m", "medopt", "pacs", "run", str(self.file)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(words, stdout=self.log, stderr=self.log, env=environment)
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=environment)
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         assert self.process is not None
@@ -58,7 +58,7 @@ class Running:
             self.kill()
         self.log.close()
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return (self.folder / "node.log").read_text()
 
     def status(self) -> dict[str, Any]:
@@ -66,24 +66,24 @@ class Running:
 
     def deliver(self, scan: Path, within: float = 200) -> None:
         """Send until the node acknowledges it, as a modality does."""
-        until = time.monotonic() + within
-        while time.monotonic() < until:
-            one = association(self.port)
-            if one.is_established:
-                answer = store(one, scan)
-                if one.is_established:
-                    one.release()
-                if answer.get("Status") == 0x0000:
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            link = association(self.port)
+            if link.is_established:
+                response = store(link, scan)
+                if link.is_established:
+                    link.release()
+                if response.get("Status") == 0x0000:
                     return
             assert self.process is not None
             if self.process.poll() is not None:
-                self.begin()
+                self.start()
             time.sleep(0.1)
-        raise AssertionError(self.said())
+        raise AssertionError(self.log_text())
 
 
-def wait_for(what: Callable[[], bool], running: Running, seconds: float = 280) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until, running.said()
+def wait_for(condition: Callable[[], bool], node: NodeProcess, seconds: float = 280) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, node.log_text()
         time.sleep(0.1)
