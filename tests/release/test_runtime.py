@@ -29,7 +29,9 @@ def release(finished: Finished, tmp_path: Path) -> Path:
 def tuned(engine: str, batch: int = 4) -> Tuned:
     alone = Setting(engine=engine, threads=1)
     many = Setting(engine=engine, mode="throughput", threads=1, batch=batch)
-    rows: dict[Mode, list[MeasuredSetting]] = {"latency": [MeasuredSetting(setting=alone, milliseconds=1, images_per_second=1000)]}
+    rows: dict[Mode, list[MeasuredSetting]] = {
+        "latency": [MeasuredSetting(setting=alone, milliseconds=1, images_per_second=1000)]
+    }
     return Tuned(latency=alone, throughput=many, measured=rows)
 
 
