@@ -83,33 +83,6 @@ class ReleaseInfo(BaseModel):
     provenance: Annotated[Provenance, _COMPACT]
 
 
-def find_release(path: str | Path) -> Path:
-    """The release folder that a path names: itself, that of a run's folder, or that of a study's newest run.
-
-    Raises ReleaseError where there is none; an older run's release is never taken in place of the newest one's.
-
-    Example::
-
-        find_release("runs/phantom")  # runs/phantom/20260101-120000-0a1b2c3d/release
-    """
-    folder = Path(path)
-    if (folder / INFO).exists() or (folder / SUMS).exists():
-        return folder
-    runs = [folder] if (folder / "study.yaml").exists() else sorted(run.parent for run in folder.glob("*/study.yaml"))
-    if not runs:
-        raise ReleaseError(
-            f"{folder} is not a release: it holds neither {INFO} nor runs. Give a release folder, the folder of a run, "
-            "or the folder of a study's runs."
-        )
-    release = runs[-1] / "release"
-    if not release.is_dir():
-        raise ReleaseError(
-            f"The run {runs[-1]} has no release: it did not finish, or the gate refused its int8 model. The same "
-            "`medopt run` goes on with it; or give another run's folder."
-        )
-    return release
-
-
 def read_info(folder: Path) -> ReleaseInfo:
     """Read `release.json`; raises ReleaseError where it is absent, malformed, or of another format."""
     try:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
+from medopt.core.run_paths import find_release
 from medopt.imaging.acquisition import Acquisition
 from medopt.inference.engines import Engine, Mode, unsupported_reason
 from medopt.inference.runtime import Setting
-from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, find_release, read_info
+from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.ood_check import OutOfDomainCheck, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
 from medopt.transforms.prepare import PrepareChain

@@ -16,11 +16,12 @@ from results import both, figures
 from medopt.core.errors import DataError, ReleaseError
 from medopt.core.format import format_estimate
 from medopt.core.records import KINDS, Estimate, FloatArray, Kind
+from medopt.core.run_paths import find_release
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.imaging import read_scan
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, IsotonicCurve
 from medopt.release.card import MISSING, ModelCard, card_of, render_card
-from medopt.release.layout import ModelInfo, ReleaseInfo, find_release, read_info
+from medopt.release.layout import ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Release, load_release
 from medopt.transforms.prepare import PrepareChain
 
@@ -203,13 +204,16 @@ def test_a_release_is_found_in_its_run_and_its_study(finished: Finished) -> None
 def test_a_run_without_a_release_is_refused_even_where_an_older_one_has_it(tmp_path: Path) -> None:
     for run in ("20260101-120000-aaaaaaaa", "20260102-120000-bbbbbbbb"):
         (tmp_path / run).mkdir()
-        (tmp_path / run / "study.yaml").touch()
+        (tmp_path / run / "metrics.json").touch()
     older, newest = sorted(tmp_path.iterdir())
     (older / "release").mkdir()
+    (older / "release" / "release.json").touch()
     assert find_release(older) == older / "release"
     for path in (tmp_path, newest):
         with pytest.raises(ReleaseError, match="20260102-120000-bbbbbbbb has no release"):
             load_release(path)
-    for path in (tmp_path / "nowhere", older / "release"):
-        with pytest.raises(ReleaseError, match=r"is not a release: it holds neither release.json nor runs"):
-            load_release(str(path))
+    with pytest.raises(ReleaseError, match=r"There is no release .*nowhere"):
+        load_release(str(tmp_path / "nowhere"))
+    (newest / "metrics.json").unlink()
+    with pytest.raises(ReleaseError, match=r"is not a release: it holds neither release.json nor runs"):
+        load_release(str(newest))
