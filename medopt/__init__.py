@@ -54,6 +54,7 @@ _MODULES = {
     "draw_study": "medopt.phantom",
     "load_release": "medopt.release.predictor",
     "load_study": "medopt.config.study_file",
+    "metrics": "medopt.metrics",
     "read_manifest": "medopt.manifest.table",
     "read_scan": "medopt.imaging",
     "run": "medopt.api",
@@ -63,13 +64,19 @@ if not TYPE_CHECKING:  # a type checker knows the names from above, and reports 
 
     def __getattr__(name: str) -> object:
         """Import a public name when it is first used (PEP 562)."""
-        from importlib import import_module
-
-        if name == "metrics":  # a room of its own: medopt.metrics.evaluate
-            return import_module("medopt.metrics")
         if name not in _MODULES:
             raise AttributeError(f"module 'medopt' has no attribute {name!r}")
-        value = getattr(import_module(_MODULES[name]), name)
+        from importlib import import_module
+
+        try:
+            module = import_module(_MODULES[name])
+        except ModuleNotFoundError as error:
+            from medopt.core.extras import extra_for
+
+            if extra := extra_for(error.name or ""):
+                error.add_note(f"medopt.{name} needs {error.name}: pip install 'medopt[{extra}]'")
+            raise
+        value = module if module.__name__ == f"medopt.{name}" else getattr(module, name)
         globals()[name] = value
         return value
 

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from importlib import import_module
 from inspect import isclass, ismodule
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ for module in pkgutil.walk_packages(medopt.__path__, "medopt."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 after = snapshot()
-after["the environment"].pop("GRPC_VERBOSITY", None)
+after["the environment"].pop("GRPC_VERBOSITY", None)  # by medopt.serving.server.run: gRPC reads it when it is imported
 after["the environment"].pop("MLFLOW_DISABLE_TELEMETRY")  # by medopt.tracking: the processes of MLflow read it
 difference = {what: changed(before[what], after[what]) for what in before}
 assert not any(difference.values()), difference
@@ -95,6 +96,20 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         medopt.read_scans  # type: ignore[attr-defined] # noqa: B018
 
 
+def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
+    in_a_process("""
+import sys
+sys.modules["lightning_fabric"] = None
+import medopt
+try:
+    medopt.run
+except ModuleNotFoundError as error:
+    assert error.__notes__ == ["medopt.run needs lightning_fabric: pip install 'medopt[train]'"], error.__notes__
+else:
+    raise AssertionError("it was imported")
+""")
+
+
 def test_the_version_stands_in_one_place_and_the_types_are_shipped() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" not in settings["project"] and settings["project"]["dynamic"] == ["version"]
@@ -109,16 +124,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("examples")
 
 
-@pytest.mark.parametrize("name", ["medopt", *medopt.__all__])
+@pytest.mark.parametrize("name", ["medopt", "metrics.evaluate", *medopt.__all__])
 def test_every_public_name_is_documented_with_an_example_that_runs(
     name: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    thing = medopt if name == "medopt" else getattr(medopt, name)
+    thing = medopt if name == "medopt" else attrgetter(name)(medopt)
     assert (thing.__doc__ or "").strip()
     home = thing if ismodule(thing) else import_module(thing.__module__)
     tests = doctest.DocTestFinder(recurse=isclass(thing)).find(thing, name, home, {**vars(home), "medopt": medopt})
-    assert any(test.examples for test in tests), f"medopt.{name} has no example"
+    assert any(test.examples for test in tests), f"{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     told: list[str] = []
     for test in tests:
