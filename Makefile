@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 3  # on 2 cores: many tests wait for processes
 MLFLOW_STORE ?= runs/mlflow-server
 MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo pacs-demo test test-long lint mlflow-server clean
+.PHONY: help setup demo pacs-demo test test-fast test-long lint mlflow-server clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -41,6 +41,9 @@ lint: $(READY)  ## ruff, mypy, import-linter
 test: lint  ## all checks and tests, with line coverage of medopt/ over 90 %
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90 -m 'not long'
+
+test-fast: $(READY)  ## the inner loop: no whole runs, trained networks, servers (under 3 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m fast
 
 test-long: $(READY)  ## what takes longest: the team's MLflow server in a browser, sweeps on a cluster, a disk that fills up
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope -m long

@@ -34,10 +34,10 @@ from medopt.manifest.table import read_manifest
 from medopt.metrics.bootstrap import patient_draws
 from medopt.metrics.weighted import auc
 from medopt.phantom import draw_study
+from medopt.training.epoch import predict_logits
 from medopt.training.job import PreparedSplit, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.loop import load_best
-from medopt.training.predict import predict_logits
 from medopt.transforms.prepare import PrepareChain
 
 STUDY = Path(__file__).parent.parent / "pipelines" / "phantom.yaml"

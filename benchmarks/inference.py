@@ -43,7 +43,7 @@ from medopt.core.records import FloatArray
 from medopt.inference.engines import ENGINES, Engine, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.models import build_model
-from medopt.models.resnet import stem_of
+from medopt.models.resnet import choose_stem
 
 EAGER, BATCH, PAUSE = "torch eager float32", 8, 0.02
 SHARES = {"30": 1 - 1 / 2.14, "50": 1 - 1 / 3.9}  # of the multiply-adds, for that percentage of the channels
@@ -200,7 +200,7 @@ def prepare(scene: Scene, folder: Path, quick: bool) -> Contest:
     contest, opset = Contest(), study.compression.opset
     image, batch = images[:1], images[:BATCH]
     whole = multiply_adds(model, 1, scene.size)
-    contest.facts["network"] = {"stem": stem_of(study), "giga_multiply_adds": whole / 1e9}
+    contest.facts["network"] = {"stem": choose_stem(study.prepare.size), "giga_multiply_adds": whole / 1e9}
     torch_runs(contest, model, image, batch, not quick)
     paths = export_and_quantize(model, images, folder, scene.name, opset)
     for engine in ENGINES:

@@ -30,14 +30,14 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 from rich.console import Console
 from rich.table import Table
 
 from medopt.core.provenance import machine, physical_cores
 from medopt.core.records import FloatArray
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
+from medopt.serving.server.generated import open_inference_pb2 as pb
+from medopt.serving.server.generated import open_inference_pb2_grpc as stubs
 from medopt.serving.server.releases import name_of
 from medopt.serving.server.v2_codec import to_raw
 
@@ -127,7 +127,7 @@ def bare(ask: Ask, images: int, seconds: float) -> dict[str, float]:
 
 def measure(release: Path, scan: Path, clients: list[int], seconds: float) -> list[dict[str, Any]]:
     """A row for each way of asking and number of clients."""
-    predictor = Predictor.open(release, mode="throughput")
+    predictor = Release.open(release, mode="throughput")
     image, _ = predictor.prepare(scan)
     size = predictor.setting.batch
     batch = np.repeat(image[None], size, axis=0)
@@ -135,7 +135,7 @@ def measure(release: Path, scan: Path, clients: list[int], seconds: float) -> li
     for what, ask, images in (
         ("engine alone", lambda: predictor.engine.run(image[None]) is None, 1),
         (f"engine alone, batches of {size}", lambda: predictor.engine.run(batch) is None, size),
-        ("scan: read, prepared, answered", lambda: predictor.predict_scan(scan) is None, 1),
+        ("scan: read, prepared, answered", lambda: predictor.predict(scan) is None, 1),
     ):
         rows.append({"way": "bare", "what": what, "clients": 1} | bare(ask, images, seconds))
     with server(release, 4 * max(clients)) as (rest_port, grpc_port):

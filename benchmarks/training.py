@@ -54,7 +54,7 @@ from medopt.training.epoch import Epochs
 from medopt.training.hardware import open_fabric
 from medopt.training.job import PreparedSplit, TrainingJob
 from medopt.training.optimizers import build_optimizer
-from medopt.training.state import start_state
+from medopt.training.step import start_state
 from medopt.transforms.prepare import PrepareChain
 
 Epoch = Callable[[], Any]

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from training import OURS, Arena, bare, medopt_epochs, plain_step
 
 from medopt.data.loaders import train_loader
-from medopt.training.state import update_average
+from medopt.training.step import update_average
 
 
 def parts(arena: Arena, rounds: int) -> dict[str, Any]:

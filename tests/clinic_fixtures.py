@@ -77,7 +77,7 @@ def start(*words: object, **more: str) -> subprocess.Popen[str]:
 
 
 def wait(process: subprocess.Popen[str]) -> Done:
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=600)
     return Done(process.returncode, stdout, stderr)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from isolation import isolate
 
 from medopt.config import Study
 from medopt.core.records import Case
@@ -15,7 +17,7 @@ from medopt.core.records import Case
 if TYPE_CHECKING:  # importing torch takes seconds that other rooms' tests need not wait
     from medopt.training.job import PreparedSplit
 
-pytest_plugins = ["clinic_fixtures", "predictions_drawn"]
+pytest_plugins = ["clinic_fixtures", "predictions_drawn", "version_0_1_0"]
 
 # The modules that take longest, longest first: begun early, none of them is waited for alone at the end.
 LONGEST = (
@@ -26,6 +28,7 @@ LONGEST = (
     "test_team_server",
     "test_launch",
     "test_compress_run",
+    "test_notebooks",
     "test_interrupted",
     "test_node",
     "test_kills",
@@ -33,15 +36,57 @@ LONGEST = (
     "test_sweep",
     "test_other_studies",
     "test_release_tampering",
+    "test_public_api",
     "test_from_an_export",
     "test_wrong_input",
 )
 
 
+# What a whole run, a trained network or a file system of its own makes; whoever takes one of these is no unit test.
+OF_A_SYSTEM = {"clinic", "finished", "shared_folder", "tiny_disk", "tiny_models"}
+
+# Rooms of servers, peers and whole runs, and the modules in them that need none of these.
+SYSTEM_ROOMS = {"experiments", "exports", "pacs", "pipeline", "serving", "tracking"}
+UNITS = {
+    *("test_calibration_refused", "test_kserve_manifest", "test_ledger", "test_retention", "test_search_space"),
+    *("test_sender", "test_server_parts", "test_settings", "test_stage", "test_stow", "test_study_completion"),
+    "test_subgroups_of_cases",
+}
+
+# Modules that take 9 s of a processor or more: neither fast nor, by themselves, system.
+SLOW = {
+    *("test_batch_size", "test_cli", "test_export", "test_fast_monai_import", "test_launch", "test_loop"),
+    *("test_manifest_build_command", "test_no_telemetry", "test_notebooks", "test_phantom_study", "test_public_api"),
+    *("test_quantize", "test_tune_command"),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest modules first (with --no-loadscope-reorder)."""
+    """Mark each test `system` or `fast`, and run the longest modules first (with --no-loadscope-reorder).
+
+    system: it says so, it takes a fixture of OF_A_SYSTEM, or its room is one of SYSTEM_ROOMS and its module none of
+    UNITS. fast: neither system nor long, and in no module of SLOW.
+    """
+    for item in items:
+        module, room = item.path.stem, item.path.parent.name
+        if OF_A_SYSTEM & set(getattr(item, "fixturenames", ())) or (room in SYSTEM_ROOMS and module not in UNITS):
+            item.add_marker(pytest.mark.system)
+        if not (item.get_closest_marker("system") or item.get_closest_marker("long") or module in SLOW):
+            item.add_marker(pytest.mark.fast)
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_setting_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests, and the processes that they start, see an empty home and none of the user's settings.
+
+    All workers share the home, so that what libraries keep there (matplotlib's list of fonts) is made once.
+    """
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as change:
+        isolate(change, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "home")
+        yield
 
 
 TINY: dict[str, Any] = {

@@ -7,9 +7,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from medopt.core.errors import ConfigError
+from medopt.cli.command import outputs, print_json
+from medopt.cli.options import JsonOption, Split
+from medopt.cli.places import run_folder
 from medopt.core.format import format_difference
 
 if TYPE_CHECKING:
@@ -17,48 +18,64 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or prediction tables.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run folders, studies' folders (of each its newest run), or prediction tables."
+        ),
+    ],
     model: Annotated[
         list[str] | None, typer.Option("--model", help="As the tables name it; else int8. Repeatable.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    split: Annotated[Split, typer.Option("--split", help="Which cases.")] = "test",
     shared: Annotated[bool, typer.Option("--shared", help="Take the cases that all runs have.")] = False,
-    figure: Annotated[Path | None, typer.Option("--figure", help="PNG file for the forest plot.")] = None,
-    page: Annotated[Path | None, typer.Option("--html", help="Page to write: table and forest plot.")] = None,
-    out: Annotated[Path | None, typer.Option("--json", help="File for all of it as JSON.")] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out", help="File to write: .html (a page), .png (the forest plot) or .json (all of it). Repeatable."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare runs with the first one: differences of AUC, sensitivity, specificity and Brier score on the same cases.
 
     Each with its interval and p, over all cases and at each site. Of a single run its models are compared.
 
-    Example: medopt compare runs/busi/20261122-* runs/busi/20261123-* --html compared.html
+    Example: medopt compare runs/busi/20261122-* runs/busi/20261123-* --out compared.html
     """
-    if split not in ("train", "val", "test"):
-        raise ConfigError(f"--split takes train, val or test; got {split!r}.")
+    files = outputs(out or (), {".html": "the page", ".png": "the forest plot", ".json": "all figures"})
+    folders = [run_folder(run) for run in runs]
     from medopt.experiments.compare import compare_runs
 
-    compared = compare_runs(runs, model, split, shared=shared)  # type: ignore[arg-type]  # checked above
+    compared = compare_runs(folders, model, split, shared=shared)
     print_comparison(compared)
-    if figure is not None:
-        from medopt.figures.comparison import comparison_figure
+    for ending, path in files.items():
+        _write(path, ending, compared)
+        typer.echo(f"written to {path}")
+    print_json(as_json, compared.json_values())
 
-        comparison_figure(compared, figure)
-        typer.echo(f"picture   {figure}")
-    if page is not None:
-        from medopt.figures.comparison import comparison_figure
-        from medopt.report.comparison_pages import write_comparison
 
-        with TemporaryDirectory() as folder:
-            comparison_figure(compared, Path(folder) / "compared.png")
-            write_comparison(page, compared, Path(folder) / "compared.png")
-        typer.echo(f"page      {page}")
-    if out is not None:
-        compared.write(out)
-        typer.echo(f"figures   {out}")
+def _write(path: Path, ending: str, compared: Comparison) -> None:
+    """One of the files of --out: the page holds the forest plot, too."""
+    if ending == ".json":
+        compared.write(path)
+        return
+    from medopt.figures.comparison import comparison_figure
+
+    if ending == ".png":
+        comparison_figure(compared, path)
+        return
+    from medopt.report.comparison_pages import write_comparison
+
+    with TemporaryDirectory() as folder:
+        comparison_figure(compared, Path(folder) / "compared.png")
+        write_comparison(path, compared, Path(folder) / "compared.png")
 
 
 def print_comparison(compared: Comparison) -> None:
     """The table of `compare_runs`."""
+    from rich.table import Table
+
     from medopt.cli.console import plain_console
     from medopt.evaluation.comparison import COMPARED
 

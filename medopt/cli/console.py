@@ -19,7 +19,7 @@ from medopt.metrics.figures import HEADLINE
 if TYPE_CHECKING:  # a command that only reads headers does not wait for the engines
     from medopt.evaluation.run_metrics import RunMetrics
     from medopt.pipeline.finished_run import FinishedRun
-    from medopt.release.predictor import Predictor
+    from medopt.release.predictor import Release
     from medopt.serving.prediction_table import Row
 
 WIDE = 180
@@ -142,7 +142,7 @@ def caption_of(notes: Sequence[str]) -> str | None:
     return "\n".join(": ".join(parts[:2]) for parts in parted) or None
 
 
-def print_predictions(rows: Sequence[Row], predictor: Predictor, most: int = 40) -> None:
+def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -> None:
     """A table of answers and how they were decided; why a scan was refused stands in the CSV and in the error."""
     labels, model = predictor.info.labels, predictor.info.models[predictor.kind]
     table = Table("scan", "decision", *labels)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medopt.cli.options import JsonOption
+from medopt.cli.command import print_json
+from medopt.cli.options import JsonOption, ReleaseArgument
+from medopt.cli.places import release_folder
 from medopt.core.errors import DataError
 
 
 def drift(
-    release: Annotated[Path, typer.Argument(help="The release folder that answered.")],
+    release: ReleaseArgument,
     answers: Annotated[Path, typer.Argument(metavar="PREDICTIONS.csv", help="What `medopt predict --out` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("drift.html"),
     as_json: JsonOption = False,
@@ -25,26 +26,27 @@ def drift(
 
     Example: medopt drift runs/phantom/*/release march.csv --out march.html
     """
+    folder = release_folder(release)
     from medopt.cli.console import print_rows
     from medopt.release.drift_reference import Reference, compare
     from medopt.release.layout import check_sums, read_info
     from medopt.report.comparison_pages import write_drift
     from medopt.serving.prediction_table import read_observed
 
-    check_sums(release)
-    info, reference = read_info(release), Reference.read(release)
+    check_sums(folder)
+    info, reference = read_info(folder), Reference.read(folder)
     scans, observed = read_observed(answers, info.labels)
     shifts = compare(reference, observed)
     if not shifts:
         raise DataError(
-            f"{release} was validated on {reference.scans} scans, too few to hold service against. Nothing was written."
+            f"{folder} was validated on {reference.scans} scans, too few to hold service against. Nothing was written."
         )
     write_drift(out, info.study, answers.name, (reference.scans, scans), shifts)
     title = f"{info.study}: {scans} scans in service against {reference.scans} of validation"
-    print_rows(title, [_row(one.name, one.scans, one.psi, one.chance, one.verdict) for one in shifts])
+    print_rows(title, [_row(shift.name, shift.scans, shift.psi, shift.chance, shift.verdict) for shift in shifts])
     typer.echo(f"written to {out}")
-    if as_json:
-        typer.echo(json.dumps({"scans": scans, "validation": reference.scans, "columns": [asdict(s) for s in shifts]}))
+    columns = [asdict(shift) for shift in shifts]
+    print_json(as_json, {"scans": scans, "validation": reference.scans, "columns": columns, "out": str(out)})
 
 
 def _row(name: str, scans: int, psi: float | None, chance: float | None, verdict: str) -> dict[str, object]:

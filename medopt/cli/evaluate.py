@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from medopt.core.errors import ConfigError
+from medopt.cli.command import outputs, print_json
+from medopt.cli.options import JsonOption, Split
+from medopt.cli.places import run_folder
 from medopt.core.format import format_difference, format_estimate
 
 if TYPE_CHECKING:
@@ -20,13 +21,18 @@ NAMES = {"auc_bootstrap": "auc (bootstrap)", "ppv": "PPV", "npv": "NPV", "f1": "
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="A prediction table, or the run folder that holds it.")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run folder, a study's folder (its newest run), or a prediction table."),
+    ],
     study_file: Annotated[
         Path | None, typer.Option("--study", help="Settings; else study.yaml beside the table, else the defaults.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    split: Annotated[Split, typer.Option("--split", help="Which cases.")] = "test",
     model: Annotated[list[str] | None, typer.Option("--model", help="As the table names it; else all.")] = None,
-    level: Annotated[str, typer.Option("--level", help="image or patient.")] = "image",
+    level: Annotated[
+        Literal["image", "patient"], typer.Option("--level", help="What is one case of the figures.")
+    ] = "image",
     aggregate: Annotated[
         str | None, typer.Option("--aggregate", help="With --level patient: mean or max of the images' logits.")
     ] = None,
@@ -34,24 +40,23 @@ def evaluate(
         float | None, typer.Option("--prevalence", help="PPV, NPV and net benefit at this share of the finding.")
     ] = None,
     figures: Annotated[Path | None, typer.Option("--figures", help="Folder for the pictures.")] = None,
-    out: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File for all figures: .json.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compute every figure of a prediction table again, each with its interval.
 
     Calibration and operating point are fitted on the table's validation rows, as a run does. Where it has none,
     metrics.json beside it is asked; else probabilities stay as the network gives them and the threshold is 0.5.
 
-    Example: medopt evaluate runs/busi/20261123-*/predictions.csv --level patient --prevalence 0.05
+    Example: medopt evaluate runs/busi --level patient --prevalence 0.05
     """
-    if level not in ("image", "patient"):
-        raise ConfigError(f"--level takes image or patient; got {level!r}.")
-    if split not in ("train", "val", "test"):
-        raise ConfigError(f"--split takes train, val or test; got {split!r}.")
+    outputs([out] if out else (), {".json": "all figures"})
+    source = run_folder(predictions)
     from medopt.pipeline.reevaluate import draw, evaluate_table, open_table
 
     changes = {"prevalence": prevalence, "aggregate": aggregate}
-    table = open_table(predictions, study_file, {name: value for name, value in changes.items() if value is not None})
-    evaluated = evaluate_table(table, split, model, level == "patient")  # type: ignore[arg-type]  # checked above
+    table = open_table(source, study_file, {name: value for name, value in changes.items() if value is not None})
+    evaluated = evaluate_table(table, split, model, level == "patient")
     _print(evaluated)
     if figures is not None:
         draw(table, evaluated, figures)
@@ -59,9 +64,12 @@ def evaluate(
     if out is not None:
         evaluated.write(out)
         typer.echo(f"figures   {out}")
+    print_json(as_json, evaluated.json_values())
 
 
 def _print(evaluated: EvaluatedTable) -> None:
+    from rich.table import Table
+
     from medopt.cli.console import plain_console
     from medopt.metrics.figures import METRICS
 
@@ -106,6 +114,8 @@ def _cell(result: object, name: str) -> str:
 
 
 def _print_subgroups(name: str, results: SubgroupResults) -> None:
+    from rich.table import Table
+
     from medopt.cli.console import plain_console
 
     if not results.variables:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medopt.cli.options import JsonOption
-from medopt.core.errors import ConfigError
+from medopt.cli.command import print_json
+from medopt.cli.options import JsonOption, Model, ReleaseArgument
+from medopt.cli.places import release_folder, run_folder
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for torch
+if TYPE_CHECKING:
     from torch import nn
 
-    from medopt.exports.folder import ExportSource
+    from medopt.exports.folder import ExportResult, ExportSource
     from medopt.release.layout import Kind
 
 
@@ -29,12 +30,12 @@ class Format(StrEnum):
 
 
 def export(
-    release: Annotated[Path, typer.Argument(help="A release folder, or a run folder with a release in it.")],
+    release: ReleaseArgument,
     form: Annotated[Format, typer.Option("--format", help="What to write.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
     model: Annotated[
-        str | None,
-        typer.Option(help="int8 or float; else int8 for triton and kserve, both for openvino, float for monai."),
+        Model | None,
+        typer.Option("--model", help="Else int8 for triton and kserve, both for openvino, float for monai."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,30 +57,27 @@ def export(
     beside it says how logits become probabilities and decisions (labels, calibration, threshold), how scans are
     prepared, and the hash of every file. What no other server does: decline scans unlike those of training.
 
-    Example: medopt export runs/busi/RUN --format triton --out models
+    Example: medopt export runs/busi --format triton --out models
     """
-    if model not in (None, "int8", "float"):
-        raise ConfigError(f"--model takes int8 or float; got {model!r}.")
+    folder = release_folder(release)
     from medopt.exports.folder import ExportSource
 
-    run = release if (release / "release").is_dir() else None
-    found = _write(ExportSource.read(run / "release" if run else release), form, out, model, run)  # type: ignore[arg-type]
-    for kind, difference in found["largest_logit_difference"].items():
-        told = f"read back with {found['tool']}: a logit of the golden cases differs by at most {difference:.2g}"
-        typer.echo(f"{kind:<6} {told}")
-    for kind in found.get("not_exported", ()):
+    run = None if folder == release else run_folder(folder)
+    result = _write(ExportSource.read(folder), form, out, model, run)
+    for kind, difference in result.largest_logit_difference.items():
+        text = f"read back with {result.tool}: a logit of the golden cases differs by at most {difference:.2g}"
+        typer.echo(f"{kind:<6} {text}")
+    for kind in result.not_exported or ():
         typer.echo(f"{kind:<6} left out: the engine did not pass the release's gate for it")
-    if "config" in found:
-        typer.echo(f"config read back with {found['config']}")
-    facts = f"{out}/inferenceservice.yaml begins with the steps to take"
+    note = f"{out}/inferenceservice.yaml begins with the steps to take"
     if form != Format.kserve:
-        facts = "medopt.json there says how logits become decisions"
-    typer.echo(f"written to {out}; {facts}")
-    if as_json:
-        typer.echo(json.dumps({"release": str(release), "format": form, "out": str(out)} | found, allow_nan=False))
+        note = "medopt.json there says how logits become decisions"
+    typer.echo(f"written to {out}; {note}")
+    facts = {key: value for key, value in asdict(result).items() if value is not None}
+    print_json(as_json, {"release": str(folder), "format": form, "out": str(out)} | facts)
 
 
-def _write(source: ExportSource, form: Format, out: Path, model: Kind | None, run: Path | None) -> dict[str, Any]:
+def _write(source: ExportSource, form: Format, out: Path, model: Kind | None, run: Path | None) -> ExportResult:
     if form == Format.triton:
         from medopt.exports.triton import export_triton
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from medopt.evaluation.compression_front import CompressionFront
     from medopt.evaluation.group_metrics import FigureSpread, GroupMetrics
     from medopt.experiments.group_summary import FinishedGroup
+    from medopt.experiments.sweep_report import FinishedSweep
 
 
 def print_members(group: FinishedGroup) -> None:
@@ -68,33 +68,31 @@ def _range(spread: FigureSpread) -> str:
     return f"{spread.least:.3f} to {spread.most:.3f}{deviation}"
 
 
-def print_sweep(summary: Mapping[str, Any], most: int = 10) -> None:
+def print_sweep(finished: FinishedSweep, most: int = 10) -> None:
     """The best trials of a sweep, what was given up, which parameters matter, and the command that goes on."""
-    console = plain_console()
-    complete = sorted(
-        (row for row in summary["trials"] if row["state"] == "complete"), key=lambda row: row["score"], reverse=True
-    )
-    counts, epochs = summary["counts"], summary["epochs"]
-    sign = -1 if summary["metric"] == "loss" else 1
-    title = f"{summary['study']}: {len(summary['trials'])} trials, the best {min(most, len(complete))} by validation"
-    paths = list(summary["trials"][0]["values"])
-    table = Table("trial", f"validation {summary['metric']}", "epochs", *paths, title=title, title_justify="left")
-    for row in complete[:most]:
-        values = [f"{one:.4g}" if isinstance(one, float) else str(one) for one in row["values"].values()]
-        table.add_row(str(row["trial"]), f"{sign * row['score']:.4f}", str(row["epochs"]), *values)
+    console, sweep = plain_console(), finished.sweep
+    complete = sorted(sweep.complete, key=lambda trial: trial.score or 0.0, reverse=True)
+    sign = -1 if sweep.metric == "loss" else 1
+    title = f"{sweep.study}: {len(sweep.trials)} trials, the best {min(most, len(complete))} by validation"
+    paths = list(sweep.trials[0].values)
+    table = Table("trial", f"validation {sweep.metric}", "epochs", *paths, title=title, title_justify="left")
+    for trial in complete[:most]:
+        values = [f"{one:.4g}" if isinstance(one, float) else str(one) for one in trial.values.values()]
+        table.add_row(str(trial.trial), f"{sign * (trial.score or 0.0):.4f}", str(trial.epochs), *values)
     console.print(table)
+    counts, epochs = sweep.counts, sweep.epochs
     console.print(
         f"{counts['complete']} complete, {counts['pruned']} given up, {counts['fail']} failed; "
-        f"{epochs['trained']} of {epochs['without_pruning']} epochs were trained; {summary['note']}",
+        f"{epochs.trained} of {epochs.without_pruning} epochs were trained; {sweep.note}",
         soft_wrap=True,
     )
-    if summary["importance"]:
-        told = ", ".join(f"{name} {value:.0%}" for name, value in summary["importance"].items())
-        console.print(f"what decides (PED-ANOVA): {told}", soft_wrap=True)
-    console.print(f"runs     {summary['folder']}\nMLflow   {summary['mlflow_link']}", soft_wrap=True)
-    if "command" in summary:
+    if sweep.importance:
+        shares = ", ".join(f"{name} {value:.0%}" for name, value in sweep.importance.items())
+        console.print(f"what decides (PED-ANOVA): {shares}", soft_wrap=True)
+    console.print(f"runs     {finished.folder}\nMLflow   {finished.mlflow_link}", soft_wrap=True)
+    if sweep.command:
         console.print(Text("\nNext:", "bold"))
-        console.print(f"  {summary['command']}", Text("  # the best trial's release", "dim"), soft_wrap=True)
+        console.print(f"  {sweep.command}", Text("  # the best trial's release", "dim"), soft_wrap=True)
 
 
 def print_front(front: CompressionFront) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medopt.cli.console import ConsoleReporter, print_rows
-from medopt.config.study_file import load_study
+from medopt.cli.command import outputs, print_json, reporting
+from medopt.cli.options import JsonOption
 from medopt.core.errors import ConfigError, listed
-from medopt.core.records import SPLITS
-from medopt.manifest.sources.scan_listing import SiteFrom, SourceKind, SourceOptions, class_sort_key, count_by_reason
 
-if TYPE_CHECKING:  # reading DICOM takes an import that medopt --help need not wait for
+if TYPE_CHECKING:
     from medopt.manifest.build import BuiltManifest
 
 MOST_SITES = 12
@@ -27,7 +24,10 @@ def build(
         Path,
         typer.Argument(help="A folder of DICOM, NIfTI or images, a .zip of one, a MedMNIST .npz, a MONAI datalist."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Manifest CSV to write; its card is written beside it.")],
+    out: Annotated[
+        list[Path],
+        typer.Option("--out", help="Manifest to write (.csv), its card beside it; and a MONAI datalist (.json)."),
+    ],
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV with a key column and a label column.")] = None,
     label_column: Annotated[
         list[str] | None, typer.Option("--label-column", help="Label column; several make a multi-label study.")
@@ -44,9 +44,13 @@ def build(
     hold_out: Annotated[str, typer.Option("--hold-out", help="Site that becomes the test.")] = "",
     resplit: Annotated[bool, typer.Option("--resplit", help="Draw anew although the source has splits.")] = False,
     site_from: Annotated[
-        SiteFrom, typer.Option("--site-from", help="auto: the institution, else the scanner; or one of them.")
+        Literal["auto", "institution", "scanner", "folder"],
+        typer.Option("--site-from", help="auto: the institution, else the scanner; or one of them."),
     ] = "auto",
-    kind: Annotated[SourceKind, typer.Option("--kind", help="What the source is; else told from its files.")] = "auto",
+    kind: Annotated[
+        Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"],
+        typer.Option("--kind", help="What the source is; else told from its files."),
+    ] = "auto",
     description: Annotated[
         str, typer.Option("--description", help="Keep series (NIfTI: files) whose description this matches.")
     ] = "",
@@ -59,10 +63,7 @@ def build(
         bool, typer.Option("--class-folders", help="Folders are labels in a DICOM or NIfTI tree, too.")
     ] = False,
     root: Annotated[Path | None, typer.Option("--root", help="Folder that a datalist's paths start from.")] = None,
-    datalist: Annotated[Path | None, typer.Option("--datalist", help="Write a MONAI datalist, too.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Last line of stdout: the counts as one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a manifest: which image is whose, what it shows, and in which split it is.
 
@@ -71,9 +72,16 @@ def build(
 
     Example: medopt manifest build scans --labels labels.csv --out manifest.csv
     """
+    from medopt.config.shipped import study_path
+    from medopt.config.study_file import load_study
     from medopt.manifest.build import BuildOptions, build_manifest
+    from medopt.manifest.sources.scan_listing import SourceOptions
     from medopt.manifest.splits import SplitRules
 
+    files = outputs(out, {".csv": "the manifest", ".json": "the MONAI datalist"})
+    if ".csv" not in files:
+        raise ConfigError("medopt manifest build writes a manifest: --out FILE.csv.")
+    manifest, datalist = files[".csv"], files.get(".json")
     options = BuildOptions(
         labels=labels,
         label_columns=tuple(label_column or ["label"]),
@@ -86,21 +94,17 @@ def build(
             keep_derived=keep_derived,
             description=description,
             modality=modality,
-            rules=load_study(series_rules).data.series if series_rules else None,
+            rules=load_study(study_path(series_rules)).data.series if series_rules else None,
             site_from=site_from,
             class_folders=class_folders,
             root=root,
         ),
         datalist=datalist,
     )
-    reporter = ConsoleReporter()
-    try:
-        built = build_manifest(source, out, options, reporter)
-    finally:
-        reporter.close()
+    with reporting() as reporter:
+        built = build_manifest(source, manifest, options, reporter)
     _show(built, datalist)
-    if as_json:
-        typer.echo(json.dumps(_summary(built)))
+    print_json(as_json, _summary(built))
 
 
 def _shares(text: str) -> tuple[float, float, float]:
@@ -113,6 +117,9 @@ def _shares(text: str) -> tuple[float, float, float]:
 
 def _tally(built: BuiltManifest) -> list[dict[str, Any]]:
     """One row a class (multi-label: a finding), one column a split."""
+    from medopt.core.records import SPLITS
+    from medopt.manifest.sources.scan_listing import class_sort_key
+
     single = len(built.label_columns) == 1
     found: Counter[tuple[str, str]] = Counter()
     for row in built.rows:
@@ -126,6 +133,9 @@ def _tally(built: BuiltManifest) -> list[dict[str, Any]]:
 
 
 def _show(built: BuiltManifest, datalist: Path | None) -> None:
+    from medopt.cli.console import print_rows
+    from medopt.core.records import SPLITS
+    from medopt.manifest.sources.scan_listing import count_by_reason
 
     title = f"{len(built.rows)} rows, {built.listing.kind}"
     print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])
@@ -155,6 +165,8 @@ def _show(built: BuiltManifest, datalist: Path | None) -> None:
 
 
 def _summary(built: BuiltManifest) -> dict[str, Any]:
+    from medopt.manifest.sources.scan_listing import count_by_reason
+
     tally = {str(row.pop("label")): row for row in _tally(built)}
     return {
         "manifest": str(built.manifest),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from medopt.cli.console import ConsoleReporter, plain_console, print_rows
-from medopt.config import Study
-from medopt.config.study_file import data_folder, load_study
+from medopt.cli.command import outputs, print_json, reporting
+from medopt.cli.options import JsonOption
+from medopt.cli.places import study_data, with_first_image
 from medopt.core.errors import DataError
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
+if TYPE_CHECKING:
+    from medopt.config import Study
     from medopt.manifest.quality import ImageInspection
     from medopt.manifest.repair import Repair
 
@@ -31,60 +29,70 @@ def check(
     study_file: Annotated[
         Path | None, typer.Option("--study", help="A study file: its labels, its root, and what it accepts.")
     ] = None,
-    fix: Annotated[
-        Path | None,
-        typer.Option("--fix", metavar="OUT.csv", help="Write a manifest that passes; say what changed."),
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            help="File to write: .csv (a repaired manifest that passes) or .png (the images, what is wrong first and "
+            "in red). Repeatable.",
+        ),
     ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option("--sheet", metavar="PNG", help="Draw the images, what is wrong first and in red.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Read every image of a manifest and look for what would make a score wrong: leaks, copies, damage.
 
-    Exit code 0 where nothing is refused (there may be notes) or --fix wrote a manifest that passes, else 3.
+    Exit code 0 where nothing is refused (there may be notes) or --out FILE.csv wrote a manifest that passes, else 3.
 
-    Example: medopt manifest check manifest.csv --data images --sheet sheet.png --fix mended.csv
+    Example: medopt manifest check manifest.csv --data images --out sheet.png --out repaired.csv
     """
+    from medopt.config.shipped import study_path
+    from medopt.config.study_file import load_study
     from medopt.manifest.image_facts import read_facts
     from medopt.manifest.infer_study import infer_study
     from medopt.manifest.quality import inspect_images
     from medopt.manifest.table import read_manifest
 
-    study = load_study(study_file) if study_file else infer_study(manifest)
-    dims = study.spatial_dims if study_file else None
-    folder = _root(manifest, data, study if study_file else None)
+    files = outputs(out or (), {".csv": "the repaired manifest", ".png": "the contact sheet"})
+    sheet, fix = files.get(".png"), files.get(".csv")
+    path = study_path(study_file) if study_file else None
+    study = load_study(path) if path else infer_study(manifest)
+    dims = study.spatial_dims if path else None
+    folder = study_data(study, path, data) / study.data.root if path else _root(manifest, data)
     cases = read_manifest(manifest, study)
-    reporter = ConsoleReporter()
-    try:
+    with reporting() as reporter:
         facts = read_facts(cases, folder, reporter)
-    finally:
-        reporter.close()
     found = inspect_images(cases, facts, folder, study, dims)
     _print(manifest, found, study)
     if sheet:
         _draw(sheet, found, study, dims)
     repair = _fix(manifest, fix, found, folder, study, dims) if fix else None
-    if as_json:
-        typer.echo(json.dumps(_result(manifest, found, study, repair)))
+    print_json(as_json, _result(manifest, found, study, repair))
     if found.refused and repair is None:
         names = ", ".join(dict.fromkeys(finding.name for finding in found.refused))
         raise DataError(
             f"The manifest {manifest} is refused: {names}. "
             + " ".join(finding.text for finding in found.refused)
-            + " --fix OUT.csv writes one in which copies stand in one split and what cannot be used is left out."
+            + " --out FILE.csv writes one in which copies stand in one split and what cannot be used is left out."
         )
 
 
-def _root(manifest: Path, data: Path | None, study: Study | None) -> Path:
-    if study:
-        return data_folder(data) / study.data.root
-    return data or (data_folder(None) if os.environ.get("MEDOPT_DATA") else manifest.parent)
+def _root(manifest: Path, data: Path | None) -> Path:
+    """Where a manifest's images are looked for: --data as it is; else MEDOPT_DATA, else beside the manifest.
+
+    The latter, too, where MEDOPT_DATA does not have the first image.
+    """
+    if data is not None:
+        return data
+    usual = os.environ.get("MEDOPT_DATA")
+    places = [*([Path(usual)] if usual else []), manifest.parent]
+    return with_first_image(manifest, places) or places[0]
 
 
 def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from medopt.cli.console import plain_console, print_rows
     from medopt.manifest.quality import count_labels
 
     console = plain_console()
@@ -112,6 +120,7 @@ def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -
 
 def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study: Study, dims: int | None) -> Repair:
     """Write the mended manifest where it passes; raises DataError with what no repair can mend."""
+    from medopt.cli.console import print_rows
     from medopt.manifest.quality import inspect_images, unusable_images
     from medopt.manifest.repair import plan_repair, write_repaired
 

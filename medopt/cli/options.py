@@ -1,10 +1,10 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,32 +16,46 @@ class Strategy(StrEnum):
     fsdp = "fsdp"
 
 
-StudyFile = Annotated[Path, typer.Argument(help="A study file, as in pipelines/.")]
-StudyFiles = Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Study files, as in pipelines/.")]
+def complete_study(incomplete: str) -> list[str]:
+    """Names of the shipped studies, for the shell; files are what it completes by itself."""
+    from medopt.config.shipped import shipped_names
+
+    return [name for name in shipped_names() if name.startswith(incomplete)]
+
+
+_STUDY = "A study file, or the name of one in ./pipelines or of those that come with medopt."
+Model = Literal["int8", "float"]
+Split = Literal["train", "val", "test"]
+Where = Literal["local", "ray"]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help=_STUDY, autocompletion=complete_study)]
+StudyFiles = Annotated[list[Path], typer.Argument(metavar="STUDY...", help=_STUDY, autocompletion=complete_study)]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run folder, its release folder, or a study's folder: then its newest run."),
+]
+ReleaseArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RELEASE",
+        help="A release folder, a run folder, a study's folder (then its newest run's), or models:/NAME@champion.",
+    ),
+]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else ./data.")
+    Path | None,
+    typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else ./data, else beside the manifest."),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder for runs, the cache and MLflow's store.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as in training.epochs=3. Repeatable.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")]
-EngineOption = Annotated[
-    str,
+ModelOption = Annotated[Model, typer.Option("--model", help="Which of the release's models.")]
+WhereOption = Annotated[
+    Where,
     typer.Option(
-        "--engine",
-        metavar="local|ray",
+        "--on",
         help="Where independent jobs run: here, one after the other, or spread over a Ray cluster (RAY_ADDRESS, else "
-        "one of this machine). All its machines must see the data and the runs folder.",
-    ),
-]
-FleetOption = Annotated[
-    str,
-    typer.Option(
-        "--fleet",
-        metavar="local|ray",
-        help="Predict here, or in parts over a Ray cluster (RAY_ADDRESS, else one of this machine), whose machines "
-        "must see release and scans.",
+        "one of this machine). All its machines must see what the jobs read and write.",
     ),
 ]
 CpusOption = Annotated[int, typer.Option("--job-cpus", help="Processors that one job takes on a Ray cluster.")]

@@ -1,150 +1,166 @@
-"""`medopt pacs`: run a PACS node, check one, see what it does, begin anew with what is parked."""
+"""`medopt pacs`: run a PACS node, check it, show its state, try what is parked again."""
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medopt.cli import pacs_example, pacs_reconcile
+from medopt.cli.command import print_json
 from medopt.cli.options import JsonOption
-from medopt.cli.registry import release_folder
+from medopt.cli.places import release_folder
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for what only these commands need
+if TYPE_CHECKING:
     from medopt.pacs.ledger import Ledger
-    from medopt.pacs.settings import Node
 
-pacs_app = typer.Typer(
-    help="A PACS node: studies in by DICOM, the release's answers back as structured reports.", no_args_is_help=True
-)
-audit_app = typer.Typer(help="The node's record of what happened.", no_args_is_help=True)
-pacs_app.add_typer(audit_app, name="audit")
-pacs_app.command("demo")(pacs_example.demo)
-pacs_app.command("example")(pacs_example.example)
-pacs_app.command("reconcile")(pacs_reconcile.reconcile)
 NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
 
 
-@pacs_app.command("run")
 def run(node_file: NodeFile) -> None:
-    """Run the node until Ctrl-C or SIGTERM; the study at work then gets 20 seconds, or is done at the next start.
+    """Run the node until Ctrl-C or SIGTERM; the study that is being answered then gets 20 seconds, or is answered after
+    the next start.
 
-    A node that was killed goes on where it was: what was acknowledged is answered and sent exactly once.
+    A node that was killed continues where it was: what was acknowledged is answered and sent exactly once.
 
     Example: medopt pacs run node.yaml
     """
     from medopt.pacs.node import PacsNode
-    from medopt.pacs.settings import load_node
+    from medopt.pacs.settings import load_node_settings
 
-    warnings.simplefilter("ignore")  # those of pydicom quote what stands in a header
+    warnings.simplefilter("ignore")  # pydicom's warnings quote headers
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("medopt.pacs").setLevel(logging.INFO)
-    settings = load_node(node_file)
+    settings = load_node_settings(node_file)
     node = PacsNode(settings.model_copy(update={"release": release_folder(settings.release)}))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: node.stop())
     node.run(typer.echo)
 
 
-@pacs_app.command("check")
-def check(node_file: NodeFile) -> None:
-    """Check the node file, the release with its golden cases, and each destination by C-ECHO or a query that nothing
-    fits; sends nothing else.
+def check(node_file: NodeFile, as_json: JsonOption = False) -> None:
+    """Check the node file, the release with its golden cases, and each destination by C-ECHO or a query that matches
+    nothing; sends nothing else.
 
-    Where the node runs, it is called by C-ECHO, too. Exit code 2 where a destination does not answer.
+    If the node runs, it is called by C-ECHO, too. Exit code 2 if a destination does not answer.
 
     Example: medopt pacs check node.yaml
     """
     from medopt.cli.console import print_rows
     from medopt.core.errors import ConfigError
     from medopt.pacs.association import server_context
-    from medopt.pacs.destinations import Destination
+    from medopt.pacs.peers import DimsePeer
     from medopt.pacs.sender import echo
-    from medopt.pacs.settings import load_node
-    from medopt.release.verify import verify_release
+    from medopt.pacs.settings import load_node_settings
+    from medopt.release.golden import verify_release
 
-    node = load_node(node_file)
-    server_context(node.tls)
-    verify_release(release_folder(node.release))
-    itself = Destination(aet=node.aet, host="127.0.0.1", port=node.port, tls=node.tls is not None)
-    others = [*node.destinations, *([] if node.pull is None else [node.pull.source])]
-    found = {one.name: echo(node, one) for one in others}
-    rows = [{"what": "release", "found": "unchanged; golden cases replayed"}]
+    settings = load_node_settings(node_file)
+    server_context(settings.tls)
+    verify_release(release_folder(settings.release))
+    peers = [*settings.destinations, *([] if settings.pull is None else [settings.pull.source])]
+    failures = {peer.name: echo(settings, peer) for peer in peers}
+    rows = [{"check": "release", "result": "unchanged; golden cases replayed"}]
     rows += [
-        {"what": f"{'QIDO-RS' if '://' in name else 'C-ECHO'} to {name}", "found": why or "answered"}
-        for name, why in found.items()
+        {"check": f"{'QIDO-RS' if '://' in name else 'C-ECHO'} to {name}", "result": failure or "answered"}
+        for name, failure in failures.items()
     ]
-    listed_itself = any(peer.aet == node.aet and peer.comes_from("127.0.0.1") for peer in node.accept)
-    if listed_itself:
-        rows.append({"what": "C-ECHO to the node itself", "found": echo(node, itself) or "answered"})
-    else:
-        rows.append({"what": "C-ECHO to the node itself", "found": "not tried: it is not in its own `accept`"})
+    itself = DimsePeer(aet=settings.aet, host="127.0.0.1", port=settings.port, tls=settings.tls is not None)
+    accepts_itself = any(sender.aet == settings.aet and sender.has_address("127.0.0.1") for sender in settings.accept)
+    own_result = (
+        (echo(settings, itself) or "answered") if accepts_itself else "not tried: it is not in its own `accept`"
+    )
+    rows.append({"check": "C-ECHO to the node itself", "result": own_result})
     print_rows(f"{node_file}", rows)
-    if silent := [f"{name}: {why}" for name, why in found.items() if why]:
+    print_json(as_json, {"node": str(node_file), "checks": rows})
+    if no_answer := [f"{name}: {failure}" for name, failure in failures.items() if failure]:
         raise ConfigError(
-            f"No answer from {'; '.join(silent)}. Check title, host and port, and that {node.aet} is known there."
+            f"No answer from {'; '.join(no_answer)}. Check title, host and port, and that {settings.aet} is known "
+            "there."
         )
 
 
-@pacs_app.command("status")
 def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
-    """Show how many studies and results are in each state, and what waits for a person; studies as pseudonyms."""
+    """Show how many studies and results are in each state, and what is parked; studies appear as pseudonyms.
+
+    Example: medopt pacs status node.yaml
+    """
     from medopt.cli.console import print_rows
     from medopt.core.privacy import pseudonym
-    from medopt.pacs.queue_status import counts, parked
+    from medopt.pacs.status import parked_items, state_counts
 
-    _, ledger = _ledger(node_file)
-    numbers = counts(ledger)
-    waiting = [{"study": pseudonym(study), "parked": what, "reason": why} for study, what, why in parked(ledger)]
+    ledger = _open_ledger(node_file)
+    counts = state_counts(ledger)
+    parked = [
+        {"study": pseudonym(parked.study_uid), "parked": parked.item, "reason": parked.reason}
+        for parked in parked_items(ledger)
+    ]
     ledger.close()
-    rows = [{"what": table, "state": state, "number": n} for table, by in numbers.items() for state, n in by.items()]
+    rows = [
+        {"queue": queue, "state": state, "number": number}
+        for queue, by_state in counts.items()
+        for state, number in by_state.items()
+    ]
     print_rows(f"{node_file}: studies, and results to send", rows)
-    if waiting:
-        print_rows("parked; begin anew with `medopt pacs retry`", waiting)
-    if as_json:
-        typer.echo(json.dumps({**{table: dict(by) for table, by in numbers.items()}, "parked": waiting}))
+    if parked:
+        print_rows("parked; try again with `medopt pacs retry`", parked)
+    print_json(as_json, {**{queue: dict(by_state) for queue, by_state in counts.items()}, "parked": parked})
 
 
-@pacs_app.command("retry")
-def retry(node_file: NodeFile) -> None:
-    """Begin anew with all studies and results that are parked; a running node takes them up by itself."""
+def retry(node_file: NodeFile, as_json: JsonOption = False) -> None:
+    """Try all parked studies and results again; a running node takes them up by itself.
+
+    Example: medopt pacs retry node.yaml
+    """
     import time
 
-    from medopt.pacs import queue_status
+    from medopt.pacs.status import retry_parked
 
-    _, ledger = _ledger(node_file)
-    studies, sends = queue_status.retry(ledger, time.time())
+    ledger = _open_ledger(node_file)
+    studies, sends = retry_parked(ledger, time.time())
     ledger.close()
     typer.echo(f"{studies} studies and {sends} results are tried again")
+    print_json(as_json, {"studies": studies, "results": sends})
 
 
-@audit_app.command("verify")
-def verify(node_file: NodeFile) -> None:
-    """Check that no line of the record was changed, added or taken away; prints the last line's hash to keep.
+def verify(node_file: NodeFile, as_json: JsonOption = False) -> None:
+    """Check that no line of the audit was changed, added or removed; prints the last line's hash to keep.
 
-    Exit code 3 where one was.
+    Exit code 3 if one was.
+
+    Example: medopt pacs audit verify node.yaml
     """
     from medopt.pacs.audit import verify as verify_chain
-    from medopt.pacs.settings import load_node
+    from medopt.pacs.settings import load_node_settings
     from medopt.pacs.spool import AUDIT
 
-    lines, last = verify_chain(load_node(node_file).spool / AUDIT)
-    typer.echo(f"{lines} lines, unchanged; the last one's SHA-256 is {last}")
+    lines, last_hash = verify_chain(load_node_settings(node_file).spool / AUDIT)
+    typer.echo(f"{lines} lines, unchanged; the last line's SHA-256 is {last_hash}")
+    print_json(as_json, {"lines": lines, "last": last_hash})
 
 
-def _ledger(node_file: Path) -> tuple[Node, Ledger]:
+def _open_ledger(node_file: Path) -> Ledger:
     from medopt.core.errors import ConfigError
     from medopt.pacs.ledger import Ledger
-    from medopt.pacs.settings import load_node
+    from medopt.pacs.settings import load_node_settings
     from medopt.pacs.spool import LEDGER
 
-    node = load_node(node_file)
-    path = node.spool / LEDGER
+    path = load_node_settings(node_file).spool / LEDGER
     if not path.is_file():
         raise ConfigError(f"The node of {node_file} has not run yet: there is no {path}.")
-    return node, Ledger(path)
+    return Ledger(path)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "check": check,
+    "status": status,
+    "retry": retry,
+    "reconcile": pacs_reconcile.reconcile,
+    "demo": pacs_example.demo,
+    "example": pacs_example.example,
+}

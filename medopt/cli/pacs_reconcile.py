@@ -1,8 +1,7 @@
-"""`medopt pacs reconcile`: what a PACS has and the node never got."""
+"""`medopt pacs reconcile`: fetch what a PACS has and the node never received."""
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from contextlib import suppress
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medopt.cli.command import print_json
 from medopt.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from medopt.pacs.query_retrieve.web_source import Deliver
-    from medopt.pacs.settings import Node
+    from medopt.pacs.settings import NodeSettings
 
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(min|h|d)")
 _SECONDS = {"min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -29,70 +29,69 @@ def reconcile(
     look: Annotated[bool, typer.Option("--look", help="Only say what is missing; fetch nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the PACS of the section pull which studies it has, and fetch the instances that never came here.
+    """Ask the PACS of the section pull which studies it has, and fetch the instances that never reached this node.
 
-    The node must run: what is fetched comes in by its doors. Exit code 3 where instances are still missing then.
+    The node must run: it receives what is fetched. Exit code 3 if instances are still missing then.
 
     Example: medopt pacs reconcile node.yaml --since 2d
     """
     from medopt.cli.console import print_rows
     from medopt.core.errors import ConfigError, DataError
-    from medopt.pacs.destinations import WebDestination
-    from medopt.pacs.query_retrieve.periodic import opened
+    from medopt.pacs.peers import WebPeer
+    from medopt.pacs.query_retrieve.periodic import open_source
     from medopt.pacs.query_retrieve.reconcile import Reconciler
-    from medopt.pacs.query_retrieve.web_source import over
-    from medopt.pacs.settings import load_node
+    from medopt.pacs.query_retrieve.web_source import deliver_to_running_node
+    from medopt.pacs.settings import load_node_settings
     from medopt.pacs.spool import LEDGER
 
-    node = load_node(node_file)
-    if node.pull is None:
-        raise ConfigError(f"{node_file} has no section pull: it names the PACS to ask, source, and modalities.")
-    if not (node.spool / LEDGER).is_file():
-        raise ConfigError(f"The node of {node_file} has not run yet: there is no {node.spool / LEDGER}.")
+    settings = load_node_settings(node_file)
+    if settings.pull is None:
+        raise ConfigError(f"{node_file} has no section pull, which names the PACS (source) and the modalities.")
+    if not (settings.spool / LEDGER).is_file():
+        raise ConfigError(f"The node of {node_file} has not run yet: there is no {settings.spool / LEDGER}.")
     deliver: Deliver | None = None
     if not look:
-        _running(node)
-        deliver = over(node) if isinstance(node.pull.source, WebDestination) else None
-    days = _seconds(since, "--since") / 86400 if since else node.pull.days
+        _require_running(settings)
+        deliver = deliver_to_running_node(settings) if isinstance(settings.pull.source, WebPeer) else None
+    days = _seconds(since, "--since") / 86400 if since else settings.pull.days
     pause = _seconds(every, "--every") if every else None
-    reconciler = Reconciler(node.spool / LEDGER, node.pull.modalities)
+    reconciler = Reconciler(settings.spool / LEDGER, settings.pull.modalities)
     with suppress(KeyboardInterrupt):
         while True:
             first = (datetime.now() - timedelta(days=days)).date()
-            with opened(node, deliver or _nobody, lambda: False) as source:
-                found = reconciler.reconcile(source, first, lambda: False, fetch=not look)
+            with open_source(settings, deliver or _no_delivery, lambda: False) as source:
+                outcome = reconciler.reconcile(source, first, lambda: False, fetch=not look)
             rows = [
-                {"what": "studies", "number": found.studies},
-                {"what": "instances that are here", "number": found.known},
-                {"what": "instances missing", "number": found.missing + found.put_off},
-                {"what": "of these fetched", "number": found.fetched},
+                {"what": "studies", "number": outcome.studies},
+                {"what": "instances known here", "number": outcome.known},
+                {"what": "instances missing", "number": outcome.missing + outcome.put_off},
+                {"what": "fetched", "number": outcome.fetched},
             ]
-            print_rows(f"{node.pull.source.name} since {first}", rows)
-            if as_json:
-                named = ("studies", "known", "missing", "fetched")
-                typer.echo(json.dumps({name: getattr(found, name) for name in named}))
+            print_rows(f"{settings.pull.source.name} since {first}", rows)
+            names = ("studies", "known", "missing", "fetched")
+            print_json(as_json, {name: getattr(outcome, name) for name in names})
             if pause is None:
                 break
             time.sleep(pause)
-    if found.still_missing and not look:
-        why = f" ({found.reason})" if found.reason else ""
+    if outcome.still_missing and not look:
+        reason = f" ({outcome.reason})" if outcome.reason else ""
         raise DataError(
-            f"{found.still_missing} instances did not come{why}. See the node's log for those that it refused, and the "
-            "PACS's for those that it could not send: it needs the node's AE title, address and port."
+            f"{outcome.still_missing} instances did not arrive{reason}. See the node's log for those that it refused, "
+            "and the PACS's for those that it could not send: it needs the node's AE title, address and port."
         )
 
 
-def _nobody(*_: object) -> None:
+def _no_delivery(*_: object) -> None:
     raise AssertionError("nothing is fetched")
 
 
-def _running(node: Node) -> None:
-    """Raises ConfigError where no node works in the spool."""
+def _require_running(settings: NodeSettings) -> None:
+    """Raises ConfigError if no node works in the spool."""
     from medopt.core.errors import BusyError, ConfigError
     from medopt.pacs.spool import Spool
 
     try:
-        with Spool(node.spool).owned():
+        with Spool(settings.spool).locked():
             raise ConfigError("The node does not run, so nothing can be fetched: start it first, or use --look.")
     except BusyError:
         return
@@ -101,7 +100,7 @@ def _running(node: Node) -> None:
 def _seconds(text: str, option: str) -> float:
     from medopt.core.errors import ConfigError
 
-    found = _SPAN.fullmatch(text.strip())
-    if found is None or float(found[1]) <= 0:
+    span = _SPAN.fullmatch(text.strip())
+    if span is None or float(span[1]) <= 0:
         raise ConfigError(f"{option} takes a time as in 30min, 12h or 2d; got {text!r}.")
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(span[1]) * _SECONDS[span[2]]

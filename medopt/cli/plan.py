@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from medopt.cli.console import ConsoleReporter, plain_console
-from medopt.config import Study
-from medopt.config.study_file import data_folder
-from medopt.core.errors import ConfigError, DataError
-from medopt.core.records import Case
-from medopt.imaging.scan_path import split_part
+from medopt.cli.command import print_json, reporting
+from medopt.cli.options import JsonOption
+from medopt.cli.places import with_first_image
+from medopt.core.errors import DataError
+
+if TYPE_CHECKING:
+    from medopt.config import Study
 
 
 def plan(
@@ -27,10 +27,8 @@ def plan(
     modality: Annotated[
         str, typer.Option("--modality", help="CT, MR, US, DX ...: for scans that do not say it (PNG, NIfTI).")
     ] = "",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda: what will train.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")
-    ] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="What will train.")] = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Look at a manifest's scans and write a study file for them that runs as it is.
 
@@ -38,6 +36,9 @@ def plan(
 
     Example: medopt plan manifest.csv --data images --out lesions.yaml && medopt run lesions.yaml
     """
+    from rich.table import Table
+
+    from medopt.cli.console import plain_console
     from medopt.manifest.infer_study import infer_study
     from medopt.manifest.table import read_manifest
     from medopt.planning.decide import decide
@@ -46,38 +47,35 @@ def plan(
 
     guessed = infer_study(manifest)
     cases = read_manifest(manifest, guessed)
-    folder = _folder(manifest, guessed, cases, data)
-    reporter = ConsoleReporter()
-    try:
-        found = take_fingerprint(cases, guessed.data.labels, guessed.data.task, folder, reporter)
-    finally:
-        reporter.close()
-    decisions = decide(found, _device(device), modality.upper())
-    study = write_plan(out, manifest, folder.resolve(), guessed, found, decisions)
+    folder = _folder(manifest, guessed, data)
+    with reporting() as reporter:
+        fingerprint = take_fingerprint(cases, guessed.data.labels, guessed.data.task, folder, reporter)
+    decisions = decide(fingerprint, _device(device), modality.upper())
+    study = write_plan(out, manifest, folder.resolve(), guessed, fingerprint, decisions)
     console = plain_console()
-    for line in describe_fingerprint(found):
+    for line in describe_fingerprint(fingerprint):
         console.print(line)
     table = Table("setting", "value", "why", title=f"{out}", title_justify="left")
-    for one in decisions:
-        table.add_row(one.key, json.dumps(one.value), one.reason)
+    for decision in decisions:
+        table.add_row(decision.key, json.dumps(decision.value), decision.reason)
     console.print(table)
     typer.echo(f"written to {out}; next: medopt run {out}")
-    if as_json:
-        typer.echo(json.dumps({"study_file": str(out), "study": study.model_dump(mode="json")}))
+    print_json(as_json, {"study_file": str(out), "study": study.model_dump(mode="json")})
 
 
-def _folder(manifest: Path, guessed: Study, cases: tuple[Case, ...], data: Path | None) -> Path:
+def _folder(manifest: Path, guessed: Study, data: Path | None) -> Path:
     """Where the images lie: --data, else the first of the usual places that has the first image."""
+    from medopt.config.study_file import data_folder
+
     if data is not None:
         places = [data]
     else:
         usual = data_folder(None)
         below = [path for path in (usual / guessed.name, usual / manifest.stem) if path.is_dir()]
         places = [manifest.parent, manifest.with_name(f"{manifest.stem}_files"), usual, *below]
-    image = cases[0].image
-    for place in places:
-        if split_part(place / image)[0].exists():
-            return place
+    place = with_first_image(manifest, places)
+    if place is not None:
+        return place
     looked = ", ".join(str(place) for place in dict.fromkeys(places))
     raise DataError(
         f"The manifest's images are not below {looked} (looked for the first of them). Give the folder that its paths "
@@ -90,6 +88,4 @@ def _device(name: str) -> str:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"--device takes auto, cpu or cuda; got {name!r}.")
     return name

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import typer
 
+from medopt.cli.command import print_json, reporting
 from medopt.cli.options import (
     CpusOption,
     DataOption,
-    EngineOption,
     JsonOption,
     RunsOption,
     SetOption,
     StudyFiles,
+    WhereOption,
 )
-from medopt.config.study_file import data_folder, load_study
+from medopt.cli.places import study_data
 
 
 def prepare(
@@ -25,31 +25,31 @@ def prepare(
     overrides: SetOption = None,
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
-    engine: EngineOption = "local",
+    where: WhereOption = "local",
     job_cpus: CpusOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Read and prepare all images of studies, so that runs find them in the cache; what is there is not made again.
 
-    Example: medopt prepare pipelines/busi.yaml --engine ray
+    Example: medopt prepare busi --on ray
     """
-    studies = [(load_study(path, overrides), path) for path in study_files]
-    from medopt.cli.console import ConsoleReporter
+    from medopt.config.shipped import study_path
+    from medopt.config.study_file import load_study
+
+    paths = [study_path(study_file) for study_file in study_files]
+    studies = [(load_study(path, overrides), path) for path in paths]
+    folders = [study_data(study, path, data) for study, path in studies]
     from medopt.core.jobs import Fleet, connected
     from medopt.pipeline.fill_cache import fill_cache
     from medopt.pipeline.study_cases import read_source
 
-    fleet, reporter, told = Fleet(engine, job_cpus), ConsoleReporter(), []  # type: ignore[arg-type]  # it checks the name
-    try:
-        with connected(fleet):
-            for study, path in studies:
-                source = read_source(study, path, data_folder(data))
-                started = time.perf_counter()
-                count = fill_cache(source, runs, fleet, reporter)
-                told.append({"study": study.name, "images": count, "seconds": round(time.perf_counter() - started, 1)})
-    finally:
-        reporter.close()
-    for row in told:
+    fleet, rows = Fleet(where, job_cpus), []
+    with reporting() as reporter, connected(fleet):
+        for (study, path), folder in zip(studies, folders, strict=True):
+            source = read_source(study, path, folder)
+            started = time.perf_counter()
+            count = fill_cache(source, runs, fleet, reporter)
+            rows.append({"study": study.name, "images": count, "seconds": round(time.perf_counter() - started, 1)})
+    for row in rows:
         typer.echo(f"{row['study']}: {row['images']} images are prepared, in {row['seconds']} s")
-    if as_json:
-        typer.echo(json.dumps(told))
+    print_json(as_json, {"studies": rows})

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import webbrowser
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from medopt.cli.command import print_json
+from medopt.cli.options import JsonOption, RunArgument
+from medopt.cli.places import run_folder
+
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a study's folder: then its newest run.")],
+    run: RunArgument,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a run's report anew from its own records, and open it: one HTML file that needs no network.
 
@@ -19,9 +23,11 @@ def report(
 
     Example: medopt report runs/phantom
     """
-    from medopt.report import newest_run, write_report
+    folder = run_folder(run)
+    from medopt.report import write_report
 
-    path = write_report(newest_run(run))
+    path = write_report(folder)
     typer.echo(path)
     if show:
         webbrowser.open(path.resolve().as_uri())
+    print_json(as_json, {"run": str(folder), "report": str(path)})

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
+from medopt.cli.command import print_json, reporting
 from medopt.cli.options import (
     CpusOption,
     DataOption,
     DevicesOption,
-    EngineOption,
     GpusOption,
     JsonOption,
     NodesOption,
@@ -24,15 +22,19 @@ from medopt.cli.options import (
     Strategy,
     StrategyOption,
     StudyFiles,
+    WhereOption,
 )
-from medopt.config import Study, Training
-from medopt.config.study_file import data_folder, load_study
+from medopt.cli.places import study_data
 from medopt.core.errors import ConfigError, GateRefused, listed
-from medopt.core.records import Override
 
-if TYPE_CHECKING:  # importing them takes seconds
+if TYPE_CHECKING:
+    from medopt.config import Study, Training
+    from medopt.core.jobs import Fleet
+    from medopt.core.records import Override
     from medopt.experiments.group_summary import FinishedGroup
+    from medopt.experiments.seeds_and_folds import Plan
     from medopt.pipeline.finished_run import FinishedRun
+    from medopt.training.hardware import Hardware
 
 
 def run(
@@ -50,7 +52,7 @@ def run(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="With --seeds: one more release, the mean of all members.")
     ] = False,
-    engine: EngineOption = "local",
+    where: WhereOption = "local",
     job_cpus: CpusOption = 1,
     job_gpus: GpusOption = None,
     devices: DevicesOption = 0,
@@ -72,47 +74,52 @@ def run(
     Interrupted or killed, the same command goes on where it was. A run whose inputs are unchanged is not repeated.
     With --seeds or --folds each member is such a run; above them stands one with the mean and its interval.
 
-    Example: medopt run pipelines/busi.yaml --seeds 3 --folds 5 --engine ray
+    Example: medopt run busi --seeds 3 --folds 5 --on ray
 
     One model on several GPUs: medopt run STUDY --devices 4, or torchrun --nproc-per-node 4 -m medopt run STUDY, or
     srun medopt run STUDY.
     """
-    studies = [(load_study(path, overrides), path) for path in study_files]
+    from medopt.config.shipped import study_path
+    from medopt.config.study_file import load_study
+
+    paths = [study_path(study_file) for study_file in study_files]
+    studies = [(load_study(path, overrides), path) for path in paths]
+    folders = [study_data(study, path, data) for study, path in studies]
     if dry_run:
-        _show_plan(studies, data_folder(data), runs, as_json)
+        _show_plan(studies, folders, runs, as_json)
         return
     from medopt.core.jobs import Fleet
+    from medopt.core.records import Override
     from medopt.experiments.seeds_and_folds import Plan
     from medopt.training.hardware import Hardware
 
-    fleet = Fleet(engine, job_cpus, job_gpus)  # type: ignore[arg-type]  # it checks the name
+    fleet = Fleet(where, job_cpus, job_gpus)
     plans = [Plan(study, path, seeds, folds, ensemble) for study, path in studies]
     several = len(plans) > 1 or len(plans[0].members()) > 1
-    if fresh and (several or engine != "local"):
+    if fresh and (several or where != "local"):
         raise ConfigError(
             "--fresh starts one run anew; with several runs, or on a cluster, remove their folders instead."
         )
     if bool(override_gate) != bool(reason) or (override_gate and several):
         raise ConfigError("--override-gate NAME and --reason TEXT go together, for one run: who releases it, and why.")
-    hardware = Hardware.found(devices, nodes, strategy.value)
+    hardware = Hardware.detect(devices, nodes, strategy.value)
     if several and (hardware.devices > 1 or hardware.nodes > 1):
         raise ConfigError(
             "Several devices train one model; --seeds, --folds and several studies are jobs of their own. Run these "
-            "with --engine ray and --job-gpus, or one of them with --devices."
+            "with --on ray and --job-gpus, or one of them with --devices."
         )
     if not several and _helped(plans[0].study.training, hardware):
         return
     override = Override(override_gate, reason, datetime.now(UTC).isoformat(timespec="seconds")) if reason else None
-    finished = _run(plans, data_folder(data), runs, fleet, fresh, hardware, override)
+    finished = _run(plans, folders, runs, fleet, fresh, hardware, override)
     for end in finished:
         _print(end)
-    if as_json:
-        summaries = [end.summary() for end in finished]
-        typer.echo(json.dumps(summaries if len(study_files) > 1 else summaries[0], allow_nan=False))
+    summaries = [end.summary() for end in finished]
+    print_json(as_json, {"runs": summaries} if len(study_files) > 1 else summaries[0])
     _refuse_gate(finished)
 
 
-def _helped(training: Training, hardware: Any) -> bool:
+def _helped(training: Training, hardware: Hardware) -> bool:
     """Whether a launcher started this process to help another one, which it then has done."""
     from medopt.training.launch import LostProcess, follow, follows
 
@@ -120,27 +127,34 @@ def _helped(training: Training, hardware: Any) -> bool:
         return False
     try:
         follow(training, hardware)
-    except LostProcess as error:  # the first process tells it
+    except LostProcess as error:  # the first process reports it
         raise typer.Exit(error.exit_code) from None
     return True
 
 
 def _run(
-    plans: Sequence[Any], data: Path, runs: Path, fleet: Any, fresh: bool, hardware: Any, override: Override | None
+    plans: Sequence[Plan],
+    folders: Sequence[Path],
+    runs: Path,
+    fleet: Fleet,
+    fresh: bool,
+    hardware: Hardware,
+    override: Override | None,
 ) -> list[FinishedRun | FinishedGroup]:
-    """One run in this process, or several as jobs."""
-    from medopt.cli.console import ConsoleReporter
+    """One run in this process, or several as jobs; those with the same data folder are one group of jobs."""
     from medopt.experiments.seeds_and_folds import run_plans
-    from medopt.pipeline import run_study
+    from medopt.pipeline.run import run_study
 
-    reporter = ConsoleReporter()
-    try:
+    with reporting() as reporter:
         if fleet.engine == "local" and len(plans) == 1 and len(plans[0].members()) == 1:
-            one = plans[0]
-            return [run_study(one.study, one.study_file, data, runs, reporter, fresh, "", hardware, override)]
-        return run_plans(plans, data, runs, fleet, reporter)
-    finally:
-        reporter.close()
+            (plan,) = plans
+            return [run_study(plan.study, plan.study_file, folders[0], runs, reporter, fresh, "", hardware, override)]
+        finished: dict[int, FinishedRun | FinishedGroup] = {}
+        for folder in dict.fromkeys(folders):
+            places = [place for place, other in enumerate(folders) if other == folder]
+            ends = run_plans([plans[place] for place in places], folder, runs, fleet, reporter)
+            finished.update(zip(places, ends, strict=True))
+        return [finished[place] for place in range(len(plans))]
 
 
 def _print(finished: FinishedRun | FinishedGroup) -> None:
@@ -182,14 +196,15 @@ def _refuse_gate(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
         )
 
 
-def _show_plan(studies: Sequence[tuple[Study, Path]], data: Path, runs: Path, as_json: bool) -> None:
-    from medopt.pipeline import plan_run
+def _show_plan(studies: Sequence[tuple[Study, Path]], folders: Sequence[Path], runs: Path, as_json: bool) -> None:
+    import yaml
 
-    found = []
-    for study, path in studies:
-        plan = plan_run(study, path, data, runs)
+    from medopt.pipeline.plan import plan_run
+
+    plans = []
+    for (study, path), folder in zip(studies, folders, strict=True):
+        plan = plan_run(study, path, folder, runs)
         resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
         typer.echo(f"{resolved}\n# the plan\n{yaml.safe_dump(plan, sort_keys=False)}".rstrip())
-        found.append({"study": study.model_dump(mode="json"), "plan": plan})
-    if as_json:
-        typer.echo(json.dumps(found if len(found) > 1 else found[0]))
+        plans.append({"study": study.model_dump(mode="json"), "plan": plan})
+    print_json(as_json, {"studies": plans} if len(plans) > 1 else plans[0])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from medopt.cli.console import ConsoleReporter, plain_console
-from medopt.config.study_file import load_study
-from medopt.core.privacy import pseudonym
+from medopt.cli.command import print_json, reporting
+from medopt.cli.options import JsonOption
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for what only this command needs
+if TYPE_CHECKING:
+    from rich.text import Text
+
     from medopt.imaging.series_index import Series, SeriesIndex
     from medopt.imaging.series_rules import SeriesSelection
 
@@ -29,9 +27,7 @@ def series(
     rules: Annotated[
         Path | None, typer.Option("--rules", help="A study file; its data.series says which series to take.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Last line of stdout: the result as one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the series of a DICOM folder and, with rules, the one that is taken of every study and why.
 
@@ -39,28 +35,28 @@ def series(
 
     Example: medopt series export/ --rules lesions.yaml
     """
+    from medopt.config.shipped import study_path
+    from medopt.config.study_file import load_study
     from medopt.imaging.series_index import index_folder
     from medopt.imaging.series_rules import select_series
 
-    study = load_study(rules) if rules else None
-    reporter = ConsoleReporter()
-    try:
+    study = load_study(study_path(rules)) if rules else None
+    with reporting() as reporter:
         index = index_folder(folder, reporter)
-    finally:
-        reporter.close()
     selection = select_series(index.series, study.data.series) if study else None
     rows = [_row(one, selection) for one in index.series]
     _print(index, rows)
-    if as_json:
-        refused = list(selection.refusals) if selection else []
-        found = {"folder": str(folder), "series": rows, "other_files": len(index.other_files), "refused": refused}
-        typer.echo(json.dumps(found))
+    refused = list(selection.refusals) if selection else []
+    print_json(
+        as_json, {"folder": str(folder), "series": rows, "other_files": len(index.other_files), "refused": refused}
+    )
     if selection:
         selection.require_one_each()
 
 
 def _row(one: Series, selection: SeriesSelection | None) -> dict[str, Any]:
     """One series without identifiers."""
+    from medopt.core.privacy import pseudonym
     from medopt.imaging.series_rules import hide_identifiers
 
     values = (
@@ -81,6 +77,10 @@ def _row(one: Series, selection: SeriesSelection | None) -> dict[str, Any]:
 
 
 def _print(index: SeriesIndex, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from medopt.cli.console import plain_console
+
     studies = len({one.study_uid for one in index.series})
     title = f"{index.root}: {len(rows)} series of {studies} studies, {len(index.other_files)} other files"
     said = [name for name in COLUMNS if any(row[name] not in ("", None, []) for row in rows)]
@@ -94,6 +94,8 @@ def _print(index: SeriesIndex, rows: list[dict[str, Any]]) -> None:
 
 
 def _shown(value: object) -> Text:
+    from rich.text import Text
+
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, list):

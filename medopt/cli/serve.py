@@ -7,20 +7,25 @@ from typing import Annotated
 
 import typer
 
-from medopt.cli.registry import release_folder
-from medopt.core.errors import ConfigError
+from medopt.cli.options import ModelOption
+from medopt.cli.places import release_folder
+from medopt.core.errors import ConfigError, ReleaseError
 
 
 def serve(
     releases: Annotated[
-        list[Path], typer.Argument(metavar="RELEASE...", help="Release folders, or models:/NAME@champion.")
+        list[Path],
+        typer.Argument(
+            metavar="RELEASE...",
+            help="Releases, runs, studies' folders (their newest run's), or models:/NAME@champion.",
+        ),
     ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="For REST; 0 lets the system choose.")] = 8080,
     grpc_port: Annotated[
         int, typer.Option("--grpc-port", min=-1, max=65535, help="For gRPC; 0 lets the system choose, -1: no gRPC.")
     ] = 8081,
-    model: Annotated[str, typer.Option("--model", help="int8 or float.")] = "int8",
+    model: ModelOption = "int8",
     max_queue: Annotated[
         int, typer.Option("--max-queue", min=1, help="Images in hand at once; beyond it 429 or RESOURCE_EXHAUSTED.")
     ] = 64,
@@ -59,7 +64,9 @@ def serve(
     reads it; or image (FP32), prepared already. Outputs: probabilities, decision, declined (the reason; then there is
     no decision), logits; and the hashes of release, model and chain.
 
-    Example: one scan, as the file is, with the key where the server has one:
+    Example: medopt serve runs/phantom
+
+    One scan, as the file is, with the key where the server has one:
 
     curl --data-binary @scan.dcm -H 'Inference-Header-Content-Length: 0' -H "X-API-Key: $KEY"
     http://127.0.0.1:8080/v2/models/STUDY/infer
@@ -72,14 +79,9 @@ def serve(
     models:/STUDY@champion is what MLflow's registry (MLFLOW_TRACKING_URI) has; medopt pull models:/STUDY@champion turns
     the link when another was promoted, then load it as above. Where the registry is gone, the last one serves.
     """
-    if model not in ("int8", "float"):
-        raise ConfigError(f"--model takes int8 or float; got {model!r}.")
     if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
         raise ConfigError("TLS takes --tls-cert and --tls-key together, and --client-ca only beside them.")
-    from medopt.core.fast_monai_import import import_lean_monai
-
-    import_lean_monai()
-    from medopt.serving.server import kserve_parts  # noqa: F401  # says which extra is missing before anything else
+    folders = [_folder(release) for release in releases]
     from medopt.serving.server.auth import Key
     from medopt.serving.server.limits import MEBI, ServerLimits
     from medopt.serving.server.run import Listeners, ServerTls
@@ -92,12 +94,20 @@ def serve(
         gather_seconds=gather_ms / 1000,
         read_seconds=read_seconds,
     )
-    doors = Listeners(host, port, None if grpc_port < 0 else grpc_port, tls)
+    listeners = Listeners(host, port, None if grpc_port < 0 else grpc_port, tls)
     run(
-        [release_folder(one) for one in releases],
-        "float" if model == "float" else "int8",
-        doors,
+        folders,
+        model,
+        listeners,
         limits,
         Key.read(api_key_file),
         no_auth,
     )
+
+
+def _folder(release: Path) -> Path:
+    """A release's folder; one that is none stays out of service with the reason, and the others go on."""
+    try:
+        return release_folder(release)
+    except ReleaseError:
+        return release

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from medopt.cli.command import print_json, reporting
 from medopt.cli.options import (
     CpusOption,
     DataOption,
-    EngineOption,
     GpusOption,
     JsonOption,
     RunsOption,
     SetOption,
     StudyFile,
+    WhereOption,
 )
-from medopt.config.study_file import data_folder, load_study
-from medopt.core.errors import ConfigError, TrainingError
+from medopt.cli.places import study_data
+from medopt.core.errors import TrainingError
 
 
 def sweep(
@@ -33,14 +33,14 @@ def sweep(
             "Repeatable.",
         ),
     ],
-    trials: Annotated[int, typer.Option("--trials", help="How many in all; given more, the sweep goes on.")] = 20,
-    prune: Annotated[
-        bool, typer.Option("--prune/--no-prune", help="Give a trial up where the median of the others is better.")
+    trials: Annotated[int, typer.Option("--trials", min=1, help="How many in all; more continue a sweep.")] = 20,
+    give_up: Annotated[
+        bool, typer.Option("--give-up/--no-give-up", help="Give a trial up where the median of the others is better.")
     ] = True,
     overrides: SetOption = None,
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
-    engine: EngineOption = "local",
+    where: WhereOption = "local",
     job_cpus: CpusOption = 1,
     job_gpus: GpusOption = None,
     as_json: JsonOption = False,
@@ -50,29 +50,25 @@ def sweep(
     The test split is not looked at, and nothing is compressed. Interrupted or killed, the same command goes on:
     finished trials are not repeated, and one that was cut off goes on from its last epoch.
 
-    Example: medopt sweep pipelines/busi.yaml --param training.optimizer.lr=1e-4..1e-2:log --param model.depth=26,50
+    Example: medopt sweep busi --param training.optimizer.lr=1e-4..1e-2:log --param model.depth=26,50
     """
-    given = tuple(overrides or ())
-    study = load_study(study_file, list(given))
-    if trials < 1:
-        raise ConfigError(f"--trials takes 1 or more; got {trials}.")
-    from medopt.cli.console import ConsoleReporter
+    from medopt.config.shipped import study_path
+    from medopt.config.study_file import load_study
+
+    path, given = study_path(study_file), tuple(overrides or ())
+    study = load_study(path, list(given))
+    folder = study_data(study, path, data)
     from medopt.cli.group_tables import print_sweep
     from medopt.core.jobs import Fleet
     from medopt.experiments.search_space import Sweep, parse_space
     from medopt.experiments.sweep import run_sweep
 
-    space = parse_space(param, study_file, given)
-    fleet, reporter = Fleet(engine, job_cpus, job_gpus), ConsoleReporter()  # type: ignore[arg-type]  # it checks the name
-    try:
-        summary = run_sweep(
-            Sweep(study, study_file, given, space, trials, prune), data_folder(data), runs, fleet, reporter
-        )
-    finally:
-        reporter.close()
-    print_sweep(summary)
-    if as_json:
-        typer.echo(json.dumps(summary, allow_nan=False))
-    if summary["best"] is None:
-        reasons = sorted({row["reason"] for row in summary["trials"] if row["reason"]})
+    sweep = Sweep(study, path, given, parse_space(param, path, given), trials, give_up)
+    fleet = Fleet(where, job_cpus, job_gpus)
+    with reporting() as reporter:
+        finished = run_sweep(sweep, folder, runs, fleet, reporter)
+    print_sweep(finished)
+    print_json(as_json, finished.summary())
+    if finished.sweep.best is None:
+        reasons = sorted({trial.reason for trial in finished.sweep.trials if trial.reason})
         raise TrainingError(f"No trial of {study.name} came to its end: {' '.join(reasons[:3])} Try another space.")

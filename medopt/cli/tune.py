@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,24 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
-from rich.table import Table
 
-from medopt.cli.console import ConsoleReporter, plain_console
+from medopt.cli.command import print_json, reporting
 from medopt.cli.options import DataOption, JsonOption, RunsOption, SetOption, StudyFile
-from medopt.config import Study
-from medopt.config.study_file import data_folder, load_study
+from medopt.cli.places import study_data
 from medopt.core.errors import ConfigError
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for torch
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from medopt.cli.console import ConsoleReporter
+    from medopt.config import Study
     from medopt.training.init_study import InitResult
 
 Depth = Literal[26, 50, 101, 152]
-
-tune_app = typer.Typer(
-    help="Learning rate, batch size and initialization, measured on the study's training images; and a release's "
-    "fastest engine, measured on this machine.",
-    no_args_is_help=True,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +39,29 @@ class _Ready:
 @contextmanager
 def _ready(study_file: Path, overrides: list[str] | None, data: Path | None, runs: Path) -> Iterator[_Ready]:
     """The training split alone: what is chosen here may look at nothing else."""
-    study = load_study(study_file, overrides)
+    from medopt.config.shipped import study_path
+    from medopt.config.study_file import load_study
+
+    path = study_path(study_file)
+    study = load_study(path, overrides)
+    folder = study_data(study, path, data)
     from medopt.data.cache import PreparedCache
     from medopt.pipeline.study_cases import read_source
     from medopt.transforms.prepare import PrepareChain
 
-    source = read_source(study, study_file, data_folder(data))
+    source = read_source(study, path, folder)
     cases = [case for case in source.cases if case.split == "train"]
-    reporter = ConsoleReporter()
-    try:
+    with reporting() as reporter:
         files = PreparedCache(runs / "cache", PrepareChain(study.prepare)).fill(cases, source.root, reporter)
         yield _Ready(study, cases, files, runs / study.name / "tune", reporter)
-    finally:
-        reporter.close()
 
 
 def _end(facts: Mapping[str, Any], picture: Path, as_json: bool) -> None:
     typer.echo(f"picture   {picture}")
-    if as_json:
-        typer.echo(json.dumps(dict(facts) | {"picture": str(picture)}, allow_nan=False))
+    print_json(as_json, dict(facts) | {"picture": str(picture)})
 
 
-@tune_app.command("lr")
-def tune_lr(
+def learning_rate(
     study_file: StudyFile,
     overrides: SetOption = None,
     data: DataOption = None,
@@ -80,9 +75,12 @@ def tune_lr(
 
     The same study gives the same answer. In a study file, training.optimizer.lr: auto does this before the first epoch.
 
-    Example: medopt tune lr pipelines/busi.yaml
+    Example: medopt tune lr busi
     """
     with _ready(study_file, overrides, data, runs) as ready:
+        from rich.table import Table
+
+        from medopt.cli.console import plain_console
         from medopt.figures.tuning import range_figure
         from medopt.training.auto_settings import with_sizes
         from medopt.training.lr_range_test import range_test
@@ -106,13 +104,12 @@ def tune_lr(
     _end(found, picture, as_json)
 
 
-@tune_app.command("batch")
-def tune_batch(
+def batch(
     study_file: StudyFile,
     overrides: SetOption = None,
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
-    most: Annotated[int, typer.Option("--most", help="Largest batch to try where training.batch_size is auto.")] = 256,
+    max_batch: Annotated[int, typer.Option("--max", help="Largest batch where training.batch_size is auto.")] = 256,
     seconds: Annotated[float, typer.Option("--seconds", help="No further size is begun after so long.")] = 120.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,14 +117,17 @@ def tune_batch(
 
     The batch of training.batch_size stays as it is, gradients add up to it; `auto` there finds the batch, too.
 
-    Example: medopt tune batch pipelines/busi.yaml --set training.batch_size=64
+    Example: medopt tune batch busi --set training.batch_size=64
     """
     with _ready(study_file, overrides, data, runs) as ready:
+        from rich.table import Table
+
+        from medopt.cli.console import plain_console
         from medopt.figures.tuning import batch_figure
         from medopt.training.batch_size import find_batch_size
 
         found = find_batch_size(
-            ready.study, ready.cases, ready.files, most=most, seconds=seconds, reporter=ready.reporter
+            ready.study, ready.cases, ready.files, max_size=max_batch, seconds=seconds, reporter=ready.reporter
         ).facts()
     picture = ready.folder / "batch.png"
     batch_figure(found, picture, ready.study.name)
@@ -144,8 +144,7 @@ def tune_batch(
     _end(found, picture, as_json)
 
 
-@tune_app.command("init")
-def tune_init(
+def initialization(
     study_file: StudyFile,
     overrides: SetOption = None,
     data: DataOption = None,
@@ -161,10 +160,11 @@ def tune_init(
 
     At the study's depth and at 152 layers: why a deep net trains, and which initialization suits this study.
 
-    Example: medopt tune init pipelines/busi.yaml
+    Example: medopt tune init busi
     """
     wanted = [_depth(depth) for depth in depths or ()]
     with _ready(study_file, overrides, data, runs) as ready:
+        from medopt.cli.console import plain_console
         from medopt.figures.tuning import initialization_figure
         from medopt.training.init_study import compare_initializations
 
@@ -173,9 +173,9 @@ def tune_init(
             study, ready.cases, ready.files, depths=wanted, images=images, steps=steps, reporter=ready.reporter
         )
     picture = ready.folder / "init.png"
-    initialization_figure([net.facts() | {"kind": net.variant.kind} for net in found], picture)
+    initialization_figure([net.facts() | {"kind": net.variant.description} for net in found], picture)
     plain_console().print(_init_table(study, found))
-    facts = {"nets": [net.facts() | {"kind": net.variant.kind} for net in found], "study": study.name}
+    facts = {"nets": [net.facts() | {"kind": net.variant.description} for net in found], "study": study.name}
     _end(facts, picture, as_json)
 
 
@@ -187,6 +187,8 @@ def _depth(given: int) -> Depth:
 
 def _init_table(study: Study, found: Sequence[InitResult]) -> Table:
     """Scales at the first, the middle and the last block, and what the first steps did to the loss."""
+    from rich.table import Table
+
     table = Table(title=f"{study.name}: how a net begins", title_justify="left")
     table.add_column("net")
     headings = (
@@ -206,8 +208,8 @@ def _init_table(study: Study, found: Sequence[InitResult]) -> Table:
         blocks = scale.activation
         shown = ", ".join(f"{value:.2g}" for value in (blocks[0], blocks[len(blocks) // 2], blocks[-1]))
         weights = f"{scale.weights[0]:.2g}, {scale.weights[-1]:.2g}"
-        own = (net.variant.depth, net.variant.init, net.variant.kind) == _own(study)
-        name = f"{net.variant.depth} layers, {net.variant.kind}{'  (this study)' if own else ''}"
+        own = (net.variant.depth, net.variant.init, net.variant.description) == _own(study)
+        name = f"{net.variant.depth} layers, {net.variant.description}{'  (this study)' if own else ''}"
         table.add_row(
             name, net.variant.init, shown, weights, f"{scale.ratio:.2g}", f"{losses[0]:.3g} to {losses[-1]:.3g}"
         )

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from medopt.cli.console import ConsoleReporter, plain_console
-from medopt.cli.options import JsonOption
-from medopt.core.errors import ConfigError
+from medopt.cli.command import print_json, reporting
+from medopt.cli.options import JsonOption, ModelOption, ReleaseArgument
+from medopt.cli.places import release_folder
 
-if TYPE_CHECKING:  # `medopt --help` does not wait for the engines
-    from medopt.inference.runtime import Measured, Setting, Tuned
+if TYPE_CHECKING:
+    from medopt.inference.runtime import MeasuredSetting, Setting, Tuned
 
 
 def tune_runtime(
-    release: Annotated[Path, typer.Argument(help="A release folder.")],
-    model: Annotated[str, typer.Option(help="int8 or float.")] = "int8",
+    release: ReleaseArgument,
+    model: ModelOption = "int8",
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="Time for each of the two trials (three rounds at least).")
     ] = 20.0,
@@ -37,28 +34,29 @@ def tune_runtime(
     RELEASE.runtime.json. medopt predict takes it from there. It is left aside, with a note, on another processor, with
     other versions of the engines, or for another release; deleting it does no harm.
 
-    Example: medopt tune runtime runs/busi/RUN/release
+    Example: medopt tune runtime runs/busi
     """
-    if model not in ("int8", "float"):
-        raise ConfigError(f"--model takes int8 or float; got {model!r}.")
+    folder = release_folder(release)
     from medopt.release.runtime import engine_versions, this_machine
     from medopt.release.tune_runtime import tune_runtime as tune
 
-    reporter = ConsoleReporter()
-    reporter.stage("tune", f"engines of {release}, about {2 * seconds:.0f} seconds")
-    tuned, path = tune(release, "float" if model == "float" else "int8", seconds)
+    with reporting() as reporter:
+        reporter.stage("tune", f"engines of {folder}, about {2 * seconds:.0f} seconds")
+        tuned, path = tune(folder, model, seconds)
     machine = this_machine()
-    _print(tuned, f"{release.name}, {model} model, on {machine['cores']} cores of {machine['cpu']}")
-    typer.echo(f"latency    {_said(tuned.latency)}")
-    typer.echo(f"throughput {_said(tuned.throughput)}")
+    _print(tuned, f"{folder.name}, {model} model, on {machine.cores} cores of {machine.cpu}")
+    typer.echo(f"latency    {_in_words(tuned.latency)}")
+    typer.echo(f"throughput {_in_words(tuned.throughput)}")
     typer.echo(f"written to {path}; golden cases answered as when the release was built")
-    if as_json:
-        facts = {"release": str(release), "model": model, "file": str(path), "machine": machine}
-        told = tuned.model_dump(mode="json") | {"versions": engine_versions()}
-        typer.echo(json.dumps(facts | told, allow_nan=False))
+    facts = {"release": str(folder), "model": model, "file": str(path), "machine": machine.model_dump()}
+    print_json(as_json, facts | tuned.model_dump(mode="json") | {"versions": engine_versions()})
 
 
 def _print(tuned: Tuned, title: str) -> None:
+    from rich.table import Table
+
+    from medopt.cli.console import plain_console
+
     table = Table(
         "", "engine", "opened for", "threads", "batch", "ms", "images/s", "", title=title, title_justify="left"
     )
@@ -70,15 +68,16 @@ def _print(tuned: Tuned, title: str) -> None:
     plain_console().print(table)
 
 
-def _cells(row: Measured) -> list[str]:
-    one = row.setting
-    opened = "streams" if one.mode == "throughput" and one.engine == "openvino" else "one call"
+def _cells(row: MeasuredSetting) -> list[str]:
+    setting = row.setting
+    opened = "streams" if setting.mode == "throughput" and setting.engine == "openvino" else "one call"
     return [
-        one.engine, opened, str(one.threads), str(one.batch),
+        setting.engine, opened, str(setting.threads), str(setting.batch),
         f"{row.milliseconds:.2f}", f"{row.images_per_second:.1f}",
     ]  # fmt: skip
 
 
-def _said(one: Setting) -> str:
-    threads, images = "thread" if one.threads == 1 else "threads", "image" if one.batch == 1 else "images"
-    return f"{one.engine}, {one.threads} {threads}, {one.batch} {images} at once"
+def _in_words(setting: Setting) -> str:
+    threads = "thread" if setting.threads == 1 else "threads"
+    images = "image" if setting.batch == 1 else "images"
+    return f"{setting.engine}, {setting.threads} {threads}, {setting.batch} {images} at once"

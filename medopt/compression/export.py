@@ -65,8 +65,8 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 def _with_features(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with a second output: what its last layer, a matrix product, works on (N, F).
 
-    The domain gate looks at it. An engine that is asked for the logits alone does nothing more than before. A network
-    with another last layer gets no such output.
+    The out-of-domain check reads it. It costs an engine nothing where only the logits are asked for. A network with
+    another last layer gets no such output.
     """
     graph = model.graph
     last = next((node for node in graph.node if OUTPUT in node.output), None)
@@ -75,8 +75,8 @@ def _with_features(model: onnx.ModelProto) -> onnx.ModelProto:
     name = last.input[0]
     for node in graph.node:
         for names in (node.input, node.output):
-            names[:] = [FEATURES if one == name else one for one in names]
-    (known,) = [one for one in graph.value_info if one.name == name]
+            names[:] = [FEATURES if tensor == name else tensor for tensor in names]
+    (known,) = [info for info in graph.value_info if info.name == name]
     graph.value_info.remove(known)
     known.name = FEATURES
     graph.output.append(known)

@@ -23,11 +23,11 @@ _INPUTS, _WEIGHTS = 0, 1  # of a convolution
 
 def int8_layers(model: onnx.ModelProto) -> list[str]:
     """The names of the convolutions that run in int8, from the image to the classifier."""
-    made_by = makers(model)
+    producers = find_producers(model)
     return [
         node.name
         for node in model.graph.node
-        if node.op_type == "Conv" and all(_is_rounded(made_by, node.input[place]) for place in (_INPUTS, _WEIGHTS))
+        if node.op_type == "Conv" and all(_is_rounded(producers, node.input[place]) for place in (_INPUTS, _WEIGHTS))
     ]
 
 
@@ -35,15 +35,16 @@ def with_float_layers(quantized: onnx.ModelProto, source: onnx.ModelProto, names
     """A copy of `quantized` whose convolutions `names` compute in float, with the weights of `source`."""
     model = onnx.ModelProto()
     model.CopyFrom(quantized)
-    made_by, weights = makers(model), {item.name: item for item in source.graph.initializer}
-    wanted = {node.name: node.input[_WEIGHTS] for node in source.graph.node if node.op_type == "Conv"}
+    producers, weights = find_producers(model), {item.name: item for item in source.graph.initializer}
+    weights_of = {node.name: node.input[_WEIGHTS] for node in source.graph.node if node.op_type == "Conv"}
     for node in model.graph.node:
         if node.name in names:
-            rounded = made_by[made_by[node.input[_INPUTS]].input[0]]  # the QuantizeLinear before the DequantizeLinear
-            node.input[_INPUTS] = rounded.input[0]
-            node.input[_WEIGHTS] = wanted[node.name]
-            model.graph.initializer.append(weights[wanted[node.name]])
-    sweep(model)
+            dequantize = producers[node.input[_INPUTS]]
+            quantize = producers[dequantize.input[0]]
+            node.input[_INPUTS] = quantize.input[0]
+            node.input[_WEIGHTS] = weights_of[node.name]
+            model.graph.initializer.append(weights[weights_of[node.name]])
+    remove_dead_nodes(model)
     return model
 
 
@@ -58,27 +59,27 @@ def rank_by_harm(quantized: Path, source: Path, images: FloatArray) -> list[str]
         trial = Path(folder) / "trial.onnx"
         for name in int8_layers(model):
             onnx.save(with_float_layers(model, whole, [name]), trial)
-            found = open_engine("onnxruntime", trial).run(images)
-            errors[name] = float(np.square(found - expected).sum())
+            logits = open_engine("onnxruntime", trial).run(images)
+            errors[name] = float(np.square(logits - expected).sum())
     return sorted(errors, key=lambda name: errors[name])
 
 
-def write_mended(quantized: Path, source: Path, names: Sequence[str], target: Path) -> None:
+def write_mixed_precision(quantized: Path, source: Path, names: Sequence[str], target: Path) -> None:
     """Write `quantized` with the layers `names` in float to `target`."""
     with atomic(target) as part:
         onnx.save(with_float_layers(onnx.load(quantized), onnx.load(source), names), part)
 
 
-def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+def find_producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """Which node each tensor comes from."""
     return {name: node for node in model.graph.node for name in node.output}
 
 
-def _is_rounded(made_by: dict[str, onnx.NodeProto], name: str) -> bool:
-    return name in made_by and made_by[name].op_type == "DequantizeLinear"
+def _is_rounded(producers: dict[str, onnx.NodeProto], name: str) -> bool:
+    return name in producers and producers[name].op_type == "DequantizeLinear"
 
 
-def sweep(model: onnx.ModelProto) -> None:
+def remove_dead_nodes(model: onnx.ModelProto) -> None:
     """Take out the nodes and weights that nothing uses any more."""
     graph = model.graph
     while True:

@@ -1,7 +1,7 @@
-"""Structured pruning: whole channels go, and what is left is a real narrower network of the same kind.
+"""Structured pruning: whole channels go, and what is left is a real narrower network of the same shape.
 
-How much a channel matters is told by the gradient: the first-order change of the loss were the channel's outputs
-scaled to nothing, as the root of its mean square over training images (Molchanov et al., Importance Estimation for
+The gradient says how much a channel matters: the first-order change of the loss if the channel's outputs were scaled
+to nothing, as the root of its mean square over training images (Molchanov et al., Importance Estimation for
 Neural Network Pruning, 2019). All layers that write into a channel's group lose it at once, so their changes are added
 up first. Divided by the multiply-adds that go with the channel, it is the price of each, and one threshold over all
 groups decides. No group is normalized by itself: that takes channels where they are dear. Measured on BreastMNIST with
@@ -27,8 +27,8 @@ from medopt.models.channel_widths import ChannelGroup, Kept, Widths, channel_gro
 
 Scores = Mapping[str, Tensor]
 """Of each group by name how much each channel matters (C,), in the units of the loss."""
-LEAST, SHARE = 4, 8
-"""No group keeps fewer channels than LEAST, nor than one in SHARE of those it had."""
+MIN_CHANNELS, SHARE = 4, 8
+"""No group keeps fewer channels than MIN_CHANNELS, nor than one in SHARE of those it had."""
 STEPS = {128: 16, 32: 8, 16: 4}
 """Groups of so many channels keep a multiple of so many, as int8 kernels work in such steps: a ResNet-50 with 53 % of
 its multiply-adds gone is 1.6 to 1.8 times as fast so as with any widths, one of a quarter width 1.4 times."""
@@ -42,12 +42,12 @@ def multiply_adds(model: nn.Module, channels: int, size: Sequence[int]) -> int:
 
 def _costs(model: nn.Module, channels: int, size: Sequence[int]) -> dict[str, int]:
     """Multiply-adds of each convolution and linear layer by name, counted in one forward pass."""
-    found: dict[str, int] = {}
+    costs: dict[str, int] = {}
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
             weight: Tensor = layer.weight  # type: ignore[assignment]
-            found[name] = weight.numel() * math.prod(output.shape[2:])
+            costs[name] = weight.numel() * math.prod(output.shape[2:])
 
         return hook
 
@@ -61,7 +61,7 @@ def _costs(model: nn.Module, channels: int, size: Sequence[int]) -> dict[str, in
         model.train(mode)
         for hook in hooks:
             hook.remove()
-    return found
+    return costs
 
 
 def prune_network(
@@ -76,16 +76,16 @@ def prune_network(
     """
     costs = _costs(model, module_of(model, "conv1").in_channels, size)
     ladder = _Ladder(model, costs, scores, (whole or Widths.of(model)).by_group())
-    wanted = (1 - remove) * sum(costs.values())
-    least = ladder.cost(ladder.widths(len(ladder.order)))
-    if least > wanted:
+    target = (1 - remove) * sum(costs.values())
+    smallest = ladder.cost(ladder.widths(len(ladder.order)))
+    if smallest > target:
         raise ConfigError(
-            f"{remove:.1%} of the multiply-adds cannot go: {1 - least / sum(costs.values()):.1%} is the most, "
-            f"as each layer keeps at least {LEAST} channels and one in {SHARE}. Ask for less "
+            f"{remove:.1%} of the multiply-adds cannot go: {1 - smallest / sum(costs.values()):.1%} is the most, "
+            f"as each layer keeps at least {MIN_CHANNELS} channels and one in {SHARE}. Ask for less "
             "(compression.pruning.target)."
         )
     steps = range(len(ladder.order) + 1)
-    gone = bisect.bisect_left(steps, True, key=lambda count: ladder.cost(ladder.widths(count)) <= wanted)
+    gone = bisect.bisect_left(steps, True, key=lambda count: ladder.cost(ladder.widths(count)) <= target)
     return take_channels(model, ladder.kept(gone))
 
 
@@ -119,8 +119,8 @@ class _Ladder:
     def _rounded(self, name: str, width: int) -> int:
         whole = self.whole[name]
         step = next((step for wide, step in STEPS.items() if whole >= wide), 1)
-        least = max(width, LEAST, -(-whole // SHARE))
-        return min(-(-least // step) * step, self.now[name])
+        smallest = max(width, MIN_CHANNELS, -(-whole // SHARE))
+        return min(-(-smallest // step) * step, self.now[name])
 
     def cost(self, widths: Mapping[str, int]) -> float:
         """Multiply-adds of the network at these widths."""
@@ -142,7 +142,7 @@ def weight_scores(model: nn.Module) -> dict[str, Tensor]:
     The squares of all weights that write a channel, with the normalization folded in, and of those that read it, each
     layer's over its mean, so that no layer outweighs another.
     """
-    found = {}
+    scores = {}
     for group in channel_groups(model):
         parts = []
         for conv, norm in group.writers:
@@ -151,8 +151,8 @@ def weight_scores(model: nn.Module) -> dict[str, Tensor]:
             parts.append((weight.flatten(1) * scale[:, None]).square().sum(1))
         for name in group.readers:
             parts.append(module_of(model, name).weight.detach().transpose(0, 1).flatten(1).square().sum(1))
-        found[group.name] = torch.stack([part / part.mean().clamp_min(1e-30) for part in parts]).sum(0).double().cpu()
-    return found
+        scores[group.name] = torch.stack([part / part.mean().clamp_min(1e-30) for part in parts]).sum(0).double().cpu()
+    return scores
 
 
 def gradient_scores(

@@ -15,21 +15,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nncf
 import numpy as np
 import onnx
-from nncf.common.quantization.structs import QuantizationScheme
-from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix, QuantizationParameters
-from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from onnx import numpy_helper
 
 from medopt.config import Profile
 from medopt.core.errors import DataError, TrainingError
 from medopt.core.files import atomic
 from medopt.core.records import FloatArray
+from medopt.core.telemetry import without_telemetry
 from medopt.inference.engines import INPUT
 
-LEAST = 8  # images whose ranges say anything
+with without_telemetry():
+    import nncf
+    from nncf.common.quantization.structs import QuantizationScheme
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        OverflowFix,
+        QuantizationParameters,
+    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+MIN_CALIBRATION = 8  # fewer images have no ranges to go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +99,15 @@ def _pooled_in_float(model: onnx.ModelProto) -> onnx.ModelProto:
     third of a small model. The ReLU in between keeps its optimizer from rounding before the pooling again.
     """
     graph = model.graph
-    made_by = {name: node for node in graph.node for name in node.output}
+    producers = {name: node for node in graph.node for name in node.output}
     pool = next((node for node in graph.node if node.op_type == "MaxPool"), None)
     if pool is None:
         return model
     chain = [pool]  # upwards: MaxPool, DequantizeLinear, QuantizeLinear, Relu
-    for kind in ("DequantizeLinear", "QuantizeLinear", "Relu"):
-        above = made_by.get(chain[-1].input[0])
+    for op_type in ("DequantizeLinear", "QuantizeLinear", "Relu"):
+        above = producers.get(chain[-1].input[0])
         uses = sum(above is not None and above.output[0] in node.input for node in graph.node)
-        if above is None or above.op_type != kind or uses > 1:
+        if above is None or above.op_type != op_type or uses > 1:
             return model  # what lies in between goes elsewhere, too
         chain.append(above)
     _, widened, rounded, relu = chain
@@ -124,11 +131,11 @@ def _averaged_in_float(model: onnx.ModelProto) -> onnx.ModelProto:
     It keeps ONNX Runtime from averaging 8-bit integers, for which it has no fast code: a ResNet-26 of a quarter width
     at 224 x 224 takes 1.64 instead of 1.97 ms so.
     """
-    made_by = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     nodes = []
     for node in model.graph.node:
-        above = made_by.get(node.input[0]) if node.op_type == "AveragePool" else None
-        if above is not None and above.op_type == "DequantizeLinear" and _is_relu(made_by, above):
+        above = producers.get(node.input[0]) if node.op_type == "AveragePool" else None
+        if above is not None and above.op_type == "DequantizeLinear" and _is_relu(producers, above):
             whole = f"{above.output[0]}_whole"
             nodes.append(onnx.helper.make_node("Relu", [above.output[0]], [whole], name=whole))
             node.input[0] = whole
@@ -139,10 +146,10 @@ def _averaged_in_float(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _is_relu(made_by: dict[str, onnx.NodeProto], widened: onnx.NodeProto) -> bool:
+def _is_relu(producers: dict[str, onnx.NodeProto], widened: onnx.NodeProto) -> bool:
     """Whether what a DequantizeLinear gives was a ReLU's before it was rounded."""
-    rounded = made_by.get(widened.input[0])
-    return rounded is not None and rounded.input[0] in made_by and made_by[rounded.input[0]].op_type == "Relu"
+    rounded = producers.get(widened.input[0])
+    return rounded is not None and rounded.input[0] in producers and producers[rounded.input[0]].op_type == "Relu"
 
 
 def _signed(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -189,14 +196,14 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def choose_calibration(train: Sequence[Path], others: Sequence[Path], wanted: int, seed: int) -> list[int]:
-    """Which training images calibrate: `wanted` of them at random, in a fixed order, none that is in `others`, too.
+def choose_calibration(train: Sequence[Path], others: Sequence[Path], count: int, seed: int) -> list[int]:
+    """Which training images calibrate: `count` of them at random, in a fixed order, none that is in `others`, too.
 
     The files are those of the cache of prepared images, whose names are hashes of what is in them.
     """
     known = {path.name for path in others}
     free = [index for index, path in enumerate(train) if path.name not in known]
-    picked = np.random.default_rng(seed).permutation(len(free))[:wanted]
+    picked = np.random.default_rng(seed).permutation(len(free))[:count]
     return sorted(free[int(place)] for place in picked)
 
 
@@ -205,10 +212,10 @@ def refuse_overlap(calibration: Sequence[Path], others: Sequence[Path]) -> None:
 
     Both are files of the cache, as those of `choose_calibration`. One that is too small to calibrate is refused, too.
     """
-    if len(calibration) < LEAST:
+    if len(calibration) < MIN_CALIBRATION:
         raise DataError(
-            f"{len(calibration)} training images are left to calibrate int8 on, fewer than {LEAST}: the others are "
-            "validation or test images, too. Take the copies out (`medopt manifest check --fix`)."
+            f"{len(calibration)} training images are left to calibrate int8 on, fewer than {MIN_CALIBRATION}: the "
+            "others are validation or test images, too. Take the copies out (`medopt manifest check --fix`)."
         )
     shared = {path.name for path in calibration} & {path.name for path in others}
     if shared:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from medopt.compression.mixed_precision import makers, sweep
+from medopt.compression.mixed_precision import find_producers, remove_dead_nodes
 from medopt.core.files import atomic
 
 _BACK = "DequantizeLinear"
@@ -43,14 +43,14 @@ def store_float16(source: Path, target: Path) -> None:
 def store_int8_weights(quantized: Path, target: Path) -> None:
     """Write the int8 ONNX file `quantized` without the rounding of what flows between its layers."""
     model = onnx.load(quantized)
-    made_by = makers(model)
+    producers = find_producers(model)
     for node in model.graph.node:
         for place, name in enumerate(node.input):
-            if name in made_by and made_by[name].op_type == _BACK:
-                rounded = made_by.get(made_by[name].input[0])  # None where a weight is what is widened
+            if name in producers and producers[name].op_type == _BACK:
+                rounded = producers.get(producers[name].input[0])  # None where a weight is what is widened
                 if rounded is not None:
                     node.input[place] = rounded.input[0]
-    sweep(model)
+    remove_dead_nodes(model)
     _write(model, target)
 
 

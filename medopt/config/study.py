@@ -15,14 +15,19 @@ from medopt.core.provenance import digest
 
 
 class Study(Section):
-    """One study: the question, the data, the model, the training, the release.
+    """One study dataset: the question, the data, the model, the training, the release.
+
+    What a study file may say, typed and frozen; everything but `name`, `question`, `data` and `prepare` has a default.
+    An unknown key is refused: pydantic's ValidationError, or from `load_study` a ConfigError with the nearest key.
 
     >>> study = Study(
-    ...     name="lesions", question="Is the lesion malignant?", prepare=Prepare(size=[64, 64]),
-    ...     data=Data(manifest="lesions.csv", labels=["benign", "malignant"]),
+    ...     name="nodules",
+    ...     question="Is there a nodule?",
+    ...     data={"manifest": "manifest.csv", "labels": ["no_nodule", "nodule"]},
+    ...     prepare={"size": [96, 96]},
     ... )
-    >>> study.spatial_dims, study.training.epochs
-    (2, 60)
+    >>> study.model.depth, study.training.optimizer.name, study.data.outputs
+    (26, 'adamw', 1)
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")

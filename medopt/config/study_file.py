@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from medopt.config import Study
+from medopt.config.shipped import shipped_manifests
 from medopt.core.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice: else the last would win without a word."""
+    """YAML that refuses a key given twice, of which the last would win without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -24,11 +26,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_study(path: Path, overrides: list[str] | None = None) -> Study:
-    """Read a study file and apply overrides of the form `training.epochs=3`.
+def load_study(path: str | Path, overrides: list[str] | None = None) -> Study:
+    """Read a study file (YAML) and apply overrides of the form `training.epochs=3`.
 
     Raises ConfigError naming the file, the key and the nearest known key.
+
+    >>> from pathlib import Path
+    >>> _ = Path("nodules.yaml").write_text(
+    ...     "name: nodules\\n"
+    ...     "question: Is there a nodule?\\n"
+    ...     "data: {manifest: phantom/manifest.csv, root: phantom, labels: [no_nodule, nodule]}\\n"
+    ...     "prepare: {size: [32, 32]}\\n")
+    >>> study = load_study("nodules.yaml", ["training.epochs=3"])
+    >>> study.training.epochs, study.spatial_dims
+    (3, 2)
     """
+    path = Path(path)
     raw = read_keys(path, "study file", "name, data and prepare")
     for override in overrides or []:
         _apply(raw, override)
@@ -57,6 +70,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set takes key=value, as in --set training.epochs=3; got {override!r}.")
     *parents, last = key.strip().split(".")
+    first = (*parents, last)[0]
+    if first not in Study.model_fields:
+        raise ConfigError(f"--set {override}: {_unknown(first, Study)}")
     place = raw
     for parent in parents:
         place[parent] = {} if place.get(parent) is None else place[parent]
@@ -96,16 +112,39 @@ def _section(key: str, root: type[BaseModel]) -> type[BaseModel] | None:
     """The section that a key names, or one of its list; '' is the whole. None where it is a value."""
     if not key:
         return root
-    found = annotation_of(key, root)
-    kinds = (one for one in (found, *get_args(found)) if isinstance(one, type))
-    return next((one for one in kinds if issubclass(one, BaseModel)), None)
+    annotation = annotation_of(key, root)
+    kinds = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
 def _unknown(key: str, section: type[BaseModel] | None) -> str:
-    known = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}."
+    """That a key is unknown, and which was meant: one of that name elsewhere, else the nearest in its section."""
+    known, last = list(section.model_fields) if section else [], key.rpartition(".")[2]
+    # At the top a name that belongs in a section was probably meant there: epochs for training.epochs.
+    everywhere = list(_paths(Study)) if section is Study else []
+    same = [path for path in everywhere if path.rpartition(".")[2] == last]
+    alike = [path for path in everywhere if difflib.get_close_matches(last, [path.rpartition(".")[2]], cutoff=0.8)]
+    near = _shallowest(same) or difflib.get_close_matches(last, known, n=1, cutoff=0.75) or _shallowest(alike)
+    near = near or difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near[:3])}?" if near else f"known here are {', '.join(known)}."
     return f"unknown key {key}: {hint}"
+
+
+def _shallowest(paths: list[str]) -> list[str]:
+    depth = min((path.count(".") for path in paths), default=0)
+    return [path for path in paths if path.count(".") == depth]
+
+
+def _paths(section: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Every key below a section, as training.optimizer.lr; those of lists are left out."""
+    for name, field in section.model_fields.items():
+        yield f"{above}{name}"
+        annotation = field.annotation
+        kinds = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+        if get_origin(annotation) not in (list, dict, tuple):
+            for kind in kinds:
+                if issubclass(kind, BaseModel):
+                    yield from _paths(kind, f"{above}{name}.")
 
 
 def data_folder(given: Path | None) -> Path:
@@ -114,11 +153,13 @@ def data_folder(given: Path | None) -> Path:
 
 
 def find_manifest(study: Study, study_file: Path, data: Path) -> Path:
-    """The study's manifest, beside the study file or in the data folder.
+    """The study's manifest: beside the study file, in the data folder, or one of those that come with medopt.
 
-    Raises ConfigError naming both places.
+    Raises ConfigError naming the first two places.
     """
     places = [study_file.parent / study.data.manifest, data / study.data.manifest]
+    if shipped := shipped_manifests():
+        places.append(shipped / Path(study.data.manifest).name)
     for place in places:
         if place.is_file():
             return place

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 
 class MedoptError(Exception):
-    """Base class of all refusals; `exit_code` is what the command line returns."""
+    """Base class of all refusals; `exit_code` is what the command line returns.
+
+    >>> import medopt
+    >>> try:
+    ...     medopt.read_scan("nowhere.dcm")
+    ... except medopt.MedoptError as error:
+    ...     print(type(error).__name__, error.exit_code, str(error)[:31])
+    DataError 3 There is no file nowhere.dcm. C
+    """
 
     exit_code = 1
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from medopt.core.records import Estimate
+if TYPE_CHECKING:  # importing numpy takes longer than `medopt --help` may
+    from medopt.core.records import Estimate
 
 UNDEFINED = "not defined"
 
@@ -12,6 +14,7 @@ UNDEFINED = "not defined"
 def format_estimate(estimate: Estimate | None, digits: int = 3) -> str:
     """A figure with its interval; without one the value alone, and `not defined` where there is no value.
 
+    >>> from medopt.core.records import Estimate
     >>> format_estimate(Estimate(0.8712, 0.8319, 0.9021, 120))
     '0.871 (0.832 to 0.902)'
     >>> format_estimate(Estimate(None, None, None, 0, "no cases"))
@@ -23,6 +26,7 @@ def format_estimate(estimate: Estimate | None, digits: int = 3) -> str:
 def format_share(estimate: Estimate | None, digits: int = 1) -> str:
     """A share in per cent.
 
+    >>> from medopt.core.records import Estimate
     >>> format_share(Estimate(0.912, 0.871, 0.944, 120))
     '91.2 % (87.1 to 94.4)'
     """
@@ -32,6 +36,7 @@ def format_share(estimate: Estimate | None, digits: int = 1) -> str:
 def format_difference(estimate: Estimate | None, digits: int = 3) -> str:
     """A difference, with its sign.
 
+    >>> from medopt.core.records import Estimate
     >>> format_difference(Estimate(-0.012, -0.0314, 0.0042, 120))
     '-0.012 (-0.031 to +0.004)'
     """

@@ -38,7 +38,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         if self.engine not in ("local", "ray"):
-            raise ConfigError(f"--engine takes local or ray; got {self.engine!r}.")
+            raise ConfigError(f"--on takes local or ray; got {self.engine!r}.")
         if self.cpus < 1 or (self.gpus or 0) < 0:
             raise ConfigError(f"A job takes one processor at least, and no GPU less than none; got {self.cpus}.")
 
@@ -184,7 +184,7 @@ def _cluster() -> Iterator[Any]:
     try:
         import ray
     except ModuleNotFoundError:
-        raise ConfigError("--engine ray needs Ray, which is not installed: pip install 'medopt[ray]'.") from None
+        raise ConfigError("--on ray needs Ray, which is not installed: pip install 'medopt[ray]'.") from None
     begun = not ray.is_initialized()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -30,6 +30,9 @@ class Case:
     `case_id` and `patient_id` are pseudonyms; `image` is a path below the data folder, where a member of an
     `.npz` file is written `file.npz#array/index`. `label` holds one 0/1 entry for each label of a multi-label
     study, else a single class index. `groups` are (column, cell) pairs, by which figures of subgroups are computed.
+
+    >>> Case("c1", "p1", "images/0001.dcm", label=(1,), split="train").site
+    'unknown'
     """
 
     case_id: str
@@ -52,6 +55,11 @@ class Volume:
     patient's left, then posterior, then superior. An image has d = 0. `spacing_mm` follows the spatial axes of the
     array. `window` is (centre, width) in the unit of the array where the scan names one (VOI LUT, PS3.3 C.11.2).
     `source` are facts of the file that identify nobody: format, device, age in years, where the spacing comes from.
+
+    >>> import numpy as np
+    >>> ct = Volume(np.zeros((1, 40, 512, 512), np.float32), np.eye(4), spacing_mm=(5.0, 0.7, 0.7), modality="CT")
+    >>> ct.spatial_dims
+    3
     """
 
     array: FloatArray

@@ -48,16 +48,16 @@ def content_digest(path: Path, series: str = "") -> str:
 class PreparedCache:
     """A folder of `.npy` files, one a prepared image, memory-mapped when read.
 
-    It holds at most `most_gb` (MEDOPT_CACHE_GB, else 100): what was not used for the longest time goes first, and never
+    It holds at most `max_gb` (MEDOPT_CACHE_GB, else 100): what was not used for the longest time goes first, and never
     what the present cases need.
     """
 
-    def __init__(self, folder: Path, chain: PrepareChain, most_gb: float | None = None) -> None:
+    def __init__(self, folder: Path, chain: PrepareChain, max_gb: float | None = None) -> None:
         self.root = folder
         self.folder = folder / chain.fingerprint[:16]
         self.chain = chain
         self.shape = (chain.config.channels, *chain.config.size)
-        self.most_bytes = int((_limit_gb() if most_gb is None else most_gb) * 1e9)
+        self.max_bytes = int((_limit_gb() if max_gb is None else max_gb) * 1e9)
 
     def fill(
         self, cases: Sequence[Case], root: Path, reporter: Reporter | None = None, workers: int | None = None
@@ -69,7 +69,7 @@ class PreparedCache:
         reporter = reporter or SilentReporter()
         digests: dict[str, str] = {}
         advance = reporter.progress(len(cases), "preparing images")
-        found: list[Path] = []
+        entries: list[Path] = []
         refused: list[str] = []
 
         def make(case: Case) -> tuple[Path | None, str]:
@@ -82,12 +82,12 @@ class PreparedCache:
             if path is None:
                 refused.append(reason)
             else:
-                found.append(path)
+                entries.append(path)
             advance(1)
         if refused:
             raise DataError(f"{len(refused)} of {len(cases)} images were refused: {listed(sorted(refused))}")
-        self._make_room(found)
-        return found
+        self._make_room(entries)
+        return entries
 
     def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
         place, part = split_part(root / case.image)
@@ -110,11 +110,11 @@ class PreparedCache:
 
     def _is_whole(self, path: Path) -> bool:
         try:
-            found = np.load(path, mmap_mode="r")
+            levels = np.load(path, mmap_mode="r")
             facts, checksum = _trailer(path)
-            _facts(facts)  # an earlier version may have noted others
-            right_kind = found.shape == self.shape and found.dtype == np.uint16
-            return bool(right_kind and zlib.crc32(facts, zlib.crc32(found)) == checksum)
+            _parse_facts(facts)  # an earlier version may have noted others
+            is_right = levels.shape == self.shape and levels.dtype == np.uint16
+            return bool(is_right and zlib.crc32(facts, zlib.crc32(levels)) == checksum)
         except (OSError, ValueError, EOFError, TypeError, KeyError):
             return False
 
@@ -124,7 +124,7 @@ class PreparedCache:
             with suppress(FileNotFoundError):  # another process makes room as well
                 status = path.stat()
                 entries.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in entries) - self.most_bytes
+        excess = sum(size for _, size, _ in entries) - self.max_bytes
         for _, size, path in sorted(entries):
             if excess <= 0:
                 break
@@ -147,10 +147,10 @@ def _limit_gb() -> float:
 def _write_entry(path: Path, image: FloatArray, facts: Acquisition) -> None:
     """`image` (C, *size) in 0..1; behind it the facts, their length, and a CRC-32 of both."""
     stored = np.rint(np.ascontiguousarray(image) * np.float32(LEVELS)).astype(np.uint16)
-    told = json.dumps(asdict(facts)).encode()
+    noted = json.dumps(asdict(facts)).encode()
     entry = io.BytesIO()
     np.save(entry, stored)
-    entry.write(told + len(told).to_bytes(4, "little") + zlib.crc32(told, zlib.crc32(stored)).to_bytes(4, "little"))
+    entry.write(noted + len(noted).to_bytes(4, "little") + zlib.crc32(noted, zlib.crc32(stored)).to_bytes(4, "little"))
     with atomic(path) as part:
         part.write_bytes(entry.getbuffer())  # saved to a file, numpy would not say that the disk is full
 
@@ -166,8 +166,8 @@ def _trailer(path: Path) -> tuple[bytes, int]:
 
 def _mapped(path: Path) -> NDArray[Any]:
     try:
-        found: NDArray[Any] = np.load(path, mmap_mode="r")
-        return found
+        levels: NDArray[Any] = np.load(path, mmap_mode="r")
+        return levels
     except (OSError, ValueError, EOFError) as error:
         raise StorageError(f"The prepared image {path.name} vanished or was damaged ({error}); run again.") from None
 
@@ -177,8 +177,8 @@ def load_prepared(path: Path) -> FloatArray:
 
     Raises StorageError where the entry vanished since the cache was filled.
     """
-    found = _mapped(path)
-    return from_levels(found) if found.dtype == np.uint16 else found
+    levels = _mapped(path)
+    return from_levels(levels) if levels.dtype == np.uint16 else levels
 
 
 class PreparedImages(Sequence[FloatArray]):
@@ -194,15 +194,15 @@ class PreparedImages(Sequence[FloatArray]):
         return load_prepared(self.files[index])
 
 
-def _facts(told: bytes) -> Acquisition:
-    found = json.loads(told)
-    return Acquisition(**found | {key: tuple(found[key]) for key in ("spacing_mm", "shape")})
+def _parse_facts(noted: bytes) -> Acquisition:
+    facts = json.loads(noted)
+    return Acquisition(**facts | {key: tuple(facts[key]) for key in ("spacing_mm", "shape")})
 
 
 def load_facts(path: Path) -> Acquisition:
     """How the scan of a cached image was acquired; raises StorageError where the entry vanished or was damaged."""
     try:
-        return _facts(_trailer(path)[0])
+        return _parse_facts(_trailer(path)[0])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StorageError(f"The prepared image {path.name} vanished or was damaged ({error}); run again.") from None
 

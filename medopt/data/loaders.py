@@ -24,7 +24,7 @@ from medopt.transforms.augment import apply, draw
 Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented
 
 
-class PreparedDataset(Dataset[tuple[Tensor, Tensor, int]]):
+class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Prepared images by key; an item is (image (C, *size), target (K,), index).
 
     K is 1 for a binary study, else one number a label: zeros and a one for a class. With `training.mixup` an augmented
@@ -102,12 +102,12 @@ def balanced_chances(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]
     labels = np.array([case.label for case in cases])  # (N, 1) classes, or (N, K) zeros and ones
     if study.data.task != "multilabel":
         counts = np.bincount(labels[:, 0])
-        wanted = 1 / counts[labels[:, 0]]
+        weights = 1 / counts[labels[:, 0]]
     else:
         none = ~labels.any(axis=1)
         has = np.column_stack([labels.astype(bool), none])
-        wanted = np.where(has, 1 / np.maximum(has.sum(axis=0), 1), 0).max(axis=1)
-    chances: NDArray[np.float64] = wanted / wanted.sum()
+        weights = np.where(has, 1 / np.maximum(has.sum(axis=0), 1), 0).max(axis=1)
+    chances: NDArray[np.float64] = weights / weights.sum()
     return chances
 
 
@@ -163,7 +163,7 @@ def _loader(
     study: Study, cases: Sequence[Case], files: Sequence[Path], sampler: Sampler[list[Key]]
 ) -> DataLoader[tuple[Tensor, Tensor, int]]:
     return DataLoader(
-        PreparedDataset(study, cases, files),
+        KeyedDataset(study, cases, files),
         batch_sampler=sampler,
         num_workers=study.training.workers,
         pin_memory=torch.cuda.is_available() and study.training.accelerator != "cpu",

@@ -18,7 +18,7 @@ from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
-from medopt.metrics.estimates import evaluate
+from medopt.metrics.estimates import all_figures
 from medopt.metrics.figures import Figures
 from medopt.metrics.net_benefit import decision_curve
 from medopt.metrics.selective import coverage_risk
@@ -54,7 +54,7 @@ def evaluate_model(
 
 def figures_of(scored: CalibratedPredictions, settings: Evaluation, seed: int) -> Figures:
     """The figures alone."""
-    return evaluate(scored, **resampling(settings, seed), prevalence=settings.prevalence)
+    return all_figures(scored, **resampling(settings, seed), prevalence=settings.prevalence)
 
 
 def calibration_result(scored: CalibratedPredictions) -> CalibrationResult:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from medopt.config import Study
 from medopt.core.records import FloatArray
+from medopt.core.telemetry import without_telemetry
 from medopt.evaluation.analysis_results import MapSimilarity, Reason, SanityCheck
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.models import build_model
@@ -113,7 +114,8 @@ class Explainer:
     """Grad-CAM of one or several networks at one stage. It works on copies: hooks stay on what they were put on."""
 
     def __init__(self, networks: Sequence[nn.Module], stage: str) -> None:
-        from monai.visualize import GradCAM  # takes a second to import
+        with without_telemetry():
+            from monai.visualize import GradCAM  # takes a second to import
 
         self.networks = [copy.deepcopy(network).eval() for network in networks]
         # MONAI's own ending turns the map over (low where it matters) and scales it; we want it as it is.

@@ -15,14 +15,14 @@ from medopt.core.reporter import Reporter
 from medopt.experiments.optuna_store import Store, Trials, Watcher, sweep_url
 from medopt.experiments.run_group import RunGroup, open_group
 from medopt.experiments.search_space import Sweep, value_of
-from medopt.experiments.sweep_report import record_sweep
+from medopt.experiments.sweep_report import FinishedSweep, record_sweep
 from medopt.pipeline.fill_cache import fill_cache
 from medopt.pipeline.run import train_study
 from medopt.pipeline.study_cases import read_source
 
 
-def run_sweep(sweep: Sweep, data: Path, runs: Path, fleet: Fleet, reporter: Reporter) -> dict[str, Any]:
-    """Run the trials that are missing on an engine, and return the sweep's summary.
+def run_sweep(sweep: Sweep, data: Path, runs: Path, fleet: Fleet, reporter: Reporter) -> FinishedSweep:
+    """Run the trials that are missing on an engine, and return the sweep with its trials.
 
     Trials that were cut off go on from their checkpoints; finished ones are not repeated. A training that fails (a loss
     that is no number) is a failed trial and stops nothing; any other error ends the sweep, to be continued.
@@ -39,9 +39,9 @@ def run_sweep(sweep: Sweep, data: Path, runs: Path, fleet: Fleet, reporter: Repo
         if fleet.engine == "ray":
             fill_cache(source, runs, fleet, reporter)
         _run_trials(sweep, store, trials, group, (data, runs), fleet, reporter)
-        summary = record_sweep(sweep, trials, group, data)
+        finished = record_sweep(sweep, trials, group, data)
         group.end("done")
-        return summary
+        return finished
 
 
 def _own_values(sweep: Sweep) -> dict[str, Any]:

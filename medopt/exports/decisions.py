@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Transform
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import Task
+from medopt.core.telemetry import without_telemetry
 from medopt.exports.folder import FACTS
 from medopt.metrics.calibration import Calibration
 from medopt.release.layout import Kind, ModelInfo
 from medopt.release.predictor import UNDECIDED
+
+with without_telemetry():
+    from monai.transforms import Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Decider:
 
     @classmethod
     def read(cls, folder: Path, kind: Kind) -> Decider:
-        """From an export's folder; raises ReleaseError where it is none or does not hold the model."""
+        """From an export's folder; raises ReleaseError where it is not one, or does not have the model."""
         try:
             facts = json.loads((folder / FACTS).read_bytes())
             model = ModelInfo.model_validate(facts["models"][kind])
@@ -41,18 +44,18 @@ class Decider:
             raise ReleaseError(f"{folder} holds no export with a {kind} model ({error!r}).") from None
 
     def probabilities(self, logits: ArrayLike) -> NDArray[np.float64]:
-        """Of each label (N, labels), from logits (N, K)."""
-        found = self.calibration.probabilities(np.asarray(logits, np.float64), self.task)
-        return np.hstack([1 - found, found]) if self.task == "binary" else found
+        """Probabilities of the labels (N, labels) from logits (N, K)."""
+        table = self.calibration.probabilities(np.asarray(logits, np.float64), self.task)
+        return np.hstack([1 - table, table]) if self.task == "binary" else table
 
     def decisions(self, logits: ArrayLike) -> list[str]:
         """The label of each case, those of a multi-label case joined by semicolons, or "undecided"."""
         table = self.calibration.probabilities(np.asarray(logits, np.float64), self.task)
         point = self.model.operating_point
-        found = zip(point.decide(table), point.undecided(table), strict=True)
-        return [UNDECIDED if undecided else self._named(one) for one, undecided in found]
+        rows = zip(point.decide(table), point.undecided(table), strict=True)
+        return [UNDECIDED if undecided else self._label(decided) for decided, undecided in rows]
 
-    def _named(self, decided: Any) -> str:
+    def _label(self, decided: Any) -> str:
         if self.task == "multilabel":
             return ";".join(name for name, yes in zip(self.labels, decided, strict=True) if yes)
         return self.labels[int(decided)]

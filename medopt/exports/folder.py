@@ -1,12 +1,12 @@
-"""A folder that is written whole or not at all, and the facts that travel with every export."""
+"""What all exports share: the checked release, a folder written whole or not at all, `medopt.json` beside the model."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,28 @@ from medopt.release.layout import SUMS, Kind, ReleaseInfo, check_chain, check_su
 from medopt.transforms.prepare import PrepareChain
 
 FACTS = "medopt.json"
+CHECKED = ("tool", "largest_logit_difference")
 # Largest difference of a logit that reading back may show, relative to the largest logit.
 PARITY = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What was written and how it was checked; a form leaves out (None) what does not apply to it."""
+
+    largest_logit_difference: dict[Kind, float]
+    """Of the golden cases, between the export read back and the release, for each model."""
+    tool: str | None = None
+    """What the export was read back with."""
+    model: Kind | None = None
+    models: list[Kind] | None = None
+    not_exported: list[Kind] | None = None
+    """Models whose engine did not pass the release's gate."""
+    name: str | None = None
+    file: str | None = None
+    backend: str | None = None
+    engine: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +81,9 @@ class ExportSource:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yields a folder beside `target` that becomes it at the end; nothing is left where something goes wrong.
+    """Yields a folder beside `target` that gets its name at the end; nothing is left where something goes wrong.
 
-    Raises ConfigError where `target` is there already, StorageError where it may not be written.
+    Raises ConfigError where `target` exists already, StorageError where it may not be written.
     """
     if target.exists():
         raise ConfigError(f"{target} exists. An export is written to a new folder: choose another --out, or delete it.")
@@ -77,33 +97,30 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def compare(what: str, found: NDArray[Any], wanted: NDArray[np.float64]) -> float:
+def compare(what: str, logits: NDArray[Any], expected: NDArray[np.float64]) -> float:
     """The largest logit difference between an export, read back, and the release; raises ReleaseError above PARITY."""
-    if found.shape != wanted.shape:
-        raise ReleaseError(f"{what} answers {found.shape} where the release answers {wanted.shape}; not exported.")
-    difference = float(np.abs(found.astype(np.float64) - wanted).max())
-    if not difference <= PARITY * max(1.0, float(np.abs(wanted).max())):
+    if logits.shape != expected.shape:
+        raise ReleaseError(f"{what} answers {logits.shape} where the release answers {expected.shape}; not exported.")
+    difference = float(np.abs(logits.astype(np.float64) - expected).max())
+    if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
         raise ReleaseError(
             f"{what}, read back, differs from the release by {difference:.2g} on a golden case's logit; not exported."
         )
     return difference
 
 
-def write_facts(
-    folder: Path, source: ExportSource, kinds: Mapping[Kind, str], checked: Mapping[str, Any], skip: Sequence[str] = ()
-) -> None:
+def write_facts(folder: Path, source: ExportSource, exported: Mapping[Kind, str], result: ExportResult | None) -> None:
     """Write `medopt.json`: all that turns logits into the release's probabilities and decisions, and every hash.
 
-    `kinds` are the files of the models that were exported, by their path in `folder`; `checked` says how each was read
-    back. Files named in `skip` are listed without a hash.
+    `exported` are the files of the models, by their path in `folder`; `result` says how they were read back.
     """
     info = source.info
     models = {
         kind: {"file": name, **info.models[kind].model_dump(mode="json", exclude={"file"})}
-        for kind, name in kinds.items()
+        for kind, name in exported.items()
     }
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path.name not in skip}
+    hashes = {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path.name != FACTS}
     facts = {
         "format": 1,
         "medopt": __version__,
@@ -122,19 +139,19 @@ def write_facts(
             "prepare": info.prepare.model_dump(mode="json"),
             "chain_fingerprint": info.chain_fingerprint,
         },
-        "outputs": {OUTPUT: _meaning(info), FEATURES: "what the last layer works on; the domain gate looks at it"},
+        "outputs": {OUTPUT: _meaning(info), FEATURES: "what the last layer works on; the out-of-domain check uses it"},
         "task": info.task,
         "labels": info.labels,
         "models": models,
-        "not_carried": _left_behind(info),
-        "checked": checked,
+        "not_carried": _not_carried(info),
+        "checked": {} if result is None else {key: value for key, value in asdict(result).items() if key in CHECKED},
         "files": hashes,
     }
     write_json(folder / FACTS, facts)
 
 
 def _meaning(info: ReleaseInfo) -> str:
-    """How a reader without medopt makes probabilities and decisions of logits."""
+    """How a reader without medopt turns logits into probabilities and decisions."""
     if info.task == "multiclass":
         text = "probabilities = softmax(logits / temperature); decided: the most probable label"
     elif info.task == "multilabel":
@@ -144,8 +161,8 @@ def _meaning(info: ReleaseInfo) -> str:
     return f"{text}; a probability within band (low <= p < high) is undecided; isotonic: curves map instead, linearly"
 
 
-def _left_behind(info: ReleaseInfo) -> list[str]:
-    told = ["reading and checking the scan: the model takes prepared images (input.prepare says how they are made)"]
+def _not_carried(info: ReleaseInfo) -> list[str]:
+    notes = ["reading and checking the scan: the model takes prepared images (input.prepare says how they are made)"]
     if info.domain:
-        told.append("the domain gate: scans unlike those of training are not declined outside medopt")
-    return told
+        notes.append("the out-of-domain check: scans unlike those of training are not declined outside medopt")
+    return notes

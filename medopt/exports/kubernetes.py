@@ -1,6 +1,6 @@
 """An InferenceService of KServe for a Kubernetes cluster: the release, an image that serves it, and the manifest.
 
-The release is part of the image, so that what runs has one digest and nothing is fetched at the start. The manifest is
+The image holds the release, so that what runs has one digest and nothing is fetched at the start. The manifest is
 KServe's v1beta1 with a container of its own: https://kserve.github.io/website, "Custom Predictor".
 """
 
@@ -16,7 +16,7 @@ import yaml
 from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.files import file_digest, write_text
-from medopt.exports.folder import ExportSource, whole_folder
+from medopt.exports.folder import ExportResult, ExportSource, whole_folder
 from medopt.release.layout import SUMS, Kind, check_sums
 
 MANIFEST, DOCKERFILE, RELEASE = "inferenceservice.yaml", "Dockerfile", "release"
@@ -38,21 +38,22 @@ ENTRYPOINT ["medopt", "serve", "/release"]
 """
 
 
-def export_kserve(source: ExportSource, target: Path, kind: Kind | None = None) -> dict[str, Any]:
-    """Write the folder to `target`; returns what was checked. `kind` None serves int8. Raises ReleaseError."""
+def export_kserve(source: ExportSource, target: Path, kind: Kind | None = None) -> ExportResult:
+    """Write the folder to `target`. `kind` None serves int8. Raises ReleaseError."""
     name = service_name(source.info.study)
     version = file_digest(source.folder / SUMS)[:12]
     image = f"registry.example/{name}:{version}"
-    found = manifest(source, name, version, image, kind or "int8")
+    kind = kind or "int8"
+    document = manifest(source, name, version, image, kind)
     with whole_folder(target) as part:
         shutil.copytree(source.folder, part / RELEASE)
         check_sums(part / RELEASE)
         head = _HEAD.format(image=image, name=name, manifest=MANIFEST)
-        write_text(part / MANIFEST, head + yaml.safe_dump(found, sort_keys=False))
+        write_text(part / MANIFEST, head + yaml.safe_dump(document, sort_keys=False))
         write_text(part / DOCKERFILE, _DOCKERFILE)
-        if yaml.safe_load((part / MANIFEST).read_text(encoding="utf-8")) != found:
+        if yaml.safe_load((part / MANIFEST).read_text(encoding="utf-8")) != document:
             raise ReleaseError(f"{MANIFEST} does not read back as it was meant; not exported.")
-    return {"model": kind or "int8", "name": name, "image": image, "config": "PyYAML", "largest_logit_difference": {}}
+    return ExportResult({}, model=kind, name=name, image=image)
 
 
 def service_name(study: str) -> str:
@@ -87,7 +88,7 @@ def manifest(source: ExportSource, name: str, version: str, image: str, kind: Ki
         },
         "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
     }
-    told = {
+    annotations = {
         "medopt/release": version,
         "medopt/chain": source.info.chain_fingerprint[:16],
         "medopt/version": __version__,
@@ -96,7 +97,7 @@ def manifest(source: ExportSource, name: str, version: str, image: str, kind: Ki
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": name, "annotations": told},
+        "metadata": {"name": name, "annotations": annotations},
         "spec": {
             "predictor": {
                 "minReplicas": 1,

@@ -1,9 +1,9 @@
 """A MONAI bundle of a release, for users of MONAI's own tools: our chain, the network, what its logits mean.
 
-The network is the float one as `models/model.pt2` where the run that trained it is at hand: a graph in JSON and plain
-weights. A release alone holds ONNX files, and no torch program can be made of those; its bundle runs the ONNX file in
-its engine. There is no `model.pt` and no TorchScript: both are pickles, which run whatever is in them when they are
-opened, and TorchScript is no longer developed. Source: MONAI Bundle Specification.
+Exported from a run, the bundle has the float network as `models/model.pt2`: a graph in JSON and plain weights. A
+release alone holds ONNX files, which cannot be turned into a torch program; its bundle runs the ONNX file in its
+engine. There is no `model.pt` and no TorchScript: both are pickles, which run the code in them when they are opened,
+and TorchScript is no longer developed. Source: MONAI Bundle Specification.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
 from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.files import write_json, write_text
+from medopt.core.telemetry import without_telemetry
 from medopt.exports.decisions import Decider
-from medopt.exports.folder import FACTS, ExportSource, compare, whole_folder, write_facts
+from medopt.exports.folder import ExportResult, ExportSource, compare, whole_folder, write_facts
 from medopt.exports.torch_module import save_program
 from medopt.release.golden import golden_scans
 from medopt.release.layout import CARD, Kind
+
+with without_telemetry():
+    from monai.bundle import ConfigParser
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 INFERENCE, METADATA, GOLDEN = "configs/inference.json", "configs/metadata.json", "golden"
@@ -45,8 +48,8 @@ TENSOR = (
 
 def export_monai(
     source: ExportSource, target: Path, kind: Kind | None = None, network: nn.Module | None = None
-) -> dict[str, Any]:
-    """Write the bundle to `target` and return what was checked: the model's file and the largest logit difference.
+) -> ExportResult:
+    """Write the bundle to `target`.
 
     `network` is the float network of the release; without it, or for the int8 model, the ONNX file runs in the fastest
     engine that passed the gate. `kind` None takes the float model. Raises ReleaseError.
@@ -66,16 +69,18 @@ def export_monai(
         write_json(part / METADATA, bundle_metadata(source))
         write_json(part / INFERENCE, bundle_inference(source, kind, engine, program))
         write_text(part / "docs" / "README.md", _readme(source, kind, name, engine))
-        write_facts(part, source, {kind: name}, {})
+        write_facts(part, source, {kind: name}, None)  # the bundle reads it
         check_metadata(ConfigParser.load_config_file(part / METADATA))
         difference = read_back(part, source, kind, engine)
-        checked = {"tool": f"monai {metadata.version('monai')}", "largest_logit_difference": {kind: difference}}
-        write_facts(part, source, {kind: name}, checked, skip=(FACTS,))
-    return {"model": kind, "file": name, "engine": "torch" if program else engine} | checked
+        tool = f"monai {metadata.version('monai')}"
+        runs_in = "torch" if program else engine
+        result = ExportResult({kind: difference}, tool, model=kind, file=name, engine=runs_in)
+        write_facts(part, source, {kind: name}, result)
+    return result
 
 
 def bundle_metadata(source: ExportSource) -> dict[str, Any]:
-    """`metadata.json`; what the study does not say is said to be unknown."""
+    """`metadata.json`; what the study does not state is given as unknown."""
     info = source.info
     channels = [info.labels[1]] if info.task == "binary" else info.labels
     return {
@@ -125,14 +130,14 @@ def bundle_metadata(source: ExportSource) -> dict[str, Any]:
     }
 
 
-def check_metadata(found: dict[str, Any]) -> None:
-    """What the specification demands is there; raises ReleaseError.
+def check_metadata(content: dict[str, Any]) -> None:
+    """Raises ReleaseError where a key that the specification demands is missing.
 
-    MONAI's JSON schema lies on the web and is not shipped with it: `python -m monai.bundle verify_metadata` fetches it.
+    MONAI does not ship its JSON schema: `python -m monai.bundle verify_metadata` downloads it.
     """
-    missing = [key for key in MANDATORY if key not in found]
+    missing = [key for key in MANDATORY if key not in content]
     for side in ("inputs", "outputs"):
-        for name, tensor in found.get("network_data_format", {}).get(side, {}).items():
+        for name, tensor in content.get("network_data_format", {}).get(side, {}).items():
             missing += [f"{side}.{name}.{key}" for key in TENSOR if key not in tensor]
     if missing:
         raise ReleaseError(f"The bundle's metadata lacks {', '.join(missing)}; not exported.")
@@ -201,7 +206,7 @@ def bundle_inference(source: ExportSource, kind: Kind, engine: str, program: boo
 
 
 def open_bundle(folder: Path) -> ConfigParser:
-    """The bundle's inference configuration, with its root set; the parser warns that it runs what it is told."""
+    """The bundle's inference configuration, with its root set; the parser's warning that it runs code is silenced."""
     parser = ConfigParser()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -213,7 +218,7 @@ def open_bundle(folder: Path) -> ConfigParser:
 
 
 def read_back(folder: Path, source: ExportSource, kind: Kind, engine: str) -> float:
-    """Predict the golden scans as a user of MONAI would, and give the largest logit difference.
+    """Predict the golden scans as a user of MONAI would; returns the largest logit difference.
 
     Raises ReleaseError where pixels, logits or probabilities are not the release's.
     """
@@ -228,10 +233,10 @@ def read_back(folder: Path, source: ExportSource, kind: Kind, engine: str) -> fl
         raise ReleaseError("The bundle prepares the golden scans otherwise than the release; not exported.")
     with torch.inference_mode():
         logits = inferer(images, network)
-    wanted = source.answers(kind, engine)[0]
-    difference = compare(f"the bundle's {kind} model", logits.numpy(), wanted)
-    told = np.stack([finish({"pred": row})["pred"].numpy() for row in logits])
-    if not np.allclose(told, Decider.read(folder, kind).probabilities(wanted), atol=1e-3):
+    expected = source.answers(kind, engine)[0]
+    difference = compare(f"the bundle's {kind} model", logits.numpy(), expected)
+    probabilities = np.stack([finish({"pred": row})["pred"].numpy() for row in logits])
+    if not np.allclose(probabilities, Decider.read(folder, kind).probabilities(expected), atol=1e-3):
         raise ReleaseError("The bundle gives other probabilities than the release; not exported.")
     return difference
 

@@ -13,12 +13,12 @@ from torch.export import Dim, export, load, save
 from medopt.core.records import FloatArray
 from medopt.inference.engines import open_engine
 
-# What the exporter notes of each step: paths of this machine, and of no use to whoever runs the program.
+# The exporter's notes on each step: paths of this machine, of no use to the program.
 _NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file run by the engine that passed the release's gate, for those who expect a torch module."""
+    """An ONNX file, run by the engine that passed the release's gate, as a torch module."""
 
     def __init__(self, path: str, engine: str = "onnxruntime") -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def save_program(network: nn.Module, examples: FloatArray, path: Path) -> None:
 
 
 class ProgramNetwork(nn.Module):
-    """The network of a PT2 program. It knows evaluation only; a program itself refuses even to be told so."""
+    """The network of a PT2 program. It can only evaluate: an exported program raises an error on `train` and `eval`."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -59,5 +59,5 @@ class ProgramNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, C, *size) to logits (N, K)."""
-        found: Tensor = self.program(image)
-        return found
+        logits: Tensor = self.program(image)
+        return logits

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from medopt.core.format import UNDEFINED
 from medopt.core.records import Estimate
 from medopt.evaluation.comparison import COMPARED, Comparison, PairedFigures
-from medopt.figures.style import COLOURS, GREY, dress, page
+from medopt.figures.style import COLOURS, GREY, figure_page, style_axes
 
 
 def comparison_figure(compared: Comparison, path: Path, *, title: str = "") -> None:
@@ -24,7 +24,7 @@ def comparison_figure(compared: Comparison, path: Path, *, title: str = "") -> N
     caption += f"{compared.patients} patients. Orange: excludes 0.\n{compared.note}"
     title = title or f"Difference to {compared.reference}"
     height = 1.6 + 0.28 * len(rows)
-    with page(path, len(COMPARED), title, caption=caption, columns=2, height=height) as panels:
+    with figure_page(path, len(COMPARED), title, caption=caption, columns=2, height=height) as panels:
         for axes, figure in zip(panels, COMPARED, strict=True):
             for place, (_, figures, whole) in enumerate(rows):
                 _difference_row(axes, place, figures.by_name()[figure].difference, "D" if whole else "o")
@@ -34,7 +34,7 @@ def comparison_figure(compared: Comparison, path: Path, *, title: str = "") -> N
             axes.set_xlim(min(least, -0.01), max(most, 0.01))
             axes.xaxis.set_major_locator(MaxNLocator(5))
             better = "less is better" if figure == "brier" else "more is better"
-            dress(axes, f"{'AUC' if figure == 'auc' else figure.capitalize()}: difference ({better})", "")
+            style_axes(axes, f"{'AUC' if figure == 'auc' else figure.capitalize()}: difference ({better})", "")
             axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
             axes.set_ylim(len(rows) - 0.4, -0.6)
 
@@ -59,14 +59,14 @@ def forest_figure(
     A figure that is not defined leaves its row empty, and one without an interval has a dot only.
     """
     height = 1.6 + 0.24 * len(names)
-    with page(path, len(panels), title, caption=caption, columns=2, height=height) as drawn:
+    with figure_page(path, len(panels), title, caption=caption, columns=2, height=height) as drawn:
         for axes, (figure, (members, mean)) in zip(drawn, panels.items(), strict=True):
             for row, one in enumerate(members):
                 _row(axes, row, one, COLOURS[0], "o")
             _row(axes, len(members), mean, COLOURS[1], "D")
             if mean.value is not None:
                 axes.axvline(mean.value, color=GREY, linewidth=0.8, linestyle=":")
-            dress(axes, figure, "")
+            style_axes(axes, figure, "")
             axes.set_yticks(range(len(names) + 1), [*names, "mean"], fontsize=8)
             axes.set_ylim(len(names) + 0.6, -0.6)
 

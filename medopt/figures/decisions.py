@@ -16,7 +16,7 @@ from medopt.core.format import format_estimate
 from medopt.core.records import Estimate, NotDefined
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.subgroup_results import SubgroupFigures, SubgroupResults
-from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
+from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.figures import RATES, Figures
 from medopt.metrics.net_benefit import DecisionCurve
@@ -32,13 +32,13 @@ def precision_recall_figure(
     point = models[0].operating_point.threshold is not None
     caption = "Dotted: the prevalence, which calling every case positive reaches."
     caption += "\nDot: operating point, chosen on validation." if point else ""
-    with page(path, len(names), title, caption=caption) as panels:
+    with figure_page(path, len(names), title, caption=caption) as panels:
         for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
             for colour, line, scored in zip(cycle(COLOURS), cycle(LINES), models, strict=False):
                 _precision_recall(axes, scored, output, colour, line)
             axes.axhline(models[0].target[:, output].mean(), color=GREY, linewidth=0.8, linestyle=":")
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-            dress(axes, "sensitivity (recall)", "PPV (precision)", name)
+            style_axes(axes, "sensitivity (recall)", "PPV (precision)", name)
             legend(axes, "lower left")
 
 
@@ -68,7 +68,7 @@ def decision_curve_figure(
     names = list(next(iter(curves.values())))
     caption = "True positives a patient, less false ones weighed by t / (1 - t)\n(Vickers & Elkin 2006). "
     caption += f"Band: {confidence:.0%} at each threshold, resamples of patients."
-    with page(path, len(names), title, caption=caption) as panels:
+    with figure_page(path, len(names), title, caption=caption) as panels:
         for axes, name in zip(panels, names, strict=True):
             reference: DecisionCurve | None = None
             for colour, line, (model, by_output) in zip(cycle(COLOURS), cycle(LINES), curves.items(), strict=False):
@@ -84,7 +84,7 @@ def decision_curve_figure(
                 axes.plot(reference.thresholds, reference.treat_all, color=GREY, linewidth=1, label="treat all")
                 axes.axhline(0, color="black", linewidth=1, label="treat none")
                 axes.set(xlim=(0, 1), ylim=(-0.15 * share, 1.1 * share))
-            dress(axes, "threshold probability", "net benefit", name)
+            style_axes(axes, "threshold probability", "net benefit", name)
             legend(axes, "upper right")
 
 
@@ -96,7 +96,7 @@ def coverage_risk_figure(
     caption = "The least sure cases are left undecided first. AURC: the area beneath.\n"
     caption += f"Band: {confidence:.0%} at each coverage, resamples of patients.\n"
     caption += "Dot: the band chosen on validation." if has_band else ""
-    with page(path, 1, title, caption=caption) as (axes,):
+    with figure_page(path, 1, title, caption=caption) as (axes,):
         for colour, line, (model, result) in zip(cycle(COLOURS), cycle(LINES), results.items(), strict=False):
             if isinstance(result, NotDefined):
                 axes.plot([], [], label=f"{model}: {result.note}")
@@ -110,7 +110,7 @@ def coverage_risk_figure(
                     axes.plot(coverage, risk, "o", color=colour, markeredgecolor="white")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(bottom=0)
-        dress(axes, "coverage: share of cases decided", "risk: share of these decided wrongly")
+        style_axes(axes, "coverage: share of cases decided", "risk: share of these decided wrongly")
         legend(axes, "upper left")
 
 
@@ -126,13 +126,13 @@ def subgroup_figure(
     names = [f"{variable}: {name} ({group.patients})" for variable, name, group in rows] or ["no groups"]
     caption = f"Bars: {confidence:.0%} intervals. Line: all cases. In brackets: patients. Filled: differs from all "
     caption += "others by an interval\nthat excludes 0, as one of twenty such looks does by chance."
-    with page(path, 3, title, caption=caption, columns=3, height=1.6 + 0.26 * len(names)) as panels:
+    with figure_page(path, 3, title, caption=caption, columns=3, height=1.6 + 0.26 * len(names)) as panels:
         for axes, figure in zip(panels, RATES, strict=True):
             for row, (_, _, group) in enumerate(rows):
                 _group_row(axes, row, group, figure)
             if (value := overall[figure].value) is not None:
                 axes.axvline(value, color=GREY, linewidth=0.8, linestyle=":")
-            dress(axes, figure if figure != "auc" else "AUC", "")
+            style_axes(axes, figure if figure != "auc" else "AUC", "")
             axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names), fontsize=8)
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.set_xlim(right=1.005)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.records import FloatArray
-from medopt.figures.style import page
+from medopt.figures.style import figure_page
 from medopt.transforms.display import most_active, overlay
 
 MOST_PIXELS = 320  # of a side in the picture
@@ -38,7 +38,7 @@ def explain_figure(
     cases: Sequence[Explained], path: Path, *, caption: str, title: str = "Where the network looked"
 ) -> None:
     """One panel a case: the scan, and the scan with the map, side by side. The lightest colour is the map's highest."""
-    with page(path, len(cases), title, caption=caption, columns=3, height=2.9) as panels:
+    with figure_page(path, len(cases), title, caption=caption, columns=3, height=2.9) as panels:
         for axes, shown in zip(panels, cases, strict=True):
             image, values = (_fewer(one) for one in most_active(shown.image, shown.map))
             plain = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
@@ -54,7 +54,7 @@ def nearest_figure(rows: Sequence[tuple[str, Sequence[tuple[str, FloatArray]]]],
     caption = (
         "First of a row: the error. Then the training images whose features are nearest, as the network sees them."
     )
-    with page(
+    with figure_page(
         path, across * len(rows), "Nearest training images", caption=caption, columns=across, height=2.6
     ) as panels:
         for axes in panels:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from medopt.evaluation.compression_front import CompressionFront, CompressionOption
-from medopt.figures.style import COLOURS, GREY, dress, page
+from medopt.figures.style import COLOURS, GREY, figure_page, style_axes
 
 MARKS = {"float32": "o", "float16": "s", "int8-weights": "^", "int8": "D"}
 
@@ -23,7 +23,7 @@ def front_figure(
 ) -> None:
     """A point for each option whose AUC is defined; the line joins those that no other beats."""
     known = [one for one in front.options if one.auc.value is not None]
-    with page(path, 2, title, caption=caption) as panels:
+    with figure_page(path, 2, title, caption=caption) as panels:
         for axes, key, scale, unit in (
             (panels[0], "latency_ms", 1.0, "time of one image (ms)"),
             (panels[1], "size_bytes", 1e6, "size of the file (MB)"),
@@ -41,7 +41,7 @@ def front_figure(
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-            dress(axes, unit, "AUC on validation")
+            style_axes(axes, unit, "AUC on validation")
             _explain(axes, known, marks=key == "latency_ms")
 
 

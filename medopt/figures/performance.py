@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medopt.core.format import format_estimate
 from medopt.core.records import EpochRecord
 from medopt.evaluation.evaluate import output_names
-from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
+from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
@@ -43,7 +43,7 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
     """Loss, validation metric, learning rate and images per second against the epoch. `metric`: auc or loss."""
     epochs = [one.epoch for one in history]
     scores = np.array([one.val_metric for one in history], dtype=float)
-    with page(path, 4, f"Training, {len(history)} epochs", columns=2, height=3.2) as (loss, score, rate, speed):
+    with figure_page(path, 4, f"Training, {len(history)} epochs", columns=2, height=3.2) as (loss, score, rate, speed):
         loss.plot(epochs, [one.train_loss for one in history], color=COLOURS[0], linestyle=LINES[0], label="training")
         loss.plot(epochs, [one.val_loss for one in history], color=COLOURS[1], linestyle=LINES[1], label="validation")
         legend(loss, "upper right")
@@ -56,10 +56,10 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
             best = int(np.nanargmin(scores) if metric == "loss" else np.nanargmax(scores))
             score.plot(epochs[best], scores[best], "o", color=COLOURS[1])
             score.set_title(f"best {scores[best]:.3f} in epoch {epochs[best]}", fontsize=10)
-        dress(loss, "epoch", "loss")
-        dress(score, "epoch", "validation AUC" if metric == "auc" else "validation loss", score.get_title())
-        dress(rate, "epoch", "learning rate")
-        dress(speed, "epoch", "images per second")
+        style_axes(loss, "epoch", "loss")
+        style_axes(score, "epoch", "validation AUC" if metric == "auc" else "validation loss", score.get_title())
+        style_axes(rate, "epoch", "learning rate")
+        style_axes(speed, "epoch", "images per second")
         for axes in (loss, score, rate, speed):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
@@ -81,7 +81,7 @@ def roc_figure(
     names = output_names(models[0].task, labels)
     caption = f"Band: {confidence:.0%} at each point, {bootstrap} resamples of patients."
     caption += "" if models[0].operating_point.threshold is None else "\nDot: operating point, chosen on validation."
-    with page(path, len(names), title, caption=caption) as panels:
+    with figure_page(path, len(names), title, caption=caption) as panels:
         for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
             for colour, line, scored in _styled(models):
                 curve = roc_curve(scored, output, bootstrap=bootstrap, confidence=confidence, seed=seed)
@@ -95,7 +95,7 @@ def roc_figure(
                     axes.plot(*curve.point, "o", color=colour, markeredgecolor="white")
             _unit_square(axes)
             found = int(models[0].target[:, output].sum())
-            dress(axes, "1 - specificity", "sensitivity", f"{name}: {found} of {len(models[0].predictions)} cases")
+            style_axes(axes, "1 - specificity", "sensitivity", f"{name}: {found} of {len(models[0].predictions)} cases")
             legend(axes, "lower right")
 
 
@@ -117,7 +117,7 @@ def reliability_figure(
     names = output_names(models[0].task, labels)
     panes = [(name, said, output, stage) for output, name in enumerate(names) for said, stage in stages]
     caption = f"Bars: {confidence:.0%} intervals (Wilson). Beneath: how the probabilities spread."
-    with page(path, len(panes), title, caption=caption, columns=2 if calibrated else None) as panels:
+    with figure_page(path, len(panes), title, caption=caption, columns=2 if calibrated else None) as panels:
         for axes, (name, said, output, stage) in zip(panels, panes, strict=True):
             for colour, line, scored in _styled(stage):
                 probability = scored.probability[:, output]
@@ -131,7 +131,7 @@ def reliability_figure(
                 heights = 0.8 * STRIP * counts / counts.max() - STRIP
                 axes.stairs(heights, edges, baseline=-STRIP, color=colour, linestyle=line)
             _unit_square(axes, bottom=-STRIP)
-            dress(axes, "predicted probability", "observed frequency", f"{name}, {said}" if said else name)
+            style_axes(axes, "predicted probability", "observed frequency", f"{name}, {said}" if said else name)
             legend(axes, "upper left")
 
 
@@ -147,7 +147,7 @@ def confusion_figure(
     """Cases by truth (rows) and decision (columns), coloured by the share of their row; a panel a model (and label)."""
     tables = [table for scored in models for table in _confusions(scored, labels)]
     each = len(tables) // len(models)
-    with page(path, len(tables), title, columns=each if each > 1 else 2) as panels:
+    with figure_page(path, len(tables), title, columns=each if each > 1 else 2) as panels:
         for axes, (name, words, counts) in zip(panels, tables, strict=True):
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             size = 10 if len(words) <= 5 else 6
@@ -156,7 +156,7 @@ def confusion_figure(
                 ink = "white" if share[row, column] > 0.5 else "black"
                 text = f"{count}\n{share[row, column]:.0%}"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
-            dress(axes, "decided", "truth", name)
+            style_axes(axes, "decided", "truth", name)
             axes.grid(False)
             axes.set_xticks(range(len(words)), words, fontsize=size, rotation=0 if len(words) <= 3 else 30)
             axes.set_yticks(range(len(words)), words, fontsize=size, rotation=90 if len(words) <= 3 else 0, va="center")

@@ -11,7 +11,7 @@ import numpy as np
 from medopt.core.format import format_estimate
 from medopt.core.records import Estimate
 from medopt.evaluation.analysis_results import ModelRobustness
-from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
+from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
 
 
 def robustness_figure(
@@ -31,7 +31,7 @@ def robustness_figure(
     lowest = min((e.value if e.low is None else e.low for e in every if e.value is not None), default=0.5)
     floor = min(0.45, np.floor(20 * lowest) / 20)
     families, styles = last.families, list(zip((6, 3.5, 2.5), cycle(COLOURS), cycle(LINES), strict=False))
-    with page(path, len(families), title, caption=caption, columns=min(4, len(families)), height=3.2) as panels:
+    with figure_page(path, len(families), title, caption=caption, columns=min(4, len(families)), height=3.2) as panels:
         for axes, (family, reference) in zip(panels, families.items(), strict=True):
             for (size, colour, line), (name, one) in zip(styles, models.items(), strict=False):
                 estimates = (one.clean, *one.families[family].auc)
@@ -44,7 +44,7 @@ def robustness_figure(
                     axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.13, linewidth=0)  # type: ignore[arg-type]
             axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
             axes.set(ylim=(floor, 1.02), xticks=range(len(reference.auc) + 1))
-            dress(axes, "level", "AUC", f"{family.replace('_', ' ')}: {_signed(reference.drop)}")
+            style_axes(axes, "level", "AUC", f"{family.replace('_', ' ')}: {_signed(reference.drop)}")
         legend(panels[0], "lower left")
 
 

@@ -24,7 +24,7 @@ PANEL = 4.6  # inches
 
 
 @contextmanager
-def page(
+def figure_page(
     path: Path, count: int, title: str, *, caption: str = "", columns: int | None = None, height: float = PANEL
 ) -> Iterator[list[Axes]]:
     """`count` empty panels between a title and a caption; written to `path` whole or not at all."""
@@ -40,7 +40,7 @@ def page(
         figure.savefig(part, format="png", dpi=150)
 
 
-def dress(axes: Axes, x: str, y: str, title: str = "") -> None:
+def style_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
     """Axis titles, a light grid, no box."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from medopt.figures.style import COLOURS, GREY, LINES, dress, legend, page
+from medopt.evaluation.sweep_summary import Setting
+from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
 
 INK = {kind: COLOURS[place] for place, kind in enumerate((
     "residual, zero start", "plain", "residual", "residual, no BatchNorm", "residual, no BatchNorm, zero start",
@@ -28,7 +29,7 @@ def initialization_figure(nets: Sequence[Mapping[str, Any]], path: Path) -> None
     caption = (
         "Solid: He. Dashed: Xavier (under BatchNorm nearly the same). A line ends where float32 has no such number."
     )
-    with page(path, 2 * len(depths), "How a net begins, block by block", caption=caption, columns=2) as panels:
+    with figure_page(path, 2 * len(depths), "How a net begins, block by block", caption=caption, columns=2) as panels:
         for place, (depth, (what, said)) in enumerate((depth, part) for depth in depths for part in parts):
             axes = panels[place]
             for net in (one for one in nets if one["depth"] == depth):
@@ -39,7 +40,7 @@ def initialization_figure(nets: Sequence[Mapping[str, Any]], path: Path) -> None
                 places = range(1, len(values) + 1)
                 axes.plot(places, values, color=INK[net["kind"]], linestyle=line, linewidth=width, label=label)
             axes.set_yscale("log")
-            dress(axes, "block", said, f"{what}s, {depth} layers")
+            style_axes(axes, "block", said, f"{what}s, {depth} layers")
         legend(panels[-2], "lower left")  # beneath the line that falls
 
 
@@ -47,7 +48,7 @@ def range_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
     """Loss against the learning rate, the turn and the suggestion marked; `test` is a RangeTest's facts."""
     rates = np.array(test["rates"])
     losses, smoothed = (np.array(test[name], dtype=float) for name in ("losses", "smoothed"))
-    with page(path, 1, f"{study}: learning-rate range test") as (axes,):
+    with figure_page(path, 1, f"{study}: learning-rate range test") as (axes,):
         axes.plot(rates, losses, ".", color=GREY, markersize=3, label="a step")
         axes.plot(rates, smoothed, color=COLOURS[0], label="smoothed")
         top = 1.15 * np.nanmax(smoothed)
@@ -59,7 +60,7 @@ def range_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
             rate = test["suggestion"]
             axes.axvline(rate, color=COLOURS[2], linestyle=LINES[1], label=f"suggested: {rate:.1e}")
             axes.plot(rate, np.interp(np.log(rate), np.log(rates), smoothed), "o", color=COLOURS[2])
-        dress(axes, "learning rate", "training loss")
+        style_axes(axes, "learning rate", "training loss")
         legend(axes, "lower left")
 
 
@@ -68,7 +69,7 @@ def batch_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
     known = [one for one in test["trials"] if one["bytes"] is not None]
     sizes = [one["micro_batch"] for one in known]
     title = f"{study}: micro-batches of a step on {test['device']}"
-    with page(path, 2, title) as (speed, memory):
+    with figure_page(path, 2, title) as (speed, memory):
         speed.plot(sizes, [one["images_per_second"] for one in known], "o-", color=COLOURS[0])
         memory.plot(sizes, [one["bytes"] / 2**30 for one in known], "o-", color=COLOURS[1], label="taken")
         most = max(one["bytes"] for one in known) / 2**30
@@ -79,8 +80,8 @@ def batch_figure(test: Mapping[str, Any], path: Path, study: str) -> None:
         for axes in (speed, memory):
             _sizes(axes, sizes)
             axes.axvline(test["micro_batch"], color=COLOURS[2], linestyle=LINES[1])
-        dress(speed, "micro-batch", "images per second", f"chosen: {test['micro_batch']}")
-        dress(memory, "micro-batch", "GiB", f"{free:.1f} GiB were free")
+        style_axes(speed, "micro-batch", "images per second", f"chosen: {test['micro_batch']}")
+        style_axes(memory, "micro-batch", "GiB", f"{free:.1f} GiB were free")
 
 
 def _sizes(axes: Axes, sizes: Sequence[int]) -> None:
@@ -95,7 +96,7 @@ MOST = 8  # panels of parameters
 
 def sweep_figure(
     scores: Sequence[float | None],
-    values: Mapping[str, Sequence[float | str]],
+    values: Mapping[str, Sequence[Setting]],
     path: Path,
     *,
     log: Sequence[str],
@@ -107,11 +108,11 @@ def sweep_figure(
     `log` names the parameters whose axis is logarithmic.
     """
     names = list(values)[:MOST]
-    with page(path, 1 + len(names), title, columns=3, height=3.2) as panels:
+    with figure_page(path, 1 + len(names), title, columns=3, height=3.2) as panels:
         _by_trial(panels[0], scores, score)
         for axes, name in zip(panels[1:], names, strict=True):
             _by_value(axes, values[name], scores, is_log=name in log)
-            dress(axes, name, score)
+            style_axes(axes, name, score)
 
 
 def _by_trial(axes: Axes, scores: Sequence[float | None], score: str) -> None:
@@ -123,12 +124,13 @@ def _by_trial(axes: Axes, scores: Sequence[float | None], score: str) -> None:
         axes.step(numbers, np.maximum.accumulate(found), where="post", color=COLOURS[1], label="best so far")
         axes.plot(lost, [min(found)] * len(lost), "x", color=GREY, markersize=5, label="given up or failed")
         legend(axes, "lower right")
-    dress(axes, "trial", score)
+    style_axes(axes, "trial", score)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _by_value(axes: Axes, values: Sequence[float | str], scores: Sequence[float | None], *, is_log: bool) -> None:
+def _by_value(axes: Axes, values: Sequence[Setting], scores: Sequence[float | None], *, is_log: bool) -> None:
     known = [(value, one) for value, one in zip(values, scores, strict=True) if one is not None]
-    axes.plot([value for value, _ in known], [one for _, one in known], "o", color=COLOURS[0], markersize=4)
+    numbers: list[Any] = [value for value, _ in known]  # or words, which matplotlib takes as categories
+    axes.plot(numbers, [one for _, one in known], "o", color=COLOURS[0], markersize=4)
     if is_log and known:
         axes.set_xscale("log")

@@ -5,19 +5,15 @@ The file format is PS3.10, data elements PS3.6, the pixel data PS3.5 section 8.
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
-from pydicom.config import IGNORE, settings
+from pydicom import Dataset
 from pydicom.pixels import iter_pixels, pixel_array
 from pydicom.uid import (
     UID,
@@ -30,6 +26,7 @@ from pydicom.uid import (
 
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
+from medopt.imaging.parse_dicom import parse_dicom
 
 # The first tag of a file without the prefix: (0002,0000), or an early tag of group 8, in either byte order.
 _FIRST_TAGS = {
@@ -47,54 +44,6 @@ _OTHER_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
     str(MediaStorageDirectoryStorage): "a DICOMDIR, the table of contents of a medium",
 }
-
-
-class _Quiet:
-    """How many blocks of `quiet_pydicom` are open in this process, and the settings to restore after the last one."""
-
-    lock = threading.Lock()
-    open_blocks = 0
-    restore = ExitStack()
-
-
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom's remarks on odd headers within the block: they may quote identifiers.
-
-    What matters of them is refused by this room, with a reason. pydicom's settings belong to the whole process: they
-    are changed when the first of several threads enters such a block, and restored when the last one leaves.
-
-    >>> from pydicom.config import settings
-    >>> before = settings.reading_validation_mode
-    >>> with quiet_pydicom():
-    ...     silent = settings.reading_validation_mode
-    >>> silent == IGNORE, settings.reading_validation_mode == before
-    (True, True)
-    """
-    with _Quiet.lock:
-        if _Quiet.open_blocks == 0:
-            _Quiet.restore = _silence()
-        _Quiet.open_blocks += 1
-    try:
-        yield
-    finally:
-        with _Quiet.lock:
-            _Quiet.open_blocks -= 1
-            if _Quiet.open_blocks == 0:
-                _Quiet.restore.close()
-
-
-def _silence() -> ExitStack:
-    """Change the settings; closing the stack restores them."""
-    logger, restore = logging.getLogger("pydicom"), ExitStack()
-    restore.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", module=r"pydicom\.")
-    restore.callback(setattr, settings, "reading_validation_mode", settings.reading_validation_mode)
-    settings.reading_validation_mode = IGNORE
-    if logger.getEffectiveLevel() < logging.ERROR:
-        restore.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)
-    return restore
 
 
 def is_dicom(head: bytes) -> bool:
@@ -131,7 +80,7 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
     Raises DataError where the file is missing, empty or not DICOM.
     """
     try:
-        dataset = dcmread(path, force=True, defer_size=_DEFERRED_BYTES if defer else None)
+        dataset = parse_dicom(path, force=True, defer_size=_DEFERRED_BYTES if defer else None)
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror or type(error).__name__}.") from error
     except Exception as error:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
@@ -27,6 +25,8 @@ def read_nifti(path: Path) -> Volume:
 
     Raises DataError where the file is damaged, holds several volumes, or does not say how it is oriented.
     """
+    import nibabel  # takes half a second, and a DICOM study needs none of it
+
     try:
         image: Any = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):
@@ -68,6 +68,8 @@ def _grid_shape(image: Any, path: Path) -> tuple[int, int, int]:
 
 def _ras_affine(image: Any, path: Path) -> geometry.Affine:
     """The affine (4, 4) in RAS mm: the sform, else the qform; where both are given, their axes must agree."""
+    from nibabel.orientations import io_orientation
+
     header = image.header
     try:
         forms = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medopt.core.errors import DataError
 from medopt.core.records import Volume
-from medopt.imaging.dicom_file import is_dicom, quiet_pydicom
+from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.dicom_series import read_dicom, read_series
 from medopt.imaging.nifti import is_nifti, read_nifti
 from medopt.imaging.raster import is_image, read_image, read_npz
@@ -30,7 +30,10 @@ def read_scan(path: Path | str, *, data: Path | str | None = None) -> Volume:
     (4, 4) maps an index to millimetres in DICOM's patient system LPS (PS3.3 C.7.6.2.1.1), and `spacing_mm` follows the
     spatial axes; `source["spacing"]` begins with "unknown" where a file gives no spacing and 1 mm is assumed.
 
-    Raises DataError, and nothing else, naming the file and the reason. pydicom's settings are left as they were.
+    Raises DataError, and nothing else, naming the file and the reason.
+
+    From the first DICOM file on, pydicom in this process validates nothing that it reads and reports nothing, because
+    its remarks may quote identifiers.
 
     >>> import nibabel, tempfile
     >>> import numpy as np
@@ -46,8 +49,7 @@ def read_scan(path: Path | str, *, data: Path | str | None = None) -> Volume:
     """
     file = Path(path) if data is None else Path(data) / path
     try:
-        with quiet_pydicom():
-            return _read(file)
+        return _read(file)
     except DataError:
         raise
     except OSError as error:

@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.imaging.dicom_file import finite_numbers, is_dicom, not_an_image_reason, quiet_pydicom
+from medopt.imaging.dicom_file import finite_numbers, is_dicom, not_an_image_reason
 from medopt.imaging.dicom_frames import FrameHeader
+from medopt.imaging.parse_dicom import parse_dicom
 
 _KEYWORDS = (
     "SOPClassUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "Modality",
@@ -104,16 +105,16 @@ def index_folder(root: Path, reporter: Reporter | None = None) -> SeriesIndex:
         finally:
             advance(1)
 
-    with quiet_pydicom(), ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(read, paths))
-        by_uid: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
-        other_files = []
-        for path, header in zip(paths, headers, strict=True):
-            if isinstance(header, str):
-                other_files.append((path, header))
-            else:
-                by_uid[_text(header, "SeriesInstanceUID") or f"file {path}"].append((path, header))
-        series = sorted((_series(uid, members) for uid, members in by_uid.items()), key=_order_key)
+    by_uid: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
+    other_files = []
+    for path, header in zip(paths, headers, strict=True):
+        if isinstance(header, str):
+            other_files.append((path, header))
+        else:
+            by_uid[_text(header, "SeriesInstanceUID") or f"file {path}"].append((path, header))
+    series = sorted((_series(uid, members) for uid, members in by_uid.items()), key=_order_key)
     if not series:
         raise DataError(f"{root} holds no DICOM image ({len(paths)} other files).")
     return SeriesIndex(root, tuple(series), tuple(other_files))
@@ -143,7 +144,7 @@ def _header(path: Path) -> Dataset | str:
         with path.open("rb") as stream:
             if not is_dicom(stream.read(132)):
                 return "not DICOM"
-        dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
+        dataset = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
         if reason := not_an_image_reason(dataset):
             return reason
         return dataset

@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO behind one small interface: a batch in, logits out."""
+"""ONNX Runtime and OpenVINO behind one small interface: a batch in, logits out; and what this machine can run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime
-import openvino
 from numpy.typing import NDArray
 
+from medopt.config import Profile
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, batches
+from medopt.core.telemetry import without_telemetry
 from medopt.data.cache import load_prepared
+
+with without_telemetry():
+    import openvino
 
 INPUT, OUTPUT, FEATURES = "image", "logits", "features"
 Mode = Literal["latency", "throughput"]
 """What an engine is opened for: one image as soon as possible, or as many as possible a second."""
 SPIN_US = "200"
-"""How long idle threads of ONNX Runtime watch for work. By its own choice they do so for more than 10 ms: a small
-network then took 0.77 ms instead of 0.40, and whatever ran next to it up to ten times as long. Without any, 0.78 ms."""
+"""How long idle threads of ONNX Runtime spin while they wait for work. Its default is more than 10 ms: a small network
+then took 0.77 ms instead of 0.40, and other work beside it up to ten times as long. Without spinning: 0.78 ms."""
 Both = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -35,11 +39,11 @@ class Engine(Protocol):
         """Logits (N, K) of a float32 batch (N, C, *size)."""
 
     def run_both(self, batch: FloatArray) -> Both:
-        """Logits (N, K), and what the classifier saw: features (N, F)."""
+        """Logits (N, K) and the last layer's input: features (N, F)."""
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU, or on the accelerator that its name says."""
+    """ONNX Runtime on the CPU, or on the accelerator in its name."""
 
     def __init__(self, path: Path, threads: int = 0, mode: Mode = "latency", name: str = "onnxruntime") -> None:
         self.name = name
@@ -51,9 +55,9 @@ class OnnxRuntimeEngine:
         else:
             options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         self._session = onnxruntime.InferenceSession(str(path), options, providers=_providers(name))
-        wanted = PROVIDERS.get(name)
-        if wanted is not None and self._session.get_providers()[0] != wanted.provider:  # it falls back in silence
-            raise ReleaseError(f"{name} found no device that {wanted.provider} can use; its driver may be missing")
+        accelerator = PROVIDERS.get(name)
+        if accelerator and self._session.get_providers()[0] != accelerator.provider:  # it fell back without a message
+            raise ReleaseError(f"{name} found no device that {accelerator.provider} can use; its driver may be missing")
 
     def run(self, batch: FloatArray) -> NDArray[np.float64]:
         """Logits (N, K) of a float32 batch (N, C, *size)."""
@@ -88,16 +92,16 @@ PROVIDERS = {
 
 
 def _providers(name: str) -> list[Any]:
-    """The accelerator first, the CPU for what it does not take."""
+    """The accelerator first, the CPU for operations that it lacks."""
     if name not in PROVIDERS:
         return ["CPUExecutionProvider"]
-    wanted, present = PROVIDERS[name], onnxruntime.get_available_providers()
-    if wanted.provider not in present:
+    accelerator, present = PROVIDERS[name], onnxruntime.get_available_providers()
+    if accelerator.provider not in present:
         raise ReleaseError(
-            f"{name} is not available here: this ONNX Runtime has no {wanted.provider} (it has {', '.join(present)}). "
-            f"Install {wanted.package}, or take another engine: {', '.join(ENGINES)}."
+            f"{name} is not available here: this ONNX Runtime has no {accelerator.provider} (it has "
+            f"{', '.join(present)}). Install {accelerator.package}, or take another engine: {', '.join(ENGINES)}."
         )
-    first = [(wanted.provider, dict(wanted.options))]
+    first = [(accelerator.provider, dict(accelerator.options))]
     if name == "onnxruntime-tensorrt" and "CUDAExecutionProvider" in present:
         first.append(("CUDAExecutionProvider", dict(PROVIDERS["onnxruntime-cuda"].options)))
     return [*first, "CPUExecutionProvider"]
@@ -107,9 +111,9 @@ def _providers(name: str) -> list[Any]:
 def openvino_core() -> openvino.Core:
     """The one core of this process.
 
-    A core's CPU plugin takes over the thread's alternate signal stack (sigaltstack) and, when it goes, gives back what
-    it found. Of two cores the first to go leaves the second a stack that is no longer mapped, and the next signal
-    (SIGTERM, a child process that ends) then kills the process. So there is one, and it stays.
+    A core's CPU plugin replaces the thread's alternate signal stack (sigaltstack) and restores the former one when it
+    is destroyed. With two cores, the first to be destroyed leaves the second a stack that is no longer mapped, and the
+    next signal (SIGTERM, the end of a child process) kills the process. So there is one core, never destroyed.
     """
     return openvino.Core()
 
@@ -117,7 +121,7 @@ def openvino_core() -> openvino.Core:
 class OpenVinoEngine:
     """OpenVINO on the CPU, in float32 where the model is float (no silent bfloat16).
 
-    latency: all threads work on one batch. throughput: a batch is parted among streams of few threads each, which do
+    latency: all threads work on one batch. throughput: a batch is split among streams of few threads each, which do
     not wait for one another.
     """
 
@@ -143,22 +147,22 @@ class OpenVinoEngine:
 
     def _run(self, batch: FloatArray, names: tuple[str, ...]) -> list[NDArray[np.float64]]:
         if self._request is not None:
-            whole = self._request.infer({INPUT: batch})
-            return [np.array(whole[name], np.float64) for name in names]
+            outputs = self._request.infer({INPUT: batch})
+            return [np.array(outputs[name], np.float64) for name in names]
         assert self._queue is not None
-        found: dict[int, list[NDArray[np.float64]]] = {}
+        parts: dict[int, list[NDArray[np.float64]]] = {}
 
         def keep(request: openvino.InferRequest, start: int) -> None:
-            found[start] = [np.array(request.get_tensor(name).data, np.float64) for name in names]
+            parts[start] = [np.array(request.get_tensor(name).data, np.float64) for name in names]
 
         self._queue.set_callback(keep)
         for rows in batches(len(batch), -(-len(batch) // len(self._queue))):
             self._queue.start_async({INPUT: batch[rows]}, rows.start)
         self._queue.wait_all()
-        return [np.concatenate([found[start][place] for start in sorted(found)]) for place in range(len(names))]
+        return [np.concatenate([parts[start][index] for start in sorted(parts)]) for index in range(len(names))]
 
 
-# On every machine that medopt is installed on; the accelerators of PROVIDERS only where their packages are.
+# Available wherever medopt is installed; the accelerators of PROVIDERS only where their packages are.
 ENGINES: dict[str, Callable[[Path, int, Mode], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine,
     "openvino": OpenVinoEngine,
@@ -191,3 +195,34 @@ def run_files(engine: Engine, files: Sequence[Path], size: int = 16) -> NDArray[
 def load_batch(files: Sequence[Path]) -> FloatArray:
     """Prepared images as one batch (N, C, *size)."""
     return np.stack([load_prepared(path) for path in files])
+
+
+_VNNI = {"avx512_vnni", "avx_vnni", "asimddp"}  # the last is 64-bit Arm's, whose sums do not saturate either
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """The processor's feature flags; empty where they are not known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return frozenset()
+    return frozenset(
+        word
+        for line in lines
+        if line.lower().startswith(("flags", "features"))
+        for word in line.partition(":")[2].split()
+    )
+
+
+def unsupported_reason(profile: Profile) -> str:
+    """Why this machine cannot run models of the profile without other results; empty where it can.
+
+    Processors without VNNI add products of 8-bit weights in 16 bits and saturate, without any message: errors of a
+    third of a layer's output were measured.
+    """
+    if profile == "cpu-vnni" and not processor_flags() & _VNNI:
+        return "this processor has no VNNI, and would saturate in the products of 8-bit weights"
+    if profile == "cuda-tensorrt" and "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        return "ONNX Runtime has no TensorRT here (package onnxruntime-gpu, and an NVIDIA GPU)"
+    return ""

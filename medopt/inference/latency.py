@@ -1,4 +1,4 @@
-"""How long one image takes: interleaved runs, medians. A ratio within one call is worth more than either time."""
+"""Latency by interleaved runs and medians. The ratio of two times of one call is more certain than either time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def measure_latency(
     rounds: int = 30,
     warmup: int = 3,
     seconds: float = 10.0,
-    least: int = 5,
+    min_rounds: int = 5,
     pause: float = PAUSE,
 ) -> dict[Key, float]:
-    """Median milliseconds of each callable, taken in turn (A B C A B C ...), so that a slow moment hits all alike.
+    """Median milliseconds of each callable, called in turn (A B C A B C ...), so that a slow moment affects all alike.
 
-    Stops after `rounds`, or after `seconds` and at least `least` rounds. `pause` seconds pass before each call: an
-    engine's idle threads watch for work a while before they sleep, and would take the next one's time.
+    Stops after `rounds`, or after `seconds` and at least `min_rounds` rounds. `pause` seconds pass before each call:
+    the idle threads of the engine before would still spin, and slow the next one down.
     """
     for run in runs.values():
         for _ in range(warmup):
@@ -30,7 +30,7 @@ def measure_latency(
     times: dict[Key, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(rounds):
-        if done >= least and time.perf_counter() - started > seconds:
+        if done >= min_rounds and time.perf_counter() - started > seconds:
             break
         for name, run in runs.items():
             if pause:

@@ -1,7 +1,7 @@
-"""How an engine is set for one machine, and the trial that finds the fastest setting: measured, never assumed.
+"""The settings of an engine, and the measurement that finds the fastest one for a machine.
 
-Which engine wins depends on the network's size and on what the processor has (VNNI, AMX, AVX2), and a small network may
-be slower with all cores than with one. So each is tried, in turn, on the machine that will serve.
+Which engine is fastest depends on the network's size and on the processor (VNNI, AMX, AVX2), and a small network may be
+slower with all cores than with one. So each setting is measured, in turn, on the machine that will serve.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from medopt.inference.engines import Engine, Mode, open_engine
 from medopt.inference.latency import measure_latency
 
 BATCHES = (1, 4, 8, 16)
-# A setting is taken for as fast as the fastest within this share; the one that needs less is chosen then.
-ALIKE = 0.03
+# Settings within this share of the fastest count as equally fast; then the one with fewer resources is chosen.
+EQUAL_SHARE = 0.03
 
 
 class Setting(BaseModel):
@@ -36,8 +36,8 @@ class Setting(BaseModel):
         return open_engine(self.engine, path, self.threads, self.mode)
 
 
-class Measured(BaseModel):
-    """The median time of one call of a setting, and what that makes a second."""
+class MeasuredSetting(BaseModel):
+    """The median time of one call of a setting, and its images a second."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,23 +47,23 @@ class Measured(BaseModel):
 
 
 class Tuned(BaseModel):
-    """The settings chosen for one image at a time and for many, and all that were measured."""
+    """The settings chosen for single images and for batches, and all measurements."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     latency: Setting
     throughput: Setting
-    measured: dict[Mode, list[Measured]]
+    measured: dict[Mode, list[MeasuredSetting]]
 
     def setting(self, mode: Mode) -> Setting:
-        """What was chosen for `mode`."""
+        """The setting chosen for `mode`."""
         return self.latency if mode == "latency" else self.throughput
 
 
 def candidates(engines: Sequence[str], cores: int, sizes: Sequence[int] = BATCHES) -> dict[Mode, list[Setting]]:
-    """What is tried: one thread and one for each core; one image for latency, batches for throughput.
+    """The settings to measure: one thread and one for each core; one image for latency, batches for throughput.
 
-    OpenVINO takes a batch in two ways, as a whole or parted among its streams; ONNX Runtime as a whole only.
+    OpenVINO runs a batch in two ways, whole or split among its streams; ONNX Runtime whole only.
     """
     threads = sorted({1, cores})
     pairs = [(engine, count) for engine in engines for count in threads]
@@ -85,23 +85,23 @@ def _modes(engine: str) -> tuple[Mode, ...]:
 def run_trial(path: Path, settings: Mapping[Mode, Sequence[Setting]], image: FloatArray, seconds: float) -> Tuned:
     """Measure all settings of a model file in turn and choose one for each goal.
 
-    `image` (C, *size) is repeated to batches: what is in it does not change the time. `seconds` bounds each goal's
-    trial, three rounds at least. Raises ReleaseError where an engine cannot load the file.
+    `image` (C, *size) is repeated to batches; its content does not change the time. `seconds` bounds the time for each
+    goal, after three rounds at least. Raises ReleaseError where an engine cannot load the file.
     """
-    measured: dict[Mode, list[Measured]] = {}
+    measured: dict[Mode, list[MeasuredSetting]] = {}
     for goal, tried in settings.items():
-        engines = {key: open_engine(key[0], path, key[2], key[1]) for key in dict.fromkeys(map(_opened, tried))}
-        runs = {one: _call(engines[_opened(one)], image, one.batch) for one in tried}
-        times = measure_latency(runs, rounds=50, warmup=1, seconds=seconds, least=3)
+        engines = {key: open_engine(key[0], path, key[2], key[1]) for key in dict.fromkeys(map(_engine_key, tried))}
+        runs = {setting: _call(engines[_engine_key(setting)], image, setting.batch) for setting in tried}
+        times = measure_latency(runs, rounds=50, warmup=1, seconds=seconds, min_rounds=3)
         measured[goal] = [
-            Measured(setting=one, milliseconds=times[one], images_per_second=1000 * one.batch / times[one])
-            for one in tried
+            MeasuredSetting(setting=each, milliseconds=times[each], images_per_second=1000 * each.batch / times[each])
+            for each in tried
         ]
     latency, throughput = (choose(measured[goal]) for goal in ("latency", "throughput"))
     return Tuned(latency=latency, throughput=throughput, measured=measured)
 
 
-def _opened(setting: Setting) -> tuple[str, Mode, int]:
+def _engine_key(setting: Setting) -> tuple[str, Mode, int]:
     return setting.engine, setting.mode, setting.threads
 
 
@@ -110,8 +110,8 @@ def _call(engine: Engine, image: FloatArray, size: int):  # type: ignore[no-unty
     return lambda: engine.run_both(batch)
 
 
-def choose(measured: Sequence[Measured]) -> Setting:
-    """The fastest; of those that are as fast, the one with the smallest batch, then with the fewest threads."""
-    best = max(one.images_per_second for one in measured)
-    alike = [one for one in measured if one.images_per_second >= (1 - ALIKE) * best]
-    return min(alike, key=lambda one: (one.setting.batch, one.setting.threads, -one.images_per_second)).setting
+def choose(measured: Sequence[MeasuredSetting]) -> Setting:
+    """The fastest; of equally fast ones, the one with the smallest batch, then with the fewest threads."""
+    best = max(run.images_per_second for run in measured)
+    fast = [run for run in measured if run.images_per_second >= (1 - EQUAL_SHARE) * best]
+    return min(fast, key=lambda run: (run.setting.batch, run.setting.threads, -run.images_per_second)).setting

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydicom import dcmread
 
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.imaging.dicom_file import quiet_pydicom
 from medopt.imaging.parallel import parallel_map
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan import read_scan
 from medopt.imaging.scan_path import split_part
 from medopt.imaging.series_index import series_files
@@ -117,8 +116,7 @@ def _files(case: Case, folder: Path) -> Sequence[Path]:
 def _burned_in(path: Path) -> bool:
     """BurnedInAnnotation (0028,0301), PS3.3 C.7.6.1.1: the pixels may show who the patient is."""
     try:
-        with quiet_pydicom():
-            header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=["BurnedInAnnotation"])
-            return str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES"
+        header = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=["BurnedInAnnotation"])
+        return str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES"
     except Exception:  # a file that cannot be read was refused before, or is not an image of the series
         return False

@@ -27,7 +27,7 @@ UNKNOWN_PATIENT = frozenset(
 Cells = dict[str, str]
 
 
-def read_manifest(path: Path, study: Study, *, from_run: bool = False) -> tuple[Case, ...]:
+def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> tuple[Case, ...]:
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
     A multi-label study has one 0/1 column for each label instead of `label`. `site`, `study_uid`, `series_uid` and
@@ -49,6 +49,7 @@ def read_manifest(path: Path, study: Study, *, from_run: bool = False) -> tuple[
     >>> case.image, case.label, case.split
     ('a.png', (1,), 'train')
     """
+    path = Path(path)
     labels = label_columns(study)
     read_label = _label_reader(study)
     faults = _Faults(path)

@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
 from medopt.core.errors import ConfigError, DataError
@@ -69,6 +68,8 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64], tas
         or not logits.any()
     ):
         return 1.0
+    from scipy.optimize import minimize_scalar  # fitting alone takes the time of its import
+
     found = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits, target, float(np.exp(log_t)), task),
         bounds=tuple(np.log(TEMPERATURE_RANGE)),
@@ -104,6 +105,8 @@ def fit_curve(position: Floats, positive: NDArray[np.bool_]) -> IsotonicCurve:
 
     No probability of 0 or 1 comes out of N cases: the curve is held within 1 / (N + 2) of both (Laplace).
     """
+    from scipy.optimize import isotonic_regression
+
     levels, index, counts = np.unique(position, return_inverse=True, return_counts=True)
     observed = np.bincount(index, weights=positive) / counts
     fitted = isotonic_regression(observed, weights=counts).x

@@ -1,20 +1,23 @@
-"""All figures of one model on one set of cases, and the same for each site."""
+"""All figures of one model on one set of cases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, ndtri
 
-from medopt.core.records import Estimate, Predictions
+from medopt.core.errors import DataError
+from medopt.core.records import Estimate, Predictions, Task
 from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.calibration import UNCALIBRATED, Calibration
 from medopt.metrics.calibration_error import NO_INTERVAL, adaptive_calibration_error, expected_calibration_error
 from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.metrics.figures import METRICS, Figures
 from medopt.metrics.proportions import effective_cases, proportion
+from medopt.metrics.thresholds import OperatingPoint
 from medopt.metrics.weighted import (
     CaseGroups,
     Index,
@@ -27,6 +30,78 @@ from medopt.metrics.weighted import (
 
 
 def evaluate(
+    labels: ArrayLike,
+    logits: ArrayLike,
+    *,
+    patients: ArrayLike | None = None,
+    task: Task | None = None,
+    threshold: float | Sequence[float] = 0.5,
+    calibration: Calibration = UNCALIBRATED,
+    prevalence: float | None = None,
+    bootstrap: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Figures:
+    """All figures of a model's logits against the truth, each with an interval that knows which cases share a patient.
+
+    Args:
+        labels: (N,) class indices, or (N, K) zeros and ones where several labels may hold at once.
+        logits: (N,) or (N, 1) of a binary question, (N, K) of K classes or labels; before any sigmoid or softmax.
+        patients: (N,) names or numbers; None: each case is a patient of its own.
+        task: None: multilabel for labels (N, K), else binary for one column of logits and multiclass for several.
+        threshold: the probability from which a case is called positive, one or one a label. Of several classes the most
+            probable one is chosen, without a threshold. Choose it on other cases than these.
+        calibration: how logits become probabilities, fitted on other cases than these (`fit_calibration`).
+        prevalence: of a binary question, where PPV and NPV are to hold, in 0..1; None: that of these cases.
+        bootstrap: how many resamples of patients give the intervals that have no formula.
+        confidence: of the intervals, in 0..1.
+        seed: of the resamples; the same seed gives the same intervals.
+
+    Raises:
+        DataError: the arrays do not belong together, hold other labels than these, or a logit is not finite.
+
+    >>> figures = evaluate([0, 0, 1, 0, 1, 1], [-2.0, -1.0, -0.5, 0.2, 1.5, 3.0], patients=list("aabcde"))
+    >>> round(figures.auc.value, 3), figures.sensitivity.n, figures.ppv.value
+    (0.889, 6, 0.6666666666666666)
+    """
+    predictions, kind = _as_predictions(labels, logits, patients, task)
+    if isinstance(threshold, Sequence):
+        point = OperatingPoint(tuple(threshold), "fixed")
+    elif kind == "multilabel":
+        point = OperatingPoint((threshold,) * predictions.logits.shape[1], "fixed")
+    else:
+        point = OperatingPoint(None, "argmax") if kind == "multiclass" else OperatingPoint(threshold, "fixed")
+    scored = CalibratedPredictions(predictions, kind, calibration, point)
+    return all_figures(scored, bootstrap=bootstrap, confidence=confidence, seed=seed, prevalence=prevalence)
+
+
+def _as_predictions(
+    labels: ArrayLike, logits: ArrayLike, patients: ArrayLike | None, task: Task | None
+) -> tuple[Predictions, Task]:
+    """Arrays as one table, and the task that they belong to; raises DataError where they do not fit."""
+    truth, scores = np.asarray(labels), np.asarray(logits, dtype=np.float64)
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    cases = len(scores) if scores.ndim else 0
+    names = np.arange(cases) if patients is None else np.asarray(patients)
+    outputs = scores.shape[-1]
+    task = task or ("multilabel" if truth.ndim == 2 else "binary" if outputs == 1 else "multiclass")
+    shape = (cases, outputs) if task == "multilabel" else (cases,)
+    if scores.ndim != 2 or truth.shape != shape or names.shape != (cases,) or (task == "binary" and outputs != 1):
+        raise DataError(
+            f"labels {truth.shape}, logits {np.shape(logits)} and patients {names.shape} do not belong together for a "
+            f"{task} question: it takes labels {shape}, logits (N, 1 or K) and patients (N,) of the same N cases."
+        )
+    classes = outputs if task == "multiclass" else 2
+    if wrong := sorted(set(np.unique(truth).tolist()) - set(range(classes))):
+        raise DataError(
+            f"labels hold {wrong[0]!r}; a {task} question with these logits has whole numbers below {classes}."
+        )
+    blank = np.full(cases, "", dtype=np.str_)
+    case_id = np.arange(cases).astype(np.str_)
+    return Predictions("model", case_id, names.astype(np.str_), blank, blank, truth.astype(np.int64), scores), task
+
+
+def all_figures(
     scored: CalibratedPredictions, *, bootstrap: int, confidence: float, seed: int, prevalence: float | None = None
 ) -> Figures:
     """All figures of one model, each with its interval.

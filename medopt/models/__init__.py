@@ -2,6 +2,6 @@
 
 from medopt.models.bottleneck import BottleneckLayer
 from medopt.models.initialization import initialize
-from medopt.models.resnet import build_model
+from medopt.models.resnet import build_model, build_resnet
 
-__all__ = ["BottleneckLayer", "build_model", "initialize"]
+__all__ = ["BottleneckLayer", "build_model", "build_resnet", "initialize"]

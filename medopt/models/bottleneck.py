@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
+
+from medopt.core.telemetry import without_telemetry
+
+with without_telemetry():
+    from monai.networks.layers.factories import Conv, Norm
 
 
 class BottleneckLayer(nn.Module):

@@ -51,19 +51,19 @@ class Widths:
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """The widths of a network that `build_model` or `narrow_model` built."""
-        found = {group.name: module_of(model, group.writers[0][0]).out_channels for group in channel_groups(model)}
+        widths = {group.name: module_of(model, group.writers[0][0]).out_channels for group in channel_groups(model)}
         stages = [list(_blocks(model, stage)) for stage in STAGES]
-        inner = [[(found[f"{name}.reduce"], found[f"{name}.spatial"]) for name, _ in blocks] for blocks in stages]
-        return cls(found["stem"], tuple(found[stage] for stage in STAGES), tuple(tuple(stage) for stage in inner))
+        inner = [[(widths[f"{name}.reduce"], widths[f"{name}.spatial"]) for name, _ in blocks] for blocks in stages]
+        return cls(widths["stem"], tuple(widths[stage] for stage in STAGES), tuple(tuple(stage) for stage in inner))
 
     def by_group(self) -> dict[str, int]:
         """The same by the names of the groups, in the order of `channel_groups`."""
-        found = {"stem": self.stem}
+        widths = {"stem": self.stem}
         for stage, width, blocks in zip(STAGES, self.residual, self.inner, strict=True):
-            found[stage] = width
+            widths[stage] = width
             for number, (reduce, spatial) in enumerate(blocks):
-                found |= {f"{stage}.{number}.reduce": reduce, f"{stage}.{number}.spatial": spatial}
-        return found
+                widths |= {f"{stage}.{number}.reduce": reduce, f"{stage}.{number}.spatial": spatial}
+        return widths
 
     def to_json(self) -> str:
         """One line, the same for the same widths: what the notes of a weights' file carry."""
@@ -102,7 +102,7 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
             inner.append(ChannelGroup(f"{name}.spatial", ((f"{name}.spatial", f"{name}.norm2"),), (f"{name}.expand",)))
         groups += [ChannelGroup(stage, tuple(writers), ()), *inner]
     readers[current].append("fc.1" if isinstance(model.fc, nn.Sequential) else "fc")
-    return [ChannelGroup(one.name, one.writers, tuple(readers.get(one.name, one.readers))) for one in groups]
+    return [ChannelGroup(group.name, group.writers, tuple(readers.get(group.name, group.readers))) for group in groups]
 
 
 def _blocks(model: nn.Module, stage: str) -> Iterator[tuple[str, BottleneckLayer]]:
@@ -140,13 +140,13 @@ def narrow_model(study: Study, widths: Widths) -> nn.Module:
     Raises TrainingError where the widths are those of another network: of another depth, or wider than it.
     """
     model = build_model(study)
-    whole, wanted = Widths.of(model).by_group(), widths.by_group()
-    if whole.keys() != wanted.keys() or any(not 0 < wanted[name] <= whole[name] for name in whole):
+    whole, narrow = Widths.of(model).by_group(), widths.by_group()
+    if whole.keys() != narrow.keys() or any(not 0 < narrow[name] <= whole[name] for name in whole):
         raise TrainingError(
             f"The weights are of a pruned network that is not the study's (depth {study.model.depth}, width "
             f"{study.model.width:g}); give the weights of this study."
         )
-    return take_channels(model, {name: torch.arange(width) for name, width in wanted.items()})
+    return take_channels(model, {name: torch.arange(width) for name, width in narrow.items()})
 
 
 def _swap(model: nn.Module, name: str, make: Any) -> None:

@@ -50,7 +50,7 @@ class Variant:
             raise ValueError("a plain net whose blocks start at zero carries no signal at all")
 
     @property
-    def kind(self) -> str:
+    def description(self) -> str:
         """All but depth and initialization, in words."""
         words = ("residual" if self.skip else "plain", "" if self.norm else "no BatchNorm")
         return ", ".join(filter(None, (*words, "zero start" if self.zero_init else "")))
@@ -58,7 +58,7 @@ class Variant:
     @property
     def name(self) -> str:
         """As a table names it."""
-        return f"{self.kind}, {self.init}, {self.depth} layers"
+        return f"{self.description}, {self.init}, {self.depth} layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,8 @@ def measure_scale(model: nn.Module, image: Tensor, target: Tensor, loss: Loss) -
     activation, gradient = [math.nan] * len(blocks), [math.nan] * len(blocks)
 
     def watch(place: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(found: Tensor) -> None:
-            gradient[place] = _norm(found)
+        def keep(output_gradient: Tensor) -> None:
+            gradient[place] = _norm(output_gradient)
 
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             activation[place] = float(output.detach().double().std())
@@ -177,4 +177,4 @@ def measure_scale(model: nn.Module, image: Tensor, target: Tensor, loss: Loss) -
 
 def _norm(*gradients: Tensor) -> float:
     """Euclidean norm of all values together, summed in double precision."""
-    return math.sqrt(sum(float(one.detach().double().square().sum()) for one in gradients))
+    return math.sqrt(sum(float(gradient.detach().double().square().sum()) for gradient in gradients))

@@ -1,8 +1,8 @@
-"""What happened, one JSON line a hop, each chained to the one before by SHA-256: any edit is found.
+"""The audit: one JSON line for each event, chained by SHA-256 so that any edit is detected.
 
 A line holds the SHA-256 of the line before it. Studies stand in it as pseudonyms, contents as hashes; no identifier.
-That finds edits and lost lines; who can write to the folder can write the whole chain anew, so keep its last hash
-elsewhere now and then (`medopt pacs audit` prints it).
+The chain detects changed and missing lines. Somebody who can write to the folder can write the whole chain anew, so
+keep its last hash elsewhere now and then (`medopt pacs audit verify` prints it).
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from medopt.core.errors import DataError
 
 FIRST = "0" * 64
 
 
-class Audit:
+class AuditTrail(Protocol):
+    """Whoever records events: `audit("sent", to="PACS")`. The details are values that JSON can hold."""
+
+    def __call__(self, event: str, **details: object) -> None:
+        """Record one event."""
+
+
+def no_audit(event: str, **details: object) -> None:
+    """An audit trail that records nothing, for parts that are used without a node."""
+
+
+class AuditFile:
     """The open file, appended to by one node.
 
     A full disk stops neither the node nor the chain: the next line that can be written says how many could not.
@@ -32,42 +43,42 @@ class Audit:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._clock, self._lock = clock, threading.Lock()
         path.touch(mode=0o600)
-        whole, last = 0, FIRST
+        length, last_hash = 0, FIRST
         with path.open("rb") as stream:
             for line in stream:
-                if not line.endswith(b"\n"):  # a kill in the midst of it; it was told to nobody
+                if not line.endswith(b"\n"):  # the process was killed while it wrote this line
                     break
-                whole, last = whole + len(line), hashlib.sha256(line).hexdigest()
+                length, last_hash = length + len(line), hashlib.sha256(line).hexdigest()
         self._stream = path.open("ab", buffering=0)
-        self._stream.truncate(whole)
-        self._last, self._whole, self._unwritten, self._unsynced = last, whole, 0, False
+        self._stream.truncate(length)
+        self._last_hash, self._length, self._unwritten, self._unsynced = last_hash, length, 0, False
 
-    def __call__(self, event: str, **facts: Any) -> None:
-        """Append one line: a kill does not lose it; a power cut does not, once `sync` was called."""
+    def __call__(self, event: str, **details: object) -> None:
+        """Append one line: it survives a kill at once, and a power cut after the next `sync`."""
         with self._lock:
             try:
                 if self._unwritten:
                     self._append("unwritten", {"lines": self._unwritten})
                     self._unwritten = 0
-                self._append(event, facts)
+                self._append(event, details)
             except OSError:
                 self._unwritten += 1
 
-    def _append(self, event: str, facts: Mapping[str, Any]) -> None:
+    def _append(self, event: str, details: Mapping[str, object]) -> None:
         at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"at": at, "event": event, **facts, "before": self._last}).encode() + b"\n"
+        line = json.dumps({"at": at, "event": event, **details, "before": self._last_hash}).encode() + b"\n"
         try:
             if self._stream.write(line) != len(line):
                 raise OSError("the disk is full")
         except OSError:
             with suppress(OSError):
-                self._stream.truncate(self._whole)  # no part of a line stays
+                self._stream.truncate(self._length)  # leave no partial line
             raise
-        self._last, self._whole = hashlib.sha256(line).hexdigest(), self._whole + len(line)
+        self._last_hash, self._length = hashlib.sha256(line).hexdigest(), self._length + len(line)
         self._unsynced = True
 
     def sync(self) -> None:
-        """See what was appended to the disk; not part of each line, for which a sender would have to wait."""
+        """Flush the appended lines to the disk; it is not part of each line because a sender would wait for it."""
         if self._unsynced:
             self._unsynced = False
             with suppress(OSError):
@@ -80,8 +91,8 @@ class Audit:
 
 
 def verify(path: Path) -> tuple[int, str]:
-    """Check the chain: how many lines it has, and the hash of the last. Raises DataError naming the first bad line."""
-    last, count = FIRST, 0
+    """Check the chain: its number of lines, and the hash of the last. Raises DataError naming the first wrong line."""
+    last_hash, count = FIRST, 0
     try:
         with path.open("rb") as stream:
             for count, line in enumerate(stream, start=1):
@@ -89,43 +100,44 @@ def verify(path: Path) -> tuple[int, str]:
                     before = json.loads(line)["before"]
                 except (ValueError, KeyError, TypeError):
                     before = None
-                if before != last or not line.endswith(b"\n"):
+                if before != last_hash or not line.endswith(b"\n"):
                     raise DataError(
                         f"{path}: line {count} does not follow from the one before it: a line was changed, added or "
-                        "taken away there. Compare with a copy of the file."
+                        "removed there. Compare with a copy of the file."
                     )
-                last = hashlib.sha256(line).hexdigest()
+                last_hash = hashlib.sha256(line).hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    return count, last
+    return count, last_hash
 
 
-_WITH_REASON = ("refused", "rejected", "not sent", "not reconciled")  # their reasons are few; others quote figures
+# Only these events are counted by reason: their reasons are few, while others quote figures.
+_COUNTED_BY_REASON = ("refused", "rejected", "not sent", "not reconciled")
 
 
 class CountingAudit:
-    """An audit that also counts. Nothing of the counts outlives the process."""
+    """An audit file that also counts the events of this process."""
 
-    def __init__(self, audit: Audit) -> None:
+    def __init__(self, audit: AuditFile) -> None:
         self._audit = audit
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
-    def __call__(self, event: str, **facts: Any) -> None:
+    def __call__(self, event: str, **details: object) -> None:
         """Append one line to the audit."""
-        self._audit(event, **facts)
+        self._audit(event, **details)
         with self._lock:
-            self._counts[event, str(facts.get("reason", "")) if event in _WITH_REASON else ""] += 1
+            self._counts[event, str(details.get("reason", "")) if event in _COUNTED_BY_REASON else ""] += 1
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """How often each (event, reason) came."""
+        """How often each (event, reason) occurred."""
         with self._lock:
             return dict(self._counts)
 
     def sync(self) -> None:
-        """As the audit's."""
+        """Flush the audit file to the disk."""
         self._audit.sync()
 
     def close(self) -> None:
-        """Close the audit's file."""
+        """Close the audit file."""
         self._audit.close()

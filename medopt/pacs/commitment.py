@@ -1,15 +1,15 @@
-"""Storage commitment (PS3.4 J, push model): a destination is asked whether it keeps what it got, and says so later.
+"""Storage commitment (PS3.4 J, push model): ask a destination whether it keeps a result; it reports later.
 
-The request goes over the association of C-STORE; the report comes by one that the destination opens to the node. No
-request is written down: its transaction UID follows from what it names, so a report is known after a restart, too. What
-is not reported in time is sent and asked for again.
+The request goes over the association of C-STORE; the report comes by an association that the destination opens to the
+node. Requests are not stored: their transaction UID follows from their content, so that a report is recognized after a
+restart, too. A result that is not reported in time is sent and asked for again.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydicom import Dataset
 from pynetdicom.association import Association
@@ -17,87 +17,88 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel as Push,
 )
 from pynetdicom.sop_class import (
-    StorageCommitmentPushModelInstance as Instance,
+    StorageCommitmentPushModelInstance as PushInstance,
 )
 
 from medopt.core.privacy import pseudonym
-from medopt.pacs.destinations import Destination
+from medopt.pacs.audit import AuditTrail
+from medopt.pacs.intake import PROCESSING_FAILURE, SUCCESS
 from medopt.pacs.ledger import Ledger
-from medopt.pacs.send_queue import Send, SendQueue
-from medopt.pacs.settings import Node
+from medopt.pacs.peers import DimsePeer
+from medopt.pacs.send_queue import PendingSend, SendQueue
+from medopt.pacs.settings import NodeSettings
 
 log = logging.getLogger("medopt.pacs")
-AWAITED = "stored there; the destination has not yet said that it keeps it"
-_TAKEN, _NOT_UNDERSTOOD = 0x0000, 0x0110
-_MOST = 1000
+AWAITING_REPORT = "stored there; the destination has not yet reported that it keeps it"
+_MAX_INSTANCES = 1000
 _NAMESPACE = uuid.UUID("2f0f0c52-5c53-5d0e-8b2e-6a3a4e1b7d90")
 
 
-def transaction(place: str, sop_uids: Sequence[str]) -> str:
-    """The UID of a request: the same results asked of the same destination give the same one."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join([place, *sorted(sop_uids)])).int}"  # PS3.5 B.2
+def transaction_uid(destination_name: str, sop_uids: Sequence[str]) -> str:
+    """The transaction UID of a request (PS3.5 B.2): the same results and destination always give the same one."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join([destination_name, *sorted(sop_uids)])).int}"
 
 
-def ask(link: Association, place: Destination, sends: Sequence[Send]) -> str:
-    """Ask whether these are kept; why that cannot be, empty where the destination will report."""
-    if not any(context.abstract_syntax == Push for context in link.accepted_contexts):
+def request_commitment(association: Association, destination: DimsePeer, sends: Sequence[PendingSend]) -> str:
+    """Ask by N-ACTION (PS3.4 J.3.2) whether results are kept; returns why that failed, '' if a report will come."""
+    if not any(context.abstract_syntax == Push for context in association.accepted_contexts):
         return "the destination offers no storage commitment (commit)"
-    query = Dataset()
-    query.TransactionUID = transaction(place.name, [one.result.sop_uid for one in sends])
-    query.ReferencedSOPSequence = []
-    for one in sends:
+    request = Dataset()
+    request.TransactionUID = transaction_uid(destination.name, [send.result.sop_uid for send in sends])
+    request.ReferencedSOPSequence = []
+    for send in sends:
         item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = one.result.sop_class, one.result.sop_uid
-        query.ReferencedSOPSequence.append(item)
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = send.result.sop_class, send.result.sop_uid
+        request.ReferencedSOPSequence.append(item)
     try:
-        answer, _ = link.send_n_action(query, 1, Push, Instance)
+        response, _ = association.send_n_action(request, 1, Push, PushInstance)
     except (ValueError, RuntimeError):
         return "the connection broke off"
-    status = answer.get("Status")
+    status = response.get("Status")
     if status is None:
-        return "the destination did not answer in time, or the connection broke off"
-    return "" if status == 0x0000 else f"the destination answered the request for commitment with 0x{status:04X}"
+        return "the destination did not respond in time, or the connection broke off"
+    return "" if status == SUCCESS else f"the destination answered the request for commitment with 0x{status:04X}"
 
 
 class CommitmentReceiver:
-    """Takes the destinations' reports, in whichever thread."""
+    """Takes the destinations' reports. One object may be used by several threads."""
 
-    def __init__(self, node: Node, ledger: Ledger, told: Callable[..., None], clock: Callable[[], float]) -> None:
-        self._places = [one for one in node.destinations if isinstance(one, Destination) and one.commit]
-        self._queue, self._told, self._clock = SendQueue(ledger), told, clock
+    def __init__(self, settings: NodeSettings, ledger: Ledger, audit: AuditTrail, clock: Callable[[], float]) -> None:
+        self._destinations = [peer for peer in settings.destinations if isinstance(peer, DimsePeer) and peer.commit]
+        self._queue, self._audit, self._clock = SendQueue(ledger), audit, clock
 
     def take(self, title: str, report: Dataset) -> int:
-        """A report of an AE title (PS3.4 J.3.3): write it down; returns the status to answer with."""
+        """Record the report of an AE title (PS3.4 J.3.3); returns the status to respond with."""
         try:
             kept = [str(item.ReferencedSOPInstanceUID) for item in report.get("ReferencedSOPSequence") or []]
             failed = {
                 str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason") or 0)
                 for item in report.get("FailedSOPSequence") or []
             }
-            asked = str(report.TransactionUID)
-        except Exception:  # an element is parsed when it is asked for, and each kind of damage has its own exception
-            return self._foreign()
-        for place in self._places:
-            if place.aet == title and asked == transaction(place.name, [*kept, *failed]):
-                self._write(place, kept[:_MOST], failed)
-                return _TAKEN
-        return self._foreign()
+            transaction = str(report.TransactionUID)
+        except Exception:  # pydicom parses an element on access; each kind of damage raises its own exception
+            return self._reject()
+        for destination in self._destinations:
+            if destination.aet == title and transaction == transaction_uid(destination.name, [*kept, *failed]):
+                self._record(destination, kept[:_MAX_INSTANCES], failed)
+                return SUCCESS
+        return self._reject()
 
-    def _foreign(self) -> int:
-        log.warning("a report of storage commitment that was not asked for is not taken")
-        return _NOT_UNDERSTOOD
+    def _reject(self) -> int:
+        log.warning("a report of storage commitment without a request of this node is not accepted")
+        return PROCESSING_FAILURE
 
-    def _write(self, place: Destination, kept: Sequence[str], failed: dict[str, int]) -> None:
+    def _record(self, destination: DimsePeer, kept: Sequence[str], failed: Mapping[str, int]) -> None:
         now = self._clock()
-        for uid in kept:
-            send = self._queue.owed(uid, place.name)
+        for sop_uid in kept:
+            send = self._queue.pending(sop_uid, destination.name)
             if send is not None:
-                self._queue.confirmed(send, now)
+                self._queue.confirm(send, now)
                 study = pseudonym(send.result.study_uid)
-                self._told("sent", study=study, content=send.result.digest, to=place.name, committed=True)
-        for uid, status in failed.items():
-            send = self._queue.owed(uid, place.name)
+                self._audit("sent", study=study, content=send.result.digest, to=destination.name, committed=True)
+        for sop_uid, status in failed.items():
+            send = self._queue.pending(sop_uid, destination.name)
             if send is not None:
                 reason = f"the destination does not keep it (0x{status:04X})"
-                self._queue.unkept(send, reason)
-                self._told("not sent", study=pseudonym(send.result.study_uid), to=place.name, reason=reason)
+                self._queue.record_reason(send, reason)
+                self._audit("not sent", study=pseudonym(send.result.study_uid), to=destination.name, reason=reason)

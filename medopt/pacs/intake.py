@@ -1,4 +1,7 @@
-"""What every door does with an instance: look at what it says of itself, write it to disk, record it, or refuse it."""
+"""What happens to an instance, whichever protocol brought it: parse its header, write it to disk, record it; or refuse.
+
+C-STORE, STOW-RS and the answers of WADO-RS all end here.
+"""
 
 from __future__ import annotations
 
@@ -12,137 +15,152 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pydicom import dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medopt.core.privacy import pseudonym
-from medopt.pacs.ledger import Instance, Ledger, Outcome
-from medopt.pacs.settings import Node
-from medopt.pacs.spool import STUDIES, Spool, hashed_place
+from medopt.imaging.parse_dicom import parse_dicom
+from medopt.pacs.audit import AuditTrail, no_audit
+from medopt.pacs.ledger import Instance, InstanceStatus, Ledger
+from medopt.pacs.settings import NodeSettings
+from medopt.pacs.spool import STUDIES, Spool, spool_file
 
 log = logging.getLogger("medopt.pacs")
 
-# Status codes of C-STORE (PS3.4 B.2.3, PS3.7 C.5), which are STOW-RS's failure reasons, too (PS3.18 I.2.2).
-STORED, OUT_OF_ROOM, DUPLICATE, NOT_AS_SAID, NOT_UNDERSTOOD, LATE, NO_LEDGER = (
-    *(0x0000, 0xA700, 0x0111, 0xA900, 0xC000, 0x0124, 0x0110),
-)
+# Status codes of C-STORE (PS3.4 B.2.3, PS3.7 C.5), which are also the failure reasons of STOW-RS (PS3.18 I.2.2).
+SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
+DUPLICATE_INSTANCE = 0x0111
+NOT_AUTHORIZED = 0x0124
+OUT_OF_RESOURCES = 0xA700
+DATA_SET_MISMATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
 _LOCKS = 64
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-_SEEN = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+_HEADER = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+
+ImageListener = Callable[[str, Callable[[], bool]], None]
+"""Called with a study's UID, and with a function that says whether the connection that brought the image is open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal(Exception):
-    """An instance is not taken; the reason names no patient, whatever was sent."""
+    """An instance is not accepted. The reason, at most 64 characters, quotes nothing that the sender wrote."""
 
     status: int
     reason: str
 
 
 class Intake:
-    """Where instances come in, by whichever door. One object is used by many threads.
+    """Stores instances. One object is used by many threads.
 
-    `heard(study, is_open)` is called for each image, from its sender's thread; `is_open` tells later on whether the
-    connection that brought it still lives. `told(event, ...)` is for the audit.
+    `image_received` is called for each image, from its sender's thread.
     """
 
     def __init__(
         self,
-        node: Node,
+        settings: NodeSettings,
         spool: Spool,
         ledger: Ledger,
-        heard: Callable[[str, Callable[[], bool]], None],
-        told: Callable[..., None] = lambda *_, **__: None,
+        image_received: ImageListener,
+        audit: AuditTrail = no_audit,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._node, self._spool, self._ledger, self._clock = node, spool, ledger, clock
-        self._heard, self._told = heard, told
+        self._settings, self._spool, self._ledger, self._clock = settings, spool, ledger, clock
+        self._image_received, self._audit = image_received, audit
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
-    def keep(self, one: Instance, write: Callable[[str], None], is_open: Callable[[], bool]) -> None:
-        """Return once an instance is safe on disk and in the ledger; raises Refusal where it will not be.
+    def store(self, instance: Instance, write: Callable[[str], None], is_open: Callable[[], bool]) -> None:
+        """Return when an instance is safe on disk and in the ledger; raises Refusal if it is not stored.
 
-        `write` puts its bytes to a place below the spool, whole or not at all, or raises OSError.
+        `write` puts its bytes to a path below the spool, whole or not at all, or raises OSError.
         """
-        late = self._node.late_images == "new_result"
-        with self._locks[hash(one.sop_uid) % _LOCKS]:
-            if self._ledger.is_result(one.sop_uid):
-                return  # our own result, routed back: it lies in the spool
-            outcome = self._ledger.judge(one, late=late)
-            if outcome == "new":
-                outcome = self._written(one, write, late)
-        if outcome == "other":
-            raise Refusal(DUPLICATE, "another instance with this UID is here already")
-        if outcome == "late":
-            raise Refusal(LATE, "the study was answered; late images are refused here")
-        if outcome == "gone":
-            raise Refusal(LATE, "the study was answered and has left the spool")
-        if one.image:
-            self._heard(one.study_uid, is_open)
-        if outcome == "new":
-            self._told("received", study=pseudonym(one.study_uid), content=one.digest)
+        late = self._settings.late_images == "new_result"
+        with self._locks[hash(instance.sop_uid) % _LOCKS]:
+            if self._ledger.is_result(instance.sop_uid):
+                return  # our own result, routed back: it is in the spool
+            status = self._ledger.classify(instance, late=late)
+            if status == "new":
+                status = self._write(instance, write, late)
+        if status == "conflict":
+            raise Refusal(DUPLICATE_INSTANCE, "another instance with this UID is here already")
+        if status == "late":
+            raise Refusal(NOT_AUTHORIZED, "the study was answered; late images are refused here")
+        if status == "removed":
+            raise Refusal(NOT_AUTHORIZED, "the study was answered and has left the spool")
+        if instance.image:
+            self._image_received(instance.study_uid, is_open)
+        if status == "new":
+            self._audit("received", study=pseudonym(instance.study_uid), content=instance.digest)
 
-    def refused(self, refusal: Refusal) -> None:
-        """Say that an instance was not taken, in the log and to the audit."""
+    def record_refusal(self, refusal: Refusal) -> None:
+        """Write a refusal to the log and to the audit."""
         log.warning("instance refused (0x%04X): %s", refusal.status, refusal.reason)
-        self._told("refused", reason=refusal.reason, status=f"0x{refusal.status:04X}")
+        self._audit("refused", reason=refusal.reason, status=f"0x{refusal.status:04X}")
 
-    def room(self, size: int = 0) -> None:
-        """Raises Refusal where the spool's disk has no room for so many bytes."""
-        if self._spool.free_bytes() - size < self._node.limits.free_bytes:
-            raise Refusal(OUT_OF_ROOM, "the spool's disk is nearly full")
+    def require_space(self, size: int = 0) -> None:
+        """Raises Refusal if the spool's disk has no space for this many bytes."""
+        if self._spool.free_bytes() - size < self._settings.limits.free_bytes:
+            raise Refusal(OUT_OF_RESOURCES, "the spool's disk is nearly full")
 
-    def _written(self, one: Instance, write: Callable[[str], None], late: bool) -> Outcome:
-        """To disk, then to the ledger; nothing stays where either is full."""
-        self.room(one.size)
+    def _write(self, instance: Instance, write: Callable[[str], None], late: bool) -> InstanceStatus:
+        """First to the disk, then to the ledger; the file is removed again if it is not recorded."""
+        self.require_space(instance.size)
         try:
-            write(one.file)
+            write(instance.file)
         except OSError as error:
-            raise Refusal(OUT_OF_ROOM, f"the spool cannot be written to ({error.strerror})") from None
+            raise Refusal(OUT_OF_RESOURCES, f"the spool cannot be written to ({error.strerror})") from None
         try:
-            outcome = self._ledger.record(one, self._clock(), late=late)
+            status = self._ledger.record(instance, self._clock(), late=late)
         except sqlite3.Error as error:
-            self._spool.remove(one.file)
-            full = "full" in str(error)
-            raise Refusal(OUT_OF_ROOM if full else NO_LEDGER, "the ledger cannot be written to") from None
-        if outcome != "new":
-            self._spool.remove(one.file)
-        return outcome
+            self._spool.remove(instance.file)
+            code = OUT_OF_RESOURCES if "full" in str(error) else PROCESSING_FAILURE
+            raise Refusal(code, "the ledger cannot be written to") from None
+        if status != "new":
+            self._spool.remove(instance.file)
+        return status
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text is a UID (PS3.5 9.1)."""
+    """Whether a text is a UID (PS3.5 9.1).
+
+    >>> is_uid("1.2.840.10008.1.1"), is_uid("1.02"), is_uid("../etc")
+    (True, False, False)
+    """
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
-def content_digest(syntax: str, dataset: Iterable[bytes | memoryview]) -> str:
-    """SHA-256 of a data set's bytes, without a file header, and of their transfer syntax."""
+def content_digest(transfer_syntax: str, dataset: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of a data set's bytes, without a file header, followed by its transfer syntax."""
     digest = hashlib.sha256()
-    for piece in dataset:
-        digest.update(piece)
-    digest.update(syntax.encode())
+    for chunk in dataset:
+        digest.update(chunk)
+    digest.update(transfer_syntax.encode())
     return digest.hexdigest()
 
 
-def described(stream: BinaryIO, names: tuple[str, str], syntax: str, digest: str, size: int) -> Instance:
-    """What an instance (a DICOM file) says of itself; raises Refusal where it does not say it, or says something else.
+def parse_instance(
+    stream: BinaryIO, sop_uid: str, sop_class: str, transfer_syntax: str, digest: str, size: int
+) -> Instance:
+    """Read the header of a DICOM file; raises Refusal if UIDs are missing or differ from the announced ones.
 
-    `names` are the SOP instance and SOP class UIDs by which it was announced.
+    The SOP instance and class UIDs and the transfer syntax are those of the C-STORE request or of the file header.
     """
-    if syntax == DeflatedExplicitVRLittleEndian:  # it would be inflated whole to be read, to whatever size
-        raise Refusal(NOT_UNDERSTOOD, "deflated data sets are not taken")
+    if transfer_syntax == DeflatedExplicitVRLittleEndian:  # pydicom would inflate it whole, to whatever size
+        raise Refusal(CANNOT_UNDERSTAND, "deflated data sets are not accepted")
     try:
-        header = dcmread(stream, stop_before_pixels=True, specific_tags=list(_SEEN))
-        said = {name: str(header.get(name) or "").rstrip("\0 ") for name in _SEEN}
-    except Exception as error:  # a decoder's exceptions are many; RecursionError is one
-        raise Refusal(NOT_UNDERSTOOD, f"its header cannot be read ({type(error).__name__})") from None
-    for name in _SEEN:
-        if not said[name]:
-            raise Refusal(NOT_AS_SAID, f"{name} is missing")
-        if not is_uid(said[name]):
-            raise Refusal(NOT_AS_SAID, f"{name} is not a UID")
-    if (said["SOPInstanceUID"], said["SOPClassUID"]) != names:
-        raise Refusal(NOT_AS_SAID, "command and data set name different instances")
-    (sop_uid, sop_class), study = names, said["StudyInstanceUID"]
-    image = "Image" in UID(sop_class).name
-    return Instance(sop_uid, study, sop_class, syntax, digest, size, hashed_place(STUDIES, study, sop_uid), image)
+        dataset = parse_dicom(stream, stop_before_pixels=True, specific_tags=list(_HEADER))
+        header = {name: str(dataset.get(name) or "").rstrip("\0 ") for name in _HEADER}
+    except Exception as error:  # pydicom raises many kinds of exceptions, RecursionError among them
+        raise Refusal(CANNOT_UNDERSTAND, f"its header cannot be read ({type(error).__name__})") from None
+    for name in _HEADER:
+        if not header[name]:
+            raise Refusal(DATA_SET_MISMATCH, f"{name} is missing")
+        if not is_uid(header[name]):
+            raise Refusal(DATA_SET_MISMATCH, f"{name} is not a UID")
+    if (header["SOPInstanceUID"], header["SOPClassUID"]) != (sop_uid, sop_class):
+        raise Refusal(DATA_SET_MISMATCH, "command and data set name different instances")
+    study_uid = header["StudyInstanceUID"]
+    is_image = "Image" in UID(sop_class).name
+    file = spool_file(STUDIES, study_uid, sop_uid)
+    return Instance(sop_uid, study_uid, sop_class, transfer_syntax, digest, size, file, is_image)

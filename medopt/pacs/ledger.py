@@ -1,7 +1,7 @@
-"""What the node has, owes and has done: a SQLite file in WAL mode, every change one transaction.
+"""The ledger: received instances, results, and what is due, in a SQLite file; every change is one transaction.
 
-A change that was committed survives `kill -9` and power loss (synchronous=FULL). The file lies in the spool: it holds
-the UIDs that the work needs, and no other identifier.
+WAL mode and synchronous=FULL: a committed change survives `kill -9` and power loss. The file is in the spool: it holds
+the UIDs that the node needs, and no other identifier.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.schema import migrate
 
-Outcome = Literal["new", "known", "other", "late", "gone"]
-"""What an instance is to the ledger: new; the same as before; other bytes under its UID; of an answered study; of one
-whose files are no longer in the spool."""
+InstanceStatus = Literal["new", "known", "conflict", "late", "removed"]
+"""An instance compared with the ledger: new; known with the same bytes; known with other bytes (conflict); an image of
+a study that was answered (late); of a study whose files have left the spool (removed)."""
 Ending = Literal["done", "declined", "parked"]
 STATES = ("receiving", "ready", "working", "done", "declined", "parked")
 _ANSWERED = ("working", "done", "declined")
@@ -27,26 +27,29 @@ _ANSWERED = ("working", "done", "declined")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One received object. `file` is its path below the spool; `image`: its SOP class is one of images."""
+    """One received SOP instance. `file` is its path below the spool, `image` whether its SOP class is an image."""
 
     sop_uid: str
     study_uid: str
     sop_class: str
     transfer_syntax: str
     digest: str
+    """SHA-256 of the data set's bytes and of the transfer syntax."""
     size: int
+    """Bytes of the file."""
     file: str
     image: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One object to send back: its bytes lie in `file` below the spool and are never made again."""
+    """One object to send back. Its bytes are in `file`, below the spool, and are never generated again."""
 
     sop_uid: str
     study_uid: str
     sop_class: str
-    kind: str
+    result_type: str
+    """"report", "text" or "heat map" (the column `kind`)."""
     file: str
     digest: str
     series_uid: str = ""
@@ -55,7 +58,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class DueStudy:
-    """A study to be answered: its images as of now, and how often the attempt ended badly."""
+    """A study to answer: its images as of now, and how many tries failed."""
 
     study_uid: str
     tries: int
@@ -77,7 +80,7 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
-            with self.change() as db:
+            with self.transaction() as db:
                 migrate(db, path)
         except sqlite3.DatabaseError as error:
             raise ConfigError(
@@ -91,8 +94,8 @@ class Ledger:
             self._db.close()
 
     @contextmanager
-    def change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: what is written in it is kept as a whole or not at all."""
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: its changes are kept as a whole or not at all."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -103,61 +106,64 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        """What a query finds."""
+    def rows(self, query: str, *values: str | float) -> list[sqlite3.Row]:
+        """The rows of a query."""
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
     # Receiving
 
-    def judge(self, one: Instance, *, late: bool) -> Outcome:
-        """What `record` would say of an instance, without a change."""
-        rows = self.rows("SELECT digest FROM instances WHERE sop_uid = ?", one.sop_uid)
-        if rows:
-            return "known" if rows[0]["digest"] == one.digest else "other"
-        study = self.rows("SELECT state, emptied FROM studies WHERE uid = ?", one.study_uid)
+    def classify(self, instance: Instance, *, late: bool) -> InstanceStatus:
+        """What `record` would return for an instance, without a change."""
+        known = self.rows("SELECT digest FROM instances WHERE sop_uid = ?", instance.sop_uid)
+        if known:
+            return "known" if known[0]["digest"] == instance.digest else "conflict"
+        study = self.rows("SELECT state, emptied FROM studies WHERE uid = ?", instance.study_uid)
         if study and study[0]["emptied"] and study[0]["state"] != "receiving":
-            return "gone"
-        if one.image and not late and study and study[0]["state"] in _ANSWERED:
+            return "removed"
+        if instance.image and not late and study and study[0]["state"] in _ANSWERED:
             return "late"
         return "new"
 
-    def record(self, one: Instance, now: float, *, late: bool) -> Outcome:
-        """Write an instance down, where it is new. `late`: images of an answered study are taken.
+    def record(self, instance: Instance, now: float, *, late: bool) -> InstanceStatus:
+        """Insert an instance if it is new. `late`: images of an answered study are accepted.
 
-        Its study then waits for its end again; where it is at work, that goes on, and the study waits afterwards.
+        A new image puts its study back to receiving; a study that is being answered waits again after that.
         """
-        with self.change() as db:
-            outcome = self.judge(one, late=late)
-            if outcome != "new":
-                return outcome
-            db.execute("INSERT OR IGNORE INTO studies (uid, state, changed) VALUES (?, 'receiving', ?)", _at(one, now))
+        with self.transaction() as db:
+            status = self.classify(instance, late=late)
+            if status != "new":
+                return status
+            db.execute(
+                "INSERT OR IGNORE INTO studies (uid, state, changed) VALUES (?, 'receiving', ?)",
+                (instance.study_uid, now),
+            )
             db.execute(
                 "INSERT INTO instances (sop_uid, study_uid, sop_class, transfer_syntax, digest, size, file, image, "
                 "received) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*astuple(one), now),
+                (*astuple(instance), now),
             )
-            if one.image:
+            if instance.image:
                 db.execute(
                     "UPDATE studies SET state = 'receiving', tries = 0, reason = '', changed = ?2, emptied = 0 "
                     "WHERE uid = ?1 AND state != 'working'",
-                    _at(one, now),
+                    (instance.study_uid, now),
                 )
-        return outcome
+        return status
 
     def is_result(self, sop_uid: str) -> bool:
-        """Whether an object is one of the node's own, on its way back."""
+        """Whether an instance is one of the node's own results, routed back to it."""
         return bool(self.rows("SELECT 1 FROM results WHERE sop_uid = ?", sop_uid))
 
     # Studies
 
     def state(self, study_uid: str) -> str:
-        """Where a study is, '' where it is not known."""
+        """The state of a study, '' if it is not known."""
         rows = self.rows("SELECT state FROM studies WHERE uid = ?", study_uid)
         return str(rows[0]["state"]) if rows else ""
 
     def receiving(self) -> list[str]:
-        """Studies with images whose end has not come."""
+        """Studies with images that are not yet complete."""
         rows = self.rows(
             "SELECT uid FROM studies WHERE state = 'receiving' AND EXISTS "
             "(SELECT 1 FROM instances WHERE study_uid = uid AND image)"
@@ -165,16 +171,16 @@ class Ledger:
         return [str(row["uid"]) for row in rows]
 
     def complete(self, study_uid: str, now: float) -> None:
-        """The end of a study has come: it is ready."""
-        with self.change() as db:
+        """A study is complete: it is ready to be answered."""
+        with self.transaction() as db:
             db.execute(
                 "UPDATE studies SET state = 'ready', changed = ? WHERE uid = ? AND state = 'receiving'",
                 (now, study_uid),
             )
 
     def take(self, now: float) -> DueStudy | None:
-        """The study that has been ready for longest is at work from now on; None where none is ready."""
-        with self.change() as db:
+        """Mark the study that has been ready for longest as working, and return it; None if none is ready."""
+        with self.transaction() as db:
             row = db.execute(
                 "SELECT uid, tries FROM studies WHERE state = 'ready' ORDER BY tries, changed, uid LIMIT 1"
             ).fetchone()
@@ -186,73 +192,69 @@ class Ledger:
     def images(self, study_uid: str) -> tuple[Instance, ...]:
         """The received images of a study, in the order of their UIDs."""
         rows = self.rows("SELECT * FROM instances WHERE study_uid = ? AND image ORDER BY sop_uid", study_uid)
-        return tuple(_instance(row) for row in rows)
+        return tuple(_instance_from(row) for row in rows)
 
-    def hand_back(self, study_uid: str, now: float, *, failed: str = "") -> None:
-        """Work that was not finished: the study is ready again. `failed` says why, and counts as a try."""
-        with self.change() as db:
+    def hand_back(self, study_uid: str, now: float, *, failure: str = "") -> None:
+        """A study that was not finished is ready again. `failure` says why, and counts as a try."""
+        with self.transaction() as db:
             db.execute(
                 "UPDATE studies SET state = 'ready', tries = tries + ?, reason = ?, changed = ? "
                 "WHERE uid = ? AND state = 'working'",
-                (bool(failed), failed, now, study_uid),
+                (bool(failure), failure, now, study_uid),
             )
 
     def recover(self, now: float) -> int:
-        """After a start: what was at work when the last process ended is ready again; returns how many."""
-        with self.change() as db:
+        """After a start: studies that were working when the last process ended are ready again; returns how many."""
+        with self.transaction() as db:
             return db.execute(
                 "UPDATE studies SET state = 'ready', changed = ? WHERE state = 'working'", (now,)
             ).rowcount
 
     def finish(
-        self,
-        work: DueStudy,
-        ending: Ending,
-        reason: str,
-        results: Sequence[Result],
-        destinations: Sequence[str],
+        self, study: DueStudy, ending: Ending, reason: str, results: Sequence[Result], destinations: Sequence[str],
         now: float,
-    ) -> list[Result]:
-        """A study's end with its results, and what is owed to each destination, in one transaction.
+    ) -> list[Result]:  # fmt: skip
+        """Record in one transaction how a study ended, its results, and a send of each result to each destination.
 
-        A result that is known by its UID is not taken again. Where images came while it was at work, the study waits
-        for its end again. Returns the new results.
+        A result whose UID is known is not recorded again. If images came in the meantime, the study goes back to
+        receiving. Returns the new results.
         """
-        with self.change() as db:
-            fresh = [one for one in results if not self.is_result(one.sop_uid)]
-            for one in fresh:
+        with self.transaction() as db:
+            new = [result for result in results if not self.is_result(result.sop_uid)]
+            for result in new:
                 db.execute(
                     "INSERT INTO results (sop_uid, study_uid, sop_class, kind, file, digest, series_uid, size, made) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*astuple(one), now),
+                    (*astuple(result), now),
                 )
                 for name in destinations:
                     db.execute(
                         "INSERT INTO sends (sop_uid, destination, state, due) VALUES (?, ?, 'waiting', ?)",
-                        (one.sop_uid, name, now),
+                        (result.sop_uid, name, now),
                     )
-            more = len(self.images(work.study_uid)) > len(work.images)
+            more = len(self.images(study.study_uid)) > len(study.images)
             db.execute(
                 "UPDATE studies SET state = ?, reason = ?, changed = ?, tries = ? WHERE uid = ?",
-                ("receiving" if more else ending, "" if more else reason, now, 0, work.study_uid),
+                ("receiving" if more else ending, "" if more else reason, now, 0, study.study_uid),
             )
-        return fresh
+        return new
 
     def results(self, study_uid: str) -> list[Result]:
         """All results of a study, the oldest first."""
         rows = self.rows("SELECT * FROM results WHERE study_uid = ? ORDER BY made, rowid", study_uid)
-        return [as_result(row) for row in rows]
+        return [result_from(row) for row in rows]
 
 
-def _at(one: Instance, now: float) -> tuple[str, float]:
-    return one.study_uid, now
+def _instance_from(row: sqlite3.Row) -> Instance:
+    return Instance(
+        row["sop_uid"], row["study_uid"], row["sop_class"], row["transfer_syntax"], row["digest"], row["size"],
+        row["file"], bool(row["image"]),
+    )  # fmt: skip
 
 
-def _instance(row: sqlite3.Row) -> Instance:
-    found = {one.name: row[one.name] for one in fields(Instance)}
-    return Instance(**found | {"image": bool(found["image"])})
-
-
-def as_result(row: sqlite3.Row) -> Result:
-    """A row with the columns of `results`."""
-    return Result(**{one.name: row[one.name] for one in fields(Result)})
+def result_from(row: sqlite3.Row) -> Result:
+    """The result of a row with the columns of the table `results`."""
+    return Result(
+        row["sop_uid"], row["study_uid"], row["sop_class"], row["kind"], row["file"], row["digest"],
+        row["series_uid"], row["size"],
+    )  # fmt: skip

@@ -1,10 +1,9 @@
-"""C-STORE and C-ECHO: an instance is acknowledged when it is safe on disk and in the ledger, and not before."""
+"""C-STORE and C-ECHO (PS3.7 9.1): an instance is acknowledged when it is safe on disk and in the ledger."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -15,65 +14,67 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from medopt.pacs.association import server_context
+from medopt.pacs.association import quiet_network, server_context
+from medopt.pacs.audit import AuditTrail, no_audit
 from medopt.pacs.bounded_server import BoundedServer, Bounds
 from medopt.pacs.commitment import CommitmentReceiver
-from medopt.pacs.intake import STORED, Intake, Refusal, content_digest, described
-from medopt.pacs.settings import Node
+from medopt.pacs.intake import SUCCESS, Intake, Refusal, content_digest, parse_instance
+from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import Spool
 
 log = logging.getLogger("medopt.pacs")
-for _name in ("pydicom", "pynetdicom", "highdicom"):  # what they say may quote a header
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _PDU_BYTES = 1024 * 1024
-"""What a sender may put into one PDU: pynetdicom's 16 kB make 250 rounds of an image of 2 megapixels."""
+"""The largest PDU offered to senders: pynetdicom's 16 kB need 250 rounds for an image of 2 megapixels."""
 # A data set that is deflated as a whole could become a thousand times as large while its header is read.
-_SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated and "Deflate" not in UID(one).name]
+_TRANSFER_SYNTAXES = [
+    uid for uid in ALL_TRANSFER_SYNTAXES if not UID(uid).is_deflated and "Deflate" not in UID(uid).name
+]
 
 
 class Receiver:
-    """The listening side of a node, by DIMSE. `told(event, ...)` is for the audit."""
+    """The node's DICOM port."""
 
     def __init__(
         self,
-        node: Node,
+        settings: NodeSettings,
         spool: Spool,
         intake: Intake,
-        reports: CommitmentReceiver,
-        told: Callable[..., None] = lambda *_, **__: None,
+        commitments: CommitmentReceiver,
+        audit: AuditTrail = no_audit,
     ) -> None:
-        self._node, self._spool, self._told = node, spool, told
-        self._intake, self._reports = intake, reports
+        self._settings, self._spool, self._audit = settings, spool, audit
+        self._intake, self._commitments = intake, commitments
         self._server: Any = None
 
     def start(self) -> int:
-        """Listen; returns the port. Raises OSError where that is taken."""
-        limits = self._node.limits
-        ae = AE(self._node.aet)
+        """Listen; returns the port. Raises OSError if it is taken."""
+        quiet_network()
+        limits = self._settings.limits
+        ae = AE(self._settings.aet)
         ae.require_called_aet = True
         ae.maximum_associations = limits.associations
         ae.maximum_pdu_size = _PDU_BYTES
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 5, limits.idle_seconds, limits.idle_seconds
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax or "", _SYNTAXES)
+            ae.add_supported_context(context.abstract_syntax or "", _TRANSFER_SYNTAXES)
         ae.add_supported_context(Verification)
         ae.add_supported_context(Push, scu_role=True, scp_role=True)  # the destination is the provider of this service
         handlers: list[Any] = [
-            (evt.EVT_REQUESTED, self._asked),
-            (evt.EVT_C_STORE, self._store),
-            (evt.EVT_C_ECHO, self._echo),
-            (evt.EVT_N_EVENT_REPORT, self._reported),
+            (evt.EVT_REQUESTED, self._on_association),
+            (evt.EVT_C_STORE, self._on_c_store),
+            (evt.EVT_C_ECHO, self._on_c_echo),
+            (evt.EVT_N_EVENT_REPORT, self._on_event_report),
         ]
         self._server = ae.make_server(
-            (self._node.host, self._node.port),
-            ae_title=self._node.aet,
-            ssl_context=server_context(self._node.tls),
+            (self._settings.host, self._settings.port),
+            ae_title=self._settings.aet,
+            ssl_context=server_context(self._settings.tls),
             evt_handlers=handlers,
             server_class=BoundedServer,
             bounds=Bounds(limits.instance_bytes, limits.memory_bytes, 2 * limits.associations),
         )
-        ae._servers.append(self._server)  # its shutdown takes it out again
+        ae._servers.append(self._server)  # its shutdown removes it from there
         serve = self._server.serve_forever
         self._thread = threading.Thread(target=serve, args=(0.1,), name="pacs-listen", daemon=True)
         self._thread.start()
@@ -85,57 +86,57 @@ class Receiver:
         return self._server is not None and self._thread.is_alive()
 
     def stop(self) -> None:
-        """No new associations; those open are aborted. What they had sent was acknowledged only if it is safe."""
+        """Accept no new associations and abort the open ones. Only instances that are safe were acknowledged."""
         if self._server is not None:
             server, self._server = self._server, None
             server.shutdown()
             for association in server.active_associations:
                 association.abort()
 
-    def _asked(self, event: evt.Event) -> None:
-        """Turn away whom the node does not know (PS3.8 9.3.4: permanent, by the service user, calling title)."""
+    def _on_association(self, event: evt.Event) -> None:
+        """Reject an unknown sender (PS3.8 9.3.4: permanent, by the service user, calling title not recognized)."""
         association: Association = event.assoc
-        asked: Any = association.requestor.primitive
-        title, address = asked.calling_ae_title.strip(), str(association.requestor.address)
-        known = [peer for peer in self._node.accept if peer.aet == title]
-        if any(peer.comes_from(address) for peer in known):
+        request: Any = association.requestor.primitive
+        title, address = request.calling_ae_title.strip(), str(association.requestor.address)
+        senders = [sender for sender in self._settings.accept if sender.aet == title]
+        if any(sender.has_address(address) for sender in senders):
             return
-        why = "from an address that is not its own" if known else "an AE title that is not in `accept`"
-        log.warning("association rejected: %s", why)
-        self._told("rejected", reason=why)
+        reason = "from an address that is not its own" if senders else "an AE title that is not in `accept`"
+        log.warning("association rejected: %s", reason)
+        self._audit("rejected", reason=reason)
         association.acse.send_reject(0x01, 0x01, 0x03)
         association.kill()
 
-    def _echo(self, event: evt.Event) -> int:
-        wire: Any = event.assoc.dul.socket
-        wire.begin_message()
-        return STORED
+    def _on_c_echo(self, event: evt.Event) -> int:
+        socket: Any = event.assoc.dul.socket
+        socket.begin_message()
+        return SUCCESS
 
-    def _store(self, event: evt.Event) -> Dataset | int:
-        wire: Any = event.assoc.dul.socket
+    def _on_c_store(self, event: evt.Event) -> Dataset | int:
+        socket: Any = event.assoc.dul.socket
         try:
-            return self._kept(event)
+            self._store(event)
+            return SUCCESS
         except Refusal as refusal:
-            self._intake.refused(refusal)
-            answer = Dataset()
-            answer.Status, answer.ErrorComment = refusal.status, refusal.reason[:64]
-            return answer
+            self._intake.record_refusal(refusal)
+            response = Dataset()
+            response.Status, response.ErrorComment = refusal.status, refusal.reason[:64]
+            return response
         finally:
-            wire.begin_message()
+            socket.begin_message()
 
-    def _reported(self, event: evt.Event) -> tuple[int, None]:
-        """A destination says what it keeps."""
+    def _on_event_report(self, event: evt.Event) -> tuple[int, None]:
+        """A destination reports which results it keeps (N-EVENT-REPORT, PS3.4 J.3.3)."""
         event.assoc.dul.socket.begin_message()  # type: ignore[union-attr]
         title = event.assoc.requestor.primitive.calling_ae_title.strip()  # type: ignore[union-attr]
-        return self._reports.take(title, event.event_information), None
+        return self._commitments.take(title, event.event_information), None
 
-    def _kept(self, event: evt.Event) -> int:
+    def _store(self, event: evt.Event) -> None:
         content = event.encoded_dataset()
         request: Any = event.request
-        syntax = str(event.context.transfer_syntax)
-        with request.DataSet.getbuffer() as body:  # without the file header, which is the library's
-            digest = content_digest(syntax, [body])
-        names = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
-        one = described(BytesIO(content), names, syntax, digest, len(content))
-        self._intake.keep(one, lambda place: self._spool.write(place, [content]), event.assoc.is_alive)
-        return STORED
+        transfer_syntax = str(event.context.transfer_syntax)
+        with request.DataSet.getbuffer() as body:  # without the file header, which pynetdicom writes
+            digest = content_digest(transfer_syntax, [body])
+        sop_uid, sop_class = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
+        instance = parse_instance(BytesIO(content), sop_uid, sop_class, transfer_syntax, digest, len(content))
+        self._intake.store(instance, lambda name: self._spool.write(name, [content]), event.assoc.is_alive)

@@ -1,4 +1,4 @@
-"""The ledger's tables, one step a version: an older file is brought forward in one go and keeps its content."""
+"""The ledger's tables, one step a version: an older file is migrated in one transaction and keeps its content."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ STEPS: tuple[tuple[str, ...], ...] = (
             reason TEXT NOT NULL DEFAULT '',
             PRIMARY KEY (sop_uid, destination))""",
     ),
-    (  # without these every look at a study reads the whole table
+    (  # without these indexes every query of a study reads the whole table
         "CREATE INDEX instances_of ON instances (study_uid)",
         "CREATE INDEX results_of ON results (study_uid)",
         "CREATE INDEX studies_in ON studies (state)",
         "CREATE INDEX sends_in ON sends (state, due)",
     ),
-    (  # retention: 0 the files are there, 1 they are being removed, 2 they are gone
+    (  # retention: emptied is 0 while the files are there, 1 while they are being removed, 2 afterwards
         "ALTER TABLE studies ADD COLUMN emptied INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE results ADD COLUMN series_uid TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE results ADD COLUMN size INTEGER NOT NULL DEFAULT 0",
     ),
 )
-"""What each version adds. A step that was shipped is never changed."""
+"""What each version adds. A step that was released is never changed."""
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring a file to the newest version, inside the caller's transaction; raises ConfigError for a newer file."""
+    """Migrate a file to the newest version, inside the caller's transaction; raises ConfigError for a newer file."""
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > len(STEPS):
         raise ConfigError(

@@ -1,161 +1,169 @@
-"""Results to their destinations: each tried by itself, ever more seldom, and never again once confirmed."""
+"""Sends results to their destinations: each by itself, with growing waits, and never again after a confirmation."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from medopt.core.privacy import pseudonym
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.association import associate
-from medopt.pacs.commitment import AWAITED, ask
-from medopt.pacs.destinations import Destination, WebDestination
+from medopt.pacs.audit import AuditTrail, no_audit
+from medopt.pacs.commitment import AWAITING_REPORT, request_commitment
+from medopt.pacs.intake import SUCCESS
 from medopt.pacs.ledger import Ledger
-from medopt.pacs.send_queue import Send, SendQueue
-from medopt.pacs.settings import Node
+from medopt.pacs.peers import DimsePeer, WebPeer
+from medopt.pacs.send_queue import PendingSend, SendQueue
+from medopt.pacs.settings import NodeSettings, SendSettings
 
 log = logging.getLogger("medopt.pacs")
 _WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, though some elements were changed or dropped (PS3.4 B.2.3)
 
 
-def wait_seconds(node: Node, attempts: int) -> float:
-    """How long to wait after so many failed attempts: doubled each time, up to a bound."""
-    sending = node.sending
+def wait_seconds(sending: SendSettings, attempts: int) -> float:
+    """Seconds to wait after this many failed attempts: doubled each time, up to `longest_seconds`."""
     return float(min(sending.longest_seconds, sending.first_seconds * 2 ** min(attempts - 1, 30)))
 
 
 class Sender:
-    """Sends what the ledger owes. One object is used by one thread."""
+    """Sends what is due in the ledger. One object is used by one thread."""
 
-    def __init__(self, node: Node, ledger: Ledger, told: Callable[..., None] = lambda *_, **__: None) -> None:
-        self._node, self._queue, self._told = node, SendQueue(ledger), told
-        self._known = {one.name: one for one in node.destinations}
+    def __init__(
+        self,
+        settings: NodeSettings,
+        ledger: Ledger,
+        audit: AuditTrail = no_audit,
+        *,
+        clock: Callable[[], float],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._settings, self._queue, self._audit = settings, SendQueue(ledger), audit
+        self._clock, self._stopping = clock, stopping
+        self._destinations = {peer.name: peer for peer in settings.destinations}
 
-    def send_due(self, now: Callable[[], float], stopping: Callable[[], bool] = lambda: False) -> int:
-        """Try all that is due once; returns how many were confirmed."""
-        owed: dict[str, list[Send]] = defaultdict(list)
-        for one in self._queue.due(now()):
-            owed[one.destination].append(one)
-        done = 0
-        for name, sends in owed.items():
-            if name not in self._known:
-                for one in sends:
-                    self._failed(one, "the destination is no longer in the node file", now(), park=True)
-                continue
-            done += self._batch(self._known[name], sends, now, stopping)
-        return done
+    def send_due(self) -> int:
+        """Attempt each due send once; returns how many were confirmed."""
+        due: dict[str, list[PendingSend]] = defaultdict(list)
+        for send in self._queue.due(self._clock()):
+            due[send.destination_name].append(send)
+        confirmed = 0
+        for name, sends in due.items():
+            destination = self._destinations.get(name)
+            if destination is None:
+                for send in sends:
+                    self._record_failure(send, "the destination is no longer in the node file", park=True)
+            elif isinstance(destination, WebPeer):
+                confirmed += self._send_web(destination, sends)
+            else:
+                confirmed += self._send_dimse(destination, sends)
+        return confirmed
 
-    def _batch(
-        self, place: Destination | WebDestination, sends: list[Send], now: Callable[[], float],
-        stopping: Callable[[], bool],
-    ) -> int:  # fmt: skip
-        """One connection for all of a destination."""
-        if isinstance(place, WebDestination):
-            from medopt.pacs.http.client import Client  # what it imports is not needed without one
+    def _send_web(self, destination: WebPeer, sends: Sequence[PendingSend]) -> int:
+        from medopt.pacs.http.client import Client  # its imports are not needed without DICOMweb
 
-            with Client(place, self._node.sending.timeout_seconds) as client:
-                return self._each(
-                    place, sends, lambda one: client.store(self._path(one), one.result.sop_uid), now, stopping
-                )
-        classes = sorted({one.result.sop_class for one in sends})
-        wanted = [*classes, *([Push] if place.commit else [])]
-        link = associate(self._node, place, wanted, [ExplicitVRLittleEndian])
+        with Client(destination, self._settings.sending.timeout_seconds) as client:
+            return self._send_each(sends, lambda send: client.store(self._path(send), send.result.sop_uid))
+
+    def _send_dimse(self, destination: DimsePeer, sends: Sequence[PendingSend]) -> int:
+        """All sends of a destination go over one association."""
+        sop_classes = sorted({send.result.sop_class for send in sends})
+        services = [*sop_classes, *([Push] if destination.commit else [])]
+        association = associate(self._settings, destination, services, [ExplicitVRLittleEndian])
         try:
-            if not place.commit:
-                return self._each(place, sends, lambda one: self._attempt(link, one), now, stopping)
-            self._commit(place, sends, link, now, stopping)
+            if not destination.commit:
+                return self._send_each(sends, lambda send: self._c_store(association, send))
+            self._send_and_commit(destination, sends, association)
             return 0
         finally:
-            if link.is_established:
-                link.release()
+            if association.is_established:
+                association.release()
 
-    def _commit(
-        self, place: Destination, sends: list[Send], link: Association, now: Callable[[], float],
-        stopping: Callable[[], bool],
-    ) -> None:  # fmt: skip
-        """Send, then ask whether all that was stored is kept; the report confirms it."""
-        stored = []
-        for one in sends:
-            if stopping():
+    def _send_each(self, sends: Sequence[PendingSend], attempt: Callable[[PendingSend], str]) -> int:
+        """Each instance succeeds or fails by itself. `attempt` returns why it failed, '' if it was confirmed."""
+        confirmed = 0
+        for send in sends:
+            if self._stopping():
                 break
-            if reason := self._attempt(link, one):
-                self._failed(one, reason, now())
+            reason = attempt(send)
+            if reason:
+                self._record_failure(send, reason)
             else:
-                stored.append(one)
+                self._queue.confirm(send, self._clock())
+                self._record_stored("sent", send)
+                confirmed += 1
+        return confirmed
+
+    def _send_and_commit(self, destination: DimsePeer, sends: Sequence[PendingSend], association: Association) -> None:
+        """Send, then ask whether everything stored is kept; the destination's report confirms it."""
+        stored = []
+        for send in sends:
+            if self._stopping():
+                break
+            if reason := self._c_store(association, send):
+                self._record_failure(send, reason)
+            else:
+                stored.append(send)
         if not stored:
             return
-        reason = ask(link, place, stored)
-        for one in stored:
+        reason = request_commitment(association, destination, stored)
+        for send in stored:
             if reason:
-                self._failed(one, reason, now())
+                self._record_failure(send, reason)
                 continue
-            last = one.attempts + 1 >= self._node.sending.tries
-            self._queue.unsent(one, AWAITED, None if last else now() + self._node.sending.commit_seconds)
-            self._told("stored", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
+            last = send.attempts + 1 >= self._settings.sending.tries
+            due = None if last else self._clock() + self._settings.sending.commit_seconds
+            self._queue.reschedule(send, AWAITING_REPORT, due)
+            self._record_stored("stored", send)
 
-    def _each(
-        self, place: Destination | WebDestination, sends: list[Send], attempt: Callable[[Send], str],
-        now: Callable[[], float], stopping: Callable[[], bool],
-    ) -> int:  # fmt: skip
-        """Each instance succeeds or fails by itself."""
-        done = 0
-        for one in sends:
-            if stopping():
-                break
-            reason = attempt(one)
-            if reason:
-                self._failed(one, reason, now())
-            else:
-                self._queue.confirmed(one, now())
-                self._told("sent", study=pseudonym(one.result.study_uid), content=one.result.digest, to=place.name)
-                done += 1
-        return done
-
-    def _attempt(self, link: Association, one: Send) -> str:
-        """Send the stored bytes; why that failed, empty where the destination confirmed it."""
-        if not link.is_established:
-            return "the destination rejected the association" if link.is_rejected else "the destination is not reached"
+    def _c_store(self, association: Association, send: PendingSend) -> str:
+        """Send the stored bytes; why that failed, '' if the destination confirmed it."""
+        if not association.is_established:
+            rejected = association.is_rejected
+            return "the destination rejected the association" if rejected else "the destination is not reached"
         try:
-            answer = link.send_c_store(dcmread(self._path(one)))
-        except ValueError:  # no context was accepted
-            return "the destination does not take this kind of object"
+            response = association.send_c_store(parse_dicom(self._path(send)))
+        except ValueError:  # no presentation context was accepted
+            return "the destination does not accept this SOP class"
         except (OSError, RuntimeError):
             return "the connection broke off"
-        status = answer.get("Status")
+        status = response.get("Status")
         if status is None:
-            return "the destination did not answer in time, or the connection broke off"
-        return "" if status == 0x0000 or status in _WARNINGS else f"the destination answered 0x{status:04X}"
+            return "the destination did not respond in time, or the connection broke off"
+        return "" if status == SUCCESS or status in _WARNINGS else f"the destination answered 0x{status:04X}"
 
-    def _path(self, one: Send) -> Path:
-        return self._node.spool / one.result.file
+    def _path(self, send: PendingSend) -> Path:
+        return self._settings.spool / send.result.file
 
-    def _failed(self, one: Send, reason: str, now: float, *, park: bool = False) -> None:
-        attempts = one.attempts + 1
-        again = None if park or attempts >= self._node.sending.tries else now + wait_seconds(self._node, attempts)
-        self._queue.unsent(one, reason, again)
-        study, more = pseudonym(one.result.study_uid), "parked" if again is None else "tried again later"
-        log.warning("result of study %s not sent to %s (%s): %s", study, one.destination, more, reason)
-        self._told("not sent", study=study, to=one.destination, reason=reason, parked=again is None)
+    def _record_stored(self, event: str, send: PendingSend) -> None:
+        study = pseudonym(send.result.study_uid)
+        self._audit(event, study=study, content=send.result.digest, to=send.destination_name)
+
+    def _record_failure(self, send: PendingSend, reason: str, *, park: bool = False) -> None:
+        attempts, sending = send.attempts + 1, self._settings.sending
+        parked = park or attempts >= sending.tries
+        self._queue.reschedule(send, reason, None if parked else self._clock() + wait_seconds(sending, attempts))
+        study, what_next = pseudonym(send.result.study_uid), "parked" if parked else "tried again later"
+        log.warning("result of study %s not sent to %s (%s): %s", study, send.destination_name, what_next, reason)
+        self._audit("not sent", study=study, to=send.destination_name, reason=reason, parked=parked)
 
 
-def echo(node: Node, place: Destination | WebDestination) -> str:
-    """C-ECHO to a destination, or a query that finds nothing: empty, or why it failed."""
-    if isinstance(place, WebDestination):
+def echo(settings: NodeSettings, peer: DimsePeer | WebPeer) -> str:
+    """Check a peer by C-ECHO, or by a query that matches nothing; returns why it failed, '' if it succeeded."""
+    if isinstance(peer, WebPeer):
         from medopt.pacs.http.client import Client
 
-        with Client(place, node.sending.timeout_seconds) as client:
-            return client.answers()
-    link = associate(node, place, [Verification], [ExplicitVRLittleEndian])
-    if not link.is_established:
-        return "it rejected the association" if link.is_rejected else "it is not reached"
-    answer = link.send_c_echo()
-    link.release()
-    status = answer.get("Status")
-    return "" if status == 0x0000 else "it did not answer C-ECHO"
+        with Client(peer, settings.sending.timeout_seconds) as client:
+            return client.check()
+    association = associate(settings, peer, [Verification], [ExplicitVRLittleEndian])
+    if not association.is_established:
+        return "it rejected the association" if association.is_rejected else "it is not reached"
+    response = association.send_c_echo()
+    association.release()
+    return "" if response.get("Status") == SUCCESS else "it did not answer C-ECHO"

@@ -1,4 +1,4 @@
-"""`node.yaml`: all that a PACS node may be told. An unknown key is refused with "did you mean"."""
+"""`node.yaml`: every setting of a PACS node. An unknown key is refused with "did you mean"."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from medopt.config import Section, SeriesRules
 from medopt.config.section import MEGABYTE, Positive
 from medopt.config.study_file import read_keys
 from medopt.core.errors import ConfigError
-from medopt.pacs.destinations import Destination, Place, Port, Title, anchored, explain_place
+from medopt.pacs.peers import AETitle, DimsePeer, Port, RemotePeer, explain_finding, with_absolute_paths
 
 
-class Web(Section):
-    """A page with the node's state, `/health`, `/metrics`, and STOW-RS. Without this section there is none of it."""
+class WebSettings(Section):
+    """A status page, `/health`, `/metrics`, and STOW-RS. Without this section the node has no HTTP port."""
 
     host: str = "127.0.0.1"
     """The address to listen on; one that other machines reach needs a key."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8043
+    port: Port = 8043
     key_file: Path | None = None
-    """A file that holds a key of at least 16 characters, asked for by all but /health: as X-API-Key, Authorization:
-    Bearer, or, for browsers, as the password of any user. Else the environment's MEDOPT_API_KEY, else none."""
+    """A file with a key of at least 16 characters, which every request but /health must carry: as X-API-Key, as
+    Authorization: Bearer, or, for browsers, as the password of any user. By default the environment's MEDOPT_API_KEY,
+    or no key."""
     names: list[str] = Field(default_factory=list)
-    """Names by which clients call this machine, beside its address; a request for another one is refused."""
+    """Names by which clients call this machine, beside its address; a request for another name is refused."""
     tls: bool = False
     """True: HTTPS with the certificate of the section `tls`."""
     stow: bool = False
-    """True: instances are also taken by STOW-RS, at /dicom-web/studies."""
+    """True: instances are also accepted by STOW-RS, at /dicom-web/studies."""
     body_mb: Positive = 4096
-    """The largest request of STOW-RS; its instances are bounded by limits.instance_mb each."""
+    """The largest request of STOW-RS; limits.instance_mb bounds each of its instances."""
 
     @property
     def body_bytes(self) -> int:
@@ -48,18 +49,18 @@ class Web(Section):
 Modality = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]
 
 
-class Pull(Section):
-    """Asks a PACS which studies it has, and fetches what never came here."""
+class PullSettings(Section):
+    """Asks a PACS which studies it has, and fetches the instances that never reached this node."""
 
-    source: Place
-    """With aet, host and port it is asked by C-FIND and C-MOVE, and must know this node's AE title, address and port;
-    and it must be in `accept`. With url it is asked by QIDO-RS and WADO-RS."""
+    source: RemotePeer
+    """With aet, host and port it is asked by C-FIND and C-MOVE: it must know this node's AE title, address and port,
+    and must be in `accept`. With url it is asked by QIDO-RS and WADO-RS."""
     modalities: list[Modality] = Field(min_length=1)
-    """Series of these are asked for, as in [CR, DX]."""
+    """The modalities of the series to ask for, as in [CR, DX]."""
     days: Positive = 2
-    """Studies are asked for whose date is no more days ago."""
+    """Ask for studies whose date is at most this many days ago."""
     every_minutes: Positive | None = 60
-    """How often a running node asks, for the first time when it starts; null: only `medopt pacs reconcile` does."""
+    """How often a running node asks, for the first time when it starts; null: only `medopt pacs reconcile` asks."""
 
 
 def _network(text: str) -> str:
@@ -73,34 +74,34 @@ def _network(text: str) -> str:
 Network = Annotated[str, AfterValidator(_network)]
 
 
-class Peer(Section):
-    """Who may send: an AE title, and the addresses that it may come from."""
+class AcceptedSender(Section):
+    """A system that may send: its AE title, and the addresses that it may send from."""
 
-    aet: Title
+    aet: AETitle
     addresses: list[Network] = Field(min_length=1)
     """IP addresses or networks, as in [10.1.2.3, 10.1.4.0/24]."""
 
-    def comes_from(self, address: str) -> bool:
-        """Whether an IP address is one of this peer's."""
-        found = ip_address(address)
-        mapped = getattr(found, "ipv4_mapped", None) or found
-        return any(mapped in ip_network(one, strict=False) for one in self.addresses)
+    def has_address(self, address: str) -> bool:
+        """Whether an IP address is one of this sender's."""
+        parsed = ip_address(address)
+        unmapped = getattr(parsed, "ipv4_mapped", None) or parsed
+        return any(unmapped in ip_network(network, strict=False) for network in self.addresses)
 
 
 class NodeLimits(Section):
-    """What no sender may exceed."""
+    """Limits that no sender may exceed."""
 
     associations: int = Field(100, ge=1, le=1000)
-    """Associations at the same time; one more is rejected as a passing shortage."""
+    """Associations at the same time; a further one is rejected as a temporary congestion."""
     instance_mb: Positive = 1024
     """The largest instance. A connection that sends more is closed."""
     memory_mb: Positive = 4096
-    """What unfinished instances of all senders may take together; a connection that brings more is closed, and its
+    """Memory for the unfinished instances of all senders together; a connection that exceeds it is closed, and its
     sender has to try again."""
     free_mb: float = Field(1024, ge=0)
-    """Free space of the spool's disk below which every instance is refused (0xA700) until there is more again."""
+    """While the spool's disk has less free space than this, every instance is refused (0xA700)."""
     idle_seconds: Positive = 60
-    """A connection that says nothing for so long is closed."""
+    """A connection that sends nothing for this long is closed."""
 
     @property
     def instance_bytes(self) -> int:
@@ -122,133 +123,143 @@ class WorkerSettings(Section):
     """The process that decodes and predicts. It may be killed at any time without loss."""
 
     tries: int = Field(3, ge=1)
-    """A study during which the process ended so many times is parked."""
+    """A study during which the process ended this many times is parked."""
     seconds: Positive = 600
-    """The longest that one study may take."""
+    """The longest time for one study."""
     memory_mb: Positive = 8192
-    """The process is ended where it takes more memory (resident)."""
+    """The process is ended when it takes more memory (resident)."""
 
 
-class Sending(Section):
-    """How often a result is tried before it is parked; `medopt pacs retry` begins anew."""
+class SendSettings(Section):
+    """How often a result is sent before it is parked; `medopt pacs retry` starts again."""
 
     tries: int = Field(12, ge=1)
     first_seconds: Positive = 15
-    """The wait after the first failure; it doubles with each one."""
+    """The wait after the first failure; it doubles with each further failure."""
     longest_seconds: Positive = 900
     """The longest wait between two attempts."""
     timeout_seconds: Positive = 30
-    """How long a destination may take to answer."""
+    """How long a destination may take to respond."""
     commit_seconds: Positive = 900
-    """How long a destination with commit: true may take to say that it keeps a result; then it is sent once more."""
+    """How long a destination with commit: true may take to report that it keeps a result; then it is sent again."""
 
 
-class Results(Section):
-    """What is sent back."""
+class ResultSettings(Section):
+    """The objects that are sent back."""
 
     text: bool = True
-    """Also a Basic Text SR, for viewers that read no measurement reports."""
+    """True: send a Basic Text SR, too, for viewers that read no measurement reports."""
     heat_maps: int = Field(8, ge=0, le=100)
-    """Also Secondary Captures that show where the evidence lay, for findings that are present or undecided: of at most
-    so many scans of a study, those of the highest probability. 0: none."""
+    """Secondary Captures that show where the evidence is, for findings that are present or undecided: of at most this
+    many scans of a study, those with the highest probability. 0: none."""
     declined: bool = True
-    """True: a scan that the release declines gets a report, too, that says Undetermined. False: nothing is sent."""
+    """True: a scan that the release declines gets a report, too, which says Undetermined. False: nothing is sent."""
     series_number: int = Field(9001, ge=1, le=2**31 - 100)
-    """Of the measurement reports; those in text have the next one, heat maps the one after."""
+    """Series number of the measurement reports; the text reports have the next number, heat maps the one after."""
 
 
-class Retention(Section):
+class RetentionSettings(Section):
     """How long the spool keeps a study after every destination confirmed its results; never shorter.
 
-    What was parked stays until somebody decides. The ledger remembers every study: sent again it is acknowledged and
-    gives no second result; a new image of it is refused.
+    Parked studies and results stay until a person decides. The ledger remembers every study: sent again, it is
+    acknowledged and gives no second result; a new image of it is refused.
     """
 
     days: float = Field(30, ge=0)
-    """So long after the last change."""
+    """Days after the last change of the study."""
     gigabytes: Positive | None = None
-    """Above so much the oldest of them go earlier, until the spool holds less."""
+    """When the spool holds more, the oldest of these studies are removed earlier, until it holds less."""
 
 
-class DicomTls(Section):
-    """Encryption with a certificate of both sides: a sender without one of the authority's is turned away."""
+class TlsSettings(Section):
+    """TLS with a certificate on both sides: a sender without a certificate of the authority is rejected."""
 
     certificate: Path
     """The node's certificate with its chain (PEM)."""
     key: Path
     """Its private key (PEM)."""
     authority: Path
-    """The certificates (PEM) of those who may vouch for the other side."""
+    """The certificates (PEM) of the authorities that may sign the other side's certificate."""
 
 
-class Node(Section):
-    """One PACS node: who it is, who may send, what it runs, where results go."""
+class NodeSettings(Section):
+    """One PACS node: its identity, who may send, which release it runs, where results go."""
 
-    aet: Title
-    """The node's own AE title; an association that calls another one is rejected."""
+    aet: AETitle
+    """The node's own AE title; an association that calls another title is rejected."""
     host: str = "0.0.0.0"
     port: Port = 11112
     release: Path
     """A release folder, whose relative path starts at this file's folder; or models:/NAME@champion, as MLflow's
-    registry has it when the node starts (kept here for when it does not answer)."""
+    registry has it when the node starts (a copy is kept here in case the registry does not answer)."""
     model: Literal["int8", "float"] = "int8"
     spool: Path
-    """The folder for what was received and for the ledger, on a local disk; it holds patients' data."""
-    accept: list[Peer] = Field(min_length=1)
-    destinations: list[Place] = Field(min_length=1)
+    """The folder for received instances and for the ledger, on a local disk; it holds patients' data."""
+    accept: list[AcceptedSender] = Field(min_length=1)
+    destinations: list[RemotePeer] = Field(min_length=1)
     """Each with aet, host and port, for C-STORE, or with url, for STOW-RS."""
     quiet_seconds: Positive = 60
-    """A study is complete when it was quiet for so long and no association that sent any of it is open."""
+    """A study is complete when no image of it came for this long and no association that sent any of it is open."""
     late_images: Literal["new_result", "refuse"] = "new_result"
-    """What becomes of an image of a study that was answered: a new result, which names the earlier one, or it is
-    refused."""
+    """What happens to a new image of a study that was answered: it leads to a new result, which names the earlier
+    result, or it is refused."""
     series: SeriesRules | None = None
-    """Which series of a study is meant, instead of the release's own rules."""
+    """Which series of a study to answer, instead of the release's own rules."""
     limits: NodeLimits = NodeLimits()
     work: WorkerSettings = WorkerSettings()
-    sending: Sending = Sending()
-    results: Results = Results()
-    retention: Retention = Retention()
-    tls: DicomTls | None = None
-    web: Web | None = None
-    pull: Pull | None = None
+    sending: SendSettings = SendSettings()
+    results: ResultSettings = ResultSettings()
+    retention: RetentionSettings = RetentionSettings()
+    tls: TlsSettings | None = None
+    web: WebSettings | None = None
+    pull: PullSettings | None = None
 
     @model_validator(mode="after")
-    def _each_once(self) -> Self:
-        names = [one.name for one in self.destinations]
+    def _consistent(self) -> Self:
+        names = [peer.name for peer in self.destinations]
         if len(set(names)) < len(names):
             raise ValueError(f"a destination stands twice in {names}")
-        if self.tls is None and any(isinstance(one, Destination) and one.tls for one in self.destinations):
+        dimse_peers = [peer for peer in self.destinations if isinstance(peer, DimsePeer)]
+        if self.tls is None and any(peer.tls for peer in dimse_peers):
             raise ValueError("a destination with tls: true needs the node's section tls")
-        known = {peer.aet for peer in self.accept}
-        for one in self.destinations:
-            if isinstance(one, Destination) and one.commit and one.aet not in known:
-                raise ValueError(f"destination {one.aet} with commit: true reports to the node: name it in accept, too")
+        accepted = {sender.aet for sender in self.accept}
+        for peer in dimse_peers:
+            if peer.commit and peer.aet not in accepted:
+                raise ValueError(
+                    f"destination {peer.aet} with commit: true reports to the node: name it in accept, too"
+                )
         if self.tls is None and self.web is not None and self.web.tls:
             raise ValueError("web with tls: true needs the node's section tls")
         return self
 
 
-def load_node(path: Path) -> Node:
+def load_node_settings(path: Path) -> NodeSettings:
     """Read a node file; relative paths in it start at its folder.
 
     Raises ConfigError naming the file, the key and the nearest known key.
     """
     raw = read_keys(path, "node file", "aet, release, spool, accept and destinations")
     try:
-        node = Node.model_validate(raw)
+        settings = NodeSettings.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + " ".join(explain_place(item, Node) for item in error.errors()[:5])) from None
-    base = path.resolve().parent
-    registered = str(node.release).startswith("models:")
-    changes: dict[str, object] = {"release": node.release if registered else base / node.release}
-    changes["spool"] = base / node.spool
-    changes["destinations"] = [anchored(one, base) for one in node.destinations]
-    if node.pull is not None:
-        changes["pull"] = node.pull.model_copy(update={"source": anchored(node.pull.source, base)})
-    if node.tls is not None:
-        places = {name: base / getattr(node.tls, name) for name in DicomTls.model_fields}
-        changes["tls"] = node.tls.model_copy(update=places)
-    if node.web is not None and node.web.key_file is not None:
-        changes["web"] = node.web.model_copy(update={"key_file": base / node.web.key_file})
-    return node.model_copy(update=changes)
+        findings = (explain_finding(finding, NodeSettings) for finding in error.errors()[:5])
+        raise ConfigError(f"{path}: " + " ".join(findings)) from None
+    return _with_absolute_paths(settings, path.resolve().parent)
+
+
+def _with_absolute_paths(settings: NodeSettings, base: Path) -> NodeSettings:
+    from_registry = str(settings.release).startswith("models:")
+    changes: dict[str, object] = {
+        "release": settings.release if from_registry else base / settings.release,
+        "spool": base / settings.spool,
+        "destinations": [with_absolute_paths(peer, base) for peer in settings.destinations],
+    }
+    if settings.pull is not None:
+        source = with_absolute_paths(settings.pull.source, base)
+        changes["pull"] = settings.pull.model_copy(update={"source": source})
+    if settings.tls is not None:
+        files = {name: base / getattr(settings.tls, name) for name in TlsSettings.model_fields}
+        changes["tls"] = settings.tls.model_copy(update=files)
+    if settings.web is not None and settings.web.key_file is not None:
+        changes["web"] = settings.web.model_copy(update={"key_file": base / settings.web.key_file})
+    return settings.model_copy(update=changes)

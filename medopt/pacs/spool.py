@@ -1,4 +1,4 @@
-"""The spool's files: what was received, what is to be sent. A file is safe on disk before anyone is told of it."""
+"""The spool's files: received instances, and results to send. A file is safe on disk before anybody learns of it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from pathlib import Path
 from medopt.core.errors import BusyError
 from medopt.core.files import storage, sync
 
-STUDIES, RESULTS, AT_WORK, LEDGER, AUDIT = "studies", "results", "work", "ledger.db", "audit.jsonl"
-_PART = ".part"
+STUDIES, RESULTS, WORK, LEDGER, AUDIT = "studies", "results", "work", "ledger.db", "audit.jsonl"
+PART = ".part"
+"""The suffix of a file that is not yet complete."""
 
 
 class Spool:
-    """A folder for one node. Names in it are hashes of UIDs: nothing that a sender says becomes a path."""
+    """A folder for one node. Names in it are hashes of UIDs: nothing that a sender wrote becomes a path."""
 
     def __init__(self, root: Path) -> None:
-        """Make the folders, readable by their owner alone; raises StorageError."""
+        """Create the folders, readable by their owner alone; raises StorageError."""
         self.root = root
         with storage(root):
-            for name in ("", STUDIES, RESULTS, AT_WORK):
+            for name in ("", STUDIES, RESULTS, WORK):
                 (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            for kind in (STUDIES, RESULTS):  # made once: a folder for each study is one more wait for the disk
-                for shelf in range(256):
-                    (root / kind / f"{shelf:02x}").mkdir(mode=0o700, exist_ok=True)
-                sync(root / kind)
+            for name in (STUDIES, RESULTS):  # created once: a folder for each study would cost one more fsync
+                for number in range(256):
+                    (root / name / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+                sync(root / name)
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Keep the spool to this process; raises BusyError where another node has it.
+    def locked(self) -> Iterator[None]:
+        """Keep the spool to this process; raises BusyError if another node has it.
 
-        The lock goes with the process, however that ends.
+        The lock ends with the process, however that ends.
         """
-        import fcntl  # where medopt runs without a node, as on Windows, there is none
+        import fcntl  # not on Windows, where medopt runs without a node
 
         with (self.root / "node.lock").open("a") as stream:
             try:
@@ -49,21 +50,17 @@ class Spool:
             yield
 
     def free_bytes(self) -> int:
-        """Room left on the spool's disk for this user."""
-        found = os.statvfs(self.root)
-        return found.f_bavail * found.f_frsize
-
-    def place(self, kind: str, group: str, uid: str) -> str:
-        """The path below the spool of an object by its UID, on the shelf of its study."""
-        return hashed_place(kind, group, uid)
+        """Free space on the spool's disk for this user."""
+        disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize
 
     def write(self, name: str, content: Iterable[bytes]) -> None:
-        """Write a file whole or not at all, so that it outlives a power cut.
+        """Write a file whole or not at all, so that it survives a power cut.
 
-        A temporary name, fsync, rename, fsync of the folder. Raises OSError; nothing half-written stays.
+        A temporary name, fsync, rename, fsync of the folder. Raises OSError; no partial file stays.
         """
         path = self.root / name
-        part = path.with_name(f"{uuid.uuid4().hex}{_PART}")
+        part = path.with_name(f"{uuid.uuid4().hex}{PART}")
         try:
             with part.open("xb") as stream:
                 stream.writelines(content)
@@ -76,29 +73,29 @@ class Spool:
             raise
         sync(path.parent)
 
-    def adopt(self, part: Path, name: str) -> None:
-        """Give a file of the spool, whose bytes are on the disk already, its name; raises OSError."""
+    def move_in(self, part: Path, name: str) -> None:
+        """Give a temporary file of the spool, whose bytes are already on the disk, its name; raises OSError."""
         path = self.root / name
         part.replace(path)
         sync(path.parent)
 
     def remove(self, name: str) -> None:
-        """Remove a file, where it is there."""
+        """Remove a file if it exists."""
         with suppress(OSError):
             (self.root / name).unlink(missing_ok=True)
 
-    def clean(self) -> None:
-        """After a start: remove what an ended process left half-written, and its working folders."""
-        for part in self.root.rglob(f"*{_PART}"):
+    def clean_up(self) -> None:
+        """After a start: remove the partial files and working folders of a process that ended early."""
+        for part in self.root.rglob(f"*{PART}"):
             with suppress(OSError):
                 part.unlink()
-        for folder in (self.root / AT_WORK).iterdir():
+        for folder in (self.root / WORK).iterdir():
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
-    def gathered(self, names: Iterable[str]) -> Iterator[Path]:
-        """A folder that holds these files alone, as links, while they are at work."""
-        folder = self.root / AT_WORK / uuid.uuid4().hex
+    def working_folder(self, names: Iterable[str]) -> Iterator[Path]:
+        """A temporary folder that holds links to these files alone."""
+        folder = self.root / WORK / uuid.uuid4().hex
         try:
             folder.mkdir(mode=0o700)
             for name in names:
@@ -108,11 +105,10 @@ class Spool:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def hashed_place(kind: str, group: str, uid: str) -> str:
-    """The path below a spool of an object by its UID, on the shelf of its study."""
-    return f"{kind}/{hashed(group)[:2]}/{hashed(uid)}.dcm"
+def spool_file(folder: str, study_uid: str, sop_uid: str) -> str:
+    """The path below a spool of an instance in STUDIES or RESULTS; the subfolder follows from its study."""
+    return f"{folder}/{_hashed(study_uid)[:2]}/{_hashed(sop_uid)}.dcm"
 
 
-def hashed(uid: str) -> str:
-    """A UID as a file's name."""
+def _hashed(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]

@@ -1,135 +1,145 @@
-"""One study's images in, the objects to send back out: series by rules, decoding, prediction, reports."""
+"""Answers one study: choose its series by rules, decode and predict its scans, generate the objects to send back."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from pydicom import dcmread
+from pydicom import Dataset
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import SeriesSelection, matching_series, select_series
 from medopt.inference.evidence_map import Evidence
-from medopt.pacs.dicom_object import OutgoingObject
-from medopt.pacs.heat_map import heat_maps, shown
-from medopt.pacs.settings import Results
-from medopt.pacs.structured_report import Earlier, ModelIdentity, ScanAnswer, make_results, namer
+from medopt.pacs.heat_map import heat_maps, mapped_labels
+from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer
+from medopt.pacs.settings import ResultSettings
+from medopt.pacs.structured_report import study_reports
+from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
 from medopt.release.layout import SUMS, Kind
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Answer, Release
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """How a study ended. `decisions` are those of its scans, without an identifier."""
+class _Scan:
+    """What is read as one scan: a file, or `folder#series`; and its files."""
 
-    ending: Literal["done", "declined", "parked"]
-    reason: str = ""
-    made: tuple[OutgoingObject, ...] = ()
-    decisions: tuple[str, ...] = field(default=())
+    source: str | Path
+    files: tuple[Path, ...]
 
 
-class Answering:
+class StudyInference:
     """An opened release that answers studies."""
 
-    def __init__(self, release: Path, kind: Kind, rules: SeriesRules | None, wanted: Results) -> None:
-        """Open the release; raises ReleaseError."""
-        self._predictor = Predictor.open(release, kind)
+    def __init__(self, release: Path, precision: Kind, rules: SeriesRules | None, settings: ResultSettings) -> None:
+        """Open the release; raises ReleaseError. `rules` replace the release's own rules for series."""
+        self._predictor = Release.open(release, precision)
         info = self._predictor.info
-        model = info.models[kind]
-        self._rules, self._wanted = rules or info.series, wanted
-        self._volumes = len(info.prepare.size) == 3
-        self._evidence = Evidence.open(release / model.file) if wanted.heat_maps else None
-        self.origin = ModelIdentity(info, model, file_digest(release / model.file), file_digest(release / SUMS))
+        model = info.models[precision]
+        self._rules, self._settings = rules or info.series, settings
+        self._takes_volumes = len(info.prepare.size) == 3
+        self._evidence = Evidence.open(release / model.file) if settings.heat_maps else None
+        self.identity = ModelIdentity(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
-    def study(self, folder: Path, digests: Mapping[str, str], previous: Earlier, now: datetime) -> Answered:
-        """Answer the images of a folder, all of one study; `digests` are the ledger's, by file name.
+    def answer(self, request: StudyRequest) -> StudyResponse:
+        """Answer the images of a folder, all of one study.
 
-        A study of which the rules do not leave what is to be answered, and one whose scans the release declines, is
-        declined. One that cannot be read is parked: a person has to look.
+        The study is declined if the rules leave no series to answer, or if the release declines each of its scans. It
+        is parked if it cannot be read: a person has to look.
         """
+        folder = request.folder
         try:
-            found = index_folder(folder).series
-            selection = select_series(found, self._rules)
-            taken = self._taken(found, selection)
-            scans = [scan for series in taken for scan in self._scans(folder, series)]
-            answers = [self._answer(scan, images) for scan, images in scans] or [_refused(found, selection)]
+            all_series = index_folder(folder).series
+            selection = select_series(all_series, self._rules)
+            chosen = self._chosen(all_series, selection)
+            scans = [scan for series in chosen for scan in self._scans(folder, series)]
+            answers = [self._predict(scan) for scan in scans] or [_undetermined(all_series, selection)]
         except DataError as error:
-            return Answered("parked", str(error).replace(f"{folder}/", "").replace(str(folder), "the study"))
-        declined = all(one.answer.declined for one in answers)
-        made: list[OutgoingObject] = []
-        if not declined or self._wanted.declined:
-            inputs = [digests[path.name] for series in taken or found for path in series.files]
-            made = make_results(self.origin, answers, inputs, previous, self._wanted, now)
-            for scan, answer in self._shown([scan for scan, _ in scans], answers):
-                made += self._heat_maps(scan, answer, inputs, now)
-        reason = (
-            "; ".join(dict.fromkeys(one.answer.declined for one in answers)) if taken else _counted(found, selection)
+            reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the study")
+            return StudyResponse(ending="parked", reason=reason)
+        declined, reason = all(scan.answer.declined for scan in answers), ""
+        if declined:
+            reasons = dict.fromkeys(scan.answer.declined or "" for scan in answers)
+            reason = "; ".join(reasons) if chosen else _exclusion_counts(all_series, selection)
+        return StudyResponse(
+            ending="declined" if declined else "done",
+            reason=reason,
+            objects=self._objects(request, chosen or all_series, scans, answers),
+            decisions=tuple("declined" if scan.answer.declined else scan.answer.decision for scan in answers),
         )
-        decisions = tuple("declined" if one.answer.declined else one.answer.decision for one in answers)
-        return Answered("declined" if declined else "done", reason if declined else "", tuple(made), decisions)
 
-    def _taken(self, found: Sequence[Series], selection: SeriesSelection) -> Sequence[Series]:
-        """The series to answer, as in training: where rules are given, they leave one series of a study.
+    def _objects(
+        self, request: StudyRequest, inputs: Sequence[Series], scans: Sequence[_Scan], answers: Sequence[ScanAnswer]
+    ) -> tuple[OutgoingObject, ...]:
+        """The reports and heat maps of a study; none for a declined study if the settings say so."""
+        if not self._settings.declined and all(scan.answer.declined for scan in answers):
+            return ()
+        digests = [request.digests[path.name] for series in inputs for path in series.files]
+        study_uid = str(answers[0].images[0].StudyInstanceUID)
+        context = ResultContext(self.identity, study_uid, digests, self._settings, request.now)
+        objects = study_reports(context, answers, request.previous)
+        for scan, answer in self._scans_to_map(scans, answers):
+            objects += self._heat_maps(context, scan, answer)
+        return tuple(objects)
 
-        Where none are, a release for images answers each image of each series (two views are often two series); one
-        for volumes wants to be told which of several it is.
+    def _chosen(self, all_series: Sequence[Series], selection: SeriesSelection) -> Sequence[Series]:
+        """The series to answer, as in training: if there are rules, they leave one series of a study.
+
+        Without rules, a release for images answers each image of each series (two views are often two series); a
+        release for volumes needs a choice among several.
         """
-        if self._volumes or self._rules != SeriesRules():
+        if self._takes_volumes or self._rules != SeriesRules():
             return selection.chosen
-        return matching_series(found, self._rules)
+        return matching_series(all_series, self._rules)
 
-    def _scans(self, folder: Path, series: Series) -> list[tuple[str | Path, tuple[Path, ...]]]:
-        """What is read as one scan each, with its files.
+    def _scans(self, folder: Path, series: Series) -> list[_Scan]:
+        """A release for volumes reads the series as one scan, a release for images each of its images."""
+        if self._takes_volumes:
+            return [_Scan(f"{folder}#{series.uid}", tuple(series.files))]
+        return [_Scan(path, (path,)) for path in series.files]
 
-        A release for volumes takes the series as one, a release for images each of its images by itself.
-        """
-        if self._volumes:
-            return [(f"{folder}#{series.uid}", tuple(series.files))]
-        return [(path, (path,)) for path in series.files]
+    def _predict(self, scan: _Scan) -> ScanAnswer:
+        headers = tuple(_read_header(path) for path in scan.files)
+        return ScanAnswer(self._predictor.predict(scan.source), headers)
 
-    def _answer(self, scan: str | Path, files: Sequence[Path]) -> ScanAnswer:
-        images = tuple(dcmread(path, stop_before_pixels=True, force=True) for path in files)
-        return ScanAnswer(self._predictor.predict_scan(scan), images)
+    def _scans_to_map(self, scans: Sequence[_Scan], answers: Sequence[ScanAnswer]) -> list[tuple[_Scan, ScanAnswer]]:
+        """The scans that get a heat map: those with the highest probability of a mapped finding."""
+        pairs = [pair for pair in zip(scans, answers, strict=False) if mapped_labels(self.identity, pair[1])]
 
-    def _shown(self, scans: Sequence[str | Path], answers: Sequence[ScanAnswer]) -> list[tuple[str | Path, ScanAnswer]]:
-        """The scans that get a heat map: those of the highest probability of what is shown."""
-        pairs = [pair for pair in zip(scans, answers, strict=False) if shown(self.origin, pair[1])]
+        def highest(pair: tuple[_Scan, ScanAnswer]) -> float:
+            answer = pair[1]
+            return max(answer.answer.probabilities[label] for label in mapped_labels(self.identity, answer))
 
-        def highest(pair: tuple[str | Path, ScanAnswer]) -> float:
-            return max(pair[1].answer.probabilities[label] for label in shown(self.origin, pair[1]))
+        return sorted(pairs, key=highest, reverse=True)[: self._settings.heat_maps]
 
-        return sorted(pairs, key=highest, reverse=True)[: self._wanted.heat_maps]
-
-    def _heat_maps(
-        self, scan: str | Path, one: ScanAnswer, inputs: Sequence[str], now: datetime
-    ) -> list[OutgoingObject]:
-        """Of a scan with a finding that is not absent; it is read once more, the others never twice."""
+    def _heat_maps(self, context: ResultContext, scan: _Scan, answer: ScanAnswer) -> list[OutgoingObject]:
+        """The pictures of a scan, which is read a second time for them."""
         if self._evidence is None:
             return []
-        volume = self._predictor.chain.read(scan)
-        places = self._evidence.places(self._predictor.prepare(volume)[0])
-        if places is None:
-            return []
-        uid = namer(self.origin, one, inputs)
-        return heat_maps(self.origin, one, volume, places, uid, self._wanted, now)
+        volume = self._predictor.chain.read(scan.source)
+        evidence = self._evidence.places(self._predictor.prepare(volume)[0])
+        return [] if evidence is None else heat_maps(context, answer, volume, evidence)
 
 
-def _refused(found: Sequence[Series], selection: SeriesSelection) -> ScanAnswer:
-    """What a report says of a study of which no series could be chosen; it names the first image of each."""
+def _read_header(path: Path) -> Dataset:
+    return parse_dicom(path, stop_before_pixels=True, force=True)
+
+
+def _undetermined(all_series: Sequence[Series], selection: SeriesSelection) -> ScanAnswer:
+    """The answer for a study of which no series could be chosen, with the first image of each series."""
     _, _, why = selection.refusals[0].partition(": ")
-    images = tuple(dcmread(one.files[0], stop_before_pixels=True, force=True) for one in found)
-    return ScanAnswer(Answer({}, "", (), declined=f"The rules do not leave one series of this study. {why}"), images)
+    headers = tuple(_read_header(series.files[0]) for series in all_series)
+    declined = f"The rules do not leave one series of this study. {why}"
+    return ScanAnswer(Answer({}, "", (), declined=declined), headers)
 
 
-def _counted(found: Sequence[Series], selection: SeriesSelection) -> str:
-    """The same for a log: which rule left out how many series, without a word of their headers."""
-    words = Counter(selection.reasons[one.uid].split(" ")[0].rstrip(":") for one in found)
-    told = ", ".join(f"{many} {'left' if word == 'one' else word}" for word, many in words.items())
-    return f"the rules do not leave one of the {len(found)} series of this study ({told})"
+def _exclusion_counts(all_series: Sequence[Series], selection: SeriesSelection) -> str:
+    """The same for a log: how many series each rule excluded; nothing is quoted from their headers."""
+    rules = Counter(selection.reasons[series.uid].split(" ")[0].rstrip(":") for series in all_series)
+    counts = ", ".join(f"{number} {'left' if rule == 'one' else rule}" for rule, number in rules.items())
+    return f"the rules do not leave one of the {len(all_series)} series of this study ({counts})"

@@ -1,74 +1,54 @@
 """The process that decodes and predicts: `python -m medopt.pacs.worker_process FD`. It writes nothing and may die.
 
-Messages over the socket are JSON, whose bytes are base64. It ends when the other side does.
+It exchanges the messages of `worker_protocol` over a socket, and ends when the other side does.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from datetime import datetime
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
+from medopt.core import fast_monai_import
 from medopt.core.errors import MedoptError
-from medopt.core.fast_monai_import import import_lean_monai
-from medopt.imaging.dicom_file import quiet_pydicom
-from medopt.pacs.settings import Results, SeriesRules
+from medopt.pacs.worker_protocol import OpenRelease, ReleaseOpened, StudyRequest
 
 
-def serve(wire: Connection) -> None:
-    """Open the release that the first message names, then answer a study a message."""
-    first = json.loads(wire.recv_bytes())
-    import_lean_monai()
-    from medopt.pacs.study_inference import Answering
+def serve(connection: Connection) -> None:
+    """Open the release that the first message names, then answer one study for each further message."""
+    request = OpenRelease.model_validate_json(connection.recv_bytes())
+    fast_monai_import.install()
+    from medopt.pacs.study_inference import StudyInference
 
-    rules = None if first["series"] is None else SeriesRules.model_validate(first["series"])
-    wanted = Results.model_validate(first["results"])
     try:
-        answering = Answering(Path(first["release"]), first["model"], rules, wanted)
+        inference = StudyInference(request.release, request.model, request.series, request.results)
     except MedoptError as error:
-        wire.send_bytes(json.dumps({"refused": str(error), "code": error.exit_code}).encode())
+        connection.send_bytes(ReleaseOpened(refusal=str(error)).to_json())
         return
-    wire.send_bytes(json.dumps({"model": answering.origin.model_digest}).encode())
+    connection.send_bytes(ReleaseOpened(model_digest=inference.identity.model_digest).to_json())
     while True:
-        asked = json.loads(wire.recv_bytes())
-        wire.send_bytes(json.dumps(_answer(answering, asked)).encode())
-
-
-def _answer(answering: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    now = datetime.fromisoformat(asked["now"])
-    found = answering.study(Path(asked["folder"]), asked["digests"], asked["previous"], now)
-    made = [
-        {"kind": one.kind, "sop_class": one.sop_class, "sop_uid": one.sop_uid}
-        | {"content": base64.b64encode(one.content).decode()}
-        for one in found.made
-    ]
-    return {"ending": found.ending, "reason": found.reason, "made": made, "decisions": found.decisions}
+        study = StudyRequest.model_validate_json(connection.recv_bytes())
+        connection.send_bytes(inference.answer(study).to_json())
 
 
 def _end_with(parent: int) -> None:
-    """A node that was killed cannot end a worker that hangs: it ends itself."""
+    """End when the parent has ended: a node that was killed cannot end a worker that hangs."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-@quiet_pydicom()
 def main() -> None:
-    """Begin; what goes wrong here is seen by the node, which parks the study after some tries."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the node ends it
+    """Serve the node. If this process fails, the node notices, and parks the study after some tries."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the node ends this process
         signal.signal(number, signal.SIG_IGN)
     for name in ("pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.nice(10)  # a sender that waits for its answer goes before a prediction
+    os.nice(10)  # a sender that waits for its acknowledgement goes before a prediction
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         serve(Connection(int(sys.argv[1])))

@@ -136,20 +136,29 @@ def plan_patients(patients: int, seed: int) -> list[Patient]:
 
 
 def draw_study(
-    folder: Path,
+    folder: str | Path,
     *,
     patients: int = 600,
     seed: int = 7,
     reporter: Reporter | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Draw the whole study below `folder` and return its manifest's path.
+    """Draw a study of radiographs of fictional patients below `folder` and return the path of its manifest.
 
     Writes `images/<site>/<name>.dcm`, `phantom.json` (the parameters and the SHA-256 of the manifest) and, last of
     all, `manifest.csv`. Every file is written whole or not at all and depends on the seed alone, so an interrupted
     study is continued, and a complete one is returned at once. Raises ConfigError where the folder holds something
     else or the study would be too small, StorageError where it cannot be written.
+
+    Images are DICOM (DX, one 16-bit frame of about a megapixel) of three sites with different detectors; the third site
+    is in the test split only. `workers` processes draw, by default one a core; 1 draws in this process (the others
+    need `if __name__ == "__main__":` in a script, as all of Python's spawned processes).
+
+    >>> manifest = draw_study("phantom-data/phantom", patients=30)
+    >>> manifest.as_posix()
+    'phantom-data/phantom/manifest.csv'
     """
+    folder = Path(folder)
     if patients < 24:
         raise ConfigError(
             f"A phantom study of {patients} patients cannot fill three sites and splits: ask for 24 or more."

@@ -1,1 +1,1 @@
-"""A release: the folder that goes to a clinical inference server. Built, opened and verified here; it cannot train."""
+"""A release: the folder that goes to a clinical inference server. Here it is built, opened and verified."""

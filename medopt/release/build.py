@@ -1,4 +1,4 @@
-"""Build a release folder: whole or not at all, and verified before it gets its name."""
+"""Build a release folder: written whole or not at all, and verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from medopt.core.files import storage, write_text
 from medopt.release.card import card_of, render_card
 from medopt.release.drift_reference import REFERENCE, Reference
-from medopt.release.golden import draw_golden, record_answers
+from medopt.release.golden import draw_golden, open_every_model, record_answers, verify_release
 from medopt.release.layout import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
-from medopt.release.predictor import Predictor
-from medopt.release.verify import all_predictors, verify_release
+from medopt.release.predictor import Release
 
 
 def build_release(
@@ -20,12 +19,12 @@ def build_release(
     info: ReleaseInfo,
     models: Mapping[Kind, Path],
     domain: Path | None = None,
-    reference: Callable[[Predictor], Reference] | None = None,
+    reference: Callable[[Release], Reference] | None = None,
 ) -> None:
     """Write the release to `target`, replacing an earlier one of the same run.
 
-    `models` are the ONNX files, `domain` the gate that `info` names; `reference` tells, with the int8 model opened,
-    what service is to be held against. The folder is built beside `target`, verified as a user would, and renamed.
+    `models` are the ONNX files, `domain` the file of the out-of-domain check that `info` names; `reference` computes
+    the reference for drift with the opened int8 model. The folder is built beside `target`, verified, and renamed.
     Raises ReleaseError where it does not verify, StorageError where it cannot be written.
     """
     part = target.with_name(f".{target.name}.part")
@@ -43,11 +42,11 @@ def build_release(
             card.write(part / CARD_FACTS)
             scans = draw_golden(part / "golden", len(info.prepare.size))
             write_sums(part)
-            record_answers(part, all_predictors(part), scans)
+            record_answers(part, open_every_model(part), scans)
             if reference is not None:
                 write_sums(part)
-                told = reference(Predictor.open(part, "int8"))
-                write_text(part / REFERENCE, told.model_dump_json() + "\n")
+                distributions = reference(Release.open(part, "int8"))
+                write_text(part / REFERENCE, distributions.model_dump_json() + "\n")
             write_sums(part)
             verify_release(part)
             if target.exists():

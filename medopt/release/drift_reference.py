@@ -1,9 +1,10 @@
-"""What service is held against: how scores, scans and distances were spread over the validation split.
+"""The reference for drift: distributions of scores, scans and distances on the validation split.
 
-Aggregates only, shipped with the release: quantiles of numbers and shares of groups, none of fewer than SMALLEST scans.
-A later month's answers are compared by the population stability index, PSI, and by Kolmogorov and Smirnov's test.
-PSI thresholds of 0.1 and 0.25 are the usual ones (Siddiqi 2006); with few scans chance alone passes them, and the size
-that it reaches is told beside (Yurdakul & Naranjo 2020: PSI of B bins is chance's chi-square of B - 1 degrees).
+It holds aggregates only, and is shipped with the release: quantiles of numbers and shares of groups, none of fewer than
+MIN_GROUP scans. A later month's answers are compared with it by the population stability index, PSI, and by the
+Kolmogorov-Smirnov test. PSI thresholds of 0.1 and 0.25 are the usual ones (Siddiqi 2006). With few scans chance alone
+exceeds them, so the PSI that chance reaches is given, too (Yurdakul & Naranjo 2020: without drift, the PSI of B bins is
+distributed as a chi-square of B - 1 degrees of freedom, scaled by the numbers of scans).
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy.stats import chi2, kstwobign
 
 from medopt.core.errors import ReleaseError
 
 REFERENCE = "reference.json"
-SMALLEST, BINS, FEWEST = 5, 10, 15
+MIN_GROUP, BINS, MIN_SCANS = 5, 10, 15
 WATCH, DRIFTED = 0.1, 0.25
 REST = "all others"
 Verdict = Literal["stable", "watch", "drifted", "too few scans"]
@@ -31,7 +31,7 @@ Verdict = Literal["stable", "watch", "drifted", "too few scans"]
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Columns of N scans each: `numbers` with NaN and `groups` with "" where it is not known."""
+    """Columns of N scans each; a value that is not known is NaN in `numbers` and "" in `groups`."""
 
     numbers: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -42,14 +42,14 @@ class _File(BaseModel):
 
 
 class ReferenceDistribution(_File):
-    """A number: how many scans had it, and its quantiles at 0, 0.01, ... 1."""
+    """A numeric column: how many scans have a value, and the quantiles at 0, 0.01, ... 1."""
 
     scans: int
     quantiles: list[float]
 
 
 class Shares(_File):
-    """A group: how many scans had one, and how many each; what is rare is counted together."""
+    """A categorical column: how many scans have a value, and how many have each; rare values are counted together."""
 
     scans: int
     counts: dict[str, int]
@@ -65,7 +65,7 @@ class Reference(_File):
 
     @classmethod
     def of(cls, scans: int, observed: Observed) -> Self:
-        """The aggregates of so many scans; a column that is known of fewer than FEWEST is left out."""
+        """The aggregates of `scans` scans; a column with fewer than MIN_SCANS values is left out."""
         numbers = {name: values[np.isfinite(values)] for name, values in observed.numbers.items()}
         groups = {name: Counter(filter(None, values)) for name, values in observed.groups.items()}
         axis = np.linspace(0, 1, 101)
@@ -76,18 +76,18 @@ class Reference(_File):
                     scans=len(values), quantiles=[float(f"{q:.6g}") for q in np.quantile(values, axis)]
                 )
                 for name, values in numbers.items()
-                if len(values) >= FEWEST
+                if len(values) >= MIN_SCANS
             },
             groups={
                 name: Shares(scans=counts.total(), counts=_without_rare(counts))
                 for name, counts in groups.items()
-                if counts.total() >= FEWEST
+                if counts.total() >= MIN_SCANS
             },
         )
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """That of a release folder; raises ReleaseError where there is none."""
+        """The reference of a release folder; raises ReleaseError where there is none."""
         try:
             return cls.model_validate_json((folder / REFERENCE).read_bytes())
         except (OSError, ValidationError):
@@ -98,16 +98,18 @@ class Reference(_File):
 
 
 def _without_rare(counts: Mapping[str, int]) -> dict[str, int]:
-    """Groups of SMALLEST scans and more; the others together, so that none tells of one person."""
-    kept = {name: count for name, count in sorted(counts.items()) if count >= SMALLEST}
+    """Groups of MIN_GROUP scans and more; the others are counted together, so that none describes one person."""
+    kept = {name: count for name, count in sorted(counts.items()) if count >= MIN_GROUP}
     rest = sum(counts.values()) - sum(kept.values())
     return kept | ({REST: rest} if rest else {})
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How one column moved. `bins` name the parts, `before` and `now` are their shares; `chance` is the PSI that 19 of
-    20 unchanged months stay below. `distance` and `p` are Kolmogorov and Smirnov's, None for groups.
+    """How one column changed. `before` and `now` are the shares of its `bins`.
+
+    Without drift, 19 of 20 months have a PSI below `chance`. `distance` and `p` are those of the Kolmogorov-Smirnov
+    test, None for groups.
     """
 
     name: str
@@ -123,13 +125,13 @@ class Shift:
 
 
 def compare(reference: Reference, observed: Observed) -> list[Shift]:
-    """Each column that both know, as it was on validation and as it is now."""
-    found = [
+    """The change of each column that both have, from validation to now."""
+    numbers = [
         _number(name, spread, values[np.isfinite(values)])
         for name, spread in reference.numbers.items()
         if (values := observed.numbers.get(name)) is not None
     ]
-    return found + [
+    return numbers + [
         _group(name, shares, [value for value in observed.groups[name] if value])
         for name, shares in reference.groups.items()
         if name in observed.groups
@@ -137,11 +139,11 @@ def compare(reference: Reference, observed: Observed) -> list[Shift]:
 
 
 def _number(name: str, spread: ReferenceDistribution, values: NDArray[np.float64]) -> Shift:
-    if len(values) < FEWEST:
+    if len(values) < MIN_SCANS:
         return Shift(name, len(values), None, None, "too few scans")
     quantiles, axis = np.array(spread.quantiles), np.linspace(0, 1, 101)
     edges = np.unique(np.quantile(quantiles, np.linspace(0, 1, BINS + 1)[1:-1]))
-    # Where values tie, an edge stands for more than its own tenth: count what the quantiles themselves say.
+    # Where values tie, a bin holds more than a tenth: take the shares from the quantiles themselves.
     before = _shares(np.bincount(np.searchsorted(edges, quantiles, side="right"), minlength=len(edges) + 1))
     now = _shares(np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1))
     names = [f"below {edges[0]:.4g}", *(f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges))]
@@ -150,25 +152,27 @@ def _number(name: str, spread: ReferenceDistribution, values: NDArray[np.float64
     steps = np.arange(len(values) + 1) / len(values)
     distance = float(max((steps[1:] - expected).max(), (expected - steps[:-1]).max()))
     size = np.sqrt(spread.scans * len(values) / (spread.scans + len(values)))
+    from scipy.stats import kstwobign  # its import takes a second, and predicting needs none of it
+
     p = float(kstwobign.sf(size * distance))
-    return _judged(name, (*names, f"{edges[-1]:.4g} and more"), before, now, spread.scans, len(values), distance, p)
+    return _shift(name, (*names, f"{edges[-1]:.4g} and more"), before, now, spread.scans, len(values), distance, p)
 
 
 def _group(name: str, shares: Shares, values: Sequence[str]) -> Shift:
-    if len(values) < FEWEST:
+    if len(values) < MIN_SCANS:
         return Shift(name, len(values), None, None, "too few scans")
     counts = Counter(value if value in shares.counts else REST for value in values)
     names = tuple(dict.fromkeys([*shares.counts, *counts]))
-    before = _shares(np.array([shares.counts.get(one, 0) for one in names]))
-    now = _shares(np.array([counts.get(one, 0) for one in names]))
-    return _judged(name, names, before, now, shares.scans, len(values))
+    before = _shares(np.array([shares.counts.get(value, 0) for value in names]))
+    now = _shares(np.array([counts.get(value, 0) for value in names]))
+    return _shift(name, names, before, now, shares.scans, len(values))
 
 
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
-def _judged(
+def _shift(
     name: str,
     bins: tuple[str, ...],
     before: NDArray[np.float64],
@@ -178,8 +182,10 @@ def _judged(
     distance: float | None = None,
     p: float | None = None,
 ) -> Shift:
-    """PSI and its verdict: beyond a threshold, and beyond what chance reaches."""
-    # Half a scan in every bin: an empty one would make the index infinite.
+    """PSI with its verdict: drift is what exceeds a threshold and what chance reaches."""
+    from scipy.stats import chi2
+
+    # Half a scan is added to every bin: an empty one would make the index infinite.
     old = (before * scans_before + 0.5) / (scans_before + 0.5 * len(bins))
     new = (now * scans + 0.5) / (scans + 0.5 * len(bins))
     psi = float(((new - old) * np.log(new / old)).sum())

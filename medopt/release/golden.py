@@ -1,17 +1,15 @@
 """Golden cases: drawn scans with the answers that the release gave when it was built.
 
-They are drawn, never a patient's: a release leaves the hospital. Replaying them proves that files are read, prepared
-and judged on this machine as they were where the release was built.
+They are drawn, never a patient's, because a release leaves the hospital. Replaying them proves that this machine reads,
+prepares and judges files as the machine that built the release did.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 
 from medopt.core.errors import ReleaseError, listed
@@ -19,8 +17,8 @@ from medopt.core.files import write_json
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.phantom import write_radiograph
-from medopt.release.layout import GOLDEN, ReleaseInfo
-from medopt.release.predictor import Predictor
+from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
+from medopt.release.predictor import Release
 from medopt.transforms.prepare import PrepareChain
 
 COUNT = 3
@@ -31,6 +29,8 @@ PIXEL_TOLERANCE = 1e-4
 
 def draw_golden(folder: Path, spatial_dims: int, seed: int = 0) -> list[Path]:
     """Draw the scans: DICOM radiographs for a 2-D study, NIfTI volumes for a 3-D one."""
+    import nibabel  # only building a release draws them
+
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(COUNT):
@@ -55,14 +55,14 @@ def _blobs(shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
     return ((out - out.min()) / (out.max() - out.min())).astype(np.float32)
 
 
-def record_answers(folder: Path, predictors: list[Predictor], scans: list[Path]) -> None:
-    """Write `golden.json`: for every scan the prepared pixels' figures and each model's and engine's answer."""
+def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> None:
+    """Write `golden.json`: for every scan a summary of the prepared pixels, and the answer of each model and engine."""
     cases = []
     for path in scans:
         scan = _read(path)
-        answers = {f"{p.kind}/{p.engine.name}": p.predict_scan(scan).probabilities for p in predictors}
+        answers = {f"{p.kind}/{p.engine.name}": p.predict(scan).probabilities for p in releases}
         name = path.relative_to(folder).as_posix()
-        cases.append({"scan": name, "pixels": _pixels(predictors[0], scan), "answers": answers})
+        cases.append({"scan": name, "pixels": _pixels(releases[0], scan), "answers": answers})
     tolerance = {"probability": PROBABILITY_TOLERANCE, "pixels": PIXEL_TOLERANCE}
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
 
@@ -79,41 +79,68 @@ def golden_batch(folder: Path, chain: PrepareChain) -> FloatArray:
 
 
 def _read(path: Path) -> Volume:
-    """A golden scan; NIfTI names no window, so that a study that takes the scan's own gets that of the drawing."""
+    """A golden scan. NIfTI has no window, so a study that uses the scan's own window gets the one it was drawn with."""
     volume = read_scan(path)
     return volume if volume.window else replace(volume, window=(500, 1000))
 
 
-def _pixels(predictor: Predictor, scan: Volume) -> list[float]:
+def _pixels(release: Release, scan: Volume) -> list[float]:
     """Mean, standard deviation and 16 sampled values of the prepared image."""
-    image = predictor.chain(scan).numpy()
+    image = release.chain(scan).numpy()
     sampled = image.ravel()[np.linspace(0, image.size - 1, 16).astype(int)]
     return [float(image.mean()), float(image.std()), *(float(value) for value in sampled)]
 
 
-def replay(folder: Path, info: ReleaseInfo, predictors: list[Predictor]) -> list[dict[str, Any]]:
-    """Predict every golden case again, and compare.
+@dataclass(frozen=True, slots=True)
+class ReplayedCase:
+    """A golden case, predicted again: the scan's path, model and engine, and how far its answer is from the build's."""
 
-    Returns a row a case and model with the largest probability difference. Raises ReleaseError where prepared pixels
-    or probabilities are not those of the build.
+    case: str
+    model: str
+    difference: float
+    """The largest of its labels' probabilities."""
+    probability: dict[str, float]
+
+
+def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[ReplayedCase]:
+    """Predict every golden case with each opened release, and compare with the answers of the build.
+
+    Raises ReleaseError where prepared pixels or probabilities are not those of the build.
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-    rows, faults = [], []
+    replayed, faults = [], []
     for case in golden["cases"]:
         scan = _read(folder / case["scan"])
-        pixels = float(np.abs(np.subtract(_pixels(predictors[0], scan), case["pixels"])).max())
+        pixels = float(np.abs(np.subtract(_pixels(releases[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
             faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
-        for predictor in predictors:
-            which = f"{predictor.kind}/{predictor.engine.name}"
-            found, wanted = predictor.predict_scan(scan).probabilities, case["answers"][which]
-            difference = max(abs(found[label] - wanted[label]) for label in info.labels)
-            rows.append({"case": case["scan"], "model": which, "difference": difference, "probability": found})
+        for release in releases:
+            model = f"{release.kind}/{release.engine.name}"
+            probability, expected = release.predict(scan).probabilities, case["answers"][model]
+            difference = max(abs(probability[label] - expected[label]) for label in info.labels)
+            replayed.append(ReplayedCase(case["scan"], model, difference, probability))
             if not difference <= golden["tolerance"]["probability"]:
-                faults.append(f"{case['scan']}: {which} answers differ by {difference:.3f}")
+                faults.append(f"{case['scan']}: {model} answers differ by {difference:.3f}")
     if faults:
         raise ReleaseError(
             f"The release {folder} does not answer its golden cases as when it was built: {listed(faults)}. "
             "It may not serve on this machine; compare the package versions in release.json with those here."
         )
-    return rows
+    return replayed
+
+
+def verify_release(folder: Path, threads: int = 0) -> list[ReplayedCase]:
+    """Check all of a release: every file unchanged, the chain the same, every golden case answered as at its build.
+
+    Returns the golden cases, one for each scan, model and engine. Raises ReleaseError naming what is wrong.
+    """
+    check_sums(folder)
+    info = read_info(folder)
+    return replay(folder, info, open_every_model(folder, threads))
+
+
+def open_every_model(folder: Path, threads: int = 0) -> list[Release]:
+    """Every model of a release in every engine that it may run in."""
+    info = read_info(folder)
+    kinds: tuple[Kind, ...] = ("int8", "float")
+    return [Release.open(folder, kind, engine, threads) for kind in kinds for engine in info.models[kind].engines]

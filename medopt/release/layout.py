@@ -39,7 +39,7 @@ class ModelInfo(BaseModel):
 
     @property
     def operating_point(self) -> OperatingPoint:
-        """How its probabilities become decisions."""
+        """Threshold and band that turn probabilities into decisions."""
         return OperatingPoint(self.threshold, self.rule, band=self.band)
 
 
@@ -58,7 +58,7 @@ class Provenance(Result):
 
 
 class ReleaseInfo(BaseModel):
-    """`release.json`: all that a server must know. `engines` of a model are in the order of their measured speed."""
+    """`release.json`: all that a server must know. A model's `engines` are in the order of their measured speed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,9 +75,9 @@ class ReleaseInfo(BaseModel):
     chain_fingerprint: str
     models: dict[Kind, ModelInfo]
     profile: Profile = "cpu"
-    """What kind of machine the int8 model was made for."""
+    """The kind of machine that the int8 model was made for."""
     domain: str | None = None
-    """The file of the gate that declines scans unlike those of training; None: there is no such gate."""
+    """The file of the out-of-domain check; None: there is none."""
     gate: Annotated[GateRecord, _COMPACT]
     figures: Annotated[ReleaseFigures, _COMPACT]
     provenance: Annotated[Provenance, _COMPACT]
@@ -111,23 +111,23 @@ def write_sums(folder: Path) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """Refuse a release of which a file was changed, added or taken away since it was built.
+    """Refuse a release in which a file was changed, added or removed since it was built.
 
-    That finds damage and mistakes; who can write to the folder can write the list, too. Raises ReleaseError naming
-    the files.
+    That detects damage and mistakes; anyone who can write to the folder can write the list, too. Raises ReleaseError
+    naming the files.
     """
     try:
         listing = (folder / SUMS).read_bytes().decode("utf-8")
         expected = {name: value for value, name in (line.split("  ", 1) for line in listing.splitlines())}
-        found = _sums(folder)
+        actual = _sums(folder)
     except OSError as error:
         raise ReleaseError(f"{folder} is not a release: {error.filename}: {error.strerror}.") from None
     except ValueError:
         raise ReleaseError(f"{folder / SUMS} is no list of checksums: the release was tampered with.") from None
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{name} does not belong to it" for name in sorted(found.keys() - expected.keys())]
-    faults += [f"{name} was changed" for name, value in found.items() if expected.get(name, value) != value]
-    if not faults and listing != _listing({name: found[name] for name in expected}):
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    faults += [f"{name} does not belong to it" for name in sorted(actual.keys() - expected.keys())]
+    faults += [f"{name} was changed" for name, value in actual.items() if expected.get(name, value) != value]
+    if not faults and listing != _listing({name: actual[name] for name in expected}):
         faults = [f"{SUMS} was changed"]
     if faults:
         raise ReleaseError(f"The release {folder} is refused: {listed(faults)}. Take it again from where it was built.")

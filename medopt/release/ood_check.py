@@ -1,14 +1,14 @@
-"""The gate before the answer: which scans a release declines, because nothing like them was in its training.
+"""The out-of-domain check: a release declines scans that are unlike those of its training.
 
-Three looks at a scan. Its header: a modality, a pixel size or an image size that training did not have. Its content:
+It looks at three things. Its header: a modality, a pixel size or an image size that training did not have. Its content:
 the distance of the network's last features from those of the training images, as a Gaussian with the few directions in
 which they vary most and one variance for all others (probabilistic PCA, Tipping & Bishop 1999; the Mahalanobis
 distance of Lee et al. 2018 where there are fewer images than features). Its texture: the same distance of how much
-detail the image holds at four scales, since a network that learned to bear blur and noise does not show them in its
-last features. Limits are quantiles of the distance on validation (of the texture on training, too), so that a wanted
+detail the image holds at four scales, since the last features of a network that is trained to ignore blur and noise do
+not show them. Limits are quantiles of the distance on validation (of the texture on training, too), so that a chosen
 share of good scans is declined.
 
-What is kept are means, a few directions and limits: no image and no patient's features.
+The file holds means, a few directions and limits: no image and no patient's features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from medopt.imaging.acquisition import Acquisition
 
 Floats = NDArray[np.float64]
 Span = tuple[float, float]
-DIRECTIONS = 16  # more found no more, and fewer lost what was rotated
+DIRECTIONS = 16  # measured: more detect no more, and with fewer rotated images pass
 BANDS = 4
 TINY = 1e-8
 
@@ -38,34 +38,34 @@ class _File(BaseModel):
 
 
 class HeaderRules(_File):
-    """What a scan's header may say. An empty list, or None for an axis, asks for nothing.
+    """What a scan's header may say. An empty list, or None for an axis, allows anything.
 
-    `spacing_mm` and `shape` hold the least and the most for each axis, as in a `Volume`.
+    `spacing_mm` and `shape` hold minimum and maximum for each axis, as in a `Volume`.
     """
 
     modality: list[str] = []
     spacing_mm: list[Span] | None = None
     shape: list[Span] | None = None
 
-    def refusal(self, facts: Acquisition) -> str:
-        """Why a scan with these facts is declined; empty where it is not."""
-        modality = facts.modality
+    def refusal(self, acquisition: Acquisition) -> str:
+        """Why a scan of this acquisition is declined; empty where it is not."""
+        modality = acquisition.modality
         if self.modality and modality and modality not in self.modality:
             return f"its modality is {modality}; the training images were {', '.join(self.modality)}"
-        judged = ((facts.spacing_mm, self.spacing_mm, "mm a pixel"), (facts.shape, self.shape, "pixels"))
-        for values, spans, unit in judged:
+        sizes = ((acquisition.spacing_mm, self.spacing_mm, "mm a pixel"), (acquisition.shape, self.shape, "pixels"))
+        for values, spans, unit in sizes:
             if spans is None or len(values) != len(spans):
                 continue
-            for value, (least, most) in zip(values, spans, strict=True):
-                if not least <= value <= most:
-                    return f"it has {value:g} {unit} along an axis; the training images had {least:g} to {most:g}"
+            for value, (minimum, maximum) in zip(values, spans, strict=True):
+                if not minimum <= value <= maximum:
+                    return f"it has {value:g} {unit} along an axis; the training images had {minimum:g} to {maximum:g}"
         return ""
 
 
 class Distance(_File):
-    """How far a row of F figures is from those of training: `mean` (F,), `directions` (k, F) with their `variances`.
+    """How far a row of F features is from those of training: `mean` (F,), `directions` (k, F) with their `variances`.
 
-    `rest` is the variance of all other directions, None where there are none. `threshold` is where declining begins.
+    `rest` is the variance of all other directions, None where there are none. Above `threshold` a scan is declined.
     """
 
     mean: list[float]
@@ -75,7 +75,7 @@ class Distance(_File):
     threshold: float
 
     def of(self, rows: NDArray[np.floating]) -> Floats:
-        """Squared distances (N,) of rows (N, F), in units of the variance of training; infinite for what is no number.
+        """Squared distances (N,) of rows (N, F), in units of the variance of training; infinite where not finite.
 
         Raises ValueError where rows have another width.
         """
@@ -103,27 +103,27 @@ class OutOfDomainCheck(_File):
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             first = str(error).splitlines()[0]
-            raise ReleaseError(f"{path} holds no domain gate that this medopt can read ({first}).") from None
+            raise ReleaseError(f"{path} holds no out-of-domain check that this medopt can read ({first}).") from None
 
     def distances(self, kind: Kind, features: NDArray[np.floating], batch: FloatArray) -> Floats:
         """How far each image (N, 2) lies in content and in texture, in units of the limit."""
-        content, texture_ = self.content[kind], self.texture
-        far, odd = content.of(features) / content.threshold, texture_.of(texture(batch)) / texture_.threshold
-        return np.stack([far, odd], axis=1)
+        content, detail = self.content[kind], self.texture
+        columns = content.of(features) / content.threshold, detail.of(texture(batch)) / detail.threshold
+        return np.stack(columns, axis=1)
 
-    def reasons(self, batch: FloatArray, distances: Floats, facts: Sequence[Acquisition | None]) -> list[str]:
+    def reasons(self, batch: FloatArray, distances: Floats, acquisitions: Sequence[Acquisition | None]) -> list[str]:
         """Why each image of a prepared batch (N, C, *size) is declined; empty for those that are not.
 
-        `distances` (N, 2) are its own, `facts` those of each scan, None where unknown.
+        `distances` (N, 2) are the batch's; an acquisition is None where it is not known.
         """
         return [
             self._reason(image, content, detail, header)
-            for image, (content, detail), header in zip(batch, distances.tolist(), facts, strict=True)
+            for image, (content, detail), header in zip(batch, distances.tolist(), acquisitions, strict=True)
         ]
 
-    def _reason(self, image: FloatArray, content: float, detail: float, facts: Acquisition | None) -> str:
-        if told := blank(image) or (self.rules.refusal(facts) if facts else ""):
-            return told
+    def _reason(self, image: FloatArray, content: float, detail: float, acquisition: Acquisition | None) -> str:
+        if reason := blank(image) or (self.rules.refusal(acquisition) if acquisition else ""):
+            return reason
         if content > 1:
             return f"it is unlike the training images (distance {content:.2g} times the limit)"
         if detail > 1:
@@ -135,7 +135,7 @@ class OutOfDomainCheck(_File):
 
 
 def blank(image: FloatArray) -> str:
-    """Why a prepared image that shows nothing, or is not made of numbers, is declined; empty for any other."""
+    """Why a prepared image that is uniform or not finite is declined; empty for any other."""
     if not np.isfinite(image).all():
         return "it holds values that are not finite numbers"
     return "it is blank: every pixel has the same value" if image.min() == image.max() else ""
@@ -145,20 +145,20 @@ def texture(batch: FloatArray) -> Floats:
     """How much detail each image (N, C, *size) holds at four scales: (N, 4) logarithms of mean squares.
 
     A band is what is lost when pixels are averaged two by two (by two) and the image is then halved, as in a Laplacian
-    pyramid (Burt & Adelson 1983) with the simplest filter. What the chain padded is left out: its edge would hold more
+    pyramid (Burt & Adelson 1983) with the simplest filter. The chain's padding is left out: its edge would weigh more
     than all of a small scan's noise.
     """
     return np.array([_bands(_inside(image)) for image in np.asarray(batch, np.float64).mean(axis=1)])
 
 
 def _inside(image: Floats) -> Floats:
-    """The smallest box (*space) that holds all that is not zero; the whole image where that is less than 4 a side."""
+    """The smallest box (*space) around all nonzero pixels; the whole image where a side of the box is below 4."""
     box = []
     for axis in range(image.ndim):
         (places,) = np.nonzero(image.any(axis=tuple(other for other in range(image.ndim) if other != axis)))
         box.append(slice(places[0], places[-1] + 1) if len(places) else slice(0, 0))
-    found = image[tuple(box)]
-    return found if min(found.shape) >= 4 else image
+    cropped = image[tuple(box)]
+    return cropped if min(cropped.shape) >= 4 else image
 
 
 def _bands(image: Floats) -> list[float]:
@@ -180,22 +180,22 @@ def _halved(image: Floats) -> Floats:
     return image
 
 
-def fit_rules(facts: Sequence[Acquisition], margin: float) -> HeaderRules:
+def fit_rules(acquisitions: Sequence[Acquisition], margin: float) -> HeaderRules:
     """What the headers of training images allow.
 
-    A modality is asked for where every image names one. Sizes may go beyond those seen by the factor `margin`; an axis
-    is not judged where an image does not say it or has other axes.
+    A modality is demanded where every image names one. Sizes may exceed those seen by the factor `margin`; they are not
+    judged where one image lacks them or has other axes.
     """
-    modalities = [one.modality for one in facts]
+    modalities = [acquisition.modality for acquisition in acquisitions]
     return HeaderRules(
-        modality=sorted(set(modalities)) if facts and all(modalities) else [],
-        spacing_mm=_spans([one.spacing_mm for one in facts], margin),
-        shape=_spans([one.shape for one in facts], margin),
+        modality=sorted(set(modalities)) if acquisitions and all(modalities) else [],
+        spacing_mm=_spans([acquisition.spacing_mm for acquisition in acquisitions], margin),
+        shape=_spans([acquisition.shape for acquisition in acquisitions], margin),
     )
 
 
 def _spans(values: Sequence[Any], margin: float) -> list[Span] | None:
-    if not values or not all(values) or len({len(one) for one in values}) > 1:
+    if not values or not all(values) or len({len(value) for value in values}) > 1:
         return None
     table = np.array(values, float)
     return [(float(a), float(b)) for a, b in zip(table.min(axis=0) / margin, table.max(axis=0) * margin, strict=True)]
@@ -205,10 +205,10 @@ def fit_distance(train: NDArray[np.floating], val: Sequence[NDArray[np.floating]
     """The Gaussian of training rows (N, F), and the threshold that declines `false_alarm` of validation rows (M, F).
 
     `val` holds the validation rows as each engine computes them: int8 rounds differently from engine to engine, by a
-    tenth of the distance. The threshold is the largest, so that none of them declines more.
+    tenth of the distance. The largest threshold is taken, so that no engine declines more.
 
-    The threshold is the quantile that keeps the promise for a next case of the same kind (Vovk et al. 2005: rank
-    (M + 1)(1 - false_alarm), rounded up). Too few validation rows for that: the farthest of them.
+    The threshold is the conformal quantile, which holds for the next case of the same kind (Vovk et al. 2005: rank
+    (M + 1)(1 - false_alarm), rounded up); with too few validation rows for that, the largest distance among them.
     """
     rows = np.asarray(train, np.float64)
     mean, width = rows.mean(axis=0), rows.shape[1]
@@ -219,12 +219,12 @@ def fit_distance(train: NDArray[np.floating], val: Sequence[NDArray[np.floating]
     rest = None if kept == width else max(floor, float(variances[kept:].sum()) / (width - kept))
     fitted = Distance(
         mean=_short(mean),
-        directions=[_short(one) for one in directions[:kept]],
+        directions=[_short(direction) for direction in directions[:kept]],
         variances=_short(np.maximum(variances[:kept], floor)),
         rest=rest,
         threshold=1.0,
     )
-    limits = [_limit(fitted.of(one), false_alarm) for one in val]
+    limits = [_limit(fitted.of(engine_rows), false_alarm) for engine_rows in val]
     return fitted.model_copy(update={"threshold": max(*limits, TINY)})
 
 

@@ -1,4 +1,4 @@
-"""A release, opened: a scan in, probabilities and the decision out."""
+"""An opened release: a scan in, probabilities and the decision out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
+from medopt.core.run_paths import find_release
 from medopt.imaging.acquisition import Acquisition
-from medopt.inference.cpu_features import unfit
-from medopt.inference.engines import Engine, Mode
+from medopt.inference.engines import Engine, Mode, unsupported_reason
 from medopt.inference.runtime import Setting
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.ood_check import OutOfDomainCheck, blank
@@ -26,25 +26,30 @@ PLAIN = Setting(engine="onnxruntime")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a release says of one scan. `decision` names the label, or the labels of a multi-label study.
-
-    It is UNDECIDED where the probability lies in the band that validation chose around the threshold.
-
-    `declined` says why the release does not vouch for this scan: it is unlike those it was trained on. Its decision is
-    then empty; the probabilities are what the model made of it all the same, for whoever looks into the case.
-    `distances` are how far the scan lies from training in content and texture, in units of the gate's limits.
-    """
+    """What a release says about one scan."""
 
     probabilities: dict[str, float]
+    """Calibrated probability of each label, also where the scan was declined, for whoever looks into the case."""
     decision: str
+    """The label; those of a multi-label study joined by semicolons. UNDECIDED where the probability lies in the band
+    that validation chose around the threshold; empty where the scan was declined."""
     logits: tuple[float, ...]
-    declined: str = ""
+    declined: str | None = None
+    """Why the release gives no decision: the scan is unlike those it was trained on. None: it was not declined."""
     distances: tuple[float, float] | None = None
+    """How far the scan is from training in content and texture, in units of the out-of-domain check's limits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Predictor:
-    """An opened release: its chain, one of its models, the engine that runs it, and the gate before its answers."""
+class Release:
+    """An opened release: its chain, one of its models, the engine that runs it, and its out-of-domain check.
+
+    Example::
+
+        release = medopt.load_release("runs/phantom")
+        answer = release.predict("scan.dcm")
+        answer.probabilities, answer.decision, answer.declined
+    """
 
     info: ReleaseInfo
     kind: Kind
@@ -53,7 +58,7 @@ class Predictor:
     domain: OutOfDomainCheck | None = None
     setting: Setting = PLAIN
     note: str = ""
-    """Why settings measured for this release were found and not used."""
+    """Why the settings measured for this release are not used; empty where they are, or where there are none."""
 
     @classmethod
     def open(
@@ -64,17 +69,18 @@ class Predictor:
         threads: int = 0,
         mode: Mode = "latency",
         setting: Setting | None = None,
-    ) -> Predictor:
-        """Open a release after its files and its chain were checked.
+    ) -> Release:
+        """Open a release folder after its files and its chain were checked; `load_release` takes other folders, too.
 
-        `setting` says how it runs. Without one, and without `engine` and `threads`, that is what `medopt tune runtime`
-        found for `mode` here; else the named engine, or the fastest of those that passed the gate. Raises ReleaseError.
+        `setting` says how it runs. Without one, and without `engine` and `threads`, it is what `medopt tune runtime`
+        measured for `mode` here, if it did; else the named engine, or the fastest of those that passed the gate.
+        Raises ReleaseError.
         """
         check_sums(folder)
         info = read_info(folder)
         chain = check_chain(info)
         model, note = info.models[kind], ""
-        if kind == "int8" and (reason := unfit(info.profile)):
+        if kind == "int8" and (reason := unsupported_reason(info.profile)):
             raise ReleaseError(
                 f"The release was made for {info.profile}, and {reason}. Use the float model, or build the release "
                 "with compression.profile: cpu."
@@ -94,26 +100,35 @@ class Predictor:
         return cls(info, kind, chain, opened, domain, setting, note)
 
     def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, Acquisition]:
-        """A scan's tensor (C, *size), and what the gate wants to know of its header; raises DataError."""
+        """A scan's tensor (C, *size), and its acquisition as the out-of-domain check needs it; raises DataError."""
         volume = scan if isinstance(scan, Volume) else self.chain.read(scan)
-        facts = Acquisition.from_volume(volume)
+        acquisition = Acquisition.from_volume(volume)
         image = self.chain(volume) if volume is scan else self.chain.consume(volume, f"{scan}: ")
-        return image.numpy(), facts
+        return image.numpy(), acquisition
 
-    def predict(self, batch: FloatArray, facts: Sequence[Acquisition | None] | None = None) -> list[Answer]:
-        """Answers for prepared images (N, C, *size); `facts` is what `prepare` gave beside each of them."""
+    def predict(self, scan: str | Path | Volume) -> Answer:
+        """Read, prepare and predict one scan: a file, a folder of DICOM slices, or a Volume.
+
+        Raises DataError naming the file and the reason where it cannot be read or prepared.
+        """
+        image, acquisition = self.prepare(scan)
+        return self.predict_batch(image[None], [acquisition])[0]
+
+    def predict_batch(
+        self, images: FloatArray, acquisitions: Sequence[Acquisition | None] | None = None
+    ) -> list[Answer]:
+        """Answers for prepared images (N, C, *size) and the acquisitions that `prepare` gave beside them.
+
+        Raises DataError where the model gives no finite logit.
+        """
         if self.domain is None:
-            return [self._answer(row, blank(image)) for row, image in zip(self.engine.run(batch), batch, strict=True)]
-        logits, features = self.engine.run_both(batch)
-        distances = self.domain.distances(self.kind, features, batch)
-        reasons = self.domain.reasons(batch, distances, facts or [None] * len(batch))
-        found = zip(logits, reasons, distances.tolist(), strict=True)
-        return [self._answer(row, reason, (content, texture)) for row, reason, (content, texture) in found]
-
-    def predict_scan(self, scan: str | Path | Volume) -> Answer:
-        """Read, prepare and predict one scan; raises DataError naming the file and the reason."""
-        image, facts = self.prepare(scan)
-        return self.predict(image[None], [facts])[0]
+            logits = self.engine.run(images)
+            return [self._answer(row, blank(image)) for row, image in zip(logits, images, strict=True)]
+        logits, features = self.engine.run_both(images)
+        distances = self.domain.distances(self.kind, features, images)
+        reasons = self.domain.reasons(images, distances, acquisitions or [None] * len(images))
+        rows = zip(logits, reasons, distances.tolist(), strict=True)
+        return [self._answer(row, reason, (content, texture)) for row, reason, (content, texture) in rows]
 
     def _answer(
         self, logits: NDArray[np.float64], declined: str, distances: tuple[float, float] | None = None
@@ -130,5 +145,39 @@ class Predictor:
             decision = ";".join(name for name, yes in zip(labels, decided, strict=True) if yes)
         else:
             decision = labels[int(decided)]
-        shown = dict(zip(labels, values, strict=True))
-        return Answer(shown, "" if declined else decision, tuple(float(one) for one in logits), declined, distances)
+        probabilities = dict(zip(labels, values, strict=True))
+        decision = "" if declined else decision
+        return Answer(probabilities, decision, tuple(logits.tolist()), declined or None, distances)
+
+
+def load_release(path: str | Path, kind: Kind = "int8", engine: str | None = None, threads: int = 0) -> Release:
+    """Open a release; what `medopt predict` does before it reads a scan.
+
+    Args:
+        path: a release folder, the folder of a run, or the folder of a study's runs: then the newest run's release.
+        kind: the model, int8 or float.
+        engine: onnxruntime or openvino; None: the fastest that passed the gate, or what `medopt tune runtime` found.
+        threads: threads of the engine; 0: all cores.
+
+    Raises ReleaseError where there is no release, where a file of it was changed, or where this machine or this version
+    of medopt cannot give the answers that it was released with.
+
+    >>> import medopt
+    >>> from pathlib import Path
+    >>> manifest = medopt.draw_study("phantom-data/phantom", patients=30)
+    >>> _ = Path("nodules.yaml").write_text('''
+    ... name: nodules
+    ... question: Is there a nodule?
+    ... data: {manifest: phantom/manifest.csv, root: phantom, labels: [no_nodule, nodule]}
+    ... prepare: {size: [32, 32]}
+    ... training: {epochs: 2}  # too few to learn anything
+    ... evaluation: {bootstrap: 200, shift_cases: 0, explain: 0}
+    ... compression: {gate: {max_decision_flips: 1, max_probability_shift: 1, auc_margin: 1, min_speedup: 0}}
+    ... ''')
+    >>> run = medopt.run("nodules.yaml", data="phantom-data")
+    >>> release = medopt.load_release("runs/nodules")  # or run.folder, or run.release
+    >>> answer = release.predict(manifest.parent / "images/site_a/phantom-a001_1.dcm")
+    >>> sorted(answer.probabilities), bool(answer.decision or answer.declined)
+    (['no_nodule', 'nodule'], True)
+    """
+    return Release.open(find_release(path), kind, engine, threads)

@@ -1,4 +1,4 @@
-"""Which items of the reporting guidelines a report covers, and where; the rest is the authors' to write.
+"""Items of the reporting guidelines that a report covers, and where; the authors write the rest.
 
 TRIPOD+AI: Collins et al., BMJ 2024;385:e078378. CLAIM: Tejani et al., Radiology: Artificial Intelligence 2024;6(4).
 """

@@ -1,8 +1,8 @@
 """How a release runs fastest on this machine: `NAME.runtime.json` beside the release folder.
 
-Beside, not inside: the release is the same everywhere and its files are checksummed; this file belongs to a machine. It
-holds no answer and may be deleted at any time. It is used only for the release, the processor and the versions of the
-engines that it was measured with, and never for an engine that did not pass the release's gate.
+It lies beside the release, not in it: the release is the same everywhere and its files have checksums, while this file
+belongs to a machine. It may be deleted at any time. It is used only for the release, the processor and the versions of
+the engines that it was measured with, and never for an engine that did not pass the release's gate.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,15 +24,24 @@ from medopt.release.layout import SUMS, Kind, ReleaseInfo
 DEFAULT_BATCH = 8
 
 
+class Processor(BaseModel):
+    """The processor and its cores, for which a measured time holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu: str
+    cores: int
+
+
 class Runtime(BaseModel):
-    """The file: what it was measured for and on, and the settings of each model that was tried."""
+    """The file: release, machine and versions that it was measured with, and the settings of each measured model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     release: str
-    """SHA-256 of the release's list of checksums, and so of all that is in it."""
-    machine: dict[str, Any]
+    """SHA-256 of the release's list of checksums, and so of all its files."""
+    machine: Processor
     versions: dict[str, str]
     created: str
     models: dict[Kind, Tuned]
@@ -44,30 +53,30 @@ def runtime_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.runtime.json")
 
 
-def this_machine() -> dict[str, Any]:
-    """What a measured time belongs to."""
-    return {"cpu": machine().cpu, "cores": physical_cores()}
+def this_machine() -> Processor:
+    """The processor and cores that a measured time holds for."""
+    return Processor(cpu=machine().cpu, cores=physical_cores())
 
 
 def engine_versions() -> dict[str, str]:
-    """Versions of the packages that run a model, those that are installed."""
-    found = {}
+    """Versions of the installed packages that run a model."""
+    versions = {}
     for name in ("onnxruntime", "onnxruntime-gpu", "openvino"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def write_runtime(folder: Path, kind: Kind, tuned: Tuned) -> Path:
-    """Keep the settings of one model beside the release; those of the other model stay where they still fit."""
+    """Write the settings of one model beside the release; the other model keeps its own while valid."""
     try:
         models = dict(_read(folder).models)
     except (OSError, ReleaseError):
         models = {}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    found = Runtime(
+    runtime = Runtime(
         release=file_digest(folder / SUMS),
         machine=this_machine(),
         versions=engine_versions(),
@@ -75,27 +84,27 @@ def write_runtime(folder: Path, kind: Kind, tuned: Tuned) -> Path:
         models=models | {kind: tuned},
     )
     path = runtime_path(folder)
-    write_text(path, found.model_dump_json(indent=2) + "\n")
+    write_text(path, runtime.model_dump_json(indent=2) + "\n")
     return path
 
 
 def setting_for(folder: Path, info: ReleaseInfo, kind: Kind, mode: Mode) -> tuple[Setting, str]:
-    """The setting measured here for this release, or the plain one; and a note where a file was found but not used."""
+    """The setting measured here for this release, else the default; and why a file that exists is not used."""
     engines = info.models[kind].engines
-    plain = Setting(engine=engines[0], mode=mode, batch=1 if mode == "latency" else DEFAULT_BATCH)
+    default = Setting(engine=engines[0], mode=mode, batch=1 if mode == "latency" else DEFAULT_BATCH)
     try:
         tuned = _read(folder).models.get(kind)
     except OSError:
-        return plain, ""
+        return default, ""
     except ReleaseError as error:
-        return plain, str(error)
+        return default, str(error)
     if tuned is None:
-        return plain, ""
-    found = tuned.setting(mode)
-    if found.engine not in engines:
-        why = f"{found.engine} did not pass the gate for the {kind} model"
-        return plain, _unused(runtime_path(folder), why, folder)
-    return found, ""
+        return default, ""
+    setting = tuned.setting(mode)
+    if setting.engine not in engines:
+        why = f"{setting.engine} did not pass the gate for the {kind} model"
+        return default, _unused(runtime_path(folder), why, folder)
+    return setting, ""
 
 
 def _read(folder: Path) -> Runtime:
@@ -103,17 +112,17 @@ def _read(folder: Path) -> Runtime:
     path = runtime_path(folder)
     text = path.read_bytes()
     try:
-        found = Runtime.model_validate_json(text)
+        runtime = Runtime.model_validate_json(text)
     except ValidationError:
         raise ReleaseError(_unused(path, "it is damaged or of another version of medopt", folder)) from None
-    for told, here, what in (
-        (found.release, file_digest(folder / SUMS), "for another release"),
-        (found.machine, this_machine(), f"on another machine ({found.machine.get('cpu', 'unknown')})"),
-        (found.versions, engine_versions(), "with other versions of the engines"),
+    for measured, here, what in (
+        (runtime.release, file_digest(folder / SUMS), "for another release"),
+        (runtime.machine, this_machine(), f"on another machine ({runtime.machine.cpu})"),
+        (runtime.versions, engine_versions(), "with other versions of the engines"),
     ):
-        if told != here:
+        if measured != here:
             raise ReleaseError(_unused(path, f"it was measured {what}", folder))
-    return found
+    return runtime
 
 
 def _unused(path: Path, why: str, folder: Path) -> str:

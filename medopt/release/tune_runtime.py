@@ -1,4 +1,4 @@
-"""`medopt tune runtime`: try the settings of a release on this machine, and prove the chosen ones before they count."""
+"""`medopt tune runtime`: measure the settings of a release on this machine, and check the chosen ones' answers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from medopt.core.provenance import physical_cores
 from medopt.inference.runtime import BATCHES, Setting, Tuned, candidates, run_trial
 from medopt.release.golden import golden_batch, replay
 from medopt.release.layout import Kind, check_chain, check_sums, read_info
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.release.runtime import write_runtime
 
-# A batch may sum float32 in another order than one image does, and in no other way differ.
+# In a batch float32 may be summed in another order than for one image; nothing else may differ.
 BATCH_TOLERANCE = 1e-4
 
 
@@ -24,7 +24,7 @@ def tune_runtime(
 ) -> tuple[Tuned, Path]:
     """Measure the engines that passed the gate, choose, check the choice on the golden cases, and write it down.
 
-    `cores` 0 takes all physical ones. Returns what was measured and the file, which lies beside the release. Raises
+    `cores` 0 takes all physical ones. Returns the measurements and the file, which lies beside the release. Raises
     ReleaseError where the release was changed, or where a chosen setting does not answer as the release did.
     """
     check_sums(folder)
@@ -39,16 +39,16 @@ def tune_runtime(
 
 
 def prove(folder: Path, kind: Kind, setting: Setting) -> float:
-    """Replay the golden cases with a setting, and give the largest logit difference between a batch and single images.
+    """Replay the golden cases with a setting; returns the largest logit difference between a batch and single images.
 
-    Raises ReleaseError where answers are not those of the build, or depend on what else is in the batch.
+    Raises ReleaseError where answers are not those of the build, or depend on the other images of a batch.
     """
-    predictor = Predictor.open(folder, kind, setting=setting)
-    replay(folder, predictor.info, [predictor])
-    images = golden_batch(folder, predictor.chain)
+    release = Release.open(folder, kind, setting=setting)
+    replay(folder, release.info, [release])
+    images = golden_batch(folder, release.chain)
     images = images[np.arange(max(setting.batch, len(images))) % len(images)][: setting.batch]
-    alone = np.concatenate([predictor.engine.run(image[None]) for image in images])
-    difference = float(np.abs(predictor.engine.run(images) - alone).max())
+    alone = np.concatenate([release.engine.run(image[None]) for image in images])
+    difference = float(np.abs(release.engine.run(images) - alone).max())
     if not difference <= BATCH_TOLERANCE * max(1.0, float(np.abs(alone).max())):
         raise ReleaseError(
             f"{setting.engine} gives other logits for a batch of {setting.batch} than for its images one by one (by "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from medopt.core.format import format_difference, format_estimate, format_share
 from medopt.core.records import KINDS
 from medopt.evaluation.group_metrics import FigureSpread, GroupMetrics
+from medopt.evaluation.sweep_summary import SweepSummary
 from medopt.metrics.figures import RATES
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.report.format import plain
@@ -98,13 +98,13 @@ def _mean(spread: FigureSpread) -> str:
     return f"{format_estimate(spread.mean)}{deviation}"
 
 
-def sweep_page(question: str, summary: Mapping[str, Any]) -> str:
-    """The best trial and its settings; `summary` is that of the sweep."""
-    best, counts = summary["best"], summary["counts"]
-    told = f"{question} **A sweep of {len(summary['trials'])} trials.**"
+def sweep_page(question: str, summary: SweepSummary) -> str:
+    """The best trial and its settings."""
+    best, counts = summary.best, summary.counts
+    heading = f"{question} **A sweep of {len(summary.trials)} trials.**"
     ended = f"{counts['complete']} complete, {counts['pruned']} given up early, {counts['fail']} failed."
     if best is None:
-        return f"{told}\n\n{ended} None came to its end."
-    settings = "\n".join(f"- `{one}`" for one in best["overrides"])
-    score = f"Best {summary['metric']} on validation: **{best['score']:.4f}** (trial {best['trial']})."
-    return f"{told}\n\n{score} {ended}\n\n{settings}\n\n{summary['note']}. `best.yaml` is its study file."
+        return f"{heading}\n\n{ended} None came to its end."
+    settings = "\n".join(f"- `{one}`" for one in best.overrides)
+    score = f"Best {summary.metric} on validation: **{best.score:.4f}** (trial {best.trial})."
+    return f"{heading}\n\n{score} {ended}\n\n{settings}\n\n{summary.note}. `best.yaml` is its study file."

@@ -70,12 +70,6 @@ def read_run(folder: Path) -> RunRecords:
     )
 
 
-def newest_run(folder: Path) -> Path:
-    """The folder itself where it is a run's, else the newest evaluated run below a study's folder."""
-    runs = [path.parent for path in folder.glob("*/study.yaml") if (path.parent / "metrics.json").is_file()]
-    return folder if (folder / "metrics.json").is_file() or not runs else max(runs, key=lambda path: path.name)
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`medopt predict`: a release over files and folders, one row a scan; what cannot be read is a row with its reason."""
+"""`medopt predict`: a release over files and folders, one row a scan; an unreadable scan is a row with the reason."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from medopt.core.errors import DataError
+from medopt.core.jobs import Fleet, Job, connected, job_count, run_jobs
 from medopt.core.records import FloatArray, batches
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.parallel import parallel_map
-from medopt.release.predictor import Predictor
+from medopt.release.layout import Kind
+from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
 
-# Names that belong to a data folder but are no scans.
+MIN_SCANS_OF_A_JOB = 32  # opening the release takes about as long as predicting so many
+# Files of a data folder that are not scans.
 IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}
 Prepared = tuple[FloatArray, Acquisition] | DataError
 
@@ -27,17 +30,17 @@ def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:
     A 3-D release takes each folder that directly holds files without a NIfTI suffix as one series; a 2-D one takes each
     file. Raises DataError where a path does not exist or nothing is found.
     """
-    found: list[Path] = []
+    scans: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += _below(path, spatial_dims)
+            scans += _below(path, spatial_dims)
         elif path.exists() or ".npz#" in str(path):
-            found.append(path)
+            scans.append(path)
         else:
             raise DataError(f"There is no file or folder {path}.")
-    if not found:
+    if not scans:
         raise DataError("There is no scan below the paths given.")
-    return found
+    return scans
 
 
 def _below(folder: Path, spatial_dims: int) -> list[Path]:
@@ -50,40 +53,80 @@ def _below(folder: Path, spatial_dims: int) -> list[Path]:
 
 
 def predict_scans(
-    predictor: Predictor, scans: Sequence[Path], reporter: Reporter | None = None, workers: int | None = None
+    release: Release, scans: Sequence[Path], reporter: Reporter | None = None, workers: int | None = None
 ) -> Iterator[Row]:
-    """Predict scans in order, in batches of the predictor's size, while `workers` processes decode those to come.
+    """Predict scans in order, in batches of the release's size, while `workers` processes decode the next ones.
 
     At most a batch of prepared images and two scans a worker are in memory. `workers` None takes one a core.
     """
     advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
-    decoded = parallel_map(lambda path: _prepare(predictor, path), scans, workers)
-    for part in batches(len(scans), predictor.setting.batch):
-        found = list(islice(decoded, part.stop - part.start))
-        for row in _rows(predictor, scans[part], found):
+    decoded = parallel_map(lambda path: _prepare(release, path), scans, workers)
+    for part in batches(len(scans), release.setting.batch):
+        for row in _rows(release, scans[part], list(islice(decoded, part.stop - part.start))):
             yield row
             advance(1)
 
 
-def _rows(predictor: Predictor, paths: Sequence[Path], found: Sequence[Prepared]) -> list[Row]:
-    """Rows of one batch. Where the model has no answer, each scan is asked for alone: one of them is at fault."""
-    read = [one for one in found if not isinstance(one, DataError)]
+def _rows(release: Release, paths: Sequence[Path], prepared: Sequence[Prepared]) -> list[Row]:
+    """Rows of one batch. Where the model has no answer, each scan is predicted alone: one of them is at fault."""
+    readable = [scan for scan in prepared if not isinstance(scan, DataError)]
     try:
-        answers = iter(
-            predictor.predict(np.stack([image for image, _ in read]), [facts for _, facts in read]) if read else ()
-        )
+        answers = iter(_predict(release, readable) if readable else ())
     except DataError as error:  # a logit that is not a number
-        if len(found) == 1:
+        if len(prepared) == 1:
             return [Row(str(paths[0]), None, f"{paths[0]}: {error}")]
-        return [row for path, one in zip(paths, found, strict=True) for row in _rows(predictor, [path], [one])]
+        return [row for path, scan in zip(paths, prepared, strict=True) for row in _rows(release, [path], [scan])]
     return [
-        Row(str(path), None, str(one)) if isinstance(one, DataError) else Row(str(path), next(answers), facts=one[1])
-        for path, one in zip(paths, found, strict=True)
+        Row(str(path), None, str(scan)) if isinstance(scan, DataError) else Row(str(path), next(answers), facts=scan[1])
+        for path, scan in zip(paths, prepared, strict=True)
     ]
 
 
-def _prepare(predictor: Predictor, path: Path) -> Prepared:
+def _predict(release: Release, prepared: Sequence[tuple[FloatArray, Acquisition]]) -> list[Answer]:
+    images, acquisitions = zip(*prepared, strict=True)
+    return release.predict_batch(np.stack(images), acquisitions)
+
+
+def _prepare(release: Release, path: Path) -> Prepared:
     try:
-        return predictor.prepare(path)
+        return release.prepare(path)
     except DataError as error:
         return error
+
+
+def predict_archive(
+    release: Path, kind: Kind, engine: str | None, scans: Sequence[Path], fleet: Fleet, reporter: Reporter
+) -> Iterator[Row]:
+    """Predict an archive in parts, each by a job of a cluster; rows come in the order of `scans`.
+
+    Every job opens the release, and so checks it. Raises the error of the first part that could not be predicted.
+    """
+    with connected(fleet):
+        parts = list(batches(len(scans), -(-len(scans) // job_count(fleet, len(scans), MIN_SCANS_OF_A_JOB))))
+        jobs = [
+            Job(f"part {number + 1}", predict_part, (release.resolve(), kind, engine, scans[part], fleet.cpus))
+            for number, part in enumerate(parts)
+        ]
+        numbers = {job.name: number for number, job in enumerate(jobs)}
+        waiting: dict[int, list[Row]] = {}
+        given = 0
+        for outcome in run_jobs(jobs, fleet, reporter, len(jobs), "predicting"):
+            if outcome.error is not None:
+                raise outcome.error
+            waiting[numbers[outcome.job.name]] = outcome.result
+            while given in waiting:
+                yield from waiting.pop(given)
+                given += 1
+
+
+def predict_part(
+    reporter: Reporter, release: Path, kind: Kind, engine: str | None, scans: Sequence[Path], threads: int
+) -> list[Row]:
+    """One job: the rows of some scans. Raises DataError where this machine does not see them."""
+    absent = [path for path in scans if not path.exists() and ".npz#" not in str(path)]
+    if absent:
+        raise DataError(
+            f"A machine of the cluster does not see {len(absent)} of {len(scans)} scans, as {absent[0]}. All of them "
+            "must see the archive and the release under the same paths."
+        )
+    return list(predict_scans(Release.open(release, kind, engine, threads, "throughput"), scans, reporter, threads))

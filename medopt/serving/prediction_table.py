@@ -1,4 +1,4 @@
-"""The table of a service's answers: one row a scan, written by `medopt predict`, read again by `medopt drift`."""
+"""The table of answers in service: one row a scan, written by `medopt predict`, read by `medopt drift`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from medopt.imaging.acquisition import Acquisition
 from medopt.release.drift_reference import Observed
 from medopt.release.predictor import Answer
 
-TOLD = (
+DETAILS = (
     *("declined", "refused", "content_distance", "texture_distance"),
     *("modality", "sex", "age", "scanner", "view", "image size"),
 )
-"""What stands behind the probabilities: why there is none, how far from training, and how the scan was acquired."""
+"""Columns after the probabilities: why there is none, how far the scan is from training, how it was acquired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,11 @@ class Row:
 
 
 def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> list[Row]:
-    """Write the rows as CSV: path, decision, a probability for each label, and TOLD.
+    """Write the rows as CSV: path, decision, a probability for each label, and DETAILS.
 
-    A declined scan has no decision and no probability: nobody may take for an answer what the release does not vouch
-    for.
-
-    The file is opened before the first row is asked for, so that no prediction is made in vain. Returns the rows.
-    Raises StorageError.
+    A declined scan has neither decision nor probability, so that nobody takes what the release declined for an answer.
+    The file is opened before the first row is computed, so that no prediction is lost. Returns the rows. Raises
+    StorageError.
     """
     written = []
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
@@ -55,23 +53,23 @@ def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> lis
 def _cells(row: Row, labels: Sequence[str]) -> list[str]:
     answer, facts = row.answer, row.facts
     if answer is None:
-        return ["", *[""] * len(labels), "", row.refused, *[""] * (len(TOLD) - 2)]
+        return ["", *[""] * len(labels), "", row.refused, *[""] * (len(DETAILS) - 2)]
     given = ["", *[""] * len(labels)]
     if not answer.declined:
         given = [answer.decision, *(f"{answer.probabilities[label]:.6f}" for label in labels)]
-    distances = [f"{one:.4g}" for one in answer.distances or ()] or ["", ""]
-    known = [facts.modality, *facts.subgroups().values()] if facts else [""] * (len(TOLD) - 4)
-    return [*given, answer.declined, "", *distances, *known]
+    distances = [f"{distance:.4g}" for distance in answer.distances or ()] or ["", ""]
+    known = [facts.modality, *facts.subgroups().values()] if facts else [""] * (len(DETAILS) - 4)
+    return [*given, answer.declined or "", "", *distances, *known]
 
 
 def observed(rows: Sequence[Row], labels: Sequence[str]) -> Observed:
-    """What drift looks at, of rows at hand."""
+    """The columns that drift compares, of rows in memory."""
     names = _columns(labels)
     return _observed([dict(zip(names, [row.path, *_cells(row, labels)], strict=True)) for row in rows], labels)
 
 
 def read_observed(path: Path, labels: Sequence[str]) -> tuple[int, Observed]:
-    """The same of a table that `medopt predict` wrote, and how many scans it holds.
+    """The columns that drift compares, of a table that `medopt predict` wrote; and the number of its scans.
 
     Raises DataError where it is not such a table, or one of another release.
     """
@@ -91,14 +89,14 @@ def read_observed(path: Path, labels: Sequence[str]) -> tuple[int, Observed]:
 
 
 def _columns(labels: Sequence[str]) -> list[str]:
-    return ["path", "decision", *(f"probability_{label}" for label in labels), *TOLD]
+    return ["path", "decision", *(f"probability_{label}" for label in labels), *DETAILS]
 
 
 def _observed(rows: Sequence[Mapping[str, str]], labels: Sequence[str]) -> Observed:
-    shown = labels[1:] if len(labels) == 2 else labels  # the other one is its complement
-    numbers = {f"probability of {label}": _numbers(rows, f"probability_{label}") for label in shown}
-    numbers |= {plain: _numbers(rows, plain.replace(" ", "_")) for plain in ("content distance", "texture distance")}
-    groups = {name: [row[name] for row in rows] for name in ("decision", *TOLD[4:])}
+    compared = labels[1:] if len(labels) == 2 else labels  # the other one is its complement
+    numbers = {f"probability of {label}": _numbers(rows, f"probability_{label}") for label in compared}
+    numbers |= {title: _numbers(rows, title.replace(" ", "_")) for title in ("content distance", "texture distance")}
+    groups = {name: [row[name] for row in rows] for name in ("decision", *DETAILS[4:])}
     return Observed(numbers, {"outcome": [_outcome(row) for row in rows]} | groups)
 
 

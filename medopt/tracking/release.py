@@ -23,7 +23,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 import medopt
 from medopt.core.errors import DataError
 from medopt.release.layout import ReleaseInfo, read_info
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Answer, Release
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import ServerLimits
 
@@ -41,7 +41,7 @@ class ReleaseModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Open both models of the release; raises ReleaseError where a byte changed or the chain is another."""
         folder = Path(context.artifacts[ARTIFACT])
-        self._opened = {kind: Predictor.open(folder, kind) for kind in read_info(folder).models}
+        self._opened = {kind: Release.open(folder, kind) for kind in read_info(folder).models}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`."""
@@ -50,7 +50,7 @@ class ReleaseModel(PythonModel):
         return pd.DataFrame(rows, dtype=object)  # a number that is not there is None: JSON knows no NaN
 
 
-def _row(predictor: Predictor, asked: Mapping[Any, Any]) -> dict[str, Any]:
+def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
     labels = predictor.info.labels
     found: dict[str, Any] = {"decision": ""} | {f"probability_{label}": None for label in labels}
     try:
@@ -60,16 +60,16 @@ def _row(predictor: Predictor, asked: Mapping[Any, Any]) -> dict[str, Any]:
     if not answer.declined:
         found = {"decision": answer.decision}
         found |= {f"probability_{label}": answer.probabilities[label] for label in labels}
-    return found | {"declined": answer.declined, "refused": ""}
+    return found | {"declined": answer.declined or "", "refused": ""}
 
 
-def _answer(predictor: Predictor, asked: Mapping[Any, Any]) -> Answer:
+def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
     data, path = asked.get("scan"), asked.get("path")
     if isinstance(data, bytes) and data:
         image, facts = prepare_bytes(predictor, data, ServerLimits())
-        return predictor.predict(image[None], [facts])[0]
+        return predictor.predict_batch(image[None], [facts])[0]
     if isinstance(path, str) and path:
-        return predictor.predict_scan(path)
+        return predictor.predict(path)
     raise DataError("A row takes `scan`, the bytes of a file or of a zip, or `path`, the place of one.")
 
 

@@ -43,6 +43,7 @@ from medopt.tracking.store import (
 )
 from medopt.tracking.writer import Writer
 
+CHANGED = "settings changed"  # tag: what a continued run is judged or described by otherwise than it was begun
 MOST = 1000  # metrics that MLflow takes at once
 LAST_WAIT = 10.0  # seconds for what is still to be written where a run did not reach its end
 _BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
@@ -83,15 +84,25 @@ class Tracker:
     def log_start(self, study: Study, digest: str, tags: Mapping[str, str], splits: Mapping[str, int]) -> None:
         """The resolved study as parameters, the manifest as dataset input, and where the run comes from as tags.
 
-        A run that is continued keeps what it was begun with, code version and machine included.
+        A run that is continued keeps what it was begun with, code version and machine included; settings that differ
+        from then stand in the tag `settings changed`.
         """
         with answering(self.uri):
             self._client.set_tag(self.run_id, "outcome", "running")
-            begun = self._client.get_run(self.run_id).inputs
-            known = {item.dataset.name for item in begun.dataset_inputs} if begun else set()
+            settings = {key: str(value)[:6000] for key, value in flatten(study.model_dump(mode="json")).items()}
+            run = self._client.get_run(self.run_id)
+            known = {item.dataset.name for item in run.inputs.dataset_inputs} if run.inputs else set()
             if known >= {f"{study.name}-{split}" for split in splits}:
+                before = run.data.params
+                changed = [
+                    f"{key}: {before[key]} -> {settings[key]}"
+                    for key in settings
+                    if key != "data.manifest" and before.get(key, settings[key]) != settings[key]
+                ]
+                if changed or CHANGED in run.data.tags:
+                    self._client.set_tag(self.run_id, CHANGED, "\n".join(changed)[:5000])
                 return
-            params = [Param(key, str(value)[:6000]) for key, value in flatten(study.model_dump(mode="json")).items()]
+            params = [Param(*setting) for setting in settings.items()]
             notes = [RunTag("mlflow.note.content", study.question), *(RunTag(*tag) for tag in tags.items())]
             self._client.log_batch(self.run_id, params=params, tags=notes)
             source = LocalArtifactDatasetSource(study.data.manifest)

@@ -1,4 +1,4 @@
-"""What a study leaves to be found before its training: `auto` becomes a number, and why is told."""
+"""What a study leaves to be found before its training: `auto` becomes a number, with the reason."""
 
 from __future__ import annotations
 

@@ -19,11 +19,10 @@ from medopt.core.errors import TrainingError
 from medopt.core.records import Case
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.training.hardware import open_fabric
-from medopt.training.memory import available_bytes
-from medopt.training.step_bench import Measure, measuring, step_images
+from medopt.training.step_bench import Measure, available_bytes, measuring, step_images
 
-MOST = 256
-LEAST_STEPS = 8
+MAX_MICRO_BATCH = 256
+MIN_STEPS = 8
 """A batch size that is chosen leaves an epoch at least so many steps, where the data allow it."""
 MARGIN = 0.8
 """Share of the available memory that a choice may take: other parts of a run need some, and need grows with luck."""
@@ -63,7 +62,7 @@ def find_batch_size(
     cases: Sequence[Case],
     files: Sequence[Path],
     *,
-    most: int = MOST,
+    max_size: int = MAX_MICRO_BATCH,
     seconds: float = 120.0,
     available: int | None = None,
     reporter: Reporter | None = None,
@@ -74,7 +73,7 @@ def find_batch_size(
     machine has. After `seconds` no further size is begun. Speeds are measured: two calls may choose differently.
     Raises TrainingError where not even two images fit.
     """
-    sizes = candidate_sizes(study, len(cases), most)
+    sizes = candidate_sizes(study, len(cases), max_size)
     device = open_fabric(study.training).device
     if available is None:
         available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
@@ -84,10 +83,10 @@ def find_batch_size(
     return choose(trials, available, str(device), images)
 
 
-def candidate_sizes(study: Study, count: int, most: int = MOST) -> list[int]:
+def candidate_sizes(study: Study, count: int, max_size: int = MAX_MICRO_BATCH) -> list[int]:
     """Powers of two, and the whole step: at most the step or, where that is to be found, what leaves enough steps."""
     fixed = study.training.batch_size
-    limit = min(count, most, max(2, count // LEAST_STEPS)) if fixed == "auto" else min(count, int(fixed))
+    limit = min(count, max_size, max(2, count // MIN_STEPS)) if fixed == "auto" else min(count, int(fixed))
     powers = [2**power for power in range(1, 20) if 2**power <= limit]
     return powers if fixed == "auto" or limit in powers else [*powers, limit]
 
@@ -116,11 +115,11 @@ def try_sizes(
         if time.perf_counter() - started > seconds:
             trials.append(Trial(size, None, None, f"not tried: {seconds:g} s were over"))
             break
-        found = measure(size)
-        if found is None:
+        measured = measure(size)
+        if measured is None:
             trials.append(Trial(size, None, None, "out of memory"))
             break
-        trials.append(Trial(size, (images or size) / found[0], found[1]))
+        trials.append(Trial(size, (images or size) / measured[0], measured[1]))
     advance(len(sizes) - len(trials))
     return trials
 
@@ -129,7 +128,7 @@ def _expected(trials: Sequence[Trial], size: int) -> float:
     """Bytes that `size` will take, on the line through the last two sizes; 0 while there are not two."""
     if len(trials) < 2:
         return 0.0
-    (a, taken_a), (b, taken_b) = ((one.micro_batch, float(one.bytes or 0)) for one in trials[-2:])
+    (a, taken_a), (b, taken_b) = ((trial.micro_batch, float(trial.bytes or 0)) for trial in trials[-2:])
     return taken_b + max(0.0, taken_b - taken_a) / (b - a) * (size - b)
 
 
@@ -139,14 +138,14 @@ def choose(trials: Sequence[Trial], available: int, device: str, images: int | N
     Of equally fast ones the largest where the step is given (BatchNorm then sees more images), else the smallest (more
     steps an epoch). Raises TrainingError where none fits.
     """
-    fitting = [one for one in trials if one.images_per_second and (one.bytes or 0) <= MARGIN * available]
+    fitting = [trial for trial in trials if trial.images_per_second and (trial.bytes or 0) <= MARGIN * available]
     if not fitting:
         raise TrainingError(
             f"Not even {trials[0].micro_batch} images fit the {available / 2**30:.1f} GiB free on {device}. Make "
             "the images smaller (prepare.size) or the network (model.width, model.depth), or end other programs."
         )
-    best = max(one.images_per_second or 0.0 for one in fitting)
-    alike = [one for one in fitting if (one.images_per_second or 0.0) >= ALIKE * best]
+    best = max(trial.images_per_second or 0.0 for trial in fitting)
+    alike = [trial for trial in fitting if (trial.images_per_second or 0.0) >= ALIKE * best]
     chosen = alike[0] if images is None else alike[-1]
     batch = images or chosen.micro_batch
     parts = -(-batch // chosen.micro_batch)
@@ -155,16 +154,16 @@ def choose(trials: Sequence[Trial], available: int, device: str, images: int | N
 
 
 def _reason(trials: Sequence[Trial], chosen: Trial, available: int, batch: int, parts: int) -> str:
-    told = [f"{one.micro_batch} images: {one.note}." for one in trials if one.note]
-    over = [one for one in trials if one.bytes is not None and one.bytes > MARGIN * available]
-    told += [f"{over[0].micro_batch} images take more."] if over else []
+    notes = [f"{trial.micro_batch} images: {trial.note}." for trial in trials if trial.note]
+    over = [trial for trial in trials if trial.bytes is not None and trial.bytes > MARGIN * available]
+    notes += [f"{over[0].micro_batch} images take more."] if over else []
     taken = f"{(chosen.bytes or 0) / 2**30:.2f} of {available / 2**30:.1f} GiB free"
     steps = "all of a step at once" if parts == 1 else f"the gradients of {parts} micro-batches add up"
     return " ".join(
         [
             f"The fastest of what takes at most {MARGIN:.0%} of the memory: {chosen.images_per_second:.1f} images/s, "
             f"{taken}.",
-            *told,
+            *notes,
             f"A step has {batch} images: {steps}.",
         ]
     )

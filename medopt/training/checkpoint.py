@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from medopt.core.errors import TrainingError, listed
 from medopt.core.files import atomic
 from medopt.core.records import EpochRecord
-from medopt.training.state import TrainingState, spread, whole
+from medopt.training.step import TrainingState, spread, whole
 
 KEPT = 2
 
@@ -54,10 +54,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the values, in the order of the names: safetensors itself notices a short file, not a changed byte."""
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(tensors[name].numpy().data)
-    return found.hexdigest()
+        checksum.update(tensors[name].numpy().data)
+    return checksum.hexdigest()
 
 
 def save_epoch(folder: Path, state: TrainingState, facts: Mapping[str, Any], *, write: bool = True) -> None:
@@ -99,17 +99,17 @@ def restore_newest(
     files = sorted(folder.glob("epoch-*.safetensors"), reverse=True)
     for path in files:
         try:
-            tensors, found = read_tensors(path)
+            tensors, stored = read_tensors(path)
         except TrainingError as error:
             say(f"{error} Going on from the one before.")
             continue
-        if {key: found.get(key) for key in facts} != dict(facts):
+        if {key: stored.get(key) for key in facts} != dict(facts):
             raise TrainingError(
                 f"{path} belongs to another study or another chain, or its images were changed since; start anew with "
                 "--fresh."
             )
         try:
-            _restore(state, tensors, found, take_optimizer)
+            _restore(state, tensors, stored, take_optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"{path} was written by another version of the program and does not fit its network "
@@ -123,12 +123,12 @@ def restore_newest(
 
 
 def _restore(
-    state: TrainingState, tensors: dict[str, Tensor], found: dict[str, Any], take: Callable[[list[float]], None]
+    state: TrainingState, tensors: dict[str, Tensor], stored: dict[str, Any], take: Callable[[list[float]], None]
 ) -> None:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    history = [EpochRecord(**record) for record in found["history"]]
+    history = [EpochRecord(**record) for record in stored["history"]]
     _load(state.model, part("model."))
     if state.average is not None:
         _load(state.average, part("average."))
@@ -143,8 +143,8 @@ def _restore(
         else:  # laid out like its parameter: a step is twice as fast
             placed = spread(value.to(parameter.device), parameter)
             optimizer.state[parameter][name] = torch.empty_like(parameter, requires_grad=False).copy_(placed)
-    if state.scaler is not None and "scaler" in found:
-        state.scaler.load_state_dict(found["scaler"])
+    if state.scaler is not None and "scaler" in stored:
+        state.scaler.load_state_dict(stored["scaler"])
     state.history[:] = history
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 def improvements(scores: Sequence[float]) -> list[bool]:
     """For each score (higher is better), whether it is a new best."""
     best = -math.inf
-    found = []
+    marks = []
     for score in scores:
         better = not math.isnan(score) and score > best
         best = score if better else best
-        found.append(better)
-    return found
+        marks.append(better)
+    return marks
 
 
 def best_epoch(scores: Sequence[float]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -12,21 +12,18 @@ import torch
 import torch.distributed
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.reporter import Reporter
 from medopt.data.loaders import predict_loader, train_loader
-from medopt.training.distillation import Teacher
 from medopt.training.job import TrainingJob
-from medopt.training.losses import build_loss
+from medopt.training.losses import Teacher, build_loss
 from medopt.training.optimizers import optimizer_in_force
-from medopt.training.predict import predict_logits
 from medopt.training.schedules import learning_rate
-from medopt.training.state import TrainingState, take_optimizer
-from medopt.training.step import Stepper
+from medopt.training.step import Stepper, TrainingState, take_optimizer
 
 
 class Epochs:
@@ -34,21 +31,21 @@ class Epochs:
 
     def __init__(
         self,
-        task: TrainingJob,
+        job: TrainingJob,
         fabric: Fabric,
         state: TrainingState,
         reporter: Reporter,
         teacher: Teacher | None = None,
     ) -> None:
-        self.study, self.fabric, self.state, self.reporter = task.study, fabric, state, reporter
+        self.study, self.fabric, self.state, self.reporter = job.study, fabric, state, reporter
         rank, world = fabric.global_rank, fabric.world_size
-        if len(task.val_set.cases) < world:
-            raise ConfigError(f"{len(task.val_set.cases)} validation images are fewer than {world} processes.")
-        self.loss = build_loss(task.study, task.train_set.cases)
-        train, val = task.train_set, task.val_set
-        self.loader, self.sampler = train_loader(task.study, train.cases, train.files, rank, world)
-        self.val_loader = predict_loader(task.study, val.cases, val.files, rank, world)
-        self.stepper = Stepper(task.study, fabric, state, self.loss, teacher)
+        if len(job.val_set.cases) < world:
+            raise ConfigError(f"{len(job.val_set.cases)} validation images are fewer than {world} processes.")
+        self.loss = build_loss(job.study, job.train_set.cases)
+        train, val = job.train_set, job.val_set
+        self.loader, self.sampler = train_loader(job.study, train.cases, train.files, rank, world)
+        self.val_loader = predict_loader(job.study, val.cases, val.files, rank, world)
+        self.stepper = Stepper(job.study, fabric, state, self.loss, teacher)
 
     def validate(self) -> tuple[NDArray[np.float64], Tensor]:
         """Logits (N, K) and targets (N, K) of all validation cases, on every process."""
@@ -91,8 +88,8 @@ def _seed(*numbers: int) -> int:
 
 def _grouped(loader: DataLoader[tuple[Tensor, Tensor, int]], parts: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The micro-batches of each step."""
-    found = iter(loader)
-    while batch := [(image, target) for image, target, _ in islice(found, parts)]:
+    batches = iter(loader)
+    while batch := [(image, target) for image, target, _ in islice(batches, parts)]:
         yield batch
 
 
@@ -138,3 +135,33 @@ class _Check:
             f"step {self.steps}. Lower the learning rate (--set training.optimizer.lr={config.optimizer.rate / 10:g}) "
             f"or clip more (training.clip_norm); the checkpoints up to epoch {self.epoch} are kept."
         )
+
+
+Rows = tuple[Tensor, Tensor, Tensor]  # logits (N, K), targets (N, K), indices (N,)
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device
+) -> tuple[NDArray[np.float64], Tensor]:
+    """Logits (N, K) in float64 and the targets, rows ordered by the cases' index.
+
+    Each process brings its own cases, none twice, and all get the whole. The model is left in the mode it came in.
+    """
+    mode = model.training
+    model.eval()
+    rows = [(model(image.to(device, non_blocking=True)).float(), target, index) for image, target, index in loader]
+    model.train(mode)
+    parts = _gathered([(logit.cpu(), target, index) for logit, target, index in rows])
+    order = torch.argsort(torch.cat([index for _, _, index in parts]))
+    logits = torch.cat([logit for logit, _, _ in parts])[order]
+    targets = torch.cat([target for _, target, _ in parts])[order]
+    return logits.double().numpy(), targets
+
+
+def _gathered(rows: list[Rows]) -> list[Rows]:
+    if not torch.distributed.is_initialized():
+        return rows
+    parts: list[list[Rows] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts if part for row in part]

@@ -32,8 +32,8 @@ class Hardware:
     strategy: Literal["ddp", "fsdp"] = "ddp"
 
     @classmethod
-    def found(cls, devices: int = 0, nodes: int = 1, strategy: Literal["ddp", "fsdp"] = "ddp") -> Hardware:
-        """As asked for, or as torchrun or SLURM has started this process."""
+    def detect(cls, devices: int = 0, nodes: int = 1, strategy: Literal["ddp", "fsdp"] = "ddp") -> Hardware:
+        """What torchrun or SLURM started this process with; where neither did, these."""
         if TorchElasticEnvironment.detect():
             local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             return cls(local, int(os.environ["WORLD_SIZE"]) // local, strategy)

@@ -16,12 +16,11 @@ from torch import Tensor
 from medopt.config import Study
 from medopt.core.records import Case
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.data.loaders import PreparedDataset
+from medopt.data.loaders import KeyedDataset
 from medopt.models.signal_propagation import Depth, Scale, Variant, build_variant, measure_scale, variants
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import Loss, build_loss
-from medopt.training.state import start_state
-from medopt.training.step import Stepper
+from medopt.training.step import Stepper, start_state
 
 DEEPEST: Depth = 152
 USUAL_RATE = 1e-3
@@ -47,11 +46,11 @@ class InitResult:
     def facts(self) -> dict[str, Any]:
         """As JSON holds it: what is not finite becomes null."""
 
-        def told(values: Sequence[float]) -> list[float | None]:
+        def finite(values: Sequence[float]) -> list[float | None]:
             return [value if math.isfinite(value) else None for value in values]
 
-        scale = {name: told(values) for name, values in asdict(self.scale).items()}
-        return asdict(self.variant) | scale | {"losses": told(self.losses), "ratio": told([self.scale.ratio])[0]}
+        scale = {name: finite(values) for name, values in asdict(self.scale).items()}
+        return asdict(self.variant) | scale | {"losses": finite(self.losses), "ratio": finite([self.scale.ratio])[0]}
 
 
 def compare_initializations(
@@ -69,18 +68,18 @@ def compare_initializations(
     The batch is drawn from the training `cases` by the study's seed, and not augmented. The steps are the study's own
     (optimizer, rate, clipping), without its moving average.
     """
-    asked = tuple(dict.fromkeys(depths or (study.model.depth, DEEPEST)))
-    nets = [net for depth in asked for init in ("he", "xavier") for net in variants(depth, init)]
+    depths = tuple(dict.fromkeys(depths or (study.model.depth, DEEPEST)))
+    nets = [net for depth in depths for init in ("he", "xavier") for net in variants(depth, init)]
     study = _plainly(study)
     fabric = open_fabric(study.training)
     image, target = _batch(study, cases, files, images)
     loss = build_loss(study, cases)
     advance = (reporter or SilentReporter()).progress(len(nets), "nets")
-    found = []
+    results = []
     for net in nets:
-        found.append(_begin(study, fabric, net, image.to(fabric.device), target.to(fabric.device), loss, steps))
+        results.append(_begin(study, fabric, net, image.to(fabric.device), target.to(fabric.device), loss, steps))
         advance(1, net=net.name)
-    return tuple(found)
+    return tuple(results)
 
 
 def _plainly(study: Study) -> Study:
@@ -94,7 +93,7 @@ def _plainly(study: Study) -> Study:
 
 def _batch(study: Study, cases: Sequence[Case], files: Sequence[Path], images: int) -> tuple[Tensor, Tensor]:
     chosen = np.random.default_rng(study.seed).permutation(len(cases))[:images].tolist()
-    data = PreparedDataset(study, cases, files)
+    data = KeyedDataset(study, cases, files)
     rows = [data[(-1, index, 0)] for index in chosen]
     return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
 

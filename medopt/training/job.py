@@ -1,4 +1,4 @@
-"""What is to be trained, who leads it, and what came out."""
+"""What is to be trained, what the first process does beside it, and what came out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on one process or on several: the first leads and sends the others their task; they hold nothing else.
+"""Training on one process or on several: the first leads and sends the others their job; they hold nothing else.
 
 The others are started by torchrun or SLURM, or here. All of them read and write the run's folder, which several nodes
 have to share.
@@ -33,19 +33,19 @@ class LostProcess(TrainingError):
     """Another process of this training is gone."""
 
 
-def train(task: TrainingJob, lead: TrainingCallbacks, hardware: Hardware | None = None) -> Trained:
+def train(job: TrainingJob, callbacks: TrainingCallbacks, hardware: Hardware | None = None) -> Trained:
     """Train, or go on training, and return the best weights and the history.
 
     Raises TrainingError where the loss is not a number, no epoch gave a defined metric, or a process was lost: then
     the same command goes on at the last whole epoch.
     """
     hardware = hardware or Hardware(1)
-    fabric = open_fabric(task.study.training, hardware)
+    fabric = open_fabric(job.study.training, hardware)
     if fabric.world_size == 1:
-        return fit(task, fabric, lead)
-    with _joined(fabric, task.study.training, hardware):
-        fabric.broadcast(task)
-        return fit(task, fabric, lead)
+        return fit(job, fabric, callbacks)
+    with _joined_processes(fabric, job.study.training, hardware):
+        fabric.broadcast(job)
+        return fit(job, fabric, callbacks)
 
 
 def follows(training: Training, hardware: Hardware) -> bool:
@@ -59,17 +59,17 @@ def follow(training: Training, hardware: Hardware) -> None:
     Raises LostProcess where another process went away, and the MedoptError of what this one could not do.
     """
     fabric = open_fabric(training, hardware)
-    with _joined(fabric, training, hardware):
-        task = cast(TrainingJob | None, fabric.broadcast(None))
-        if task is not None:
-            fit(task, fabric, None)
+    with _joined_processes(fabric, training, hardware):
+        job = cast(TrainingJob | None, fabric.broadcast(None))
+        if job is not None:
+            fit(job, fabric, None)
 
 
 def dismiss(training: Training, hardware: Hardware) -> None:
-    """Let processes go that torchrun, SLURM or a person started and that wait for a task: there is none."""
+    """Let processes go that torchrun, SLURM or a person started and that wait for a job: there is none."""
     fabric = open_fabric(training, hardware)
     if fabric.world_size > 1 and (hardware.nodes > 1 or not _starts_others(fabric)):
-        with _joined(fabric, training, hardware):
+        with _joined_processes(fabric, training, hardware):
             fabric.broadcast(None)
 
 
@@ -89,7 +89,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 @contextmanager
-def _joined(fabric: Fabric, training: Training, hardware: Hardware) -> Iterator[None]:
+def _joined_processes(fabric: Fabric, training: Training, hardware: Hardware) -> Iterator[None]:
     """Start this node's other processes where no launcher did, and hold all of them together until the block ends."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     before = dict(os.environ)

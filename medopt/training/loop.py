@@ -20,74 +20,74 @@ from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
-from medopt.training.distillation import Teacher
 from medopt.training.early_stopping import best_epoch, should_stop
 from medopt.training.epoch import Epochs
 from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
-from medopt.training.state import start_state, take_optimizer
+from medopt.training.losses import Teacher
+from medopt.training.step import start_state, take_optimizer
 
 
-def fit(task: TrainingJob, fabric: Fabric, lead: TrainingCallbacks | None) -> Trained:
-    """Train, or go on training, as one of Fabric's processes; only the first of them has a `lead`.
+def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -> Trained:
+    """Train, or go on training, as one of Fabric's processes; only the first of them has `callbacks`.
 
     Raises TrainingError where the loss is not a number or no epoch gave a defined metric.
     """
-    study, facts = task.study, task.facts
-    reporter = lead.reporter if lead else SilentReporter()
-    state = start_state(study, fabric, load_best(study, task.start) if task.start else None)
+    study, facts = job.study, job.facts
+    reporter = callbacks.reporter if callbacks else SilentReporter()
+    state = start_state(study, fabric, load_best(study, job.start) if job.start else None)
     restore_newest(
-        task.folder, state, facts, reporter.message, lambda scores: take_optimizer(study, fabric, state, scores)
+        job.folder, state, facts, reporter.message, lambda scores: take_optimizer(study, fabric, state, scores)
     )
-    if lead:
-        lead.on_epoch(state.history)
-    epochs = Epochs(task, fabric, state, reporter, _teacher(task, fabric))
+    if callbacks:
+        callbacks.on_epoch(state.history)
+    epochs = Epochs(job, fabric, state, reporter, _teacher(job, fabric))
     while len(state.history) < study.training.epochs:
         if should_stop(state.scores, study.training.patience):
             reporter.message(f"Stopped early: no progress in {study.training.patience} epochs.")
             break
-        record = _one_epoch(task, fabric, epochs, lead)
+        record = _one_epoch(job, fabric, epochs, callbacks)
         state.history.append(record)
-        is_best = _is_kept(task, state.scores)
+        is_best = _is_kept(job, state.scores)
         reporter.message(_epoch_line(study, record, is_best))
         if is_best:
-            save_best(task.folder / BEST, state, facts, write=lead is not None)
-        save_epoch(task.folder, state, facts, write=lead is not None)
-        if lead:
-            lead.on_epoch(state.history)
+            save_best(job.folder / BEST, state, facts, write=callbacks is not None)
+        save_epoch(job.folder, state, facts, write=callbacks is not None)
+        if callbacks:
+            callbacks.on_epoch(state.history)
     best = best_epoch(state.scores)
-    if best is not None and task.to_the_end:
+    if best is not None and job.to_the_end:
         best = len(state.history) - 1
     if best is None:
         raise TrainingError("No epoch gave a defined validation metric; is one class absent from validation?")
-    return Trained(task.folder / BEST, tuple(state.history), best, str(fabric.device))
+    return Trained(job.folder / BEST, tuple(state.history), best, str(fabric.device))
 
 
-def _is_kept(task: TrainingJob, scores: Sequence[float]) -> bool:
+def _is_kept(job: TrainingJob, scores: Sequence[float]) -> bool:
     """Whether the weights of the last of these epochs are kept, so far at least."""
-    if task.to_the_end:
-        return len(scores) == task.study.training.epochs
+    if job.to_the_end:
+        return len(scores) == job.study.training.epochs
     return best_epoch(scores) == len(scores) - 1
 
 
-def _teacher(task: TrainingJob, fabric: Fabric) -> Teacher | None:
+def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
     """The network that this one learns from, where it learns from one."""
-    share = task.study.compression.pruning.imitate
-    if task.teacher is None or not share:
+    share = job.study.compression.pruning.imitate
+    if job.teacher is None or not share:
         return None
-    network = load_best(task.study, task.teacher).to(fabric.device)
-    return Teacher(network, share, exclusive=task.study.data.task == "multiclass")
+    network = load_best(job.study, job.teacher).to(fabric.device)
+    return Teacher(network, share, exclusive=job.study.data.task == "multiclass")
 
 
-def _one_epoch(task: TrainingJob, fabric: Fabric, epochs: Epochs, lead: TrainingCallbacks | None) -> EpochRecord:
+def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: TrainingCallbacks | None) -> EpochRecord:
     """Train and validate once; the first process judges, and tells the others."""
     measured = epochs.train()
     logits, targets = epochs.validate()
     record = None
-    if lead:
+    if callbacks:
         val_loss = float(epochs.loss(torch.from_numpy(logits).float(), targets).mean())
         metric = -val_loss
-        if task.study.training.metric == "auc":
-            metric = lead.score(logits, targets.double().numpy())
+        if job.study.training.metric == "auc":
+            metric = callbacks.score(logits, targets.double().numpy())
         record = EpochRecord(epoch=len(epochs.state.history), val_loss=val_loss, val_metric=metric, **measured)
     shared: EpochRecord | None = fabric.broadcast(record)
     assert shared is not None

@@ -1,4 +1,4 @@
-"""Losses by task: cross-entropy and focal loss on logits, for hard, smoothed and mixed targets alike."""
+"""Cross-entropy and focal loss on logits, by task, for hard, smoothed and mixed targets; a teacher's answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from medopt.config import Study
 from medopt.core.records import Case
@@ -52,17 +52,35 @@ def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
     balanced: the inverse of its share, 1 on average over the cases. Where the study names a weight for each label, a
     binary study's first label is the absence of the second; otherwise absence weighs 1.
     """
-    labels, asked = np.array([case.label for case in cases]), study.training.class_weights
+    labels, setting = np.array([case.label for case in cases]), study.training.class_weights
     weights = np.ones((2, study.data.outputs))
-    if isinstance(asked, dict):
-        named = [asked[label] for label in study.data.labels]
+    if isinstance(setting, dict):
+        named = [setting[label] for label in study.data.labels]
         weights[:, 0], weights[1] = named[0], named[-study.data.outputs :]
         if study.data.task != "binary":
             weights[0] = 1
-    elif asked == "balanced" and study.data.task == "multiclass":
+    elif setting == "balanced" and study.data.task == "multiclass":
         counts = np.bincount(labels[:, 0], minlength=study.data.outputs)
         weights[1] = len(labels) / (len(counts) * np.maximum(counts, 1))
-    elif asked == "balanced":
+    elif setting == "balanced":
         share = labels.mean(axis=0).clip(1e-6, 1 - 1e-6)
         weights[0], weights[1] = 0.5 / (1 - share), 0.5 / share
     return weights
+
+
+class Teacher:
+    """A trained network whose answers to the training images become part of a smaller network's targets.
+
+    At temperature 1, since the answers of a network that was trained with mixup are soft already.
+    Source: Hinton et al., Distilling the Knowledge in a Neural Network (2015).
+    """
+
+    def __init__(self, network: nn.Module, share: float, *, exclusive: bool) -> None:
+        self.network, self.share, self.exclusive = network.eval().requires_grad_(False), share, exclusive
+
+    @torch.no_grad()
+    def targets(self, image: Tensor, target: Tensor) -> Tensor:
+        """Targets (N, K) in 0..1 for images (N, C, *size) whose truth is `target` (N, K)."""
+        logits = self.network(image).float()
+        answers = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+        return torch.lerp(target.float(), answers, self.share)

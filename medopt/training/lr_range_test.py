@@ -27,8 +27,7 @@ from medopt.core.reporter import Reporter, SilentReporter
 from medopt.data.loaders import train_loader
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
-from medopt.training.state import start_state
-from medopt.training.step import Stepper
+from medopt.training.step import Stepper, start_state
 
 LOW, HIGH, STEPS = 1e-5, 10.0, 100
 EXPLODED = 2.0
@@ -37,7 +36,7 @@ MEMORY = 0.8
 """Weight of what came before in the smoothed loss that ends the test."""
 BLUR = 5.0
 """Standard deviation, in steps, of the smoothing (to both sides) from which the rate is chosen."""
-LEAST_FALL = 0.02
+MIN_FALL = 0.02
 """A loss that fell by less than this share of its start did not fall."""
 BELOW_TURN, BELOW_EXPLOSION = 2.0, 10.0
 """How far below the turn the suggestion lies, and how far below the rate that exploded it has to lie."""
@@ -48,7 +47,7 @@ class RangeTest:
     """What was tried and what it suggests: entries of the four sequences belong together, a step each.
 
     `slope` is the change of the smoothed loss for each factor of e on the rate. `exploded` is the rate at which the
-    test ended early, else None. `turn` is the rate of the least loss. `suggestion` is None where no rate made it fall.
+    test ended early, else None. `turn` is the rate of the smallest loss. `suggestion` is None where none made it fall.
     """
 
     rates: tuple[float, ...]
@@ -161,8 +160,8 @@ def judge(rates: Sequence[float], losses: Sequence[float], exploded: float | Non
         return _refused(rates, losses, smoothed, slope, exploded, float(rates[0]), "the loss was never a finite number")
     turn = int(np.nanargmin(smoothed))
     start = float(smoothed[0])
-    if smoothed[turn] > (1 - LEAST_FALL) * start:
-        why = f"the loss fell nowhere by {LEAST_FALL:.0%} of its start ({start:.3f})"
+    if smoothed[turn] > (1 - MIN_FALL) * start:
+        why = f"the loss fell nowhere by {MIN_FALL:.0%} of its start ({start:.3f})"
         return _refused(rates, losses, smoothed, slope, exploded, rates[turn], why)
     steepest = int(np.nanargmin(slope[: turn + 1]))
     limit = math.inf if exploded is None else exploded / BELOW_EXPLOSION

@@ -1,4 +1,4 @@
-"""How long a step takes and how much memory, by the size of its micro-batches.
+"""How long a step takes and how much memory, by the size of its micro-batches; how much memory there is.
 
 On a GPU sizes are tried in this process. On a CPU they are tried in a process of their own, because a system that runs
 out of memory kills it, and because what a process has held cannot be told apart from what was there before.
@@ -12,19 +12,20 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.multiprocessing as processes
 from torch import Tensor
 
 from medopt.config import Study
 from medopt.core.records import Case
-from medopt.data.loaders import PreparedDataset
+from medopt.data.loaders import KeyedDataset
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
-from medopt.training.memory import peak_bytes
-from medopt.training.state import start_state
-from medopt.training.step import Stepper
+from medopt.training.step import Stepper, start_state
 
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self")
 REPEATS = 3
 Measure = Callable[[int], tuple[float, int] | None]
 """Seconds that a step takes with micro-batches of that size, and bytes; None where memory ran out."""
@@ -39,7 +40,7 @@ def step_images(study: Study, count: int) -> int | None:
 def measuring(
     study: Study, cases: Sequence[Case], files: Sequence[Path], *, cuda: bool
 ) -> AbstractContextManager[Measure]:
-    """Measure steps of a fresh training; smaller sizes must come first, as the most that was held counts."""
+    """Measure steps of a fresh training; smaller sizes must come first, as the peak counts."""
     return (_here if cuda else _beside)(study, cases, files)
 
 
@@ -56,7 +57,7 @@ class _Bench:
         state = start_state(self.study, self.fabric)
         state.network.train()
         self.stepper = Stepper(self.study, self.fabric, state, build_loss(study, cases))
-        self.data = PreparedDataset(study, cases, files)
+        self.data = KeyedDataset(study, cases, files)
         self.images = step_images(study, len(cases))
 
     def __call__(self, size: int) -> tuple[float, int]:
@@ -99,9 +100,9 @@ def _here(study: Study, cases: Sequence[Case], files: Sequence[Path]) -> Iterato
     benches = [_Bench(study, cases, files)]
 
     def measure(size: int) -> tuple[float, int] | None:
-        found = _or_none(benches[0], size)
+        measured = _or_none(benches[0], size)
         torch.cuda.empty_cache()
-        return found
+        return measured
 
     try:
         yield measure
@@ -122,12 +123,12 @@ def _beside(study: Study, cases: Sequence[Case], files: Sequence[Path]) -> Itera
     def measure(size: int) -> tuple[float, int] | None:
         try:
             ours.send(size)
-            found: tuple[float, int] | Exception | None = ours.recv()
+            measured: tuple[float, int] | Exception | None = ours.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return None  # killed: the system's answer to a process that takes too much
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(measured, Exception):
+            raise measured
+        return measured
 
     try:
         yield measure
@@ -138,17 +139,65 @@ def _beside(study: Study, cases: Sequence[Case], files: Sequence[Path]) -> Itera
         child.join()
 
 
-def _serve(asked: Any, threads: int, study: Study, cases: Sequence[Case], files: Sequence[Path]) -> None:
+def _serve(pipe: Any, threads: int, study: Study, cases: Sequence[Case], files: Sequence[Path]) -> None:
     """Answer sizes with measurements until nobody asks."""
     torch.set_num_threads(threads)
     try:
         bench: _Bench | None = None
         while True:
-            size = asked.recv()
+            size = pipe.recv()
             try:
                 bench = bench or _Bench(study, cases, files)
-                asked.send(_or_none(bench, size))
-            except Exception as error:  # told to the one who asked
-                asked.send(error)
+                pipe.send(_or_none(bench, size))
+            except Exception as error:  # raised again in the process that asked
+                pipe.send(error)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
+
+
+def available_bytes(groups: Path = _GROUPS, own: Path = _OWN) -> int:
+    """Bytes of main memory that are free to this process: the machine's, or less where a container is limited.
+
+    A container's limit stands in its control group, or in one above it; memory that only caches files counts as free.
+    """
+    return min([psutil.virtual_memory().available, *_free_of_groups(groups, own)])
+
+
+def _free_of_groups(groups: Path, own: Path) -> Iterator[int]:
+    """What each limited control group of this process still has, of version 2 and version 1."""
+    try:
+        lines = [line.split(":", 2) for line in (own / "cgroup").read_text().splitlines()]
+    except OSError:
+        return  # no Linux: there are none
+    for _, controllers, path in lines:
+        if not controllers:
+            yield from _free(groups, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _free(groups / "memory", path, *names)
+
+
+def _free(root: Path, path: str, limit: str, used: str, cached: str) -> Iterator[int]:
+    place = root / path.strip("/")
+    for folder in (place, *place.parents):
+        if folder != root and root not in folder.parents:
+            return
+        try:
+            limited_to, taken = int((folder / limit).read_text()), int((folder / used).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # not limited ("max"), or a group that only the host can see
+            continue
+        yield max(0, limited_to - taken + int(stat.get(cached, 0)))
+
+
+def peak_bytes(own: Path = _OWN) -> int:
+    """The peak of this process's main memory, in bytes.
+
+    Linux tells it for the program that runs; getrusage would count what stood there before it was started.
+    """
+    try:
+        lines = (own / "status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))

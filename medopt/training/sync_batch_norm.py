@@ -29,8 +29,8 @@ def _reduced(here: Tensor) -> Tensor:
 
 
 def _summed(here: Tensor) -> Tensor:
-    found: Tensor = _Sum.apply(here)
-    return found
+    total: Tensor = _Sum.apply(here)
+    return total
 
 
 class SharedBatchNorm(_BatchNorm):

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.layers import gaussian_1d
 from torch import Tensor
 
+from medopt.core.telemetry import without_telemetry
 from medopt.transforms.resize import resize
+
+with without_telemetry():
+    from monai.networks.layers import gaussian_1d
 
 
 @dataclass(frozen=True, slots=True)

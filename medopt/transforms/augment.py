@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from monai.transforms import Randomizable, Transform
 from torch import Tensor
 
 from medopt.config import Augment
+from medopt.core.telemetry import without_telemetry
 from medopt.transforms.appearance import Appearance, apply_appearance, draw_field, draw_seed, log_uniform
 from medopt.transforms.shift import draw_scanner
 from medopt.transforms.spatial import Geometry, apply_geometry, draw_geometry
+
+with without_telemetry():
+    from monai.transforms import Randomizable, Transform
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, Transform
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,8 +19,12 @@ from medopt.config import Intensity, Prepare
 from medopt.core.errors import DataError, MedoptError
 from medopt.core.provenance import digest
 from medopt.core.records import FloatArray, Volume
+from medopt.core.telemetry import without_telemetry
 from medopt.imaging import read_scan
 from medopt.transforms.resize import crop_or_pad, fitted, resize
+
+with without_telemetry():
+    from monai.transforms import Compose, Transform
 
 # Raise this whenever the chain gives other values for the same configuration.
 CHAIN_VERSION = 2
@@ -49,8 +52,8 @@ class CheckAxes(Transform):
     def __call__(self, volume: Volume) -> Volume:
         """The volume as it is; raises DataError where it is an image and the study takes volumes, or the reverse."""
         if volume.spatial_dims != self.axes:
-            kind = "a volume" if volume.spatial_dims == 3 else "a single image"
-            raise DataError(f"The scan is {kind}, and this study takes {self.axes}-D input (prepare.size).")
+            what = "a volume" if volume.spatial_dims == 3 else "a single image"
+            raise DataError(f"The scan is {what}, and this study takes {self.axes}-D input (prepare.size).")
         return volume
 
 
@@ -81,21 +84,21 @@ class ClipIntensity(Transform):
 
     def __call__(self, volume: Volume) -> Volume:
         """(C, *space) to the same array; raises DataError where the scan gives no range."""
-        least, most = (float(edge) for edge in torch.aminmax(torch.from_numpy(volume.array)))
-        if not np.isfinite([least, most]).all():
+        lowest, highest = (float(edge) for edge in torch.aminmax(torch.from_numpy(volume.array)))
+        if not np.isfinite([lowest, highest]).all():
             raise DataError("The scan holds values that are not finite numbers; export it again or leave it out.")
-        low, high = self._range(volume, least, most)
+        low, high = self._range(volume, lowest, highest)
         if high <= low:
-            if least < most:
+            if lowest < highest:
                 raise DataError(
-                    f"The scan has values from {least:g} to {most:g}, but its range for 0 to 1 is empty ({low:g} to "
-                    f"{high:g}), so all of it would become black; map intensities in another way (intensity.method)."
+                    f"The scan has values from {lowest:g} to {highest:g}, but its range for 0 to 1 is empty ({low:g} "
+                    f"to {high:g}), so all of it would become black; map intensities in another way (intensity.method)."
                 )
-            low, high = least, least + 1  # a constant image is black
+            low, high = lowest, lowest + 1  # a constant image is black
         torch.from_numpy(volume.array).clamp_(low, high)
         return replace(volume, window=((low + high) / 2, high - low))
 
-    def _range(self, volume: Volume, least: float, most: float) -> tuple[float, float]:
+    def _range(self, volume: Volume, lowest: float, highest: float) -> tuple[float, float]:
         method = self.config.method
         if method == "range":
             return self.config.low, self.config.high
@@ -105,7 +108,7 @@ class ClipIntensity(Transform):
             center, width = volume.window
             return center - width / 2, center + width / 2
         if method == "minmax":
-            return least, most
+            return lowest, highest
         return percentiles(volume.array, self.config.low, self.config.high)
 
 
@@ -120,8 +123,8 @@ class ResampleSpacing(Transform):
         if not volume.has_spacing:
             raise DataError("The scan does not say how large its pixels are, and this study resamples to spacing_mm.")
         shape = volume.array.shape[1:]
-        wanted = zip(shape, volume.spacing_mm, self.spacing_mm, strict=True)
-        size = [max(1, round(n * have / want)) for n, have, want in wanted]
+        axes = zip(shape, volume.spacing_mm, self.spacing_mm, strict=True)
+        size = [max(1, round(n * have / want)) for n, have, want in axes]
         array = resize(torch.from_numpy(volume.array), size).numpy()
         return replace(volume, array=array, spacing_mm=tuple(self.spacing_mm))
 
@@ -164,7 +167,21 @@ class CropOrPad(Transform):
 
 
 class PrepareChain(Transform):
-    """Path or Volume to a float32 tensor (C, *size) with values in 0..1, by MONAI's Compose."""
+    """The deterministic chain of a study: a path or a Volume to a float32 tensor (C, *size) with values in 0..1.
+
+    `size` is (H, W) or (D, H, W) and C the channels of the `prepare` section. `fingerprint` is a SHA-256 of the section
+    and of the chain's version; two chains with the same fingerprint give the same tensors, to the bit. It is a MONAI
+    Transform. Raises DataError naming the file and the reason.
+
+    >>> import medopt
+    >>> manifest = medopt.draw_study("phantom-data/phantom", patients=30)
+    >>> chain = PrepareChain(Prepare(size=[96, 96]))
+    >>> image = chain(manifest.parent / "images/site_a/phantom-a001_1.dcm")
+    >>> image.shape, float(image.min()), float(image.max())
+    (torch.Size([1, 96, 96]), 0.0, 1.0)
+    >>> chain.fingerprint[:16]
+    '06b58ec76f3bb2ed'
+    """
 
     def __init__(self, config: Prepare) -> None:
         self.config = config

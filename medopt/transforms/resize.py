@@ -35,11 +35,11 @@ def _resize_plane(images: Tensor, size: Sequence[int]) -> Tensor:
 def crop_or_pad(image: Tensor, size: Sequence[int]) -> Tensor:
     """Cut or zero-fill each spatial axis around its centre: (C, *space) to (C, *size)."""
     out = image
-    for axis, wanted in enumerate(size, start=1):
-        excess = out.shape[axis] - wanted
+    for axis, target in enumerate(size, start=1):
+        excess = out.shape[axis] - target
         if excess > 0:
-            out = out.narrow(axis, excess // 2, wanted)
-    missing = [wanted - have for wanted, have in zip(size, out.shape[1:], strict=True)]
+            out = out.narrow(axis, excess // 2, target)
+    missing = [target - have for target, have in zip(size, out.shape[1:], strict=True)]
     if any(missing):
         pads = [side for gap in reversed(missing) for side in (gap // 2, gap - gap // 2)]
         out = F.pad(out, pads)
@@ -52,5 +52,5 @@ def fitted(shape: Sequence[int], size: Sequence[int], how: str) -> list[int]:
         return list(size)
     if how == "crop_or_pad":
         return list(shape)
-    factor = min(wanted / have for wanted, have in zip(size, shape, strict=True))
+    factor = min(target / have for target, have in zip(size, shape, strict=True))
     return [max(1, round(have * factor)) for have in shape]

@@ -1,4 +1,4 @@
-"""Back from the model's geometry to the scan's: where in the scan lies what the model was shown, and what it found."""
+"""Back from the model's geometry to the scan's own grid."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def to_scan(values: Tensor, shape: Sequence[int], spacing_mm: Sequence[float], c
     """
     space = list(shape)
     if config.spacing_mm is not None:
-        wanted = zip(shape, spacing_mm, config.spacing_mm, strict=True)
-        space = [max(1, round(n * have / want)) for n, have, want in wanted]
+        axes = zip(shape, spacing_mm, config.spacing_mm, strict=True)
+        space = [max(1, round(n * have / want)) for n, have, want in axes]
     return resize(crop_or_pad(values, fitted(space, config.size, config.fit)), shape)
 
 

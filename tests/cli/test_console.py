@@ -14,7 +14,7 @@ from rich.console import Console
 from medopt.cli.console import ConsoleReporter, print_predictions, print_rows, print_summary
 from medopt.core.records import Estimate, Override
 from medopt.pipeline.finished_run import FinishedRun
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
 
 FOLDER = "runs/clinic/20260101-000000-abcdef01"
@@ -81,10 +81,10 @@ def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
     assert "auc at" not in capsys.readouterr().out
 
 
-def predictor(labels: list[str], threshold: Any, band: Any = None) -> Predictor:
+def predictor(labels: list[str], threshold: Any, band: Any = None) -> Release:
     model = SimpleNamespace(threshold=threshold, band=band)
     info = SimpleNamespace(labels=labels, models={"int8": model})
-    return cast(Predictor, SimpleNamespace(info=info, kind="int8", engine=SimpleNamespace(name="openvino")))
+    return cast(Release, SimpleNamespace(info=info, kind="int8", engine=SimpleNamespace(name="openvino")))
 
 
 def answered(name: str) -> Row:

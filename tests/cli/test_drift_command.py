@@ -11,7 +11,7 @@ from clinic_fixtures import Finished, call
 
 from medopt.release.drift_reference import Reference
 from medopt.release.layout import read_info
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.serving.batch import find_scans, predict_scans
 from medopt.serving.prediction_table import observed, read_observed, write_answers
 
@@ -19,7 +19,7 @@ from medopt.serving.prediction_table import observed, read_observed, write_answe
 @pytest.fixture(scope="module")
 def answers(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the release answers on all the clinic's scans."""
-    predictor = Predictor.open(finished.release, threads=1)
+    predictor = Release.open(finished.release, threads=1)
     path = tmp_path_factory.mktemp("service") / "month.csv"
     write_answers(path, predict_scans(predictor, find_scans([finished.clinic.data / "scans"], 2)), ["clear", "blob"])
     return path
@@ -58,7 +58,7 @@ def test_a_table_of_something_else_is_refused(finished: Finished, tmp_path: Path
 
 
 def test_rows_at_hand_and_rows_read_back_say_the_same(finished: Finished, answers: Path) -> None:
-    predictor = Predictor.open(finished.release, threads=1)
+    predictor = Release.open(finished.release, threads=1)
     labels = read_info(finished.release).labels
     rows = list(predict_scans(predictor, find_scans([finished.clinic.data / "scans"], 2)[:5]))
     now, (count, written) = observed(rows, labels), read_observed(answers, labels)

@@ -18,7 +18,7 @@ from medopt.core.records import Predictions
 from medopt.evaluation.predictions_io import write_predictions
 from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibration import Calibration
-from medopt.metrics.estimates import evaluate
+from medopt.metrics.estimates import all_figures
 from medopt.pipeline.reevaluate import EvaluatedTable
 
 
@@ -61,13 +61,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_figures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
-    done = call("evaluate", run, "--json", tmp_path / "e.json", "--figures", tmp_path / "figures")
+    done = call("evaluate", run, "--out", tmp_path / "e.json", "--figures", tmp_path / "figures")
     assert done.code == 0, done.stderr
     told = json.loads((tmp_path / "e.json").read_text())
     study: Study = load_study(run / "study.yaml")
     table = drawn("int8")
     fitted = replace(fit_on(table.of_split("val"), study.evaluation, "binary"), predictions=table.of_split("test"))
-    expected = evaluate(fitted, bootstrap=200, confidence=0.95, seed=0)
+    expected = all_figures(fitted, bootstrap=200, confidence=0.95, seed=0)
     written = EvaluatedTable.model_validate(told).models["int8"]
     assert written.figures == expected and written.operating_point == fitted.operating_point
     assert "80 images of the test split" in done.stdout and "sex: F" in done.stdout
@@ -80,7 +80,7 @@ def test_figures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
 
 def test_patients_prevalence_and_one_model(run: Path, tmp_path: Path) -> None:
     words = ("--level", "patient", "--aggregate", "max", "--prevalence", "0.05", "--model", "float")
-    done = call("evaluate", run / "predictions.csv", *words, "--json", tmp_path / "e.json")
+    done = call("evaluate", run / "predictions.csv", *words, "--out", tmp_path / "e.json")
     assert done.code == 0, done.stderr
     told = json.loads((tmp_path / "e.json").read_text())
     assert list(told["models"]) == ["float"] and told["models"]["float"]["figures"]["auc"]["n"] == 40
@@ -105,10 +105,10 @@ def test_multiclass_tables(tmp_path: Path) -> None:
 
 
 def test_refusals(run: Path, tmp_path: Path) -> None:
-    call("evaluate", tmp_path / "none.csv").refused(3, "There is no prediction table")
+    call("evaluate", tmp_path / "none.csv").refused(3, "There is no run folder or prediction table")
     call("evaluate", run, "--split", "train").refused(3, "has no rows of the train split")
-    call("evaluate", run, "--split", "holdout").refused(2, "--split takes train, val or test")
-    call("evaluate", run, "--level", "lesion").refused(2, "--level takes image or patient")
+    call("evaluate", run, "--split", "holdout").refused(2, "Invalid value for '--split'")
+    call("evaluate", run, "--level", "lesion").refused(2, "Invalid value for '--level'")
     call("evaluate", run, "--model", "int4").refused(3, "has no model int4; it has float, int8")
     call("evaluate", run, "--prevalence", 1.5).refused(2, "The settings cannot be used")
     other = folder(tmp_path / "three", drawn("m", "multiclass"), task="multiclass")
@@ -118,8 +118,8 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
 
 def test_runs_are_compared_on_shared_cases(run: Path, tmp_path: Path) -> None:
     better = folder(tmp_path / "second", drawn("float", noise=0.3), drawn("int8", noise=0.3))
-    pages = ["--figure", tmp_path / "c.png", "--html", tmp_path / "c.html"]
-    done = call("compare", run, better, *pages, "--json", tmp_path / "c.json")
+    pages = ["--out", tmp_path / "c.png", "--out", tmp_path / "c.html"]
+    done = call("compare", run, better, *pages, "--out", tmp_path / "c.json")
     assert done.code == 0, done.stderr
     told = json.loads((tmp_path / "c.json").read_text())
     assert (told["reference"], told["runs"][0]["name"], told["cases"], told["patients"]) == ("first", "second", 80, 40)
@@ -129,7 +129,7 @@ def test_runs_are_compared_on_shared_cases(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_of_a_comparison_holds_its_figures_and_picture(run: Path, tmp_path: Path) -> None:
-    call("compare", run, "--html", tmp_path / "c.html", "--json", tmp_path / "c.json")
+    call("compare", run, "--out", tmp_path / "c.html", "--out", tmp_path / "c.json")
     page, found = (tmp_path / "c.html").read_text(), json.loads((tmp_path / "c.json").read_text())
     for one in found["runs"][0]["figures"].values():
         assert f"{one['value']:.3f}" in page and f"{one['difference']['value']:+.3f}" in page

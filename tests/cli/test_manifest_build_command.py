@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from clinic_fixtures import call
+from real_data import real
 from scans_of_patients import mr_series, png
 
 from medopt.config import Study
@@ -18,15 +18,6 @@ from medopt.imaging.scan import read_scan
 from medopt.imaging.series_index import index_folder
 from medopt.manifest.check import check_cases
 from medopt.manifest.table import read_manifest
-
-REPO = Path(__file__).resolve().parents[2]
-
-
-def real(name: str) -> Path:
-    folder = Path(os.environ.get("MEDOPT_DATA") or REPO.parent / "shared" / "data") / name
-    if not folder.exists():
-        pytest.skip(f"the real scans are not at {folder}; set MEDOPT_DATA")
-    return folder
 
 
 def built(source: Path, out: Path, *words: object) -> dict[str, Any]:
@@ -68,7 +59,7 @@ def test_mednist(tmp_path: Path) -> None:
 
 
 def test_breastmnist(tmp_path: Path) -> None:
-    summary = built(real("breastmnist") / "breastmnist.npz", tmp_path / "m.csv")
+    summary = built(real("breastmnist/breastmnist.npz"), tmp_path / "m.csv")
     assert summary["splits"] == {"train": 546, "val": 78, "test": 156}
     assert summary["labels"]["0"] == {"train": 147, "val": 21, "test": 42}
     assert read_scan("breastmnist.npz#test_images/155", data=Path(summary["root"])).array.shape == (1, 28, 28)
@@ -86,7 +77,7 @@ def test_hippocampus_with_persons_in_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["tree", "flat", "zip"])
 def test_a_real_mr_study_as_tree_flat_and_zip(tmp_path: Path, form: str) -> None:
-    source = real("dicom") / "mr_study"
+    source = real("dicom/mr_study")
     series = index_folder(source).series
     rows = [[one.uid, "t1" if "T1" in one.description else "other"] for one in series]
     labels = table(tmp_path / "l.csv", [["SeriesInstanceUID", "label"], *rows], ";")

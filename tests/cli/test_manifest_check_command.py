@@ -37,8 +37,8 @@ def test_a_sound_manifest(sound: Path) -> None:
 
 
 def test_leaks_are_refused_with_their_reasons_and_without_identifiers(leaking: Path) -> None:
-    done = call("manifest", "check", leaking, "--json", "--sheet", leaking.parent / "sheet.png")
-    said = done.refused(3, "DataError", "near_duplicates", "label_conflict", "unreadable", "--fix OUT.csv")
+    done = call("manifest", "check", leaking, "--json", "--out", leaking.parent / "sheet.png")
+    said = done.refused(3, "DataError", "near_duplicates", "label_conflict", "unreadable", "--out FILE.csv")
     assert "1 of 6 test, 1 of 12 train images have a near-duplicate (correlation over 0.99) in another split" in said
     names = {one["name"]: one["severity"] for one in done.summary["findings"]}
     assert names == {
@@ -54,7 +54,7 @@ def test_leaks_are_refused_with_their_reasons_and_without_identifiers(leaking: P
 
 def test_fix_writes_a_manifest_that_passes(leaking: Path) -> None:
     mended = leaking.parent / "mended.csv"
-    done = call("manifest", "check", leaking, "--fix", mended, "--json")
+    done = call("manifest", "check", leaking, "--out", mended, "--json")
     assert done.code == 0, done.stderr
     changes = {row["image"]: row["to"] for row in done.summary["changes"]}
     assert changes == {"002.png": "dropped", "005.png": "dropped", "007.png": "dropped", "020.png": "train"}
@@ -66,7 +66,7 @@ def test_fix_writes_a_manifest_that_passes(leaking: Path) -> None:
 def test_fix_writes_nothing_where_it_cannot_mend(sound: Path) -> None:
     lines = sound.read_text().splitlines()
     sound.write_text("\n".join(line for line in lines if ",val," not in line) + "\n")
-    done = call("manifest", "check", sound, "--fix", sound.parent / "mended.csv")
+    done = call("manifest", "check", sound, "--out", sound.parent / "mended.csv")
     done.refused(3, "was not written: mended, the manifest would still be refused", "split_absent")
     assert not (sound.parent / "mended.csv").exists()
 
@@ -114,3 +114,12 @@ def test_json_is_one_object_on_the_last_line(leaking: Path) -> None:
         "balance",
         "changes",
     }
+
+
+def test_images_beside_the_manifest_are_found_where_medopt_data_lacks_them(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDOPT_DATA", str(tmp_path / "elsewhere"))
+    assert call("manifest", "check", sound).code == 0
+    done = call("manifest", "check", sound, "--data", tmp_path / "elsewhere")
+    done.refused(3, "24 of 24 images", str(tmp_path / "elsewhere"))

@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from medopt.compression import quantize
 from medopt.compression.export import export_onnx
-from medopt.compression.mixed_precision import int8_layers, rank_by_harm, with_float_layers, write_mended
+from medopt.compression.mixed_precision import int8_layers, rank_by_harm, with_float_layers, write_mixed_precision
 from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
@@ -194,7 +194,7 @@ def test_layers_put_back_in_float_take_their_error_away(tiny_models: SimpleNames
     images = np.stack([np.load(path) for path in tiny_models.train.files[:8]])
     ranked = rank_by_harm(tmp_path / "damaged.onnx", tiny_models.float, images)
     assert ranked[0] == harmed and sorted(ranked) == sorted(layers)
-    write_mended(tmp_path / "damaged.onnx", tiny_models.float, ranked[:1], tmp_path / "mended.onnx")
+    write_mixed_precision(tmp_path / "damaged.onnx", tiny_models.float, ranked[:1], tmp_path / "mended.onnx")
     batch = np.stack([np.load(path) for path in tiny_models.val.files])
     files = [tiny_models.float, tmp_path / "damaged.onnx", tmp_path / "mended.onnx"]
     for engine in ENGINES:

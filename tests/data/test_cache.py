@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -20,6 +21,7 @@ from medopt.core.errors import ConfigError, DataError, StorageError
 from medopt.core.files import atomic, write_text
 from medopt.core.records import Case, Volume
 from medopt.data.cache import PreparedCache, as_tensor, content_digest, load_facts, load_prepared
+from medopt.imaging import parallel
 from medopt.transforms.prepare import PrepareChain
 
 
@@ -60,6 +62,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(self, volume, where)
 
     monkeypatch.setattr(PrepareChain, "consume", listen)
+    monkeypatch.setattr(parallel, "ALONE_SECONDS", math.inf)  # what another process prepares is not heard of here
     return heard
 
 
@@ -265,13 +268,13 @@ def test_the_cache_keeps_to_its_size_and_what_was_used_last(root: Path, tmp_path
     os.utime(used, (2, 2))
     first.fill([case("1.png")], root)  # used once more
     entry = size(first) // 2
-    bounded = PreparedCache(tmp_path / "cache", chain(fit="stretch"), most_gb=2.5 * entry / 1e9)
+    bounded = PreparedCache(tmp_path / "cache", chain(fit="stretch"), max_gb=2.5 * entry / 1e9)
     (new,) = bounded.fill([case("2.png")], root)
     assert (old.exists(), used.exists(), new.exists()) == (False, True, True)
 
 
 def test_what_the_present_cases_need_is_never_taken_away(root: Path, tmp_path: Path) -> None:
-    files = PreparedCache(tmp_path / "cache", chain(), most_gb=0).fill([case(f"{k}.png") for k in range(4)], root)
+    files = PreparedCache(tmp_path / "cache", chain(), max_gb=0).fill([case(f"{k}.png") for k in range(4)], root)
     assert all(path.exists() for path in files)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from medopt.config import Study
 from medopt.core.records import Case
-from medopt.data.loaders import PreparedDataset, StepSampler, balanced_chances, predict_loader, train_loader
+from medopt.data.loaders import KeyedDataset, StepSampler, balanced_chances, predict_loader, train_loader
 from medopt.training.job import PreparedSplit
 
 
@@ -56,7 +56,7 @@ def test_an_image_is_augmented_the_same_way_wherever_it_stands(
 ) -> None:
     study = tiny_study()
     cases = tiny_set(tmp_path, study, 6)
-    dataset = PreparedDataset(study, cases.cases, cases.files)
+    dataset = KeyedDataset(study, cases.cases, cases.files)
     forward = [dataset[(5, index, 0)][0] for index in range(6)]
     backward = [dataset[(5, index, 0)][0] for index in reversed(range(6))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
@@ -68,7 +68,7 @@ def test_images_of_one_epoch_are_augmented_apart(
 ) -> None:
     study = tiny_study(augment={"probability": 1})
     cases = tiny_set(tmp_path, study, 1)
-    dataset = PreparedDataset(study, [*cases.cases] * 5, [*cases.files] * 5)
+    dataset = KeyedDataset(study, [*cases.cases] * 5, [*cases.files] * 5)
     images = {dataset[(0, index, 0)][0].numpy().tobytes() for index in range(len(dataset))}
     assert len(images) == 5
 
@@ -172,7 +172,7 @@ def test_mixup_mixes_image_and_target_in_the_same_share(
     flat = [tmp_path / f"flat{k}.npy" for k in range(3)]
     for k, path in enumerate(flat):
         np.save(path, np.full((1, 16, 16), 0.5 * k, np.float32))
-    dataset, shares = PreparedDataset(study, cases.cases, flat), []
+    dataset, shares = KeyedDataset(study, cases.cases, flat), []
     for epoch in range(30):
         image, target, index = dataset[(epoch, 1, 0)]
         assert index == 1 and float(target.sum()) == pytest.approx(1) and float(target[1]) >= 0

@@ -11,7 +11,7 @@ from medopt.core.errors import DataError
 from medopt.evaluation.comparison import COMPARED, area_difference, compare_models, on_shared_cases
 from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.estimates import evaluate
+from medopt.metrics.estimates import all_figures
 from medopt.metrics.thresholds import OperatingPoint
 
 HOW = Resampling(bootstrap=300, confidence=0.95, seed=4)
@@ -62,7 +62,7 @@ def test_p_values_of_equal_models_are_spread_evenly(drawn):
 def test_a_comparison_is_the_difference_of_what_each_reaches(drawn):
     first, second = pair(drawn, patients=120)
     found = compare_models({"old": first, "new": second}, HOW)
-    alone = [evaluate(one, bootstrap=100, confidence=0.95, seed=0) for one in (first, second)]
+    alone = [all_figures(one, bootstrap=100, confidence=0.95, seed=0) for one in (first, second)]
     assert (found.reference, found.cases, found.runs[0].name) == ("old", 200, "new")
     for name in COMPARED:
         told = found.runs[0].figures.by_name()[name]

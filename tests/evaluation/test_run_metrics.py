@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from results import estimate, run_metrics
+from version_0_1_0 import ARCHIVE
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, NotDefined
@@ -48,6 +50,19 @@ def test_the_file_is_that_of_version_0_1_0_with_a_version_in_it(tmp_path: Path) 
     assert "robustness" not in values and "domain" not in values
     (tmp_path / METRICS_FILE).write_text(json.dumps(values))  # as 0.1.0 wrote it
     assert RunMetrics.read(tmp_path) == run_metrics()
+
+
+def test_the_run_of_version_0_1_0_is_read_and_written_unchanged(tmp_path: Path) -> None:
+    with ZipFile(ARCHIVE) as archive:
+        archive.extractall(tmp_path)
+    (path,) = tmp_path.glob(f"runs/clinic/*/{METRICS_FILE}")
+    before = path.read_text()
+    metrics = RunMetrics.read(path.parent)
+    metrics.write(path)
+    assert path.read_text() == before.replace("{", '{\n  "schema_version": 1,', 1)
+    assert metrics.robustness is not None and metrics.explanations is not None and metrics.domain is not None
+    for name in ("robustness", "explanations", "domain"):
+        assert getattr(metrics, name).json_values() == json.loads((path.parent / f"{name}.json").read_text())
 
 
 def test_analyses_come_from_their_own_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from medopt.evaluation.subgroups import subgroup_figures
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.estimates import evaluate
+from medopt.metrics.estimates import all_figures
 from medopt.metrics.figures import RATES
 from medopt.metrics.thresholds import OperatingPoint
 
@@ -32,11 +32,11 @@ def test_figures_are_those_of_the_groups_cases(drawn):
     assert list(found.variables) == ["site", "sex", "scanner"]  # one view only: nothing to compare
     assert list(found.variables["sex"]) == ["F", "M"]  # unknown is no group
     women = scored.predictions.subgroups["sex"] == "F"
-    alone = evaluate(scored.where(women), **SETTINGS)
+    alone = all_figures(scored.where(women), **SETTINGS)
     told = found.variables["sex"]["F"]
     assert {name: getattr(told, name) for name in RATES} == {name: alone[name] for name in RATES}
     assert (told.cases, told.positives) == (100, int(scored.predictions.labels[women].sum()))
-    men = evaluate(scored.where(scored.predictions.subgroups["sex"] == "M"), **SETTINGS)
+    men = all_figures(scored.where(scored.predictions.subgroups["sex"] == "M"), **SETTINGS)
     for name in RATES:
         apart = getattr(told.difference, name)
         assert apart.value == pytest.approx(alone[name].value - men[name].value)

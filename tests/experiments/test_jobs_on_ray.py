@@ -20,7 +20,7 @@ from ray_cluster import two_nodes
 from medopt.config.study_file import load_study
 from medopt.core.errors import TrainingError
 from medopt.core.reporter import SilentReporter
-from medopt.pipeline import train_study
+from medopt.pipeline.run import train_study
 from medopt.training.checkpoint import read_tensors
 
 BEST = "checkpoints/best.safetensors"
@@ -65,7 +65,7 @@ def trained(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def killed(clinic: Clinic, cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     runs = tmp_path_factory.mktemp("cluster")
-    words = ["run", clinic.study_file, "--data", clinic.data, "--runs", runs, "--seeds", 2, "--engine", "ray", "--json"]
+    words = ["run", clinic.study_file, "--data", clinic.data, "--runs", runs, "--seeds", 2, "--on", "ray", "--json"]
     process = start(*words, RAY_ADDRESS=cluster[0].address)
     try:
         limit = time.monotonic() + 480  # the processes of a busy machine take long to start
@@ -121,7 +121,7 @@ def test_archive_is_predicted_in_parts_as_it_is_in_one(
 ) -> None:
     words = ["predict", killed.folder(0) / "release", clinic.data / "scans", "--engine", "onnxruntime", "--out"]
     assert call(*words, tmp_path / "one.csv").code == 0
-    done = wait(start(*words, tmp_path / "parts.csv", "--fleet", "ray", RAY_ADDRESS=cluster[0].address))
+    done = wait(start(*words, tmp_path / "parts.csv", "--on", "ray", RAY_ADDRESS=cluster[0].address))
     assert done.code == 0, done.stderr
     assert "2/2 part" in done.stderr
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "one.csv").read_text()
@@ -130,7 +130,7 @@ def test_archive_is_predicted_in_parts_as_it_is_in_one(
 @pytest.mark.long
 def test_sweep_runs_on_the_cluster(clinic: Clinic, cluster: Any, tmp_path: Path) -> None:
     words = ["sweep", clinic.study_file, "--data", clinic.data, "--runs", tmp_path, "--set", "training.epochs=1"]
-    words += ["--param", "training.optimizer.lr=1e-4..1e-2:log", "--trials", 2, "--engine", "ray", "--json"]
+    words += ["--param", "training.optimizer.lr=1e-4..1e-2:log", "--trials", 2, "--on", "ray", "--json"]
     done = wait(start(*words, RAY_ADDRESS=cluster[0].address))
     assert done.code == 0, done.stderr
     assert [row["state"] for row in done.summary["trials"]] == ["complete", "complete"]

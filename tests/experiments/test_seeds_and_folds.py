@@ -188,7 +188,7 @@ def _cases(table: Any) -> tuple[list[str], list[float]]:
         (["--folds", "2", "--ensemble"], ["--ensemble and --folds exclude each other", "operating point"]),
         (["--ensemble"], ["--seeds 2 or more"]),
         (["--seeds", "2", "--fresh"], ["--fresh starts one run anew"]),
-        (["--engine", "slurm"], ["--engine takes local or ray", "'slurm'"]),
+        (["--on", "slurm"], ["Invalid value for '--on'", "slurm", "local"]),
         (["--folds", "2", "--set", "data.folds=3"], ["one of its folds chosen already"]),
         (["--set", "data.folds=3", "--set", "data.fold=3"], ["fold 3 is not one of 3"]),
     ],
@@ -213,6 +213,7 @@ def test_failure_of_all_members_is_one_error_and_fails_the_parent(clinic: Clinic
 def test_prepare_fills_the_cache_that_a_run_finds(clinic: Clinic, tmp_path: Path) -> None:
     done = call("prepare", clinic.study_file, "--data", clinic.data, "--runs", tmp_path, "--json")
     assert done.code == 0, done.stderr
-    assert done.summary == [{"study": "clinic", "images": 72, "seconds": done.summary[0]["seconds"]}]
+    (row,) = done.summary["studies"]
+    assert row == {"study": "clinic", "images": 72, "seconds": row["seconds"]}
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 72
     assert not (tmp_path / "mlflow.db").exists()

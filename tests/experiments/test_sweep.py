@@ -146,7 +146,7 @@ def test_table_picture_and_mlflow(swept: Swept) -> None:
 def test_typo_in_a_path_is_refused_before_anything_runs(clinic: Clinic, tmp_path: Path) -> None:
     words = ["sweep", clinic.study_file, "--data", clinic.data, "--runs", tmp_path / "runs"]
     call(*words, "--param", "training.optimizer.rl=1..2").refused(2, "did you mean")
-    call(*words, "--param", "model.depth=26,50", "--trials", 0).refused(2, "--trials takes 1 or more")
+    call(*words, "--param", "model.depth=26,50", "--trials", 0).refused(2, "Invalid value for '--trials'")
     assert not (tmp_path / "runs").exists()
 
 

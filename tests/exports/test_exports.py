@@ -13,6 +13,8 @@ import onnxruntime
 import openvino
 import pytest
 from clinic_fixtures import Finished, call
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.files import file_digest
@@ -20,10 +22,9 @@ from medopt.exports import openvino_ir, triton
 from medopt.exports.decisions import Decider
 from medopt.exports.folder import FACTS, ExportSource, compare, whole_folder
 from medopt.exports.monai_bundle import bundle_metadata, check_metadata, open_bundle
-from medopt.exports.pbtxt import Word, dump, parse
 from medopt.inference.engines import openvino_core
 from medopt.release.layout import INFO, write_sums
-from medopt.release.predictor import UNDECIDED, Predictor
+from medopt.release.predictor import UNDECIDED, Release
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def check_facts(folder: Path, source: ExportSource) -> None:
     there.pop(FACTS)
     assert facts["files"] == there
     assert facts["labels"] == source.info.labels and facts["input"]["chain_fingerprint"] == source.chain.fingerprint
-    assert any("domain gate" in one for one in facts["not_carried"]) == (source.info.domain is not None)
+    assert any("out-of-domain check" in one for one in facts["not_carried"]) == (source.info.domain is not None)
     places = [str(folder.parent), str(source.folder), str(Path(__file__).parents[2])]
     for path in folder.rglob("*"):
         assert path.is_dir() or not any(place.encode() in path.read_bytes() for place in places), path
@@ -61,7 +62,7 @@ def check_facts(folder: Path, source: ExportSource) -> None:
 
 def check_decisions(folder: Path, kind: Any, logits: np.ndarray, source: ExportSource) -> None:
     """Logits of the export come to the release's own answers."""
-    opened = Predictor.open(source.folder, kind, source.info.models[kind].engines[0], 1)
+    opened = Release.open(source.folder, kind, source.info.models[kind].engines[0], 1)
     answers = [opened._answer(row, "") for row in opened.engine.run(source.golden)]
     decider = Decider.read(folder, kind)
     wanted = [[answer.probabilities[label] for label in source.info.labels] for answer in answers]
@@ -78,37 +79,34 @@ def test_triton_repository_serves_the_release(finished: Finished, source: Export
     assert name == "clinic" and "differs by at most" in done.stdout
     check_facts(out, source)
     session = onnxruntime.InferenceSession(out / name / "1" / "model.onnx", providers=["CPUExecutionProvider"])
-    config = parse((out / name / "config.pbtxt").read_text())
-    assert config["backend"] in source.info.models[kind].engines and config["max_batch_size"] == 16
-    assert [config["input"]["name"]] == [one.name for one in session.get_inputs()]
-    assert config["input"]["dims"] == [1, 32, 32] and config["instance_group"]["kind"] == "KIND_CPU"
-    assert {one["name"]: one["dims"] for one in config["output"]} == {
-        one.name: one.shape[1] for one in session.get_outputs()
+    config = configuration_of(out, name)
+    assert config.backend in source.info.models[kind].engines and config.max_batch_size == 16
+    assert [tensor.name for tensor in config.input] == [tensor.name for tensor in session.get_inputs()]
+    assert list(config.input[0].dims) == [1, 32, 32]
+    assert {tensor.name: list(tensor.dims) for tensor in config.output} == {
+        tensor.name: tensor.shape[1:] for tensor in session.get_outputs()
     }
+    assert {tensor.data_type for tensor in (*config.input, *config.output)} == {model_config_pb2.TYPE_FP32}
+    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8, 16]
+    assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_CPU]
+    assert config.version_policy.latest.num_versions == 1
+    assert config.parameters["medopt_chain"].string_value == source.chain.fingerprint
     labels = (out / name / "labels.txt").read_text().splitlines()
-    assert labels == ["blob"] and config["output"][0]["label_filename"] == "labels.txt"
-    if config["backend"] == "onnxruntime":
+    assert labels == ["blob"] and config.output[0].label_filename == "labels.txt"
+    if config.backend == "onnxruntime":
         check_decisions(out, kind, session.run(["logits"], {"image": source.golden})[0], source)
 
 
-def test_triton_reads_the_configuration_with_its_own_schema(source: ExportSource, tmp_path: Path) -> None:
-    pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
-    from google.protobuf import text_format
-
-    found = triton.export_triton(source, tmp_path / "models", "float")
-    text = (tmp_path / "models" / found["name"] / "config.pbtxt").read_text()
-    config = text_format.Parse(text, pb2.ModelConfig())
-    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8, 16]
-    assert config.instance_group[0].kind == pb2.ModelInstanceGroup.KIND_CPU
-    assert "ModelConfig" in found["config"]
+def configuration_of(folder: Path, name: str) -> Any:
+    """config.pbtxt, read with Triton's own schema."""
+    return text_format.Parse((folder / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
 
 def test_triton_takes_the_engine_that_passed(finished: Finished, tmp_path: Path) -> None:
     for engine, backend in (("openvino", "onnxruntime"), ("onnxruntime", "openvino")):
         release = without_engine(finished, tmp_path / f"without-{engine}", engine, "float")
         found = triton.export_triton(ExportSource.read(release), tmp_path / f"for-{backend}", "float")
-        text = (tmp_path / f"for-{backend}" / found["name"] / "config.pbtxt").read_text()
-        assert parse(text)["backend"] == found["backend"] == backend
+        assert configuration_of(tmp_path / f"for-{backend}", found.name).backend == found.backend == backend
 
 
 def test_name_of_a_study_is_one_that_triton_takes() -> None:
@@ -138,7 +136,7 @@ def test_openvino_ir_holds_float32_and_gives_the_releases_answers(
 def test_model_whose_engine_did_not_pass_is_left_out_or_refused(finished: Finished, tmp_path: Path) -> None:
     source = ExportSource.read(without_engine(finished, tmp_path / "release", "openvino"))
     found = openvino_ir.export_openvino(source, tmp_path / "ir")
-    assert found["models"] == ["float"] and found["not_exported"] == ["int8"]
+    assert found.models == ["float"] and found.not_exported == ["int8"]
     assert not (tmp_path / "ir" / "model.int8.xml").exists()
     with pytest.raises(ReleaseError, match="openvino did not pass the gate for the int8 model"):
         openvino_ir.export_openvino(source, tmp_path / "other", "int8")
@@ -167,9 +165,9 @@ def test_monai_runs_the_bundle_as_the_release_answers(bundle: Path, source: Expo
     )
     rows = [line.split(",") for line in (tmp_path / "predictions.csv").read_text().split()]
     assert [Path(row[0]).name for row in rows] == [f"case-{number}.dcm" for number in (1, 2, 3)]
-    opened = Predictor.open(source.folder, "float", threads=1)
+    opened = Release.open(source.folder, "float", threads=1)
     for row in rows:
-        told = opened.predict_scan(row[0])
+        told = opened.predict(row[0])
         assert [float(one) for one in row[1:]] == pytest.approx(list(told.probabilities.values()), abs=1e-4)
 
 
@@ -226,7 +224,7 @@ def test_changed_release_and_existing_folder_and_unknown_model_are_refused(finis
     (tmp_path / "there").mkdir()
     words = ["export", release, "--format", "openvino", "--out"]
     call(*words, tmp_path / "there").refused(2, "exists", "choose another --out")
-    call(*words, tmp_path / "new", "--model", "int4").refused(2, "--model takes int8 or float")
+    call(*words, tmp_path / "new", "--model", "int4").refused(2, "Invalid value for '--model'")
     (release / "CARD.md").write_text("other")
     call(*words, tmp_path / "new").refused(6, "CARD.md was changed")
     call("export", tmp_path, "--format", "triton", "--out", tmp_path / "new").refused(6, "CARD.md was changed")
@@ -286,13 +284,11 @@ def test_decisions_of_several_labels_and_of_the_band(source: ExportSource, tmp_p
         Decider.read(tmp_path, "int8")
 
 
-def test_text_form_reads_back_as_it_was_written() -> None:
+def test_text_form_is_protobufs() -> None:
+    values = {"k": 'a "quoted"\nname\\', "empty": "", "accent": "Größe"}
     message = {
-        "name": 'a "quoted"\nname\\', "kind": Word("KIND_CPU"), "dims": [1, -2], "empty": {}, "one": {"two": {"n": 3}},
-        "rows": [{"a": 1}, {"a": 2}],
-    }  # fmt: skip
-    assert parse(dump(message)) == message
-    assert parse('# note\nname: "x" # more\nsub: { n: 1 }') == {"name": "x", "sub": {"n": 1}}
-    for text in ("name", "name: }", "a {", "}", 'a: "x', "a: 1 } b: 2"):
-        with pytest.raises(ValueError, match=r"wanted|token|closed|behind"):
-            parse(text)
+        "name": "x",
+        "parameters": [{"key": key, "value": {"string_value": text}} for key, text in values.items()],
+    }
+    config = text_format.Parse(triton.text_form(message), model_config_pb2.ModelConfig())
+    assert {key: value.string_value for key, value in config.parameters.items()} == values

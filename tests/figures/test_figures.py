@@ -122,10 +122,11 @@ def test_decisions_and_subgroups_are_drawn_from_the_results(drawn, tmp_path, tas
     coverage_risk_figure({name: one.selective for name, one in results.items()}, tmp_path / "c.png", confidence=0.95)
     int8 = results["int8"]
     subgroup_figure(int8.subgroups, int8.figures, tmp_path / "d.png", confidence=0.95)
-    for name in "abcd":
+    for name in "abc":  # both models, however few cases there are
         picture = pixels(tmp_path / f"{name}.png")
-        assert cases == 3 or holds(picture, COLOURS[0])
-    assert cases == 3 or holds(pixels(tmp_path / "c.png"), COLOURS[1])
+        assert holds(picture, COLOURS[0], at_least=50) and holds(picture, COLOURS[1], at_least=50), name
+    # Three cases make no group that may be judged, so that no interval is drawn.
+    assert holds(pixels(tmp_path / "d.png"), COLOURS[0], at_least=150 if cases > 3 else 1) is (cases > 3)
 
 
 def test_reliability_is_drawn_before_and_after(drawn, tmp_path):

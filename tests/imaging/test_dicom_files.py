@@ -9,6 +9,7 @@ import pydicom.data
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from real_data import real
 from scans_made import canonical_affine, enhanced, image, letter_f, radiograph, saved
 
 from medopt.core.errors import DataError
@@ -42,8 +43,8 @@ def test_every_file_of_pydicom_is_read_or_refused_with_a_reason(store, readable)
     assert not [reason for reason in refused if "not foreseen" in reason]
 
 
-def test_every_shared_file_is_read_or_refused_with_a_reason(shared_data):
-    found = outcomes(shared_data / "dicom" / "highdicom")
+def test_every_shared_file_is_read_or_refused_with_a_reason():
+    found = outcomes(real("dicom/highdicom"))
     assert isinstance(found["dx_image.dcm"], Volume)
     assert "segmentation" in found["seg_image_cr_binary.dcm"]
     assert "tiles" in found["sm_image.dcm"]

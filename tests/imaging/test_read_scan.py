@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import io
-import logging
 import subprocess
 import sys
-import warnings
 import zipfile
 
 import numpy as np
-import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +15,6 @@ from scans_made import canonical_affine, letter_f, nifti, radiograph, saved
 
 from medopt.core.errors import DataError
 from medopt.imaging import read_scan
-from medopt.imaging.dicom_file import quiet_pydicom
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7)
 COLOUR = np.stack([GREY, GREY + 100, GREY + 200], axis=-1)
@@ -222,33 +218,6 @@ def test_reading_leaves_no_state(tmp_path):
     first = read_scan(path)
     first.array[...] = -1
     assert np.array_equal(read_scan(path).array[0], GREY)
-
-
-def _pydicom_state() -> tuple[int, int, int]:
-    return pydicom.config.settings.reading_validation_mode, logging.getLogger("pydicom").level, len(warnings.filters)
-
-
-def test_reading_leaves_pydicom_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.RAISE)
-    odd = radiograph(np.zeros((5, 4), np.uint16))
-    age = pydicom.DataElement("PatientAge", "AS", "45", validation_mode=pydicom.config.IGNORE)
-    odd["PatientAge"] = age  # not an Age String (PS3.5 6.2)
-    before = _pydicom_state()
-    with warnings.catch_warnings(record=True) as remarks:
-        assert read_scan(saved(odd, tmp_path / "odd.dcm")).source["age"] == ""
-    refusal(tmp_path / "absent.dcm")
-    assert _pydicom_state() == before and not remarks
-
-
-def test_pydicom_is_quiet_until_the_last_thread_leaves():
-    before = _pydicom_state()
-    first, second = quiet_pydicom(), quiet_pydicom()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert pydicom.config.settings.reading_validation_mode == pydicom.config.IGNORE
-    second.__exit__(None, None, None)
-    assert _pydicom_state() == before
 
 
 def test_importing_this_room_changes_nothing_outside_it():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import real
 
 from medopt.core.errors import DataError
 from medopt.imaging import read_scan
@@ -14,9 +15,9 @@ from medopt.imaging.series_index import index_folder
 
 
 @pytest.fixture(scope="module")
-def study(shared_data: Path) -> Path:
+def study() -> Path:
     """A real MR study, each of its five series in a folder."""
-    return shared_data / "dicom" / "mr_study"
+    return real("dicom/mr_study")
 
 
 @pytest.fixture(scope="module")

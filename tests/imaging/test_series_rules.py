@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from real_data import real
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
@@ -113,8 +114,8 @@ def test_a_refusal_shows_no_identifier() -> None:
     assert not [word for word in ("1.2.840", "MRN-4711", "ACC77") if word in str(caught.value)]
 
 
-def test_of_a_real_study_the_rules_take_one_series(shared_data: Path) -> None:
-    found = index_folder(shared_data / "dicom" / "mr_study").series
+def test_of_a_real_study_the_rules_take_one_series() -> None:
+    found = index_folder(real("dicom/mr_study")).series
     rules = SeriesRules(modality=["MR"], description=["t1"], contrast=True)
     assert [one.description for one in choose(found, rules).chosen] == ["T1post"]
     with pytest.raises(DataError, match=r"2 of 5 series are left: .*'T1post'.*'T1pre_reg'"):

@@ -12,7 +12,7 @@ import pytest
 from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, PROVIDERS, load_batch, open_engine
 from medopt.inference.latency import measure_latency
-from medopt.inference.runtime import Measured, Setting, candidates, choose, run_trial
+from medopt.inference.runtime import MeasuredSetting, Setting, candidates, choose, run_trial
 
 
 @pytest.mark.parametrize("kind", ["float", "int8"])
@@ -65,9 +65,9 @@ def test_candidates_are_one_thread_and_all_cores_of_each_engine() -> None:
     assert {one.threads for one in candidates(["openvino"], 1)["throughput"]} == {1}
 
 
-def measured(speed: float, batch: int, threads: int) -> Measured:
+def measured(speed: float, batch: int, threads: int) -> MeasuredSetting:
     setting = Setting(engine="openvino", mode="throughput", threads=threads, batch=batch)
-    return Measured(setting=setting, milliseconds=1000 * batch / speed, images_per_second=speed)
+    return MeasuredSetting(setting=setting, milliseconds=1000 * batch / speed, images_per_second=speed)
 
 
 def test_smallest_of_those_as_fast_as_the_fastest_is_chosen() -> None:

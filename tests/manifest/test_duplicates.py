@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pictures import noisy, picture, write_set
+from real_data import REPO, real
 
 from medopt.core.records import Case
 from medopt.manifest import duplicates
@@ -22,7 +22,7 @@ from medopt.manifest.duplicates import (
 from medopt.manifest.image_facts import pixel_digest, read_facts
 from medopt.manifest.table import read_manifest
 
-MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
+MANIFESTS = REPO / "data_manifests"
 
 
 def stacked(*images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
@@ -125,18 +125,10 @@ def test_a_sound_set_has_no_pair(tmp_path: Path) -> None:
     assert find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, str) == []
 
 
-@pytest.fixture(scope="module")
-def shared() -> Path:
-    folder = Path(os.environ.get("MEDOPT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
-    if not (folder / "breastmnist").is_dir():
-        pytest.skip(f"the public sets are not at {folder}; set MEDOPT_DATA")
-    return folder
-
-
-def test_of_breastmnist_42_test_images_leak(shared: Path, study) -> None:
+def test_of_breastmnist_42_test_images_leak(study) -> None:
     official = study(labels=["normal_or_benign", "malignant"])
     cases = read_manifest(MANIFESTS / "breastmnist.csv", official)
-    facts = read_facts(cases, shared / "breastmnist")
+    facts = read_facts(cases, real("breastmnist"))
     pairs = find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest)
     assert count_leaked(cases, pairs) == {"train": 73, "val": 25, "test": 42}
     assert [sorted(cases[row].image for row in (pair.first, pair.second)) for pair in pairs if pair.exact] == [
@@ -144,16 +136,16 @@ def test_of_breastmnist_42_test_images_leak(shared: Path, study) -> None:
     ]
 
 
-def test_hippocampus_has_no_copy(shared: Path, study) -> None:
+def test_hippocampus_has_no_copy(study) -> None:
     cases = read_manifest(MANIFESTS / "hippocampus.csv", study(labels=["small", "large"]))
-    facts = read_facts(cases, shared / "hippocampus")
+    facts = read_facts(cases, real("hippocampus"))
     assert find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest) == []
 
 
-def test_busi_has_one_picture_under_two_labels_which_its_manifest_leaves_out(shared: Path, study) -> None:
+def test_busi_has_one_picture_under_two_labels_which_its_manifest_leaves_out(study) -> None:
     names = ["malignant/malignant (145).png", "benign/benign (433).png", "benign/benign (1).png"]
     cases = [Case(name, name, name, (int(name[0] == "m"),), "train") for name in names]
-    facts = read_facts(cases, shared / "busi")
+    facts = read_facts(cases, real("busi"))
     (pair,) = find_duplicates({row: one.thumbnail for row, one in enumerate(facts)}, lambda row: facts[row].digest)
     assert (pair.first, pair.second, pair.exact) == (0, 1, True)
     kept = {

@@ -8,7 +8,7 @@ from sklearn import metrics as oracle
 
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.curves import reliability, roc_curve
-from medopt.metrics.estimates import evaluate
+from medopt.metrics.estimates import all_figures
 from medopt.metrics.thresholds import OperatingPoint
 
 SETTINGS = {"bootstrap": 300, "confidence": 0.95, "seed": 5}
@@ -30,7 +30,7 @@ def test_roc_curve_is_scikit_learns_and_its_band_holds_it(drawn):
 
 def test_the_pictures_interval_is_the_tables(drawn):
     predictions = drawn(90, patients=60)
-    table = evaluate(CalibratedPredictions(predictions, "binary", operating_point=HALF), **SETTINGS)["auc"]
+    table = all_figures(CalibratedPredictions(predictions, "binary", operating_point=HALF), **SETTINGS)["auc"]
     found = roc_curve(CalibratedPredictions(predictions, "binary", operating_point=HALF), 0, **SETTINGS)
     assert (found.auc.value, found.auc.low, found.auc.high) == pytest.approx((table.value, table.low, table.high))
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from medopt.config import Study
-from medopt.models import BottleneckLayer, build_model, resnet
+from medopt.config import Model, Study
+from medopt.core.errors import ConfigError
+from medopt.models import BottleneckLayer, build_model, build_resnet, resnet
 
 BACKBONE = {50: 23_508_032, 101: 42_500_160, 152: 58_143_808}  # torchvision's ResNets without their 1000-class head
 
@@ -93,3 +95,25 @@ def test_dropout_changes_training_only(tiny_study: Callable[..., Study]) -> None
     assert torch.equal(model(image), model(image))
     model.fc.train()
     assert not torch.equal(model(image), model(image))
+
+
+def test_without_a_study_the_defaults_are_those_of_a_study_file(tiny_study: Callable[..., Study]) -> None:
+    defaults = {name: parameter.default for name, parameter in signature(build_resnet).parameters.items()}
+    assert Model().model_dump().items() <= defaults.items()
+    study = tiny_study(prepare={"size": [64, 64]}, model=Model().model_dump())
+    own, studys = build_resnet(size=[64, 64]).state_dict(), build_model(study).state_dict()
+    assert own.keys() == studys.keys() and all(torch.equal(own[name], studys[name]) for name in own)
+
+
+def test_without_a_size_the_stem_is_the_published_one() -> None:
+    model: Any = build_resnet(channels=3, outputs=2)
+    assert model.conv1.kernel_size == (7, 7)
+    assert model(torch.rand(2, 3, 70, 50)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"depth": 34}, {"spatial_dims": 1}, {"stem": "tiny"}, {"skip": "none"}, {"init": "zeros"}], ids=str
+)
+def test_a_choice_that_there_is_not_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*; give one of"):
+        build_resnet(**wrong)

@@ -6,37 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from begun import begun
 from clinic_fixtures import Finished
+from closing import closing_all
+from http_node import HttpNode
+from node_process import NodeProcess
 from peers import Archive
-from running import Running
-from web_side import WebSide
 
 
 @pytest.fixture(scope="session")
 def release(finished: Finished) -> Path:
-    """The clinic's release; not to be changed."""
+    """The clinic's release, which a test must not change."""
     return finished.release
 
 
 @pytest.fixture
 def archive() -> Iterator[Archive]:
-    one = Archive()
-    one.start()
-    yield one
-    one.stop()
+    pacs = Archive()
+    pacs.start()
+    yield pacs
+    pacs.stop()
 
 
 @pytest.fixture
-def running(tmp_path: Path, release: Path, archive: Archive) -> Iterator[Callable[..., Running]]:
-    def make(**changes: Any) -> Running:
-        one = Running(tmp_path, release, archive, **changes)
-        one.begin()
-        return one
+def start_node_process(tmp_path: Path, release: Path, archive: Archive) -> Iterator[Callable[..., NodeProcess]]:
+    def create(**changes: Any) -> NodeProcess:
+        node = NodeProcess(tmp_path, release, archive, **changes)
+        node.start()
+        return node
 
-    yield from begun(make)
+    yield from closing_all(create)
 
 
 @pytest.fixture
-def side(tmp_path: Path) -> Iterator[Callable[..., WebSide]]:
-    yield from begun(partial(WebSide, tmp_path))
+def start_http_node(tmp_path: Path) -> Iterator[Callable[..., HttpNode]]:
+    yield from closing_all(partial(HttpNode, tmp_path))

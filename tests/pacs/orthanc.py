@@ -26,7 +26,7 @@ class Orthanc:
         self.url = f"http://127.0.0.1:{self.web_port}"
         self.web = f"{self.url}/dicom-web"
         folder.mkdir(parents=True, exist_ok=True)
-        told = {
+        config = {
             "HttpPort": self.web_port,
             "DicomPort": self.port,
             "DicomAet": "ORTHANC",
@@ -40,7 +40,7 @@ class Orthanc:
             "DicomAlwaysAllowFind": True,
             "DicomAlwaysAllowMove": True,
         }
-        (folder / "orthanc.json").write_text(json.dumps(told | changes))
+        (folder / "orthanc.json").write_text(json.dumps(config | changes))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -48,20 +48,20 @@ class Orthanc:
             self.process = subprocess.Popen(
                 [str(PROGRAM), str(self.folder / "orthanc.json")], stdout=log, stderr=log, start_new_session=True
             )
-        until = time.monotonic() + 20
+        deadline = time.monotonic() + 20
         while True:
             try:
                 requests.get(f"{self.url}/system", timeout=2)
                 return
             except requests.ConnectionError:
-                assert time.monotonic() < until and self.process.poll() is None, (
+                assert time.monotonic() < deadline and self.process.poll() is None, (
                     self.folder / "orthanc.log"
                 ).read_text()
                 time.sleep(0.05)
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.kill()  # asked to, it takes four seconds
+            self.process.kill()  # after SIGTERM it takes four seconds
             self.process.wait()
             self.process = None
 

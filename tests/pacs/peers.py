@@ -1,4 +1,4 @@
-"""The other side of a node, for real: senders and a PACS that keeps what it gets; and DICOM to send."""
+"""The other systems, for real: senders, and a PACS that keeps what it receives; and DICOM files to send."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from medopt.phantom import Radiograph, write_radiograph
 
 
 def radiograph(path: Path, study: int = 1, number: int = 1, seed: int | None = None, **header: str) -> Path:
-    """A small radiograph of the clinic's kind, with names and numbers to look for."""
+    """A small radiograph of the clinic's kind, with names and numbers that a test can search for."""
     from clinic import draw_scan
 
     study_uid = f"1.2.826.0.1.4711.{study}.5"
-    told = {
+    values = {
         "patient_id": f"MRN{8000 + study}P",
         "patient_name": f"QUITTENBAUM{study}^ZOE",
         "study_uid": study_uid,
@@ -41,38 +41,38 @@ def radiograph(path: Path, study: int = 1, number: int = 1, seed: int | None = N
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_radiograph(
-        path, draw_scan(number % 2, study * 100 + number if seed is None else seed), Radiograph(**told | header)
+        path, draw_scan(number % 2, study * 100 + number if seed is None else seed), Radiograph(**values | header)
     )
     return path
 
 
-def association(port: int, calling: str = "SENDER", called: str = "MEDOPT", **more: Any) -> Association:
+def association(port: int, calling: str = "SENDER", called: str = "MEDOPT", **options: Any) -> Association:
     ae = AE(calling)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
-    packed = build_context(DigitalXRayImageStorageForPresentation, RLELossless)
+    compressed = build_context(DigitalXRayImageStorageForPresentation, RLELossless)
     reports = [build_context(uid, ExplicitVRLittleEndian) for uid in (Comprehensive3DSRStorage, BasicTextSRStorage)]
-    ae.requested_contexts = [*AllStoragePresentationContexts[:124], packed, *reports]
+    ae.requested_contexts = [*AllStoragePresentationContexts[:124], compressed, *reports]
     ae.add_requested_context(Verification)
-    return ae.associate("127.0.0.1", port, ae_title=called, **more)
+    return ae.associate("127.0.0.1", port, ae_title=called, **options)
 
 
-def store(one: Association, scan: Path | Dataset) -> Dataset:
-    """C-STORE of a file or a data set; the answer."""
+def store(link: Association, scan: Path | Dataset) -> Dataset:
+    """C-STORE of a file or a data set; the response."""
     dataset = dcmread(scan) if isinstance(scan, Path) else scan
-    return one.send_c_store(dataset)
+    return link.send_c_store(dataset)
 
 
-def send(port: int, scans: Iterable[Path | Dataset], **more: Any) -> list[int]:
+def send(port: int, scans: Iterable[Path | Dataset], **options: Any) -> list[int]:
     """All of them in one association; the status of each."""
-    one = association(port, **more)
-    assert one.is_established
-    found = [int(store(one, scan).Status) for scan in scans]
-    one.release()
-    return found
+    link = association(port, **options)
+    assert link.is_established
+    statuses = [int(store(link, scan).Status) for scan in scans]
+    link.release()
+    return statuses
 
 
 class Archive:
-    """A PACS of one port that keeps the bytes of every instance, each time it comes."""
+    """A PACS with one port that keeps the bytes of every instance, each time it is sent."""
 
     def __init__(self, port: int | None = None, aet: str = "PACS") -> None:
         self.port, self.aet = port or free_port(), aet
@@ -109,7 +109,7 @@ class Archive:
 def _plain(content: bytes) -> Dataset:
     from pydicom.filereader import read_dataset
 
-    found = read_dataset(io.BytesIO(content), is_implicit_VR=False, is_little_endian=True)
-    found.file_meta = FileMetaDataset()
-    found.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return found
+    dataset = read_dataset(io.BytesIO(content), is_implicit_VR=False, is_little_endian=True)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset

@@ -25,19 +25,19 @@ def bench() -> ModuleType:
     spec = importlib.util.spec_from_file_location("pacs_benchmark", _SOURCE)
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found  # its dataclasses look themselves up
-    spec.loader.exec_module(found)
-    if found.orthanc_program() is None:
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    spec.loader.exec_module(module)
+    if module.orthanc_program() is None:
         pytest.skip("Orthanc is not installed (apt-get install orthanc)")
-    return found
+    return module
 
 
 @pytest.fixture
 def orthanc(bench: ModuleType, tmp_path: Path) -> Iterator[Any]:
-    one = bench.Orthanc(tmp_path)
-    yield one
-    one.stop()
+    pacs = bench.Orthanc(tmp_path)
+    yield pacs
+    pacs.stop()
 
 
 def test_one_set_of_results_of_every_study_in_orthanc(
@@ -46,16 +46,16 @@ def test_one_set_of_results_of_every_study_in_orthanc(
     scans = [[dcmread(radiograph(tmp_path / "scans" / f"{n}.dcm", study=n, number=n))] for n in (1, 2, 3)]
     node = bench.Node(tmp_path, release, orthanc)
     try:
-        node.begin()
+        node.start()
         node.wait_for_port()
-        told = bench.measure_kills(node, bench.studies(scans, 6, "test"), 6, KILLS, seed=1)
-        assert told["studies"] == 6
-        assert sum(told["hit"].values()) >= KILLS
-        again = bench.Sent()
+        outcome = bench.measure_kills(node, bench.studies(scans, 6, "test"), 6, KILLS, seed=1)
+        assert outcome["studies"] == 6
+        assert sum(outcome["hit"].values()) >= KILLS
+        log = bench.SendLog()
         for study in bench.studies(scans, 6, "test"):  # all of it once more
-            bench.send(node, study, again)
-        found = bench.judged(node, orthanc, objects=2)
-        assert found == {"answered": 6, "one_set": 6, "differ": 0, "strangers": 0, "parked": 0}
+            bench.send(node, study, log)
+        counts = bench.compare_with_orthanc(node, orthanc, objects=2)
+        assert counts == {"answered": 6, "complete": 6, "differ": 0, "unknown": 0, "parked": 0}
         assert node.kill(signal.SIGTERM) == 0
     finally:
         node.close()

@@ -1,4 +1,4 @@
-"""The whole node as a process of its own: what is poisoned, late, doubled or held up harms nothing else."""
+"""The whole node as a process of its own: poisoned, late, repeated or delayed studies harm nothing else."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from clinic_fixtures import call, environment
+from node_process import NodeProcess, node_file_values, wait_for
 from peers import Archive, radiograph, send
 from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
-from running import Running, told, wait_for
 
-from medopt.pacs.intake import NOT_AS_SAID
+from medopt.pacs.intake import DATA_SET_MISMATCH
 
 PLANTED = "QUITTENBAUM"
 
@@ -47,37 +47,37 @@ def bomb(path: Path, side: int = 16000) -> Path:
     return path
 
 
-def worker_of(node: Running) -> int:
+def worker_of(node: NodeProcess) -> int:
     """The node's worker process."""
     assert node.process is not None
     lists = Path(f"/proc/{node.process.pid}/task").glob("*/children")
-    (found,) = " ".join(path.read_text() for path in lists).split()
-    return int(found)
+    (pid,) = " ".join(path.read_text() for path in lists).split()
+    return int(pid)
 
 
 def identifiers(*scans: Path) -> set[str]:
-    """What must stand nowhere outside the spool."""
+    """The values that may appear nowhere outside the spool."""
     names = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     return {PLANTED} | {str(dcmread(scan, stop_before_pixels=True)[name].value) for scan in scans for name in names}
 
 
 def test_poisoned_studies_are_parked_and_the_rest_goes_on(
-    running: Callable[..., Running], archive: Archive, tmp_path: Path
+    start_node_process: Callable[..., NodeProcess], archive: Archive, tmp_path: Path
 ) -> None:
-    node = running(work={"tries": 2, "seconds": 6, "memory_mb": 900})
+    node = start_node_process(work={"tries": 2, "seconds": 6, "memory_mb": 900})
     first = radiograph(tmp_path / "1.dcm", study=1)
     node.deliver(changed(first, SpecificCharacterSet="ISO_IR 999", SeriesDescription=PLANTED))
     wait_for(lambda: node.status()["studies"] == {"done": 1}, node)
 
     odd = dcmread(radiograph(tmp_path / "0.dcm", study=9))  # a library's warning would quote it
     odd.StudyInstanceUID = f"1.2.{PLANTED}"
-    assert send(node.port, [odd]) == [NOT_AS_SAID]
+    assert send(node.port, [odd]) == [DATA_SET_MISMATCH]
 
     os.kill(worker_of(node), signal.SIGSTOP)  # it hangs
     second = radiograph(tmp_path / "2.dcm", study=2)
     node.deliver(second)
     wait_for(lambda: node.status()["studies"] == {"done": 2}, node, 60)
-    assert "try 1 failed: the worker process took longer than 6 seconds" in node.said()
+    assert "try 1 failed: the worker process took longer than 6 seconds" in node.log_text()
 
     cut = radiograph(tmp_path / "3.dcm", study=3)
     node.deliver(changed(cut, PixelData=dcmread(cut).PixelData[:1000]))
@@ -87,7 +87,7 @@ def test_poisoned_studies_are_parked_and_the_rest_goes_on(
     node.deliver(large)
     node.deliver(last)
     wait_for(lambda: node.status()["studies"] == {"done": 3, "parked": 3}, node, 90)
-    reasons = sorted(one["reason"] for one in node.status()["parked"])
+    reasons = sorted(item["reason"] for item in node.status()["parked"])
     assert "given up after 2 tries: the worker process took more than 900 MB of memory (work.memory_mb)" in reasons
     assert sum("pixel" in reason for reason in reasons) == 2, reasons
     wait_for(lambda: set(node.status()["sends"]) == {"sent"}, node)
@@ -97,15 +97,17 @@ def test_poisoned_studies_are_parked_and_the_rest_goes_on(
     status, retry = call("pacs", "status", node.file), call("pacs", "retry", node.file)
     assert retry.stdout == "3 studies and 0 results are tried again\n"
     written = (
-        node.said() + status.stdout + status.stderr + retry.stdout + (node.folder / "spool/audit.jsonl").read_text()
+        node.log_text() + status.stdout + status.stderr + retry.stdout + (node.folder / "spool/audit.jsonl").read_text()
     )
     assert [word for word in identifiers(first, second, cut, huge, large, last) if word in written] == []
     assert [uid for uid in archive.kept if uid in written] == []
 
 
-def test_down_doubled_routed_back_and_late(running: Callable[..., Running], archive: Archive, tmp_path: Path) -> None:
+def test_down_doubled_routed_back_and_late(
+    start_node_process: Callable[..., NodeProcess], archive: Archive, tmp_path: Path
+) -> None:
     archive.stop()
-    node = running(results={"heat_maps": 0})
+    node = start_node_process(results={"heat_maps": 0})
     scan = radiograph(tmp_path / "1.dcm", study=1)
     node.deliver(scan)
     wait_for(lambda: node.status()["sends"] == {"waiting": 2}, node)
@@ -119,16 +121,16 @@ def test_down_doubled_routed_back_and_late(running: Callable[..., Running], arch
 
     node.deliver(radiograph(tmp_path / "2.dcm", study=1, number=2))
     wait_for(lambda: node.status()["sends"] == {"sent": 4}, node)
-    late = [one for one in archive.objects() if one.SOPInstanceUID not in first]
-    assert {named(one) for one in late} == first
+    late = [report for report in archive.objects() if report.SOPInstanceUID not in first]
+    assert {predecessor(report) for report in late} == first
     assert [len(copies) for copies in archive.kept.values()] == [1] * 4
     events = [json.loads(line)["event"] for line in (tmp_path / "spool" / "audit.jsonl").read_text().splitlines()]
     assert {"started", "received", "complete", "answered", "not sent", "sent"} <= set(events)
 
 
-def named(document: Dataset) -> str:
-    """The document that this one follows."""
-    series = document.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
+def predecessor(report: Dataset) -> str:
+    """The report that this one replaces."""
+    series = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
     return str(series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
 
 
@@ -143,9 +145,9 @@ def test_a_release_that_was_changed_is_refused_before_the_node_listens(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         file = tmp_path / "node.yaml"
-        file.write_text(json.dumps(told(tmp_path, taken.getsockname()[1], broken, archive)))
-        words = [sys.executable, "-m", "medopt", "pacs", "run", str(file)]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=100, check=False)
-    assert (done.returncode, done.stdout) == (6, "")
-    assert "Traceback" not in done.stderr
-    assert "model.int8.onnx" in done.stderr
+        file.write_text(json.dumps(node_file_values(tmp_path, taken.getsockname()[1], broken, archive)))
+        command = [sys.executable, "-m", "medopt", "pacs", "run", str(file)]
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=100, check=False)
+    assert (ended.returncode, ended.stdout) == (6, "")
+    assert "Traceback" not in ended.stderr
+    assert "model.int8.onnx" in ended.stderr

@@ -1,4 +1,4 @@
-"""A node file: what it may say, and what is refused."""
+"""The node file: its values, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.settings import Node, Peer, load_node
+from medopt.pacs.settings import AcceptedSender, NodeSettings, load_node_settings
 
 NODE: dict[str, Any] = {
     "aet": "MEDOPT",
@@ -21,7 +21,7 @@ NODE: dict[str, Any] = {
 }
 
 
-def written(folder: Path, **changes: Any) -> Path:
+def write_node_file(folder: Path, **changes: Any) -> Path:
     path = folder / "node.yaml"
     path.write_text(yaml.safe_dump(NODE | changes))
     return path
@@ -29,7 +29,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     tls = {"certificate": "own.pem", "key": "/etc/own.key", "authority": "all.pem"}
-    node = load_node(written(tmp_path, tls=tls))
+    node = load_node_settings(write_node_file(tmp_path, tls=tls))
     assert (node.release, node.spool) == (tmp_path / "release", Path("/var/spool/medopt"))
     assert node.tls is not None
     assert (node.tls.certificate, node.tls.key) == (tmp_path / "own.pem", Path("/etc/own.key"))
@@ -38,7 +38,7 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"quiet": 5}, "unknown key quiet: did you mean quiet_seconds?"),
         ({"sending": {"trys": 5}}, "unknown key sending.trys: did you mean tries?"),
@@ -54,26 +54,29 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         ({"destinations": [NODE["destinations"][0] | {"tls": True}]}, "needs the node's section tls"),
     ],
 )
-def test_refused_with_the_key(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_refused_with_the_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        load_node(written(tmp_path, **changes))
-    assert words in str(refusal.value)
+        load_node_settings(write_node_file(tmp_path, **changes))
+    assert message in str(refusal.value)
     assert "node.yaml" in str(refusal.value)
 
 
 def test_no_node_file(tmp_path: Path) -> None:
-    written(tmp_path)
+    write_node_file(tmp_path)
     with pytest.raises(ConfigError, match=r"There is no node file .*other.yaml. Node files beside it: .*node.yaml"):
-        load_node(tmp_path / "other.yaml")
+        load_node_settings(tmp_path / "other.yaml")
 
 
 def test_addresses_are_networks_too() -> None:
-    peer = Peer.model_validate(NODE["accept"][0])
-    found = {one: peer.comes_from(one) for one in ("10.1.2.3", "10.1.2.4", "10.4.9.9", "::ffff:10.4.9.9", "::1")}
-    assert found == {"10.1.2.3": True, "10.1.2.4": False, "10.4.9.9": True, "::ffff:10.4.9.9": True, "::1": False}
+    sender = AcceptedSender.model_validate(NODE["accept"][0])
+    accepted = {
+        address: sender.has_address(address)
+        for address in ("10.1.2.3", "10.1.2.4", "10.4.9.9", "::ffff:10.4.9.9", "::1")
+    }
+    assert accepted == {"10.1.2.3": True, "10.1.2.4": False, "10.4.9.9": True, "::ffff:10.4.9.9": True, "::1": False}
 
 
-def test_every_key_is_explained_or_plain() -> None:
+def test_keys_have_descriptions() -> None:
     with pytest.raises(ValidationError):
-        Node.model_validate({})
-    assert Node.model_fields["quiet_seconds"].description
+        NodeSettings.model_validate({})
+    assert NodeSettings.model_fields["quiet_seconds"].description

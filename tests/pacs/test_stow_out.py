@@ -1,4 +1,4 @@
-"""Results by STOW-RS to a real Orthanc, to one that asks for a password, and to services that answer otherwise."""
+"""ResultSettings by STOW-RS to a real Orthanc, to one with a password, and to services that answer otherwise."""
 
 from __future__ import annotations
 
@@ -13,35 +13,38 @@ from typing import Any
 import pytest
 import yaml
 from orthanc import Orthanc, needs_orthanc
-from test_sender import Clock, owing
+from test_sender import Clock, node_with_results
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.queue_status import counts, parked
+from medopt.pacs.ledger import Ledger
 from medopt.pacs.sender import Sender, echo
-from medopt.pacs.settings import Node, load_node
+from medopt.pacs.settings import NodeSettings, load_node_settings
+from medopt.pacs.status import parked_items, state_counts
+
+PASSWORD = "Zaunkoenig-41"
 
 
-def owing_to(folder: Path, url: str, many: int = 1, tries: int = 4, **place: Any) -> tuple[Node, Any]:
-    return owing(folder, 0, many, {"url": url, **place}, tries=tries)
+def node_for(folder: Path, url: str, count: int = 1, tries: int = 4, **service: Any) -> tuple[NodeSettings, Ledger]:
+    return node_with_results(folder, 0, count, {"url": url, **service}, tries=tries)
 
 
 @needs_orthanc
 def test_down_then_up_and_nothing_twice(tmp_path: Path) -> None:
     orthanc, clock = Orthanc(tmp_path / "orthanc"), Clock()
-    node, ledger = owing_to(tmp_path, orthanc.web, many=3)
-    sender = Sender(node, ledger)
-    assert (sender.send_due(clock), echo(node, node.destinations[0])) == (0, "the service is not reached")
+    settings, ledger = node_for(tmp_path, orthanc.web, count=3)
+    sender = Sender(settings, ledger, clock=clock)
+    assert (sender.send_due(), echo(settings, settings.destinations[0])) == (0, "the service is not reached")
     orthanc.start()
     try:
         clock.now += 10
-        assert echo(node, node.destinations[0]) == ""
-        assert [sender.send_due(clock) for _ in range(3)] == [3, 0, 0]
-        assert counts(ledger)["sends"] == {"sent": 3}
-        kept = {orthanc.get(f"/instances/{one}/simplified-tags")["SOPInstanceUID"] for one in orthanc.instances()}
-        assert kept == {"2.25.1", "2.25.2", "2.25.3"}
-        with ledger.change() as db:  # as after a kill between its answer and the ledger
+        assert echo(settings, settings.destinations[0]) == ""
+        assert [sender.send_due() for _ in range(3)] == [3, 0, 0]
+        assert state_counts(ledger)["sends"] == {"sent": 3}
+        stored = {orthanc.get(f"/instances/{uid}/simplified-tags")["SOPInstanceUID"] for uid in orthanc.instances()}
+        assert stored == {"2.25.1", "2.25.2", "2.25.3"}
+        with ledger.transaction() as db:  # as after a kill between Orthanc's response and the ledger
             db.execute("UPDATE sends SET state = 'waiting'")
-        assert sender.send_due(clock) == 3
+        assert sender.send_due() == 3
         assert len(orthanc.instances()) == 3
     finally:
         orthanc.stop()
@@ -54,20 +57,20 @@ def test_a_password_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PACS_WORD", "Basic " + base64.b64encode(b"node:secret").decode())
     orthanc.start()
     try:
-        node, ledger = owing_to(tmp_path, orthanc.web, headers={"Authorization": {"file": tmp_path / "wrong"}})
-        assert Sender(node, ledger).send_due(clock) == 0
-        assert counts(ledger)["sends"] == {"waiting": 1}
-        changed = node.model_copy(
+        settings, ledger = node_for(tmp_path, orthanc.web, headers={"Authorization": {"file": tmp_path / "wrong"}})
+        assert Sender(settings, ledger, clock=clock).send_due() == 0
+        assert state_counts(ledger)["sends"] == {"waiting": 1}
+        changed = settings.model_copy(
             update={
                 "destinations": [
-                    type(node.destinations[0]).model_validate(
+                    type(settings.destinations[0]).model_validate(
                         {"url": orthanc.web, "headers": {"Authorization": {"variable": "PACS_WORD"}}}
                     )
                 ]
             }
         )
         clock.now += 10
-        assert Sender(changed, ledger).send_due(clock) == 1
+        assert Sender(changed, ledger, clock=clock).send_due() == 1
     finally:
         orthanc.stop()
 
@@ -99,10 +102,10 @@ class Service:
 
 @pytest.fixture
 def services() -> Iterator[list[Service]]:
-    begun: list[Service] = []
-    yield begun
-    for one in begun:
-        one.stop()
+    started: list[Service] = []
+    yield started
+    for service in started:
+        service.stop()
 
 
 FAILED = json.dumps({"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xA700]}}]}}).encode()
@@ -126,28 +129,29 @@ def test_only_a_confirmed_instance_is_sent(
     tmp_path: Path, services: list[Service], status: int, content: bytes, reason: str
 ) -> None:
     services.append(Service(status, content, Location="http://elsewhere/"))
-    node, ledger = owing_to(tmp_path, services[0].url, tries=1)
-    assert Sender(node, ledger).send_due(Clock()) == 0
-    assert parked(ledger) == [("1.2.3", node.destinations[0].name, reason)]
+    settings, ledger = node_for(tmp_path, services[0].url, tries=1)
+    assert Sender(settings, ledger, clock=Clock()).send_due() == 0
+    assert parked_items(ledger) == [("1.2.3", settings.destinations[0].name, reason)]
 
 
 @pytest.mark.parametrize(
-    ("place", "words"),
+    ("peer", "message"),
     [
-        ({"url": "http://user:secret@pacs/dicom-web"}, "no user and password"),
+        ({"url": f"http://user:{PASSWORD}@pacs/dicom-web"}, "no user and password"),
         ({"url": "ftp://pacs"}, "DICOMweb service"),
         ({"url": "http://pacs/dicom-web", "header": {}}, "did you mean headers?"),
         ({"url": "http://pacs", "headers": {"Authorization": {}}}, "either file or variable"),
+        ({"url": "http://pacs", "headers": {"Authorization": f"Basic {PASSWORD}"}}, "Authorization: Input should be"),
         ({"aet": "PACS", "hosst": "pacs", "port": 104}, "did you mean host?"),
         ({"aet": "PACS", "host": "pacs"}, "port is missing"),
     ],
 )
-def test_what_a_destination_may_not_be(tmp_path: Path, place: dict[str, Any], words: str) -> None:
+def test_what_a_destination_may_not_be(tmp_path: Path, peer: dict[str, Any], message: str) -> None:
     file = tmp_path / "node.yaml"
-    told = {"aet": "MEDOPT", "release": "r", "spool": "s", "accept": [{"aet": "A", "addresses": ["10.0.0.0/8"]}]}
-    file.write_text(yaml.safe_dump(told | {"destinations": [place]}))
-    with pytest.raises(ConfigError) as found:
-        load_node(file)
-    assert words in str(found.value)
-    assert "destinations.0" in str(found.value)
-    assert "secret" not in str(found.value).replace("user:secret", "") or "either" in words
+    values = {"aet": "MEDOPT", "release": "r", "spool": "s", "accept": [{"aet": "A", "addresses": ["10.0.0.0/8"]}]}
+    file.write_text(yaml.safe_dump(values | {"destinations": [peer]}))
+    with pytest.raises(ConfigError) as error:
+        load_node_settings(file)
+    assert message in str(error.value)
+    assert "destinations.0" in str(error.value)
+    assert PASSWORD not in str(error.value)

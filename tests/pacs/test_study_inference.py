@@ -1,4 +1,4 @@
-"""A study of several series: what is answered is what training took, and where nothing is, the report says why."""
+"""A study of several series: the series that training took is answered; if none is, the report says why."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from peers import radiograph
 from pydicom import dcmread
 
 from medopt.config import SeriesRules
-from medopt.pacs.settings import Results
-from medopt.pacs.study_inference import Answered, Answering
+from medopt.pacs.settings import ResultSettings
+from medopt.pacs.study_inference import StudyInference
+from medopt.pacs.worker_protocol import StudyRequest, StudyResponse
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def opened(release: Path) -> dict[str, Answering]:
-    """With no rules, with rules for one series, and with results for what is answered alone."""
+def inferences(release: Path) -> dict[str, StudyInference]:
+    """Without rules, with rules for one series, and without results for declined studies."""
     rules = SeriesRules.model_validate({"description": ["^wanted"]})
     return {
-        "none": Answering(release, "int8", None, Results()),
-        "some": Answering(release, "int8", rules, Results()),
-        "quiet": Answering(release, "int8", rules, Results(declined=False)),
+        "none": StudyInference(release, "int8", None, ResultSettings()),
+        "some": StudyInference(release, "int8", rules, ResultSettings()),
+        "quiet": StudyInference(release, "int8", rules, ResultSettings(declined=False)),
     }
 
 
@@ -39,24 +40,25 @@ def study(folder: Path, *descriptions: str) -> Path:
     return folder
 
 
-def answered(answering: Answering, folder: Path) -> Answered:
-    return answering.study(folder, {path.name: path.name for path in folder.iterdir()}, {}, NOW)
+def answer(inference: StudyInference, folder: Path) -> StudyResponse:
+    digests = {path.name: path.name for path in folder.iterdir()}
+    return inference.answer(StudyRequest(folder=folder, digests=digests, previous={}, now=NOW))
 
 
-def sources(found: Answered) -> list[str]:
+def sources(response: StudyResponse) -> list[str]:
     """The images that the report has a group for."""
-    groups = sr.srread(io.BytesIO(found.made[0].content)).content.get_image_measurement_groups()
+    groups = sr.srread(io.BytesIO(response.objects[0].content)).content.get_image_measurement_groups()
     return [str(image.referenced_sop_instance_uid)[-1] for group in groups for image in group.source_images]
 
 
-def test_two_views_in_two_series_have_an_answer_each(opened: dict[str, Answering], tmp_path: Path) -> None:
-    found = answered(opened["none"], study(tmp_path, "PA", "lateral"))
-    assert (len(found.decisions), sorted(sources(found))) == (2, ["1", "2"])
+def test_two_views_in_two_series_each_have_an_answer(inferences: dict[str, StudyInference], tmp_path: Path) -> None:
+    response = answer(inferences["none"], study(tmp_path, "PA", "lateral"))
+    assert (len(response.decisions), sorted(sources(response))) == (2, ["1", "2"])
 
 
-def test_rules_choose_one_of_several(opened: dict[str, Answering], tmp_path: Path) -> None:
-    found = answered(opened["some"], study(tmp_path, "PA", "wanted PA", "QUITTENBAUM"))
-    assert (len(found.decisions), sources(found)) == (1, ["2"])
+def test_rules_choose_one_of_several(inferences: dict[str, StudyInference], tmp_path: Path) -> None:
+    response = answer(inferences["some"], study(tmp_path, "PA", "wanted PA", "QUITTENBAUM"))
+    assert (len(response.decisions), sources(response)) == (1, ["2"])
 
 
 @pytest.mark.parametrize(
@@ -64,15 +66,15 @@ def test_rules_choose_one_of_several(opened: dict[str, Answering], tmp_path: Pat
     [(("wanted 1", "QUITTENBAUM", "wanted 2"), "2 left, 1 description"), (("PA", "QUITTENBAUM"), "2 description")],
 )
 def test_what_the_rules_do_not_decide_is_undetermined(
-    opened: dict[str, Answering], tmp_path: Path, descriptions: tuple[str, ...], counted: str
+    inferences: dict[str, StudyInference], tmp_path: Path, descriptions: tuple[str, ...], counted: str
 ) -> None:
-    found = answered(opened["some"], study(tmp_path, *descriptions))
-    assert (found.ending, found.decisions) == ("declined", ("declined",))
-    assert found.reason.endswith(f"series of this study ({counted})")
-    assert "QUITTENBAUM" not in found.reason
-    assert len(sources(found)) == len(descriptions)
-    report = found.made[0].content
+    response = answer(inferences["some"], study(tmp_path, *descriptions))
+    assert (response.ending, response.decisions) == ("declined", ("declined",))
+    assert response.reason.endswith(f"series of this study ({counted})")
+    assert "QUITTENBAUM" not in response.reason
+    assert len(sources(response)) == len(descriptions)
+    report = response.objects[0].content
     assert b"The rules do not leave one series of this study" in report
-    (text,) = (one.content for one in found.made if one.kind == "text")
+    (text,) = (each.content for each in response.objects if each.result_type == "text")
     assert b"Undetermined. Declined: The rules do not leave" in text
-    assert answered(opened["quiet"], tmp_path).made == ()
+    assert answer(inferences["quiet"], tmp_path).objects == ()

@@ -1,4 +1,4 @@
-"""HTTPS at the node's door, and towards a service whose certificate has to be vouched for."""
+"""HTTPS at the node's HTTP port, and to a service whose certificate is checked."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import requests
 from certificates import make_certificates
+from http_node import HttpNode
 from peers import radiograph
-from web_side import WebSide
 
-from medopt.pacs.destinations import WebDestination
-from medopt.pacs.errors import PeerError
-from medopt.pacs.http.client import Client
-from medopt.pacs.http.local_client import post
+from medopt.pacs.http.client import Client, post_to_node
+from medopt.pacs.peers import PeerError, WebPeer
 
 KEY = "0123456789abcdef-key"
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
@@ -24,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certifi
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, its certificates of 127.0.0.1 and of another name, and an authority that vouches for nobody."""
+    """An authority, its certificates of 127.0.0.1 and of another name, and an authority that signed none of them."""
     names = {"here": "IP:127.0.0.1", "named": "DNS:node.hospital"}
     folder = make_certificates(tmp_path_factory.mktemp("tls"), {"ca": names, "other": {}})
     (folder / "key").write_text(KEY)
@@ -32,41 +30,41 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def side(side: Callable[..., WebSide], certificates: Path) -> Callable[[str], WebSide]:
-    def begin(name: str) -> WebSide:
+def start_http_node(start_http_node: Callable[..., HttpNode], certificates: Path) -> Callable[[str], HttpNode]:
+    def start(name: str) -> HttpNode:
         tls = {"certificate": certificates / f"{name}.pem", "key": certificates / f"{name}.key"}
-        return side(
+        return start_http_node(
             web={"tls": True, "key_file": certificates / "key"}, tls=tls | {"authority": certificates / "ca.pem"}
         )
 
-    return begin
+    return start
 
 
-def test_who_vouches_is_asked(side: Callable[[str], WebSide], certificates: Path) -> None:
-    node = side("here")
+def test_the_certificate_is_checked(start_http_node: Callable[[str], HttpNode], certificates: Path) -> None:
+    node = start_http_node("here")
     assert requests.get(f"{node.url}/health", verify=str(certificates / "ca.pem"), timeout=5).status_code == 200
-    for authority, why in (("ca.pem", "HTTP 405"), ("other.pem", "not vouched for"), (None, "not vouched for")):
-        told: dict[str, Any] = {
+    for authority, reason in (("ca.pem", "HTTP 405"), ("other.pem", "not trusted"), (None, "not trusted")):
+        values: dict[str, Any] = {
             "url": f"{node.url}/dicom-web",
             "headers": {"X-API-Key": {"file": certificates / "key"}},
         }
-        place = WebDestination.model_validate(told | {"authority": authority and certificates / authority})
-        with Client(place, 5) as client:
-            assert why in client.answers()
+        service = WebPeer.model_validate(values | {"authority": authority and certificates / authority})
+        with Client(service, 5) as client:
+            assert reason in client.check()
 
 
 def test_the_command_reaches_the_node_under_any_name(
-    side: Callable[[str], WebSide], tmp_path: Path, certificates: Path
+    start_http_node: Callable[[str], HttpNode], tmp_path: Path, certificates: Path
 ) -> None:
-    node = side("named")
+    node = start_http_node("named")
     body = (
         b"--b\r\nContent-Type: application/dicom\r\n\r\n" + radiograph(tmp_path / "1.dcm").read_bytes() + b"\r\n--b--"
     )
-    kind = 'multipart/related; type="application/dicom"; boundary=b'
-    post(node.node, "/dicom-web/studies", kind, [body])
+    content_type = 'multipart/related; type="application/dicom"; boundary=b'
+    post_to_node(node.settings, "/dicom-web/studies", content_type, [body])
     assert len(node.files()) == 1
-    tls = node.node.tls
+    tls = node.settings.tls
     assert tls is not None
-    foreign = node.node.model_copy(update={"tls": tls.model_copy(update={"authority": certificates / "other.pem"})})
+    foreign = node.settings.model_copy(update={"tls": tls.model_copy(update={"authority": certificates / "other.pem"})})
     with pytest.raises(PeerError):
-        post(foreign, "/dicom-web/studies", kind, [body])
+        post_to_node(foreign, "/dicom-web/studies", content_type, [body])

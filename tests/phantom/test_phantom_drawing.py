@@ -119,6 +119,7 @@ def thumbnails() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(found), np.array([who.nodule for who, _ in shots]), np.array([who.split for who, _ in shots])
 
 
+@pytest.mark.system
 def test_thumbnails_do_not_answer_the_question(thumbnails: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     images, labels, split = thumbnails
     search = GridSearchCV(

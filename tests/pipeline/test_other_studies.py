@@ -17,7 +17,7 @@ from PIL import Image
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.metrics.figures import METRICS
 from medopt.release.layout import read_info
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 
 SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
 COUNT = 48
@@ -70,11 +70,11 @@ def same_as_table(folder: Path, scans: Path) -> None:
     """The release answers for files as the run did."""
     with (folder / "manifest.csv").open(newline="") as stream:
         images = {row["case_id"]: row["image"] for row in csv.DictReader(stream)}
-    predictor = Predictor.open(folder / "release", "int8", threads=1)
+    predictor = Release.open(folder / "release", "int8", threads=1)
     table = next(table for table in read_predictions(folder / "predictions.csv") if table.model == "int8")
     assert len(table) == COUNT // 2
     for case, logits in list(zip(table.case_id, table.logits, strict=True))[:8]:
-        assert predictor.predict_scan(scans / images[case]).logits == pytest.approx(logits.tolist(), abs=1e-4)
+        assert predictor.predict(scans / images[case]).logits == pytest.approx(logits.tolist(), abs=1e-4)
 
 
 def test_multiclass_study(tmp_path: Path, runs: Path) -> None:
@@ -90,7 +90,7 @@ def test_multiclass_study(tmp_path: Path, runs: Path) -> None:
     assert metrics["test"]["float"]["auc"]["value"] > 0.6
     assert metrics["operating_point"]["int8"] == {"threshold": None, "rule": "argmax"}
     assert read_info(folder / "release").models["int8"].threshold is None
-    answer = Predictor.open(folder / "release").predict_scan(tmp_path / "scans" / "000.png")
+    answer = Release.open(folder / "release").predict(tmp_path / "scans" / "000.png")
     assert list(answer.probabilities) == names
     assert sum(answer.probabilities.values()) == pytest.approx(1)
     assert answer.decision == max(answer.probabilities, key=lambda name: answer.probabilities[name])
@@ -112,7 +112,7 @@ def test_multilabel_study(tmp_path: Path, runs: Path) -> None:
     info = read_info(folder / "release")
     thresholds = info.models["int8"].threshold
     assert isinstance(thresholds, tuple)
-    answer = Predictor.open(folder / "release").predict_scan(tmp_path / "scans" / "001.png")
+    answer = Release.open(folder / "release").predict(tmp_path / "scans" / "001.png")
     wanted = [name for name, at in zip(names, thresholds, strict=True) if answer.probabilities[name] >= at]
     assert answer.decision == ";".join(wanted)
     same_as_table(folder, tmp_path / "scans")

@@ -126,3 +126,16 @@ def test_a_stage_reads_no_setting_that_its_key_leaves_out(
             and not any(path.startswith(f"{name}.") for path in allowed)  # the way to a key that is allowed
         ]
         assert secret == [], stage
+
+
+def test_mlflow_says_which_settings_changed(again: Finished) -> None:
+    """Parameters stay those that the run was begun with."""
+    from mlflow import MlflowClient
+
+    client, run_id = MlflowClient(again.store), again.metrics["mlflow_run_id"]
+    redone(again, "question=Is there a dark spot?")
+    run = client.get_run(run_id)
+    assert run.data.params["question"] == "Is there a bright blob?"
+    assert run.data.tags["settings changed"] == "question: Is there a bright blob? -> Is there a dark spot?"
+    redone(again)
+    assert client.get_run(run_id).data.tags["settings changed"] == ""

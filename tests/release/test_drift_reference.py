@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from medopt.core.errors import ReleaseError
-from medopt.release.drift_reference import FEWEST, REST, Observed, Reference, compare
+from medopt.release.drift_reference import MIN_SCANS, REST, Observed, Reference, compare
 
 
 def of(values: np.ndarray) -> Reference:
@@ -62,10 +62,10 @@ def test_rare_groups_and_unknown_ones_are_not_told() -> None:
 def test_too_few_scans_give_no_verdict_and_unknown_columns_no_row() -> None:
     random = np.random.default_rng(3)
     reference = of(random.normal(size=100))
-    (found,) = compare(reference, Observed({"score": random.normal(size=FEWEST - 1)}))
+    (found,) = compare(reference, Observed({"score": random.normal(size=MIN_SCANS - 1)}))
     assert (found.verdict, found.psi) == ("too few scans", None)
     assert compare(reference, Observed({"other": random.normal(size=100)})) == []
-    assert of(random.normal(size=FEWEST - 1)).numbers == {}
+    assert of(random.normal(size=MIN_SCANS - 1)).numbers == {}
 
 
 def test_a_number_that_never_varied_is_compared_all_the_same() -> None:

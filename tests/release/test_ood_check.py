@@ -25,7 +25,7 @@ from medopt.release.ood_check import (
     fit_rules,
     texture,
 )
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 
 
 def rows(count: int, width: int, seed: int) -> np.ndarray:
@@ -159,21 +159,21 @@ def test_nothing_is_seen_on_a_blank_image() -> None:
 
 def test_a_file_that_is_no_gate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "domain.json").write_text('{"format": 2}')
-    with pytest.raises(ReleaseError, match="no domain gate that this medopt can read"):
+    with pytest.raises(ReleaseError, match="no out-of-domain check that this medopt can read"):
         OutOfDomainCheck.read(tmp_path / "domain.json")
-    with pytest.raises(ReleaseError, match="no domain gate"):
+    with pytest.raises(ReleaseError, match="no out-of-domain check"):
         OutOfDomainCheck.read(tmp_path / "absent.json")
 
 
 def of_release(finished: Finished, image: FloatArray) -> tuple[str, str]:
-    answer = Predictor.open(finished.release, threads=1).predict(image[None])[0]
+    answer = Release.open(finished.release, threads=1).predict_batch(image[None])[0]
     assert bool(answer.decision) != bool(answer.declined)
     assert set(answer.probabilities) == {"clear", "blob"}
-    return answer.decision, answer.declined
+    return answer.decision, answer.declined or ""
 
 
 def test_a_release_declines_what_its_training_never_saw(finished: Finished) -> None:
-    predictor = Predictor.open(finished.release, threads=1)
+    predictor = Release.open(finished.release, threads=1)
     scan = read_scan(finished.clinic.data / "scans" / "000.dcm")
     image, facts = predictor.prepare(scan)
     assert facts.shape == (40, 40)
@@ -182,7 +182,7 @@ def test_a_release_declines_what_its_training_never_saw(finished: Finished) -> N
     noise = np.random.default_rng(0).random(image.shape).astype(np.float32)
     assert "unlike the training images" in of_release(finished, noise)[1]
     blank_scan = replace(scan, array=np.full_like(scan.array, 700))
-    assert "blank" in predictor.predict_scan(blank_scan).declined
+    assert "blank" in (predictor.predict(blank_scan).declined or "")
 
 
 @pytest.mark.parametrize("kind", ["int8", "float"])

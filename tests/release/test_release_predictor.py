@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from clinic_fixtures import Finished
 from numpy.typing import NDArray
+from results import both, figures
 
-from medopt.core.errors import DataError
-from medopt.core.records import FloatArray
+from medopt.core.errors import DataError, ReleaseError
+from medopt.core.format import format_estimate
+from medopt.core.records import KINDS, Estimate, FloatArray, Kind
+from medopt.core.run_paths import find_release
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.imaging import read_scan
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, IsotonicCurve
-from medopt.release.card import MISSING, card_facts, render_card
-from medopt.release.layout import Kind, ModelInfo, ReleaseInfo, read_info
-from medopt.release.predictor import Predictor
+from medopt.release.card import MISSING, ModelCard, card_of, render_card
+from medopt.release.layout import ModelInfo, ReleaseInfo, read_info
+from medopt.release.predictor import Release, load_release
 from medopt.transforms.prepare import PrepareChain
 
 
@@ -30,11 +34,11 @@ def test_probabilities_are_those_of_the_predictions_table(finished: Finished, ki
     with (finished.folder / "predictions.csv").open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["model"] == kind]
     assert len(rows) == 36
-    predictor = Predictor.open(finished.release, kind, threads=1)
+    predictor = Release.open(finished.release, kind, threads=1)
     threshold = finished.metrics["operating_point"][kind]["threshold"]
     declined = 0
     for row in rows:
-        answer = predictor.predict_scan(finished.clinic.data / "scans" / images[row["case_id"]])
+        answer = predictor.predict(finished.clinic.data / "scans" / images[row["case_id"]])
         probability = float(row["probability"])
         assert answer.probabilities["blob"] == pytest.approx(probability, abs=1e-6)
         assert answer.probabilities["clear"] == pytest.approx(1 - probability, abs=1e-6)
@@ -48,10 +52,10 @@ def test_probabilities_are_those_of_the_predictions_table(finished: Finished, ki
 def test_both_engines_answer_alike_and_a_batch_as_its_scans(finished: Finished) -> None:
     paths = [finished.clinic.data / "scans" / f"{index:03d}.dcm" for index in range(6)]
     for engine in ("onnxruntime", "openvino"):
-        predictor = Predictor.open(finished.release, "float", engine, threads=1)
+        predictor = Release.open(finished.release, "float", engine, threads=1)
         batch = np.stack([predictor.chain(path).numpy() for path in paths])
-        singly = [predictor.predict_scan(read_scan(path)).probabilities["blob"] for path in paths]
-        together = [answer.probabilities["blob"] for answer in predictor.predict(batch)]
+        singly = [predictor.predict(read_scan(path)).probabilities["blob"] for path in paths]
+        together = [answer.probabilities["blob"] for answer in predictor.predict_batch(batch)]
         assert together == pytest.approx(singly, abs=1e-5)
         if engine == "onnxruntime":
             first = singly
@@ -72,10 +76,10 @@ class Fixed:
 HALVED = Calibration("temperature", 2.0)
 
 
-def with_logits(info: ReleaseInfo, logits: list[float], **model: Any) -> Predictor:
+def with_logits(info: ReleaseInfo, logits: list[float], **model: Any) -> Release:
     changed = info.models["int8"].model_copy(update=model)
     info = info.model_copy(update={"models": {"int8": changed, "float": changed}})
-    return Predictor(info, "int8", PrepareChain(info.prepare), Fixed(np.array(logits)))
+    return Release(info, "int8", PrepareChain(info.prepare), Fixed(np.array(logits)))
 
 
 @pytest.fixture
@@ -88,14 +92,16 @@ IMAGE = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(1, 1, 32, 32)
 
 @pytest.mark.parametrize(("threshold", "decision"), [(0.73, "blob"), (0.74, "clear")])
 def test_binary_answer(info: ReleaseInfo, threshold: float, decision: str) -> None:
-    (answer,) = with_logits(info, [2.0], calibration=HALVED, threshold=threshold).predict(IMAGE)
+    (answer,) = with_logits(info, [2.0], calibration=HALVED, threshold=threshold).predict_batch(IMAGE)
     assert answer.probabilities == pytest.approx({"clear": 0.26894142, "blob": 0.73105858})
     assert (answer.decision, answer.logits) == (decision, (2.0,))
 
 
 @pytest.mark.parametrize(("logit", "decision"), [(0.5, "undecided"), (2.0, "blob"), (-1.0, "clear")])
 def test_a_case_in_the_band_is_undecided(info: ReleaseInfo, logit: float, decision: str) -> None:
-    (answer,) = with_logits(info, [logit], calibration=UNCALIBRATED, threshold=0.5, band=(0.3, 0.7)).predict(IMAGE)
+    (answer,) = with_logits(info, [logit], calibration=UNCALIBRATED, threshold=0.5, band=(0.3, 0.7)).predict_batch(
+        IMAGE
+    )
     assert answer.decision == decision
 
 
@@ -104,13 +110,13 @@ def test_an_isotonic_release_answers_by_its_curve(info: ReleaseInfo) -> None:
     model = info.models["int8"].model_copy(update={"calibration": rising, "threshold": 0.3})
     model = ModelInfo.model_validate_json(model.model_dump_json())
     assert model.calibration == rising
-    (answer,) = with_logits(info, [2.0], calibration=model.calibration, threshold=0.3).predict(IMAGE)
+    (answer,) = with_logits(info, [2.0], calibration=model.calibration, threshold=0.3).predict_batch(IMAGE)
     assert (answer.probabilities, answer.decision) == (pytest.approx({"clear": 0.7, "blob": 0.3}), "blob")
 
 
 def test_multiclass_answer(info: ReleaseInfo) -> None:
     three = info.model_copy(update={"task": "multiclass", "labels": ["a", "b", "c"]})
-    (answer,) = with_logits(three, [0.0, np.log(9), np.log(4)], calibration=HALVED, threshold=None).predict(IMAGE)
+    (answer,) = with_logits(three, [0.0, np.log(9), np.log(4)], calibration=HALVED, threshold=None).predict_batch(IMAGE)
     assert answer.probabilities == pytest.approx({"a": 1 / 6, "b": 3 / 6, "c": 2 / 6})  # square roots of 1, 9 and 4
     assert answer.decision == "b"
 
@@ -121,68 +127,93 @@ def test_multiclass_answer(info: ReleaseInfo) -> None:
 def test_multilabel_answer(info: ReleaseInfo, thresholds: tuple[float, ...], decision: str) -> None:
     several = info.model_copy(update={"task": "multilabel", "labels": ["a", "b", "c"]})
     logits = [0.0, -np.log(3), np.log(3)]
-    (answer,) = with_logits(several, logits, calibration=UNCALIBRATED, threshold=thresholds).predict(IMAGE)
+    (answer,) = with_logits(several, logits, calibration=UNCALIBRATED, threshold=thresholds).predict_batch(IMAGE)
     assert answer.probabilities == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.75})
     assert answer.decision == decision
 
 
 def test_logit_that_is_not_a_number_is_no_answer(info: ReleaseInfo) -> None:
     with pytest.raises(DataError, match="not a finite number"):
-        with_logits(info, [float("nan")]).predict(IMAGE)
+        with_logits(info, [float("nan")]).predict_batch(IMAGE)
 
 
 def test_release_json_says_what_the_run_found(finished: Finished, info: ReleaseInfo) -> None:
-    metrics = finished.metrics
+    metrics = RunMetrics.read(finished.folder)
     assert (info.task, info.labels, info.study) == ("binary", ["clear", "blob"], "clinic")
-    for kind in ("float", "int8"):
-        assert info.models[kind].calibration == Calibration.from_dict(metrics["calibration"][kind])
-        assert info.models[kind].threshold == metrics["operating_point"][kind]["threshold"]
-        assert info.models[kind].engines[0] == metrics["engine"][kind]
-    assert info.models["int8"].engines == metrics["gate"]["figures"]["engines_passed"]
-    assert info.figures["test"] == metrics["test"]
-    assert info.provenance["mlflow_run_id"] == metrics["mlflow_run_id"]
-
-
-def written(figure: dict[str, Any]) -> str:
-    value = f"{figure['value']:.3f}"
-    return value if figure["low"] is None else f"{value} ({figure['low']:.3f}-{figure['high']:.3f})"
+    for kind in KINDS:
+        assert info.models[kind].calibration == metrics.calibration[kind].calibration
+        assert info.models[kind].threshold == metrics.operating_point[kind].threshold
+        assert info.models[kind].engines[0] == metrics.engine[kind]
+    assert info.models["int8"].engines == list(metrics.gate.figures.engines_passed)
+    assert info.figures == metrics.for_release() and info.gate == metrics.gate
+    assert info.provenance.mlflow_run_id == metrics.mlflow_run_id
 
 
 def test_card_holds_the_figures(finished: Finished, info: ReleaseInfo) -> None:
-    card, metrics = (finished.release / "CARD.md").read_text(), finished.metrics
+    card, metrics = (finished.release / "CARD.md").read_text(), RunMetrics.read(finished.folder)
     for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "brier"):
-        shown = [written(metrics["test"][kind][name]) for kind in ("float", "int8")]
-        assert f"| {name.replace('_', ' ')} | {shown[0]} | {shown[1]} |" in card
-    for site, found in metrics["sites"].items():
-        auc = found["int8"]["auc"]
-        assert f"| {site} | {written(auc)} | {auc['n']} |" in card
-    assert f"temperature {metrics['calibration']['int8']['temperature']:.4g}" in card
-    for words in (info.chain_fingerprint, metrics["mlflow_run_id"], info.question, "clear, blob (binary)", "passed"):
+        cells = [format_estimate(metrics.test[kind][name]) for kind in KINDS]
+        assert f"| {name.replace('_', ' ')} | {cells[0]} | {cells[1]} |" in card
+    for site, found in metrics.sites.items():
+        assert f"| {site} | {format_estimate(found.int8.auc)} | {found.int8.auc.n} |" in card
+    assert f"temperature {metrics.calibration.int8.temperature:.4g}" in card
+    for words in (info.chain_fingerprint, str(metrics.mlflow_run_id), info.question, "clear, blob (binary)", "passed"):
         assert words in card
 
 
 def test_card_says_where_a_figure_is_not_defined(info: ReleaseInfo) -> None:
-    nothing = {"value": None, "low": None, "high": None, "n": 4, "note": "one class only"}
-    bare = {"value": 0.5, "low": None, "high": None, "n": 4}
-    sites = {"hill": {"int8": {"auc": nothing}}, "lake": {"int8": {"auc": bare}}}
-    told = info.model_copy(update={"figures": info.figures | {"sites": sites, "confidence": 0.9}})
-    card = render_card(card_facts(told))
+    sites = {
+        "hill": both(figures(0.9, auc=Estimate(None, None, None, 4, "one class only"))),
+        "lake": both(figures(0.9, auc=Estimate(0.5, None, None, 4))),
+    }
+    changed = info.figures.model_copy(update={"sites": sites, "confidence": 0.9})
+    card = render_card(card_of(info.model_copy(update={"figures": changed})))
     assert "| hill | not defined (one class only) | 4 |" in card
     assert "| lake | 0.500 | 4 |" in card
     assert "90 % interval" in card and "95 %" not in card.split("## Where it is weak")[0]
 
 
 def test_the_intended_use_is_never_guessed(finished: Finished, info: ReleaseInfo) -> None:
-    facts = json.loads((finished.release / "card.json").read_text())
-    assert facts == json.loads(json.dumps(card_facts(info)))
-    assert facts["intended_use"] == MISSING and MISSING in (finished.release / "CARD.md").read_text()
-    said = card_facts(info.model_copy(update={"intended_use": "Second reader of screening radiographs"}))
-    assert "**Intended use**: Second reader of screening radiographs." in render_card(said)
+    card = ModelCard.read(finished.release / "card.json")
+    assert card == card_of(info)
+    assert card.intended_use == MISSING and MISSING in (finished.release / "CARD.md").read_text()
+    stated = card_of(info.model_copy(update={"intended_use": "Second reader of screening radiographs"}))
+    assert "**Intended use**: Second reader of screening radiographs." in render_card(stated)
 
 
 def test_the_card_tells_where_the_model_is_weak(finished: Finished) -> None:
-    card, metrics = (finished.release / "CARD.md").read_text(), finished.metrics
-    worse = json.loads((finished.folder / "robustness.json").read_text())["int8"]
-    assert f"AUC {written(worse['mean'])}, {written(worse['drop'])} lower" in card
-    assert f"calibration error on test: {metrics['calibration']['int8']['after']['ece']:.3f}" in card
+    card, metrics = (finished.release / "CARD.md").read_text(), RunMetrics.read(finished.folder)
+    assert metrics.robustness is not None and metrics.calibration.int8.after is not None
+    worse = metrics.robustness.int8
+    assert f"AUC {format_estimate(worse.mean)}, {format_estimate(worse.drop)} lower" in card
+    assert f"calibration error on test: {metrics.calibration.int8.after.ece:.3f}" in card
     assert "TRIPOD+AI" in card and "CLAIM" in card
+
+
+def test_a_release_is_found_in_its_run_and_its_study(finished: Finished) -> None:
+    study = finished.folder.parent
+    for path in (finished.release, str(finished.release), finished.folder, str(study)):
+        assert find_release(path) == finished.release
+    scan = sorted((finished.clinic.data / "scans").glob("*.dcm"))[0]
+    answers = [load_release(path, threads=1).predict(scan) for path in (str(study), finished.release)]
+    assert answers[0] == answers[1] == Release.open(finished.release, threads=1).predict(str(scan))
+    assert answers[0].declined is None or answers[0].decision == ""
+    assert load_release(study, "float", "openvino").engine.name == "openvino"
+
+
+def test_a_run_without_a_release_is_refused_even_where_an_older_one_has_it(tmp_path: Path) -> None:
+    for run in ("20260101-120000-aaaaaaaa", "20260102-120000-bbbbbbbb"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "metrics.json").touch()
+    older, newest = sorted(tmp_path.iterdir())
+    (older / "release").mkdir()
+    (older / "release" / "release.json").touch()
+    assert find_release(older) == older / "release"
+    for path in (tmp_path, newest):
+        with pytest.raises(ReleaseError, match="20260102-120000-bbbbbbbb has no release"):
+            load_release(path)
+    with pytest.raises(ReleaseError, match=r"There is no release .*nowhere"):
+        load_release(str(tmp_path / "nowhere"))
+    (newest / "metrics.json").unlink()
+    with pytest.raises(ReleaseError, match=r"is not a release: it holds neither release.json nor runs"):
+        load_release(str(newest))

@@ -18,10 +18,9 @@ from onnx import numpy_helper
 import medopt
 from medopt.core.errors import ReleaseError
 from medopt.release.build import build_release
-from medopt.release.golden import record_answers, replay
+from medopt.release.golden import open_every_model, record_answers, replay, verify_release
 from medopt.release.layout import SUMS, check_sums, read_info, write_sums
-from medopt.release.predictor import Predictor
-from medopt.release.verify import all_predictors, verify_release
+from medopt.release.predictor import Release
 from medopt.transforms import prepare
 
 FILES = (
@@ -66,7 +65,7 @@ def test_one_changed_byte_is_found(release: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    for opened in (Predictor.open, verify_release):
+    for opened in (Release.open, verify_release):
         with pytest.raises(ReleaseError, match="is refused" if name == SUMS else f"{name} was changed"):
             opened(release)
 
@@ -97,7 +96,7 @@ def test_added_file_is_refused(release: Path, name: str) -> None:
 def test_removed_file_is_refused(release: Path, name: str) -> None:
     (release / name).unlink()
     with pytest.raises(ReleaseError, match=f"{name} is missing"):
-        Predictor.open(release)
+        Release.open(release)
 
 
 def test_what_is_no_release_is_refused(release: Path, tmp_path: Path) -> None:
@@ -114,16 +113,16 @@ def test_what_is_no_release_is_refused(release: Path, tmp_path: Path) -> None:
 def test_unknown_format_and_missing_key_are_refused(release: Path) -> None:
     rewrite(release / "release.json", format=1)
     with pytest.raises(ReleaseError, match="format"):
-        Predictor.open(release)
+        Release.open(release)
     (release / "release.json").write_text('{"format": 2}')
     write_sums(release)
     with pytest.raises(ReleaseError, match="study: Field required"):
-        Predictor.open(release)
+        Release.open(release)
 
 
 def test_another_version_of_the_chain_is_refused(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "CHAIN_VERSION", prepare.CHAIN_VERSION + 1)
-    for opened in (Predictor.open, verify_release):
+    for opened in (Release.open, verify_release):
         with pytest.raises(ReleaseError, match="its pixels would differ"):
             opened(release)
 
@@ -132,7 +131,7 @@ def test_settings_that_do_not_fit_the_fingerprint_are_refused(release: Path) -> 
     settings = json.loads((release / "release.json").read_text())["prepare"] | {"fit": "stretch"}
     rewrite(release / "release.json", prepare=settings)
     with pytest.raises(ReleaseError, match="its pixels would differ"):
-        Predictor.open(release)
+        Release.open(release)
 
 
 def test_engine_that_did_not_pass_is_refused(release: Path) -> None:
@@ -140,9 +139,9 @@ def test_engine_that_did_not_pass_is_refused(release: Path) -> None:
     models["int8"]["engines"] = ["onnxruntime"]
     rewrite(release / "release.json", models=models)
     with pytest.raises(ReleaseError, match="openvino did not pass the gate for the int8 model; passed: onnxruntime"):
-        Predictor.open(release, engine="openvino")
-    assert Predictor.open(release).engine.name == "onnxruntime"
-    assert Predictor.open(release, "float", "openvino").engine.name == "openvino"
+        Release.open(release, engine="openvino")
+    assert Release.open(release).engine.name == "onnxruntime"
+    assert Release.open(release, "float", "openvino").engine.name == "openvino"
 
 
 def test_golden_cases_find_a_changed_chain(release: Path) -> None:
@@ -180,7 +179,7 @@ def test_golden_cases_find_changed_weights(release: Path) -> None:
 
 
 def test_answer_that_is_not_a_number_is_no_agreement(release: Path) -> None:
-    predictors = all_predictors(release, threads=1)
+    predictors = open_every_model(release, threads=1)
     golden = json.loads((release / "golden.json").read_text())
     first = next(iter(golden["cases"][0]["answers"].values()))
     first.update(dict.fromkeys(first, float("nan")))
@@ -192,7 +191,7 @@ def test_answer_that_is_not_a_number_is_no_agreement(release: Path) -> None:
 def test_recorded_answers_are_those_of_the_build(release: Path) -> None:
     before = json.loads((release / "golden.json").read_text())
     scans = [release / case["scan"] for case in before["cases"]]
-    record_answers(release, all_predictors(release, threads=1), scans)
+    record_answers(release, open_every_model(release, threads=1), scans)
     after = json.loads((release / "golden.json").read_text())
     for old, new in zip(before["cases"], after["cases"], strict=True):
         assert new["pixels"] == pytest.approx(old["pixels"], abs=1e-7)

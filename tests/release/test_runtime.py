@@ -8,18 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from clinic_fixtures import Finished, call
 
 from medopt.core.errors import ReleaseError
 from medopt.inference.engines import ENGINES, Mode
-from medopt.inference.runtime import Measured, Setting, Tuned
+from medopt.inference.runtime import MeasuredSetting, Setting, Tuned
 from medopt.release import runtime, tune_runtime
+from medopt.release.golden import verify_release
 from medopt.release.layout import read_info
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.release.runtime import DEFAULT_BATCH, runtime_path, write_runtime
-from medopt.release.verify import verify_release
 
 
 @pytest.fixture
@@ -30,7 +29,9 @@ def release(finished: Finished, tmp_path: Path) -> Path:
 def tuned(engine: str, batch: int = 4) -> Tuned:
     alone = Setting(engine=engine, threads=1)
     many = Setting(engine=engine, mode="throughput", threads=1, batch=batch)
-    rows: dict[Mode, list[Measured]] = {"latency": [Measured(setting=alone, milliseconds=1, images_per_second=1000)]}
+    rows: dict[Mode, list[MeasuredSetting]] = {
+        "latency": [MeasuredSetting(setting=alone, milliseconds=1, images_per_second=1000)]
+    }
     return Tuned(latency=alone, throughput=many, measured=rows)
 
 
@@ -44,7 +45,7 @@ def test_command_measures_writes_beside_the_release_and_predict_uses_it(release:
     found = json.loads(path.read_text())["models"]["int8"]
     for goal in ("latency", "throughput"):
         assert {row["setting"]["engine"] for row in found["measured"][goal]} == set(passed)
-        assert Predictor.open(release, mode=goal).setting.model_dump() == found[goal] == done.summary[goal]
+        assert Release.open(release, mode=goal).setting.model_dump() == found[goal] == done.summary[goal]
     assert done.stdout.count("chosen") == 2
     scans, out = [finished.clinic.data / "scans" / f"{index:03d}.dcm" for index in (5, 4)], release.parent / "out.csv"
     done = call("predict", release, *scans, "--out", out)
@@ -65,9 +66,9 @@ def test_settings_of_something_else_are_left_aside_with_a_note(
 ) -> None:
     engine = read_info(release).models["int8"].engines[0]
     path = write_runtime(release, "int8", tuned(engine))
-    assert Predictor.open(release, mode="throughput").setting.batch == 4
+    assert Release.open(release, mode="throughput").setting.batch == 4
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    opened = Predictor.open(release, mode="throughput")
+    opened = Release.open(release, mode="throughput")
     assert (opened.setting.threads, opened.setting.batch) == (0, DEFAULT_BATCH)
     assert re.search(why, opened.note), opened.note
     scan = finished.clinic.data / "scans" / "000.dcm"
@@ -78,7 +79,7 @@ def test_settings_of_something_else_are_left_aside_with_a_note(
 def test_engine_that_did_not_pass_the_gate_is_never_taken_from_the_file(release: Path) -> None:
     info = read_info(release)
     write_runtime(release, "int8", tuned("onnxruntime-cuda"))
-    opened = Predictor.open(release, mode="throughput")
+    opened = Release.open(release, mode="throughput")
     assert opened.engine.name in info.models["int8"].engines
     assert "onnxruntime-cuda did not pass the gate" in opened.note
 
@@ -86,10 +87,10 @@ def test_engine_that_did_not_pass_the_gate_is_never_taken_from_the_file(release:
 def test_named_engine_threads_and_the_other_model_keep_what_was_asked_for(release: Path) -> None:
     write_runtime(release, "float", tuned("onnxruntime", batch=2))
     write_runtime(release, "int8", tuned(read_info(release).models["int8"].engines[0]))
-    assert Predictor.open(release, "float", mode="throughput").setting.batch == 2  # kept by the second writing
-    named = Predictor.open(release, "float", "openvino", mode="throughput")
+    assert Release.open(release, "float", mode="throughput").setting.batch == 2  # kept by the second writing
+    named = Release.open(release, "float", "openvino", mode="throughput")
     assert (named.setting.engine, named.setting.threads, named.setting.batch) == ("openvino", 0, DEFAULT_BATCH)
-    assert Predictor.open(release, "float", threads=1).setting.batch == 1
+    assert Release.open(release, "float", threads=1).setting.batch == 1
 
 
 def test_choice_that_does_not_answer_the_golden_cases_is_not_written(
@@ -117,7 +118,7 @@ def test_choice_that_does_not_answer_the_golden_cases_is_not_written(
 
 
 def test_changed_release_and_unknown_model_are_refused(release: Path) -> None:
-    call("tune", "runtime", release, "--model", "int4").refused(2, "--model takes int8 or float")
+    call("tune", "runtime", release, "--model", "int4").refused(2, "Invalid value for '--model'")
     (release / "CARD.md").write_text("other")
     call("tune", "runtime", release).refused(6, "CARD.md was changed")
     assert not runtime_path(release).exists()
@@ -134,4 +135,4 @@ def test_versions_are_those_installed() -> None:
     import onnxruntime
 
     assert runtime.engine_versions()["onnxruntime"] == onnxruntime.__version__
-    assert set(runtime.this_machine()) == {"cpu", "cores"} and np.isfinite(runtime.this_machine()["cores"])
+    assert runtime.this_machine().cpu and runtime.this_machine().cores >= 1

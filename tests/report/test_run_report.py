@@ -17,7 +17,7 @@ from clinic_fixtures import Finished
 from medopt.core.errors import DataError
 from medopt.core.format import format_estimate
 from medopt.evaluation.run_metrics import RunMetrics
-from medopt.report import newest_run, write_report
+from medopt.report import write_report
 from medopt.report.run_records import read_run
 
 
@@ -98,7 +98,3 @@ def test_splits_are_counted_from_the_runs_own_manifest(finished: Finished) -> No
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no evaluated run"):
         write_report(tmp_path)
-
-
-def test_of_a_studys_folder_the_newest_run_is_taken(finished: Finished) -> None:
-    assert newest_run(finished.folder.parent) == finished.folder == newest_run(finished.folder)

@@ -24,15 +24,15 @@ from medopt.imaging import parallel
 from medopt.inference.runtime import Setting
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.phantom import Radiograph, write_radiograph
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.serving.batch import find_scans, predict_scans
-from medopt.serving.prediction_table import TOLD, Row, write_answers
+from medopt.serving.prediction_table import DETAILS, Row, write_answers
 from medopt.transforms.prepare import PrepareChain
 
 
 @pytest.fixture(scope="module")
-def predictor(finished: Finished) -> Predictor:
-    return Predictor.open(finished.release, threads=1)
+def predictor(finished: Finished) -> Release:
+    return Release.open(finished.release, threads=1)
 
 
 @pytest.fixture
@@ -72,20 +72,20 @@ def test_nothing_to_predict_is_refused(finished: Finished, tmp_path: Path) -> No
     assert not out.exists()
 
 
-def test_garbage_gets_its_reason_and_the_others_are_predicted(predictor: Predictor, mixed: Path) -> None:
+def test_garbage_gets_its_reason_and_the_others_are_predicted(predictor: Release, mixed: Path) -> None:
     first, garbage, last = predict_scans(predictor, find_scans([mixed], 2))
     for row, path in ((first, mixed / "a.dcm"), (last, mixed / "below" / "IM0001")):
         assert (row.path, row.refused) == (str(path), "")
-        assert row.answer == predictor.predict_scan(path)
+        assert row.answer == predictor.predict(path)
     assert garbage.answer is None
     assert "b.dcm is not a format that is read" in garbage.refused
 
 
-def test_many_scans_keep_their_order(predictor: Predictor, clinic: Clinic) -> None:
+def test_many_scans_keep_their_order(predictor: Release, clinic: Clinic) -> None:
     scans = find_scans([clinic.data / "scans"], 2)[::-3]
     rows = list(predict_scans(predictor, scans, workers=3))
     assert [row.path for row in rows] == [str(path) for path in scans]
-    assert [row.answer for row in rows] == [predictor.predict_scan(path) for path in scans]
+    assert [row.answer for row in rows] == [predictor.predict(path) for path in scans]
 
 
 def test_command_writes_a_csv_and_says_that_one_was_refused(finished: Finished, mixed: Path, tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_command_writes_a_csv_and_says_that_one_was_refused(finished: Finished, 
     rows = rows_of(out)
     declined = sum(bool(row["declined"]) for row in rows)
     assert f"3 scans{f', {declined} of them declined' if declined else ''}, written to {out}" in done.stdout
-    assert list(rows[0]) == ["path", "decision", "probability_clear", "probability_blob", *TOLD]
+    assert list(rows[0]) == ["path", "decision", "probability_clear", "probability_blob", *DETAILS]
     assert [Path(row["path"]).name for row in rows] == ["a.dcm", "b.dcm", "IM0001"]
     assert [rows[1][name] for name in ("decision", "probability_clear", "probability_blob")] == ["", "", ""]
     assert "not a format that is read" in rows[1]["refused"]
-    opened = Predictor.open(finished.release)
+    opened = Release.open(finished.release)
     for row in (rows[0], rows[2]):
-        answer = opened.predict_scan(row["path"])
-        assert (row["decision"], row["declined"], row["refused"]) == (answer.decision, answer.declined, "")
+        answer = opened.predict(row["path"])
+        assert (row["decision"], row["declined"], row["refused"]) == (answer.decision, answer.declined or "", "")
         if answer.declined:
             assert row["decision"] == row["probability_blob"] == row["probability_clear"] == ""
             continue
@@ -130,25 +130,25 @@ def test_command_takes_files_a_model_and_an_engine(
     assert call("predict", finished.release, *scans, "--out", out, *options).code == 0
     rows = rows_of(out)
     assert [row["path"] for row in rows] == [str(path) for path in scans]
-    opened = Predictor.open(finished.release, "float", options[3] if len(options) > 2 else None)
+    opened = Release.open(finished.release, "float", options[3] if len(options) > 2 else None)
     found = [float(row["probability_blob"]) for row in rows]
-    assert found == pytest.approx([opened.predict_scan(p).probabilities["blob"] for p in scans], abs=1e-6)
+    assert found == pytest.approx([opened.predict(p).probabilities["blob"] for p in scans], abs=1e-6)
 
 
 def test_unknown_model_and_engine_are_refused(finished: Finished) -> None:
     scan = finished.clinic.data / "scans" / "000.dcm"
-    call("predict", finished.release, scan, "--model", "int4").refused(2, "--model takes int8 or float", "int4")
+    call("predict", finished.release, scan, "--model", "int4").refused(2, "Invalid value for '--model'", "int4")
     call("predict", finished.release, scan, "--engine", "tensorrt").refused(6, "tensorrt did not pass the gate")
 
 
-def test_member_of_an_archive_is_predicted_as_the_scan_itself(predictor: Predictor, tmp_path: Path) -> None:
+def test_member_of_an_archive_is_predicted_as_the_scan_itself(predictor: Release, tmp_path: Path) -> None:
     image = np.rint(4095 * draw_scan(1, 3))
     np.savez(tmp_path / "many.npz", images=np.stack([np.zeros_like(image), image]))
     scan = write_radiograph(tmp_path / "one.dcm", draw_scan(1, 3))
     places = [Path(f"{tmp_path}/many.npz#images/{index}") for index in (1, 2)]
     member, absent, whole = predict_scans(predictor, [*places, tmp_path / "many.npz"])
     assert member.answer is not None
-    assert member.answer.probabilities == pytest.approx(predictor.predict_scan(scan).probabilities, abs=1e-6)
+    assert member.answer.probabilities == pytest.approx(predictor.predict(scan).probabilities, abs=1e-6)
     assert "the index must be a number from 0 to 1" in absent.refused
     assert "name one image of it" in whole.refused
 
@@ -166,8 +166,8 @@ class NotANumber:
         return np.full((len(batch), 1), np.nan if self.asked == 2 else 1.0)
 
 
-def test_answer_that_is_not_a_number_refuses_its_scan_alone(predictor: Predictor, clinic: Clinic) -> None:
-    damaged = Predictor(predictor.info, "int8", predictor.chain, NotANumber())
+def test_answer_that_is_not_a_number_refuses_its_scan_alone(predictor: Release, clinic: Clinic) -> None:
+    damaged = Release(predictor.info, "int8", predictor.chain, NotANumber())
     rows = list(predict_scans(damaged, find_scans([clinic.data / "scans"], 2)[:3]))
     assert [row.answer is None for row in rows] == [False, True, False]
     assert "001.dcm: 1 of 1 cases have a logit that is not a finite number" in rows[1].refused
@@ -194,8 +194,8 @@ def test_csv_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert write_answers(out, [Row("a", None, "first, with a comma")], ["no", "yes"])
     header, row = out.read_text().splitlines()
-    assert header == ",".join(["path,decision,probability_no,probability_yes", *TOLD])
-    assert row == 'a,,,,,"first, with a comma"' + "," * (len(TOLD) - 2)
+    assert header == ",".join(["path,decision,probability_no,probability_yes", *DETAILS])
+    assert row == 'a,,,,,"first, with a comma"' + "," * (len(DETAILS) - 2)
 
 
 class Brightest:
@@ -223,7 +223,7 @@ def write_series(folder: Path, bright: int, count: int = 8) -> None:
         data.save_as(path)
 
 
-def test_folder_of_slices_is_one_scan_for_a_release_of_volumes(predictor: Predictor, tmp_path: Path) -> None:
+def test_folder_of_slices_is_one_scan_for_a_release_of_volumes(predictor: Release, tmp_path: Path) -> None:
     for bright in (2, 6):
         write_series(tmp_path / "patients" / f"series-{bright}", bright)
     (tmp_path / "patients" / "volume.nii.gz").write_bytes(b"no volume")
@@ -231,7 +231,7 @@ def test_folder_of_slices_is_one_scan_for_a_release_of_volumes(predictor: Predic
     settings = Prepare.model_validate({"size": [8, 16, 16], "intensity": {"method": "range", "low": 0, "high": 4095}})
     model = predictor.info.models["int8"].model_copy(update={"calibration": UNCALIBRATED, "threshold": 0.99})
     info = predictor.info.model_copy(update={"prepare": settings, "models": {"int8": model, "float": model}})
-    volumes = Predictor(info, "int8", PrepareChain(settings), Brightest())
+    volumes = Release(info, "int8", PrepareChain(settings), Brightest())
     scans = find_scans([tmp_path / "patients"], 3)
     assert [path.name for path in scans] == ["volume.nii.gz", "series-2", "series-6"]
     damaged, second, sixth = predict_scans(volumes, scans)
@@ -243,7 +243,7 @@ def test_folder_of_slices_is_one_scan_for_a_release_of_volumes(predictor: Predic
 
 @pytest.mark.parametrize(("size", "workers"), [(4, 2), (16, 1), (7, 3)])
 def test_batches_answer_as_one_by_one_and_refuse_only_what_cannot_be_read(
-    predictor: Predictor, clinic: Clinic, tmp_path: Path, size: int, workers: int
+    predictor: Release, clinic: Clinic, tmp_path: Path, size: int, workers: int
 ) -> None:
     scans = find_scans([clinic.data / "scans"], 2)[:9]
     (tmp_path / "none.dcm").write_bytes(b"this is no scan" * 20)
@@ -254,13 +254,13 @@ def test_batches_answer_as_one_by_one_and_refuse_only_what_cannot_be_read(
     assert [row.answer is None for row in rows] == [place == 5 for place in range(10)]
     assert "not a format that is read" in rows[5].refused
     for row in (one for one in rows if one.answer):
-        alone = predictor.predict_scan(row.path)
+        alone = predictor.predict(row.path)
         assert row.answer is not None and row.facts is not None
         assert (row.answer.decision, row.answer.declined) == (alone.decision, alone.declined)
         assert row.answer.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
 
 
-def test_one_answer_that_is_not_a_number_does_not_refuse_its_batch(predictor: Predictor, clinic: Clinic) -> None:
+def test_one_answer_that_is_not_a_number_does_not_refuse_its_batch(predictor: Release, clinic: Clinic) -> None:
     class Dark:
         """Of dark images the answer is not a number, in a batch or alone."""
 
@@ -272,14 +272,14 @@ def test_one_answer_that_is_not_a_number_does_not_refuse_its_batch(predictor: Pr
     scans = find_scans([clinic.data / "scans"], 2)[:5]
     means = [float(predictor.prepare(path)[0].mean()) for path in scans]
     limit = sorted(means)[1]
-    damaged = Predictor(predictor.info, "int8", predictor.chain, Dark(), setting=Setting(engine="damaged", batch=5))
+    damaged = Release(predictor.info, "int8", predictor.chain, Dark(), setting=Setting(engine="damaged", batch=5))
     rows = list(predict_scans(damaged, scans))
     assert [row.answer is None for row in rows] == [mean < limit for mean in means]
     assert sum("a logit that is not a finite number" in row.refused for row in rows) == 1
 
 
 def test_decoding_goes_on_in_processes_while_the_model_answers(
-    predictor: Predictor, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+    predictor: Release, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parallel, "SERIAL_SECONDS", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
@@ -289,6 +289,6 @@ def test_decoding_goes_on_in_processes_while_the_model_answers(
     first = next(rows)
     assert len(mp.active_children()) == 2
     assert [row.answer and row.answer.decision for row in (first, *rows)] == [
-        predictor.predict_scan(path).decision for path in scans
+        predictor.predict(path).decision for path in scans
     ]
     assert mp.active_children() == []

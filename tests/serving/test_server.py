@@ -7,8 +7,10 @@ import io
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from clinic_fixtures import Finished, call
+from clinic_fixtures import Finished, call, environment
+from google.protobuf import descriptor_pb2
 from numpy.typing import NDArray
 from server_process import WHOLE, Server, arrays, image_request, served
 
@@ -26,7 +29,8 @@ from medopt.core.files import file_digest
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import Acquisition
 from medopt.release.layout import SUMS
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Answer, Release
+from medopt.serving.server.generated import open_inference_pb2
 
 KEY = "correct-horse-battery-staple"
 AUTH = {"X-API-Key": KEY}
@@ -40,15 +44,15 @@ class Known:
     files: list[Path]
     images: FloatArray
     facts: list[Acquisition]
-    predictor: Predictor
+    predictor: Release
 
     def answers(self, with_facts: bool) -> list[Answer]:
-        return self.predictor.predict(self.images, self.facts if with_facts else None)
+        return self.predictor.predict_batch(self.images, self.facts if with_facts else None)
 
 
 @pytest.fixture(scope="module")
 def known(finished: Finished) -> Known:
-    predictor = Predictor.open(finished.release, mode="throughput")
+    predictor = Release.open(finished.release, mode="throughput")
     assert predictor.setting.batch == BATCH
     files = sorted((finished.clinic.data / "scans").glob("*.dcm"))[-6:]
     read = [predictor.prepare(path) for path in files]
@@ -94,7 +98,7 @@ def same(found: dict[str, NDArray[Any]], answers: list[Answer], labels: list[str
         text = [
             one.decode() if isinstance(one, bytes) else one for one in (found["decision"][row], found["declined"][row])
         ]
-        assert text == [answer.decision, answer.declined]
+        assert text == [answer.decision, answer.declined or ""]
 
 
 def test_the_sound_release_serves_and_the_other_says_why_not(
@@ -136,13 +140,21 @@ def test_metadata_and_every_reply_say_what_answers(client: httpx.Client, finishe
 @pytest.mark.parametrize("door", ["http", "grpc"])
 @pytest.mark.parametrize("what", ["scan", "image"])
 def test_tritons_client_gets_what_predict_says_to_the_bit(server: Server, known: Known, door: str, what: str) -> None:
-    triton = pytest.importorskip(f"tritonclient.{door}")
+    triton, utils = pytest.importorskip(f"tritonclient.{door}"), pytest.importorskip("tritonclient.utils")
+    as_json = {"as_json": True} if door == "grpc" else {}
     with closing(
         triton.InferenceServerClient(f"127.0.0.1:{getattr(server, 'rest' if door == 'http' else 'grpc')}")
     ) as one:
         assert one.is_server_live() and not one.is_server_ready()
         assert one.is_model_ready("clinic", headers={"x-api-key": KEY})
         assert not one.is_model_ready("broken", headers={"x-api-key": KEY})
+        assert one.get_server_metadata(headers={"x-api-key": KEY}, **as_json)["name"] == "medopt"
+        index = one.get_model_repository_index(headers={"x-api-key": KEY}, **as_json)
+        states = [(model["name"], model["state"]) for model in (index["models"] if door == "grpc" else index)]
+        assert states == [("clinic", "READY"), ("broken", "UNAVAILABLE")]
+        one.load_model("clinic", headers={"x-api-key": KEY})
+        with pytest.raises(utils.InferenceServerException, match="taken out of serv"):
+            one.unload_model("clinic", headers={"x-api-key": KEY})
         values = np.array([path.read_bytes() for path in known.files], object) if what == "scan" else known.images
         tensor = triton.InferInput(what, list(values.shape), "BYTES" if what == "scan" else "FP32")
         tensor.set_data_from_numpy(values)
@@ -154,12 +166,85 @@ def test_tritons_client_gets_what_predict_says_to_the_bit(server: Server, known:
     same(got, known.answers(what == "scan"), known.predictor.info.labels)
 
 
+def test_kserves_clients_get_the_same_and_speak_the_same_messages(server: Server, known: Known, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", known.images)
+    script = Path(__file__).with_name("kserve_client.py")
+    words = [sys.executable, str(script), str(server.rest), str(server.grpc), KEY, str(tmp_path / "images.npy")]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    outputs = {"id": "q-8", "logits": [list(answer.logits) for answer in known.answers(False)]}
+    for door in ("rest", "grpc"):
+        part = answers[door]
+        assert part["live"] is True and part["ready"] is True
+        assert part["json"]["id"] == part["binary"]["id"] == "q-8"
+        for form in ("json", "binary"):
+            logits = np.array(part[form]["logits"]).reshape(len(known.images), -1)
+            np.testing.assert_array_equal(logits, outputs["logits"])
+    assert answers["grpc"]["loaded"] == ["clinic", True]
+    kserve = descriptor_pb2.FileDescriptorProto.FromString(bytes.fromhex(answers["descriptor"]))
+    assert fields(kserve.message_type, renamed={"model_name": "kserve_model_name"}).items() <= ours().items()
+    assert methods(kserve) <= methods(our_file())
+
+
+def test_tritons_messages_are_the_same() -> None:
+    """Field numbers and types of every message that both have."""
+    service = pytest.importorskip("tritonclient.grpc.service_pb2")
+    triton = descriptor_pb2.FileDescriptorProto.FromString(service.DESCRIPTOR.serialized_pb)
+    theirs = fields(triton.message_type, renamed={"model_name": "triton_model_name"})
+    own = (
+        "ModelMetadataResponse.p",
+        "ModelMetadataResponse.P",
+        "RepositoryModelLoadResponse",
+        "RepositoryModelUnloadResponse",
+    )
+    for name, field in ours().items():
+        if "kserve_model_name" not in name and not name.startswith(own):
+            assert theirs[name] == field, name
+    assert methods(our_file()) <= methods(triton)
+
+
+def test_the_generated_files_are_those_of_the_proto(tmp_path: Path) -> None:
+    name = "medopt/serving/server/generated/open_inference.proto"
+    words = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", f"--descriptor_set_out={tmp_path / 'set'}", name]
+    subprocess.run(words, cwd=Path(__file__).parents[2], check=True)
+    (file,) = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
+    assert fields(file.message_type) == ours() and methods(file) == methods(our_file())
+
+
+def our_file() -> descriptor_pb2.FileDescriptorProto:
+    return descriptor_pb2.FileDescriptorProto.FromString(open_inference_pb2.DESCRIPTOR.serialized_pb)
+
+
+def ours() -> dict[str, tuple[int, ...]]:
+    return fields(our_file().message_type)
+
+
+def fields(
+    messages: Iterable[descriptor_pb2.DescriptorProto], prefix: str = "", renamed: Mapping[str, str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Message.field: number, type and label. `renamed` holds for the repository extension's messages."""
+    table = {}
+    for message in messages:
+        renames = renamed or {} if message.name.startswith("RepositoryModel") and "Request" in message.name else {}
+        name = f"{prefix}{message.name}"
+        table |= {f"{name}.{renames.get(f.name, f.name)}": (f.number, f.type, f.label) for f in message.field}
+        table |= fields(message.nested_type, f"{name}.")
+    return table
+
+
+def methods(file: descriptor_pb2.FileDescriptorProto) -> set[tuple[str, ...]]:
+    assert file.package == "inference"
+    (service,) = file.service
+    return {(service.name, method.name, method.input_type, method.output_type) for method in service.method}
+
+
 def test_plain_json_zip_and_base64(client: httpx.Client, known: Known) -> None:
     labels = known.predictor.info.labels
     tensor = {"name": "image", "datatype": "FP32", "shape": list(known.images.shape), "data": known.images.tolist()}
     found = arrays(client.post("/v2/models/clinic/infer", json={"inputs": [tensor]}))
     same(found, known.answers(False), labels)
-    alone = known.predictor.predict(known.images[:1], known.facts[:1])
+    alone = known.predictor.predict_batch(known.images[:1], known.facts[:1])
     scan = known.files[0].read_bytes()
     packed = zipped({"PATIENT^NAME/IM1": scan, "PATIENT^NAME/DICOMDIR": b"x", "readme.txt": b"x"})
     text = {"name": "scan", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(scan).decode()]}
@@ -211,6 +296,10 @@ def test_what_is_malformed_is_told_without_a_word_of_it(client: httpx.Client, fi
         assert words in error and "\n" not in error and "SECRET" not in error and "medopt-serve" not in error, error
         assert not [word for word in secret if word in error]
     assert client.post("/v2/models/MRN-SECRET-17/infer", content=b"{}").status_code == 404
+    for method, path, code in (("GET", "/v2/MRN-SECRET-17", 404), ("GET", "/v2/models/clinic/infer", 405)):
+        answer = client.request(method, path)
+        assert answer.status_code == code and "GET /v2/models lists" in answer.json()["error"]
+        assert "SECRET" not in answer.text
     assert client.post("/v2/models/clinic/versions/000000000000/infer", content=b"{}").status_code == 404
 
 
@@ -293,7 +382,7 @@ def test_many_clients_at_once_get_their_own_answers(server: Server, client: http
     def ask(number: int) -> float:
         at = number % len(known.files)
         found = arrays(post(client, known.files[at].read_bytes(), WHOLE))
-        assert found["declined"][0] == wanted[at].declined
+        assert found["declined"][0] == (wanted[at].declined or "")
         return float(abs(found["logits"][0, 0] - wanted[at].logits[0]))
 
     with ThreadPoolExecutor(QUEUE) as pool:
@@ -312,7 +401,8 @@ def test_many_clients_at_once_get_their_own_answers(server: Server, client: http
 def test_what_cannot_be_served_as_asked(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = tmp_path / "short"
     short.write_text("secret")
-    call("serve", finished.release, "--model", "half").refused(2, "--model takes int8 or float")
+    call("serve", finished.release, "--model", "half").refused(2, "Invalid value for '--model'")
     call("serve", finished.release, "--tls-cert", short).refused(2, "--tls-cert and --tls-key together")
-    monkeypatch.setitem(__import__("sys").modules, "kserve", None)
-    call("serve", finished.release).refused(2, "Serving needs kserve", "pip install 'medopt[serve]'")
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    monkeypatch.delitem(sys.modules, "medopt.serving.server.run", raising=False)
+    call("serve", finished.release).refused(2, "needs grpc", "pip install 'medopt[serve]'")

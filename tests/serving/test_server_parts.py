@@ -22,13 +22,13 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
 from medopt.imaging.acquisition import Acquisition
-from medopt.release.predictor import Answer, Predictor
+from medopt.release.predictor import Answer, Release
 from medopt.serving.server.auth import VARIABLE, Key
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import Admission, Refused, ServerLimits
 from medopt.serving.server.service import InferenceResponse
-from medopt.serving.server.v2_codec import OutputSelection, from_raw, parse_request, to_raw, write_reply
+from medopt.serving.server.v2_codec import OutputSelection, from_raw, parse_request, to_raw, write_response
 
 SMALL = ServerLimits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files=6, max_pixels=100_000)
 
@@ -42,7 +42,7 @@ class Reader:
 
 
 def prepared(data: bytes, limits: ServerLimits = SMALL) -> FloatArray:
-    return prepare_bytes(cast(Predictor, Reader()), data, limits)[0]
+    return prepare_bytes(cast(Release, Reader()), data, limits)[0]
 
 
 def picture(side: int, value: int = 7) -> bytes:
@@ -197,10 +197,10 @@ def test_tensors_come_back_as_they_went() -> None:
     for broken in (b"\x05\0\0\0ab", b"\x02\0\0", b"\x00\0\0\0\x01\0\0\0a", to_raw(files)[:-1]):
         with pytest.raises(Refused, match="as many files"):
             from_raw("scan", [2], broken)
-    data, length = write_reply(reply, OutputSelection("7", {"logits": True, "decision": False}))
+    data, length = write_response(reply, OutputSelection("7", {"logits": True, "decision": False}))
     assert length is not None and np.frombuffer(data[length:]).tolist()[1] == 0.1
     assert b'"data":["yes"]' in data[:length] and b'"id":"7"' in data[:length]
-    whole, none = write_reply(reply, OutputSelection("", {"logits": False}))
+    whole, none = write_response(reply, OutputSelection("", {"logits": False}))
     assert none is None and b'"data":[null,0.1]' in whole
     assert parse_request(b"any file", "0")[0].scans == (b"any file",)
     with pytest.raises(Refused, match="empty"):

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from medopt.core.errors import ConfigError, GateRefused, ReleaseError
 from medopt.experiments.promote import promote
 from medopt.release.layout import SUMS
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.tracking.fetch import DIGEST, fetch_release
 from medopt.tracking.registry import GATE, Registry
 from medopt.tracking.release import log_release
@@ -78,7 +78,7 @@ def test_the_registered_model_answers_as_the_release_does(store: MlflowClient, r
     Registry(runs)
     model = mlflow.pyfunc.load_model("models:/clinic@candidate")
     scans = sorted(finished.clinic.data.rglob("*.dcm"))[:3]
-    wanted = [Predictor.open(finished.release).predict_scan(path) for path in scans]
+    wanted = [Release.open(finished.release).predict(path) for path in scans]
     assert any(not one.declined for one in wanted)
     for column, values in (("scan", [path.read_bytes() for path in scans]), ("path", [str(path) for path in scans])):
         found = model.predict(pd.DataFrame({column: values}))
@@ -122,7 +122,7 @@ def test_the_next_one_is_compared_on_the_same_cases(store: MlflowClient, runs: P
     done = promote(registry, "clinic", version, REASON)
     assert done.before == "1" and done.compared is not None
     told = json.loads(store.get_model_version("clinic", version).tags["compared_with_champion"])
-    assert told["cases"] == done.compared["cases"] == 18
+    assert told["cases"] == done.compared.cases == 18
     assert told["auc"]["difference"]["value"] < 0
     assert store.get_model_version_by_alias("clinic", "previous").version == 1
     assert registry.roll_back("clinic", "declines too much") == ("1", version)
@@ -161,7 +161,7 @@ def test_a_release_is_fetched_checked_and_kept(
     found = fetch_release("models:/clinic@candidate", uri, tmp_path / "kept")
     assert found.place.is_symlink() and found.note == ""
     assert (found.place / SUMS).read_bytes() == (finished.release / SUMS).read_bytes()
-    Predictor.open(found.place)
+    Release.open(found.place)
     again = fetch_release("models:/clinic@candidate", GONE, tmp_path / "kept")
     assert again.place == found.place and "does not answer" in again.note
     with pytest.raises(ConfigError, match="was not fetched"):

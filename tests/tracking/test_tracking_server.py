@@ -23,7 +23,7 @@ from ports import free_port
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
 from medopt.core.reporter import SilentReporter
-from medopt.pipeline import run_study
+from medopt.pipeline.run import run_study
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "server.sh"
 

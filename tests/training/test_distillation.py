@@ -8,10 +8,8 @@ from lightning_fabric import Fabric
 
 from medopt.config import Study
 from medopt.models import build_model
-from medopt.training.distillation import Teacher
-from medopt.training.losses import build_loss
-from medopt.training.state import start_state
-from medopt.training.step import Stepper
+from medopt.training.losses import Teacher, build_loss
+from medopt.training.step import Stepper, start_state
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("multilabel", 3), ("multiclass", 3)])

@@ -135,5 +135,5 @@ def test_a_launcher_says_how_many_processes_there_are(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert Hardware.found(4, 2, "fsdp") == expected
+    assert Hardware.detect(4, 2, "fsdp") == expected
     assert math.prod((expected.devices, expected.nodes)) in (6, 8)

@@ -13,9 +13,9 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.records import EpochRecord
 from medopt.core.reporter import SilentReporter
-from medopt.data.loaders import PreparedDataset
+from medopt.data.loaders import KeyedDataset
 from medopt.training import epoch as epoch_module
-from medopt.training import state as state_module
+from medopt.training import step as state_module
 from medopt.training.job import PreparedSplit, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.schedules import learning_rate
@@ -157,8 +157,8 @@ def test_the_plateau_hears_the_scores_of_validation(run: Callable[..., Trained])
 
 def test_every_epoch_shuffles_and_augments_anew(run: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[tuple[int, int, int]] = []
-    original = PreparedDataset.__getitem__
-    monkeypatch.setattr(PreparedDataset, "__getitem__", lambda self, key: (keys.append(key), original(self, key))[1])
+    original = KeyedDataset.__getitem__
+    monkeypatch.setattr(KeyedDataset, "__getitem__", lambda self, key: (keys.append(key), original(self, key))[1])
     run({"epochs": 2})
     first, second = ([index for epoch, index, _ in keys if epoch == wanted] for wanted in (0, 1))
     assert sorted(first) == sorted(second) == list(range(12)) and first != second

@@ -15,8 +15,7 @@ from medopt.training.early_stopping import first_plateau
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.optimizers import optimizer_in_force
-from medopt.training.state import TrainingState, start_state
-from medopt.training.step import Stepper
+from medopt.training.step import Stepper, TrainingState, start_state
 
 CASES = [Case(str(k), str(k), "", (k % 2,), "train") for k in range(8)]
 

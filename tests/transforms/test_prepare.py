@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_data import real
 
 from medopt.config import Intensity, Prepare
+from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.transforms import prepare
 from medopt.transforms.prepare import LUMINANCE, ClipIntensity, PrepareChain, ToUnitRange, percentiles
 
-DATA = Path(os.environ.get("MEDOPT_DATA") or Path(__file__).parents[3] / "shared" / "data")
-
+PIPELINES = Path(__file__).parents[2] / "pipelines"
 STEP = 1 / 65535  # of the chain's values
 
 
@@ -211,6 +211,20 @@ def test_the_fingerprint_is_the_same_in_every_process() -> None:
 
 
 @pytest.mark.parametrize(
+    ("study", "fingerprint"),
+    [
+        ("phantom", "06b58ec76f3bb2ed98bf52692f34e387aa19a2f19ac24d70b779d4b2a2221ac6"),
+        ("breastmnist", "a0511dbe64232d51cd33d7bca9ca080b96b94d50d2e089381ef0a64064661518"),
+        ("busi", "09163a5924bda57f1a98206dd560c12cda9ea06243f33672a2da58dc1a013577"),
+        ("hippocampus", "eec53b90dbe98594711e12b370364184cf958f1d50272faf03bec2adf41fef95"),
+    ],
+)
+def test_the_fingerprints_of_version_0_1_0_still_hold(study: str, fingerprint: str) -> None:
+    """Another fingerprint refuses every release and every prepared image there is."""
+    assert PrepareChain(load_study(PIPELINES / f"{study}.yaml").prepare).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"size": [16, 17]},
@@ -233,9 +247,8 @@ def test_a_new_version_of_the_chain_changes_the_fingerprint(monkeypatch: pytest.
     assert chain().fingerprint != before
 
 
-@pytest.mark.skipif(not (DATA / "hippocampus").is_dir(), reason="the hippocampus images (MEDOPT_DATA) are not there")
 def test_real_mr_volumes_fill_the_range_whatever_their_largest_value() -> None:
-    files = sorted((DATA / "hippocampus").rglob("*.nii*"))
+    files = sorted(real("hippocampus").rglob("*.nii*"))
     images = [path for path in files if "label" not in str(path.parent).lower()][:6]
     for path in images:
         found = chain(size=[32, 48, 32])(path)

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pydicom import dcmread
-
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.reporter import Reporter
-from medopt.imaging.dicom_file import quiet_pydicom
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.series_index import Series, SeriesIndex, index_folder
 from medopt.imaging.series_rules import SeriesSelection, select_series
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, count_by_reason, unwritable_reason
@@ -143,9 +141,8 @@ def _image_scans(series: Series, root: Path) -> Iterator[Scan]:
 
 
 def _identity(path: Path) -> dict[str, str]:
-    with quiet_pydicom():
-        header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_IDENTITY))
-        return {keyword: str(header.get(keyword) or "").strip() for keyword in _IDENTITY}
+    header = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=list(_IDENTITY))
+    return {keyword: str(header.get(keyword) or "").strip() for keyword in _IDENTITY}
 
 
 def _uid(series: Series) -> str:

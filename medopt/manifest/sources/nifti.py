@@ -6,8 +6,6 @@ import csv
 import re
 from pathlib import Path
 
-import nibabel
-
 from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter
 from medopt.manifest.sources.scan_listing import (
@@ -59,6 +57,8 @@ def _exclusion_reason(path: str, options: SourceOptions) -> str:
 
 def _shape(path: Path) -> tuple[int, ...] | str:
     """The shape in the header, or why the file cannot be used."""
+    import nibabel  # takes half a second, and most sources hold no NIfTI
+
     try:
         shape = tuple(int(size) for size in nibabel.load(path).shape)  # type: ignore[attr-defined]
     except Exception as error:  # each kind of damage has its own exception

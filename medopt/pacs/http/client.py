@@ -1,139 +1,158 @@
-"""DICOMweb as a client: STOW-RS of stored bytes, QIDO-RS and WADO-RS, with bounded answers and no redirects."""
+"""DICOMweb as a client: STOW-RS of stored files, QIDO-RS and WADO-RS, with bounded responses and no redirects.
+
+And `post_to_node`, which sends to the running node of this machine by its own HTTP port.
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.destinations import WebDestination
-from medopt.pacs.errors import PeerError
 from medopt.pacs.http.multipart import DICOM
+from medopt.pacs.peers import PeerError, WebPeer
+from medopt.pacs.settings import NodeSettings
+from medopt.serving.server.auth import key_text
 
+DicomJson = Mapping[str, Any]
+"""A data set in the DICOM JSON model (PS3.18 F.2), as another system wrote it."""
 _JSON = "application/dicom+json"
-_LARGEST_ANSWER = 64 * 1024 * 1024
-_PIECE = 256 * 1024
+_MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+_CHUNK = 256 * 1024
 _REFERENCED, _FAILED, _SOP_UID, _REASON = "00081199", "00081198", "00081155", "00081197"
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Client:
     """A connection to one service, for one thread."""
 
-    def __init__(self, place: WebDestination, timeout: float) -> None:
-        self._place, self._timeout = place, timeout
+    def __init__(self, service: WebPeer, timeout: float) -> None:
+        self._service, self._timeout = service, timeout
         self._session = requests.Session()
-        self._session.trust_env = False  # no .netrc: the node file says what is sent
-        self._session.verify = True if place.authority is None else str(place.authority)
+        self._session.trust_env = False  # no .netrc: the node file says which credentials are sent
+        self._session.verify = True if service.authority is None else str(service.authority)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._session.close()
 
     def store(self, path: Path, sop_uid: str) -> str:
-        """Send a file's bytes by STOW-RS; why that failed, empty where the service confirmed this instance."""
+        """Send a file's bytes by STOW-RS; why that failed, '' if the service confirmed this instance."""
         boundary = uuid.uuid4().hex
         head = f"--{boundary}\r\nContent-Type: {DICOM}\r\n\r\n".encode()
+        content_type = f'multipart/related; type="{DICOM}"; boundary={boundary}'
+        headers = {"Content-Type": content_type, "Accept": _JSON}
         try:
             body = head + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-            kind = f'multipart/related; type="{DICOM}"; boundary={boundary}'
-            status, content = self._ask("POST", "/studies", {"Content-Type": kind, "Accept": _JSON}, body)
+            status, content = self._exchange("POST", "/studies", headers, body=body)
         except OSError:
             return "the result cannot be read from the spool"
         except (PeerError, ConfigError) as error:
             return str(error)
-        return _confirmed(status, content, sop_uid)
+        return _store_failure(status, content, sop_uid)
 
-    def answers(self) -> str:
-        """Why the service cannot be asked, empty where it can: a query that nothing fits."""
+    def check(self) -> str:
+        """Ask the service a query that matches nothing; why that failed, '' if it answered."""
         try:
-            self.find("/studies", {"StudyInstanceUID": "1.2.826.0.1.3680043.8.498.0", "limit": "1"})
+            self.search("/studies", {"StudyInstanceUID": "1.2.826.0.1.3680043.8.498.0", "limit": "1"})
         except (PeerError, ConfigError) as error:
             return str(error)
         return ""
 
-    def find(self, path: str, query: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """QIDO-RS (PS3.18 10.6): the data sets as JSON objects; raises Unanswered, ConfigError."""
-        status, content = self._ask("GET", path, {"Accept": _JSON}, params=query)
+    def search(self, path: str, query: Mapping[str, str]) -> list[DicomJson]:
+        """QIDO-RS (PS3.18 10.6): the matching data sets; raises PeerError, ConfigError."""
+        status, content = self._exchange("GET", path, {"Accept": _JSON}, query=query)
         if status == 204 or (status == 200 and not content.strip()):
             return []
         if status != 200:
             raise PeerError(f"the service answered HTTP {status}")
         try:
-            found = json.loads(content)
+            matches = json.loads(content)
         except (ValueError, RecursionError):
-            raise PeerError("the service answered no JSON") from None
-        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise PeerError("the service answered something else than a list of data sets")
-        return found
+            raise PeerError("the service did not answer in JSON") from None
+        if not isinstance(matches, list) or not all(isinstance(match, dict) for match in matches):
+            raise PeerError("the service's answer is not a list of data sets")
+        return matches
 
     def retrieve(self, path: str) -> tuple[str, Iterator[bytes]]:
-        """WADO-RS (PS3.18 10.4) of whole instances as they are stored there: Content-Type and the body in pieces.
+        """WADO-RS (PS3.18 10.4) of instances in their stored transfer syntax: Content-Type and the body in chunks.
 
-        Raises Unanswered, ConfigError; the pieces raise Unanswered, too.
+        Raises PeerError, ConfigError; iterating over the chunks raises PeerError, too.
         """
         accept = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
-        answer = self._open("GET", path, {"Accept": accept})
-        if answer.status_code != 200:
-            answer.close()
-            raise PeerError(f"the service answered HTTP {answer.status_code}")
-        return answer.headers.get("Content-Type", ""), _pieces(answer)
+        response = self._open("GET", path, {"Accept": accept})
+        if response.status_code != 200:
+            response.close()
+            raise PeerError(f"the service answered HTTP {response.status_code}")
+        return response.headers.get("Content-Type", ""), _chunks(response)
 
-    def _ask(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None, **more: Any
-    ) -> tuple[int, bytes]:
-        answer = self._open(method, path, headers, body, **more)
-        found = b""
-        for piece in _pieces(answer):
-            found += piece
-            if len(found) > _LARGEST_ANSWER:
-                answer.close()
+    def _exchange(
+        self, method: str, path: str, headers: Mapping[str, str], *, body: bytes | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes]:  # fmt: skip
+        """The status and the whole body of a response."""
+        response = self._open(method, path, headers, body=body, query=query)
+        content = b""
+        for chunk in _chunks(response):
+            content += chunk
+            if len(content) > _MAX_RESPONSE_BYTES:
+                response.close()
                 raise PeerError("the service's answer is too long")
-        return answer.status_code, found
+        return response.status_code, content
 
     def _open(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None, **more: Any
-    ) -> requests.Response:
-        told = {name: secret.read() for name, secret in self._place.headers.items()}
+        self, method: str, path: str, headers: Mapping[str, str], *, body: bytes | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> requests.Response:  # fmt: skip
+        configured = {name: secret.read() for name, secret in self._service.headers.items()}
         try:
             return self._session.request(
-                method, self._place.url + path, headers={**headers, **told}, data=body, timeout=self._timeout,
-                allow_redirects=False, stream=True, **more,
+                method, self._service.url + path, params=query, headers={**headers, **configured}, data=body,
+                timeout=self._timeout, allow_redirects=False, stream=True,
             )  # fmt: skip
         except requests.exceptions.SSLError:
-            raise PeerError("the service's certificate is not vouched for (authority)") from None
+            raise PeerError("the service's certificate is not trusted (authority)") from None
         except requests.Timeout:
             raise PeerError("the service did not answer in time") from None
         except (requests.RequestException, OSError):  # OSError: the authority's file
             raise PeerError("the service is not reached") from None
 
 
-def _pieces(answer: requests.Response) -> Iterator[bytes]:
+def _chunks(response: requests.Response) -> Iterator[bytes]:
     try:
-        yield from answer.iter_content(_PIECE)
+        yield from response.iter_content(_CHUNK)
     except (requests.RequestException, OSError):
         raise PeerError("the connection broke off") from None
     finally:
-        answer.close()
+        response.close()
 
 
-def _confirmed(status: int, content: bytes, sop_uid: str) -> str:
-    """What PS3.18 10.5.3 says of one instance; empty where it is stored."""
+def _store_failure(status: int, content: bytes, sop_uid: str) -> str:
+    """Why an instance was not stored (PS3.18 10.5.3); '' if the response references it as stored."""
     try:
-        told = json.loads(content)
+        response = json.loads(content)
     except (ValueError, RecursionError):
-        told = {}
-    told = told if isinstance(told, dict) else {}
-    if sop_uid in _uids(told, _REFERENCED):
+        response = {}
+    response = response if isinstance(response, dict) else {}
+    if sop_uid in [uid for item in _items(response, _REFERENCED) for uid in element_values(item, _SOP_UID)]:
         return ""
-    reasons = [reason for item in _items(told, _FAILED) for reason in _values(item, _REASON) if isinstance(reason, int)]
+    reasons = [
+        reason
+        for item in _items(response, _FAILED)
+        for reason in element_values(item, _REASON)
+        if isinstance(reason, int)
+    ]
     if reasons:
         return f"the destination answered HTTP {status}, 0x{reasons[0]:04X}"
     if status == 200:
@@ -141,15 +160,47 @@ def _confirmed(status: int, content: bytes, sop_uid: str) -> str:
     return f"the destination answered HTTP {status}"
 
 
-def _uids(told: Mapping[str, Any], tag: str) -> list[Any]:
-    return [value for item in _items(told, tag) for value in _values(item, _SOP_UID)]
+def _items(dataset: DicomJson, tag: str) -> list[DicomJson]:
+    return [item for item in element_values(dataset, tag) if isinstance(item, dict)]
 
 
-def _items(told: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
-    return [item for item in _values(told, tag) if isinstance(item, dict)]
+def element_values(dataset: DicomJson, tag: str) -> list[object]:
+    """The values of an element, [] if it has none."""
+    element = dataset.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []
 
 
-def _values(told: Mapping[str, Any], tag: str) -> list[Any]:
-    element = told.get(tag)
-    found = element.get("Value") if isinstance(element, dict) else None
-    return found if isinstance(found, list) else []
+class _AnyHostName(HTTPAdapter):
+    """Verifies a certificate's signature but not its name: the node is called by its address."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> Any:
+        """As requests calls it."""
+        return super().init_poolmanager(*args, **options, assert_hostname=False)
+
+
+def post_to_node(settings: NodeSettings, path: str, content_type: str, chunks: Iterable[bytes]) -> None:
+    """POST a body to the node of this machine; raises PeerError. The node's log says which instances it refuses."""
+    web = settings.web
+    assert web is not None
+    host = _WILDCARDS.get(web.host, web.host)
+    host = f"[{host}]" if ":" in host else host
+    key = key_text(web.key_file)
+    headers = {"Content-Type": content_type, "Host": f"localhost:{web.port}"} | ({"X-API-Key": key} if key else {})
+    with requests.Session() as session:
+        session.trust_env = False
+        session.mount("https://", _AnyHostName())
+        if settings.tls is not None:
+            session.verify = str(settings.tls.authority)
+        try:
+            response = session.post(
+                f"{'https' if web.tls else 'http'}://{host}:{web.port}{path}",
+                data=iter(chunks),  # requests sends an iterator chunk by chunk
+                headers=headers,
+                timeout=600,
+                allow_redirects=False,
+            )
+        except (requests.RequestException, OSError):
+            raise PeerError("the node's own HTTP port is not reached") from None
+    if response.status_code in (401, 404, 413, 421):
+        raise PeerError(f"the node's own HTTP port answered {response.status_code}")

@@ -15,33 +15,32 @@ from medopt.core.errors import ConfigError
 from medopt.pacs.http.routes import NodeParts, application
 from medopt.serving.server.auth import LOOPBACK, Key
 
-CONNECTIONS = 100
-_GREETING_SECONDS = 5.0
+MAX_CONNECTIONS = 100
+_REQUEST_SECONDS = 5.0
 _GRACE_SECONDS = 10
-for _name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart"):  # they quote requests
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+_QUOTING_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart")  # they quote requests
 
 
-class _Bounded(H11Protocol):
-    """uvicorn's, but that one connection too many ends the oldest of those that ask for nothing, or itself.
+class _BoundedProtocol(H11Protocol):
+    """uvicorn's protocol with a bounded number of connections: one too many closes the oldest idle one, or itself.
 
-    Each of these ends after a few seconds anyway.
+    A connection that sends no whole request ends after a few seconds in any case.
     """
 
-    since = 0.0
+    opened_at = 0.0
 
     def connection_made(self, transport: Any) -> None:
-        """As the loop calls it."""
+        """As the event loop calls it."""
         super().connection_made(transport)
-        self.since = self.loop.time()
-        if len(self.connections) > CONNECTIONS:
-            idle = [one for one in self.connections if isinstance(one, _Bounded) and one.idle]
-            min(idle, key=lambda one: one.since).end()
-        self.loop.call_later(_GREETING_SECONDS, lambda: self.end() if self.idle else None)
+        self.opened_at = self.loop.time()
+        if len(self.connections) > MAX_CONNECTIONS:
+            idle = [other for other in self.connections if isinstance(other, _BoundedProtocol) and other.idle]
+            min(idle, key=lambda connection: connection.opened_at).end()
+        self.loop.call_later(_REQUEST_SECONDS, lambda: self.end() if self.idle else None)
 
     @property
     def idle(self) -> bool:
-        """Whether no request has come whole, and the connection is open."""
+        """Whether the connection is open and no whole request has come."""
         return self.cycle is None and not self.transport.is_closing()
 
     def end(self) -> None:
@@ -50,12 +49,12 @@ class _Bounded(H11Protocol):
         self.transport.close()
 
 
-class Door:
-    """A listening HTTP server."""
+class HttpServer:
+    """The node's HTTP server."""
 
     def __init__(self, parts: NodeParts) -> None:
-        """Raises ConfigError where anybody could ask, or the key cannot be read."""
-        web = parts.node.web
+        """Raises ConfigError if other machines could use it without a key, or the key cannot be read."""
+        web = parts.settings.web
         assert web is not None
         key = Key.read(web.key_file)
         if web.host not in LOOPBACK and not key:
@@ -63,17 +62,19 @@ class Door:
                 f"On {web.host} anybody in the network could see the node's page and send to it. Name a file with a "
                 "key, web.key_file, or set MEDOPT_API_KEY."
             )
-        self._node, self._web, self._app = parts.node, web, application(parts, key)
+        self._tls, self._web, self._app = parts.settings.tls, web, application(parts, key)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> str:
-        """Listen; returns the page's address. Raises ConfigError where the port is taken or TLS cannot be set up."""
-        web, tls = self._web, self._node.tls if self._web.tls else None
-        listening = self._listen()
+        """Listen; returns the page's URL. Raises ConfigError if the port is taken or TLS cannot be set up."""
+        for name in _QUOTING_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        web, tls = self._web, self._tls if self._web.tls else None
+        listener = self._listen()
         config = uvicorn.Config(
             self._app,
-            http=_Bounded,
+            http=_BoundedProtocol,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -89,21 +90,21 @@ class Door:
         try:
             config.load()
         except (OSError, ssl.SSLError):
-            listening.close()
+            listener.close()
             raise ConfigError("web.tls: the certificate and key of the section tls cannot be used.") from None
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="pacs-web", daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="pacs-web", daemon=True)
         self._thread.start()
         host = f"[{web.host}]" if ":" in web.host else web.host
-        return f"{'https' if tls else 'http'}://{host}:{listening.getsockname()[1]}"
+        return f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}"
 
     def close(self) -> None:
-        """No new requests from now on."""
+        """Accept no new requests from now on."""
         if self._server is not None:
             self._server.should_exit = True
 
     def stop(self) -> None:
-        """No new requests; those in hand get ten seconds from `close` on."""
+        """Close, and wait for the open requests, which have ten seconds after `close`."""
         self.close()
         if self._server is not None and self._thread is not None:
             self._thread.join(_GRACE_SECONDS + 5)
@@ -113,11 +114,11 @@ class Door:
         web = self._web
         family = socket.AF_INET6 if ":" in web.host else socket.AF_INET
         try:
-            found = socket.create_server((web.host, web.port), family=family, backlog=128)
+            listener = socket.create_server((web.host, web.port), family=family, backlog=128)
         except OSError as error:
             raise ConfigError(
                 f"The node cannot listen on {web.host}:{web.port} ({error.strerror}), its section web. Choose another "
                 "port, or end what listens there."
             ) from None
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return found
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener

@@ -1,4 +1,4 @@
-"""Before every request: is it meant for this machine, does it hold the key, does a form come from the page itself."""
+"""Checks before every request: is it for this machine, has it the key, does a form come from the page itself."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_OPEN = ("/health",)
+_WITHOUT_KEY = ("/health",)
 
 
 class HttpGuard:
-    """ASGI middleware. `names` are the hosts that a request may call; a page elsewhere cannot rebind a name to us."""
+    """ASGI middleware. `names` are the host names that a request may use, which prevents DNS rebinding."""
 
     def __init__(self, app: Channel, key: Key, names: list[str]) -> None:
         self._app, self._key = app, key
         self._names = {*LOOPBACK, *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Channel, send: Channel) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -40,50 +40,51 @@ class HttpGuard:
         await (refusal or self._app)(scope, receive, send)
 
     def _refusal(self, path: str, headers: Mapping[str, str]) -> Response | None:
-        if not self._key and host_of(headers.get("host", "")) not in self._names:
-            return PlainTextResponse("This machine is not known by that name here (web.names).\n", 421, HEADERS)
-        if path in _OPEN:
+        if not self._key and _host_name(headers.get("host", "")) not in self._names:
+            return PlainTextResponse("This machine is not configured under that name (web.names).\n", 421, HEADERS)
+        if path in _WITHOUT_KEY:
             return None
         try:
             self._key.check(_with_password(headers))
         except Refused:
-            asks = {"WWW-Authenticate": 'Basic realm="medopt", charset="UTF-8"', "Connection": "close"}
-            return PlainTextResponse("The key is absent or wrong.\n", 401, HEADERS | asks)
+            challenge = {"WWW-Authenticate": 'Basic realm="medopt", charset="UTF-8"', "Connection": "close"}
+            return PlainTextResponse("The key is missing or wrong.\n", 401, HEADERS | challenge)
         return None
 
 
-def host_of(text: str) -> str:
+def _host_name(header: str) -> str:
     """The name in a Host header, without its port."""
-    host = text.rpartition(":")[0] if text.rpartition(":")[2].isdecimal() else text
+    name, _, port = header.rpartition(":")
+    host = name if port.isdecimal() else header
     return host.strip("[]").lower()
 
 
 def _with_password(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """A browser gives the key as a password (RFC 7617)."""
-    scheme, _, word = headers.get("authorization", "").partition(" ")
+    """The headers with the password of Basic authentication (RFC 7617), which browsers use, as the key."""
+    scheme, _, encoded = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return headers
     try:
-        password = base64.b64decode(word, validate=True).decode().partition(":")[2]
+        password = base64.b64decode(encoded, validate=True).decode().partition(":")[2]
     except ValueError:
         password = ""
     return {**headers, "x-api-key": password, "authorization": ""}
 
 
-class Forms:
-    """Tells a form of our own page from one elsewhere that posts here with the browser's password."""
+class FormToken:
+    """Distinguishes a form of the page from one of another site that posts here with the browser's password (CSRF)."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
 
     @property
-    def token(self) -> str:
-        """What the page's forms carry; another site cannot read it."""
+    def value(self) -> str:
+        """The token in the page's forms; another site cannot read it."""
         return hmac.new(self._secret, b"form", hashlib.sha256).hexdigest()
 
-    def genuine(self, token: str, headers: Mapping[str, str]) -> bool:
+    def is_valid(self, token: str, headers: Mapping[str, str]) -> bool:
         """Whether a posted form is the page's own."""
         origin = headers.get("origin", "")
-        elsewhere = origin.partition("://")[2] != headers.get("host", "") if origin and origin != "null" else False
-        foreign = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
-        return hmac.compare_digest(token.encode(), self.token.encode()) and not elsewhere and not foreign
+        other_origin = origin not in ("", "null") and origin.partition("://")[2] != headers.get("host", "")
+        cross_site = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+        return hmac.compare_digest(token.encode(), self.value.encode()) and not other_origin and not cross_site

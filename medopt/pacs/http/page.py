@@ -1,4 +1,4 @@
-"""The status page: one HTML document without scripts or anything from elsewhere."""
+"""The status page: one HTML document without scripts and without resources from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,67 +12,68 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from medopt import __version__
-from medopt.pacs.http.health import OK
-from medopt.pacs.http.status_query import Overview
+from medopt.pacs.http.monitoring import OK
+from medopt.pacs.status import QueueOverview
 
 _FOLDER = files("medopt.pacs.http") / "templates"
 _STYLE = (_FOLDER / "page.css").read_text(encoding="utf-8")
-_PAGE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+_TEMPLATE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
     (_FOLDER / "page.html").read_text(encoding="utf-8")
 )
-_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_HASH}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
-    "img-src data:"
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'; "
+    "base-uri 'none'; img-src data:"
 )
-"""Content-Security-Policy: nothing but this page's own style."""
-EVERY = (5, 15, 60)
+"""Nothing but the page's own style."""
+REFRESH_SECONDS = (5, 15, 60)
+"""How often the page may reload itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class PageFacts:
-    """What the page shows. `told` answers the form that was sent."""
+class PageContent:
+    """The values on the page. `message` answers the form that was sent; `refresh_seconds` 0: no reload."""
 
     aet: str
     checks: Mapping[str, str]
-    overview: Overview
+    overview: QueueOverview
     spool_bytes: int
     free_bytes: int
     now: float
     token: str
-    told: str = ""
-    every: int = 0
+    message: str = ""
+    refresh_seconds: int = 0
 
 
-def render(facts: PageFacts) -> str:
-    """The whole document."""
-    return _PAGE.render(
-        facts=facts,
-        overview=facts.overview,
-        wrong={part: why for part, why in facts.checks.items() if why != OK},
+def render(content: PageContent) -> str:
+    """The HTML document."""
+    return _TEMPLATE.render(
+        content=content,
+        overview=content.overview,
+        failing={part: why for part, why in content.checks.items() if why != OK},
         style=_STYLE,
         version=__version__,
-        every=EVERY,
-        at=_moment(facts.now),
-        moment=_moment,
-        age=lambda since: _span(max(0.0, facts.now - since)),
-        span=_span,
-        size=_size,
+        refresh_choices=REFRESH_SECONDS,
+        at=_time_text(content.now),
+        moment=_time_text,
+        age=lambda since: _duration_text(max(0.0, content.now - since)),
+        span=_duration_text,
+        size=_size_text,
     )
 
 
-def _moment(seconds: float) -> str:
+def _time_text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _span(seconds: float) -> str:
+def _duration_text(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.1f} s"
 
 
-def _size(count: float) -> str:
+def _size_text(count: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What the HTTP port answers."""
+"""The routes of the HTTP port: status page, retry, health, metrics and STOW-RS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qs
@@ -19,39 +19,38 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from medopt.pacs.audit import CountingAudit
-from medopt.pacs.http.health import OK, NodeHealth, SpoolSize, checks
-from medopt.pacs.http.metrics import Metrics
-from medopt.pacs.http.middleware import HEADERS, Channel, Forms, HttpGuard
-from medopt.pacs.http.page import EVERY, POLICY, PageFacts, render
-from medopt.pacs.http.status_query import Ledgers
-from medopt.pacs.http.stow import Stow
+from medopt.pacs.http.middleware import HEADERS, Channel, FormToken, HttpGuard
+from medopt.pacs.http.monitoring import OK, Metrics, NodeHealth, SpoolSize, check_parts
+from medopt.pacs.http.page import CONTENT_SECURITY_POLICY, REFRESH_SECONDS, PageContent, render
+from medopt.pacs.http.stow import StowService
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ledger
-from medopt.pacs.queue_status import retry
-from medopt.pacs.settings import Node
+from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import LEDGER, Spool
+from medopt.pacs.status import LedgerReader, retry_parked
 from medopt.serving.server.auth import Key
 
 log = logging.getLogger("medopt.pacs")
-_FORM_BYTES, _FORM_SECONDS = 4096, 10.0
+_MAX_FORM_BYTES, _FORM_SECONDS = 4096, 10.0
+_LEDGER_UNREADABLE = "The ledger cannot be read now.\n"
 
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """The parts of a running node that its HTTP side looks at."""
+    """The parts of a running node that its HTTP side uses."""
 
-    node: Node
+    settings: NodeSettings
     spool: Spool
     ledger: Ledger
     intake: Intake
-    counted: CountingAudit
-    vital: NodeHealth
+    audit: CountingAudit
+    health: NodeHealth
     clock: Callable[[], float] = time.time
 
 
 def application(parts: NodeParts, key: Key) -> Channel:
-    """The whole HTTP side as an ASGI application."""
-    web = parts.node.web
+    """The HTTP side as an ASGI application."""
+    web = parts.settings.web
     assert web is not None
     pages = _Pages(parts)
     routes = [
@@ -61,95 +60,94 @@ def application(parts: NodeParts, key: Key) -> Channel:
         Route("/metrics", pages.metrics, methods=["GET"]),
     ]
     if web.stow:
-        stow = Stow(parts.node, parts.spool, parts.intake)
+        stow = StowService(parts.settings, parts.spool, parts.intake)
         routes += [
             Route(path, stow.store, methods=["POST"]) for path in ("/dicom-web/studies", "/dicom-web/studies/{study}")
         ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _plain, Exception: _failed})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _plain_error, Exception: _unexpected_error})
     return HttpGuard(app, key, [web.host, *web.names])
 
 
 class _Pages:
     def __init__(self, parts: NodeParts) -> None:
-        self._parts, self._forms = parts, Forms()
-        self._ledgers = Ledgers(parts.spool.root / LEDGER)
-        self._spool_bytes = SpoolSize(parts.spool.root)
-        self._checks = partial(checks, parts.vital, parts.intake)
+        self._parts, self._form_token = parts, FormToken()
+        self._ledger_reader = LedgerReader(parts.spool.root / LEDGER)
+        self._spool_size = SpoolSize(parts.spool.root)
+        self._check_parts = partial(check_parts, parts.health, parts.intake)
         self._metrics = Metrics(
-            parts.counted, self._ledgers, self._checks, self._spool_bytes, parts.spool.free_bytes, parts.clock
+            parts.audit, self._ledger_reader, self._check_parts, self._spool_size, parts.spool.free_bytes, parts.clock
         )
 
     async def health(self, _: Request) -> Response:
-        """200 where all parts work, else 503; each part with its reason."""
-        found = await run_in_threadpool(self._checks)
-        healthy = all(why == OK for why in found.values())
-        return JSONResponse({"healthy": healthy, "parts": found}, 200 if healthy else 503, HEADERS)
+        """200 if all parts work, else 503; each part with its reason."""
+        checks = await run_in_threadpool(self._check_parts)
+        healthy = all(state == OK for state in checks.values())
+        return JSONResponse({"healthy": healthy, "parts": checks}, 200 if healthy else 503, HEADERS)
 
     async def metrics(self, _: Request) -> Response:
-        """Prometheus' text."""
+        """The metrics in Prometheus' text format."""
         try:
             text = await run_in_threadpool(self._metrics.text)
         except sqlite3.Error:
-            return PlainTextResponse("The ledger cannot be read now.\n", 503, HEADERS)
+            return PlainTextResponse(_LEDGER_UNREADABLE, 503, HEADERS)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8", headers=HEADERS)
 
     async def page(self, request: Request) -> Response:
         """The status page."""
         try:
-            text = await run_in_threadpool(self._page, request.query_params)
+            text = await run_in_threadpool(self._render, request.query_params)
         except sqlite3.Error:
-            return PlainTextResponse("The ledger cannot be read now.\n", 503, HEADERS)
-        return HTMLResponse(text, headers=HEADERS | {"Content-Security-Policy": POLICY})
+            return PlainTextResponse(_LEDGER_UNREADABLE, 503, HEADERS)
+        return HTMLResponse(text, headers=HEADERS | {"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
-    def _page(self, asked: object) -> str:
-        words = dict(asked)  # type: ignore[call-overload]
-        parts = self._parts
-        told = ""
-        if words.get("studies", "").isdecimal() and words.get("results", "").isdecimal():
-            told = f"{int(words['studies'][:9])} studies and {int(words['results'][:9])} results are tried again."
-        every = words.get("every", "")
+    def _render(self, query: Mapping[str, str]) -> str:
+        parts, refresh = self._parts, query.get("every", "")
+        studies, results = query.get("studies", ""), query.get("results", "")
+        message = ""
+        if studies.isdecimal() and results.isdecimal():
+            message = f"{int(studies[:9])} studies and {int(results[:9])} results are tried again."
         return render(
-            PageFacts(
-                parts.node.aet,
-                self._checks(),
-                self._ledgers.overview([one.name for one in parts.node.destinations]),
-                self._spool_bytes(),
+            PageContent(
+                parts.settings.aet,
+                self._check_parts(),
+                self._ledger_reader.overview([peer.name for peer in parts.settings.destinations]),
+                self._spool_size(),
                 parts.spool.free_bytes(),
                 parts.clock(),
-                self._forms.token,
-                told,
-                int(every) if every in map(str, EVERY) else 0,
+                self._form_token.value,
+                message,
+                int(refresh) if refresh in map(str, REFRESH_SECONDS) else 0,
             )
         )
 
     async def retry(self, request: Request) -> Response:
-        """Begin anew with all that is parked; only the page's own form may ask."""
-        words = parse_qs((await _body(request)).decode("ascii", "replace"), max_num_fields=10)
-        if not self._forms.genuine(words.get("token", [""])[0], request.headers):
+        """Try everything that is parked again; only the page's own form may request it."""
+        form = parse_qs((await _form_body(request)).decode("ascii", "replace"), max_num_fields=10)
+        if not self._form_token.is_valid(form.get("token", [""])[0], request.headers):
             return PlainTextResponse("This form is not the page's own; load the page again.\n", 403, HEADERS)
-        studies, results = await run_in_threadpool(retry, self._parts.ledger, self._parts.clock())
-        self._parts.counted("retried", studies=studies, results=results)
+        studies, results = await run_in_threadpool(retry_parked, self._parts.ledger, self._parts.clock())
+        self._parts.audit("retried", studies=studies, results=results)
         return RedirectResponse(f"./?studies={studies}&results={results}", 303, HEADERS)
 
 
-async def _body(request: Request) -> bytes:
-    found = b""
+async def _form_body(request: Request) -> bytes:
+    body = b""
     try:
         async with asyncio.timeout(_FORM_SECONDS):
-            async for piece in request.stream():
-                found += piece
-                if len(found) > _FORM_BYTES:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MAX_FORM_BYTES:
                     raise HTTPException(413)
     except (TimeoutError, ClientDisconnect):
         raise HTTPException(408) from None
-    return found
+    return body
 
 
-async def _plain(_: Request, error: Exception) -> Response:
+async def _plain_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return PlainTextResponse(f"{error.detail}\n", error.status_code, {**HEADERS, **(error.headers or {})})
 
 
-async def _failed(_: Request, error: Exception) -> Response:
+async def _unexpected_error(_: Request, error: Exception) -> Response:
     log.error("a web request failed: %s", type(error).__name__)
-    return PlainTextResponse("This did not work; the log says more.\n", 500, HEADERS)
+    return PlainTextResponse("The request failed; the log says more.\n", 500, HEADERS)

@@ -1,6 +1,6 @@
-"""STOW-RS in (PS3.18 10.5): POST multipart/related to /dicom-web/studies or /dicom-web/studies/{uid}.
+"""STOW-RS (PS3.18 10.5): POST multipart/related to /dicom-web/studies or /dicom-web/studies/{uid}.
 
-The answer is 200 only when each instance is safe on disk and in the ledger, as C-STORE's 0x0000.
+The response is 200 only when each instance is safe on disk and in the ledger, as for C-STORE's 0x0000.
 """
 
 from __future__ import annotations
@@ -15,127 +15,130 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from medopt.pacs.http.multipart import Malformed, Related, boundary_of
-from medopt.pacs.http.upload import Failed, Upload
-from medopt.pacs.intake import NOT_UNDERSTOOD, OUT_OF_ROOM, Intake
-from medopt.pacs.settings import Node
+from medopt.pacs.http.multipart import MultipartError, RelatedParser, UnsupportedMediaType, boundary_of
+from medopt.pacs.http.upload import FailedInstance, Upload
+from medopt.pacs.intake import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Intake
+from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import Spool
 
-_AT_ONCE = 16
+_MAX_REQUESTS = 16
 _JSON = "application/dicom+json"
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
+_TOO_LARGE = "The body is larger than this node accepts."
 
 
-class Stow:
-    """Takes requests; a few at once, the others are asked to come again."""
+class StowService:
+    """Handles requests; a few at once, the others get 503 with Retry-After."""
 
-    def __init__(self, node: Node, spool: Spool, intake: Intake) -> None:
-        assert node.web is not None
-        self._node, self._spool, self._intake = node, spool, intake
-        self._most_bytes = node.web.body_bytes
-        self._at_once = 0
+    def __init__(self, settings: NodeSettings, spool: Spool, intake: Intake) -> None:
+        assert settings.web is not None
+        self._limits, self._spool, self._intake = settings.limits, spool, intake
+        self._max_body_bytes = settings.web.body_bytes
+        self._requests = 0
 
     async def store(self, request: Request) -> Response:
-        """Answer one request."""
-        boundary = self._boundary(request)
-        study = request.path_params.get("study", "")
-        if self._at_once >= _AT_ONCE:
-            raise HTTPException(503, "Too many at once; try again.", {"Retry-After": "5"})
-        most = self._node.limits.instance_bytes
-        upload = Upload(self._intake, self._spool, most, study)
-        self._at_once += 1
+        """Handle one request."""
+        boundary = self._checked_boundary(request)
+        study_uid = request.path_params.get("study", "")
+        if self._requests >= _MAX_REQUESTS:
+            raise HTTPException(503, "Too many requests at once; try again.", {"Retry-After": "5"})
+        upload = Upload(self._intake, self._spool, self._limits.instance_bytes, study_uid)
+        self._requests += 1
         try:
-            wrong = await self._read(request, Related(boundary, upload))
+            body_error = await self._read(request, RelatedParser(boundary, upload))
         finally:
-            self._at_once -= 1
+            self._requests -= 1
             await run_in_threadpool(upload.close)
-        return _answer(upload, wrong)
+        return _response(upload, body_error)
 
-    def _boundary(self, request: Request) -> bytes:
+    def _checked_boundary(self, request: Request) -> bytes:
+        """The boundary of the body; raises HTTPException if a header does not fit."""
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "Content-Encoding is not taken: send the body as it is.")
-        if not _takes_json(request.headers.get("accept", "*/*")):
-            raise HTTPException(406, f"The answer is {_JSON}.")
+            raise HTTPException(415, "Content-Encoding is not accepted: send the body as it is.")
+        if not _accepts_json(request.headers.get("accept", "*/*")):
+            raise HTTPException(406, f"The response is {_JSON}.")
         length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._most_bytes:
-            raise HTTPException(413, "The body is larger than this node takes.", {"Connection": "close"})
+        if not length.isdecimal() or int(length) > self._max_body_bytes:
+            raise HTTPException(413, _TOO_LARGE, {"Connection": "close"})
         try:
             return boundary_of(request.headers.get("content-type", ""))
-        except Malformed as malformed:
-            raise HTTPException(415 if "Only" in str(malformed) else 400, str(malformed)) from None
+        except MultipartError as error:
+            raise HTTPException(415 if isinstance(error, UnsupportedMediaType) else 400, str(error)) from None
 
-    async def _read(self, request: Request, related: Related) -> str:
-        """Feed the body to the parser; why it ended early, empty where it came whole."""
-        seen, waiting = 0, bytearray()
-        pieces = request.stream()
+    async def _read(self, request: Request, parser: RelatedParser) -> str:
+        """Feed the body to the parser; why it ended early, '' if it is complete."""
+        received, buffer = 0, bytearray()
+        chunks = request.stream()
         try:
             while True:
-                async with asyncio.timeout(self._node.limits.idle_seconds):
-                    piece = await anext(pieces, None)
-                if piece is None:
+                async with asyncio.timeout(self._limits.idle_seconds):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
                     break
-                seen += len(piece)
-                if seen > self._most_bytes:
-                    return "The body is larger than this node takes."
-                waiting += piece
-                if len(waiting) >= _PIECE:
-                    await run_in_threadpool(related.feed, bytes(waiting))
-                    waiting.clear()
-            await run_in_threadpool(related.feed, bytes(waiting))
-            related.close()
-        except Malformed as malformed:
-            return str(malformed)
+                received += len(chunk)
+                if received > self._max_body_bytes:
+                    return _TOO_LARGE
+                buffer += chunk
+                if len(buffer) >= _CHUNK:
+                    await run_in_threadpool(parser.feed, bytes(buffer))
+                    buffer.clear()
+            await run_in_threadpool(parser.feed, bytes(buffer))
+            parser.close()
+        except MultipartError as error:
+            return str(error)
         except (TimeoutError, ClientDisconnect):
             return "The body breaks off."
         return ""
 
 
-def _takes_json(accept: str) -> bool:
-    kinds = [one.partition(";")[0].strip().lower() for one in accept.split(",")]
-    return any(kind in ("*/*", "application/*", _JSON, "application/json") for kind in kinds)
+def _accepts_json(accept: str) -> bool:
+    media_types = [media_range.partition(";")[0].strip().lower() for media_range in accept.split(",")]
+    return any(name in ("*/*", "application/*", _JSON, "application/json") for name in media_types)
 
 
-def _answer(upload: Upload, wrong: str) -> Response:
-    """PS3.18 10.5.3: 200 all are kept, 202 some, 409 none; 503: no room for any; 400: the body is not sound."""
-    if not upload.kept and not upload.failed:
-        raise HTTPException(400, wrong or "The body holds no instance.", {"Connection": "close"})
-    full = upload.failed and all(one.refusal.status == OUT_OF_ROOM for one in upload.failed)
-    if not upload.failed and not wrong:
+def _response(upload: Upload, body_error: str) -> Response:
+    """The response (PS3.18 10.5.3).
+
+    200: all instances are stored, 202: some, 409: none; 503: no space for any; 400: the body is malformed.
+    """
+    if not upload.stored and not upload.failed:
+        raise HTTPException(400, body_error or "The body holds no instance.", {"Connection": "close"})
+    no_space = upload.failed and all(failed.refusal.status == OUT_OF_RESOURCES for failed in upload.failed)
+    if not upload.failed and not body_error:
         status = 200
-    elif upload.kept:
+    elif upload.stored:
         status = 202
     else:
-        status = 503 if full else 400 if wrong else 409
-    headers = {"Connection": "close"} if wrong else {}
+        status = 503 if no_space else 400 if body_error else 409
+    headers = {"Connection": "close", "Warning": f'299 medopt "{body_error}"'} if body_error else {}
     if status == 503:
         headers["Retry-After"] = "60"
-    content = json.dumps(_told(upload, wrong).to_json_dict())
-    return Response(content, status, {**headers, "Warning": f'299 medopt "{wrong}"'} if wrong else headers, _JSON)
+    return Response(json.dumps(_response_module(upload, body_error).to_json_dict()), status, headers, _JSON)
 
 
-def _told(upload: Upload, wrong: str) -> Dataset:
-    """The Store Instances Response Module (PS3.18 I.2); of a part without UIDs only the reason can be told."""
-    found = Dataset()
-    if upload.kept:
-        found.ReferencedSOPSequence = [_item(one.sop_class, one.sop_uid) for one in upload.kept]
-        for item in found.ReferencedSOPSequence:
+def _response_module(upload: Upload, body_error: str) -> Dataset:
+    """The Store Instances Response Module (PS3.18 I.2); for a part without UIDs it has only the reason."""
+    module = Dataset()
+    if upload.stored:
+        module.ReferencedSOPSequence = [_item(stored.sop_class, stored.sop_uid) for stored in upload.stored]
+        for item in module.ReferencedSOPSequence:
             item.RetrieveURL = ""
-    if named := [one for one in upload.failed if one.sop_uid]:
-        found.FailedSOPSequence = [*_failures(named)]
-    others = [*_failures(one for one in upload.failed if not one.sop_uid)]
-    if wrong:
-        broken = Dataset()
-        broken.FailureReason = NOT_UNDERSTOOD
-        others.append(broken)
+    if identified := [failed for failed in upload.failed if failed.sop_uid]:
+        module.FailedSOPSequence = [*_failure_items(identified)]
+    others = [*_failure_items(failed for failed in upload.failed if not failed.sop_uid)]
+    if body_error:
+        malformed = Dataset()
+        malformed.FailureReason = CANNOT_UNDERSTAND
+        others.append(malformed)
     if others:
-        found.OtherFailuresSequence = others
-    return found
+        module.OtherFailuresSequence = others
+    return module
 
 
-def _failures(failed: Iterable[Failed]) -> Iterable[Dataset]:
-    for one in failed:
-        item = _item(one.sop_class, one.sop_uid) if one.sop_uid else Dataset()
-        item.FailureReason = one.refusal.status
+def _failure_items(failures: Iterable[FailedInstance]) -> Iterable[Dataset]:
+    for failed in failures:
+        item = _item(failed.sop_class, failed.sop_uid) if failed.sop_uid else Dataset()
+        item.FailureReason = failed.refusal.status
         yield item
 
 

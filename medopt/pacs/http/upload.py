@@ -1,4 +1,4 @@
-"""DICOM files out of a request's parts into the spool, each kept or refused by itself, never whole in memory."""
+"""Writes the DICOM files of a body's parts to the spool, each stored or refused by itself, never whole in memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pydicom import dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.http.multipart import DICOM
-from medopt.pacs.intake import NOT_AS_SAID, NOT_UNDERSTOOD, OUT_OF_ROOM, Intake, Refusal, described
-from medopt.pacs.spool import AT_WORK, Spool
+from medopt.pacs.intake import (
+    CANNOT_UNDERSTAND,
+    DATA_SET_MISMATCH,
+    OUT_OF_RESOURCES,
+    Intake,
+    Refusal,
+    parse_instance,
+)
+from medopt.pacs.spool import PART, WORK, Spool
 
 _PREAMBLE = 128
-_GROUP_LENGTH = _PREAMBLE + 4 + 12
-_LONGEST_HEADER = 64 * 1024
-_ROOM_EVERY = 64 * 1024 * 1024
+_GROUP_LENGTH_END = _PREAMBLE + 4 + 12
+_MAX_HEADER_BYTES = 64 * 1024
+_SPACE_CHECK_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredInstance:
     """An instance that is safe here."""
 
     sop_uid: str
@@ -37,8 +44,8 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """An instance that is not; its UIDs are empty where it does not say them."""
+class FailedInstance:
+    """An instance that is not stored; its UIDs are empty if its file header has none."""
 
     sop_uid: str
     sop_class: str
@@ -46,25 +53,25 @@ class Failed:
 
 
 class Upload:
-    """The parts of one request or answer. One object is used by one thread at a time.
+    """The parts of one request or response (a `PartSink`). One object is used by one thread at a time.
 
-    `study` is the one study that is meant, '' for any.
+    `study_uid` is the only study that is accepted, '' for any.
     """
 
-    def __init__(self, intake: Intake, spool: Spool, most_bytes: int, study: str = "") -> None:
-        self._intake, self._spool, self._most, self._study = intake, spool, most_bytes, study
+    def __init__(self, intake: Intake, spool: Spool, max_bytes: int, study_uid: str = "") -> None:
+        self._intake, self._spool, self._max_bytes, self._study_uid = intake, spool, max_bytes, study_uid
         self._open = True
-        self.kept: list[Kept] = []
-        self.failed: list[Failed] = []
-        self._part: _Part | None = None
+        self.stored: list[StoredInstance] = []
+        self.failed: list[FailedInstance] = []
+        self._part: _PartFile | None = None
         self._refusal: Refusal | None = None
 
     def is_open(self) -> bool:
-        """Whether more may come."""
+        """Whether more parts may come."""
         return self._open
 
     def close(self) -> None:
-        """Nothing more comes; a part that has not come whole is forgotten."""
+        """No more parts come; an incomplete part is dropped."""
         self._open = False
         if self._part is not None:
             self._part.drop()
@@ -73,150 +80,158 @@ class Upload:
     def begin(self, headers: Mapping[str, str]) -> None:
         """A part begins."""
         self._part = self._refusal = None
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != DICOM:
-            self._refusal = Refusal(NOT_UNDERSTOOD, "a part is not application/dicom")
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != DICOM:
+            self._refusal = Refusal(CANNOT_UNDERSTAND, "a part is not application/dicom")
             return
-        self._guarded(self._intake.room)
+        self._catch_refusal(self._intake.require_space)
         if self._refusal is None:
-            self._part = _Part(self._spool, self._most, self._intake.room)
+            self._part = _PartFile(self._spool, self._max_bytes, self._intake.require_space)
 
-    def data(self, piece: memoryview) -> None:
+    def data(self, chunk: memoryview) -> None:
         """Bytes of the part."""
         part = self._part
         if part is not None and self._refusal is None:
-            self._guarded(lambda: part.add(piece))
+            self._catch_refusal(lambda: part.add(chunk))
             if self._refusal is not None:
                 part.drop()
 
     def end(self) -> None:
-        """The part has come whole: it is kept when this returns, or among the failed."""
+        """The part is complete: when this returns its instance is among `stored` or `failed`."""
         part, self._part = self._part, None
         if part is not None and self._refusal is None:
             try:
-                self._guarded(lambda: self._keep(part))
+                self._catch_refusal(lambda: self._store(part))
             finally:
                 part.drop()
-        names = part.names if part is not None else ("", "")
+        sop_uid, sop_class = (part.sop_uid, part.sop_class) if part is not None else ("", "")
         if self._refusal is None:
-            self.kept.append(Kept(*names))
+            self.stored.append(StoredInstance(sop_uid, sop_class))
         else:
-            self._intake.refused(self._refusal)
-            self.failed.append(Failed(*names, self._refusal))
+            self._intake.record_refusal(self._refusal)
+            self.failed.append(FailedInstance(sop_uid, sop_class, self._refusal))
 
-    def _keep(self, part: _Part) -> None:
+    def _store(self, part: _PartFile) -> None:
         part.finish()
         with part.path.open("rb") as stream:
-            one = described(stream, part.names, part.syntax, part.digest, part.size)
-        if self._study and one.study_uid != self._study:
-            raise Refusal(NOT_AS_SAID, "it is of another study than the request says")
-        self._intake.keep(one, lambda place: self._spool.adopt(part.path, place), self.is_open)
+            instance = parse_instance(
+                stream, part.sop_uid, part.sop_class, part.transfer_syntax, part.digest, part.size
+            )
+        if self._study_uid and instance.study_uid != self._study_uid:
+            raise Refusal(DATA_SET_MISMATCH, "it is of another study than the request says")
+        self._intake.store(instance, lambda name: self._spool.move_in(part.path, name), self.is_open)
 
-    def _guarded(self, step: Callable[[], None]) -> None:
+    def _catch_refusal(self, step: Callable[[], None]) -> None:
         try:
             step()
         except Refusal as refusal:
             self._refusal = refusal
         except OSError as error:
-            self._refusal = Refusal(OUT_OF_ROOM, f"the spool cannot be written to ({error.strerror})")
+            self._refusal = Refusal(OUT_OF_RESOURCES, f"the spool cannot be written to ({error.strerror})")
 
 
-class _Part:
-    """One DICOM file (PS3.10 7.1) on its way to the disk, under a header of our own: a sender's may hold anything."""
+class _PartFile:
+    """One DICOM file (PS3.10 7.1) while it is written, under a new file header: the sender's may hold anything."""
 
-    def __init__(self, spool: Spool, most: int, room: Callable[[int], None]) -> None:
-        self.path = spool.root / AT_WORK / f"{uuid.uuid4().hex}.part"
-        self._most, self._room = most, room
-        self._head = bytearray()
+    def __init__(self, spool: Spool, max_bytes: int, require_space: Callable[[int], None]) -> None:
+        self.path = spool.root / WORK / f"{uuid.uuid4().hex}{PART}"
+        self._max_bytes, self._require_space = max_bytes, require_space
+        self._header = bytearray()
         self._stream: BinaryIO | None = None
         self._hash = hashlib.sha256()
-        self.size = self._seen = 0
-        self.names = ("", "")
-        self.syntax = ""
+        self.size = self._received = 0
+        self.sop_uid = self.sop_class = self.transfer_syntax = ""
 
     @property
     def digest(self) -> str:
         """As `intake.content_digest`."""
-        found = self._hash.copy()
-        found.update(self.syntax.encode())
-        return found.hexdigest()
+        digest = self._hash.copy()
+        digest.update(self.transfer_syntax.encode())
+        return digest.hexdigest()
 
-    def add(self, piece: memoryview) -> None:
-        """Raises Refusal, OSError."""
-        self._seen += len(piece)
-        if self._seen > self._most:
-            raise Refusal(OUT_OF_ROOM, "an instance is larger than this node takes")
+    def add(self, chunk: memoryview) -> None:
+        """Write the next bytes; raises Refusal, OSError."""
+        self._received += len(chunk)
+        if self._received > self._max_bytes:
+            raise Refusal(OUT_OF_RESOURCES, "an instance is larger than this node accepts")
         if self._stream is not None:
-            self._write(piece)
+            self._write(chunk)
             return
-        self._head += piece
+        self._header += chunk
         length = self._header_length()
-        if length is not None and len(self._head) >= length:
-            rest = bytes(self._head[length:])
-            self._begin(bytes(self._head[:length]))
-            self._head.clear()
+        if length is not None and len(self._header) >= length:
+            rest = bytes(self._header[length:])
+            self._begin(bytes(self._header[:length]))
+            self._header.clear()
             self._write(memoryview(rest))
 
     def finish(self) -> None:
-        """See the file to the disk."""
+        """Flush the file to the disk (fsync)."""
         if self._stream is None:
-            raise Refusal(NOT_UNDERSTOOD, "it is no DICOM file, or breaks off in its header")
+            raise Refusal(CANNOT_UNDERSTAND, "it is no DICOM file, or breaks off in its header")
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
 
     def drop(self) -> None:
-        """Close, and remove what was not taken over."""
+        """Close the file, and remove it if it was not moved into the spool."""
         if self._stream is not None:
             self._stream.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
     def _header_length(self) -> int | None:
-        """Bytes before the data set, once they are known."""
-        head = self._head
-        if len(head) >= _PREAMBLE + 4 and head[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
-            raise Refusal(NOT_UNDERSTOOD, "it is no DICOM file")
-        if len(head) < _GROUP_LENGTH:
+        """Bytes before the data set, None as long as they are not known."""
+        header = self._header
+        if len(header) >= _PREAMBLE + 4 and header[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
+            raise Refusal(CANNOT_UNDERSTAND, "it is no DICOM file")
+        if len(header) < _GROUP_LENGTH_END:
             return None
-        element = head[_PREAMBLE + 4 : _GROUP_LENGTH]
+        element = header[_PREAMBLE + 4 : _GROUP_LENGTH_END]
         if bytes(element[:8]) != b"\x02\x00\x00\x00UL\x04\x00":
-            raise Refusal(NOT_UNDERSTOOD, "its file header does not begin with its length")
+            raise Refusal(CANNOT_UNDERSTAND, "its file header does not begin with its length")
         length = int.from_bytes(element[8:], "little")
-        if length > _LONGEST_HEADER:
-            raise Refusal(NOT_UNDERSTOOD, "its file header is too long")
-        return _GROUP_LENGTH + length
+        if length > _MAX_HEADER_BYTES:
+            raise Refusal(CANNOT_UNDERSTAND, "its file header is too long")
+        return _GROUP_LENGTH_END + length
 
-    def _begin(self, head: bytes) -> None:
+    def _begin(self, header: bytes) -> None:
+        """Parse the sender's file header, and begin the file with one of our own."""
         try:
-            said = dcmread(io.BytesIO(head), force=False).file_meta
-            names = str(said.get("MediaStorageSOPInstanceUID") or ""), str(said.get("MediaStorageSOPClassUID") or "")
-            syntax = str(said.get("TransferSyntaxUID") or "")
-        except Exception as error:  # a decoder's exceptions are many
-            raise Refusal(NOT_UNDERSTOOD, f"its file header cannot be read ({type(error).__name__})") from None
-        if not (all(names) and syntax):
-            raise Refusal(NOT_AS_SAID, "its file header names no instance, class or transfer syntax")
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPInstanceUID, meta.MediaStorageSOPClassUID = UID(names[0]), UID(names[1])
-        meta.TransferSyntaxUID = UID(syntax)
-        meta.ImplementationClassUID = PYNETDICOM_IMPLEMENTATION_UID
-        meta.ImplementationVersionName = PYNETDICOM_IMPLEMENTATION_VERSION
-        written = DicomBytesIO()
-        try:
-            write_file_meta_info(written, meta)
-        except Exception as error:  # a value that cannot be encoded
-            raise Refusal(NOT_AS_SAID, f"its file header holds no UIDs ({type(error).__name__})") from None
-        self.names, self.syntax = names, syntax
+            meta = parse_dicom(io.BytesIO(header), force=False).file_meta
+            sop_uid = str(meta.get("MediaStorageSOPInstanceUID") or "")
+            sop_class = str(meta.get("MediaStorageSOPClassUID") or "")
+            transfer_syntax = str(meta.get("TransferSyntaxUID") or "")
+        except Exception as error:  # pydicom raises many kinds of exceptions
+            raise Refusal(CANNOT_UNDERSTAND, f"its file header cannot be read ({type(error).__name__})") from None
+        if not (sop_uid and sop_class and transfer_syntax):
+            raise Refusal(DATA_SET_MISMATCH, "its file header names no instance, class or transfer syntax")
+        own_header = _file_header(sop_uid, sop_class, transfer_syntax)
+        self.sop_uid, self.sop_class, self.transfer_syntax = sop_uid, sop_class, transfer_syntax
         self._stream = self.path.open("xb")
-        own = b"\0" * _PREAMBLE + b"DICM" + written.getvalue()
-        self._stream.write(own)
-        self.size = len(own)
+        self._stream.write(own_header)
+        self.size = len(own_header)
 
-    def _write(self, piece: memoryview) -> None:
+    def _write(self, chunk: memoryview) -> None:
         assert self._stream is not None
-        before = self.size // _ROOM_EVERY
-        self._stream.write(piece)
-        self._hash.update(piece)
-        self.size += len(piece)
-        if self.size // _ROOM_EVERY > before:
-            self._room(0)
+        checks = self.size // _SPACE_CHECK_BYTES
+        self._stream.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+        if self.size // _SPACE_CHECK_BYTES > checks:
+            self._require_space(0)
+
+
+def _file_header(sop_uid: str, sop_class: str, transfer_syntax: str) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 7.1); raises Refusal if a value cannot be encoded."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPInstanceUID, meta.MediaStorageSOPClassUID = UID(sop_uid), UID(sop_class)
+    meta.TransferSyntaxUID = UID(transfer_syntax)
+    meta.ImplementationClassUID = PYNETDICOM_IMPLEMENTATION_UID
+    meta.ImplementationVersionName = PYNETDICOM_IMPLEMENTATION_VERSION
+    encoded = DicomBytesIO()
+    try:
+        write_file_meta_info(encoded, meta)
+    except Exception as error:  # pydicom raises many kinds of exceptions
+        raise Refusal(DATA_SET_MISMATCH, f"its file header holds no UIDs ({type(error).__name__})") from None
+    return b"\0" * _PREAMBLE + b"DICM" + encoded.getvalue()

@@ -1,5 +1,5 @@
-"""Asking a PACS for what its routing lost: by C-FIND and C-MOVE, or by QIDO-RS and WADO-RS.
+"""Asks a PACS for instances that never reached the node: by C-FIND and C-MOVE, or by QIDO-RS and WADO-RS.
 
-`dimse_source` and `web_source` ask, `reconcile` compares with the ledger and has the missing instances fetched, which
-come in by the node's own doors; `periodic` does so in a running node.
+`dimse_source` and `web_source` query a PACS; `reconcile` compares it with the ledger and has the missing instances
+sent, which come in as any other; `periodic` does so in a running node.
 """

@@ -1,11 +1,10 @@
-"""A PACS asked by C-FIND, which sends to the node by C-MOVE (PS3.4 C.4.1, C.4.2, Study Root)."""
+"""A PACS that is queried by C-FIND and sends to the node by C-MOVE (PS3.4 C.4.1, C.4.2, Study Root)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from typing import Any
 
 from pydicom import Dataset
 from pynetdicom import DEFAULT_TRANSFER_SYNTAXES
@@ -18,83 +17,89 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from medopt.pacs.association import associate
-from medopt.pacs.destinations import Destination
-from medopt.pacs.errors import PeerError
 from medopt.pacs.intake import is_uid
-from medopt.pacs.query_retrieve.source import MOST_STUDIES, Stopping
-from medopt.pacs.settings import Node
+from medopt.pacs.peers import DimsePeer, PeerError
+from medopt.pacs.query_retrieve.reconcile import MAX_STUDIES, Stopping
+from medopt.pacs.settings import NodeSettings
 
 _PENDING = (0xFF00, 0xFF01)
 _SOME_FAILED = 0xB000
 _SILENCE_SECONDS = 600.0
-"""A PACS may say nothing while it sends (PS3.7 9.1.4: pending answers are optional) or fetches from its archive."""
-_WHY = {0xA801: "it does not know this node's AE title as a place to send to", 0xA701: "it is out of resources"}
-_OTHER = "it does not know this node, cannot reach it, or was refused by it"
-_UIDS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
+"""A PACS may say nothing while it sends (PS3.7 9.1.4: pending responses are optional) or fetches from its archive."""
+_MOVE_FAILURES = {
+    0xA801: "it does not know this node's AE title as a place to send to",
+    0xA701: "it is out of resources",
+}
+_OTHER_MOVE_FAILURE = "it does not know this node, cannot reach it, or was refused by it"
+_UID_KEYWORDS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
+Responses = Iterator[tuple[Dataset, Dataset | None]]
 
 
 class DimseSource:
-    """One association with a PACS."""
+    """One association with a PACS (a `StudySource`)."""
 
-    def __init__(self, link: Association, node: Node, stopping: Stopping) -> None:
-        self._link, self._node, self._stopping = link, node, stopping
+    def __init__(self, association: Association, settings: NodeSettings, stopping: Stopping) -> None:
+        self._association, self._aet, self._stopping = association, settings.aet, stopping
 
     def studies(self, since: date, modality: str) -> list[str]:
-        """As Source. A PACS that cannot select by modality names all studies of the time."""
-        return self._found("STUDY", StudyDate=f"{since:%Y%m%d}-", ModalitiesInStudy=modality)
+        """UIDs of studies. A PACS that cannot select by modality lists all studies of the period."""
+        return self._find("STUDY", StudyDate=f"{since:%Y%m%d}-", ModalitiesInStudy=modality)
 
-    def series(self, study: str, modality: str) -> list[str]:
-        """As Source."""
-        return self._found("SERIES", StudyInstanceUID=study, Modality=modality)
+    def series(self, study_uid: str, modality: str) -> list[str]:
+        """UIDs of a study's series of one modality."""
+        return self._find("SERIES", StudyInstanceUID=study_uid, Modality=modality)
 
-    def instances(self, study: str, series: str) -> list[str]:
-        """As Source."""
-        return self._found("IMAGE", StudyInstanceUID=study, SeriesInstanceUID=series)
+    def instances(self, study_uid: str, series_uid: str) -> list[str]:
+        """UIDs of a series' instances."""
+        return self._find("IMAGE", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
 
-    def fetch(self, study: str, series: str, instances: Sequence[str]) -> None:
-        """As Source. Instances are asked for one by one: lists of UIDs are not understood everywhere."""
-        for instance in instances or [""]:
-            self._move(study, series, instance)
+    def fetch(self, study_uid: str, series_uid: str, instances: Sequence[str]) -> None:
+        """Request the instances one by one, because not every PACS understands lists of UIDs; or the whole series."""
+        for sop_uid in instances or [""]:
+            self._move(study_uid, series_uid, sop_uid)
 
-    def _found(self, level: str, **keys: str) -> list[str]:
+    def _find(self, level: str, **keys: str) -> list[str]:
+        """C-FIND: the UIDs at a level that match the keys."""
         query = Dataset()
         query.QueryRetrieveLevel = level
-        for name, value in keys.items():
-            setattr(query, name, value)
-        wanted = _UIDS[level]
-        if wanted not in query:
-            setattr(query, wanted, "")
-        found: dict[str, None] = {}
+        for keyword, value in keys.items():
+            setattr(query, keyword, value)
+        uid_keyword = _UID_KEYWORDS[level]
+        if uid_keyword not in query:
+            setattr(query, uid_keyword, "")
+        uids: dict[str, None] = {}
         modality = keys.get("Modality")
-        for status, answer in self._asked(lambda: self._link.send_c_find(query, Find)):
-            if status in _PENDING and answer is not None:
-                uid = str(answer.get(wanted) or "").rstrip("\0 ")
-                if is_uid(uid) and modality in (None, str(answer.get("Modality") or modality)):
-                    found[uid] = None
-                if len(found) > MOST_STUDIES:
-                    raise PeerError(f"the source names more than {MOST_STUDIES} studies; take fewer days")
+        for status, match in self._responses(lambda: self._association.send_c_find(query, Find)):
+            if status in _PENDING and match is not None:
+                uid = str(match.get(uid_keyword) or "").rstrip("\0 ")
+                if is_uid(uid) and modality in (None, str(match.get("Modality") or modality)):
+                    uids[uid] = None
+                if len(uids) > MAX_STUDIES:
+                    raise PeerError(f"the source lists more than {MAX_STUDIES} studies; take fewer days")
             elif status != 0x0000:
                 raise PeerError(f"the source answered C-FIND with 0x{status:04X}")
-        return list(found)
+        return list(uids)
 
-    def _move(self, study: str, series: str, instance: str) -> None:
+    def _move(self, study_uid: str, series_uid: str, sop_uid: str) -> None:
+        """C-MOVE of one instance, or, if its UID is empty, of the series."""
         query = Dataset()
-        query.QueryRetrieveLevel = "IMAGE" if instance else "SERIES"
-        query.StudyInstanceUID, query.SeriesInstanceUID = study, series
-        if instance:
-            query.SOPInstanceUID = instance
-        for status, _ in self._asked(lambda: self._link.send_c_move(query, self._node.aet, Move)):
+        query.QueryRetrieveLevel = "IMAGE" if sop_uid else "SERIES"
+        query.StudyInstanceUID, query.SeriesInstanceUID = study_uid, series_uid
+        if sop_uid:
+            query.SOPInstanceUID = sop_uid
+        for status, _ in self._responses(lambda: self._association.send_c_move(query, self._aet, Move)):
             if status not in (*_PENDING, 0x0000, _SOME_FAILED):
-                raise PeerError(f"the source answered C-MOVE with 0x{status:04X}: {_WHY.get(status, _OTHER)}")
+                reason = _MOVE_FAILURES.get(status, _OTHER_MOVE_FAILURE)
+                raise PeerError(f"the source answered C-MOVE with 0x{status:04X}: {reason}")
 
-    def _asked(self, send: Any) -> Iterator[tuple[int, Dataset | None]]:
+    def _responses(self, send: Callable[[], Responses]) -> Iterator[tuple[int, Dataset | None]]:
         try:
-            for answer, dataset in send():
-                status = answer.get("Status")
+            for response, dataset in send():
+                status = response.get("Status")
                 if status is None:
-                    raise PeerError("the source did not answer in time, or the connection broke off")
+                    raise PeerError("the source did not respond in time, or the connection broke off")
                 if self._stopping():
-                    self._link.abort()
+                    self._association.abort()
                     raise PeerError("the node stops")
                 yield int(status), dataset
         except (ValueError, RuntimeError):  # no context was accepted, or the association has ended
@@ -102,13 +107,14 @@ class DimseSource:
 
 
 @contextmanager
-def dimse_source(node: Node, place: Destination, stopping: Stopping) -> Iterator[DimseSource]:
-    """An association until the end of the block; raises Unanswered where there is none."""
-    link = associate(node, place, [Find, Move], DEFAULT_TRANSFER_SYNTAXES, silence_seconds=_SILENCE_SECONDS)
-    if not link.is_established:
-        raise PeerError("the source rejected the association" if link.is_rejected else "the source is not reached")
+def dimse_source(settings: NodeSettings, peer: DimsePeer, stopping: Stopping) -> Iterator[DimseSource]:
+    """An association until the end of the block; raises PeerError if it is not established."""
+    association = associate(settings, peer, [Find, Move], DEFAULT_TRANSFER_SYNTAXES, silence_seconds=_SILENCE_SECONDS)
+    if not association.is_established:
+        rejected = association.is_rejected
+        raise PeerError("the source rejected the association" if rejected else "the source is not reached")
     try:
-        yield DimseSource(link, node, stopping)
+        yield DimseSource(association, settings, stopping)
     finally:
-        if link.is_established:
-            link.release()
+        if association.is_established:
+            association.release()

@@ -1,112 +1,132 @@
-"""What a PACS has and the ledger does not: found, fetched, and looked for again."""
+"""Compares a PACS with the ledger, and fetches the instances that the ledger does not know."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Protocol
 
-from medopt.imaging.dicom_file import quiet_pydicom
-from medopt.pacs.errors import PeerError
-from medopt.pacs.query_retrieve.source import Stopping, StudySource
+from medopt.pacs.peers import PeerError
 
-_AT_ONCE = 500
-_SELDOM = 24
-"""An instance that does not arrive, as when the node refuses it, is asked for ever more seldom: at last in every 24th
-comparison."""
+Stopping = Callable[[], bool]
+MAX_STUDIES = 20_000
+_UIDS_PER_QUERY = 500
+_MAX_INTERVAL = 24
+"""An instance that does not arrive, for example because the node refuses it, is fetched less and less often: in the end
+in every 24th comparison."""
+
+
+class StudySource(Protocol):
+    """A PACS, by whichever protocol. Every method raises PeerError."""
+
+    def studies(self, since: date, modality: str) -> list[str]:
+        """UIDs of the studies of a day or later that may hold series of a modality."""
+
+    def series(self, study_uid: str, modality: str) -> list[str]:
+        """UIDs of a study's series of one modality."""
+
+    def instances(self, study_uid: str, series_uid: str) -> list[str]:
+        """UIDs of a series' instances."""
+
+    def fetch(self, study_uid: str, series_uid: str, instances: Sequence[str]) -> None:
+        """Have instances sent to the node, or, if none is named, the whole series; returns when that has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
     """A series of which instances are missing here; `whole`: all of them are."""
 
-    study: str
-    series: str
+    study_uid: str
+    series_uid: str
     missing: tuple[str, ...]
     whole: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Reconciled:
-    """How a comparison went, in instances but for `studies`."""
+class Reconciliation:
+    """The outcome of a comparison; all numbers but `studies` count instances."""
 
     studies: int
     known: int
     missing: int
     put_off: int
-    """Missing, too, but asked for in vain before, and not in this comparison."""
+    """Also missing, but fetched in vain before, and not tried in this comparison."""
     fetched: int
     reason: str = ""
-    """Why something could not be fetched, where the source said so."""
+    """Why something could not be fetched, if the source said so."""
 
     @property
     def still_missing(self) -> int:
-        """Asked for, and not here."""
+        """Instances that were requested and did not arrive."""
         return self.missing - self.fetched
 
 
 class Reconciler:
-    """Compares a PACS with a ledger's file, again and again. Nothing of it outlives the process."""
+    """Compares a PACS with a ledger's file, as often as it is called. Nothing of this outlives the process."""
 
     def __init__(self, ledger: Path, modalities: Sequence[str]) -> None:
         self._ledger, self._modalities = ledger, modalities
-        self._runs = 0
-        self._tries: Counter[str] = Counter()
-        self._next: dict[str, int] = {}
+        self._comparisons = 0
+        self._failures: Counter[str] = Counter()
+        self._next_try: dict[str, int] = {}
 
-    @quiet_pydicom()
-    def reconcile(self, source: StudySource, since: date, stopping: Stopping, *, fetch: bool = True) -> Reconciled:
-        """One comparison, then one attempt to fetch each gap; raises Unanswered, sqlite3.Error."""
-        self._runs += 1
+    def reconcile(self, source: StudySource, since: date, stopping: Stopping, *, fetch: bool = True) -> Reconciliation:
+        """One comparison, then one attempt to fetch each gap; raises PeerError, sqlite3.Error."""
+        self._comparisons += 1
         studies, known, put_off, gaps = 0, 0, 0, list[Gap]()
         for modality in self._modalities:
-            for study in source.studies(since, modality):
+            for study_uid in source.studies(since, modality):
                 studies += 1
-                for series in source.series(study, modality):
-                    there = source.instances(study, series)
-                    here = self._here(there)
-                    wanted = [one for one in there if one not in here and self._next.get(one, 0) <= self._runs]
-                    known += len(here)
-                    put_off += len(there) - len(here) - len(wanted)
-                    if wanted:
-                        gaps.append(Gap(study, series, tuple(wanted), len(wanted) == len(there)))
+                for series_uid in source.series(study_uid, modality):
+                    instances = source.instances(study_uid, series_uid)
+                    present = self._known(instances)
+                    missing = [uid for uid in instances if uid not in present and self._is_due(uid)]
+                    known += len(present)
+                    put_off += len(instances) - len(present) - len(missing)
+                    if missing:
+                        gaps.append(Gap(study_uid, series_uid, tuple(missing), len(missing) == len(instances)))
         fetched, reason = self._fetch_all(source, gaps, stopping) if fetch else (0, "")
-        return Reconciled(studies, known, sum(len(gap.missing) for gap in gaps), put_off, fetched, reason)
+        return Reconciliation(studies, known, sum(len(gap.missing) for gap in gaps), put_off, fetched, reason)
+
+    def _is_due(self, sop_uid: str) -> bool:
+        return self._next_try.get(sop_uid, 0) <= self._comparisons
 
     def _fetch_all(self, source: StudySource, gaps: Sequence[Gap], stopping: Stopping) -> tuple[int, str]:
-        """Each gap by itself: how many instances came, and the first reason why some did not."""
+        """Fetch each gap by itself: how many instances arrived, and the first reason why some did not."""
         fetched, reason = 0, ""
         for gap in gaps:
             if stopping():
                 break
             try:
-                source.fetch(gap.study, gap.series, () if gap.whole else gap.missing)
-            except PeerError as unanswered:
-                reason = reason or str(unanswered)
-            came = self._here(gap.missing)
-            fetched += len(came)
-            for one in gap.missing:
-                if one in came:
-                    self._tries.pop(one, None)
-                    self._next.pop(one, None)
+                source.fetch(gap.study_uid, gap.series_uid, () if gap.whole else gap.missing)
+            except PeerError as error:
+                reason = reason or str(error)
+            arrived = self._known(gap.missing)
+            fetched += len(arrived)
+            for sop_uid in gap.missing:
+                if sop_uid in arrived:
+                    self._failures.pop(sop_uid, None)
+                    self._next_try.pop(sop_uid, None)
                 else:
-                    self._tries[one] += 1
-                    self._next[one] = self._runs + min(2 ** (self._tries[one] - 1), _SELDOM)
+                    self._failures[sop_uid] += 1
+                    interval = min(2 ** (self._failures[sop_uid] - 1), _MAX_INTERVAL)
+                    self._next_try[sop_uid] = self._comparisons + interval
         return fetched, reason
 
-    def _here(self, instances: Sequence[str]) -> Collection[str]:
-        """Those that the ledger knows, as images or as results of its own."""
-        found: set[str] = set()
+    def _known(self, instances: Sequence[str]) -> Collection[str]:
+        """The instances that the ledger knows, as received ones or as results of the node."""
+        known: set[str] = set()
         with closing(sqlite3.connect(self._ledger, timeout=10, isolation_level=None)) as db:
             db.execute("PRAGMA query_only=ON")
-            for first in range(0, len(instances), _AT_ONCE):
-                some = instances[first : first + _AT_ONCE]
-                marks = ",".join("?" * len(some))
+            for start in range(0, len(instances), _UIDS_PER_QUERY):
+                batch = instances[start : start + _UIDS_PER_QUERY]
+                marks = ",".join("?" * len(batch))
                 for table in ("instances", "results"):
-                    rows = db.execute(f"SELECT sop_uid FROM {table} WHERE sop_uid IN ({marks})", some)
-                    found.update(row[0] for row in rows)
-        return found
+                    rows = db.execute(f"SELECT sop_uid FROM {table} WHERE sop_uid IN ({marks})", batch)
+                    known.update(row[0] for row in rows)
+        return known

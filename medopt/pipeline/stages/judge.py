@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from medopt.compression.gate import GateMeasurement, disagreement, judge, loses
-from medopt.compression.mixed_precision import rank_by_harm, write_mended
+from medopt.compression.mixed_precision import rank_by_harm, write_mixed_precision
 from medopt.config import Study
 from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
@@ -85,7 +85,7 @@ def judge_models(
     source = models / (NARROW if (models / NARROW).exists() else FLOAT)
     ranked = rank_by_harm(models / QUANTIZED, source, load_batch(calibrating[:RANKED_ON]))
     for count in _counts(len(ranked)):
-        write_mended(models / QUANTIZED, source, ranked[:count], models / INT8)
+        write_mixed_precision(models / QUANTIZED, source, ranked[:count], models / INT8)
         mended = jury.judge()
         if mended.verdict.passed:
             reporter.message(f"int8 lost too much; with {count} of {len(ranked)} layers in float it passes")

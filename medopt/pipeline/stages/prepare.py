@@ -15,7 +15,7 @@ from medopt.core.errors import ConfigError
 from medopt.core.provenance import digest
 from medopt.core.records import SPLITS, Split
 from medopt.data.cache import PreparedCache, load_prepared
-from medopt.inference.cpu_features import unfit
+from medopt.inference.engines import unsupported_reason
 from medopt.manifest.duplicates import duplicate_findings, find_duplicates, thumbnail
 from medopt.manifest.findings import ACCEPTABLE, accept_findings, finding_text, refuse_findings
 from medopt.manifest.image_facts import pixel_digest
@@ -73,7 +73,7 @@ def refuse_early(study: Study, splits: Mapping[Split, PreparedSplit]) -> None:
 
     Validation is too small for the calibration that is asked for, or this machine cannot judge what the release is for.
     """
-    if reason := unfit(study.compression.profile):
+    if reason := unsupported_reason(study.compression.profile):
         raise ConfigError(
             f"compression.profile {study.compression.profile} cannot be judged on this machine: {reason}. Run it where "
             "the release will run, or take --set compression.profile=cpu."

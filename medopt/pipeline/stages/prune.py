@@ -32,12 +32,12 @@ from medopt.pipeline.stage_settings import PRUNED
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.pipeline.stages.tune import resolved_study
 from medopt.training.checkpoint import read_tensors, write_tensors
+from medopt.training.epoch import predict_logits
 from medopt.training.hardware import Hardware, has_launcher, open_fabric
 from medopt.training.job import BEST, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
 from medopt.training.loop import load_best
 from medopt.training.losses import build_loss
-from medopt.training.predict import predict_logits
 
 START = "start.safetensors"
 SCORED = 512  # training images that tell which channels matter

@@ -23,7 +23,7 @@ from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.release.build import build_release
 from medopt.release.drift_reference import Reference
 from medopt.release.layout import DOMAIN, MODELS, SUMS, Provenance
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.serving.prediction_table import Row, observed
 from medopt.training.job import PreparedSplit
 
@@ -80,12 +80,12 @@ class ReleaseStage(Stage[Released]):
         return Released(digest((folder.release / SUMS).read_text()))
 
 
-def reference_of(predictor: Predictor, validation: PreparedSplit) -> Reference:
+def reference_of(predictor: Release, validation: PreparedSplit) -> Reference:
     """What drift is measured against: the aggregates of a release's answers on the validation images."""
     rows: list[Row] = []
     for part in batches(len(validation.files), AT_ONCE):
         acquisitions = [load_facts(file) for file in validation.files[part]]
-        answers = predictor.predict(load_batch(validation.files[part]), acquisitions)
+        answers = predictor.predict_batch(load_batch(validation.files[part]), acquisitions)
         pairs = zip(answers, acquisitions, strict=True)
         rows += [Row("", answer, facts=acquisition) for answer, acquisition in pairs]
     return Reference.of(len(rows), observed(rows, predictor.info.labels))

@@ -1,7 +1,7 @@
-"""`medopt serve`: releases behind the Open Inference Protocol v2, over REST and gRPC, by KServe's Python server.
+"""`medopt serve`: releases behind the Open Inference Protocol v2, over REST and gRPC.
 
-A request passes through these modules in this order: `rest` or `grpc_door` (key, size, time), `wire` or `grpc_wire`
-(bytes to tensors), `service` (queue, readers, the log), `incoming` (a scan's bytes to a prepared image), `batcher`
-(images of several requests to one call of the engine). `shelf` holds the releases. Only `kserve_parts`, `rest` and the
-gRPC modules import KServe, which the extra `serve` brings.
+A request passes through these modules in this order: `rest_server` or `grpc_server` (key, size, time; `v2_codec` turns
+bytes into tensors), `service` (queue, readers, the log), `decode_scan` (a scan's bytes to a prepared image), `batcher`
+(images of several requests to one call of the engine). `releases` holds what is served, `metadata` says what that is.
+`generated` has the protocol's gRPC messages. starlette, uvicorn and grpc come with the extra `serve`.
 """

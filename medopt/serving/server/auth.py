@@ -1,4 +1,4 @@
-"""Who may ask: an API key, given as a file or in the environment and kept as a hash."""
+"""The API key: read from a file or the environment, and kept as a hash."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from medopt.serving.server.limits import Refused
 
 VARIABLE = "MEDOPT_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-"""Where only this machine gets in, so that no key is needed."""
-_LEAST = 16
+"""Addresses that only this machine can reach, so that no key is needed."""
+_MIN_LENGTH = 16
 
 
 class Key:
@@ -47,8 +47,8 @@ def key_text(file: Path | None) -> str:
         text = file.read_text(encoding="utf-8").strip() if file else os.environ.get(VARIABLE, "").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The API key file {file} cannot be read ({type(error).__name__}).") from None
-    if (file or text) and len(text) < _LEAST:
-        raise ConfigError(f"The API key is shorter than {_LEAST} characters. Make one with: openssl rand -hex 32")
+    if (file or text) and len(text) < _MIN_LENGTH:
+        raise ConfigError(f"The API key is shorter than {_MIN_LENGTH} characters. Make one with: openssl rand -hex 32")
     return text
 
 

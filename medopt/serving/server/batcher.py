@@ -1,4 +1,4 @@
-"""Dynamic batching: images of several requests become one call of the engine, one call at a time."""
+"""Dynamic batching: images of several requests are joined into one call of the engine, one call at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Predict = Callable[[FloatArray, Facts], list[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Images of one request (N, C, *size), and who waits for them."""
+    """Images of one request (N, C, *size), and the future that gets their answers."""
 
     images: FloatArray
     facts: Facts
@@ -30,9 +30,9 @@ class _Part:
 
 
 class Batcher:
-    """Gathers up to `size` images, or what came within `seconds` while more is on its way, and predicts them.
+    """Gathers up to `size` images and predicts them; waits `seconds` for a full batch while requests are on their way.
 
-    A request's images stay together where `size` allows; more than that are cut as `medopt predict` cuts an archive.
+    A request's images stay together where `size` allows; more than `size` are split as `medopt predict` splits them.
     Belongs to one event loop.
     """
 
@@ -47,20 +47,21 @@ class Batcher:
 
     @contextmanager
     def expecting(self) -> Iterator[Callable[[], None]]:
-        """A request is on its way here: a batch may wait for it. Call what is yielded when it has come."""
+        """A request is on its way: a batch may wait for it. Call the function that is yielded when it has arrived."""
         self._expected += 1
-        here = [False]
+        waiting = True
 
-        def come() -> None:
-            if not here[0]:
-                here[0] = True
+        def arrived() -> None:
+            nonlocal waiting
+            if waiting:
+                waiting = False
                 self._expected -= 1
                 self._changed.set()
 
         try:
-            yield come
+            yield arrived
         finally:
-            come()
+            arrived()
 
     async def ask(self, images: FloatArray, facts: Facts) -> list[Answer]:
         """Answers for prepared images (N, C, *size); raises DataError where the model has none for one of them."""
@@ -68,11 +69,11 @@ class Batcher:
         parts = [_Part(images[rows], facts[rows], loop.create_future()) for rows in batches(len(images), self.size)]
         self._waiting.extend(parts)
         self._changed.set()
-        found = await asyncio.gather(*(part.answers for part in parts))
-        return [answer for answers in found for answer in answers]
+        results = await asyncio.gather(*(part.answers for part in parts))
+        return [answer for answers in results for answer in answers]
 
     def close(self) -> None:
-        """End the worker; nobody may be waiting any more."""
+        """End the worker; no request may be waiting."""
         self._worker.cancel()
         self._thread.shutdown(wait=False)
 
@@ -84,7 +85,7 @@ class Batcher:
             await self._run(parts)
 
     async def _gather(self) -> None:
-        """Return when a batch is worth running: full, or nobody else on the way, or waited long enough."""
+        """Return when a batch should run: it is full, no request is on its way, or the wait is over."""
         while not self._waiting:
             self._changed.clear()
             await self._changed.wait()
@@ -106,9 +107,9 @@ class Batcher:
         return parts
 
     async def _run(self, parts: list[_Part]) -> None:
-        """One call of the engine; where it has no answer, each request is asked for alone: one of them is at fault."""
+        """One call of the engine; where it fails, each request is predicted alone: one of them is at fault."""
         images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
-        facts = [one for part in parts for one in part.facts]
+        facts = [scan for part in parts for scan in part.facts]
         loop = asyncio.get_running_loop()
         try:
             answers = iter(await loop.run_in_executor(self._thread, self._predict, images, facts))
@@ -122,6 +123,6 @@ class Batcher:
                     part.answers.set_exception(error)
             return
         for part in parts:
-            found = [next(answers) for _ in part.facts]
-            if not part.answers.done():  # whoever asked may have gone
-                part.answers.set_result(found)
+            own = [next(answers) for _ in part.facts]
+            if not part.answers.done():  # the client may have gone
+                part.answers.set_result(own)

@@ -1,12 +1,13 @@
-"""A scan's bytes, as a client sent them, to a prepared image: through files of neutral names that live for one reading.
+"""A scan's bytes, as a client sent them, to a prepared image, by way of temporary files with neutral names.
 
-Nothing that the client chose becomes a name or a path, nothing is unpacked beyond its limits, and what a header claims
-is looked at before anything is decoded.
+Nothing from the client becomes a name or a path, nothing is unpacked beyond the limits, and the sizes that a header
+claims are checked before anything is decoded.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import stat
 import tempfile
 import zipfile
@@ -15,17 +16,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-import nibabel
 from PIL import Image
-from pydicom import dcmread
 
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import Acquisition
-from medopt.imaging.dicom_file import is_dicom, quiet_pydicom
+from medopt.imaging.dicom_file import is_dicom
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.raster import FORMATS, is_image
 from medopt.imaging.scan_path import safe_relative_path
-from medopt.release.predictor import Predictor
+from medopt.release.predictor import Release
 from medopt.serving.batch import IGNORED
 from medopt.serving.server.limits import ServerLimits
 
@@ -35,27 +35,26 @@ _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _CLAIMING = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
-@quiet_pydicom()
-def prepare_bytes(predictor: Predictor, data: bytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
+def prepare_bytes(release: Release, data: bytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
     """One scan's tensor (C, *size) and facts: a DICOM, NIfTI or image file, or a zip of one scan's files.
 
-    Read by the release's own chain, as `medopt predict` does. Raises DataError with a reason that names nothing of the
-    client's: a file of a zip is told by its place in there.
+    Read by the release's own chain, as `medopt predict` does. Raises DataError with a reason that quotes nothing from
+    the client: a file of a zip is named by its number.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder = Path(name)
         place = _placed(data, folder, limits)
         try:
             _check_claims(place, limits)
-            return predictor.prepare(place)
+            return release.prepare(place)
         except DataError as error:
             raise DataError(_neutral(str(error), place, folder)) from None
 
 
 def _neutral(text: str, place: Path, folder: Path) -> str:
     what = "the series" if place.is_dir() else "the scan"
-    for told, said in ((str(place), what), (str(folder), "the scan"), (place.name, what)):
-        text = text.replace(told, said)
+    for name, neutral in ((str(place), what), (str(folder), "the scan"), (place.name, what)):
+        text = text.replace(name, neutral)
     return text[:1].upper() + text[1:]
 
 
@@ -67,7 +66,7 @@ def _placed(data: bytes, folder: Path, limits: ServerLimits) -> Path:
 
 
 def _written(data: bytes, folder: Path, name: str, limits: ServerLimits) -> Path:
-    """One file; NIfTI is told by its name elsewhere, and here gets it from its content."""
+    """One file; NIfTI, which the reader recognizes by its name, gets the name from its content."""
     if data.startswith(_GZIP):
         data = _gunzipped(data, limits.max_unpacked)
     path = folder / (f"{name}.nii" if _is_nifti(data) else name)
@@ -76,25 +75,25 @@ def _written(data: bytes, folder: Path, name: str, limits: ServerLimits) -> Path
 
 
 def _is_nifti(data: bytes) -> bool:
-    """The magic of NIfTI-1 (at 344) and NIfTI-2 (at 4), in one file."""
+    """The magic number of a single file of NIfTI-1 (at byte 344) or NIfTI-2 (at byte 4)."""
     return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0"
 
 
-def _gunzipped(data: bytes, most: int) -> bytes:
+def _gunzipped(data: bytes, max_size: int) -> bytes:
     unpacker = zlib.decompressobj(wbits=31)
     try:
-        found = unpacker.decompress(data, most)
+        unpacked = unpacker.decompress(data, max_size)
     except zlib.error:
         raise DataError("The scan is damaged: its gzip stream cannot be unpacked.") from None
     if unpacker.unconsumed_tail:
-        raise DataError(f"The scan unpacks to more than {most >> 20} MiB, which this server does not take.")
+        raise DataError(f"The scan unpacks to more than {max_size >> 20} MiB, which this server does not take.")
     if not unpacker.eof:
         raise DataError("The scan is damaged: its gzip stream breaks off.")
-    return found
+    return unpacked
 
 
 def _unpacked(data: bytes, folder: Path, limits: ServerLimits) -> Path:
-    """The files of a zip under numbers instead of names; one file alone is the scan itself."""
+    """The files of a zip, named by numbers; a single file is the scan itself."""
     folder.mkdir()
     left, count = limits.max_unpacked, 0
     try:
@@ -109,13 +108,13 @@ def _unpacked(data: bytes, folder: Path, limits: ServerLimits) -> Path:
                 path = _written(piece, folder, f"{count:05}", limits)
     except DataError:
         raise
-    except Exception as error:  # each of the decoders that zipfile knows has its own exceptions
+    except Exception as error:  # each decoder of zipfile has its own exceptions
         raise DataError(f"The zip is damaged, or packed in a way that is not read ({type(error).__name__}).") from None
     return path if count == 1 else folder
 
 
 def _members(opened: zipfile.ZipFile, limits: ServerLimits) -> list[zipfile.ZipInfo]:
-    """The files that may be images; raises DataError for a zip that is not sound."""
+    """The files that may be images; raises DataError for an unsafe or damaged zip."""
     infos = [info for info in opened.infolist() if not info.is_dir()]
     total = sum(info.file_size for info in infos)
     if len(infos) > limits.max_files or total > limits.max_unpacked:
@@ -132,10 +131,10 @@ def _members(opened: zipfile.ZipFile, limits: ServerLimits) -> list[zipfile.ZipI
             raise DataError("The zip holds a link, which is not followed.")
         if info.flag_bits & 1:
             raise DataError("The zip is encrypted.")
-    found = [info for info in infos if _may_be_image(PurePosixPath(info.filename))]
-    if not found:
+    images = [info for info in infos if _may_be_image(PurePosixPath(info.filename))]
+    if not images:
         raise DataError("The zip holds no file that could be a scan.")
-    return found
+    return images
 
 
 def _may_be_image(path: PurePosixPath) -> bool:
@@ -153,7 +152,7 @@ def _check_claims(place: Path, limits: ServerLimits) -> None:
 
 
 def _claims(path: Path) -> Iterator[int]:
-    """Values that a file's header claims; what cannot be read here is refused by the reading itself."""
+    """Values that a file's header claims; an unreadable file yields none, and is refused when it is read."""
     with path.open("rb") as stream:
         head = stream.read(132)
     with suppress(Exception):
@@ -161,15 +160,10 @@ def _claims(path: Path) -> Iterator[int]:
             with Image.open(path, formats=FORMATS) as image:
                 yield image.width * image.height * len(image.getbands())
         elif path.suffix == ".nii":
+            import nibabel
+
             sides = [int(side) for side in nibabel.load(path).shape]  # type: ignore[attr-defined]
-            yield _product(sides)
+            yield math.prod(max(side, 0) for side in sides)
         elif is_dicom(head):
-            header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=_CLAIMING)
-            yield _product([int(header.get(key) or 1) for key in _CLAIMING])
-
-
-def _product(sides: list[int]) -> int:
-    found = 1
-    for side in sides:
-        found *= max(side, 0)
-    return found
+            header = parse_dicom(path, force=True, stop_before_pixels=True, specific_tags=_CLAIMING)
+            yield math.prod(max(int(header.get(key) or 1), 0) for key in _CLAIMING)

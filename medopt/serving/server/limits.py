@@ -1,4 +1,4 @@
-"""What a server takes and what it refuses: sizes, times, and the one exception that says why."""
+"""The limits of a server: sizes, times, the queue; and the one exception by which a request is refused."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ GRPC: dict[Kind, str] = {
     "malformed": "INVALID_ARGUMENT", "key": "UNAUTHENTICATED", "unknown": "NOT_FOUND", "size": "OUT_OF_RANGE",
     "busy": "RESOURCE_EXHAUSTED", "not_ready": "UNAVAILABLE", "slow": "DEADLINE_EXCEEDED", "internal": "INTERNAL",
 }  # fmt: skip
-"""Names of grpc.StatusCode. A message above the size limit never comes so far: gRPC itself says RESOURCE_EXHAUSTED."""
+"""Names of grpc.StatusCode. gRPC itself refuses a message above the size limit, with RESOURCE_EXHAUSTED."""
 MEBI = 1 << 20
 
 
 class Refused(Exception):
     """A request that gets no answer: the kind decides the status code, the text goes to the client.
 
-    The text names no patient, no file and no path, whatever was sent.
+    The text contains no patient's name, no file name and no path, whatever was sent.
     """
 
     def __init__(self, kind: Kind, text: str) -> None:
@@ -33,10 +33,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """All that bounds a server's memory and time."""
+    """The bounds of a server's memory and time."""
 
     max_queue: int = 64
-    """Images in hand over all releases: being read, waiting, and in the model."""
+    """Images of all releases at once: being read, waiting, and in the model."""
     max_body: int = 64 * MEBI
     """Bytes of one request."""
     max_unpacked: int = 1024 * MEBI
@@ -48,24 +48,24 @@ class ServerLimits:
     gather_seconds: float = 0.002
     """How long a batch that is not full waits for requests that are on their way."""
     body_seconds: float = 60.0
-    """For a request to arrive."""
+    """For a request's body to arrive."""
     read_seconds: float = 30.0
     """For one request's scans to be read and prepared."""
     answer_seconds: float = 120.0
     """For a request as a whole, once it has arrived."""
     grace_seconds: float = 30.0
-    """For what is in hand at SIGTERM."""
+    """For the requests that are being answered at SIGTERM."""
     readers: int = field(default_factory=lambda: min(8, max(2, physical_cores())))
     """Threads that read scans."""
 
     @property
     def max_bytes(self) -> int:
-        """Bytes of requests in hand at once."""
+        """Bytes of all requests at once."""
         return max(4 * self.max_body, 256 * MEBI)
 
 
 class Admission:
-    """Counts what is in hand, and refuses what would be too much. Used by one event loop only."""
+    """Counts the images and bytes being processed, and refuses more than the limits. Used by one event loop only."""
 
     def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
@@ -74,15 +74,15 @@ class Admission:
 
     def take(self, images: int, size: int = 0) -> None:
         """Raises Refused ("busy", or "size" for more than would ever fit)."""
-        most = self._limits.max_queue
-        if images > most:
-            raise Refused("size", f"The request holds more images than this server queues ({most}); send fewer.")
-        if self.images + images > most or self.bytes + size > self._limits.max_bytes:
-            raise Refused("busy", f"The queue is full ({self.images} of {most} images in hand). Try again later.")
+        max_images = self._limits.max_queue
+        if images > max_images:
+            raise Refused("size", f"The request holds more images than this server queues ({max_images}); send fewer.")
+        if self.images + images > max_images or self.bytes + size > self._limits.max_bytes:
+            raise Refused("busy", f"The queue is full ({self.images} of {max_images} images in hand). Try again later.")
         self.images += images
         self.bytes += size
 
     def give(self, images: int, size: int = 0) -> None:
-        """Hand back what was taken."""
+        """Release what `take` counted."""
         self.images -= images
         self.bytes -= size

@@ -1,8 +1,6 @@
-"""What Prometheus reads: requests, times, the queue, what was declined and refused, for each release."""
+"""The server's Prometheus metrics: requests, times, the queue, declined and refused scans, for each release."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,8 +15,8 @@ from prometheus_client import (
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class Measures:
-    """The figures of one server. A name that no release has is counted as an empty one."""
+class ServerMetrics:
+    """The counters of one server. A request for an unknown release is counted under an empty name."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -55,8 +53,8 @@ class Measures:
         """A request got no answer."""
         self._refused.labels(model, reason).inc()
 
-    def batch(self, model: str) -> Any:
-        """Where a batcher tells how many images it gave to the engine."""
+    def batch(self, model: str) -> Histogram:
+        """The histogram in which a batcher counts the images of a call of the engine."""
         return self._batches.labels(model)
 
     def ready(self, model: str, version: str, ready: bool) -> None:

@@ -1,42 +1,41 @@
-"""The REST door: the protocol's v2 routes, `/metrics`, and before all of them key, size and time."""
+"""The REST server: the protocol's v2 routes and `/metrics`; key, size and time are checked before a body is read."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from kserve.protocol.rest.v2_endpoints import V2Endpoints
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from medopt.serving.server.auth import Key
-from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import HTTP, Refused
 from medopt.serving.server.log import event
+from medopt.serving.server.metadata import ServerMetadata, model_metadata, model_ready, refuse_unload
 from medopt.serving.server.service import RequestLog, Service, content_digest
-from medopt.serving.server.v2_codec import parse_request, write_reply
+from medopt.serving.server.v2_codec import parse_request, write_response
 
-LENGTH = "inference-header-content-length"
-_OPEN = ("/v2/health/live", "/v2/health/ready")
+JSON_LENGTH = "inference-header-content-length"
+"""The header with the length of the JSON before binary tensors."""
+_WITHOUT_KEY = ("/v2/health/live", "/v2/health/ready")
 Scope = MutableMapping[str, Any]
 Channel = Callable[..., Awaitable[Any]]
 
 
-def application(service: Service, plane: Plane, repository: Repository, key: Key) -> Channel:
-    """The whole door as an ASGI application."""
-    app = FastAPI(title="medopt", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(Refused, _refusal)
-    app.add_exception_handler(RequestValidationError, _unlike_protocol)
-    _Routes(service, plane, repository).register(app)
-    return RestGuard(app, key)
+def application(service: Service, key: Key) -> Channel:
+    """The REST server as an ASGI application."""
+    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _no_route, Exception: _failed}
+    return RestGuard(Starlette(routes=_Routes(service).all(), exception_handlers=handlers), key)
 
 
 def refusal(refused: Refused) -> JSONResponse:
-    """A refusal as the protocol has it: a status and {"error": text}."""
+    """A refusal in the protocol's form: a status and {"error": text}."""
     headers = {"Retry-After": "1"} if refused.kind == "busy" else {}
     if refused.kind == "key":
         headers["WWW-Authenticate"] = "Bearer"
@@ -45,13 +44,18 @@ def refusal(refused: Refused) -> JSONResponse:
     return JSONResponse({"error": refused.text}, HTTP[refused.kind], headers)
 
 
-async def _refusal(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+async def _refused(_: Request, error: Refused) -> Response:
     return refusal(error)
 
 
-async def _unlike_protocol(_: Request, __: Exception) -> Response:
-    return refusal(Refused("malformed", "The request is not of the protocol."))
+async def _no_route(_: Request, error: HTTPException) -> Response:
+    text = "This server has no such route" if error.status_code == 404 else "This route does not take this method"
+    return JSONResponse({"error": f"{text}; GET /v2/models lists the models."}, error.status_code, error.headers)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """The exception's text may quote the request, so only its type is given."""
+    return refusal(Refused("internal", f"The server failed ({type(error).__name__}); its log has the time."))
 
 
 class RestGuard:
@@ -61,8 +65,8 @@ class RestGuard:
         self._app, self._key = app, key
 
     async def __call__(self, scope: Scope, receive: Channel, send: Channel) -> None:
-        """One connection's request (ASGI)."""
-        if scope["type"] == "http" and scope["path"] not in _OPEN:
+        """One request (ASGI)."""
+        if scope["type"] == "http" and scope["path"] not in _WITHOUT_KEY:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             try:
                 self._key.check(headers)
@@ -72,120 +76,131 @@ class RestGuard:
                 return
         try:
             await self._app(scope, receive, send)
-        except Exception as error:  # the application has sent a 500 without a word of it
+        except Exception as error:  # the client has its status 500 already
             event(logging.ERROR, "failure", {"door": "rest", "type": type(error).__name__})
 
 
 class _Routes:
-    """KServe's v2 endpoints, and those where medopt has more to say."""
+    """The endpoints of the protocol and of its repository extension."""
 
-    def __init__(self, service: Service, plane: Plane, repository: Repository) -> None:
-        self._service, self._plane, self._repository = service, plane, repository
-        self._kserve = V2Endpoints(plane, repository)
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
-    def register(self, app: FastAPI) -> None:
-        """Add all routes."""
-        kserve = self._kserve
-        for path, endpoint in (
-            ("/v2", kserve.metadata),
-            ("/v2/health/live", kserve.live),
-            ("/v2/health/ready", self.ready),
-            ("/v2/models", self.models),
-            ("/metrics", self.metrics),
-        ):
-            app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
-        for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-            app.add_api_route(path, self.metadata, methods=["GET"], response_model=None)
-            app.add_api_route(f"{path}/ready", self.model_ready, methods=["GET"], response_model=None)
-            app.add_route(f"{path}/infer", self.infer, methods=["POST"])
-        app.add_api_route("/v2/repository/index", self.index, methods=["POST"], response_model=None)
-        app.add_api_route("/v2/repository/models/{name}/load", self.load, methods=["POST"], response_model=None)
-        app.add_api_route("/v2/repository/models/{name}/unload", self.unload, methods=["POST"], response_model=None)
+    def all(self) -> list[Route]:
+        """Each path with its endpoint."""
+        model, repository = "/v2/models/{name}", "/v2/repository/models/{name}"
+        version = f"{model}/versions/{{version}}"
+        get = {
+            "/v2": self.server, "/v2/health/live": self.live, "/v2/health/ready": self.ready,
+            "/v2/models": self.models, "/metrics": self.metrics,
+            model: self.model, version: self.model, f"{model}/ready": self.is_ready, f"{version}/ready": self.is_ready,
+        }  # fmt: skip
+        post = {
+            f"{model}/infer": self.infer, f"{version}/infer": self.infer,
+            "/v2/repository/index": self.index, f"{repository}/load": self.load, f"{repository}/unload": self.unload,
+        }  # fmt: skip
+        return [
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+        ]
 
-    async def ready(self) -> Response:
+    async def server(self, _: Request) -> Response:
+        """The server's name, version and extensions."""
+        return JSONResponse(asdict(ServerMetadata()))
+
+    async def live(self, _: Request) -> Response:
+        """200 while the process answers."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, _: Request) -> Response:
         """200 where every release serves, else 503 with each one's state and reason."""
-        told = {"ready": self._service.ready, "releases": self._service.shelf.reasons()}
-        return JSONResponse(told, 200 if self._service.ready else 503)
+        ready = self._service.ready
+        return JSONResponse({"ready": ready, "releases": self._states()}, 200 if ready else 503)
 
-    async def models(self) -> Response:
+    async def models(self, _: Request) -> Response:
         """The names to ask for."""
-        return JSONResponse({"models": self._service.shelf.names})
+        return JSONResponse({"models": self._service.registry.names})
 
-    async def metadata(self, name: str, version: str = "") -> Response:
-        """One release."""
-        return JSONResponse(await self._plane.model_metadata(name, version))
+    async def model(self, request: Request) -> Response:
+        """One release's inputs, outputs and hashes; without those where it does not serve."""
+        metadata = asdict(model_metadata(self._service, *_release(request)))
+        return JSONResponse({key: value for key, value in metadata.items() if value is not None})
 
-    async def model_ready(self, name: str, version: str = "") -> Response:
+    async def is_ready(self, request: Request) -> Response:
         """200 or 503 with the reason."""
-        ready = await self._plane.model_ready(name, version)
-        reasons = [one for one in self._service.shelf.reasons() if one["name"] == name]
-        return JSONResponse({"name": name, "ready": ready, "releases": reasons}, 200 if ready else 503)
+        name, version = _release(request)
+        ready = model_ready(self._service, name, version)
+        return JSONResponse({"name": name, "ready": ready, "releases": self._states(name)}, 200 if ready else 503)
 
-    async def index(self) -> Response:
-        """All releases."""
-        return JSONResponse(await self._repository.index())
+    async def index(self, _: Request) -> Response:
+        """All releases with their states."""
+        return JSONResponse(self._states())
 
-    async def load(self, name: str) -> Response:
-        """Read a release again from its folder, and let it take over if it is sound."""
-        await self._repository.load(name)
-        return JSONResponse({"name": name, "load": True, "versions": await self._versions(name)})
+    async def load(self, request: Request) -> Response:
+        """Read a release again from its folder; it takes over if it is sound."""
+        name, _ = _release(request)
+        await self._service.registry.reload(name)
+        versions = [folder.version for folder in self._service.registry.named(name)]
+        return JSONResponse({"name": name, "load": True, "versions": versions})
 
-    async def _versions(self, name: str) -> list[str]:
-        return [place.version for place in self._service.shelf.named(name)]
-
-    async def unload(self, name: str) -> None:
+    async def unload(self, request: Request) -> Response:
         """Refused."""
-        await self._repository.unload(name)
+        refuse_unload(self._service, _release(request)[0])
 
-    async def metrics(self) -> Response:
+    async def metrics(self, _: Request) -> Response:
         """Prometheus' text."""
-        return Response(self._service.measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _states(self, name: str | None = None) -> list[dict[str, str]]:
+        return [asdict(state) for state in self._service.registry.states(name)]
 
     async def infer(self, request: Request) -> Response:
         """Answer a request."""
-        try:
-            with self._service.visited("rest") as visit:
-                return await self._infer(request, visit)
-        except Refused as refused:
-            return refusal(refused)
+        with self._service.logged("rest") as log:
+            return await self._infer(request, log)
 
-    async def _infer(self, request: Request, visit: RequestLog) -> Response:
+    async def _infer(self, request: Request, log: RequestLog) -> Response:
         service = self._service
-        served = service.shelf.find(request.path_params["name"], request.path_params.get("version", ""))
-        visit.model, visit.version = served.name, served.checked.version
-        size = _announced(request, service.limits.max_body)
+        served = service.registry.find(*_release(request))
+        log.model, log.version = served.name, served.verified.version
+        size = _announced_size(request, service.limits.max_body)
         with service.admitted(1, size):
             body = await _body(request, service.limits.max_body, service.limits.body_seconds)
-            visit.digest = await service.in_reader(content_digest, body)
-            asked, wanted = await service.in_reader(parse_request, body, request.headers.get(LENGTH))
+            log.digest = await service.in_reader(content_digest, body)
+            inputs, selection = await service.in_reader(parse_request, body, request.headers.get(JSON_LENGTH))
             del body
-            reply = await service.answer(served, asked, visit, taken=1)
-        data, length = write_reply(reply, wanted)
+            response = await service.answer(served, inputs, log, taken=1)
+        data, length = write_response(response, selection)
         if length is None:
             return Response(data, media_type="application/json")
-        return Response(data, headers={LENGTH: str(length)}, media_type="application/octet-stream")
+        return Response(data, headers={JSON_LENGTH: str(length)}, media_type="application/octet-stream")
 
 
-def _announced(request: Request, most: int) -> int:
+def _release(request: Request) -> tuple[str, str]:
+    """Name and version (empty: any) that the path names."""
+    return request.path_params["name"], request.path_params.get("version", "")
+
+
+def _announced_size(request: Request, max_size: int) -> int:
     """Bytes to come; as many as are allowed where the client does not say."""
     text = request.headers.get("content-length")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refused("malformed", "Content-Encoding is not taken: send the body as it is.")
     if text is None:
-        return most
-    if not text.isdecimal() or int(text) > most:
-        raise Refused("size", f"The body is larger than this server takes ({most} bytes).")
+        return max_size
+    if not text.isdecimal() or int(text) > max_size:
+        raise Refused("size", f"The body is larger than this server takes ({max_size} bytes).")
     return int(text)
 
 
-async def _body(request: Request, most: int, seconds: float) -> bytes:
+async def _body(request: Request, max_size: int, seconds: float) -> bytes:
     pieces, size = [], 0
     try:
         async with asyncio.timeout(seconds):
             async for piece in request.stream():
                 size += len(piece)
-                if size > most:
-                    raise Refused("size", f"The body is larger than this server takes ({most} bytes).")
+                if size > max_size:
+                    raise Refused("size", f"The body is larger than this server takes ({max_size} bytes).")
                 pieces.append(piece)
     except TimeoutError:
         raise Refused("slow", f"The body did not arrive within {seconds:g} s.") from None

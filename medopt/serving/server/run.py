@@ -1,10 +1,11 @@
-"""Both doors of a server in one process: opened first, so that health can be asked, then the releases; closed last."""
+"""REST and gRPC in one process: both listen before the releases are opened, so that health can be asked."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -12,18 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its lines are no JSON and name clients
 import grpc
 import uvicorn
 
 from medopt.core.errors import ConfigError
-from medopt.imaging.dicom_file import quiet_pydicom
 from medopt.release.layout import Kind
 from medopt.serving.server import grpc_server, rest_server
 from medopt.serving.server.auth import LOOPBACK, Key
-from medopt.serving.server.kserve_parts import Plane, Repository
 from medopt.serving.server.limits import ServerLimits
 from medopt.serving.server.log import configure, event
-from medopt.serving.server.metrics import Measures
+from medopt.serving.server.metrics import ServerMetrics
 from medopt.serving.server.releases import ReleaseRegistry
 from medopt.serving.server.service import Service
 
@@ -67,7 +67,7 @@ class Listeners:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn without its own handling of signals: there are two doors to close."""
+    """Uvicorn without its own handling of signals: there is a gRPC server to stop, too."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -75,29 +75,28 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-@quiet_pydicom()
 def serve(
     folders: Sequence[Path],
     kind: Kind,
-    doors: Listeners,
+    listeners: Listeners,
     limits: ServerLimits,
     key: Key,
     open_to_all: bool,
     also: logging.Handler | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; `also` hears the log. Raises ConfigError where it may not listen as asked."""
-    mutual = doors.tls is not None and doors.tls.client_ca is not None
-    if doors.host not in LOOPBACK and not (key or mutual or open_to_all):
+    """Serve until SIGTERM or Ctrl-C; `also` gets the log, too. Raises ConfigError where it may not listen there."""
+    mutual = listeners.tls is not None and listeners.tls.client_ca is not None
+    if listeners.host not in LOOPBACK and not (key or mutual or open_to_all):
         raise ConfigError(
-            f"On {doors.host} anybody in the network could ask for answers. Give --api-key-file (or MEDOPT_API_KEY) or "
+            f"On {listeners.host} anybody in the network could get answers. Give --api-key-file (MEDOPT_API_KEY) or "
             "--client-ca, or say --no-auth where something before this server asks who is there."
         )
-    if doors.tls:
-        doors.tls.check()
+    if listeners.tls:
+        listeners.tls.check()
     configure(also)
-    listening = _listen(doors.host, doors.port)
+    listening = _listen(listeners.host, listeners.port)
     try:
-        asyncio.run(_serve(folders, kind, doors, limits, key, listening))
+        asyncio.run(_serve(folders, kind, listeners, limits, key, listening))
     finally:
         listening.close()
         if also:
@@ -107,24 +106,23 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        found = socket.create_server((host, port), family=family, backlog=512)
+        listening = socket.create_server((host, port), family=family, backlog=512)
         # asyncio sets this for its own sockets only; without it an answer waits 40 ms for the client's acknowledgement.
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return found
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise ConfigError(f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another --port.") from None
 
 
 async def _serve(
-    folders: Sequence[Path], kind: Kind, doors: Listeners, limits: ServerLimits, key: Key, listening: socket.socket
+    folders: Sequence[Path], kind: Kind, listeners: Listeners, limits: ServerLimits, key: Key, listening: socket.socket
 ) -> None:
-    measures = Measures()
-    shelf = ReleaseRegistry(folders, kind, limits, measures)
-    service = Service(shelf, limits, measures)
-    plane, repository = Plane(service), Repository(shelf)
-    web = _Uvicorn(_configuration(rest_server.application(service, plane, repository, key), doors, limits))
-    calls = None if doors.grpc_port is None else grpc_server.server(service, plane, repository, key)
-    grpc_port = None if calls is None else _bind(calls, doors)
+    metrics = ServerMetrics()
+    registry = ReleaseRegistry(folders, kind, limits, metrics)
+    service = Service(registry, limits, metrics)
+    web = _Uvicorn(_configuration(rest_server.application(service, key), listeners, limits))
+    calls = None if listeners.grpc_port is None else grpc_server.server(service, key)
+    grpc_port = None if calls is None else _bind(calls, listeners)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -133,21 +131,23 @@ async def _serve(
         await calls.start()
     web_task = asyncio.create_task(web.serve(sockets=[listening]))
     port = listening.getsockname()[1]
-    event(logging.INFO, "listening", {"host": doors.host, "rest": port, "grpc": grpc_port, "tls": bool(doors.tls)})
-    opening = asyncio.create_task(shelf.open_all())
+    event(
+        logging.INFO, "listening", {"host": listeners.host, "rest": port, "grpc": grpc_port, "tls": bool(listeners.tls)}
+    )
+    opening = asyncio.create_task(registry.open_all())
     await asyncio.wait([asyncio.create_task(stop.wait()), web_task], return_when=asyncio.FIRST_COMPLETED)
     service.stopping = True
     event(logging.INFO, "stopping", {"images": service.admission.images})
     opening.cancel()
     web.should_exit = True
     await asyncio.gather(web_task, calls.stop(limits.grace_seconds) if calls else asyncio.sleep(0))
-    shelf.close()
+    registry.close()
     service.readers.shutdown(wait=False, cancel_futures=True)
     event(logging.INFO, "stopped", {"images": service.admission.images})
 
 
-def _configuration(app: rest_server.Channel, doors: Listeners, limits: ServerLimits) -> uvicorn.Config:
-    tls = doors.tls
+def _configuration(app: rest_server.Channel, listeners: Listeners, limits: ServerLimits) -> uvicorn.Config:
+    tls = listeners.tls
     return uvicorn.Config(
         app,
         log_config=None,
@@ -163,12 +163,14 @@ def _configuration(app: rest_server.Channel, doors: Listeners, limits: ServerLim
     )
 
 
-def _bind(calls: grpc.aio.Server, doors: Listeners) -> int:
-    host = f"[{doors.host}]" if ":" in doors.host else doors.host
-    place = f"{host}:{doors.grpc_port}"
+def _bind(calls: grpc.aio.Server, listeners: Listeners) -> int:
+    host = f"[{listeners.host}]" if ":" in listeners.host else listeners.host
+    address = f"{host}:{listeners.grpc_port}"
     try:
         return int(
-            calls.add_secure_port(place, doors.tls.credentials()) if doors.tls else calls.add_insecure_port(place)
+            calls.add_secure_port(address, listeners.tls.credentials())
+            if listeners.tls
+            else calls.add_insecure_port(address)
         )
     except RuntimeError:
-        raise ConfigError(f"Cannot listen on {place} for gRPC: it is taken. Choose another --grpc-port.") from None
+        raise ConfigError(f"Cannot listen on {address} for gRPC: it is taken. Choose another --grpc-port.") from None

@@ -1,4 +1,4 @@
-"""A request in neutral form to its reply, between the doors and the releases: queue, readers, answers, the log."""
+"""From a decoded request to its response, whichever protocol it came by: queue, readers, answers, the log."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import Acquisition
-from medopt.release.predictor import UNDECIDED, Answer, Predictor
+from medopt.release.predictor import UNDECIDED, Answer, Release
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import HTTP, Admission, Refused, ServerLimits
 from medopt.serving.server.log import event
-from medopt.serving.server.metrics import Measures
-from medopt.serving.server.releases import ReleaseRegistry, Served
+from medopt.serving.server.metrics import ServerMetrics
+from medopt.serving.server.releases import ReleaseRegistry, ServedRelease
 
 IMAGE, SCAN = "image", "scan"
 PROBABILITIES, DECISION, DECLINED, LOGITS = "probabilities", "decision", "declined", "logits"
@@ -59,7 +59,7 @@ class InferenceResponse:
 
 @dataclass(slots=True)
 class RequestLog:
-    """What the log tells of one request. `digest` stands for its content and for no name in it."""
+    """What is logged about one request. `digest` stands for its content, from which no name can be read."""
 
     door: str
     begun: float = field(default_factory=time.perf_counter)
@@ -71,10 +71,10 @@ class RequestLog:
 
 
 class Service:
-    """Answers requests of all doors. Belongs to one event loop."""
+    """Answers requests from REST and gRPC. Belongs to one event loop."""
 
-    def __init__(self, shelf: ReleaseRegistry, limits: ServerLimits, measures: Measures) -> None:
-        self.shelf, self.limits, self.measures = shelf, limits, measures
+    def __init__(self, registry: ReleaseRegistry, limits: ServerLimits, metrics: ServerMetrics) -> None:
+        self.registry, self.limits, self.metrics = registry, limits, metrics
         self.admission = Admission(limits)
         self.stopping = False
         self.readers = ThreadPoolExecutor(
@@ -84,96 +84,96 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether every release serves and the server is not on its way out."""
-        return self.shelf.ready and not self.stopping
+        return self.registry.ready and not self.stopping
 
     @contextmanager
     def admitted(self, images: int, size: int = 0) -> Iterator[None]:
         """A place in the queue; raises Refused where there is none."""
         self.admission.take(images, size)
-        self.measures.queue(self.admission.images)
+        self.metrics.queue(self.admission.images)
         try:
             yield
         finally:
             self.admission.give(images, size)
-            self.measures.queue(self.admission.images)
+            self.metrics.queue(self.admission.images)
 
     @contextmanager
-    def visited(self, door: str) -> Iterator[RequestLog]:
-        """One request: its line in the log and its figures, whatever becomes of it.
+    def logged(self, door: str) -> Iterator[RequestLog]:
+        """One request: its line in the log and in the metrics, however it ends.
 
-        What is no Refused becomes one that says nothing: an exception's text may quote what was sent.
+        An exception other than Refused becomes a Refused that gives its type only: its text may quote what was sent.
         """
-        visit = RequestLog(door)
+        log = RequestLog(door)
         try:
-            yield visit
+            yield log
         except Refused as refused:
-            self._tell(visit, refused)
+            self._log(log, refused)
             raise
         except asyncio.CancelledError:
-            self._tell(visit, Refused("slow", "The client went away."))
+            self._log(log, Refused("slow", "The client went away."))
             raise
         except Exception as error:
             failed = Refused("internal", f"The server failed ({type(error).__name__}); its log tells when.")
-            self._tell(visit, failed)
+            self._log(log, failed)
             raise failed from error
         else:
-            self._tell(visit, None)
+            self._log(log, None)
 
-    def _tell(self, visit: RequestLog, refused: Refused | None) -> None:
-        seconds = time.perf_counter() - visit.begun
+    def _log(self, log: RequestLog, refused: Refused | None) -> None:
+        seconds = time.perf_counter() - log.begun
         code = str(HTTP[refused.kind]) if refused else "200"
-        self.measures.answered(visit.model, visit.version, visit.door, code, seconds)
-        told: dict[str, Any] = {
-            "door": visit.door, "model": visit.model, "version": visit.version, "request": visit.digest,
-            "images": visit.images, "declined": visit.declined, "code": code, "ms": round(1000 * seconds, 2),
+        self.metrics.answered(log.model, log.version, log.door, code, seconds)
+        line: dict[str, Any] = {
+            "door": log.door, "model": log.model, "version": log.version, "request": log.digest,
+            "images": log.images, "declined": log.declined, "code": code, "ms": round(1000 * seconds, 2),
         }  # fmt: skip
         if refused:
-            self.measures.refused(visit.model, refused.kind)
-            told |= {"refused": refused.kind, "reason": refused.text}
-        event(logging.WARNING if refused else logging.INFO, "request", told)
+            self.metrics.refused(log.model, refused.kind)
+            line |= {"refused": refused.kind, "reason": refused.text}
+        event(logging.WARNING if refused else logging.INFO, "request", line)
 
     async def answer(
-        self, served: Served, asked: InferenceRequest, visit: RequestLog, taken: int = 0
+        self, served: ServedRelease, request: InferenceRequest, log: RequestLog, taken: int = 0
     ) -> InferenceResponse:
-        """Answer a request that holds `taken` places already. Raises Refused."""
-        visit.images = asked.count
-        extra = max(0, asked.count - taken)
+        """Answer a request that `taken` places in the queue were given to already. Raises Refused."""
+        log.images = request.count
+        extra = max(0, request.count - taken)
         try:
-            with self.admitted(extra), served.held():
+            with self.admitted(extra), served.in_use():
                 async with asyncio.timeout(self.limits.answer_seconds):
-                    answers = await self._answers(served, asked)
+                    answers = await self._answers(served, request)
         except TimeoutError:
             raise Refused("slow", f"There was no answer within {self.limits.answer_seconds:g} s.") from None
         except DataError as error:
             raise Refused("malformed", str(error)) from None
-        visit.declined = sum(bool(one.declined) for one in answers)
-        for one in answers:
-            self.measures.scan(visit.model, visit.version, outcome_of(one))
-        return reply_of(served, answers)
+        log.declined = sum(bool(answer.declined) for answer in answers)
+        for answer in answers:
+            self.metrics.scan(log.model, log.version, outcome_of(answer))
+        return response_of(served, answers)
 
-    async def _answers(self, served: Served, asked: InferenceRequest) -> list[Answer]:
-        if asked.images is not None:
-            check_prepared(asked.images, served.checked.predictor)
-            return await served.batcher.ask(asked.images, [None] * len(asked.images))
-        with served.batcher.expecting() as come:
-            images, facts = await self._read(served.checked.predictor, asked.scans)
-            come()
+    async def _answers(self, served: ServedRelease, request: InferenceRequest) -> list[Answer]:
+        if request.images is not None:
+            check_prepared(request.images, served.verified.release)
+            return await served.batcher.ask(request.images, [None] * len(request.images))
+        with served.batcher.expecting() as arrived:
+            images, facts = await self._read(served.verified.release, request.scans)
+            arrived()
             return await served.batcher.ask(images, facts)
 
-    async def _read(self, predictor: Predictor, scans: Sequence[bytes]) -> tuple[FloatArray, list[Acquisition]]:
+    async def _read(self, release: Release, scans: Sequence[bytes]) -> tuple[FloatArray, list[Acquisition]]:
         """Scans prepared by the readers. A reader that is stuck cannot be ended, but nobody waits for it any longer."""
-        jobs = [self._in_reader(prepare_bytes, predictor, data, self.limits) for data in scans]
+        jobs = [self._in_reader(prepare_bytes, release, data, self.limits) for data in scans]
         try:
             async with asyncio.timeout(self.limits.read_seconds):
-                found = await asyncio.gather(*jobs, return_exceptions=True)
+                results = await asyncio.gather(*jobs, return_exceptions=True)
         except TimeoutError:
             raise Refused("slow", f"The scan was not read within {self.limits.read_seconds:g} s.") from None
-        for place, one in enumerate(found, 1):
-            if isinstance(one, DataError):
-                raise Refused("malformed", f"Scan {place} of {len(scans)} is refused. {one}")
-            if isinstance(one, BaseException):
-                raise one
-        return np.stack([image for image, _ in found]), [facts for _, facts in found]  # type: ignore[misc]
+        for number, result in enumerate(results, 1):
+            if isinstance(result, DataError):
+                raise Refused("malformed", f"Scan {number} of {len(scans)} is refused. {result}")
+            if isinstance(result, BaseException):
+                raise result
+        return np.stack([image for image, _ in results]), [facts for _, facts in results]  # type: ignore[misc]
 
     def _in_reader(self, *call: Any) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self.readers, *call)
@@ -183,13 +183,13 @@ class Service:
         return await self._in_reader(*call)
 
 
-def check_prepared(images: FloatArray, predictor: Predictor) -> None:
-    """Refuse what the release's chain cannot have made."""
-    prepare = predictor.info.prepare
-    wanted = (prepare.channels, *prepare.size)
-    if images.shape[1:] != wanted or not len(images):
-        shown = ", ".join(map(str, wanted))
-        raise Refused("malformed", f"The input image must have the shape (N, {shown}); got {images.shape}.")
+def check_prepared(images: FloatArray, release: Release) -> None:
+    """Raises Refused for images that the release's chain cannot have prepared."""
+    prepare = release.info.prepare
+    shape = (prepare.channels, *prepare.size)
+    if images.shape[1:] != shape or not len(images):
+        sides = ", ".join(map(str, shape))
+        raise Refused("malformed", f"The input image must have the shape (N, {sides}); got {images.shape}.")
     if not np.isfinite(images).all():
         raise Refused("malformed", "The input image holds values that are no finite numbers.")
     if images.min() < -_MARGIN or images.max() > 1 + _MARGIN:
@@ -203,32 +203,31 @@ def outcome_of(answer: Answer) -> str:
     return UNDECIDED if answer.decision == UNDECIDED else "answered"
 
 
-def reply_of(served: Served, answers: Sequence[Answer]) -> InferenceResponse:
+def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceResponse:
     """Answers as arrays. A declined scan has no decision, and NaN for its probabilities, as it has none in a table."""
-    checked = served.checked
-    info = checked.predictor.info
+    info = served.verified.release.info
     nothing = [float("nan")] * len(info.labels)
-    values = [nothing if one.declined else [one.probabilities[label] for label in info.labels] for one in answers]
+    values = [nothing if answer.declined else [answer.probabilities[key] for key in info.labels] for answer in answers]
     arrays: dict[str, NDArray[Any]] = {
         PROBABILITIES: np.array(values, np.float64),
-        DECISION: np.array([one.decision.encode() for one in answers], np.object_),
-        DECLINED: np.array([one.declined.encode() for one in answers], np.object_),
-        LOGITS: np.array([one.logits for one in answers], np.float64),
+        DECISION: np.array([answer.decision.encode() for answer in answers], np.object_),
+        DECLINED: np.array([(answer.declined or "").encode() for answer in answers], np.object_),
+        LOGITS: np.array([answer.logits for answer in answers], np.float64),
     }
-    return InferenceResponse(served.name, checked.version, arrays, identity(served))
+    return InferenceResponse(served.name, served.verified.version, arrays, identity(served))
 
 
-def identity(served: Served) -> dict[str, str]:
-    """What answers: hashes of release, model and chain, the engine and medopt's version, and the labels' order."""
-    checked, predictor = served.checked, served.checked.predictor
+def identity(served: ServedRelease) -> dict[str, str]:
+    """What answered: hashes of release, model and chain, the engine and medopt's version, and the labels' order."""
+    verified, release = served.verified, served.verified.release
     return {
-        "release_sha256": checked.digest,
-        "model_sha256": checked.model_digest,
-        "chain": predictor.chain.fingerprint,
-        "model_kind": predictor.kind,
-        "engine": predictor.engine.name,
+        "release_sha256": verified.digest,
+        "model_sha256": verified.model_digest,
+        "chain": release.chain.fingerprint,
+        "model_kind": release.kind,
+        "engine": release.engine.name,
         "medopt": __version__,
-        "labels": ";".join(predictor.info.labels),
+        "labels": ";".join(release.info.labels),
     }
 
 

@@ -1,14 +1,14 @@
-"""Bytes of the Open Inference Protocol v2 over REST to a request, and a reply to bytes: JSON with binary tensors.
+"""Open Inference Protocol v2 over REST: bytes to a request, and a response to bytes; JSON with binary tensors.
 
-KServe's own decoder turns binary tensors into lists and BYTES into UTF-8 text, which a scan is not, and quotes them in
-errors; so the bytes are read here. https://github.com/kserve/open-inference-protocol, and Triton's binary tensor data
-extension (protocol/extension_binary_data.md). Nothing in an error quotes what was sent.
+Source: https://github.com/kserve/open-inference-protocol, and Triton's binary tensor data extension
+(protocol/extension_binary_data.md). No error quotes what was sent.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,18 +28,18 @@ _ID = 128
 
 @dataclass(frozen=True, slots=True)
 class OutputSelection:
-    """How the reply is to look: the request's id, which outputs (none named: all), and which of them as binary."""
+    """What the response is to hold: the request's id, which outputs (none named: all), and which of them as binary."""
 
     id: str = ""
     outputs: Mapping[str, bool] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """The outputs to give."""
+        """The selected outputs."""
         return [name for name in OUTPUTS if name in self.outputs] if self.outputs else list(OUTPUTS)
 
 
 def malformed(text: str) -> Refused:
-    """A request that is not what the protocol says."""
+    """The refusal of a request that does not follow the protocol."""
     return Refused("malformed", text)
 
 
@@ -59,8 +59,7 @@ def parse_request(body: bytes, header_length: str | None) -> tuple[InferenceRequ
             "before them; with 0, the whole body is one scan."
         ) from None
     try:
-        asked = _asked(message, memoryview(body)[length:])
-        return asked, _wanted(message)
+        return _input(message, memoryview(body)[length:]), _selection(message)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         what = type(error).__name__
         raise malformed(f"The request is not of the protocol: a field is absent or of a wrong type ({what}).") from None
@@ -78,7 +77,7 @@ def _length(text: str, most: int) -> int:
     return int(text)
 
 
-def _asked(message: Any, binary: memoryview) -> InferenceRequest:
+def _input(message: Any, binary: memoryview) -> InferenceRequest:
     inputs = message["inputs"]
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise malformed(f"Give exactly one input: {IMAGE} (FP32, prepared) or {SCAN} (BYTES, files).")
@@ -110,7 +109,7 @@ def check_input(name: str, datatype: str, shape: Sequence[int]) -> None:
 
 def from_raw(name: str, shape: Sequence[int], data: memoryview | bytes) -> InferenceRequest:
     """An input whose values are bytes: little-endian float32, or files with four bytes of length before each."""
-    count = product(shape)
+    count = math.prod(shape)
     if name == SCAN:
         return InferenceRequest(scans=_split(memoryview(data), count))
     if 4 * count != len(data):
@@ -118,16 +117,8 @@ def from_raw(name: str, shape: Sequence[int], data: memoryview | bytes) -> Infer
     return InferenceRequest(images=np.frombuffer(data, "<f4").reshape(shape))
 
 
-def product(shape: Sequence[int]) -> int:
-    """Values in a tensor."""
-    found = 1
-    for side in shape:
-        found *= side
-    return found
-
-
 def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
-    found, at = [], 0
+    scans, at = [], 0
     while at < len(data):
         if at + 4 > len(data):
             break
@@ -135,20 +126,20 @@ def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
         at += 4 + length
         if at > len(data):
             break
-        found.append(bytes(data[at - length : at]))
-    if at != len(data) or len(found) != count or not all(found):
+        scans.append(bytes(data[at - length : at]))
+    if at != len(data) or len(scans) != count or not all(scans):
         raise malformed(
             f"The input {SCAN} must be as many files as its shape says, each after four bytes of its length "
             "(little-endian), and none of them empty."
         )
-    return tuple(found)
+    return tuple(scans)
 
 
 def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) -> InferenceRequest:
     if name == IMAGE:
         images: FloatArray = np.asarray(data, np.float32)
-        if images.size != product(shape):
-            raise malformed(f"The input {IMAGE} has {images.size} values, and its shape needs {product(shape)}.")
+        if images.size != math.prod(shape):
+            raise malformed(f"The input {IMAGE} has {images.size} values, and its shape needs {math.prod(shape)}.")
         return InferenceRequest(images=images.reshape(shape))
     if content_type != "base64":
         raise malformed(
@@ -160,17 +151,17 @@ def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) ->
         scans = tuple(base64.b64decode(text, validate=True) for text in texts)
     except (binascii.Error, ValueError, TypeError):
         raise malformed(f"The input {SCAN} is not base64.") from None
-    if len(scans) != product(shape) or not all(scans):
+    if len(scans) != math.prod(shape) or not all(scans):
         raise malformed(f"The input {SCAN} must be as many files as its shape says, none of them empty.")
     return InferenceRequest(scans=scans)
 
 
-def _wanted(message: Any) -> OutputSelection:
+def _selection(message: Any) -> OutputSelection:
     everything = bool((message.get("parameters") or {}).get("binary_data_output", False))
     outputs = {}
-    for one in message.get("outputs") or []:
-        binary = (one.get("parameters") or {}).get("binary_data")
-        outputs[known_output(str(one["name"]))] = everything if binary is None else bool(binary)
+    for output in message.get("outputs") or []:
+        binary = (output.get("parameters") or {}).get("binary_data")
+        outputs[known_output(str(output["name"]))] = everything if binary is None else bool(binary)
     return OutputSelection(known_id(message.get("id")), outputs or dict.fromkeys(OUTPUTS, everything))
 
 
@@ -189,21 +180,21 @@ def known_id(value: Any) -> str:
     return text
 
 
-def write_reply(reply: InferenceResponse, wanted: OutputSelection) -> tuple[bytes, int | None]:
+def write_response(response: InferenceResponse, selection: OutputSelection) -> tuple[bytes, int | None]:
     """A REST body, and the length of the JSON in it where binary tensors follow."""
     outputs, pieces = [], []
-    for name in wanted.names():
-        array = reply.arrays[name]
+    for name in selection.names():
+        array = response.arrays[name]
         tensor: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
-        if wanted.outputs.get(name):
+        if selection.outputs.get(name):
             pieces.append(to_raw(array))
             tensor["parameters"] = {"binary_data_size": len(pieces[-1])}
         else:
             tensor["data"] = [value.decode() for value in array] if array.dtype == object else array.ravel().tolist()
         outputs.append(tensor)
-    message = {"model_name": reply.model, "model_version": reply.version, "parameters": reply.parameters}
-    if wanted.id:
-        message["id"] = wanted.id
+    message = {"model_name": response.model, "model_version": response.version, "parameters": response.parameters}
+    if selection.id:
+        message["id"] = selection.id
     head = orjson.dumps(message | {"outputs": outputs})  # a NaN becomes null
     return (b"".join([head, *pieces]), len(head)) if pieces else (head, None)
 

@@ -1,0 +1,103 @@
+"""What a RUN, a RELEASE and a data folder on the command line mean: folders found before anything heavy is imported."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from medopt.cli.command import note
+from medopt.core.errors import ConfigError, DataError
+from medopt.core.run_paths import find_release, find_run
+
+if TYPE_CHECKING:
+    from medopt.config import Study
+
+
+def run_folder(given: Path) -> Path:
+    """The folder of a run, as `find_run`; says which one where it was looked for."""
+    folder = find_run(given)
+    if folder.parent == given:
+        note(f"the newest run of {given}: {folder}")
+    return folder
+
+
+def release_folder(given: Path) -> Path:
+    """The folder of a release, as `find_release`; says which one where it was looked for. Or a registered one.
+
+    models:/NAME@ALIAS is fetched from MLflow's registry and kept; where the registry does not answer, the one that was
+    fetched last is taken, and stderr says so.
+    """
+    if str(given).startswith("models:"):
+        return _registered(str(given))
+    folder = find_release(given)
+    if folder.parent.parent == given:
+        note(f"the release of the newest run of {given}: {folder}")
+    return folder
+
+
+def _registered(uri: str) -> Path:
+    from medopt.tracking.fetch import fetch_release
+
+    store = os.environ.get("MLFLOW_TRACKING_URI")
+    if not store:
+        from medopt.tracking.store import tracking_uri
+
+        store = tracking_uri(Path("runs"))
+    kept = os.environ.get("MEDOPT_RELEASES")
+    folder = Path(kept) if kept else Path.home() / ".cache" / "medopt" / "releases"
+    fetched = fetch_release(uri, store, folder)
+    if fetched.note:
+        typer.echo(f"{uri}: {fetched.note}", err=True)
+    return fetched.place
+
+
+def require_scans(paths: Iterable[Path]) -> None:
+    """Refuse scans that are not there, before a release is opened; raises DataError."""
+    for path in paths:
+        if not _exists(path):
+            raise DataError(f"There is no file or folder {path}.")
+
+
+def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
+    """The data folder of a study: --data as it is; else MEDOPT_DATA or ./data, else beside the manifest.
+
+    The latter where the first does not have the manifest's first image.
+    """
+    from medopt.config.study_file import data_folder, find_manifest
+
+    usual = data_folder(given)
+    if given is not None:
+        return given
+    try:
+        manifest = find_manifest(study, study_file, usual)
+    except ConfigError:
+        return usual  # whoever reads the manifest says where it was looked for
+    root = Path(study.data.root)
+    places = [usual / root, manifest.parent / root]
+    inside = manifest.parent.parts[-len(root.parts) :] == root.parts if root.parts else False
+    folders = [usual, manifest.parent]
+    if inside:  # the manifest lies in the study's root: data/phantom/manifest.csv
+        places.append(manifest.parent)
+        folders.append(Path(*manifest.parent.parts[: -len(root.parts)]))
+    place = with_first_image(manifest, places)
+    return usual if place is None else folders[places.index(place)]
+
+
+def with_first_image(manifest: Path, places: Iterable[Path]) -> Path | None:
+    """The first of these folders that has the first image of a manifest; None where none has."""
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as stream:
+            image = (next(csv.DictReader(stream, skipinitialspace=True), {}).get("image") or "").strip()
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
+    return next((place for place in places if image and _exists(place / image)), None)
+
+
+def _exists(path: Path) -> bool:
+    """Whether a scan is there: a file, a folder, or a part of one after #."""
+    return path.exists() or ("#" in str(path) and Path(str(path).rpartition("#")[0]).exists())

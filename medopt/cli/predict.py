@@ -1,0 +1,86 @@
+"""`medopt verify` and `medopt predict`: a release proved, and used on scans."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medopt.cli.command import print_json, reporting
+from medopt.cli.options import CpusOption, JsonOption, ModelOption, ReleaseArgument, WhereOption
+from medopt.cli.places import release_folder, require_scans
+from medopt.core.errors import DataError, listed
+
+
+def verify(release: ReleaseArgument, as_json: JsonOption = False) -> None:
+    """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built.
+
+    Example: medopt verify runs/phantom
+    """
+    folder = release_folder(release)
+    from medopt.cli.console import print_rows
+    from medopt.release.golden import verify_release
+
+    cases = verify_release(folder)
+    rows = [{"case": case.case, "model": case.model, "difference": case.difference} for case in cases]
+    print_rows(f"{folder}: unchanged; golden cases replayed", rows)
+    print_json(as_json, {"release": str(folder), "golden": [asdict(case) for case in cases]})
+
+
+def predict(
+    release: ReleaseArgument,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="DICOM, NIfTI or image files, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("predictions.csv"),
+    model: ModelOption = "int8",
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="onnxruntime or openvino; else the fastest that `medopt tune runtime` found."),
+    ] = None,
+    where: WhereOption = "local",
+    job_cpus: CpusOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict scans with a release: a table, and a CSV with the reason of every refusal.
+
+    Scans are decoded while the model works on those before, in batches; medopt tune runtime RELEASE finds the engine,
+    threads and batch that are fastest here, and answers stay the same.
+
+    A scan unlike those of the release's training is declined: it has a reason instead of a decision. Exit code 3
+    where a scan cannot be read and is refused; the others are predicted all the same. With --on ray an archive is
+    predicted in parts over a cluster.
+
+    Example: medopt predict runs/phantom data/phantom/images/site_c --out answers.csv
+    """
+    folder = release_folder(release)
+    require_scans(paths)
+    from medopt.cli.console import print_predictions
+    from medopt.core.jobs import Fleet
+    from medopt.release.predictor import Release
+    from medopt.serving.batch import find_scans, predict_archive, predict_scans
+    from medopt.serving.prediction_table import write_answers
+
+    fleet = Fleet(where, job_cpus)
+    predictor = Release.open(folder, model, engine, mode="throughput")
+    scans = find_scans(paths, len(predictor.info.prepare.size))
+    with reporting() as reporter:
+        if predictor.note:
+            reporter.message(predictor.note)
+        if where == "local":
+            answers = predict_scans(predictor, scans, reporter)
+        else:
+            answers = predict_archive(folder, predictor.kind, engine, scans, fleet, reporter)
+        rows = write_answers(out, answers, predictor.info.labels)
+    print_predictions(rows, predictor)
+    declined = sum(row.answer is not None and bool(row.answer.declined) for row in rows)
+    refused = [row.refused for row in rows if row.answer is None]
+    typer.echo(f"{len(rows)} scans{f', {declined} of them declined' if declined else ''}, written to {out}")
+    print_json(
+        as_json,
+        {"release": str(folder), "out": str(out), "scans": len(rows), "declined": declined, "refused": len(refused)},
+    )
+    if refused:
+        raise DataError(f"{len(refused)} of {len(rows)} scans were refused: {listed(refused)}")

@@ -1,0 +1,143 @@
+"""`medopt ui`, `promote`, `rollback`, `pull` and `mlflow migrate`: the team's store, and which version serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medopt.cli.command import print_json, reporting
+from medopt.cli.options import JsonOption, RunsOption
+from medopt.cli.places import release_folder
+from medopt.core.errors import ConfigError
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the study's name.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, in words; the registry keeps them.")]
+
+
+def promote(
+    model: ModelName,
+    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="The version; without it all are listed.")] = "",
+    reason: ReasonOption = "",
+    uncompared: Annotated[
+        bool, typer.Option("--uncompared", help="Also where the two share no test cases; the registry then says so.")
+    ] = False,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version of a model the champion, the one that serves: models:/MODEL@champion.
+
+    Only what passed the gate (exit code 5 else). It is compared with the champion until now on the test cases of both;
+    that, who, when and why stand with the version. The champion until now becomes `previous`.
+
+    Example: medopt promote lesions 4 --reason "trained with the new scanner's images, AUC there +.03"
+    """
+    from medopt.tracking.registry import Registry
+
+    registry = Registry(runs)
+    if version:
+        from medopt.experiments.promote import promote as make_champion
+
+        done = make_champion(registry, model, version, reason, uncompared=uncompared)
+        if done.compared is not None:
+            from medopt.cli.compare import print_comparison
+
+            print_comparison(done.compared)
+        until = f"; until now version {done.before}, which `medopt rollback {model}` brings back" if done.before else ""
+        typer.echo(f"{model}: version {done.version} is the champion{until}")
+        print_json(as_json, {"model": model, "version": done.version, "before": done.before})
+        return
+    from medopt.cli.console import print_rows
+
+    versions = [_row(version) for version in registry.versions(model)]
+    print_rows(model, versions)
+    print_json(as_json, {"model": model, "versions": versions})
+    if reason or uncompared:
+        raise ConfigError(f"Nothing was promoted: name the version, `medopt promote {model} VERSION --reason TEXT`.")
+
+
+def _row(version: Any) -> dict[str, str]:
+    return {
+        "version": version.version,
+        "alias": ", ".join(version.aliases),
+        "registered": f"{version.created:%Y-%m-%d %H:%M} UTC",
+        "gate": version.gate or "not known",
+        "promoted": version.promoted,
+    }
+
+
+def rollback(
+    model: ModelName, reason: ReasonOption = "", runs: RunsOption = Path("runs"), as_json: JsonOption = False
+) -> None:
+    """Go back to the champion before this one; the two change places.
+
+    Example: medopt rollback lesions --reason "declines half of the north site's scans"
+    """
+    from medopt.tracking.registry import Registry
+
+    if not reason.strip():
+        raise ConfigError("A rollback takes a reason: --reason TEXT.")
+    now, before = Registry(runs).roll_back(model, reason)
+    typer.echo(f"{model}: version {now} is the champion again, in place of version {before}")
+    print_json(as_json, {"model": model, "version": now, "before": before})
+
+
+def pull(
+    uri: Annotated[str, typer.Argument(metavar="models:/NAME@ALIAS", help="Or models:/NAME/VERSION.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a registered release to this machine, check it, and print where it is.
+
+    That place is a link (in MEDOPT_RELEASES, else ~/.cache/medopt/releases) that turns when the alias moves: a server
+    that was started with it takes the new release by POST /v2/repository/models/NAME/load.
+
+    Example: medopt pull models:/lesions@champion
+    """
+    if not uri.startswith("models:/"):
+        raise ConfigError(f"medopt pull takes models:/NAME@ALIAS or models:/NAME/VERSION; got {uri!r}.")
+    folder = release_folder(Path(uri))
+    typer.echo(folder)
+    print_json(as_json, {"uri": uri, "release": str(folder)})
+
+
+def ui(
+    runs: RunsOption = Path("runs"),
+    port: Annotated[int, typer.Option("--port", help="Port on this machine.")] = 5000,
+) -> None:
+    """Open MLflow's pages on the runs' store (Ctrl-C ends it).
+
+    Example: medopt ui --runs runs
+    """
+    from medopt.tracking.tracker import serve_ui
+
+    serve_ui(runs, port)
+
+
+def migrate(
+    runs: RunsOption = Path("runs"),
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="URI", help="The server's address; else MLFLOW_TRACKING_URI.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the runs folder's store to a server: runs with their history and files, models, versions, aliases.
+
+    Interrupted or killed, the same command goes on where it was; nothing is copied twice. Every copy is read back and
+    compared. The store of the runs folder stays as it is, and a run that is gone on with goes on in its copy.
+
+    Example: medopt mlflow migrate --to https://mlflow.example.org
+    """
+    from medopt.cli.console import print_rows
+    from medopt.tracking.migrate import migrate as move
+
+    with reporting() as reporter:
+        done = move(runs, to, reporter)
+    print_rows("moved to the server", done.table())
+    for note in done.notes:
+        typer.echo(note)
+    typer.echo(f"runs on the server: {len(done.runs)}; each was read back when it was copied, and is as it is here")
+    typer.echo(
+        "Track there from now on: export MLFLOW_TRACKING_URI (and ..._USERNAME, ..._PASSWORD); see mlflow/README.md."
+    )
+    print_json(as_json, {"rows": done.table(), "checked": len(done.runs), "notes": done.notes})

@@ -1,0 +1,146 @@
+"""What all result objects share: the model they come from, derived UIDs, the patient's header, encoding as a file."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from typing import TypedDict
+
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
+
+from medopt import __version__
+from medopt.pacs.settings import ResultSettings
+from medopt.pacs.worker_protocol import OutgoingObject
+from medopt.release.layout import ModelInfo, ReleaseInfo
+from medopt.release.predictor import UNDECIDED, Answer
+
+UNICODE = "ISO_IR 192"
+_NAMESPACE = uuid.UUID("8e6b3a52-4b0c-5f0e-9d6e-5a2f6a0f4c11")
+_STUDY_KEYWORDS = (
+    *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
+    *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "ReferringPhysicianName"),
+)
+_IMAGE_KEYWORDS = ("SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "Modality", "Rows", "Columns")
+
+
+@dataclass(frozen=True, slots=True)
+class ScanAnswer:
+    """The answer for one scan, and the headers of its images (one image, or those of a series)."""
+
+    answer: Answer
+    images: tuple[Dataset, ...]
+
+    def presence(self, label: str) -> str:
+        """Present, Absent, or, for a scan that is declined or undecided, Undetermined."""
+        if self.answer.declined or self.answer.decision == UNDECIDED:
+            return "Undetermined"
+        return "Present" if label in self.answer.decision.split(";") else "Absent"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What the answers come from: a release and one of its models, with the SHA-256 of both."""
+
+    release: ReleaseInfo
+    model: ModelInfo
+    model_digest: str
+    release_digest: str
+
+    @property
+    def reported_labels(self) -> Sequence[str]:
+        """The labels that results report: of a binary study the finding alone."""
+        return self.release.labels[1:] if self.release.task == "binary" else self.release.labels
+
+
+class CommonAttributes(TypedDict):
+    """highdicom's parameters for equipment (PS3.3 C.7.5.1), time and encoding."""
+
+    manufacturer: str
+    manufacturer_model_name: str
+    software_versions: str
+    device_serial_number: str
+    transfer_syntax_uid: str
+    content_date: date
+    content_time: time
+
+
+@dataclass(frozen=True, slots=True)
+class ResultContext:
+    """What the objects of one study have in common. `input_digests` are the digests of the images that were read."""
+
+    identity: ModelIdentity
+    study_uid: str
+    input_digests: Sequence[str]
+    settings: ResultSettings
+    now: datetime
+
+    def uid(self, *parts: str) -> str:
+        """A UID that follows from the study, its images, the model and these parts."""
+        return derived_uid(self.study_uid, *sorted(self.input_digests), self.identity.model_digest, *parts)
+
+    def common_attributes(self) -> CommonAttributes:
+        """The attributes that every object has."""
+        return {
+            "manufacturer": "medopt",
+            "manufacturer_model_name": "medopt",
+            "software_versions": __version__,
+            "device_serial_number": self.identity.release_digest[:16],
+            "transfer_syntax_uid": ExplicitVRLittleEndian,
+            "content_date": self.now.date(),
+            "content_time": self.now.time(),
+        }
+
+
+def derived_uid(*parts: str) -> str:
+    """A UID (PS3.5 B.2, from a UUID) that the same parts always give.
+
+    >>> derived_uid("1.2.3", "report") == derived_uid("1.2.3", "report")
+    True
+    """
+    return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(parts)).int}"
+
+
+def copied_header(image: Dataset) -> Dataset:
+    """The attributes of an image that a result repeats; a malformed value is empty there."""
+    header = Dataset()
+    for keyword in (*_STUDY_KEYWORDS, *_IMAGE_KEYWORDS):
+        setattr(header, keyword, _readable_value(image, keyword))
+    header.SpecificCharacterSet = UNICODE
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    for keyword, parse in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            parse(header.get(keyword))
+        except ValueError:
+            setattr(header, keyword, "")
+    return header
+
+
+def _readable_value(image: Dataset, keyword: str) -> int | str:
+    try:
+        value = image.get(keyword)
+        return value if isinstance(value, int) else str(value or "")
+    except Exception:  # pydicom parses an element on access; each kind of damage raises its own exception
+        return ""
+
+
+def encode_object(result_type: str, dataset: Dataset) -> OutgoingObject:
+    """The object as a DICOM file (PS3.10), explicit VR little endian."""
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = UID(dataset.SOPClassUID)
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(dataset.SOPInstanceUID)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    return OutgoingObject(
+        result_type=result_type,
+        sop_class=str(dataset.SOPClassUID),
+        sop_uid=str(dataset.SOPInstanceUID),
+        content=stream.getvalue(),
+    )

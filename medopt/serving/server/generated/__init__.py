@@ -1,0 +1,1 @@
+"""Generated from `open_inference.proto`; README.md says how. Do not edit."""
