@@ -48,8 +48,11 @@ class AucWithCovariance:
 
 
 def auc_with_covariance(score: Floats, target: NDArray[np.bool_], patients: Index) -> AucWithCovariance:
-    """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,)."""
-    patients = np.cumsum(np.bincount(patients) > 0)[patients] - 1  # without gaps: who has no case here is no witness
+    """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,).
+
+    Patients are numbers from 0 on; those without a case here contribute nothing to the variance.
+    """
+    patients = np.cumsum(np.bincount(patients) > 0)[patients] - 1  # without gaps
     parts = [_parts(column, truth, patients) for column, truth in zip(score.T, target.T, strict=True)]
     above, below = (np.stack([getattr(part, name) for part in parts]) for name in ("positive", "negative"))
     both = _factor(distinct(patients)) * (above @ below.T)
