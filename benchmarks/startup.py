@@ -77,7 +77,7 @@ def commands(options: argparse.Namespace, folder: Path) -> list[tuple[str, Seque
         ("medopt run --help", [*medopt, "run", "--help"], 0, 1),
         ("medopt rnu (mistyped)", [*medopt, "rnu", "study.yaml"], 2, 1),
         ("medopt run NO-SUCH-FILE", [*medopt, "run", str(folder / "none.yaml")], 2, 1),
-        ("medopt predict NO-SUCH-FOLDER", [*medopt, "predict", str(folder / "none"), "x.dcm"], 2, 1),
+        ("medopt predict NO-SUCH-FOLDER", [*medopt, "predict", str(folder / "none"), "x.dcm"], 6, 1),
     ]
     if options.release and options.scan:
         words = ["predict", str(options.release), str(options.scan), "--out", str(folder / "answers.csv")]

@@ -9,7 +9,7 @@ import yaml
 from real_data import REPO
 
 PATH = re.compile(r"(?<![\w/.-])((?:medopt|tests|benchmarks|pipelines|data_manifests|mlflow)/[\w/]*(?:\.\w+)?)")
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "mlflow/README.md", "tests/fixtures/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "NOTICE", "mlflow/README.md", "tests/fixtures/README.md")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -163,8 +163,8 @@ def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -
         text = f"declined {len(declined)} of {len(rows)}, because (the first): {declined[0]}; the CSV says of each"
         console.print(text, soft_wrap=True)
     limits = model.threshold if isinstance(model.threshold, tuple) else (model.threshold,)
-    told = [f"{name} from {limit:.4f} on" for name, limit in zip(labels[-len(limits) :], limits, strict=True) if limit]
-    rule = ", ".join(told) or "the most probable label"
+    rules = [f"{name} from {limit:.4f} on" for name, limit in zip(labels[-len(limits) :], limits, strict=True) if limit]
+    rule = ", ".join(rules) or "the most probable label"
     band = f"; left undecided: from {model.band[0]:.4f} up to {model.band[1]:.4f}" if model.band else ""
     console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}{band}", soft_wrap=True)
 

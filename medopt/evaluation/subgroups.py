@@ -1,7 +1,7 @@
 """Figures of each site and each subgroup, and how far each one lies from all the others.
 
-A group is not a witness against itself: it is compared with the rest, never with the whole. Looking at many groups
-finds an odd one by chance alone, which the report says beside the worst.
+A group is compared with all other cases, never with the whole, which holds its own cases too. Whoever looks at many
+groups finds an odd one by chance alone, which the report says beside the worst.
 """
 
 from __future__ import annotations

@@ -111,11 +111,11 @@ def fit_curve(position: Floats, positive: NDArray[np.bool_]) -> IsotonicCurve:
     observed = np.bincount(index, weights=positive) / counts
     fitted = isotonic_regression(observed, weights=counts).x
     least = 1 / (len(position) + 2)
-    held = np.clip(fitted, least, 1 - least)
+    levelled = np.clip(fitted, least, 1 - least)
     # The two ends of each flat block are all that the curve needs.
-    change = np.diff(held) > 0
+    change = np.diff(levelled) > 0
     kept = np.append(True, change) | np.append(change, True)
-    return IsotonicCurve(tuple(levels[kept].tolist()), tuple(held[kept].tolist()))
+    return IsotonicCurve(tuple(levels[kept].tolist()), tuple(levelled[kept].tolist()))
 
 
 Method = Literal["temperature", "isotonic", "none"]

@@ -95,8 +95,8 @@ def reliability(
     edges = np.unique(np.quantile(probability, np.linspace(0, 1, max(1, min(bins, len(order) // 10)) + 1)[1:-1]))
     index = np.searchsorted(edges, probability, side="right")
     counts = np.bincount(index)
-    held = counts > 0
-    n = counts[held]
-    predicted = np.bincount(index, weights=probability)[held] / n
-    observed = np.bincount(index, weights=target)[held] / n
+    filled = counts > 0
+    n = counts[filled]
+    predicted = np.bincount(index, weights=probability)[filled] / n
+    observed = np.bincount(index, weights=target)[filled] / n
     return Reliability(predicted, observed, *wilson(observed, n, confidence))

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import rankdata, t
 
 from medopt.core.records import Estimate
 from medopt.metrics.proportions import exact, wilson
@@ -48,8 +47,11 @@ class AucWithCovariance:
 
 
 def auc_with_covariance(score: Floats, target: NDArray[np.bool_], patients: Index) -> AucWithCovariance:
-    """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,)."""
-    patients = np.cumsum(np.bincount(patients) > 0)[patients] - 1  # without gaps: who has no case here is no witness
+    """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,).
+
+    Patients are numbers from 0 on; those without a case here contribute nothing to the variance.
+    """
+    patients = np.cumsum(np.bincount(patients) > 0)[patients] - 1  # without gaps
     parts = [_parts(column, truth, patients) for column, truth in zip(score.T, target.T, strict=True)]
     above, below = (np.stack([getattr(part, name) for part in parts]) for name in ("positive", "negative"))
     both = _factor(distinct(patients)) * (above @ below.T)
@@ -68,6 +70,8 @@ def mean_auc(found: AucWithCovariance, cases: int, confidence: float) -> Estimat
         return Estimate(value, None, None, cases, "no interval: one patient only")
     if value in (0, 1) or variance <= 0:
         return _separated(value, found.fewest, cases, confidence)
+    from scipy.stats import t  # its import takes a second that predicting need not wait
+
     half = t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance) / (value * (1 - value))
     widest = wilson(value, found.fewest, confidence)
     low, high = max(expit(logit(value) - half), widest[0]), min(expit(logit(value) + half), widest[1])
@@ -112,6 +116,8 @@ def _parts(score: Floats, positive: NDArray[np.bool_], patients: Index) -> _Part
 
 def placements(score: Floats, positive: NDArray[np.bool_]) -> Floats:
     """Placement values (N,): the share of the other class that a case lies on the right side of, ties one half."""
+    from scipy.stats import rankdata
+
     ranks = rankdata(score)
     out = np.empty(len(score))
     out[positive] = (ranks[positive] - rankdata(score[positive])) / (~positive).sum()

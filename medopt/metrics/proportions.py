@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import t
 
 from medopt.core.records import Estimate
 from medopt.metrics.weighted import Floats, Index, distinct
@@ -49,6 +48,8 @@ def effective_cases(hit: NDArray[np.bool_], patients: Index, confidence: float) 
     independent = share * (1 - share) / (cases - 1)
     if names == cases or variance <= independent:
         return float(cases)
+    from scipy.stats import t  # its import takes a second that predicting need not wait
+
     known = float(ndtri((1 + confidence) / 2) / t.ppf((1 + confidence) / 2, names - 1)) ** 2
     return max(1.0, known * cases * independent / variance)
 

@@ -82,8 +82,8 @@ def with_band(point: OperatingPoint, probability: NDArray[np.floating], share: f
     sure = np.sort(point.confidence(probability))
     most = int(share * len(sure) + 1e-9)
     levels = np.unique(sure)
-    held = np.searchsorted(sure, levels, side="right")
-    reached = np.flatnonzero(held <= most)
+    undecided = np.searchsorted(sure, levels, side="right")
+    reached = np.flatnonzero(undecided <= most)
     if len(reached) == 0:
         said = f"no band: fewer than one of {len(sure)} validation cases may be left undecided"
         return replace(point, note="; ".join(filter(None, (point.note, said))))
@@ -113,21 +113,21 @@ def choose_threshold(
     threshold among equals. fixed: the target itself.
     More than one column with labels (N,) is a multi-class study: no threshold. A set with one class gives 0.5.
     """
-    asked = _Asked(rule, target, cost, prevalence)
+    selection = _Selection(rule, target, cost, prevalence)
     table = np.asarray(probability, dtype=np.float64).reshape(len(probability), -1)
     if labels.ndim == 2:
-        chosen = [_choose(column, truth == 1, asked) for column, truth in zip(table.T, labels.T, strict=True)]
+        chosen = [_choose(column, truth == 1, selection) for column, truth in zip(table.T, labels.T, strict=True)]
         notes = [f"label {index}: {note}" for index, (_, note) in enumerate(chosen) if note]
         return OperatingPoint(tuple(threshold for threshold, _ in chosen), rule, "; ".join(notes))
     if table.shape[1] > 1:
         return OperatingPoint(None, "argmax")
-    threshold, note = _choose(table[:, 0], labels == 1, asked)
+    threshold, note = _choose(table[:, 0], labels == 1, selection)
     return OperatingPoint(threshold, rule, note)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A rule with its numbers."""
+class _Selection:
+    """The rule that chooses a threshold, with its numbers."""
 
     rule: Rule
     target: float
@@ -135,8 +135,8 @@ class _Asked:
     prevalence: float | None
 
 
-def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], asked: _Asked) -> tuple[float, str]:
-    rule, target = asked.rule, asked.target
+def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], selection: _Selection) -> tuple[float, str]:
+    rule, target = selection.rule, selection.target
     if rule == "fixed":
         return float(target), ""
     if positive.all() or not positive.any():
@@ -151,8 +151,8 @@ def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], asked: _Ask
     right = np.rint(sensitivity * positives) * negatives, np.rint(specificity * negatives) * positives
     if rule == "youden":
         return float(cuts[(right[0] + right[1]).argmax()]), ""
-    share = positives / (positives + negatives) if asked.prevalence is None else asked.prevalence
-    gain = asked.cost * share * right[0] + (1 - share) * right[1]
+    share = positives / (positives + negatives) if selection.prevalence is None else selection.prevalence
+    gain = selection.cost * share * right[0] + (1 - share) * right[1]
     return float(cuts[np.flatnonzero(gain >= gain.max() * (1 - 1e-12))[0]]), ""
 
 

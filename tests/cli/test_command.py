@@ -140,7 +140,7 @@ def test_the_shell_completes_commands_and_studies() -> None:
 
 
 def test_nothing_heavy_is_imported_for_help_version_and_wrong_arguments(tmp_path: Path) -> None:
-    heavy = ("torch", "monai", "numpy", "mlflow", "pydantic", "pydicom", "scipy", "matplotlib", "medopt.config.study")
+    heavy = ("torch", "monai", "numpy", "mlflow", "pydicom", "scipy", "matplotlib", "medopt.config.study")
     script = (
         "import sys; from medopt.cli.main import main; sys.argv = ['medopt', *sys.argv[1:]]\n"
         "try: main()\n"

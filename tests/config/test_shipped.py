@@ -43,7 +43,7 @@ def test_an_installation_without_a_clone_has_them_in_the_package(
     for folder in ("pipelines", "data_manifests"):
         (tmp_path / "_shipped" / folder).mkdir(parents=True)
     (tmp_path / "_shipped" / "pipelines" / "lesions.yaml").write_text(
-        "name: lesions\nquestion: '?'\ndata: {manifest: elsewhere/lesions.csv, labels: [no, yes]}\n"
+        "name: lesions\nquestion: '?'\ndata: {manifest: elsewhere/lesions.csv, labels: [benign, malignant]}\n"
         "prepare: {size: [8, 8]}\n"
     )
     (tmp_path / "_shipped" / "data_manifests" / "lesions.csv").touch()
