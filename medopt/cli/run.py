@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -203,7 +204,7 @@ def _show_plan(studies: Sequence[tuple[Study, Path]], folders: Sequence[Path], r
 
     plans = []
     for (study, path), folder in zip(studies, folders, strict=True):
-        plan = plan_run(study, path, folder, runs)
+        plan = asdict(plan_run(study, path, folder, runs))
         resolved = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
         typer.echo(f"{resolved}\n# the plan\n{yaml.safe_dump(plan, sort_keys=False)}".rstrip())
         plans.append({"study": study.model_dump(mode="json"), "plan": plan})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,22 +87,18 @@ def learning_rate(
         from medopt.training.lr_range_test import range_test
 
         study = with_sizes(ready.study)
-        found = range_test(
-            study, ready.cases, ready.files, low=low, high=high, steps=steps, reporter=ready.reporter
-        ).facts()
+        test = range_test(study, ready.cases, ready.files, low=low, high=high, steps=steps, reporter=ready.reporter)
     picture = ready.folder / "lr.png"
-    range_figure(found, picture, study.name)
+    range_figure(test, picture, study.name)
     table = Table("rate", "loss", "smoothed", title=f"{study.name}: learning-rate range test", title_justify="left")
-    for place in range(0, len(found["rates"]), max(1, len(found["rates"]) // 15)):
-        numbers = [found[name][place] for name in ("rates", "losses", "smoothed")]
-        table.add_row(
-            f"{numbers[0]:.1e}", *("not finite" if value is None else f"{value:.4f}" for value in numbers[1:])
-        )
+    steps_of_test = list(zip(test.rates, test.losses, test.smoothed, strict=True))
+    for rate, *losses in steps_of_test[:: max(1, len(steps_of_test) // 15)]:
+        table.add_row(f"{rate:.1e}", *(f"{loss:.4f}" if math.isfinite(loss) else "not finite" for loss in losses))
     plain_console().print(table)
-    suggestion = found["suggestion"]
+    suggestion = test.suggestion
     typer.echo(f"suggested {'none' if suggestion is None else f'--set training.optimizer.lr={suggestion:g}'}")
-    typer.echo(f"because   {found['reason']}")
-    _end(found, picture, as_json)
+    typer.echo(f"because   {test.reason}")
+    _end(test.json_values(), picture, as_json)
 
 
 def batch(
@@ -126,22 +123,22 @@ def batch(
         from medopt.figures.tuning import batch_figure
         from medopt.training.batch_size import find_batch_size
 
-        found = find_batch_size(
+        test = find_batch_size(
             ready.study, ready.cases, ready.files, max_size=max_batch, seconds=seconds, reporter=ready.reporter
-        ).facts()
+        )
     picture = ready.folder / "batch.png"
-    batch_figure(found, picture, ready.study.name)
-    title = f"{ready.study.name}: a step of {found['batch_size']} images on {found['device']}"
+    batch_figure(test, picture, ready.study.name)
+    title = f"{ready.study.name}: a step of {test.batch_size} images on {test.device}"
     table = Table("micro-batch", "images/s", "GiB", "", title=title, title_justify="left")
-    for one in found["trials"]:
-        chosen = "chosen" if one["micro_batch"] == found["micro_batch"] else one["note"]
-        taken = "" if one["bytes"] is None else f"{one['bytes'] / 2**30:.2f}"
-        speed = "" if one["images_per_second"] is None else f"{one['images_per_second']:.1f}"
-        table.add_row(str(one["micro_batch"]), speed, taken, chosen)
+    for trial in test.trials:
+        chosen = "chosen" if trial.micro_batch == test.micro_batch else trial.note
+        taken = "" if trial.bytes is None else f"{trial.bytes / 2**30:.2f}"
+        speed = "" if trial.images_per_second is None else f"{trial.images_per_second:.1f}"
+        table.add_row(str(trial.micro_batch), speed, taken, chosen)
     plain_console().print(table)
-    sizes = f"--set training.batch_size={found['batch_size']} --set training.micro_batch={found['micro_batch']}"
-    typer.echo(f"suggested {sizes}\nbecause   {found['reason']}")
-    _end(found, picture, as_json)
+    sizes = f"--set training.batch_size={test.batch_size} --set training.micro_batch={test.micro_batch}"
+    typer.echo(f"suggested {sizes}\nbecause   {test.reason}")
+    _end(test.json_values(), picture, as_json)
 
 
 def initialization(
@@ -169,14 +166,13 @@ def initialization(
         from medopt.training.init_study import compare_initializations
 
         study = ready.study
-        found = compare_initializations(
+        nets = compare_initializations(
             study, ready.cases, ready.files, depths=wanted, images=images, steps=steps, reporter=ready.reporter
         )
     picture = ready.folder / "init.png"
-    initialization_figure([net.facts() | {"kind": net.variant.description} for net in found], picture)
-    plain_console().print(_init_table(study, found))
-    facts = {"nets": [net.facts() | {"kind": net.variant.description} for net in found], "study": study.name}
-    _end(facts, picture, as_json)
+    initialization_figure(nets, picture)
+    plain_console().print(_init_table(study, nets))
+    _end({"nets": [net.json_values() for net in nets], "study": study.name}, picture, as_json)
 
 
 def _depth(given: int) -> Depth:

@@ -95,7 +95,7 @@ class MeasureStage(Stage[CompressionFront]):
         """Those of compressing and of judging."""
         return _settings(study, "seed", "model", "prepare", "data.task", "data.labels", "compression", "evaluation")
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The grid and the weights of every width."""
         weights = [context.networks[0], *(step.weights(context.folder) for step in self.steps)]
         return {"grid": asdict(self.grid), "weights": [file_digest(path) for path in weights]}
@@ -157,7 +157,7 @@ class RecordOptionsStage(Stage[NoResult]):
         """The study's name."""
         return _settings(study, "name")
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The run above."""
         return {"run": context.tracker.origin}
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import compose, helper
@@ -46,7 +45,7 @@ class MergeStage(Stage[MergedMembers]):
         """The members' models of a kind."""
         return [folder / "models" / f"{kind}.onnx" for folder in self.members]
 
-    def depends_on(self, context: RunContext) -> dict[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The members' models."""
         return {kind: [file_digest(path) for path in self.files(kind)] for kind in KINDS}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medopt.config import Study
 from medopt.core.records import SPLITS
@@ -13,7 +13,17 @@ from medopt.pipeline.study_cases import read_source
 from medopt.transforms.prepare import PrepareChain
 
 
-def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run would do: cases by split, its folder, each stage "done" or "to do", the chain's fingerprint."""
+
+    cases: dict[str, int]
+    folder: str
+    stages: dict[str, str]
+    chain: str
+
+
+def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> RunPlan:
     """The cases of a study, the folder of its run, and which stages are done already.
 
     Preparing is no stage of a run: what was prepared is kept for all runs, and looked up by content.
@@ -21,12 +31,12 @@ def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> dict[str
     cases = read_source(study, study_file, data)
     folder = find_run(runs, study, cases.training_digest)
     done = done_stages(study, RunFolder(folder, False)) if folder else set()
-    return {
-        "cases": {split: sum(case.split == split for case in cases.cases) for split in SPLITS},
-        "folder": str(folder) if folder else f"a new one below {runs / study.name}",
-        "stages": {stage: "done" if stage in done else "to do" for stage in stage_names(study)},
-        "chain": PrepareChain(study.prepare).fingerprint,
-    }
+    return RunPlan(
+        cases={split: sum(case.split == split for case in cases.cases) for split in SPLITS},
+        folder=str(folder) if folder else f"a new one below {runs / study.name}",
+        stages={stage: "done" if stage in done else "to do" for stage in stage_names(study)},
+        chain=PrepareChain(study.prepare).fingerprint,
+    )
 
 
 def done_stages(study: Study, folder: RunFolder) -> set[str]:

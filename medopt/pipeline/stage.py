@@ -89,7 +89,7 @@ class Stage(ABC, Generic[Result]):
         """The files, or folders with all that is in them, that it writes."""
         return ()
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """What it depends on beside settings and inputs."""
         return {}
 

@@ -29,7 +29,7 @@ def resolve_auto(
     if "auto" in (training.batch_size, training.micro_batch):
         batch = find_batch_size(study, cases, files, reporter=reporter)
         reporter.message(f"batches of {batch.batch_size}, {batch.micro_batch} at once. {batch.reason}")
-        facts["batch"] = batch.facts()
+        facts["batch"] = batch.json_values()
         micro = batch.micro_batch if training.micro_batch == "auto" else training.micro_batch
         study = _with(study, batch_size=batch.batch_size, micro_batch=micro)
     if training.optimizer.lr == "auto":
@@ -39,7 +39,7 @@ def resolve_auto(
                 f"training.optimizer.lr is auto. {test.reason} Set a rate: training.optimizer.lr=0.001."
             )
         reporter.message(f"learning rate {test.suggestion:g}: {test.reason}")
-        facts["lr"] = test.facts()
+        facts["lr"] = test.json_values()
         study = _with(study, optimizer=training.optimizer.model_copy(update={"lr": test.suggestion}))
     return study, facts
 

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from medopt.config import Study
 from medopt.core.errors import TrainingError
@@ -52,7 +52,7 @@ class BatchTest:
     accumulation: int
     reason: str
 
-    def facts(self) -> dict[str, Any]:
+    def json_values(self) -> dict[str, JsonValue]:
         """As JSON holds it."""
         return asdict(self)
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from pydantic import JsonValue
 from torch import Tensor
 
 from medopt.config import Study
@@ -43,14 +43,15 @@ class InitResult:
         """The last loss over the first; not a number where a loss was not finite."""
         return self.losses[-1] / self.losses[0] if math.isfinite(self.losses[-1]) else math.nan
 
-    def facts(self) -> dict[str, Any]:
+    def json_values(self) -> dict[str, JsonValue]:
         """As JSON holds it: what is not finite becomes null."""
 
         def finite(values: Sequence[float]) -> list[float | None]:
             return [value if math.isfinite(value) else None for value in values]
 
         scale = {name: finite(values) for name, values in asdict(self.scale).items()}
-        return asdict(self.variant) | scale | {"losses": finite(self.losses), "ratio": finite([self.scale.ratio])[0]}
+        named = asdict(self.variant) | {"kind": self.variant.description}
+        return named | scale | {"losses": finite(self.losses), "ratio": finite([self.scale.ratio])[0]}
 
 
 def compare_initializations(

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import Tensor
 
 from medopt.config import Study
@@ -59,7 +59,7 @@ class RangeTest:
     suggestion: float | None
     reason: str
 
-    def facts(self) -> dict[str, Any]:
+    def json_values(self) -> dict[str, JsonValue]:
         """As JSON holds it: a loss that is not finite becomes null."""
         names = ("rates", "losses", "smoothed", "slope")
         lists = {name: [value if math.isfinite(value) else None for value in getattr(self, name)] for name in names}

@@ -93,14 +93,14 @@ def test_a_suggestion_stays_a_factor_of_ten_below_what_exploded() -> None:
     losses[-1] = math.inf
     found = judge(rates.tolist(), losses.tolist(), float(rates[-1]))
     assert found.suggestion == pytest.approx(1e-3) and "A tenth of the rate that exploded." in found.reason
-    assert json.loads(json.dumps(found.facts(), allow_nan=False))["losses"][-1] is None
+    assert json.loads(json.dumps(found.json_values(), allow_nan=False))["losses"][-1] is None
 
 
 @pytest.mark.parametrize("losses", [[0.7] * 40, np.linspace(0.7, 2, 40).tolist(), [math.nan] * 40])
 def test_a_loss_that_never_fell_suggests_nothing_and_says_so(losses: list[float]) -> None:
     found = judge(np.geomspace(1e-5, 1, 40).tolist(), losses, None)
     assert found.suggestion is None and found.reason.startswith("No rate is suggested")
-    json.dumps(found.facts(), allow_nan=False)
+    json.dumps(found.json_values(), allow_nan=False)
 
 
 @pytest.mark.parametrize("wrong", [{"low": 1.0, "high": 0.1}, {"low": 0.0}, {"steps": 3}])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medopt.compression.export import export_onnx
 from medopt.compression.quantize import choose_calibration, quantize_int8, refuse_overlap
@@ -45,7 +44,7 @@ class CompressStage(Stage[Compressed]):
     def __init__(self, pruning: Sequence[PruneStage] = ()) -> None:
         self.pruning = pruning
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The weights."""
         return {"weights": [file_digest(path) for path in self._weights(context)]}
 

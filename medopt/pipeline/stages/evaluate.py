@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from medopt.config import Study
 from medopt.core.files import file_digest
@@ -36,7 +35,7 @@ class EvaluateStage(Stage[NoResult]):
     name = "evaluate"
     inputs = ("prepare", "judge")
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The cases with their subgroups, the history, and who answers for a model that the gate refused."""
         override = override_of(context)
         return {

@@ -39,7 +39,7 @@ class ExplainStage(Stage[NoResult]):
     name = "explain"
     inputs = ("prepare", "judge")
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The predictions and the networks."""
         networks = [file_digest(path) for path in context.networks]
         return {"predictions": file_digest(context.folder.path / PREDICTIONS), "networks": networks}

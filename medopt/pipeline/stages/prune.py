@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -71,7 +70,7 @@ class PruneStage(Stage[PruningStep]):
             return context.networks[0]
         return context.folder.path / PRUNED / f"step-{self.number - 1}" / BEST
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The weights that it starts from and imitates, the target and the cases."""
         return self._job(context).facts
 

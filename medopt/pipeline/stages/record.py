@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from medopt.core.provenance import digest
 from medopt.core.records import KINDS
@@ -32,7 +31,7 @@ class RecordStage(Stage[Recorded]):
     inputs = ("prepare", "judge", "evaluate")
     result_type = Recorded
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """All figures, and the run that they are logged to."""
         return {"metrics": digest(RunMetrics.read(context.folder.path).json_values()), "run": context.tracker.origin}
 

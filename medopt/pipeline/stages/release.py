@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medopt.core.provenance import code_version, digest, machine, package_versions
 from medopt.core.records import batches
@@ -44,7 +43,7 @@ class ReleaseStage(Stage[Released]):
     inputs = ("prepare", "judge", "evaluate")
     result_type = Released
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """All figures."""
         return {"metrics": digest(RunMetrics.read(context.folder.path).json_values())}
 

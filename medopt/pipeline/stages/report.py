@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from medopt.core.provenance import digest
 from medopt.evaluation.run_metrics import RunMetrics
@@ -19,7 +18,7 @@ class ReportStage(Stage[NoResult]):
     name = "report"
     inputs = ("prepare", "judge", "evaluate")
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """All figures."""
         return {"metrics": digest(RunMetrics.read(context.folder.path).json_values())}
 

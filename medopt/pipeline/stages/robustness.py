@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class RobustnessStage(Stage[NoResult]):
     name = "robustness"
     inputs = ("prepare", "judge")
 
-    def depends_on(self, context: RunContext) -> Mapping[str, Any]:
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The predictions of the images as they are."""
         return {"predictions": file_digest(context.folder.path / PREDICTIONS)}
 
