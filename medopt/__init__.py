@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medopt.release.predictor import load_release as load_release
     from medopt.transforms.prepare import PrepareChain as PrepareChain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "Case",
     "MedoptError",
