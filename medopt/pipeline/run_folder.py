@@ -105,8 +105,13 @@ def find_run(runs: Path, study: Study, cases_digest: str) -> Path | None:
     """The newest folder of a run with the same training on the same cases; those of version 0.1.0 are found, too."""
     key = training_key(study, cases_digest)
     folders = [path for path in (runs / study.name).glob("*-*-????????") if path.is_dir()]
-    known = {path: RunFolder(path, False).facts().get(TRAINING) or training_key_of(path) for path in folders}
-    return max((path for path in folders if known[path] == key), default=None)
+    return max((path for path in folders if _trains_alike(path, key)), default=None)
+
+
+def _trains_alike(folder: Path, key: str) -> bool:
+    """Whether the training in a folder has this key: by its record, its name while it begins, or its files."""
+    recorded = RunFolder(folder, False).facts().get(TRAINING)
+    return recorded == key if recorded else folder.name.endswith(key[:8]) or training_key_of(folder) == key
 
 
 def _new_path(folder: Path, short: str) -> Path:
