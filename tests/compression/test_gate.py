@@ -182,7 +182,7 @@ def test_a_real_int8_model_passes(measured: Callable[[Path], Any], tiny_models: 
     assert verdict.passed, verdict.reasons
 
 
-@pytest.mark.parametrize(("layer", "factor"), [(0, 12), (5, -1), (-2, -1)])
+@pytest.mark.parametrize(("layer", "factor"), [(0, 12), (5, -1), (-2, -8)])
 def test_a_real_int8_model_with_one_damaged_layer_is_refused(
     measured: Callable[[Path], Any], tiny_models: SimpleNamespace, tmp_path: Path, layer: int, factor: float
 ) -> None:

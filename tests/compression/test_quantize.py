@@ -19,7 +19,7 @@ from medopt.compression.quantize import RECIPES, choose_calibration, quantize_in
 from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
 from medopt.core.errors import DataError
-from medopt.inference.engines import ENGINES, open_engine, run_files
+from medopt.inference.engines import ENGINES, open_engine, run_files, unsupported_reason
 from medopt.models import build_model
 
 
@@ -134,6 +134,8 @@ def test_each_profile_is_what_its_machine_reads(profiles: dict[str, Path]) -> No
 def test_each_profile_answers_as_the_float_model(
     profiles: dict[str, Path], tiny_models: SimpleNamespace, profile: str
 ) -> None:
+    if profile in ("cpu-vnni", "cuda-tensorrt") and (reason := unsupported_reason("cpu-vnni")):
+        pytest.skip(reason)  # both have 8-bit weights, and a processor runs them here
     before, after = (
         run_files(open_engine("openvino", path, 1), tiny_models.val.files)
         for path in (tiny_models.float, profiles[profile])
