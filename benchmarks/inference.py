@@ -113,7 +113,7 @@ def torch_runs(contest: Contest, model: nn.Module, image: FloatArray, batch: Flo
 
     def timed(threads: int) -> float:
         torch.set_num_threads(threads)
-        return measure_latency({"": call(model, image)}, rounds=5, warmup=2, seconds=5, least=3)[""]
+        return measure_latency({"": call(model, image)}, rounds=5, warmup=2, seconds=5, min_rounds=3)[""]
 
     def call(network: Callable[[torch.Tensor], torch.Tensor], array: FloatArray) -> Callable[[], Any]:
         tensor = torch.from_numpy(array)
@@ -167,7 +167,7 @@ def engine_runs(contest: Contest, name: str, path: Path, image: FloatArray, batc
     )
     chosen = []
     for into, found in ((contest.alone, alone), (contest.many, many)):
-        times = measure_latency(found, rounds=7, warmup=1, seconds=2, least=2, pause=PAUSE)
+        times = measure_latency(found, rounds=7, warmup=1, seconds=2, min_rounds=2, pause=PAUSE)
         chosen.append(min(times, key=times.__getitem__))
         into[name] = found[chosen[-1]]
     contest.notes[name] = chosen[0] if chosen[0] == chosen[1] else f"{chosen[0]}; batches: {chosen[1]}"
@@ -223,8 +223,8 @@ def prepare(scene: Scene, folder: Path, quick: bool) -> Contest:
 def measure(contest: Contest, quick: bool) -> list[dict[str, Any]]:
     """A row a competitor: medians of interleaved runs, and how many times faster than torch eager."""
     rounds = 5 if quick else 25
-    alone = measure_latency(contest.alone, rounds=rounds, warmup=3, seconds=30, least=5, pause=PAUSE)
-    many = measure_latency(contest.many, rounds=3 if quick else 7, warmup=1, seconds=20, least=3, pause=PAUSE)
+    alone = measure_latency(contest.alone, rounds=rounds, warmup=3, seconds=30, min_rounds=5, pause=PAUSE)
+    many = measure_latency(contest.many, rounds=3 if quick else 7, warmup=1, seconds=20, min_rounds=3, pause=PAUSE)
     rows = []
     for name in dict.fromkeys([*alone, *many, *contest.notes]):
         one, eight = alone.get(name), many.get(name)

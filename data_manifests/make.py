@@ -56,7 +56,7 @@ def without_leaks(rows: list[Row], root: Path) -> list[Row]:
     facts = read_facts(cases, root)
     thumbnails = {row: one.thumbnail for row, one in enumerate(facts) if one.thumbnail is not None}
     repair = plan_repair(
-        cases, find_duplicates(thumbnails, lambda row: facts[row].digest, alike=0.98), unusable_images(facts)
+        cases, find_duplicates(thumbnails, lambda row: facts[row].digest, min_correlation=0.98), unusable_images(facts)
     )
     kept = [(index, row) for index, row in enumerate(rows) if index not in repair.dropped]
     moved = [(*row[:4], str(repair.moved.get(index, row[4]))) for index, row in kept]

@@ -62,7 +62,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(self, volume, where)
 
     monkeypatch.setattr(PrepareChain, "consume", listen)
-    monkeypatch.setattr(parallel, "ALONE_SECONDS", math.inf)  # what another process prepares is not heard of here
+    monkeypatch.setattr(parallel, "SERIAL_SECONDS", math.inf)  # what another process prepares is not heard of here
     return heard
 
 
