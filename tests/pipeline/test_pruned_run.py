@@ -112,7 +112,7 @@ def test_every_step_is_narrower_and_trained_on_from_the_one_before(
     assert 0.6 < shares[0] <= 0.7 and 0.3 < shares[1] <= 0.4
     for number, step in enumerate(done, start=1):
         notes = read_tensors(step.weights)[1]
-        assert json.loads(notes["widths"]) == step.result.widths
+        assert json.loads(notes["widths"]) == step.result.widths.model_dump(mode="json")
         assert step.result.multiply_adds.share == pytest.approx(shares[number - 1])
         (start, _), (tuned, _) = (
             read_tensors(step.weights.with_name(n)) for n in ("start.safetensors", "best.safetensors")
