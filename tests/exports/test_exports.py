@@ -226,9 +226,10 @@ def test_changed_release_and_existing_folder_and_unknown_model_are_refused(finis
     call(*words, tmp_path / "there").refused(2, "exists", "choose another --out")
     call(*words, tmp_path / "new", "--model", "int4").refused(2, "Invalid value for '--model'")
     (release / "CARD.md").write_text("other")
+    (tmp_path / "study.yaml").touch()  # the folder of a run
     call(*words, tmp_path / "new").refused(6, "CARD.md was changed")
     call("export", tmp_path, "--format", "triton", "--out", tmp_path / "new").refused(6, "CARD.md was changed")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "study.yaml", "there"]
 
 
 def test_export_that_answers_otherwise_leaves_nothing(
