@@ -33,6 +33,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate": (
         *("name", *_TASK, *_ENGINES, *_INTERVALS, "training.metric"),
         *(f"evaluation.{key}" for key in ("prevalence", "aggregate", "smallest_group")),
+        *(f"evaluation.{key}" for key in ("calibration", "operating_point", "target", "cost", "abstain")),  # patients
     ),
     "robustness": (*_TASK, *_ENGINES, *_INTERVALS, "evaluation.shift_cases", "evaluation.shift_families"),
     "explain": (*_NETWORK, *_ENGINES, "evaluation.explain", "evaluation.nearest"),

@@ -71,8 +71,10 @@ def _is_kept(job: TrainingJob, scores: Sequence[float]) -> bool:
 
 def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
     """The network that this one learns from, where it learns from one."""
+    if job.teacher is None:
+        return None
     share = job.study.compression.pruning.imitate
-    if job.teacher is None or not share:
+    if not share:
         return None
     network = load_best(job.study, job.teacher).to(fabric.device)
     return Teacher(network, share, exclusive=job.study.data.task == "multiclass")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -22,11 +21,12 @@ ENDING = ["release", "report", "record"]
 
 
 @pytest.fixture(scope="module")
-def again(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The finished run in a runs folder of its own, which the tests here go on with one after the other."""
+def again(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of this module's own, which the tests here go on with one after the other."""
     runs = tmp_path_factory.mktemp("again") / "runs"
-    shutil.copytree(finished.runs, runs)
-    return Finished(finished.clinic, runs, finished.done, finished.seconds)
+    done = call(*run_words(clinic, runs))
+    assert done.code == 0, done.stderr
+    return Finished(clinic, runs, done, 0)
 
 
 def redone(run: Finished, *settings: str) -> list[str]:
@@ -117,6 +117,7 @@ def test_a_stage_reads_no_setting_that_its_key_leaves_out(
     assert done.code == 0, done.stderr
     assert set(read) >= {"train", "pruned-1", "compress", "judge", "evaluate", "robustness", "explain", "domain"}
     sections = {name for name, value in study if isinstance(value, Section)}
+    secrets = {}
     for stage, names in read.items():
         allowed = READS[PRUNED if stage.startswith(PRUNED) else stage]
         secret = [
@@ -125,7 +126,9 @@ def test_a_stage_reads_no_setting_that_its_key_leaves_out(
             if not any(name == path or name.startswith(f"{path}.") for path in allowed)
             and not any(path.startswith(f"{name}.") for path in allowed)  # the way to a key that is allowed
         ]
-        assert secret == [], stage
+        if secret:
+            secrets[stage] = secret
+    assert secrets == {}
 
 
 def test_mlflow_says_which_settings_changed(again: Finished) -> None:
