@@ -10,7 +10,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from clinic import Clinic
+from clinic import make_clinic
 from clinic_fixtures import only_folder
 
 ARCHIVE = Path(__file__).with_name("fixtures") / "version_0_1_0.zip"
@@ -50,8 +50,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def old_run(tmp_path: Path, clinic: Clinic) -> OldRun:
-    """The run of version 0.1.0 in a folder of the test's own."""
+def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OldRun:
+    """The run of version 0.1.0 in a folder of the test's own, and its images, whose headers name that version."""
     with ZipFile(ARCHIVE) as archive:
         archive.extractall(tmp_path / "old")
-    return OldRun(tmp_path / "old" / "clinic.yaml", clinic.data, tmp_path / "old" / "runs")
+    with monkeypatch.context() as then:
+        then.setattr("medopt.phantom.radiograph_dicom.__version__", "0.1.0")
+        data = make_clinic(tmp_path / "made").data
+    return OldRun(tmp_path / "old" / "clinic.yaml", data, tmp_path / "old" / "runs")
