@@ -65,11 +65,14 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 def _with_features(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with a second output: what its last layer, a matrix product, works on (N, F).
 
-    The out-of-domain check reads it. It costs an engine nothing where only the logits are asked for. A network with
-    another last layer gets no such output.
+    The out-of-domain check reads it. It costs an engine nothing where only the logits are asked for. Of a head on every
+    depth, a sum of such products, it is the last. A network with another last layer gets no such output.
     """
     graph = model.graph
-    last = next((node for node in graph.node if OUTPUT in node.output), None)
+    makers = {name: node for node in graph.node for name in node.output}
+    last = makers.get(OUTPUT)
+    while last is not None and last.op_type == "Add":
+        last = makers.get(last.input[1])
     if last is None or last.op_type != "Gemm":
         return model
     name = last.input[0]

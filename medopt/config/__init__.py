@@ -3,9 +3,10 @@
 from medopt.config.compression import Compression, EngineName, Gate, Profile, Pruning
 from medopt.config.data import Data, Intensity, Prepare, SeriesRules
 from medopt.config.evaluation import Domain, Evaluation, ShiftFamily
+from medopt.config.model import FineTune, Model
 from medopt.config.section import Section
 from medopt.config.study import Study
-from medopt.config.training import Augment, Model, Optimizer, Schedule, Switch, Training
+from medopt.config.training import Augment, Optimizer, Schedule, Switch, Training
 
 __all__ = [
     "Augment",
@@ -14,6 +15,7 @@ __all__ = [
     "Domain",
     "EngineName",
     "Evaluation",
+    "FineTune",
     "Gate",
     "Intensity",
     "Model",

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from medopt.config.compression import Compression
 from medopt.config.data import Data, Prepare
 from medopt.config.evaluation import Domain, Evaluation
+from medopt.config.model import Model
 from medopt.config.section import Section
-from medopt.config.training import Augment, Model, Training
+from medopt.config.training import Augment, Training
 from medopt.core.provenance import digest
 
 

@@ -1,4 +1,4 @@
-"""Augmentation, the network, and the training loop."""
+"""Augmentation and the training loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from medopt.config.model import FineTune
 from medopt.config.section import Fraction, Positive, Section
 
 
@@ -42,24 +43,6 @@ class Augment(Section):
     shift: Literal["none", "radiograph", "ct", "mr", "ultrasound"] = "none"
     """Simulated domain shift: the whole image as by another, randomly drawn scanner of this modality."""
     shift_probability: Fraction = 0.5
-
-
-class Model(Section):
-    """A bottleneck ResNet (He et al. 2016): 1x1 reduce, 3x3, 1x1 expand, skip, global average pooling."""
-
-    depth: Literal[26, 50, 101, 152] = 26
-    width: float = Field(0.25, gt=0, le=4)
-    """Factor on all channel counts; 1 is the published ResNet."""
-    stem: Literal["auto", "small", "medium", "large"] = "auto"
-    """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one.
-    auto: by the shortest side of the image, so that the last blocks still see 3 x 3 positions or more."""
-    skip: Literal["pooled", "strided"] = "pooled"
-    """What the skip connection of a block with a stride projects. pooled: means of 3x3 positions (ResNet-D, He et al.
-    2019). strided: every second position, as published in 2016."""
-    init: Literal["he", "xavier"] = "he"
-    zero_init_residual: bool = True
-    """The last normalization of a block starts at 0, so each block starts as the identity (Goyal et al. 2017)."""
-    dropout: Fraction = 0.0
 
 
 class Optimizer(Section):
@@ -130,6 +113,12 @@ class Training(Section):
     """balanced: each class is drawn equally often, rare ones several times per epoch."""
     mixup: float = Field(0.3, ge=0)
     """Mix images and targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et al. 2018); 0 is off."""
+    fine_tune: FineTune = FineTune()
+    teacher: str = ""
+    """A larger network whose answers this one learns, too: a start, as `model.start` names it, or the folder of a run
+    on the same images (Hinton et al. 2015)."""
+    teacher_share: Fraction = 0.5
+    """Share of the teacher's answers in the targets."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto: bf16 where the GPU supports it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

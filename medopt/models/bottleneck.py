@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from medopt.core.telemetry import without_telemetry
@@ -14,12 +16,12 @@ class BottleneckLayer(nn.Module):
     """A residual bottleneck, usable alone: `BottleneckLayer(128, 32, 256)`.
 
     Shapes: (N, in_channels, *space) to (N, out_channels, *space / stride), with 2 or 3 spatial axes. The skip is the
-    identity where the shape is kept, else a 1x1 projection; where there is a stride and `pooled`, it projects the means
-    of 3x3 places, where the published projection sees only one place in each stride. The stride of the other branch
-    sits on the 3x3 convolution.
+    identity where the shape is kept, else a 1x1 projection. Where there is a stride, `projects` says of what: "pooled",
+    the means of 3x3 places; "averaged", those of 2x2; "strided", only one place in each stride, as published. The
+    stride of the other branch sits on the 3x3 convolution, or on the first 1x1 with `stride_on="reduce"`.
     Source: He et al., Deep Residual Learning for Image Recognition (2016), figure 5; stride as in Goyal et al. (2017);
-    pooled skip as in He et al., Bag of Tricks for Image Classification (2019), ResNet-D, with an odd window, which also
-    takes an axis of one place.
+    averaged skip as in He et al., Bag of Tricks for Image Classification (2019), ResNet-D; pooled is the same with an
+    odd window, which also takes an axis of one place.
     """
 
     def __init__(
@@ -30,14 +32,16 @@ class BottleneckLayer(nn.Module):
         *,
         spatial_dims: int = 2,
         stride: int = 1,
-        pooled: bool = True,
+        projects: Literal["pooled", "averaged", "strided"] = "pooled",
+        stride_on: Literal["spatial", "reduce"] = "spatial",
     ) -> None:
         super().__init__()
         conv, norm = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims]
-        self.reduce = conv(in_channels, bottleneck_channels, kernel_size=1, bias=False)
+        first, second = (stride, 1) if stride_on == "reduce" else (1, stride)
+        self.reduce = conv(in_channels, bottleneck_channels, kernel_size=1, stride=first, bias=False)
         self.norm1 = norm(bottleneck_channels)
         self.spatial = conv(
-            bottleneck_channels, bottleneck_channels, kernel_size=3, stride=stride, padding=1, bias=False
+            bottleneck_channels, bottleneck_channels, kernel_size=3, stride=second, padding=1, bias=False
         )
         self.norm2 = norm(bottleneck_channels)
         self.expand = conv(bottleneck_channels, out_channels, kernel_size=1, bias=False)
@@ -45,7 +49,7 @@ class BottleneckLayer(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            pools = _means(spatial_dims, stride) if pooled and stride > 1 else []
+            pools = _means(spatial_dims, stride, projects) if projects != "strided" and stride > 1 else []
             own = 1 if pools else stride
             projection = conv(in_channels, out_channels, kernel_size=1, stride=own, bias=False)
             self.skip = nn.Sequential(*pools, projection, norm(out_channels))
@@ -58,11 +62,14 @@ class BottleneckLayer(nn.Module):
         return self.act(out + self.skip(x))
 
 
-def _means(spatial_dims: int, stride: int) -> list[nn.Module]:
-    """Layers that take the mean of 3x3 places, a stride apart, of what lies within the image.
+def _means(spatial_dims: int, stride: int, window: Literal["pooled", "averaged"]) -> list[nn.Module]:
+    """Layers that take means of 3x3 places ("pooled") or 2x2 ("averaged"), a stride apart, of what lies in the image.
 
     Torch does not pool a volume's axis of one or two places, padded or not: there the places at the edge come twice.
     """
+    if window == "averaged":
+        pool = nn.AvgPool2d if spatial_dims == 2 else nn.AvgPool3d
+        return [pool(stride, stride, ceil_mode=True, count_include_pad=False)]
     if spatial_dims == 2:
         return [nn.AvgPool2d(3, stride, 1, count_include_pad=False)]
     return [nn.ReplicationPad3d(1), nn.AvgPool3d(3, stride)]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from medopt.config import Study
 from medopt.core.errors import TrainingError
 from medopt.models.bottleneck import BottleneckLayer
-from medopt.models.resnet import build_model
+from medopt.models.depth_heads import DepthHeads
+from medopt.models.resnet import STAGES, build_model
 
 WIDTHS = "widths"  # the note of a weights' file that holds them
-STAGES = ("layer1", "layer2", "layer3", "layer4")
 Kept = Mapping[str, Tensor]
 """Of each group by name the channels that stay: indices (n,), rising."""
 
@@ -82,8 +82,10 @@ class Widths:
 
 def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     """The groups of channels of a network that `build_model` or `narrow_model` built, from its input to its output."""
-    readers: dict[str, list[str]] = {"stem": []}
-    groups, current = [ChannelGroup("stem", (("conv1", "bn1"),), ())], "stem"
+    by_depth = isinstance(model.fc, DepthHeads)
+    readers: dict[str, list[str]] = {"stem": ["fc.heads.0"] if by_depth else []}
+    stem = "conv1.6" if isinstance(model.conv1, nn.Sequential) else "conv1"
+    groups, current, depth = [ChannelGroup("stem", ((stem, "bn1"),), ())], "stem", 0
     for stage in STAGES:
         writers: list[tuple[str, str]] = []
         inner = []
@@ -98,10 +100,14 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
                 writers.append((conv, norm))
                 current = stage
             writers.append((f"{name}.expand", f"{name}.norm3"))
+            depth += 1
+            if by_depth:
+                readers[stage].append(f"fc.heads.{depth}")
             inner.append(ChannelGroup(f"{name}.reduce", ((f"{name}.reduce", f"{name}.norm1"),), (f"{name}.spatial",)))
             inner.append(ChannelGroup(f"{name}.spatial", ((f"{name}.spatial", f"{name}.norm2"),), (f"{name}.expand",)))
         groups += [ChannelGroup(stage, tuple(writers), ()), *inner]
-    readers[current].append("fc.1" if isinstance(model.fc, nn.Sequential) else "fc")
+    if not by_depth:
+        readers[current].append("fc.1" if isinstance(model.fc, nn.Sequential) else "fc")
     return [ChannelGroup(group.name, group.writers, tuple(readers.get(group.name, group.readers))) for group in groups]
 
 
@@ -144,7 +150,7 @@ def narrow_model(study: Study, widths: Widths) -> nn.Module:
     if whole.keys() != narrow.keys() or any(not 0 < narrow[name] <= whole[name] for name in whole):
         raise TrainingError(
             f"The weights are of a pruned network that is not the study's (depth {study.model.depth}, width "
-            f"{study.model.width:g}); give the weights of this study."
+            f"{study.model.width}); give the weights of this study."
         )
     return take_channels(model, {name: torch.arange(width) for name, width in narrow.items()})
 

@@ -31,7 +31,8 @@ def initialize(
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight, generator=generator)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     if zero_init_residual:
         for module in model.modules():
             if isinstance(module, BottleneckLayer):

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.telemetry import without_telemetry
 from medopt.models.bottleneck import BottleneckLayer
+from medopt.models.depth_heads import DepthHeads, InputScaling
 from medopt.models.initialization import initialize
+from medopt.models.variants import VARIANTS, Variant, dilate
 
 with without_telemetry():
+    from monai.networks.layers.factories import Conv, Norm, Pool
     from monai.networks.nets.resnet import ResNet
 
-Stem = Literal["auto", "small", "medium", "large"]
+Stem = Literal["auto", "small", "medium", "large", "deep"]
 
 
 class _StemArguments(TypedDict):
@@ -28,32 +31,119 @@ class _StemArguments(TypedDict):
 
 LAYERS = {26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 CHANNELS = [64, 128, 256, 512]
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+EXPANSION = 4
 # MONAI's own default is a 7x7 stem of stride 1: four times the work of the published network. So it is always said.
 STEMS: dict[str, _StemArguments] = {
     "small": {"conv1_t_size": 3, "conv1_t_stride": 1, "no_max_pool": True},
     "medium": {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": True},
     "large": {"conv1_t_size": 7, "conv1_t_stride": 2, "no_max_pool": False},
+    "deep": {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": False},
 }
 
 
-class _ResNetBlock(BottleneckLayer):
+def _block(variant: Variant) -> type[BottleneckLayer]:
     """Our block under the signature that MONAI's ResNet builds its stages with."""
 
-    expansion = 4
-    pooled = True
+    class Block(BottleneckLayer):
+        expansion = EXPANSION
 
-    def __init__(self, in_planes: int, planes: int, spatial_dims: int = 3, stride: int = 1, **_monai: Any) -> None:
-        out = planes * self.expansion
-        super().__init__(in_planes, planes, out, spatial_dims=spatial_dims, stride=stride, pooled=self.pooled)
+        def __init__(self, in_planes: int, planes: int, spatial_dims: int = 3, stride: int = 1, **_monai: Any) -> None:
+            kinds: dict[str, Any] = {"projects": variant.skip, "stride_on": variant.stride_on}
+            super().__init__(in_planes, planes, planes * EXPANSION, spatial_dims=spatial_dims, stride=stride, **kinds)
 
-
-class _StridedBlock(_ResNetBlock):
-    """As published in 2016."""
-
-    pooled = False
+    return Block
 
 
-BLOCKS = {"pooled": _ResNetBlock, "strided": _StridedBlock}
+class _Stage(nn.Sequential):
+    """The blocks of a stage; `maps` takes the output of each."""
+
+    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        for block in self:
+            x = block(x)
+            if maps is not None:
+                maps.append(x)
+        return x
+
+
+class BottleneckResNet(ResNet):
+    """MONAI's ResNet of our blocks: with a stem as wide as is asked for, and a head on one depth or on all."""
+
+    def __init__(
+        self, variant: Variant, layers: list[int], channels: int, outputs: int, dims: int, widths: Sequence[int],
+        stem: str, scaled: int, head: str, dropout: float,
+    ) -> None:  # fmt: skip
+        block = _block(variant)
+        super().__init__(
+            block=block,  # type: ignore[arg-type]  # MONAI names its own classes only, but calls any block
+            layers=layers,
+            block_inplanes=[*widths[1:]],
+            spatial_dims=dims,
+            n_input_channels=scaled or channels,
+            num_classes=outputs,
+            **STEMS[stem],
+        )
+        if stem == "deep":
+            self.conv1 = _deep_stem(scaled or channels, widths[0], dims)  # type: ignore[assignment]
+        if widths[0] != widths[1]:
+            if stem != "deep":
+                self.conv1 = _like(self.conv1, widths[0], dims)
+            self.bn1 = Norm[Norm.BATCH, dims](widths[0])
+            self.layer1[0] = block(widths[0], widths[1], dims)
+        if not variant.pads_pool:
+            self.maxpool = Pool[Pool.MAX, dims](kernel_size=3, stride=2, ceil_mode=True)
+        for name in STAGES:
+            setattr(self, name, _Stage(*getattr(self, name)))
+        if variant.dilated:
+            dilate(self.layer3, 2, dims)
+            dilate(self.layer4, 4, dims)
+        self.scaling = InputScaling(scaled, dims) if scaled else nn.Identity()
+        if head == "every_depth":
+            self.fc = DepthHeads(self.depths(widths), outputs, dropout)  # type: ignore[assignment]
+
+    def depths(self, widths: Sequence[int]) -> list[int]:
+        """Channels of the stem and of each block's output, in the order of the data."""
+        stages = zip(widths[1:], STAGES, strict=True)
+        return [widths[0], *(width * EXPANSION for width, name in stages for _ in getattr(self, name))]
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(N, C, *space) to the means (N, channels) of what the stem and each block give, in the order of the data."""
+        maps: list[Tensor] = []
+        self._run(x, maps)
+        return [self.avgpool(each).flatten(1) for each in maps]
+
+    def _run(self, x: Tensor, maps: list[Tensor] | None) -> Tensor:
+        x = self.act(self.bn1(self.conv1(self.scaling(x))))
+        if maps is not None:
+            maps.append(x)
+        if not self.no_max_pool:
+            x = self.maxpool(x)
+        for name in STAGES:
+            x = getattr(self, name)(x, maps)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *space) to logits (N, outputs)."""
+        if isinstance(self.fc, DepthHeads):
+            return self.fc(self.features(x))
+        assert self.fc is not None
+        return self.fc(self.avgpool(self._run(x, None)).flatten(1))
+
+
+def _like(conv: Any, outputs: int, dims: int) -> Any:
+    """A convolution with another number of outputs."""
+    kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
+    return Conv[Conv.CONV, dims](conv.in_channels, outputs, kernel, stride=stride, padding=padding, bias=False)
+
+
+def _deep_stem(inputs: int, outputs: int, dims: int) -> nn.Sequential:
+    """Three 3x3 convolutions in place of one of 7x7, the first with the stride (He et al. 2019, ResNet-C)."""
+    conv, norm, half = Conv[Conv.CONV, dims], Norm[Norm.BATCH, dims], outputs // 2
+    return nn.Sequential(
+        *(conv(inputs, half, 3, stride=2, padding=1, bias=False), norm(half), nn.ReLU(inplace=True)),
+        *(conv(half, half, 3, padding=1, bias=False), norm(half), nn.ReLU(inplace=True)),
+        conv(half, outputs, 3, padding=1, bias=False),
+    )
 
 
 def build_resnet(
@@ -62,10 +152,12 @@ def build_resnet(
     spatial_dims: int = 2,
     channels: int = 1,
     outputs: int = 1,
-    width: float = 0.25,
+    width: float | Sequence[float] = 0.25,
     stem: Stem = "auto",
     size: Sequence[int] | None = None,
-    skip: Literal["pooled", "strided"] = "pooled",
+    variant: Literal["pooled", "v1", "caffe", "v1.5", "d", "dilated"] = "pooled",
+    head: Literal["last", "every_depth"] = "last",
+    scaled_channels: int = 0,
     init: Literal["he", "xavier"] = "he",
     zero_init_residual: bool = True,
     dropout: float = 0.0,
@@ -81,13 +173,16 @@ def build_resnet(
         spatial_dims: 2 for images (N, C, H, W), 3 for volumes (N, C, D, H, W).
         channels: channels of the input, 1 for grey values.
         outputs: logits; 1 for a binary question, else one for each label.
-        width: factor on all channel counts; 1 is the published network.
-        stem: "small" (3x3, stride 1), "medium" (3x3, stride 2) or "large" (7x7, stride 2 and max pooling, as
-            published). "auto": by the shortest side of `size`, so that the last blocks still see 3 x 3 places or more;
-            "large" where no `size` is given.
+        width: factor on all channel counts; 1 is the published network. Five numbers: of the stem and the four stages.
+        stem: "small" (3x3, stride 1), "medium" (3x3, stride 2), "large" (7x7, stride 2 and max pooling, as published)
+            or "deep" (three 3x3 in place of the 7x7). "auto": by the shortest side of `size`, so that the last blocks
+            still see 3 x 3 places or more; "large" where no `size` is given.
         size: length of each axis of space that the network is meant for; only `stem="auto"` looks at it.
-        skip: what the skip of a block with a stride projects: "pooled", means of 3x3 places (ResNet-D), or "strided",
-            every second place, as published in 2016.
+        variant: where the stride of a block sits, what its skip projects and how the stem pools: see
+            `medopt.models.variants`.
+        head: "last", a linear layer on the means of the last block, or "every_depth", on those of the stem and of all
+            blocks.
+        scaled_channels: channels that an affine layer makes of the image before the stem; 0: no such layer.
         init: "he" or "xavier", see `medopt.models.initialize`.
         zero_init_residual: the last normalization of each block starts at 0 (Goyal et al. 2017).
         dropout: share of the pooled features that is dropped in training.
@@ -105,20 +200,20 @@ def build_resnet(
     _refuse("depth", depth, LAYERS)
     _refuse("spatial_dims", spatial_dims, (2, 3))
     _refuse("stem", stem, get_args(Stem))
-    _refuse("skip", skip, BLOCKS)
+    _refuse("variant", variant, VARIANTS)
+    _refuse("head", head, ("last", "every_depth"))
     _refuse("init", init, ("he", "xavier"))
-    model = ResNet(
-        block=BLOCKS[skip],  # type: ignore[arg-type]  # MONAI names its own classes only, but calls any block
-        layers=LAYERS[depth],
-        block_inplanes=CHANNELS,
-        spatial_dims=spatial_dims,
-        n_input_channels=channels,
-        widen_factor=width,
-        num_classes=outputs,
-        **STEMS[choose_stem(size) if stem == "auto" else stem],
+    factors = [float(width)] * 5 if isinstance(width, int | float) else [*width]
+    if len(factors) != 5:
+        raise ConfigError(f"width has {len(factors)} numbers; give one, or five: of the stem and of the four stages.")
+    widths = [int(count * factor) for count, factor in zip([CHANNELS[0], *CHANNELS], factors, strict=True)]
+    chosen = choose_stem(size) if stem == "auto" else stem
+    model = BottleneckResNet(
+        *(VARIANTS[variant], LAYERS[depth], channels, outputs, spatial_dims, widths, chosen, scaled_channels, head),
+        dropout,
     )
     initialize(model, init, torch.Generator().manual_seed(seed), zero_init_residual=zero_init_residual)
-    if dropout:
+    if dropout and head == "last":
         model.fc = nn.Sequential(nn.Dropout(dropout), model.fc)  # type: ignore[arg-type, assignment]
     return model
 
@@ -146,5 +241,5 @@ def build_model(study: Study) -> nn.Module:
         outputs=study.data.outputs,
         size=study.prepare.size,
         seed=study.seed,
-        **study.model.model_dump(),
+        **study.model.architecture(),
     )

@@ -15,7 +15,8 @@ from medopt.report.run_records import RunRecords
 def model_name(study: Study) -> str:
     """`ResNet-26 w0.25`, and that it is 3-D where it is."""
     space = " 3-D" if len(study.prepare.size) == 3 else ""
-    width = f" w{study.model.width:g}" if study.model.width != 1 else ""
+    factors = study.model.width if isinstance(study.model.width, list) else [study.model.width]
+    width = f" w{factors[-1]:g}" if factors != [1] else ""
     return f"ResNet-{study.model.depth}{width}{space}"
 
 

@@ -39,14 +39,14 @@ def test_the_skip_with_a_stride_sees_all_places_where_it_is_pooled(dims: int) ->
     """A place that the published projection leaps over moves the pooled one, which still keeps a constant image."""
     space, between = (8, 8, 8)[:dims], (0, 0, *(3,) * dims)
     moved = {}
-    for pooled in (True, False):
-        skip = BottleneckLayer(4, 2, 8, spatial_dims=dims, stride=2, pooled=pooled).skip
+    for projects in ("pooled", "strided"):
+        skip = BottleneckLayer(4, 2, 8, spatial_dims=dims, stride=2, projects=projects).skip
         image = torch.zeros(1, 4, *space, requires_grad=True)
         skip[:-1](image).sum().backward()  # type: ignore[index]
-        moved[pooled] = bool(image.grad is not None and image.grad[between])
+        moved[projects] = bool(image.grad is not None and image.grad[between])
         same = skip[:-1](torch.ones(1, 4, *space))  # type: ignore[index]
         torch.testing.assert_close(same, same[(..., *[slice(1)] * dims)].expand_as(same))
-    assert moved == {True: True, False: False}
+    assert moved == {"pooled": True, "strided": False}
 
 
 def test_the_stride_sits_on_the_3x3_convolution() -> None:

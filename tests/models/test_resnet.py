@@ -99,7 +99,7 @@ def test_dropout_changes_training_only(tiny_study: Callable[..., Study]) -> None
 
 def test_without_a_study_the_defaults_are_those_of_a_study_file(tiny_study: Callable[..., Study]) -> None:
     defaults = {name: parameter.default for name, parameter in signature(build_resnet).parameters.items()}
-    assert Model().model_dump().items() <= defaults.items()
+    assert Model().architecture().items() <= defaults.items()
     study = tiny_study(prepare={"size": [64, 64]}, model=Model().model_dump())
     own, studys = build_resnet(size=[64, 64]).state_dict(), build_model(study).state_dict()
     assert own.keys() == studys.keys() and all(torch.equal(own[name], studys[name]) for name in own)
@@ -112,7 +112,7 @@ def test_without_a_size_the_stem_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"depth": 34}, {"spatial_dims": 1}, {"stem": "tiny"}, {"skip": "none"}, {"init": "zeros"}], ids=str
+    "wrong", [{"depth": 34}, {"spatial_dims": 1}, {"stem": "tiny"}, {"variant": "none"}, {"init": "zeros"}], ids=str
 )
 def test_a_choice_that_there_is_not_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*; give one of"):

@@ -1,0 +1,83 @@
+"""The network, what it begins with, and how that is tuned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from medopt.config.section import Fraction, Positive, Section
+
+SCRATCH, AUTO = "scratch", "auto"
+Width = Positive | Annotated[list[Positive], Field(min_length=5, max_length=5)]
+
+
+class Model(Section):
+    """A bottleneck ResNet (He et al. 2016): 1x1 reduce, 3x3, 1x1 expand, skip, global average pooling.
+
+    With a `start` its depth, width, stem, variant and scaled_channels are those of the start: leave them out.
+    """
+
+    start: str = SCRATCH
+    """What training begins with. scratch: weights drawn from the seed. A name of `medopt weights list`, a file of
+    weights (.safetensors, .pth), the folder of a run, or a registered model (models:/STUDY@champion): pretrained ones.
+    auto: the best-fitting of the catalogue that lies on this disk, else scratch."""
+    start_digest: str = ""
+    """SHA-256 of the start's file: filled in by the run; weights with another digest are refused."""
+    partial: bool = False
+    """Take a start although under 90 % of the backbone's weights are in it."""
+    depth: Literal[26, 50, 101, 152] = 26
+    width: Width = 0.25
+    """Factor on all channel counts; 1 is the published ResNet. Five numbers: of the stem and of the four stages."""
+    stem: Literal["auto", "small", "medium", "large", "deep"] = "auto"
+    """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one; deep: three
+    3x3 in place of the 7x7. auto: by the shortest side of the image, so that the last blocks still see 3 x 3 positions
+    or more."""
+    variant: Literal["pooled", "v1", "caffe", "v1.5", "d", "dilated"] = "pooled"
+    """Where the stride of a block sits, and what its skip projects. pooled: on the 3x3; means of 3x3 positions. v1.5:
+    on the 3x3; every second position (torchvision). v1: on the first 1x1 (2016, Keras). caffe: v1, and the stem pools
+    without padding. d: on the 3x3; means of 2x2 positions (ResNet-D, timm). dilated: the last two stages reach further
+    instead of having a stride (MedicalNet)."""
+    head: Literal["auto", "last", "every_depth"] = "auto"
+    """What the linear layer at the end reads. last: the means of the last block. every_depth: those of the stem and of
+    all blocks. auto: every_depth with a start, else last."""
+    scaled_channels: int = Field(0, ge=0)
+    """Channels that an affine layer makes of the image before the stem, in the scale that the start was trained in; 0:
+    no such layer."""
+    init: Literal["he", "xavier"] = "he"
+    zero_init_residual: bool = True
+    """The last normalization of a block starts at 0, so each block starts as the identity (Goyal et al. 2017)."""
+    dropout: Fraction = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _skip_of_older_studies(cls, raw: Any) -> Any:
+        """Version 0.1.0 called the variant `skip`, pooled or strided."""
+        if isinstance(raw, dict) and raw.get("skip") in ("pooled", "strided") and "variant" not in raw:
+            kept = {key: value for key, value in raw.items() if key != "skip"}
+            return {**kept, "variant": "pooled" if raw["skip"] == "pooled" else "v1.5"}
+        return raw
+
+    @property
+    def has_start(self) -> bool:
+        """Whether training begins with weights from elsewhere; `auto` must be resolved before."""
+        return self.start != SCRATCH
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of `medopt.build_resnet` that this section gives."""
+        chosen = self.model_dump(exclude={"start", "start_digest", "partial", "head"})
+        head = ("every_depth" if self.has_start else "last") if self.head == "auto" else self.head
+        return {**chosen, "head": head}
+
+
+class FineTune(Section):
+    """How the weights of a start are tuned; a study from scratch reads none of it."""
+
+    freeze: Literal["nothing", "stem", "layer1", "layer2", "layer3", "all"] = "nothing"
+    """Layers up to this stage keep the start's weights. all: only the linear layer at the end is fitted."""
+    layer_decay: Fraction = 0.7
+    """Factor on the learning rate a stage further from the end (ELECTRA, Clark et al. 2020)."""
+    statistics: Literal["frozen", "live"] = "frozen"
+    """Of the batch normalizations. frozen: the start's, also in training. live: each batch's, as from scratch."""
+    toward_start: float = Field(0, ge=0)
+    """Weight decay toward the start's weights instead of toward zero (L2-SP, Li et al. 2018); 0 is off."""

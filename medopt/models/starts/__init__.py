@@ -1,0 +1,1 @@
+"""Pretrained weights: read from a file, recognised by their keys, and fitted to a study's network."""
