@@ -1,0 +1,47 @@
+"""A start by what a study file calls it: a name of the catalogue, or a file of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medopt.core.errors import ConfigError
+from medopt.core.files import file_digest
+from medopt.models.starts.catalogue import Entry, entries, entry_of, local_file, where_from
+from medopt.models.starts.files import read_start
+from medopt.models.starts.start import Start
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStart:
+    """A start that was read: its name (of the catalogue, or the file's path), its file's SHA-256, and its entry."""
+
+    start: Start
+    name: str
+    digest: str
+    entry: Entry | None = None
+
+
+def open_start(name: str, near: Path) -> OpenedStart:
+    """Read a start; a relative path is looked for in the folder `near`, then in the working folder.
+
+    Raises ConfigError where there is none, where its digest is not the catalogue's, or where it is no network we know.
+    """
+    if entry := entry_of(name):
+        path = local_file(entry)
+        if path is None:
+            raise ConfigError(f"The start {name} is not on this disk. {where_from(entry)}")
+        digest = file_digest(path)
+        if not digest.startswith(entry.sha256):
+            raise ConfigError(
+                f"{path} is not the start {name}: its SHA-256 is {digest[:16]}..., not {entry.sha256[:16]}.... Remove "
+                "it and get it anew."
+            )
+        start = read_start(path)
+        return OpenedStart(replace(start, scaling=entry.start_scaling or start.scaling), name, digest, entry)
+    places = [near / name, Path(name)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        known = ", ".join(entry.name for entry in entries())
+        raise ConfigError(f"There is no start {name}: neither a file of weights nor one of the catalogue ({known}).")
+    return OpenedStart(read_start(found), str(found.resolve()), file_digest(found))
