@@ -30,6 +30,7 @@ from medopt.cli.manifest_check import check
 from medopt.cli.plan import plan
 from medopt.cli.predict import predict, verify
 from medopt.cli.prepare import prepare
+from medopt.cli.probe import probe
 from medopt.cli.report import report
 from medopt.cli.run import run
 from medopt.cli.series import series
@@ -75,6 +76,7 @@ MLFLOW = _group("mlflow", "Team", "Move runs to a team's MLflow server.")
 add(app, phantom, "phantom", "Start")
 add(app, fetch, "fetch", "Start")
 add(app, plan, "plan", "Start")
+add(app, probe, "probe", "Train")
 add(app, run, "run", "Train", ON)
 add(app, sweep, "sweep", "Train", {**ON, "--prune": "--give-up", "--no-prune": "--no-give-up"})
 add(app, compress, "compress", "Train")

@@ -76,6 +76,8 @@ class Study(Section):
         """SHA-256 of the settings that training reads; what is measured, judged or written after it is left out."""
         data = self.data.model_dump(mode="json", include={"root", "task", "labels", "folds", "fold", "series"})
         sections = self.model_dump(mode="json", include={"seed", "prepare", "augment", "model", "training"})
+        if self.model.start_digest:
+            del sections["model"]["start"]  # a file by its content, wherever it lies
         return digest(sections | {"data": data})
 
     def digest(self) -> str:

@@ -11,6 +11,42 @@ Reason = Literal["false positive", "false negative", "drawn at random"]
 Span = tuple[float, float]
 
 
+class StartRecord(Result):
+    """The pretrained weights that training began with: where they come from, and what of them was taken.
+
+    `tensors` counts those that were taken, adapted, left out and new; `share` is that of the backbone's weights.
+    """
+
+    name: str
+    digest: str
+    licence: str
+    trained_on: str
+    tensors: dict[str, int]
+    share: float
+
+
+class BaselineResult(Result):
+    """A linear model, and the trained float network beside it: the AUC on test, and the network's less this one's."""
+
+    reads: str
+    features: int
+    strength: float
+    validation_auc: float | None
+    auc: Estimate
+    gain: Estimate
+
+
+class BaselinesResult(Result):
+    """`baselines.json`: the linear models by name (thumbnail, start), and the start; None where it was scratch.
+
+    `linear_goes_on`: training did not beat the linear model on the start's features, which was released instead.
+    """
+
+    models: dict[str, BaselineResult]
+    start: StartRecord | None = None
+    linear_goes_on: bool = False
+
+
 class FamilyRobustness(Result):
     """AUC at each level of one kind of corruption, the mildest first, and the mean loss over the levels."""
 

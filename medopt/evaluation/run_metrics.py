@@ -11,7 +11,13 @@ from medopt.core.files import write_json
 from medopt.core.provenance import Machine
 from medopt.core.records import Estimate, Kind, NotDefined
 from medopt.core.result import ByKind, Result, by_kind, read_json
-from medopt.evaluation.analysis_results import DomainResult, ExplanationResult, PruningStep, RobustnessResult
+from medopt.evaluation.analysis_results import (
+    BaselinesResult,
+    DomainResult,
+    ExplanationResult,
+    PruningStep,
+    RobustnessResult,
+)
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.subgroup_results import SubgroupResults
 from medopt.metrics.calibration import Calibration, IsotonicCurve, Method
@@ -22,6 +28,7 @@ from medopt.metrics.thresholds import OperatingPoint
 
 METRICS_FILE = "metrics.json"
 ANALYSES: dict[str, Any] = {
+    "baselines": BaselinesResult,
     "pruning": dict[str, PruningStep],
     "robustness": RobustnessResult,
     "explanations": ExplanationResult,
@@ -87,6 +94,7 @@ class ReleaseFigures(Result):
     latency_ms: dict[str, float]
     size_bytes: ByKind[int]
     confidence: float
+    baselines: BaselinesResult | None = None
     calibration: ByKind[CalibrationResult]
     subgroups: ByKind[SubgroupResults]
     robustness: RobustnessResult | None = None
@@ -100,8 +108,9 @@ class RunMetrics(Result):
 
     `validation`, `test`, `sites` (by name), `calibration`, `net_benefit` (by output), `selective`, `subgroups` and
     `patients` hold a result of each model: `metrics.test.int8.auc`. All but `validation` are of the test split, which
-    is scored once. `latency_ms` are medians of one image by engine and model. `pruning`, `robustness`, `explanations`
-    and `domain` lie in files of their own beside `metrics.json`, and are None where the study does not ask for them.
+    is scored once. `latency_ms` are medians of one image by engine and model. `baselines`, `pruning`, `robustness`,
+    `explanations` and `domain` lie in files of their own beside `metrics.json`, and are None where the study does not
+    ask for them.
     """
 
     schema_version: Literal[1]
@@ -126,6 +135,7 @@ class RunMetrics(Result):
     gate: GateRecord
     machine: Machine
     packages: dict[str, str]
+    baselines: BaselinesResult | None = None
     pruning: dict[str, PruningStep] | None = None
     robustness: RobustnessResult | None = None
     explanations: ExplanationResult | None = None

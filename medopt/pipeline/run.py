@@ -29,6 +29,7 @@ from medopt.pipeline.run_0_1 import study_of_checkpoints
 from medopt.pipeline.run_folder import CHECKPOINT_STUDY, TRAINING, RunFolder, locked_folder, open_run
 from medopt.pipeline.stage import RunContext, Stage, complete
 from medopt.pipeline.stage_settings import training_key
+from medopt.pipeline.stages.baseline import BaselineStage
 from medopt.pipeline.stages.compress import CompressStage
 from medopt.pipeline.stages.evaluate import EvaluateStage
 from medopt.pipeline.stages.explain import ExplainStage
@@ -60,7 +61,8 @@ class TrainedRun:
 
 def training_stages(study: Study) -> list[Stage[Any]]:
     """The stages up to the best weights."""
-    return [PrepareStage(), *([TuneStage()] if study.training.has_auto else []), TrainStage()]
+    tune = [TuneStage()] if study.training.has_auto else []
+    return [PrepareStage(), *tune, BaselineStage(), TrainStage()]
 
 
 def all_stages(study: Study) -> list[Stage[Any]]:
@@ -103,7 +105,7 @@ def run_study(
     with opened_run(cases, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:
         if override:
             run.folder.write_facts(override=asdict(override))
-        return complete_run(run, all_stages(study))
+        return complete_run(run, all_stages(run.study))
 
 
 def complete_run(run: RunContext, stages: Sequence[Stage[Any]]) -> FinishedRun:
@@ -130,7 +132,7 @@ def train_study(
     """
     cases = read_source(study, study_file, data)
     with opened_run(cases, runs, reporter, parent=parent, on_history=on_history) as run:
-        complete(training_stages(study), run)
+        complete(training_stages(run.study), run)
         scores = [record.val_metric for record in run.result(TrainStage).history]
         best = max((score for score in scores if not math.isnan(score)), default=None)
         end_run(run, "trained")

@@ -22,6 +22,7 @@ _ALL = tuple(Study.model_fields)
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "data"),
     "tune": _TRAINING,
+    "baseline": (*_NETWORK, "augment.flip", "training.accelerator", "training.precision"),
     "train": _TRAINING,
     PRUNED: (*_TRAINING, "compression.pruning"),
     "compress": (*_NETWORK, *(f"compression.{key}" for key in ("profile", "opset", "calibration_images"))),

@@ -36,6 +36,7 @@ def _works(run: RunRecords) -> Iterator[str]:
         f"On {split.images} test images of {split.patients} patients, which took no part in any choice, the "
         f"{run.served} model has an AUC of {format_estimate(test.auc)}.{_chance(test.auc)}"
     )
+    yield from _brought(run)
     if run.study.data.task != "binary":
         sensitivity = format_share(test.sensitivity)
         yield f"Its accuracy is {format_share(test.accuracy)}, its mean sensitivity {sensitivity}."
@@ -50,6 +51,21 @@ def _works(run: RunRecords) -> Iterator[str]:
         f"Of its positive answers {format_share(test.ppv)} are right, of its negative ones {format_share(test.npv)}"
         f"{_prevalence(run)}."
     )
+
+
+def _brought(run: RunRecords) -> Iterator[str]:
+    """What training brought beyond linear models."""
+    found = run.metrics.baselines
+    if found is None:
+        return
+    if found.linear_goes_on:
+        yield "The network is a linear model on its start's features, which training did not beat on validation."
+    gains = [
+        f"{format_difference(one.gain)} over a linear model on {one.reads}"
+        for name, one in found.models.items()
+        if not (name == "start" and found.linear_goes_on)
+    ]
+    yield f"Its float network's AUC is {joined(gains)}."
 
 
 def _chance(auc: Estimate) -> str:

@@ -98,7 +98,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
         ReportSection(
             "Performance",
             "The test split, scored once, after everything was chosen on validation.",
-            _tables(tables.performance(run), tables.patients(run)),
+            _tables(tables.baselines(run), tables.performance(run), tables.patients(run)),
             _pictures(run, "precision_recall", "confusion"),
         ),
         ReportSection(

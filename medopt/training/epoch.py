@@ -19,6 +19,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.reporter import Reporter
 from medopt.data.loaders import predict_loader, train_loader
+from medopt.training.fine_tuning import hold_statistics
 from medopt.training.job import TrainingJob
 from medopt.training.losses import Teacher, build_loss
 from medopt.training.optimizers import optimizer_in_force
@@ -63,6 +64,8 @@ class Epochs:
         steps, size = self.sampler.steps, self.sampler.size
         advance = self.reporter.progress(steps * size, f"epoch {epoch + 1}/{config.epochs}")
         self.state.network.train()
+        if self.state.tune is not None and self.state.tune.statistics == "frozen":
+            hold_statistics(self.state.network)
         check, waited, started = _Check(self.study, epoch, self.fabric.device), 0.0, time.perf_counter()
         mark, rate = started, 0.0
         for step, batch in enumerate(_grouped(self.loader, self.sampler.parts)):

@@ -33,6 +33,7 @@ class TrainingJob:
     weights to begin with, of the study's network or of a pruned one, whose widths then have to be among the facts;
     without it they are drawn from the study's seed. `teacher` are those of a network whose answers are targets, too, to
     the share that `compression.pruning.imitate` says. `to_the_end` keeps those of the last epoch, not the best.
+    `tunes_start`: `start` are pretrained weights, which the study's `training.fine_tune` says how to tune.
     """
 
     study: Study
@@ -43,6 +44,7 @@ class TrainingJob:
     start: Path | None = None
     teacher: Path | None = None
     to_the_end: bool = False
+    tunes_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)

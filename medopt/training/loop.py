@@ -34,7 +34,8 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
     """
     study, facts = job.study, job.facts
     reporter = callbacks.reporter if callbacks else SilentReporter()
-    state = start_state(study, fabric, load_best(study, job.start) if job.start else None)
+    tune = study.training.fine_tune if job.tunes_start else None
+    state = start_state(study, fabric, load_best(study, job.start) if job.start else None, tune)
     restore_newest(
         job.folder, state, facts, reporter.message, lambda scores: take_optimizer(study, fabric, state, scores)
     )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn, optim
 
-from medopt.config import Optimizer, Study
+from medopt.config import FineTune, Optimizer, Study
 from medopt.training.early_stopping import first_plateau
+from medopt.training.fine_tuning import rate_factor
 
 
-def build_optimizer(config: Optimizer, model: nn.Module) -> optim.Optimizer:
-    """The optimizer over all parameters; normalizations and biases get no weight decay.
+def build_optimizer(config: Optimizer, model: nn.Module, tune: FineTune | None = None) -> optim.Optimizer:
+    """The optimizer over all parameters that learn; normalizations and biases get no weight decay.
 
+    With `tune` each stage of the network is a group of its own, whose `factor` its learning rate is multiplied by.
     Sources: Kingma & Ba (2015), Loshchilov & Hutter (2019), Sutskever et al. (2013), Dozat (2016).
     """
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = _groups(config, model, tune)
     betas = (config.momentum, 0.999)
     match config.name:
         case "adam":
@@ -28,6 +29,19 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> optim.Optimizer:
             return optim.NAdam(groups, lr=config.rate, betas=betas)
         case "sgd":
             return optim.SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def _groups(config: Optimizer, model: nn.Module, tune: FineTune | None) -> list[dict[str, Any]]:
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {} if tune else {(1.0, True): [], (1.0, False): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (rate_factor(tune, name) if tune else 1.0, parameter.ndim > 1)
+            kinds.setdefault(key, []).append(parameter)
+    decays = {True: config.weight_decay, False: 0.0}
+    return [
+        {"params": parameters, "weight_decay": decays[is_matrix], "factor": factor}
+        for (factor, is_matrix), parameters in kinds.items()
+    ]
 
 
 def optimizer_in_force(study: Study, scores: Sequence[float]) -> Optimizer:

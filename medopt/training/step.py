@@ -15,9 +15,10 @@ from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from medopt.config import Study
+from medopt.config import FineTune, Study
 from medopt.core.records import EpochRecord
 from medopt.models import build_model
+from medopt.training.fine_tuning import freeze, pull_toward
 from medopt.training.hardware import shard
 from medopt.training.losses import Loss, Teacher
 from medopt.training.optimizers import build_optimizer, optimizer_in_force
@@ -29,7 +30,8 @@ class TrainingState:
     """All that changes while training; the learning rate and early stopping follow from `history`.
 
     `network` and `optimizer` are the model and its optimizer as Fabric wraps them; `average` holds the moving average
-    of the weights, `scaler` the loss scale of half precision.
+    of the weights, `scaler` the loss scale of half precision. `tune` says how a start is tuned, `anchors` are its
+    weights where they are pulled toward it.
     """
 
     model: nn.Module
@@ -37,6 +39,8 @@ class TrainingState:
     optimizer: _FabricOptimizer
     average: nn.Module | None
     scaler: Any = None
+    tune: FineTune | None = None
+    anchors: list[Tensor] = field(default_factory=list)
     history: list[EpochRecord] = field(default_factory=list)
 
     @property
@@ -50,8 +54,13 @@ class TrainingState:
         return [record.val_metric for record in self.history]
 
 
-def start_state(study: Study, fabric: Fabric, model: nn.Module | None = None) -> TrainingState:
-    """The study's network with the weights of its seed, or `model`, on Fabric's device, and a fresh optimizer."""
+def start_state(
+    study: Study, fabric: Fabric, model: nn.Module | None = None, tune: FineTune | None = None
+) -> TrainingState:
+    """The study's network with the weights of its seed, or `model`, on Fabric's device, and a fresh optimizer.
+
+    `tune` says how the weights of a start are tuned.
+    """
     model = (build_model(study) if model is None else model).to(fabric.device)
     is_spread = isinstance(fabric.strategy, ModelParallelStrategy)
     if not is_spread:  # which takes the plain layout only
@@ -59,18 +68,23 @@ def start_state(study: Study, fabric: Fabric, model: nn.Module | None = None) ->
         model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
     if fabric.world_size > 1:
         model = share_statistics(model)
+    if tune is not None:
+        freeze(model, tune)
     average = copy.deepcopy(model).requires_grad_(False) if study.training.ema_decay else None
     network = fabric.setup_module(model)  # where parameters are spread, they become new ones here
     if average is not None and is_spread:
         average = shard(average, cast(ModelParallelStrategy, fabric.strategy).device_mesh)
     state = TrainingState(model, network, None, average, getattr(fabric.strategy.precision, "scaler", None))  # type: ignore[arg-type]
+    state.tune = tune
+    if tune is not None and tune.toward_start:
+        state.anchors = [parameter.detach().clone() for parameter in state.model.parameters()]
     take_optimizer(study, fabric, state, [])
     return state
 
 
 def take_optimizer(study: Study, fabric: Fabric, state: TrainingState, scores: list[float]) -> None:
     """Give `state` a fresh optimizer: the one in force after these validation scores."""
-    optimizer = build_optimizer(optimizer_in_force(study, scores), state.model)
+    optimizer = build_optimizer(optimizer_in_force(study, scores), state.model, state.tune)
     state.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
 
 
@@ -133,7 +147,7 @@ class Stepper:
         state, fabric = self.state, self.fabric
         images = images or sum(len(image) for image, _ in batch)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         state.optimizer.zero_grad()
         total = None
         for part, (image, target) in enumerate(batch, start=1):
@@ -149,6 +163,8 @@ class Stepper:
         limit = self.config.clip_norm or math.inf
         norm = fabric.clip_gradients(state.network, state.optimizer, max_norm=limit, error_if_nonfinite=False)
         state.optimizer.step()
+        if state.anchors and state.tune is not None:
+            pull_toward(list(state.model.parameters()), state.anchors, min(1.0, rate * state.tune.toward_start))
         update_average(state, self.config.ema_decay, number)
         assert total is not None and norm is not None
         return total, whole(norm)

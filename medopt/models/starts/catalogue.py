@@ -42,6 +42,8 @@ class Entry(Section):
     sha256: str = ""
     licence: str
     allows: tuple[Literal["research", "clinical"], ...]
+    chosen_by_auto: bool = True
+    """Whether `model.start: auto` may take it; an odd teacher has to be named."""
     citation: str
     trained_on: str
     scaling: ScalingEntry | None = None

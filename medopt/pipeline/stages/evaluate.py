@@ -20,12 +20,14 @@ from medopt.pipeline.predict import predict, subgroups
 from medopt.pipeline.run_folder import INT8, RunFolder
 from medopt.pipeline.stage import NoResult, RunContext, Stage
 from medopt.pipeline.stage_settings import stage_names
+from medopt.pipeline.stages.baseline import BASELINES, BaselineStage, baselines_result
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
-from medopt.pipeline.stages.train import history_of
+from medopt.pipeline.stages.train import LINEAR, TrainStage, history_of
 from medopt.training.job import PreparedSplit
 
 PREDICTIONS = "predictions.csv"
+BASELINES_JSON = "baselines.json"
 ANALYSIS_FILES = {"robustness": "robustness.json", "explain": "explanations.json", "domain": "domain.json"}
 
 
@@ -44,6 +46,7 @@ class EvaluateStage(Stage[NoResult]):
             "run": context.tracker.origin,
             "notes": notes_of(context),
             "override": asdict(override) if override else None,
+            "baseline": context.digests.get(BaselineStage.name, ""),
         }
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
@@ -51,6 +54,7 @@ class EvaluateStage(Stage[NoResult]):
         return [
             folder.path / METRICS_FILE,
             folder.path / PREDICTIONS,
+            folder.path / BASELINES_JSON,
             *(folder.figures / f"{one}.png" for one in FIGURES),
         ]
 
@@ -72,6 +76,7 @@ class EvaluateStage(Stage[NoResult]):
         )
         draw_figures(study, history_of(context), tables, gate_result, metrics, folder.figures)
         metrics.write(folder.path / METRICS_FILE)
+        _write_baselines(context, tables, gate_result)
         return NoResult()
 
     def finish(self, context: RunContext, result: NoResult, *, skipped: bool) -> None:
@@ -79,6 +84,19 @@ class EvaluateStage(Stage[NoResult]):
         for stage, name in ANALYSIS_FILES.items():
             if stage not in stage_names(context.study):
                 (context.folder.path / name).unlink(missing_ok=True)
+
+
+def _write_baselines(context: RunContext, tables: Sequence[Predictions], judged: GateResult) -> None:
+    """The linear models beside the float network on the test split; an ensemble has none of its own."""
+    path = context.folder.path / BASELINES_JSON
+    if BaselineStage.name not in context.results:
+        path.unlink(missing_ok=True)
+        return
+    fitted, trained = context.result(BaselineStage), context.result(TrainStage)
+    network = next(table for table in tables if table.model == "float").of_split("test")
+    linear = {table.model: table.of_split("test") for table in read_predictions(context.folder.path / BASELINES)}
+    compared = baselines_result(context.study, network, linear, fitted)
+    compared.model_copy(update={"linear_goes_on": trained.best_epoch == LINEAR}).write(path)
 
 
 def notes_of(context: RunContext) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medopt.core import signals
@@ -12,15 +13,21 @@ from medopt.pipeline.predict import validation_score
 from medopt.pipeline.run_0_1 import is_training_record
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.baseline import BaselineStage, start_weights
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.pipeline.stages.tune import resolved_study, training_identity
 from medopt.training.job import TrainingCallbacks, TrainingJob
 from medopt.training.launch import dismiss, train
 
+LINEAR = -1  # in place of an epoch
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training came to: its best epoch, counted from 0, the device, and the record of every epoch."""
+    """What a training came to: its best epoch, counted from 0, the device, and the record of every epoch.
+
+    The best epoch is LINEAR where the linear model on the start's features was not beaten.
+    """
 
     best_epoch: int
     device: str
@@ -46,17 +53,45 @@ class TrainStage(Stage[Training]):
         """Raises TrainingError where the loss is not a number, or a process or all checkpoints are lost."""
         prepared, study = context.result(PrepareStage), resolved_study(context)
         folder = context.folder.best_weights.parent
-        job = TrainingJob(study, prepared["train"], prepared["val"], folder, training_identity(context))
+        facts = training_identity(context) | _start_identity(context)
+        job = TrainingJob(study, prepared["train"], prepared["val"], folder, facts)
+        if study.model.has_start:
+            job = replace(job, start=start_weights(context.folder), tunes_start=True)
         score = validation_score(study, prepared["val"])
         callbacks = TrainingCallbacks(score, lambda history: _on_epoch(context, history), context.reporter)
         trained = train(job, callbacks, context.hardware)
-        return Training(trained.best, trained.device, trained.history)
+        return _better(context, Training(trained.best, trained.device, trained.history))
+
+    def depends_on(self, context: RunContext) -> Mapping[str, object]:
+        """The weights that it begins with."""
+        return _start_identity(context)
 
     def finish(self, context: RunContext, result: Training, *, skipped: bool) -> None:
         """Let the processes go that a launcher started to help, and log what the store lacks."""
         if skipped:
             dismiss(resolved_study(context).training, context.hardware)
         _on_epoch(context, result.history)
+
+
+def _start_identity(context: RunContext) -> dict[str, str]:
+    """The digest of the weights that training begins with; nothing from scratch."""
+    return {"start": context.result(BaselineStage).weights} if context.study.model.has_start else {}
+
+
+def _better(context: RunContext, trained: Training) -> Training:
+    """What goes on: the tuned weights, or the linear model on the start's features where it is better on validation."""
+    if not context.study.model.has_start:
+        return trained
+    linear = context.result(BaselineStage).models["start"].validation_auc
+    tuned = trained.history[trained.best_epoch].val_metric
+    if context.study.training.metric == "auc" and not tuned > linear:
+        shutil.copyfile(start_weights(context.folder), context.folder.best_weights)
+        context.reporter.message(
+            f"training did not beat the linear model on the start's features (validation AUC {tuned:.4f}, not above "
+            f"{linear:.4f}): the linear model goes on"
+        )
+        return replace(trained, best_epoch=LINEAR)
+    return trained
 
 
 def _on_epoch(context: RunContext, history: Sequence[EpochRecord]) -> None:

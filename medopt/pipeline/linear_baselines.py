@@ -1,0 +1,115 @@
+"""Linear models that training has to beat: on thumbnails of the images, and on the features of the study's start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from medopt.config import Study
+from medopt.core.records import Predictions, Split
+from medopt.core.reporter import Reporter
+from medopt.evaluation.analysis_results import StartRecord
+from medopt.metrics.calibration import targets
+from medopt.models import build_model
+from medopt.models.starts.adapt import fit_start, table_of
+from medopt.pipeline.predict import labels_of, predictions_of, validation_score
+from medopt.pipeline.start import open_study_start
+from medopt.training.features import pooled_features, put_head, thumbnails
+from medopt.training.hardware import open_fabric
+from medopt.training.job import PreparedSplit
+from medopt.training.linear_model import LinearFit, LinearModel, choose_strength
+
+ROWS = 4000
+"""Rows that a linear model is fitted on at most; with more training images, so many of them drawn at random."""
+Splits = Mapping[Split, PreparedSplit]
+Features = dict[Split, NDArray[Any]]
+"""Of each split (N, V, F): of an image as it is, and of its mirror where V is 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearBaseline:
+    """A fitted linear model: what it reads, the features of each split, and its AUC on validation."""
+
+    name: str
+    reads: str
+    model: LinearModel
+    features: Features
+    validation_auc: float
+
+    def predictions(self, study: Study, splits: Splits, wanted: Sequence[Split]) -> Predictions:
+        """Its predictions of some splits, each image as it is."""
+        parts = [
+            predictions_of(study, self.name, split, splits[split], self.model.logits(_plain(self.features, split)))
+            for split in wanted
+        ]
+        return Predictions.joined(self.name, parts)
+
+
+def thumbnail_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) -> LinearBaseline:
+    """On the gray values of small images."""
+    features: Features = {split: thumbnails(splits[split].files)[:, None] for split in wanted}
+    return _fitted(study, splits, features, "thumbnail", "thumbnails")
+
+
+def start_baseline(
+    study: Study, splits: Splits, wanted: Sequence[Split], reporter: Reporter
+) -> tuple[LinearBaseline, nn.Module, StartRecord]:
+    """On the features of the study's start; with the network whose last layer it is, and where the start comes from.
+
+    Raises ConfigError where the start does not fill the study's network.
+    """
+    opened, network = open_study_start(study), build_model(study)
+    loaded = fit_start(opened.start, network, opened.name, partial=study.model.partial)
+    network.load_state_dict(loaded.state)
+    device = open_fabric(study.training).device
+    advance = reporter.progress(sum(len(splits[split].files) for split in wanted), "features of the start")
+    features: Features = {}
+    for split in wanted:
+        files = splits[split].files
+        mirrored = split == "train" and "left_right" in study.augment.flip and 2 * len(files) <= ROWS
+        features[split] = pooled_features(network, files, device, mirrored=mirrored, advance=advance)
+    baseline = _fitted(study, splits, features, "start", "the start's features")
+    put_head(network.to("cpu"), baseline.model)
+    entry = opened.entry
+    record = StartRecord(
+        name=opened.name if entry else Path(opened.name).name,
+        digest=opened.digest,
+        licence=entry.licence if entry else "not stated",
+        trained_on=entry.trained_on if entry else "not stated",
+        tensors=dict(table_of(loaded)),
+        share=loaded.share,
+    )
+    return baseline, network, record
+
+
+def _fitted(study: Study, splits: Splits, features: Features, name: str, reads: str) -> LinearBaseline:
+    """Each view of a training image is a row that counts for its share; validation chooses the penalty."""
+    train, val, views = splits["train"], splits["val"], features["train"].shape[1]
+    rows = np.arange(len(train.files))
+    if len(rows) > ROWS:
+        rows = np.sort(np.random.default_rng(study.seed).choice(rows, ROWS, replace=False))
+    fit = LinearFit(
+        features["train"][rows].reshape(len(rows) * views, -1).astype(np.float64),
+        np.repeat(_targets(study, train)[rows], views, axis=0),
+        study.data.task,
+        np.full(len(rows) * views, 1 / views),
+    )
+    score, truth, seen = validation_score(study, val), _targets(study, val), _plain(features, "val")
+    linear, auc = choose_strength(fit, lambda model: score(model.logits(seen), truth))
+    return LinearBaseline(name, reads, linear, features, auc)
+
+
+def _plain(features: Features, split: Split) -> NDArray[np.float64]:
+    """The features (N, F) of the images as they are."""
+    plain: NDArray[np.float64] = features[split][:, 0].astype(np.float64)
+    return plain
+
+
+def _targets(study: Study, part: PreparedSplit) -> NDArray[np.float64]:
+    return targets(labels_of(study, part), study.data.outputs, study.data.task).astype(np.float64)

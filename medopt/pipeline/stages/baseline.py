@@ -1,0 +1,113 @@
+"""The stage `baseline`: two linear models that training has to beat, of thumbnails and of the start's own features.
+
+The second one is where the training of a start begins: a network with a linear layer at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medopt.config import Study
+from medopt.core.files import file_digest
+from medopt.core.records import SPLITS, Predictions
+from medopt.evaluation.analysis_results import BaselineResult, BaselinesResult, StartRecord
+from medopt.evaluation.comparison import area_difference
+from medopt.evaluation.predictions_io import write_predictions
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.calibration import UNCALIBRATED
+from medopt.metrics.delong import auc_with_covariance, mean_auc
+from medopt.pipeline.linear_baselines import LinearBaseline, start_baseline, thumbnail_baseline
+from medopt.pipeline.run_folder import RunFolder
+from medopt.pipeline.stage import RunContext, Stage
+from medopt.pipeline.stages.prepare import PrepareStage
+from medopt.training.checkpoint import write_tensors
+
+BASELINES = "baselines.csv"
+START = "start.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class FittedBaseline:
+    """One linear model: what it reads, how many features, its penalty's inverse, and its AUC on validation."""
+
+    reads: str
+    features: int
+    strength: float
+    validation_auc: float
+
+    @classmethod
+    def of(cls, baseline: LinearBaseline) -> FittedBaseline:
+        """What is kept of a fitted model."""
+        count = baseline.model.weight.shape[1]
+        return cls(baseline.reads, count, baseline.model.strength, baseline.validation_auc)
+
+
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """The linear models by name, thumbnail and start; and the start, where there is one.
+
+    `weights` is the SHA-256 of the network of the start with its linear layer; "" from scratch.
+    """
+
+    models: dict[str, FittedBaseline]
+    start: StartRecord | None
+    weights: str
+
+
+class BaselineStage(Stage[Baselines]):
+    """Fit both on training images, choose their penalty on validation, and predict validation and test."""
+
+    name = "baseline"
+    inputs = ("prepare",)
+    result_type = Baselines
+
+    def outputs(self, folder: RunFolder) -> Sequence[Path]:
+        """The predictions of the linear models, and the weights that training begins with."""
+        return [folder.path / BASELINES, start_weights(folder)]
+
+    def run(self, context: RunContext) -> Baselines:
+        """Raises ConfigError where the start does not fill the study's network."""
+        study, splits, folder = context.study, context.result(PrepareStage).splits, context.folder
+        fitted, record = [thumbnail_baseline(study, splits, SPLITS)], None
+        start_weights(folder).unlink(missing_ok=True)
+        if study.model.has_start:
+            linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
+            write_tensors(start_weights(folder), network.state_dict(), {"start": record.digest})
+            fitted.append(linear)
+        tables = [one.predictions(study, splits, SPLITS[1:]) for one in fitted]
+        plain = dict.fromkeys((one.name for one in fitted), UNCALIBRATED)
+        write_predictions(folder.path / BASELINES, tables, study.data.labels, study.data.task, plain)
+        for one in fitted:
+            context.say(f"a linear model on {one.reads}: validation AUC {one.validation_auc:.4f}")
+        digest = file_digest(start_weights(folder)) if record else ""
+        return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest)
+
+
+def start_weights(folder: RunFolder) -> Path:
+    """The network of the start with a linear layer at its end."""
+    return folder.best_weights.with_name(START)
+
+
+def baselines_result(
+    study: Study, network: Predictions, linear: Mapping[str, Predictions], fitted: Baselines
+) -> BaselinesResult:
+    """The linear models on the test split, each beside the trained network: paired on the same patients."""
+    task, confidence = study.data.task, study.evaluation.confidence
+    trained = CalibratedPredictions(network, task)
+    models = {}
+    for name, table in linear.items():
+        own = CalibratedPredictions(table, task)
+        one = fitted.models[name]
+        models[name] = BaselineResult(
+            reads=one.reads,
+            features=one.features,
+            strength=one.strength,
+            validation_auc=one.validation_auc if np.isfinite(one.validation_auc) else None,
+            auc=mean_auc(auc_with_covariance(own.score, own.target, own.patients), len(table), confidence),
+            gain=area_difference(own, trained, confidence)[0],
+        )
+    return BaselinesResult(models=models, start=fitted.start)

@@ -1,0 +1,76 @@
+"""Frozen features of a network: the means of what its stem and its blocks give for each image, mirrored and not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
+
+from medopt.core.records import FloatArray
+from medopt.data.cache import as_tensor
+from medopt.models.depth_heads import DepthHeads
+from medopt.models.resnet import BottleneckResNet
+from medopt.training.linear_model import LinearModel
+
+BATCH = 16
+THUMBNAIL = {2: 32, 3: 12}
+"""Side of a thumbnail, by dimensions: enough to see where the bright parts of an image lie."""
+
+
+@torch.no_grad()
+def pooled_features(
+    network: nn.Module,
+    files: Sequence[Path],
+    device: torch.device,
+    *,
+    mirrored: bool = False,
+    advance: Callable[[int], object] = lambda count: None,
+) -> FloatArray:
+    """Features (N, V, F) of prepared images that the network's head reads: of the last block, or of every depth.
+
+    V is 2 with `mirrored`, the image and its mirror from left to right, else 1.
+    """
+    model = cast(BottleneckResNet, network.eval().to(device))
+    rows = []
+    for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        images = torch.stack([as_tensor(file) for file in part]).to(device)
+        views = [images, images.flip(-1)] if mirrored else [images]
+        rows.append(torch.stack([_read(model, view) for view in views], dim=1).cpu().numpy())
+        advance(len(part))
+    return np.concatenate(rows)
+
+
+def _read(model: BottleneckResNet, images: Tensor) -> Tensor:
+    features = model.features(images)
+    return torch.cat(features if isinstance(model.fc, DepthHeads) else features[-1:], dim=1)
+
+
+def put_head(network: nn.Module, linear: LinearModel) -> None:
+    """Make a linear model on the features of the network its last layer, in place."""
+    weight, bias = torch.from_numpy(linear.weight).float(), torch.from_numpy(linear.bias).float()
+    head = network.fc[1] if isinstance(network.fc, nn.Sequential) else network.fc
+    layers = [*head.heads] if isinstance(head, DepthHeads) else [head]
+    parts = weight.split([cast(nn.Linear, layer).in_features for layer in layers], dim=1)
+    with torch.no_grad():
+        for layer, part in zip(layers, parts, strict=True):
+            cast(nn.Linear, layer).weight.copy_(part)
+        cast(nn.Linear, layers[-1]).bias.copy_(bias)
+
+
+def thumbnails(files: Sequence[Path]) -> NDArray[np.float64]:
+    """Prepared images (N, C * side ** dims), each pixel the mean of its part of the image."""
+    return np.stack([_thumbnail(as_tensor(file)).numpy().ravel() for file in files]).astype(np.float64)
+
+
+def _thumbnail(image: Tensor) -> Tensor:
+    sides = tuple(min(THUMBNAIL[image.ndim - 1], side) for side in image.shape[1:])
+    pool: Any = adaptive_avg_pool2d if image.ndim == 3 else adaptive_avg_pool3d
+    small: Tensor = pool(image, sides)
+    return small
