@@ -19,7 +19,19 @@ from medopt.phantom import Radiograph, write_radiograph
 SITES = ("harbour", "hill", "valley")
 SPLITS = ("train",) * 6 + ("val",) * 3 + ("test",) * 3
 LABELS = ("clear", "blob")
-STAGES = ("baseline", "train", "compress", "judge", "evaluate", "robustness", "explain", "domain", "release", "report", "record")
+STAGES = (
+    "baseline",
+    "train",
+    "compress",
+    "judge",
+    "evaluate",
+    "robustness",
+    "explain",
+    "domain",
+    "release",
+    "report",
+    "record",
+)
 STUDY: dict[str, Any] = {
     "name": "clinic",
     "question": "Is there a bright blob?",

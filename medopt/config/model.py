@@ -44,6 +44,8 @@ class Model(Section):
     scaled_channels: int = Field(0, ge=0)
     """Channels that an affine layer makes of the image before the stem, in the scale that the start was trained in; 0:
     no such layer."""
+    mirrored: bool = False
+    """Answer with the mean over the image and its mirror from left to right, in twice the time."""
     init: Literal["he", "xavier"] = "he"
     zero_init_residual: bool = True
     """The last normalization of a block starts at 0, so each block starts as the identity (Goyal et al. 2017)."""

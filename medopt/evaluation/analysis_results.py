@@ -24,6 +24,15 @@ class StartRecord(Result):
     tensors: dict[str, int]
     share: float
 
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        counts = ", ".join(f"{count} {fate}" for fate, count in self.tensors.items() if count)
+        return (
+            f"Training began with {self.name} (SHA-256 {self.digest[:16]}..., licence {self.licence}; trained on "
+            f"{self.trained_on}): {self.share:.0%} of the backbone's weights; tensors: {counts}."
+        )
+
 
 class BaselineResult(Result):
     """A linear model, and the trained float network beside it: the AUC on test, and the network's less this one's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
@@ -69,6 +69,8 @@ class _Stage(nn.Sequential):
 class BottleneckResNet(ResNet):
     """MONAI's ResNet of our blocks: with a stem as wide as is asked for, and a head on one depth or on all."""
 
+    mirrored = False
+
     def __init__(
         self, variant: Variant, layers: list[int], channels: int, outputs: int, dims: int, widths: Sequence[int],
         stem: str, scaled: int, head: str, dropout: float,
@@ -108,9 +110,18 @@ class BottleneckResNet(ResNet):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(N, C, *space) to the means (N, channels) of what the stem and each block give, in the order of the data."""
+        return self._both_ways(x, self._features)
+
+    def _features(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = []
         self._run(x, maps)
         return [self.avgpool(each).flatten(1) for each in maps]
+
+    def _both_ways(self, x: Tensor, read: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+        """What `read` gives of the images; in evaluation of a mirrored network the mean with what it gives mirrored."""
+        if not self.mirrored or self.training:
+            return read(x)
+        return [(one + other) / 2 for one, other in zip(read(x), read(x.flip(-1)), strict=True)]
 
     def _run(self, x: Tensor, maps: list[Tensor] | None) -> Tensor:
         x = self.act(self.bn1(self.conv1(self.scaling(x))))
@@ -127,7 +138,8 @@ class BottleneckResNet(ResNet):
         if isinstance(self.fc, DepthHeads):
             return self.fc(self.features(x))
         assert self.fc is not None
-        return self.fc(self.avgpool(self._run(x, None)).flatten(1))
+        (last,) = self._both_ways(x, lambda images: [self.avgpool(self._run(images, None)).flatten(1)])
+        return self.fc(last)
 
 
 def _like(conv: Any, outputs: int, dims: int) -> Any:
@@ -158,6 +170,7 @@ def build_resnet(
     variant: Literal["pooled", "v1", "caffe", "v1.5", "d", "dilated"] = "pooled",
     head: Literal["last", "every_depth"] = "last",
     scaled_channels: int = 0,
+    mirrored: bool = False,
     init: Literal["he", "xavier"] = "he",
     zero_init_residual: bool = True,
     dropout: float = 0.0,
@@ -183,6 +196,7 @@ def build_resnet(
         head: "last", a linear layer on the means of the last block, or "every_depth", on those of the stem and of all
             blocks.
         scaled_channels: channels that an affine layer makes of the image before the stem; 0: no such layer.
+        mirrored: the answer is that to the image and to its mirror from left to right, on average, in twice the time.
         init: "he" or "xavier", see `medopt.models.initialize`.
         zero_init_residual: the last normalization of each block starts at 0 (Goyal et al. 2017).
         dropout: share of the pooled features that is dropped in training.
@@ -212,6 +226,7 @@ def build_resnet(
         *(VARIANTS[variant], LAYERS[depth], channels, outputs, spatial_dims, widths, chosen, scaled_channels, head),
         dropout,
     )
+    model.mirrored = mirrored
     initialize(model, init, torch.Generator().manual_seed(seed), zero_init_residual=zero_init_residual)
     if dropout and head == "last":
         model.fc = nn.Sequential(nn.Dropout(dropout), model.fc)  # type: ignore[arg-type, assignment]

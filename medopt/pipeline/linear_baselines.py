@@ -20,7 +20,7 @@ from medopt.models import build_model
 from medopt.models.starts.adapt import fit_start, table_of
 from medopt.pipeline.predict import labels_of, predictions_of, validation_score
 from medopt.pipeline.start import open_study_start
-from medopt.training.features import pooled_features, put_head, thumbnails
+from medopt.training.features import pooled_features, put_head, thumbnail_features
 from medopt.training.hardware import open_fabric
 from medopt.training.job import PreparedSplit
 from medopt.training.linear_model import LinearFit, LinearModel, choose_strength
@@ -53,7 +53,7 @@ class LinearBaseline:
 
 def thumbnail_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) -> LinearBaseline:
     """On the gray values of small images."""
-    features: Features = {split: thumbnails(splits[split].files)[:, None] for split in wanted}
+    features: Features = {split: thumbnail_features(splits[split].files)[:, None] for split in wanted}
     return _fitted(study, splits, features, "thumbnail", "thumbnails")
 
 

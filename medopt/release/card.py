@@ -14,7 +14,7 @@ from medopt.core.format import format_estimate
 from medopt.core.provenance import CodeVersion, Machine
 from medopt.core.records import KINDS, Estimate, Kind, Task
 from medopt.core.result import WITH_DEFAULTS, Result
-from medopt.evaluation.analysis_results import DomainResult, PruningStep, RobustnessResult, SanityCheck
+from medopt.evaluation.analysis_results import DomainResult, PruningStep, RobustnessResult, SanityCheck, StartRecord
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.run_metrics import CalibrationResult
 from medopt.evaluation.subgroup_results import SubgroupResults
@@ -87,6 +87,7 @@ class ModelCard(Result):
     declines: DomainResult | None
     explanation: SanityCheck | None
     known_of_the_data: tuple[str, ...]
+    start: StartRecord | None = None
     provenance: CardOrigin
     guidelines: Guidelines
 
@@ -126,6 +127,7 @@ def card_of(info: ReleaseInfo) -> ModelCard:
         declines=figures.domain,
         explanation=figures.explanations.sanity if figures.explanations else None,
         known_of_the_data=origin.data_notes,
+        start=figures.baselines.start if figures.baselines else None,
         provenance=CardOrigin(**origin.model_dump(exclude={"data_notes"})),
         guidelines=Guidelines(
             covered=tuple(Covered(item=item, what=what, where=where) for item, what, where in COVERED),
@@ -214,6 +216,8 @@ def _model(model: CardModel) -> Iterator[str]:
 def _origin(card: ModelCard) -> Iterator[str]:
     origin, guidelines = card.provenance, card.guidelines
     yield from ("## Where it comes from", "", f"- Built {card.created} by {origin.code}.")
+    if card.start is not None:
+        yield f"- {card.start.sentence}"
     yield f"- Manifest digest `{origin.manifest_digest}`, MLflow run `{origin.mlflow_run_id}`."
     yield f"- Packages: {', '.join(f'{name} {version}' for name, version in origin.packages.items())}."
     covered = [f"{one.item} ({one.what})" for one in guidelines.covered]

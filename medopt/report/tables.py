@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from medopt.config import Study
 from medopt.core.format import UNDEFINED, format_difference, format_estimate, format_share
 from medopt.core.records import KINDS
-from medopt.evaluation.analysis_results import StartRecord
 from medopt.evaluation.subgroup_results import SubgroupFigures
 from medopt.metrics.figures import METRICS
 from medopt.report.format import plain
@@ -64,17 +63,8 @@ def baselines(run: RunRecords) -> ReportTable | None:
     if found.linear_goes_on:
         notes.append("Training did not beat the linear model on the start's features, so the network is that model.")
     if found.start is not None:
-        notes.append(start_text(found.start))
+        notes.append(found.start.sentence)
     return ReportTable("What training brought", ["model", "AUC, test", "network less this one"], rows, notes)
-
-
-def start_text(start: StartRecord) -> str:
-    """Where the weights came from that training began with."""
-    counts = ", ".join(f"{count} {fate}" for fate, count in start.tensors.items() if count)
-    return (
-        f"Training began with {start.name} (SHA-256 {start.digest[:16]}..., licence {start.licence}; trained on "
-        f"{start.trained_on}): {start.share:.0%} of the backbone's weights; tensors: {counts}."
-    )
 
 
 def patients(run: RunRecords) -> ReportTable | None:

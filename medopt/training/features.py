@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from medopt.core.records import FloatArray
-from medopt.data.cache import as_tensor
+from medopt.data.cache import as_tensor, load_prepared
+from medopt.manifest.duplicates import thumbnail
 from medopt.models.depth_heads import DepthHeads
 from medopt.models.resnet import BottleneckResNet
 from medopt.training.linear_model import LinearModel
 
 BATCH = 16
-THUMBNAIL = {2: 32, 3: 12}
-"""Side of a thumbnail, by dimensions: enough to see where the bright parts of an image lie."""
 
 
 @torch.no_grad()
@@ -64,13 +62,6 @@ def put_head(network: nn.Module, linear: LinearModel) -> None:
         cast(nn.Linear, layers[-1]).bias.copy_(bias)
 
 
-def thumbnails(files: Sequence[Path]) -> NDArray[np.float64]:
-    """Prepared images (N, C * side ** dims), each pixel the mean of its part of the image."""
-    return np.stack([_thumbnail(as_tensor(file)).numpy().ravel() for file in files]).astype(np.float64)
-
-
-def _thumbnail(image: Tensor) -> Tensor:
-    sides = tuple(min(THUMBNAIL[image.ndim - 1], side) for side in image.shape[1:])
-    pool: Any = adaptive_avg_pool2d if image.ndim == 3 else adaptive_avg_pool3d
-    small: Tensor = pool(image, sides)
-    return small
+def thumbnail_features(files: Sequence[Path]) -> NDArray[np.float64]:
+    """The gray values (N, F) of prepared images made as small as those that duplicates are looked for in."""
+    return np.stack([thumbnail(load_prepared(file)).ravel() for file in files]).astype(np.float64)

@@ -1,0 +1,112 @@
+"""A run that begins with pretrained weights: what it takes, what it says of them, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from clinic import Clinic
+from clinic_fixtures import Done, call, only_folder
+from safetensors.torch import save_file
+
+from medopt.models import build_resnet
+
+RENAMED = {"reduce": "conv1", "spatial": "conv2", "expand": "conv3", "norm1": "bn1", "norm2": "bn2", "norm3": "bn3"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grey ResNet-26 of 1/8 width as torchvision names one."""
+    network = build_resnet(26, channels=1, width=0.125, stem="large", variant="v1.5", seed=7)
+    named = {}
+    for name, value in network.state_dict().items():
+        parts = [RENAMED.get(part, "downsample" if part == "skip" else part) for part in name.split(".")]
+        named[".".join(parts) if name.startswith("layer") else name] = value.clone()
+    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_file(named, path)
+    return path
+
+
+def words(clinic: Clinic, runs: Path, *settings: str) -> list[object]:
+    chosen = ("model.depth=26", "evaluation.shift_cases=0", "evaluation.explain=0", "training.epochs=1", *settings)
+    study = yaml.safe_load(clinic.study_file.read_text())
+    del study["model"]  # the start decides it
+    path = runs.parent / "clinic.yaml"
+    path.write_text(yaml.safe_dump(study))
+    sets = [word for setting in chosen for word in ("--set", setting)]
+    return ["run", path, "--data", clinic.data, "--runs", runs, *sets, "--json"]
+
+
+@pytest.fixture(scope="module")
+def started(clinic: Clinic, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
+    """A run from the start whose training changes nothing."""
+    runs = tmp_path_factory.mktemp("started") / "runs"
+    done = call(*words(clinic, runs, f"model.start={weights}", "training.optimizer.lr=1.0e-12"))
+    assert done.code == 0, done.stderr
+    return done, only_folder(runs, "clinic")
+
+
+def test_the_study_of_the_run_says_which_weights_and_which_network(started: tuple[Done, Path], weights: Path) -> None:
+    study = yaml.safe_load((started[1] / "study.yaml").read_text())
+    model = study["model"]
+    assert model["start"] == str(weights) and len(model["start_digest"]) == 64
+    kept = {key: model[key] for key in ("depth", "width", "stem", "variant", "head")}
+    assert kept == {"depth": 26, "width": 0.125, "stem": "large", "variant": "v1.5", "head": "every_depth"}
+    assert study["training"]["mixup"] == 0  # the recipe of starts, where the study says nothing else
+
+
+def test_linear_models_stand_beside_the_network(started: tuple[Done, Path]) -> None:
+    done, folder = started
+    found = json.loads((folder / "baselines.json").read_text())
+    assert set(found["models"]) == {"thumbnail", "start"}
+    for one in found["models"].values():
+        assert one["auc"]["low"] <= one["auc"]["value"] <= one["auc"]["high"]
+    metrics = done.summary["test"]["float"]["auc"]["value"]
+    thumbnail = found["models"]["thumbnail"]
+    assert metrics - thumbnail["auc"]["value"] == pytest.approx(thumbnail["gain"]["value"])
+    page = (folder / "report.html").read_text()
+    assert "What training brought" in page and "teacher.safetensors" in page
+
+
+def test_a_linear_model_that_training_does_not_beat_goes_on(started: tuple[Done, Path]) -> None:
+    done, folder = started
+    assert "the linear model goes on" in done.stderr
+    found = json.loads((folder / "baselines.json").read_text())
+    assert found["linear_goes_on"] is True
+    assert found["models"]["start"]["gain"]["value"] == pytest.approx(0, abs=1e-9)
+    checkpoints = folder / "checkpoints"
+    assert (checkpoints / "best.safetensors").read_bytes() == (checkpoints / "start.safetensors").read_bytes()
+
+
+def test_the_release_says_what_it_began_with(started: tuple[Done, Path]) -> None:
+    release = json.loads((started[1] / "release" / "release.json").read_text())
+    start = release["figures"]["baselines"]["start"]
+    assert start["name"] == "teacher.safetensors" and start["share"] == 1.0
+    assert "teacher.safetensors" in (started[1] / "release" / "CARD.md").read_text()
+
+
+def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
+    done = call(*words(clinic, tmp_path / "runs", f"model.start={weights}", "model.depth=50"))
+    done.refused(2, "model.depth is 50", "has 26")
+
+
+def test_weights_that_have_changed_are_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
+    settings = (f"model.start={weights}", f"model.start_digest={'0' * 64}")
+    call(*words(clinic, tmp_path / "runs", *settings)).refused(2, "has changed", "start_digest")
+
+
+def test_weights_that_are_not_there_are_refused(clinic: Clinic, tmp_path: Path) -> None:
+    done = call(*words(clinic, tmp_path / "runs", "model.start=no-such-weights"))
+    done.refused(2, "no-such-weights", "nsfw-thin-resnet50")
+
+
+def test_probe_looks_at_validation_alone(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
+    study = words(clinic, tmp_path / "runs")[1]
+    done = call("probe", study, "--start", weights, "--data", clinic.data, "--runs", tmp_path / "runs", "--json")
+    assert done.code == 0, done.stderr
+    models = done.summary["models"]
+    assert [one["reads"] for one in models] == ["thumbnails", "features of teacher.safetensors"]
+    assert all(one["auc"]["n"] == 18 for one in models)
+    assert not (tmp_path / "runs" / "clinic").exists()  # it is no run
