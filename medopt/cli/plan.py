@@ -41,6 +41,7 @@ def plan(
     from medopt.cli.console import plain_console
     from medopt.manifest.infer_study import infer_study
     from medopt.manifest.table import read_manifest
+    from medopt.pipeline.start import with_start
     from medopt.planning.decide import decide
     from medopt.planning.fingerprint import take_fingerprint
     from medopt.planning.write import describe_fingerprint, write_plan
@@ -50,7 +51,9 @@ def plan(
     folder = _folder(manifest, guessed, data)
     with reporting() as reporter:
         fingerprint = take_fingerprint(cases, guessed.data.labels, guessed.data.task, folder, reporter)
-    decisions = decide(fingerprint, _device(device), modality.upper())
+    decided = decide(fingerprint, _device(device), modality.upper())
+    channels = next(one.value for one in decided if one.key == "prepare.channels")
+    decisions = with_start(decided, fingerprint.dims, channels)
     study = write_plan(out, manifest, folder.resolve(), guessed, fingerprint, decisions)
     console = plain_console()
     for line in describe_fingerprint(fingerprint):

@@ -75,8 +75,10 @@ class Model(Section):
 class FineTune(Section):
     """How the weights of a start are tuned; a study from scratch reads none of it."""
 
-    freeze: Literal["nothing", "stem", "layer1", "layer2", "layer3", "all"] = "nothing"
-    """Layers up to this stage keep the start's weights. all: only the linear layer at the end is fitted."""
+    freeze: Literal["nothing", "stem", "layer1", "layer2", "layer3", "all"] = "all"
+    """Layers up to this stage keep the start's weights. all: only the linear layer at the end is fitted, in a minute
+    and without epochs; it is the bar that tuning has to beat. Else training begins with that linear model, and it goes
+    on where tuning does not beat it on validation."""
     layer_decay: Fraction = 0.7
     """Factor on the learning rate a stage further from the end (ELECTRA, Clark et al. 2020)."""
     statistics: Literal["frozen", "live"] = "frozen"

@@ -115,8 +115,10 @@ class Training(Section):
     """Mix images and targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et al. 2018); 0 is off."""
     fine_tune: FineTune = FineTune()
     teacher: str = ""
-    """A larger network whose answers this one learns, too: a start, as `model.start` names it, or the folder of a run
-    on the same images (Hinton et al. 2015)."""
+    """A larger network whose answers this one learns, too (Hinton et al. 2015): a start, as `model.start` names it,
+    with a linear layer that is fitted to this study's training images."""
+    teacher_digest: str = ""
+    """SHA-256 of the teacher's file: filled in by the run."""
     teacher_share: Fraction = 0.5
     """Share of the teacher's answers in the targets."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"

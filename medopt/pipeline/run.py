@@ -137,6 +137,8 @@ def train_study(
         best = max((score for score in scores if not math.isnan(score)), default=None)
         end_run(run, "trained")
         epoch = scores.index(best) + 1 if best is not None else None
+        if not scores:  # nothing was tuned: the linear model on the start's features is the network
+            best = run.result(BaselineStage).models["start"].validation_auc
         return TrainedRun(best, epoch, run.folder.path, run.tracker.run_id)
 
 

@@ -15,6 +15,7 @@ PRUNED = "pruned"  # pruned-1, pruned-2, ...: a stage a step
 _TASK = ("seed", "data.task", "data.labels")
 _NETWORK = (*_TASK, "model", "prepare")
 _TRAINING = (*_NETWORK, "augment", "training")
+_BASELINE = ("accelerator", "precision", "teacher", "teacher_digest")
 _ENGINES = ("compression.threads", "compression.profile")
 _INTERVALS = ("evaluation.bootstrap", "evaluation.confidence")
 _ALL = tuple(Study.model_fields)
@@ -22,7 +23,7 @@ _ALL = tuple(Study.model_fields)
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "data"),
     "tune": _TRAINING,
-    "baseline": (*_NETWORK, "augment.flip", "training.accelerator", "training.precision"),
+    "baseline": (*_NETWORK, "augment.flip", *(f"training.{key}" for key in _BASELINE)),
     "train": _TRAINING,
     PRUNED: (*_TRAINING, "compression.pruning"),
     "compress": (*_NETWORK, *(f"compression.{key}" for key in ("profile", "opset", "calibration_images"))),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medopt.config import Optimizer, Study
+from medopt.config import Model, Optimizer, Study
 from medopt.config.model import AUTO, SCRATCH
 from medopt.core.errors import ConfigError
 from medopt.models.starts.adapt import scaled_channels
 from medopt.models.starts.catalogue import Entry, entries, local_file, refuse_use
 from medopt.models.starts.opening import OpenedStart, open_start
+from medopt.planning.decide import Decision
 
 RECIPE: dict[str, Any] = {
     "epochs": 8,
@@ -28,10 +30,12 @@ def resolve_start(study: Study, near: Path) -> Study:
     `near` is the folder of the study file. A resolved study comes back equal. Raises ConfigError where the start is not
     there, is another than the study's, does not fit what the study says of its network, or may not be used for it.
     """
-    study = _with_chosen(study)
+    study = _with_teacher(_with_chosen(study), near)
     if not study.model.has_start:
         return study
     opened = open_study_start(study, near)
+    if opened.entry is not None:
+        refuse_use(opened.entry, study.intended_use)
     given = study.model.model_fields_set
     own = opened.start.architecture() | {"scaled_channels": scaled_channels(opened.start, study.prepare.channels)}
     for key, value in own.items():
@@ -51,8 +55,6 @@ def resolve_start(study: Study, near: Path) -> Study:
 def open_study_start(study: Study, near: Path = Path()) -> OpenedStart:
     """The start of a study whose `auto` is resolved; raises ConfigError as `resolve_start` does."""
     opened = open_start(study.model.start, near)
-    if opened.entry is not None:
-        refuse_use(opened.entry, study.intended_use)
     if study.model.start_digest not in ("", opened.digest):
         raise ConfigError(
             f"The start {opened.name} has changed: its SHA-256 is {opened.digest[:16]}..., the study's "
@@ -62,6 +64,26 @@ def open_study_start(study: Study, near: Path = Path()) -> OpenedStart:
     if dims == 3 and study.spatial_dims == 2:
         raise ConfigError(f"The start {opened.name} is of volumes; this study has images (prepare.size).")
     return opened
+
+
+def teacher_study(study: Study) -> Study:
+    """The study with its teacher's network in place of its own; `training.teacher` and its digest are resolved."""
+    training = study.training
+    model = Model(start=training.teacher, start_digest=training.teacher_digest, partial=study.model.partial)
+    alone = training.model_copy(update={"teacher": "", "teacher_digest": ""})
+    return resolve_start(study.model_copy(update={"model": model, "training": alone}), Path())
+
+
+def _with_teacher(study: Study, near: Path) -> Study:
+    """The study with the digest of its teacher, which is opened once to see that it is one."""
+    if not study.training.teacher:
+        return study
+    model = Model(start=study.training.teacher, start_digest=study.training.teacher_digest)
+    opened = open_study_start(study.model_copy(update={"model": model}), near)
+    if opened.entry is not None:
+        refuse_use(opened.entry, study.intended_use)
+    named = {"teacher": opened.name, "teacher_digest": opened.digest}
+    return study.model_copy(update={"training": study.training.model_copy(update=named)})
 
 
 def _with_chosen(study: Study) -> Study:
@@ -75,15 +97,31 @@ def _with_chosen(study: Study) -> Study:
 
 
 def best_on_disk(study: Study) -> Entry | None:
-    """The start of the catalogue that lies on this disk, may be used, and fits best: of the same dimensions, and that
-    was trained on images of this number of channels.
+    """The start of the catalogue that lies on this disk, may be used, and fits best: see `fitting_starts`."""
+    fitting = fitting_starts(study.spatial_dims, study.prepare.channels)
+    allowed = [entry for entry in fitting if not study.intended_use or "clinical" in entry.allows]
+    return next((entry for entry in allowed if local_file(entry)), None)
 
-    One that was trained on photographs for another purpose is never chosen so; it has to be named.
+
+def fitting_starts(dims: int, channels: int) -> list[Entry]:
+    """The starts of the catalogue for images of these dimensions; first those of as many channels, small ones first.
+
+    One that was trained for another purpose is left out: it has to be named.
     """
-    fitting = [entry for entry in entries() if fits(entry, study) and entry.chosen_by_auto and local_file(entry)]
-    return max(fitting, key=lambda entry: (entry.channels == study.prepare.channels, entry.name), default=None)
+    fitting = [entry for entry in entries() if entry.spatial_dims == dims and entry.chosen_by_auto]
+    return sorted(fitting, key=lambda entry: (entry.channels != channels, entry.depth, entry.name))
 
 
-def fits(entry: Entry, study: Study) -> bool:
-    """Whether a start is of images as the study's, and its licence allows the study's use."""
-    return entry.spatial_dims == study.spatial_dims and (not study.intended_use or "clinical" in entry.allows)
+def with_start(decisions: Sequence[Decision], dims: int, channels: int) -> list[Decision]:
+    """A plan's decisions with the start that fits and lies on this disk, which then decides network and recipe."""
+    fitting = fitting_starts(dims, channels)
+    entry = next((entry for entry in fitting if local_file(entry)), None)
+    if entry is not None:
+        why = f"{entry.title} lies on this disk ({entry.licence}); it decides the network and how it is tuned"
+        kept = [one for one in decisions if not one.key.startswith(("model.", "training."))]
+        return [*kept, Decision("model.start", entry.name, why)]
+    why = "no pretrained weights lie on this disk"
+    if fitting:
+        why += f"; {fitting[0].name} would fit, and its features alone often beat training from nothing"
+        why += f" (medopt weights fetch {fitting[0].name})"
+    return [*decisions, Decision("model.start", SCRATCH, why)]

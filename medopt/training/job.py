@@ -32,7 +32,7 @@ class TrainingJob:
     `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused. `start` are the
     weights to begin with, of the study's network or of a pruned one, whose widths then have to be among the facts;
     without it they are drawn from the study's seed. `teacher` are those of a network whose answers are targets, too, to
-    the share that `compression.pruning.imitate` says. `to_the_end` keeps those of the last epoch, not the best.
+    the share `teacher_share`. `to_the_end` keeps those of the last epoch, not the best.
     `tunes_start`: `start` are pretrained weights, which the study's `training.fine_tune` says how to tune.
     """
 
@@ -43,6 +43,7 @@ class TrainingJob:
     facts: Mapping[str, str]
     start: Path | None = None
     teacher: Path | None = None
+    teacher_share: float = 0.0
     to_the_end: bool = False
     tunes_start: bool = False
 

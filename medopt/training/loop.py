@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from medopt.config import Study
+from medopt.config import Model, Study
 from medopt.core.errors import TrainingError
 from medopt.core.records import EpochRecord
 from medopt.core.reporter import SilentReporter
@@ -25,6 +25,8 @@ from medopt.training.epoch import Epochs
 from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.losses import Teacher
 from medopt.training.step import start_state, take_optimizer
+
+TEACHERS_MODEL = "model"  # the note of a teacher's file that says how its network is built, where not as the study's
 
 
 def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -> Trained:
@@ -72,13 +74,12 @@ def _is_kept(job: TrainingJob, scores: Sequence[float]) -> bool:
 
 def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
     """The network that this one learns from, where it learns from one."""
-    if job.teacher is None:
+    if job.teacher is None or not job.teacher_share:
         return None
-    share = job.study.compression.pruning.imitate
-    if not share:
-        return None
-    network = load_best(job.study, job.teacher).to(fabric.device)
-    return Teacher(network, share, exclusive=job.study.data.task == "multiclass")
+    own = read_tensors(job.teacher)[1].get(TEACHERS_MODEL)
+    study = job.study.model_copy(update={"model": Model.model_validate(own)}) if own else job.study
+    network = load_best(study, job.teacher).to(fabric.device)
+    return Teacher(network, job.teacher_share, exclusive=study.data.task == "multiclass")
 
 
 def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: TrainingCallbacks | None) -> EpochRecord:

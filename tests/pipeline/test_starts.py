@@ -43,7 +43,11 @@ def words(clinic: Clinic, runs: Path, *settings: str) -> list[object]:
 def started(clinic: Clinic, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     """A run from the start whose training changes nothing."""
     runs = tmp_path_factory.mktemp("started") / "runs"
-    done = call(*words(clinic, runs, f"model.start={weights}", "training.optimizer.lr=1.0e-12"))
+    done = call(
+        *words(
+            clinic, runs, f"model.start={weights}", "training.optimizer.lr=1.0e-12", "training.fine_tune.freeze=nothing"
+        )
+    )
     assert done.code == 0, done.stderr
     return done, only_folder(runs, "clinic")
 
@@ -80,11 +84,35 @@ def test_a_linear_model_that_training_does_not_beat_goes_on(started: tuple[Done,
     assert (checkpoints / "best.safetensors").read_bytes() == (checkpoints / "start.safetensors").read_bytes()
 
 
+def test_without_tuning_the_linear_model_is_the_network(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = call(*words(clinic, runs, f"model.start={weights}"))
+    assert done.code == 0, done.stderr
+    assert "  epoch " not in done.stderr
+    found = json.loads((only_folder(runs, "clinic") / "baselines.json").read_text())
+    assert found["linear_goes_on"] is True and found["models"]["start"]["gain"]["value"] == 0
+
+
 def test_the_release_says_what_it_began_with(started: tuple[Done, Path]) -> None:
     release = json.loads((started[1] / "release" / "release.json").read_text())
     start = release["figures"]["baselines"]["start"]
     assert start["name"] == "teacher.safetensors" and start["share"] == 1.0
     assert "teacher.safetensors" in (started[1] / "release" / "CARD.md").read_text()
+
+
+def test_a_small_network_learns_from_a_teacher(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    small = ("model.width=0.0625", "model.stem=small", f"training.teacher={weights}", "training.batch_size=8")
+    done = call(*words(clinic, runs, *small))
+    assert done.code == 0, done.stderr
+    folder = only_folder(runs, "clinic")
+    found = json.loads((folder / "baselines.json").read_text())["models"]["teacher"]
+    assert found["reads"] == "the teacher's features (teacher.safetensors)" and found["gain"]["value"] is not None
+    without = call(*words(clinic, runs, *small, "training.teacher_share=0"))
+    assert without.code == 0, without.stderr
+    first, second = sorted((runs / "clinic").glob("2*"))
+    best = "checkpoints/best.safetensors"
+    assert (first / best).read_bytes() != (second / best).read_bytes()
 
 
 def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
@@ -93,7 +121,7 @@ def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Pa
 
 
 def test_weights_that_have_changed_are_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
-    settings = (f"model.start={weights}", f"model.start_digest={'0' * 64}")
+    settings = (f"model.start={weights}", f"model.start_digest={'f' * 64}")
     call(*words(clinic, tmp_path / "runs", *settings)).refused(2, "has changed", "start_digest")
 
 

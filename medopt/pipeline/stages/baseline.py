@@ -6,7 +6,7 @@ The second one is where the training of a start begins: a network with a linear 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,16 @@ from medopt.evaluation.predictions_io import write_predictions
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.delong import auc_with_covariance, mean_auc
-from medopt.pipeline.linear_baselines import LinearBaseline, start_baseline, thumbnail_baseline
+from medopt.pipeline.linear_baselines import LinearBaseline, Splits, start_baseline, thumbnail_baseline
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.prepare import PrepareStage
+from medopt.pipeline.start import teacher_study
 from medopt.training.checkpoint import write_tensors
+from medopt.training.loop import TEACHERS_MODEL
 
 BASELINES = "baselines.csv"
-START = "start.safetensors"
+START, TEACHER = "start.safetensors", "teacher.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,14 @@ class FittedBaseline:
 class Baselines:
     """The linear models by name, thumbnail and start; and the start, where there is one.
 
-    `weights` is the SHA-256 of the network of the start with its linear layer; "" from scratch.
+    `weights` is the SHA-256 of the network of the start with its linear layer, "" from scratch; `teacher` that of the
+    teacher's, "" without one.
     """
 
     models: dict[str, FittedBaseline]
     start: StartRecord | None
     weights: str
+    teacher: str = ""
 
 
 class BaselineStage(Stage[Baselines]):
@@ -67,24 +71,42 @@ class BaselineStage(Stage[Baselines]):
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
         """The predictions of the linear models, and the weights that training begins with."""
-        return [folder.path / BASELINES, start_weights(folder)]
+        return [folder.path / BASELINES, start_weights(folder), teacher_weights(folder)]
 
     def run(self, context: RunContext) -> Baselines:
         """Raises ConfigError where the start does not fill the study's network."""
         study, splits, folder = context.study, context.result(PrepareStage).splits, context.folder
         fitted, record = [thumbnail_baseline(study, splits, SPLITS)], None
-        start_weights(folder).unlink(missing_ok=True)
+        for old in (start_weights(folder), teacher_weights(folder)):
+            old.unlink(missing_ok=True)
         if study.model.has_start:
             linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
             write_tensors(start_weights(folder), network.state_dict(), {"start": record.digest})
             fitted.append(linear)
+        if study.training.teacher:
+            fitted.append(_teacher(context, splits))
         tables = [one.predictions(study, splits, SPLITS[1:]) for one in fitted]
         plain = dict.fromkeys((one.name for one in fitted), UNCALIBRATED)
         write_predictions(folder.path / BASELINES, tables, study.data.labels, study.data.task, plain)
         for one in fitted:
             context.say(f"a linear model on {one.reads}: validation AUC {one.validation_auc:.4f}")
         digest = file_digest(start_weights(folder)) if record else ""
-        return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest)
+        teacher = file_digest(teacher_weights(folder)) if study.training.teacher else ""
+        return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest, teacher)
+
+
+def _teacher(context: RunContext, splits: Splits) -> LinearBaseline:
+    """The teacher: its start with a linear layer, whose network is kept for the training."""
+    study = teacher_study(context.study)
+    linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
+    notes = {"start": record.digest, TEACHERS_MODEL: study.model.model_dump(mode="json")}
+    write_tensors(teacher_weights(context.folder), network.state_dict(), notes)
+    return replace(linear, name="teacher", reads=f"the teacher's features ({record.name})")
+
+
+def teacher_weights(folder: RunFolder) -> Path:
+    """The network of the teacher."""
+    return folder.best_weights.with_name(TEACHER)
 
 
 def start_weights(folder: RunFolder) -> Path:

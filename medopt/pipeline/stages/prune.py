@@ -129,7 +129,8 @@ class PruneStage(Stage[PruningStep]):
             "imitate": f"{pruning.imitate:g} of {file_digest(teacher)}",
         }
         folder = self.weights(context.folder).parent
-        return TrainingJob(tuned, splits["train"], splits["val"], folder, facts, teacher=teacher, to_the_end=True)
+        job = TrainingJob(tuned, splits["train"], splits["val"], folder, facts, to_the_end=True)
+        return replace(job, teacher=teacher, teacher_share=pruning.imitate)
 
 
 def steps_to(target: float, steps: int) -> list[float]:

@@ -13,7 +13,7 @@ from medopt.pipeline.predict import validation_score
 from medopt.pipeline.run_0_1 import is_training_record
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
-from medopt.pipeline.stages.baseline import BaselineStage, start_weights
+from medopt.pipeline.stages.baseline import BaselineStage, start_weights, teacher_weights
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.pipeline.stages.tune import resolved_study, training_identity
 from medopt.training.job import TrainingCallbacks, TrainingJob
@@ -52,11 +52,17 @@ class TrainStage(Stage[Training]):
     def run(self, context: RunContext) -> Training:
         """Raises TrainingError where the loss is not a number, or a process or all checkpoints are lost."""
         prepared, study = context.result(PrepareStage), resolved_study(context)
+        if study.model.has_start and study.training.fine_tune.freeze == "all":
+            shutil.copyfile(start_weights(context.folder), context.folder.best_weights)
+            return Training(LINEAR, "cpu", ())
         folder = context.folder.best_weights.parent
         facts = training_identity(context) | _start_identity(context)
         job = TrainingJob(study, prepared["train"], prepared["val"], folder, facts)
         if study.model.has_start:
             job = replace(job, start=start_weights(context.folder), tunes_start=True)
+        if study.training.teacher:
+            teacher, share = teacher_weights(context.folder), study.training.teacher_share
+            job = replace(job, teacher=teacher, teacher_share=share)
         score = validation_score(study, prepared["val"])
         callbacks = TrainingCallbacks(score, lambda history: _on_epoch(context, history), context.reporter)
         trained = train(job, callbacks, context.hardware)
@@ -74,8 +80,13 @@ class TrainStage(Stage[Training]):
 
 
 def _start_identity(context: RunContext) -> dict[str, str]:
-    """The digest of the weights that training begins with; nothing from scratch."""
-    return {"start": context.result(BaselineStage).weights} if context.study.model.has_start else {}
+    """The digests of the weights that training begins with and learns from; nothing from scratch without a teacher."""
+    found = {}
+    if context.study.model.has_start:
+        found["start"] = context.result(BaselineStage).weights
+    if context.study.training.teacher:
+        found["teacher"] = context.result(BaselineStage).teacher
+    return found
 
 
 def _better(context: RunContext, trained: Training) -> Training:
