@@ -76,19 +76,37 @@ def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray],
     )
     if recipe.symmetric:
         parameters.activations_quantization_params = QuantizationParameters(mode=QuantizationScheme.SYMMETRIC)
-    first = [next(node.name for node in model.graph.node if node.op_type == "Conv")]
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         quantized = nncf.quantize(
             model,
             data,
             subset_size=len(calibration),
-            ignored_scope=nncf.IgnoredScope(names=[] if recipe.first else first, types=["Gemm"]),
+            ignored_scope=nncf.IgnoredScope(names=_left_in_float(model, recipe), types=["Gemm"]),
             advanced_parameters=parameters,
         )
     with atomic(target) as part:
         quantized = quantized if recipe.first else _averaged_in_float(_pooled_in_float(quantized))
         onnx.save(_slim(_signed(quantized) if recipe.symmetric else quantized), part)
+
+
+def _left_in_float(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
+    """The nodes beside the linear layers that stay in float.
+
+    The first convolution, unless the recipe has it in int8; what scales the image before it; and the sums of several
+    linear layers' logits, which are large and cancel each other.
+    """
+    names: list[str] = []
+    summed: set[str] = set()
+    before = True
+    for node in model.graph.node:
+        sums = any(name in summed for name in node.input)
+        if sums or (before and (node.op_type != "Conv" or not recipe.first)):
+            names.append(node.name)
+        if sums or node.op_type == "Gemm":
+            summed.update(node.output)
+        before = before and node.op_type != "Conv"
+    return names
 
 
 def _pooled_in_float(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -20,7 +20,7 @@ from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
 from medopt.core.errors import DataError
 from medopt.inference.engines import ENGINES, open_engine, run_files, unsupported_reason
-from medopt.models import build_model
+from medopt.models import build_model, build_resnet
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +231,23 @@ def test_weights_alone_may_be_small(
         files = (tiny_models.float, path)
         before, after = (run_files(open_engine(engine, one, 1), tiny_models.val.files) for one in files)
         assert 0 < np.abs(before - after).max() < error * np.abs(before).max()
+
+
+def test_logits_summed_over_depths_and_a_scaled_input_stay_in_float(tmp_path: Path) -> None:
+    """Their parts are large and cancel each other: rounded to 8 bits, nothing would be left of the answer."""
+    network = build_resnet(
+        26, width=0.125, size=(32, 32), head="every_depth", scaled_channels=3, variant="v1.5", zero_init_residual=False
+    ).eval()
+    network.scaling.scale.mul_(255.0)  # type: ignore[union-attr, operator]
+    network.scaling.shift.sub_(104.0)  # type: ignore[union-attr, operator]
+    images = np.random.default_rng(0).random((24, 1, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        features = network.features(torch.from_numpy(images))  # type: ignore[operator]
+        for head, feature in zip(network.fc.heads, features, strict=True):  # type: ignore[union-attr, arg-type]
+            head.weight.mul_(50 / feature.std())
+    export_onnx(network, images[:4], tmp_path / "float.onnx", 18)
+    quantize_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", list(images))
+    before, after = (open_engine("onnxruntime", tmp_path / f"{kind}.onnx").run(images) for kind in ("float", "int8"))
+    assert np.abs(after - before).max() < 0.25 * before.std() + 0.05 * np.abs(before).max()
+    kept = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node if "scaling" in " ".join(node.input)}
+    assert kept <= {"Mul", "Add"}
