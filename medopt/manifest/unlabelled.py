@@ -14,7 +14,7 @@ from medopt.core.records import Case, Split, Task
 from medopt.core.reporter import Reporter
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 from medopt.manifest.sources.find_scans import find_scans
-from medopt.manifest.sources.scan_listing import SourceOptions
+from medopt.manifest.sources.scan_listing import SourceOptions, count_by_reason
 from medopt.manifest.table import OPTIONAL, UNKNOWN_PATIENT, read_header
 
 _NO_LABELS = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
@@ -71,6 +71,8 @@ def find_images(folder: Path, unpacked: Path, reporter: Reporter) -> UnlabelledI
     Raises DataError where there is no scan in it.
     """
     listing = find_scans(folder, unpacked, SourceOptions(), reporter)
+    for reason, count, first in count_by_reason(listing.left_out):
+        reporter.message(f"left out {count}: {reason} ({listed(first, 3)})")
     columns = list(listing.label_columns)
     single = len(columns) == 1
     named = sorted({scan.labels[0] for scan in listing.scans if scan.labels}) if single else columns

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -102,7 +103,7 @@ class _Epochs:
             pin_memory=fabric.device.type == "cuda",
         )
         self.network = fabric.setup_module(model)
-        self.optimizer = fabric.setup_optimizers(optimizer)
+        self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
 
     def run(self, epoch: int) -> PretrainingRecord:
         """One epoch, and the probe where it is due."""

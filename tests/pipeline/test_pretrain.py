@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import yaml
 from clinic import STUDY
@@ -106,6 +108,21 @@ def test_a_study_s_test_images_are_left_out_by_content(
     assert facts_of(tmp_path / "saw.safetensors")["images"] == 24
     with pytest.raises(DataError, match="pretrained on 6 of the 6 images"):
         refuse_seen(tmp_path / "saw.safetensors", test, tmp_path / "data")
+
+
+def test_volumes_in_a_folder_without_labels_or_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    for at in range(9):
+        volume = np.random.default_rng(at).normal(0, 100, (16, 16, 16)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "scans" / f"scan{at}.nii.gz")
+    (tmp_path / "scans" / "scan8.nii.gz").write_bytes(b"cut off")
+    done = call("pretrain", "scans", "--out", "start.safetensors", "--set", "training.epochs=1", "--json")
+    assert done.code == 0, done.stderr
+    assert done.summary["images"] == 8
+    assert "left out 1: " in done.stderr and "scan8.nii.gz" in done.stderr
+    start = read_start(tmp_path / "start.safetensors")
+    assert (start.spatial_dims, start.stem, start.channels) == (3, "medium", 1)
 
 
 def test_what_cannot_be_pretrained_is_refused(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

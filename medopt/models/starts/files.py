@@ -29,17 +29,17 @@ def read_start(path: Path) -> Start:
     if path.suffix == ".onnx":
         return read_onnx(path)
     start = recognise(read_tensors(path), path.name)
-    return replace(start, **_noted(path)) if start.layout == MEDOPT.name else start
+    return _as_noted(start, path) if start.layout == MEDOPT.name else start
 
 
-def _noted(path: Path) -> dict[str, str]:
-    """What a start of ours says of itself that the shapes of its tensors do not: its stem and its variant."""
+def _as_noted(start: Start, path: Path) -> Start:
+    """The start with what a file of ours says of it that the shapes of its tensors do not: its stem and its variant."""
     try:
         with safe_open(path, framework="pt") as stream:
-            facts = json.loads((stream.metadata() or {})["medopt"])["facts"]
-        return {key: str(facts[ARCHITECTURE][key]) for key in ("stem", "variant")}
+            noted = json.loads((stream.metadata() or {})["medopt"])["facts"][ARCHITECTURE]
+        return replace(start, stem=str(noted["stem"]), variant=str(noted["variant"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return {}
+        return start
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
