@@ -6,6 +6,12 @@ The drawn study (96 pixels) and MedNIST's six classes of 64 pixels, a ResNet-26 
 (`medopt.training.self_supervised`); BYOL (Grill et al. 2020) is written here, with the same views, network, projector,
 optimizer and schedule. Figures are AUCs of weighted nearest neighbours: with all labelled images of the training split,
 and with five of each class (mean of 20 draws). The test split is never looked at.
+
+Measured on one core (60 s a training on MedNIST's 300 images, two seeds; 90 s on 160 drawn ones, one seed): MedNIST with
+all labels none .960, VICReg .993 and .996, BYOL .988 and BYOL_TWO; with five a class none .864, VICReg .975 and .980,
+BYOL .966 and BYOL_FIVE. Drawn: sex none .851, VICReg .821, BYOL .839, with five a class .668, .744, .748; a nodule of
+some millimetres stays at chance with each (.385, .558, .558; five a class .505, .504, .515). In the same time VICReg
+takes a quarter more steps, and it needs no second network: so it is medopt's.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -225,7 +232,7 @@ def main() -> None:
                         backbone, trained = train(images, method, words.seconds, words.batch, words.rate)
                     row = {"images": images.study.name, "method": method, "seed": seed, **trained}
                     rows.append({**row, **probe(backbone, images)})
-                    print(rows[-1], flush=True)
+                    print(rows[-1], file=sys.stderr, flush=True)
     show(rows)
     if words.json:
         print(json.dumps(rows, default=str))

@@ -1,7 +1,8 @@
 """Self-supervised learning without labels: two views of an image, and a loss that makes their embeddings agree.
 
 VICReg (Bardes, Ponce & LeCun 2022): the embeddings of two views agree, each of their numbers varies over the batch, and
-no two numbers say the same. Chosen by `benchmarks/pretraining.py`.
+no two numbers say the same. `benchmarks/pretraining.py` measured it against BYOL at equal processor time: better
+neighbours on MedNIST, the same on drawn radiographs, and it needs no second network.
 """
 
 from __future__ import annotations

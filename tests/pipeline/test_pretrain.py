@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +47,21 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
+@contextmanager
+def interrupted_after_the_first_epoch(runs: Path) -> Iterator[None]:
+    """Ctrl-C as soon as the first checkpoint is on the disk."""
+
+    def interrupt() -> None:
+        while not list(runs.rglob("epoch-0001.safetensors")):
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    waiting = threading.Thread(target=interrupt, daemon=True)
+    waiting.start()
+    yield
+    waiting.join(60)
+
+
 def facts_of(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as stream:
         found: dict[str, Any] = json.loads(stream.metadata()["medopt"])["facts"]
@@ -53,8 +74,15 @@ def test_a_manifest_becomes_a_start(study: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.chdir(tmp_path)
     words = ("pretrain", "data/m.csv", "--out", "start.safetensors", "--like", study, *QUICK)
-    done = call(*words)
+    with interrupted_after_the_first_epoch(tmp_path / "runs"):
+        assert call(*words).code == 130
+    (folder,) = (tmp_path / "runs" / "pretrain-m").glob("*-*-????????")
+    assert json.loads((folder / "run.json").read_text())["outcome"] == "interrupted"
+    assert not (tmp_path / "start.safetensors").exists()
+
+    done = call(*words)  # goes on
     assert done.code == 0, done.stderr
+    assert Path(done.summary["run"]).name == folder.name
     assert (done.summary["images"], done.summary["of_val"], done.summary["of_test"]) == (12, 6, 6)
     assert list(done.summary["neighbours"]) == ["1", "2"]
     assert done.summary["neighbours_before"] is not None
