@@ -41,8 +41,8 @@ PRETRAINING = "pretraining"  # in run.json: the key by which the folder is found
 MIN_BATCH = 4
 STEPS = 2000
 """Steps that a small network learns in, as measured; more images make fewer epochs of as many steps."""
-PLANNED = ("prepare", "augment", "model")
-"""The sections of a study that decide what is pretrained: taken from a study file, or planned from the images."""
+NETWORK = ("depth", "width", "stem", "variant", "init", "zero_init_residual")
+"""What is taken of a study's `model` section; the rest is of its last layer, or of another start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,9 @@ def plan_pretraining(
     """
     raw: dict[str, Any] = {}
     if like is not None:
-        raw = {name: like.model_dump(mode="json")[name] for name in PLANNED} | {"seed": like.seed}
-        raw["model"] |= {"start": SCRATCH, "start_digest": "", "scaled_channels": 0}
+        settings = like.model_dump(mode="json")
+        raw = {name: settings[name] for name in ("seed", "prepare", "augment")}
+        raw["model"] = {key: settings["model"][key] for key in NETWORK}
     else:
         same = [replace(case, label=(0,)) for case in kept.learn]
         fingerprint = take_fingerprint(same, ["any"], "binary", images.root, reporter)
