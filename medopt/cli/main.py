@@ -30,6 +30,7 @@ from medopt.cli.manifest_check import check
 from medopt.cli.plan import plan
 from medopt.cli.predict import predict, verify
 from medopt.cli.prepare import prepare
+from medopt.cli.pretrain import pretrain
 from medopt.cli.probe import probe
 from medopt.cli.report import report
 from medopt.cli.run import run
@@ -79,6 +80,7 @@ add(app, plan, "plan", "Start")
 add(app, probe, "probe", "Train")
 add(app, run, "run", "Train", ON)
 add(app, sweep, "sweep", "Train", {**ON, "--prune": "--give-up", "--no-prune": "--no-give-up"})
+add(app, pretrain, "pretrain", "Train")
 add(app, compress, "compress", "Train")
 add(app, series, "series", "Data")
 add(app, prepare, "prepare", "Data", ON)

@@ -42,13 +42,17 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> Study:
     (3, 2)
     """
     path = Path(path)
-    raw = read_keys(path, "study file", "name, data and prepare")
+    return parse_study(read_keys(path, "study file", "name, data and prepare"), overrides, str(path))
+
+
+def parse_study(raw: dict[str, Any], overrides: list[str] | None, where: str) -> Study:
+    """A study from the keys of its file, which overrides change; raises ConfigError that begins with `where`."""
     for override in overrides or []:
         _apply(raw, override)
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + " ".join(explain(item) for item in error.errors()[:5])) from None
+        raise ConfigError(f"{where}: " + " ".join(explain(item) for item in error.errors()[:5])) from None
 
 
 def read_keys(path: Path, what: str, such_as: str) -> dict[str, Any]:

@@ -170,6 +170,25 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PretrainingRecord:
+    """What one epoch of pretraining without labels measured.
+
+    `deviation` and `rank` say how far the embeddings differ (`medopt.training.self_supervised.Spread`). `neighbours` is
+    the AUC of the nearest neighbours on labelled images; None in an epoch without a probe, or without labels.
+    """
+
+    epoch: int
+    train_loss: float
+    deviation: float
+    rank: float
+    neighbours: float | None
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+    data_wait: float
+
+
+@dataclass(frozen=True, slots=True)
 class Override:
     """Who releases an int8 model that the gate refused, why, and when (ISO 8601).
 

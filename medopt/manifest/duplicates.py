@@ -145,6 +145,29 @@ def _matches(
     return hit, correlation
 
 
+def copies_of(images: Sequence[FloatArray], others: Sequence[FloatArray]) -> set[int]:
+    """Which of the thumbnails `images` show the same as one of `others`, or its mirror image, by index.
+
+    Images and volumes are compared separately.
+    """
+    found: set[int] = set()
+    for dims in (2, 3):
+        rows = [row for row, array in enumerate(images) if array.ndim == dims]
+        known = [array for array in others if array.ndim == dims]
+        if not rows or not known:
+            continue
+        shape = tuple(int(side) for side in np.median([array.shape for array in known], axis=0))
+        own = _standardized(np.stack([_resized(images[row], shape) for row in rows]))
+        stack = np.stack([_resized(array, shape) for array in known])
+        mean = own.mean(0) if len(own) >= MIN_FOR_MEAN else np.zeros(own.shape[1], np.float32)
+        for other in (_standardized(stack), _standardized(stack[..., ::-1])):
+            for part in batches(len(own), BLOCK):
+                for block in batches(len(other), BLOCK):
+                    hit, _ = _matches(own[part], other[block], mean, MIN_CORRELATION)
+                    found |= {rows[part.start + int(row)] for row in np.flatnonzero(hit.any(1))}
+    return found
+
+
 def notable_pairs(cases: Sequence[Case], pairs: Sequence[DuplicatePair]) -> list[DuplicatePair]:
     """The pairs without near-duplicates of one patient in one split, which are to be expected."""
     rows = ((pair, cases[pair.first], cases[pair.second]) for pair in pairs)

@@ -114,7 +114,7 @@ def _trains_alike(folder: Path, key: str) -> bool:
     return recorded == key if recorded else folder.name.endswith(key[:8]) or training_key_of(folder) == key
 
 
-def _new_path(folder: Path, short: str) -> Path:
+def new_path(folder: Path, short: str) -> Path:
     """A name of this second, or of the next that is free."""
     moment = datetime.now()
     while (path := folder / f"{moment:%Y%m%d-%H%M%S}-{short}").exists():
@@ -130,7 +130,7 @@ def open_run(runs: Path, study: Study, cases_digest: str, fresh: bool = False) -
     """
     key = training_key(study, cases_digest)
     known = None if fresh else find_run(runs, study, cases_digest)
-    path = known or _new_path(runs / study.name, key[:8])
+    path = known or new_path(runs / study.name, key[:8])
     with locked_folder(path, is_new=known is None) as folder:
         yield folder
 

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.files import file_digest
-from medopt.core.records import EpochRecord, batches
+from medopt.core.records import EpochRecord, PretrainingRecord, batches
 from medopt.release.layout import CARD, SUMS, read_info
 from medopt.tracking.fetch import DIGEST
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
@@ -43,6 +43,7 @@ from medopt.tracking.store import (
 )
 from medopt.tracking.writer import Writer
 
+Epoch = EpochRecord | PretrainingRecord
 CHANGED = "settings changed"  # tag: what a continued run is judged or described by otherwise than it was begun
 MOST = 1000  # metrics that MLflow takes at once
 LAST_WAIT = 10.0  # seconds for what is still to be written where a run did not reach its end
@@ -57,9 +58,9 @@ class Tracker:
         self.uri = open_store(runs)
         self._logged: int | None = None
         self._score = "curves/auc_val" if study.training.metric == "auc" else "curves/score_val"
-        self._history: tuple[EpochRecord, ...] = ()
+        self._history: tuple[Epoch, ...] = ()
         self._early: list[list[Metric]] = []
-        self._writer: Writer[Sequence[EpochRecord]] = Writer(self._write_history)
+        self._writer: Writer[Sequence[Epoch]] = Writer(self._write_history)
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
             self.experiment_id = find_experiment(self._client, study.name, self.uri, runs)
@@ -111,7 +112,7 @@ class Tracker:
                 dataset = MetaDataset(source, name, digest[:16])  # type: ignore[abstract]  # it has a profile
                 mlflow.log_input(dataset, context=split, tags={"images": str(splits[split])})
 
-    def sync_history(self, history: Sequence[EpochRecord]) -> str | None:
+    def sync_history(self, history: Sequence[Epoch]) -> str | None:
         """Log the epochs that the store does not hold yet: no gap and no double point, also after a crash.
 
         Waits for the store no longer than training can bear. Returns why it could not, where the store does not answer;
@@ -130,7 +131,7 @@ class Tracker:
         trouble = self._writer.put(self._history)
         return f"Training goes on, and MLflow is caught up later. {trouble}" if trouble else None
 
-    def _write_history(self, history: Sequence[EpochRecord]) -> None:
+    def _write_history(self, history: Sequence[Epoch]) -> None:
         try:
             with answering(self.uri):
                 while self._early:  # sent twice they are kept once: their time is that of their making
@@ -233,12 +234,16 @@ def _metric_name(key: str) -> str:
     return f"{'_'.join(parts[:2])}/{'_'.join(parts[2:])}"
 
 
-def _epoch_metrics(record: EpochRecord, score: str) -> list[Metric]:
+def _epoch_metrics(record: Epoch, score: str) -> list[Metric]:
     """The UI groups by the part before the slash, and draws the groups in the order of the alphabet."""
+    if isinstance(record, EpochRecord):
+        own = {"curves/loss_val": record.val_loss, score: record.val_metric}
+    else:
+        own = {"embeddings/deviation": record.deviation, "embeddings/rank": record.rank}
+        own |= {} if record.neighbours is None else {"curves/auc_neighbours": record.neighbours}
     values = {
         "curves/loss_train": record.train_loss,
-        "curves/loss_val": record.val_loss,
-        score: record.val_metric,
+        **own,
         "epoch/learning_rate": record.learning_rate,
         "epoch/images_per_second": record.images_per_second,
         "epoch/data_wait_share": record.data_wait,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from medopt.core.errors import ConfigError
-from medopt.models.starts.layouts import recognise
+from medopt.models.starts.layouts import MEDOPT, recognise
 from medopt.models.starts.onnx_layout import read_onnx
 from medopt.models.starts.start import Start
 
+ARCHITECTURE = "architecture"  # the fact of a file of ours that holds the settings of its network
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "weights")
 
@@ -25,7 +28,18 @@ def read_start(path: Path) -> Start:
     """The start in a file of weights; raises ConfigError where it cannot be read, or is no network that we know."""
     if path.suffix == ".onnx":
         return read_onnx(path)
-    return recognise(read_tensors(path), path.name)
+    start = recognise(read_tensors(path), path.name)
+    return _as_noted(start, path) if start.layout == MEDOPT.name else start
+
+
+def _as_noted(start: Start, path: Path) -> Start:
+    """The start with what a file of ours says of it that the shapes of its tensors do not: its stem and its variant."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            noted = json.loads((stream.metadata() or {})["medopt"])["facts"][ARCHITECTURE]
+        return replace(start, stem=str(noted["stem"]), variant=str(noted["variant"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return start
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,102 @@
+"""Which images a start was pretrained on, by content: what refuses it for a study that tests on one of them.
+
+An image has two digests: of its file's bytes, and of its pixels as they are read, which another file format does not
+change. The start carries the first 8 bytes of each, sorted: of two images by chance alike once in 10^19.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.records import Case
+from medopt.core.reporter import Reporter, SilentReporter
+from medopt.data.cache import content_digest
+from medopt.imaging.parallel import parallel_map
+from medopt.imaging.scan_path import split_part
+from medopt.manifest.findings import display_name
+from medopt.manifest.image_facts import ImageFacts, read_image
+
+SEEN = "images_seen"  # the fact of a start's file that holds them
+_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContent:
+    """One image by what it holds: its two digests, its facts, and its thumbnail in them."""
+
+    digests: frozenset[bytes]
+    facts: ImageFacts
+
+
+def read_content(
+    cases: Sequence[Case], root: Path, reporter: Reporter | None = None, workers: int | None = None
+) -> list[ImageContent]:
+    """The content of every image below `root`, in the order of the cases; one that cannot be read has a `problem`."""
+    advance, found = (reporter or SilentReporter()).progress(len(cases), "reading images"), []
+    for content in parallel_map(lambda case: _content(case, root), cases, workers):
+        found.append(content)
+        advance(1)
+    return found
+
+
+def _content(case: Case, root: Path) -> ImageContent:
+    facts = read_image(case, root)
+    if facts.problem:
+        return ImageContent(frozenset(), facts)
+    place, part = split_part(root / case.image)
+    whole = hashlib.sha256(f"{content_digest(place, part if place.is_dir() else '')}#{part}".encode()).digest()
+    return ImageContent(frozenset({whole[:_LENGTH], bytes.fromhex(facts.digest)[:_LENGTH]}), facts)
+
+
+def encode_seen(digests: Iterable[bytes]) -> str:
+    """Digests as text, sorted: the same for the same images."""
+    return base64.b64encode(b"".join(sorted(set(digests)))).decode()
+
+
+def images_seen(path: Path) -> frozenset[bytes]:
+    """The digests of the images that a start was pretrained on; empty for a file that says nothing of it.
+
+    Raises ConfigError where the file cannot be read, or its list is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return frozenset()
+    try:
+        with safe_open(path, framework="pt") as stream:
+            notes = json.loads((stream.metadata() or {}).get("medopt", "{}"))
+        raw = base64.b64decode(notes.get("facts", {}).get(SEEN, ""), validate=True)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no file of weights {path}.") from None
+    except (OSError, SafetensorError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path.name}: the list of the images that it has seen cannot be read ({error}).") from None
+    if len(raw) % _LENGTH:
+        raise ConfigError(f"{path.name}: the list of the images that it has seen is damaged ({len(raw)} bytes).")
+    return frozenset(raw[at : at + _LENGTH] for at in range(0, len(raw), _LENGTH))
+
+
+def refuse_seen(path: Path, test: Sequence[Case], root: Path, reporter: Reporter | None = None) -> None:
+    """Raise DataError where a start was pretrained on an image that a study tests on.
+
+    `test` are the cases of the study's test split, below `root`; they are read only where the start has a list. Also
+    raises DataError where one of them cannot be read.
+    """
+    seen = images_seen(path)
+    if not seen or not test:
+        return
+    content = read_content(test, root, reporter)
+    if unread := [f"{display_name(c)}: {i.facts.problem}" for c, i in zip(test, content, strict=True) if not i.digests]:
+        raise DataError(f"Whether the start {path.name} has seen the test images cannot be told: {listed(unread, 3)}.")
+    known = [display_name(case) for case, image in zip(test, content, strict=True) if image.digests & seen]
+    if known:
+        raise DataError(
+            f"The start {path.name} was pretrained on {len(known)} of the {len(test)} images of the test split, so "
+            f"every figure would be too good: {listed(known, 3)}. Pretrain anew with --leave-out and this study's "
+            "file, or take another start."
+        )

@@ -1,0 +1,40 @@
+"""Images that must not be learned from, because a study tests on them or on their patients: found by content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medopt.core.records import Case
+from medopt.data.images_seen import ImageContent
+from medopt.manifest.duplicates import copies_of
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Which images stay, by index; how many went: copies (the same bytes or pixels), near-copies, of their patients."""
+
+    kept: tuple[int, ...]
+    copies: int = 0
+    near_copies: int = 0
+    of_their_patients: int = 0
+
+
+def leave_out(
+    cases: Sequence[Case], content: Sequence[ImageContent], test: Sequence[Case], test_content: Sequence[ImageContent]
+) -> LeftOut:
+    """Leave out what a study tests on: copies of its test images, near-copies, and all images of the same patients.
+
+    A patient is the same where it has a copy among the test images, or the same pseudonym.
+    """
+    digests = frozenset[bytes]().union(*(one.digests for one in test_content))
+    copies = {row for row, one in enumerate(content) if one.digests & digests}
+    thumbnails = [one.facts.thumbnail for one in test_content if one.facts.thumbnail is not None]
+    rows = [row for row, one in enumerate(content) if one.facts.thumbnail is not None and row not in copies]
+    own = [thumbnail for row in rows if (thumbnail := content[row].facts.thumbnail) is not None]
+    near = {rows[at] for at in copies_of(own, thumbnails)}
+    patients = {cases[row].patient_id for row in copies | near} | {case.patient_id for case in test}
+    gone = copies | near
+    related = {row for row, case in enumerate(cases) if case.patient_id in patients} - gone
+    kept = tuple(row for row in range(len(cases)) if row not in gone | related)
+    return LeftOut(kept, len(copies), len(near), len(related))
