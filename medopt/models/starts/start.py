@@ -31,7 +31,7 @@ class Start:
 
     tensors: by the names of `medopt.build_resnet`'s network. layout: by which rules they were recognised. depth to
     variant: as in a study's `model` section; width is of the stem and of the four stages. left_out: the names in the
-    file that no layer of ours takes.
+    file that no layer of ours takes. assumed: what the file does not say, in words.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,6 +44,7 @@ class Start:
     channels: int
     scaling: Scaling | None = None
     left_out: tuple[str, ...] = ()
+    assumed: str = ""
 
     def architecture(self) -> dict[str, Any]:
         """The keys of a study's `model` section that the start decides."""
