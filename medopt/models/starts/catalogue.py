@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -68,7 +69,12 @@ def entries() -> list[Entry]:
 
     Raises ConfigError naming a file that is no entry.
     """
-    return [read_entry(path) for path in (*sorted(FOLDER.glob("*.yaml")), *sorted(weights_folder().glob(f"*/{OWN}")))]
+    return [*_shipped(), *(read_entry(path) for path in sorted(weights_folder().glob(f"*/{OWN}")))]
+
+
+@cache
+def _shipped() -> tuple[Entry, ...]:
+    return tuple(read_entry(path) for path in sorted(FOLDER.glob("*.yaml")))
 
 
 def read_entry(path: Path) -> Entry:
