@@ -24,8 +24,8 @@ Stem = Literal["auto", "small", "medium", "large", "deep", "full", "slices"]
 
 
 class _StemArguments(TypedDict):
-    conv1_t_size: int | tuple[int, ...]
-    conv1_t_stride: int | tuple[int, ...]
+    conv1_t_size: Any  # a number, or one for each axis: MONAI's own hint knows only one
+    conv1_t_stride: Any
     no_max_pool: bool
 
 

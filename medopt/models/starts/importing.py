@@ -65,8 +65,8 @@ def import_start(path: Path, name: str, said: Provenance) -> Entry:
         depth=start.depth,
         width=[*start.width] if len({*start.width}) > 1 else start.width[0],
         stem=said.stem or start.stem,
-        variant=said.variant or start.variant,  # type: ignore[arg-type]  # the command line checks it
-        spatial_dims=start.spatial_dims,  # type: ignore[arg-type]  # a start has 2 or 3
+        variant=said.variant or start.variant,
+        spatial_dims=start.spatial_dims,
         channels=start.channels,
         size=(),
     )

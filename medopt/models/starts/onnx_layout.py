@@ -59,7 +59,7 @@ def _stem(layers: list[ConvLayer], pools: bool, where: str) -> str:
     if len(layers) == 3 and {layer.kernel for layer in layers} == {3} and set(stride) == {2} and pools:
         return "deep"
     if len(layers) == 1:
-        known = {
+        known: dict[tuple[tuple[int, ...], tuple[int, ...], bool], str] = {
             ((7,), (2,), True): "large", ((7,), (1,), True): "full",
             ((3,), (1,), False): "small", ((3,), (2,), False): "medium",
         }  # fmt: skip
@@ -133,10 +133,12 @@ def _variant(blocks: list[list[ConvLayer]], pool: tuple[int, int] | None, where:
         (True, False): {"strided": "caffe" if unpadded else "v1"},
         (False, True): {"strided": "v1.5", "averaged": "d", "pooled": "pooled"},
     }
-    dilated = (dilations[2] > 1 and dilations[3] > 1) or max(dilations) > 1
+    dilated = max(dilations) > 1
     if dilated and dilations == [1, 1, 2, 4] and on == {(False, True), (False, False)} and skips == {"strided"}:
         return "dilated"
-    variant = "" if dilated or len(on) != 1 or len(skips) != 1 else known.get(*on, {}).get(*skips, "")
+    variant = ""
+    if not dilated and len(on) == len(skips) == 1:
+        variant = known.get(on.copy().pop(), {}).get(skips.copy().pop(), "")
     if not variant or (unpadded and variant != "caffe"):
         raise ConfigError(
             f"{where} is a ResNet of no variant that medopt builds: strides on (1x1, 3x3) {sorted(on)}, skips "

@@ -52,7 +52,21 @@ def test_it_is_pruned(build: dict[str, Any], head: str) -> None:
     assert multiply_adds(again, 3, size) < multiply_adds(narrow, 3, size)
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: "-".join(map(str, build.values())))
+def _names(build: dict[str, Any]) -> str:
+    return "-".join(map(str, build.values()))
+
+
+# torch's exporter takes seconds for each: two of them always, all with the long tests.
+EXPORTED_ALWAYS = ({"variant": "d", "stem": "deep"}, {"variant": "caffe"})
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(build, id=_names(build), marks=() if build in EXPORTED_ALWAYS else pytest.mark.long)
+        for build in BUILDS
+    ],
+)
 def test_it_is_exported(build: dict[str, Any], tmp_path: Path) -> None:
     """Pruned, with a head on every depth and the scale of its start: the same logits from ONNX Runtime, any batch."""
     model, size = network("every_depth", **build), size_of(build)
