@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medopt import __version__
-from medopt.cli import pacs, tune
+from medopt.cli import pacs, tune, weights
 from medopt.cli.command import (
     CONTEXT,
     Group,
@@ -64,6 +64,9 @@ def _group(name: str, panel: str, text: str, above: typer.Typer = app) -> typer.
 
 ON = {"--engine": "--on"}  # where jobs run, until version 0.1
 MANIFEST = _group("manifest", "Data", "Build a manifest from a folder of scans, and check one.")
+WEIGHTS = _group(
+    "weights", "Start", "Pretrained weights that a study can begin with: list, get, import and convert them."
+)
 TUNE = _group(
     "tune",
     "Train",
@@ -103,6 +106,8 @@ add(app, promote, "promote", "Team")
 add(app, rollback, "rollback", "Team")
 add(app, pull, "pull", "Team")
 add(MLFLOW, migrate, "migrate")
+for name, function in weights.COMMANDS.items():
+    add(WEIGHTS, function, name)
 for name, function in pacs.COMMANDS.items():
     add(PACS, function, name)
 add(AUDIT, pacs.verify, "verify")

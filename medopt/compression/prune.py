@@ -74,7 +74,8 @@ def prune_network(
     the widths makes it. `whole` are the widths before any pruning, where `model` was pruned before: of these the least
     width of a group is taken. Raises ConfigError where that leaves too much.
     """
-    costs = _costs(model, module_of(model, "conv1").in_channels, size)
+    first = "conv1.0" if isinstance(model.conv1, nn.Sequential) else "conv1"
+    costs = _costs(model, module_of(model, first).in_channels, size)
     ladder = _Ladder(model, costs, scores, (whole or Widths.of(model)).by_group())
     target = (1 - remove) * sum(costs.values())
     smallest = ladder.cost(ladder.widths(len(ladder.order)))

@@ -29,10 +29,10 @@ class Model(Section):
     depth: Literal[26, 50, 101, 152] = 26
     width: Width = 0.25
     """Factor on all channel counts; 1 is the published ResNet. Five numbers: of the stem and of the four stages."""
-    stem: Literal["auto", "small", "medium", "large", "deep"] = "auto"
+    stem: Literal["auto", "small", "medium", "large", "deep", "full", "slices"] = "auto"
     """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one; deep: three
-    3x3 in place of the 7x7. auto: by the shortest side of the image, so that the last blocks still see 3 x 3 positions
-    or more."""
+    3x3 in place of the 7x7; full and slices: as starts of MONAI and I3ResNet have it. auto: by the shortest side of the
+    image, so that the last blocks still see 3 x 3 positions or more."""
     variant: Literal["pooled", "v1", "caffe", "v1.5", "d", "dilated"] = "pooled"
     """Where the stride of a block sits, and what its skip projects. pooled: on the 3x3; means of 3x3 positions. v1.5:
     on the 3x3; every second position (torchvision). v1: on the first 1x1 (2016, Keras). caffe: v1, and the stem pools

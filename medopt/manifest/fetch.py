@@ -54,22 +54,34 @@ def _download(file: Download, data: Path, reporter: Reporter, retries: int) -> P
             )
         reporter.message(f"{target} is there already, with the published checksum.")
         return target
+    download(file.url, target, reporter, retries, checksum=file.checksum)
+    return target
+
+
+def download(
+    url: str, target: Path, reporter: Reporter, retries: int = 2, *, checksum: str | None = None, check: str = ""
+) -> None:
+    """Download one file with a bar of its bytes; what is half there is not left behind.
+
+    `checksum` is compared ("sha256:..."); `check` says it in the message, else the checksum does. Raises DataError with
+    the address, the reason, and where to put the file.
+    """
     source = pooch.create(
-        path=data, base_url="", registry={file.path: file.checksum}, urls={file.path: file.url}, retry_if_failed=retries
-    )
+        path=target.parent, base_url="", registry={target.name: checksum}, urls={target.name: url},
+        retry_if_failed=retries,
+    )  # fmt: skip
     bar = _PoochBar(reporter, f"{target.name} (bytes)")
     try:
         with storage(target), _quiet_pooch():
             target.parent.mkdir(parents=True, exist_ok=True)
             source.fetch(
-                file.path, downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT_S)
+                target.name, downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT_S)
             )
     except (RequestException, ValueError) as error:
         raise DataError(
-            f"{file.url} could not be downloaded: {_reason(error)}. Get it by another way, check that its checksum is "
-            f"{file.checksum}, place it as {target}, then give the same command again."
+            f"{url} could not be downloaded: {_reason(error)}. Get it by another way, check that its "
+            f"{check or f'checksum is {checksum}'}, place it as {target}, then give the same command again."
         ) from None
-    return target
 
 
 @contextmanager

@@ -20,12 +20,12 @@ with without_telemetry():
     from monai.networks.layers.factories import Conv, Norm, Pool
     from monai.networks.nets.resnet import ResNet
 
-Stem = Literal["auto", "small", "medium", "large", "deep"]
+Stem = Literal["auto", "small", "medium", "large", "deep", "full", "slices"]
 
 
 class _StemArguments(TypedDict):
-    conv1_t_size: int
-    conv1_t_stride: int
+    conv1_t_size: Any  # a number, or one for each axis: MONAI's own hint knows only one
+    conv1_t_stride: Any
     no_max_pool: bool
 
 
@@ -39,6 +39,8 @@ STEMS: dict[str, _StemArguments] = {
     "medium": {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": True},
     "large": {"conv1_t_size": 7, "conv1_t_stride": 2, "no_max_pool": False},
     "deep": {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": False},
+    "full": {"conv1_t_size": 7, "conv1_t_stride": 1, "no_max_pool": False},
+    "slices": {"conv1_t_size": (3, 7, 7), "conv1_t_stride": (1, 2, 2), "no_max_pool": False},
 }
 
 
@@ -188,8 +190,10 @@ def build_resnet(
         outputs: logits; 1 for a binary question, else one for each label.
         width: factor on all channel counts; 1 is the published network. Five numbers: of the stem and the four stages.
         stem: "small" (3x3, stride 1), "medium" (3x3, stride 2), "large" (7x7, stride 2 and max pooling, as published)
-            or "deep" (three 3x3 in place of the 7x7). "auto": by the shortest side of `size`, so that the last blocks
-            still see 3 x 3 places or more; "large" where no `size` is given.
+            or "deep" (three 3x3 in place of the 7x7). Two that only weights from elsewhere ask for: "full" (7x7, stride
+            1 and max pooling, MONAI's default) and "slices" (3x7x7 on a volume, stride 2 within the slices only and max
+            pooling, I3ResNet). "auto": by the shortest side of `size`, so that the last blocks still see 3 x 3 places
+            or more; "large" where no `size` is given.
         size: length of each axis of space that the network is meant for; only `stem="auto"` looks at it.
         variant: where the stride of a block sits, what its skip projects and how the stem pools: see
             `medopt.models.variants`.
@@ -217,6 +221,8 @@ def build_resnet(
     _refuse("variant", variant, VARIANTS)
     _refuse("head", head, ("last", "every_depth"))
     _refuse("init", init, ("he", "xavier"))
+    if stem == "slices" and spatial_dims == 2:
+        raise ConfigError("stem is 'slices', which only a volume has; an image's is 'large'.")
     factors = [float(width)] * 5 if isinstance(width, int | float) else [*width]
     if len(factors) != 5:
         raise ConfigError(f"width has {len(factors)} numbers; give one, or five: of the stem and of the four stages.")

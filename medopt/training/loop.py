@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -19,6 +20,8 @@ from medopt.core.records import EpochRecord
 from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
+from medopt.models.resnet import choose_stem
+from medopt.models.starts.files import ARCHITECTURE
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
 from medopt.training.early_stopping import best_epoch, should_stop
 from medopt.training.epoch import Epochs
@@ -53,7 +56,7 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
         is_best = _is_kept(job, state.scores)
         reporter.message(_epoch_line(study, record, is_best))
         if is_best:
-            save_best(job.folder / BEST, state, facts, write=callbacks is not None)
+            save_best(job.folder / BEST, state, {**facts, **_architecture(study)}, write=callbacks is not None)
         save_epoch(job.folder, state, facts, write=callbacks is not None)
         if callbacks:
             callbacks.on_epoch(state.history)
@@ -63,6 +66,12 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
     if best is None:
         raise TrainingError("No epoch gave a defined validation metric; is one class absent from validation?")
     return Trained(job.folder / BEST, tuple(state.history), best, str(fabric.device))
+
+
+def _architecture(study: Study) -> dict[str, Any]:
+    """What the shapes of the weights do not tell of the network, for studies that begin with it."""
+    stem = choose_stem(study.prepare.size) if study.model.stem == "auto" else study.model.stem
+    return {ARCHITECTURE: {"variant": study.model.variant, "stem": stem}}
 
 
 def _is_kept(job: TrainingJob, scores: Sequence[float]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch.nn.functional import interpolate
 from medopt.core.errors import ConfigError, listed
 from medopt.models.starts.start import LoadedStart, Scaling, Start, TensorFate
 
-LEAST_SHARE = 0.9
 _BUFFERS = ("num_batches_tracked",)
 
 
@@ -43,16 +42,27 @@ def fit_start(start: Start, network: nn.Module, where: str, *, partial: bool = F
         fates.append(TensorFate(name, tuple(target.shape), fate, how or ("" if value is not None else "drawn")))  # type: ignore[arg-type]
     fates += [TensorFate(name, (), "left out", "no layer of ours takes it") for name in start.left_out]
     unused = sorted(start.tensors.keys() - own.keys())
+    if start.scaling is not None and "scaling.scale" not in own:
+        missing.append("scaling: the network has no layer for the scale of the start's images (scaled_channels)")
     fates += [TensorFate(name, tuple(start.tensors[name].shape), "left out", "no layer here") for name in unused]
     loaded = LoadedStart(state, tuple(fates))
-    if (missing or unused) and not partial:
+    if (missing or unused) and (not partial or loaded.share == 0):
         raise ConfigError(
-            f"{where} does not fill the network: {loaded.share:.0%} of the backbone's weights are in it. "
+            f"{where} does not fill the network: {_percent(loaded.share)} of the backbone's weights are in it. "
             + (f"Missing: {listed(missing, 3)}. " if missing else "")
             + (f"Not used: {listed(unused, 3)}. " if unused else "")
-            + "model.partial: true takes what fits."
+            + ("model.partial: true takes what fits." if loaded.share else "Nothing in it fits; take another start.")
         )
     return loaded
+
+
+def _percent(share: float) -> str:
+    """Rounded, but never up to all of it.
+
+    >>> _percent(0.9999), _percent(1.0)
+    ('99 %', '100 %')
+    """
+    return f"{math.floor(100 * share)} %"
 
 
 def _fitted(start: Start, name: str, target: Tensor) -> tuple[Tensor | None, str]:
@@ -83,10 +93,29 @@ def _stem(start: Start, value: Tensor, target: Tensor) -> tuple[Tensor, list[str
     if value.shape[1] != target.shape[1]:
         value = adapt_channels(value, target.shape[1])
         steps.append(f"{start.channels} to {target.shape[1]} channels")
-    if value.shape[-1] != target.shape[-1]:
-        value = resample_kernel(value, target.shape[-1])
-        steps.append(f"kernel of {target.shape[-1]}")
+    size = tuple(target.shape[-(value.ndim - 2) :])
+    if value.ndim <= target.ndim and value.shape[2:] != size:
+        value = resample_kernel(value, size)
+        steps.append(f"kernel resampled to {'x'.join(map(str, size))}")
     return value, steps
+
+
+def in_rgb(start: Start) -> dict[str, Tensor]:
+    """The start's tensors, with the first convolution's channels in the order of an image's."""
+    tensors = {name: value for name, value in start.tensors.items() if not name.startswith("scaling.")}
+    if start.scaling is not None and start.scaling.order == "bgr":
+        name = "conv1.weight" if "conv1.weight" in tensors else "conv1.0.weight"
+        tensors[name] = tensors[name].flip(1)
+    return tensors
+
+
+def scaling_tensors(start: Start) -> dict[str, Tensor]:
+    """The affine layer of the start's images, by the names in a network with as many channels; empty: it has none."""
+    if start.scaling is None:
+        return {}
+    shape = (start.channels, *[1] * start.spatial_dims)
+    names = ("scaling.scale", "scaling.shift")
+    return {name: _scale(start.scaling, name, torch.empty(shape))[0].contiguous() for name in names}
 
 
 def _scale(scaling: Scaling, name: str, target: Tensor) -> tuple[Tensor, str]:
@@ -118,11 +147,11 @@ def inflate(weight: Tensor, depth: int) -> Tensor:
     return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
 
 
-def resample_kernel(weight: Tensor, size: int) -> Tensor:
-    """A kernel resampled to `size` places a side with the same sum, so that an even image gives the same response."""
+def resample_kernel(weight: Tensor, size: Sequence[int]) -> Tensor:
+    """A kernel resampled to `size` places on each axis with the same sum: an even image gives the same response."""
     dims = weight.ndim - 2
     mode = "bilinear" if dims == 2 else "trilinear"
-    small = interpolate(weight, [size] * dims, mode=mode, antialias=dims == 2)
+    small = interpolate(weight, list(size), mode=mode, antialias=dims == 2)
     whole = weight.sum(tuple(range(2, weight.ndim)), keepdim=True)
     return small + (whole - small.sum(tuple(range(2, weight.ndim)), keepdim=True)) / math.prod(small.shape[2:])
 

