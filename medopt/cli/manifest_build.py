@@ -33,7 +33,14 @@ def build(
         list[str] | None, typer.Option("--label-column", help="Label column; several make a multi-label study.")
     ] = None,
     key: Annotated[str, typer.Option("--key", help="Key column of the labels; else the one that fits best.")] = "",
-    patient: Annotated[str, typer.Option("--patient", help="Regular expression: its group is the patient.")] = "",
+    patient: Annotated[
+        str,
+        typer.Option(
+            "--patient",
+            help="Regular expression whose group is the patient in the path; or table: the table of labels alone says "
+            "it. Else the source and the table together: the persons of the table gather the source's patients.",
+        ),
+    ] = "",
     patient_per_image: Annotated[
         bool, typer.Option("--patient-per-image", help="Each image is another patient.")
     ] = False,

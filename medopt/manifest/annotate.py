@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.privacy import pseudonym
 from medopt.manifest.label_join import JoinedLabels, join_labels
 from medopt.manifest.label_table import read_labels
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
@@ -15,6 +17,8 @@ from medopt.manifest.table import OPTIONAL, UNKNOWN_PATIENT
 
 RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 """Columns of a manifest that cannot be names of labels."""
+FROM_TABLE = "table"
+"""In place of a regular expression: the table of labels alone says whose a scan is."""
 _ASSUMED = (
     "each image counts as one patient. Images of one patient may then be in several splits, and scores may be too "
     "good. medopt manifest check looks for near-duplicates."
@@ -64,16 +68,17 @@ def find_patients(
 ) -> tuple[list[str], str]:
     """The patient of each scan, and a warning where images had to count as patients.
 
-    In this order: `pattern` (--patient), the source, the table of labels, one per image (--patient-per-image). Raises
-    DataError where a patient is unknown, ConfigError for a pattern that is not a regular expression with one group.
+    `pattern` (--patient) decides alone; else the source and the table of labels together; else each image counts as one
+    (--patient-per-image). Raises DataError where a patient is unknown and where source and table contradict each other,
+    ConfigError for a pattern that is not a regular expression with one group.
     """
-    if pattern:
-        return _patients_by_pattern(listing.scans, pattern), ""
     from_table = joined.patients if joined else {}
-    patients = [
-        scan.patient if scan.patient.lower() not in UNKNOWN_PATIENT else from_table.get(at, "")
-        for at, scan in enumerate(listing.scans)
-    ]
+    if pattern == FROM_TABLE:
+        patients = [from_table.get(at, "") for at in range(len(listing.scans))]
+    elif pattern:
+        return _patients_by_pattern(listing.scans, pattern), ""
+    else:
+        patients = _reconciled([scan.patient for scan in listing.scans], from_table)
     pairs = list(zip(listing.scans, patients, strict=True))
     unknown = [scan.path for scan, patient in pairs if patient.lower() in UNKNOWN_PATIENT]
     if not unknown:
@@ -90,6 +95,44 @@ def find_patients(
     patients = [scan.image if patient.lower() in UNKNOWN_PATIENT else patient for scan, patient in pairs]
     some = f"The patients of {len(unknown)} of {len(patients)} scans are not known"
     return patients, f"{'No patient is known' if all_unknown else some}: {_ASSUMED}"
+
+
+def _reconciled(from_source: Sequence[str], from_table: Mapping[int, str]) -> list[str]:
+    """The patient of each scan by both: all identifiers of a source that the table gives to one person are that person.
+
+    Raises DataError where one identifier of the source belongs to several persons of the table.
+    """
+    source = [_known(patient) for patient in from_source]
+    table = [_known(from_table.get(at, "")) for at in range(len(source))]
+    persons: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, set[str]] = defaultdict(set)
+    for name, person in zip(source, table, strict=True):
+        if name and person:
+            persons[name].add(_plain_patient(person))
+            names[_plain_patient(person)].add(name)
+    if torn := [name for name, of_name in persons.items() if len(of_name) > 1]:
+        counts = f"{pseudonym(torn[0])} (a pseudonym) belongs to {len(persons[torn[0]])}"
+        raise DataError(
+            f"{len(torn)} patients of the source are several patients in the table of labels: {counts}. Images of one "
+            "patient could then be in several splits. Correct the column of patients in the table. Where the source's "
+            f"identifier stands for no patient (each file has the same), --patient {FROM_TABLE} takes the table's."
+        )
+    patients = []
+    for name, person in zip(source, table, strict=True):
+        group = _plain_patient(person) if person else next(iter(persons.get(name, ())), "")
+        alone = len(names.get(group, ())) == 1
+        patients.append(next(iter(names[group])) if alone else group or name)
+    return patients
+
+
+def _known(patient: str) -> str:
+    """A patient as one spelling (Unicode NFC); empty where the text says that the patient is not known."""
+    plain = normalize("NFC", patient.strip())
+    return "" if plain.lower() in UNKNOWN_PATIENT else plain
+
+
+def _plain_patient(patient: str) -> str:
+    return patient.removeprefix("sub-")  # tables of BIDS have either form
 
 
 def _patients_by_pattern(scans: Sequence[Scan], text: str) -> list[str]:

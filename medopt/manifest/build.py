@@ -41,7 +41,7 @@ class BuildOptions:
     label_columns: tuple[str, ...] = ("label",)
     key: str = ""
     patient: str = ""
-    """Regular expression whose one group is the patient in the path of an image."""
+    """Regular expression whose one group is the patient in the path of an image; or `table`."""
     patient_per_image: bool = False
     rules: SplitRules = field(default_factory=SplitRules)
     source: SourceOptions = field(default_factory=SourceOptions)

@@ -124,11 +124,11 @@ def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[
 
 
 def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str]) -> JoinedLabels:
-    patient_column = table.patient_column
+    patient_column = table.patient_column("" if match.key != "patient" else match.column)
     labels: dict[int, tuple[str, ...]] = {}
     patients: dict[int, str] = {}
     labelled_by: dict[int, int] = {}  # the first row that labels a scan
-    orphans, ambiguous, conflicts = [], [], []
+    orphans, ambiguous, conflicts, torn = [], [], [], []
     for number, cells, matches in match.rows:
         if matches is None:
             ambiguous.append(match.row_text(number, cells))
@@ -142,7 +142,13 @@ def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str]) -> 
             if label:
                 labelled_by.setdefault(at, number)
             if patient_column and cells[patient_column]:
-                patients.setdefault(at, cells[patient_column])
+                if patients.setdefault(at, cells[patient_column]) != cells[patient_column]:
+                    torn.append(f"row {number}")
+    if torn:
+        raise DataError(
+            f"The table of labels {table.path}, column {patient_column}: {listed(torn)} give a scan another patient than "
+            "an earlier row does. Correct the table."
+        )
     _refuse_labels(table, match.key, columns, conflicts, set(labels.values()))
     return JoinedLabels(match.key, match.column, labels, patients, tuple(orphans), tuple(ambiguous))
 

@@ -46,10 +46,10 @@ class LabelTable:
             f"that is meant with {option}."
         )
 
-    @property
-    def patient_column(self) -> str:
-        """The first column that gives the patient; empty where there is none."""
-        return next((name for name in self.columns if "patient" in _COLUMNS.get(_normalized(name), ())), "")
+    def patient_column(self, key: str = "") -> str:
+        """The first column that gives the patient, beside the column `key` if there is another; empty for none."""
+        columns = [name for name in self.columns if "patient" in _COLUMNS.get(_normalized(name), ())]
+        return next((name for name in columns if name != key), key)
 
     def key_columns(self, name: str = "") -> list[tuple[str, Key]]:
         """The column `name`, else all columns that may be the key, with the key that they may be, from fine to coarse.

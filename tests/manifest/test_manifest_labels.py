@@ -134,3 +134,9 @@ def test_not_text(tmp_path):
         read_labels(tmp_path / "labels.csv")
     with pytest.raises(DataError, match="There is no table"):
         read_labels(tmp_path / "none.csv")
+
+
+def test_two_patients_for_one_scan_are_refused(tmp_path):
+    rows = ["study,patient_id,label", "1.2.3,P1,x", "1.2.3,P2,x"]
+    with pytest.raises(DataError, match="row 3 give a scan another patient"):
+        join_labels(read_labels(table(tmp_path, *rows)), SCANS, ["label"])
