@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medopt.cli.command import outputs, print_json, reporting
-from medopt.cli.options import JsonOption
+from medopt.cli.options import JsonOption, RenameOption, renaming
 from medopt.core.errors import ConfigError, listed
 
 if TYPE_CHECKING:
@@ -30,8 +30,13 @@ def build(
     ],
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV with a key column and a label column.")] = None,
     label_column: Annotated[
-        list[str] | None, typer.Option("--label-column", help="Label column; several make a multi-label study.")
+        list[str] | None,
+        typer.Option(
+            "--label-column",
+            help="Label column; several make a multi-label study. Else the column label, or the only one that may be.",
+        ),
     ] = None,
+    rename: RenameOption = "",
     key: Annotated[str, typer.Option("--key", help="Key column of the labels; else the one that fits best.")] = "",
     patient: Annotated[
         str,
@@ -69,6 +74,12 @@ def build(
     class_folders: Annotated[
         bool, typer.Option("--class-folders", help="Folders are labels in a DICOM or NIfTI tree, too.")
     ] = False,
+    class_level: Annotated[
+        int,
+        typer.Option(
+            "--class-level", min=0, help="Level of the folders that are labels; 1: those directly in SOURCE. 0: told."
+        ),
+    ] = 0,
     root: Annotated[Path | None, typer.Option("--root", help="Folder that a datalist's paths start from.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +102,8 @@ def build(
     manifest, datalist = files[".csv"], files.get(".json")
     options = BuildOptions(
         labels=labels,
-        label_columns=tuple(label_column or ["label"]),
+        label_columns=tuple(label_column or ()),
+        rename=renaming(rename),
         key=key,
         patient=patient,
         patient_per_image=patient_per_image,
@@ -104,6 +116,7 @@ def build(
             rules=load_study(study_path(series_rules)).data.series if series_rules else None,
             site_from=site_from,
             class_folders=class_folders,
+            class_level=class_level,
             root=root,
         ),
         datalist=datalist,

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from medopt.core.errors import ConfigError
+
 
 class Strategy(StrEnum):
     """How several devices share one model."""
@@ -75,3 +77,23 @@ StrategyOption = Annotated[
     Strategy,
     typer.Option("--strategy", help="ddp: a whole model on each device; fsdp: its parameters are spread over them."),
 ]
+RenameOption = Annotated[
+    str,
+    typer.Option(
+        "--rename",
+        metavar="OLD=NEW,...",
+        help="Give labels another name, as in 0=healthy,1=nodule; where NEW is empty (unclear=) the scans are left out.",
+    ),
+]
+
+
+def renaming(text: str) -> dict[str, str]:
+    """The names of --rename by the names that they replace; raises ConfigError for another form.
+
+    >>> renaming("0=healthy, 1=nodule")
+    {'0': 'healthy', '1': 'nodule'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if wrong := [old for old, equals, _ in pairs if not (equals and old.strip())]:
+        raise ConfigError(f"--rename takes OLD=NEW, separated by commas, as in 0=healthy,1=nodule; got {wrong[0]!r}.")
+    return {old.strip(): new.strip() for old, _, new in pairs}

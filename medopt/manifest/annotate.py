@@ -12,6 +12,7 @@ from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.privacy import pseudonym
 from medopt.manifest.label_join import JoinedLabels, join_labels
 from medopt.manifest.label_table import read_labels
+from medopt.manifest.label_words import LabelSpellings, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
 from medopt.manifest.table import OPTIONAL, UNKNOWN_PATIENT
 
@@ -26,32 +27,65 @@ _ASSUMED = (
 
 
 def label_scans(
-    listing: ScanListing, table: Path | None, label_columns: Sequence[str], key: str
+    listing: ScanListing,
+    table: Path | None,
+    label_columns: Sequence[str],
+    key: str,
+    rename: Mapping[str, str] | None = None,
 ) -> tuple[ScanListing, JoinedLabels | None]:
     """The scans that have a label, by a table or by the source itself; the others go to `left_out`.
 
-    Raises DataError where nothing gives a label, ConfigError for columns that the table does not have.
+    Spellings of one class become one. Raises DataError where nothing gives a label, ConfigError for columns that the
+    table does not have and for names in `rename` that are no label.
     """
     if table is None:
-        if not listing.label_columns:
-            raise DataError(
-                f"The {listing.kind} source {listing.root} gives no labels. Give a table with --labels labels.csv, "
-                "with a column label and one of patient_id, study_uid, accession_number, series_uid or file. Folders "
-                "are labels where each class has one: --class-folders for DICOM and NIfTI."
-            )
-        labelled = [scan for scan in listing.scans if scan.labels]
-        without = [(scan.path, "no label") for scan in listing.scans if not scan.labels]
-        return replace(listing, scans=tuple(labelled), left_out=(*listing.left_out, *without)), None
+        return _labelled_by_source(listing, rename), None
+    read = read_labels(table)
+    label_columns, note = (label_columns, "") if label_columns else read.default_label(key)
     columns = _manifest_columns(label_columns)
-    joined = join_labels(read_labels(table), listing.scans, label_columns, key)
+    if rename and len(columns) > 1:
+        raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
+    joined = join_labels(read, listing.scans, label_columns, key, rename)
     if not joined.labels:
         raise DataError(f"No scan has a label: {table} leaves the cells of {', '.join(columns)} empty.")
     places = [at for at in range(len(listing.scans)) if at in joined.labels]
     scans = tuple(replace(listing.scans[at], labels=joined.labels[at]) for at in places)
-    unlabelled = [scan for at, scan in enumerate(listing.scans) if at not in joined.labels]
-    left_out = (*listing.left_out, *((scan.path, "no label in the table") for scan in unlabelled))
+    unlabelled = [(scan, joined.missing.get(at)) for at, scan in enumerate(listing.scans) if at not in joined.labels]
+    left_out = [
+        (scan.path, f"the label is missing: {word!r}" if word else "no label in the table") for scan, word in unlabelled
+    ]
+    listing = replace(
+        listing,
+        scans=scans,
+        left_out=(*listing.left_out, *left_out),
+        label_columns=columns,
+        notes=(*listing.notes, *filter(None, [note]), *joined.notes),
+    )
     patients = {new: joined.patients[at] for new, at in enumerate(places) if at in joined.patients}
-    return replace(listing, scans=scans, left_out=left_out, label_columns=columns), replace(joined, patients=patients)
+    return listing, replace(joined, patients=patients)
+
+
+def _labelled_by_source(listing: ScanListing, rename: Mapping[str, str] | None) -> ScanListing:
+    if not listing.label_columns:
+        raise DataError(
+            f"The {listing.kind} source {listing.root} gives no labels. {listing.no_labels}Give a table with --labels "
+            "labels.csv, with a column label and one of patient_id, study_uid, accession_number, series_uid or file. "
+            "Folders are labels where each class has one: --class-folders for DICOM and NIfTI."
+        )
+    spellings = LabelSpellings({})
+    if len(listing.label_columns) == 1:
+        spellings = label_spellings([scan.labels[0] for scan in listing.scans if scan.labels], rename)
+    elif rename:
+        raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
+    labelled, without = [], []
+    for scan in listing.scans:
+        labels = tuple(spellings.classes.get(label, label) for label in scan.labels)
+        if labels and all(labels):
+            labelled.append(replace(scan, labels=labels))
+        else:
+            without.append((scan.path, f"the label is missing: {scan.labels[0]!r}" if labels else "no label"))
+    notes = (*listing.notes, *spellings.notes)
+    return replace(listing, scans=tuple(labelled), left_out=(*listing.left_out, *without), notes=notes)
 
 
 def _manifest_columns(label_columns: Sequence[str]) -> tuple[str, ...]:
@@ -78,7 +112,8 @@ def find_patients(
     elif pattern:
         return _patients_by_pattern(listing.scans, pattern), ""
     else:
-        patients = _reconciled([scan.patient for scan in listing.scans], from_table)
+        ignored = one_per_image and listing.patients_unknown  # folders that count as patients otherwise
+        patients = _reconciled(["" if ignored else scan.patient for scan in listing.scans], from_table)
     pairs = list(zip(listing.scans, patients, strict=True))
     unknown = [scan.path for scan, patient in pairs if patient.lower() in UNKNOWN_PATIENT]
     if not unknown:

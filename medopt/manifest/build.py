@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +38,10 @@ class BuildOptions:
     """
 
     labels: Path | None = None
-    label_columns: tuple[str, ...] = ("label",)
+    label_columns: tuple[str, ...] = ()
+    """Empty: the column label, else the only one that is neither a key nor about the patient."""
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """Labels under another name, as {"0": "healthy"}; an empty name leaves their scans out."""
     key: str = ""
     patient: str = ""
     """Regular expression whose one group is the patient in the path of an image; or `table`."""
@@ -89,7 +92,7 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     _refuse_overwriting(source, out, options)
     source_options = replace(options.source, labelled=options.labels is not None)
     listing = find_scans(source, out.with_name(f"{out.stem}_files"), source_options, reporter or SilentReporter())
-    listing, joined = label_scans(listing, options.labels, options.label_columns, options.key)
+    listing, joined = label_scans(listing, options.labels, options.label_columns, options.key, options.rename)
     patients, patient_warning = find_patients(listing, joined, options.patient, options.patient_per_image)
     refuse_ambiguous_series(listing.scans, joined)
     rows, columns = _rows(listing, patients), listing.label_columns

@@ -21,6 +21,7 @@ _COLUMNS: dict[str, tuple[Key, ...]] = {
     **dict.fromkeys(("accession", "accessionnumber", "accessionno"), ("accession",)),
     **dict.fromkeys(("patient", "patientid", "subject", "subjectid", "participant", "participantid"), ("patient",)),
 }
+_NOT_LABELS = frozenset(("age", "sex", "gender", "site", "split", "fold", "birthdate", "studydate", "date", "caseid"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,20 @@ class LabelTable:
             f"The table of labels {self.path} has no column {name}: {hint}it has {self._column_names()}. Name the one "
             f"that is meant with {option}."
         )
+
+    def default_label(self, key: str = "") -> tuple[tuple[str, ...], str]:
+        """The label column where none was named, and a note: `label`, else the only column that may be one."""
+        if any(_normalized(name) == "label" for name in self.columns):
+            return ("label",), ""
+        key_column = self.column(key, "--key") if key else ""
+        others = [
+            name
+            for name in self.columns
+            if name != key_column and _normalized(name) not in {*_COLUMNS, *_NOT_LABELS}
+        ]
+        if len(others) != 1 or not self._has_header():
+            return ("label",), ""
+        return (others[0],), f"The labels are the column {others[0]}, the only one that may be: none is called label."
 
     def patient_column(self, key: str = "") -> str:
         """The first column that gives the patient, beside the column `key` if there is another; empty for none."""

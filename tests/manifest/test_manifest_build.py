@@ -318,3 +318,35 @@ def test_a_datalist_and_a_table_that_name_the_same_patients_agree(tmp_path):
     labels = labels_csv(tmp_path / "l.csv", "file,participant_id,label", *rows)
     built = rows_of(build_manifest(tmp_path / "list.json", tmp_path / "m.csv", options(labels)))
     assert len({row["patient_id"] for row in built}) == 6
+
+
+def test_five_spellings_are_two_classes_and_missing_words_are_left_out(classes, tmp_path):
+    cells = ["lesion", "Lesion", '"No "', "no", "Lesion", "No", "n/a", "NA"] * 2
+    names = [f"{name}/{at}.png" for name in ("ill", "well") for at in range(8)]
+    labels = labels_csv(tmp_path / "l.csv", "file,label", *(f"{n},{c}" for n, c in zip(names, cells, strict=True)))
+    built = build_manifest(classes, tmp_path / "m.csv", options(labels, patient_per_image=True))
+    assert {row["label"] for row in built.rows} == {"Lesion", "No"}
+    assert [reason for _, reason in built.left_out].count("the label is missing: 'n/a'") == 2
+    assert len(built.left_out) == 4
+    assert any("'lesion' (2)" in text for text in built.warnings)
+
+
+def test_labels_are_renamed_and_an_empty_name_leaves_out(classes, tmp_path):
+    rows = [f"{name}/{at}.png,{(0, 1, '1.0', 9)[at % 4]}" for name in ("ill", "well") for at in range(8)]
+    labels = labels_csv(tmp_path / "l.csv", "file,grade", *rows)
+    built = build_manifest(
+        classes,
+        tmp_path / "m.csv",
+        options(labels, patient_per_image=True, rename={"0": "healthy", "1": "nodule", "9": ""}),
+    )
+    assert {row["label"] for row in built.rows} == {"healthy", "nodule"}
+    assert len(built.left_out) == 4
+    assert any("column grade" in text for text in built.warnings)  # an only column that may be the label
+
+
+def test_class_folders_in_two_spellings_are_merged_and_said(tmp_path):
+    for at in range(16):
+        png(tmp_path / "s" / ("Lesion", "No", "lesion", "no ")[at % 4] / f"{at}.png", at)
+    built = build_manifest(tmp_path / "s", tmp_path / "m.csv", options())
+    assert {row["label"] for row in built.rows} == {"Lesion", "No"}
+    assert any("These spellings are one label, 'Lesion'" in text for text in built.warnings)

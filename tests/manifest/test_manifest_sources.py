@@ -48,6 +48,18 @@ def nifti(path: Path, shape: tuple[int, ...] = (4, 4, 4)) -> None:
         (["a/1", "a/2"], None),
         (["1", "2"], None),
         ([f"patient{at}/1" for at in range(60)], None),
+        (["training_set/a/1", "training_set/b/1", "test_set/a/2"], [("a", "train"), ("b", "train"), ("a", "test")]),
+        (["Train_data/a/1", "Val-Images/b/1", "testSet 2/b/1"], [("a", "train"), ("b", "val"), ("b", "test")]),
+        (["imagesTr/a/1", "imagesTr/b/1", "imagesTs/a/1"], [("a", "train"), ("b", "train"), ("a", "test")]),
+        (["left/normal/1", "left/ill/2", "right/normal/3", "right/ill/4"], [(x, "") for x in ["normal", "ill"] * 2]),
+        (["a/left/1", "b/right/2", "a/right/3", "b/left/4"], [("a", ""), ("b", ""), ("a", ""), ("b", "")]),
+        ([f"NAME{at}/{c}/1" for at in range(5) for c in "xy"], [(c, "") for at in range(5) for c in "xy"]),
+        ([f"train/NAME{at}/{c}/1" for at in range(5) for c in "xy"], [(c, "train") for at in range(5) for c in "xy"]),
+        ([f"{c}/NAME{at}/1" for at in range(60) for c in "xy"], [(c, "") for at in range(60) for c in "xy"]),
+        ([f"site{at}/{c}/1" for at in range(2) for c in "xy"], None),
+        ([f"patient{at}/{view}" for at in range(3) for view in "123456789"], None),
+        (["Miller^Anna/1", "Smith^Jo/1", "Doe^Jo/1"], None),
+        (["train_a/x/1", "train_b/y/1", "test_a/x/1"], None),
     ],
 )  # fmt: skip
 def test_class_folders(paths, expected):

@@ -71,6 +71,8 @@ class ScanListing:
     label_columns: tuple[str, ...] = ()
     patients_unknown: bool = False
     notes: tuple[str, ...] = ()
+    no_labels: str = ""
+    """Why the folders were not taken for labels, as a sentence with a blank behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class SourceOptions:
     site_from: SiteFrom = "auto"
     class_folders: bool = False
     """Take labels from the names of folders in a DICOM or NIfTI tree, too."""
+    class_level: int = 0
+    """The level of the folders that are labels, from 1 on; 0: it is looked for."""
     labelled: bool = False
     """A table gives the labels, so folders do not."""
     root: Path | None = None
