@@ -161,6 +161,7 @@ def _show(built: BuiltManifest, datalist: Path | None) -> None:
     print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])
     sites = Counter(row["site"] for row in built.rows).most_common()
     more = f", and {len(sites) - MOST_SITES} more" if len(sites) > MOST_SITES else ""
+    classes = {row[column] for row in built.rows for column in built.label_columns}
     manifest, root = quote(str(built.manifest)), quote(str(built.listing.root))
     lines = [
         f"labels   {built.label_source}",
@@ -172,7 +173,7 @@ def _show(built: BuiltManifest, datalist: Path | None) -> None:
         *([f"datalist {datalist}"] if datalist else []),
         *(
             f"left out {count}: {reason} ({listed(first, 3) if count == len(first) else ', '.join(first) + ', ...'})"
-            for reason, count, first in count_by_reason(built.left_out)
+            for reason, count, first in count_by_reason(built.left_out, known=classes)
         ),
         *([f"labels without a scan {len(built.orphans)}: {listed(list(built.orphans))}"] if built.orphans else []),
         *(f"warning  {text}" for text in built.warnings),

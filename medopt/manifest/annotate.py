@@ -9,7 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError, listed
-from medopt.core.privacy import pseudonym
+from medopt.core.privacy import pseudonym, public_path
 from medopt.manifest.label_join import JoinedLabels, join_labels
 from medopt.manifest.label_table import read_labels
 from medopt.manifest.label_words import LabelSpellings, label_spellings
@@ -115,7 +115,7 @@ def find_patients(
         ignored = one_per_image and listing.patients_unknown  # folders that count as patients otherwise
         patients = _reconciled(["" if ignored else scan.patient for scan in listing.scans], from_table)
     pairs = list(zip(listing.scans, patients, strict=True))
-    unknown = [scan.path for scan, patient in pairs if patient.lower() in UNKNOWN_PATIENT]
+    unknown = [public_path(scan.path) for scan, patient in pairs if patient.lower() in UNKNOWN_PATIENT]
     if not unknown:
         return patients, ""
     all_unknown = len(unknown) == len(patients)
@@ -177,7 +177,7 @@ def _patients_by_pattern(scans: Sequence[Scan], text: str) -> list[str]:
             f"--patient {text!r} needs one group in brackets, around the patient; it has {pattern.groups}."
         )
     matches = [(scan, pattern.search(scan.path)) for scan in scans]
-    if without := [scan.path for scan, match in matches if not (match and match[1])]:
+    if without := [public_path(scan.path) for scan, match in matches if not (match and match[1])]:
         raise DataError(
             f"--patient {text!r} finds no patient in {len(without)} of {len(scans)} paths: {listed(without, 3)}."
         )

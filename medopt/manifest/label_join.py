@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from medopt.core.errors import DataError, listed
-from medopt.core.privacy import pseudonym
+from medopt.core.privacy import pseudonym, public_path
 from medopt.manifest.label_table import KEYS, Key, LabelTable
 from medopt.manifest.label_words import MISSING, LabelSpellings, label_key, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, scan_stem
@@ -125,7 +125,7 @@ def _plain(path: str) -> str:
 
 def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[str]) -> DataError:
     known = [key for key in KEYS if key == "file" or any(getattr(scan, key) for scan in scans)]
-    names = listed([scan.path for scan in scans], 3)
+    names = listed([public_path(scan.path) for scan in scans], 3)
     return DataError(
         f"No row of {table.path} means a scan of this source. Tried: {', '.join(dict.fromkeys(columns))}. The "
         f"scans are known by {', '.join(known)}, their files are: {names}. Check that the table belongs to these scans "
@@ -133,9 +133,7 @@ def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[
     )
 
 
-def _collect(
-    table: LabelTable, match: _ColumnMatch, columns: Sequence[str], rename: Mapping[str, str]
-) -> JoinedLabels:
+def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str], rename: Mapping[str, str]) -> JoinedLabels:
     patient_column = table.patient_column("" if match.key != "patient" else match.column)
     spellings = LabelSpellings({})
     if len(columns) == 1:
@@ -168,7 +166,9 @@ def _collect(
             "an earlier row does. Correct the table."
         )
     _refuse_labels(table, match.key, columns, conflicts, set(labels.values()))
-    return JoinedLabels(match.key, match.column, labels, patients, tuple(orphans), tuple(ambiguous), missing, spellings.notes)
+    return JoinedLabels(
+        match.key, match.column, labels, patients, tuple(orphans), tuple(ambiguous), missing, spellings.notes
+    )
 
 
 def _refuse_labels(

@@ -53,9 +53,7 @@ class LabelTable:
             return ("label",), ""
         key_column = self.column(key, "--key") if key else ""
         others = [
-            name
-            for name in self.columns
-            if name != key_column and _normalized(name) not in {*_COLUMNS, *_NOT_LABELS}
+            name for name in self.columns if name != key_column and _normalized(name) not in {*_COLUMNS, *_NOT_LABELS}
         ]
         if len(others) != 1 or not self._has_header():
             return ("label",), ""

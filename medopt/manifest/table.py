@@ -231,4 +231,5 @@ def _split(text: str) -> str:
 
 def _label_reader(study: Study) -> Callable[[str], int]:
     known = ("0", "1") if study.data.task == "multilabel" else tuple(study.data.labels)
-    return cache(lambda text: _choice(text, known))  # few different texts in many rows
+    rename = study.data.rename
+    return cache(lambda text: _choice(rename.get(text, text), known))  # few different texts in many rows

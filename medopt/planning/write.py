@@ -53,6 +53,8 @@ def _lines(
         lines.append(_line("  task", inferred.data.task, ""))
     second = "the second is the finding" if inferred.data.task == "binary" else ""
     lines.append(_line("  labels", inferred.data.labels, second))
+    if inferred.data.rename:
+        lines.append(_line("  rename", inferred.data.rename, "labels of the manifest, and what they are called here"))
     for section, members in groupby(decisions, key=lambda decision: decision.key.partition(".")[0]):
         lines.append(f"{section}:")
         lines += [_line("  " + decision.key.partition(".")[2], decision.value, decision.reason) for decision in members]

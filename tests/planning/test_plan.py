@@ -209,3 +209,59 @@ def test_a_scan_that_cannot_be_read_is_named(written: Callable[..., Path], tmp_p
     study = infer_study(manifest)
     with pytest.raises(DataError, match=r"2 of 2 sampled images cannot be used.*medopt manifest check"):
         take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path, written: Callable[..., Path]) -> Callable[..., Path]:
+    """A manifest of 40 small images whose labels are two given names by turns."""
+
+    def write(*labels: str) -> Path:
+        rows = []
+        for at in range(40):
+            Image.fromarray(np.full((32, 32), 5 * at, np.uint8) + np.eye(32, dtype=np.uint8)).save(
+                tmp_path / f"{at}.png"
+            )
+            rows.append(row(at, label=labels[at % len(labels)], split=("train", "train", "val", "test")[at // 2 % 4]))
+        return written(rows)
+
+    return write
+
+
+@pytest.mark.parametrize("labels", [("non-COVID", "COVID"), ("Parasitized", "Uninfected"), ("CN", "AD")])
+def test_the_finding_is_the_label_that_is_no_word_for_healthy(
+    two_classes: Callable[..., Path], tmp_path: Path, labels: tuple[str, str]
+) -> None:
+    assert call("plan", two_classes(*labels), "--out", tmp_path / "s.yaml").code == 0
+    assert load_study(tmp_path / "s.yaml").data.labels[1] in ("COVID", "Parasitized", "AD")
+
+
+def test_where_names_do_not_say_the_finding_the_user_says_it(two_classes: Callable[..., Path], tmp_path: Path) -> None:
+    manifest, out = two_classes("grade A", "grade B"), tmp_path / "s.yaml"
+    call("plan", manifest, "--out", out).refused(3, "is the finding", "--positive 'grade B'")
+    assert not out.exists()
+    call("plan", manifest, "--out", out, "--positive", "grade C").refused(2, "no label of the manifest")
+    done = call(
+        "plan", manifest, "--out", out, "--positive", "grade a", "--name", "grading", "--question", "Is it grade A?"
+    )
+    assert done.code == 0, done.stderr
+    study = load_study(out)
+    assert (study.data.labels, study.name, study.question) == (["grade B", "grade A"], "grading", "Is it grade A?")
+    call("plan", manifest, "--out", out, "--positive", "grade A", "--name", "Gr ading").refused(2, "--name")
+
+
+def test_labels_are_renamed_in_the_study(two_classes: Callable[..., Path], tmp_path: Path) -> None:
+    manifest, out = two_classes("0", "1"), tmp_path / "s.yaml"
+    assert call("plan", manifest, "--out", out, "--rename", "0=healthy,1=nodule").code == 0
+    study = load_study(out)
+    assert (study.data.labels, study.data.rename) == (["healthy", "nodule"], {"0": "healthy", "1": "nodule"})
+    assert [case.label for case in read_manifest(manifest, study)][:2] == [(0,), (1,)]
+    call("plan", manifest, "--out", out, "--rename", "0").refused(2, "--rename takes OLD=NEW")
+    call("plan", manifest, "--out", out, "--rename", "7=x").refused(2, "no such label")
+
+
+def test_rows_without_a_label_and_labels_in_two_spellings_are_refused(
+    two_classes: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "s.yaml"
+    call("plan", two_classes("no", "yes", "n/a"), "--out", out).refused(3, "13 rows without a label ('n/a')")
+    call("plan", two_classes("no", "yes", "Yes"), "--out", out).refused(3, "'Yes' and 'yes'")

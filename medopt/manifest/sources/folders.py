@@ -92,7 +92,9 @@ def class_folders(paths: Sequence[str], level: int = 0) -> ClassFolders:
     if split_at is None and any(_names_split_too(parts[0]) for parts in levels if parts):
         return ClassFolders(refusal="Some folders are named for a split and for something else, too. ")
     splits = [_split_at(parts, split_at) for parts in levels]
-    inner = [_without(parts, split_at) if split is not None else () for parts, split in zip(levels, splits, strict=True)]
+    inner = [
+        _without(parts, split_at) if split is not None else () for parts, split in zip(levels, splits, strict=True)
+    ]
     depth: int | str = _depth_of_level(level, shared, split_at) if level else _class_depth(inner)
     if isinstance(depth, str):
         return ClassFolders(refusal=depth)

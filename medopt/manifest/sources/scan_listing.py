@@ -12,6 +12,7 @@ from typing import Literal
 
 from medopt.config import SeriesRules
 from medopt.core.errors import ConfigError
+from medopt.core.privacy import public_path
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 
 SourceKind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
@@ -160,14 +161,20 @@ def shared_depth(parts: Sequence[tuple[str, ...]]) -> int:
     return next((at for at, folder in enumerate(low) if high[at : at + 1] != (folder,)), len(low))
 
 
-def count_by_reason(left_out: Iterable[tuple[str, str]], max_paths: int = 3) -> list[tuple[str, int, list[str]]]:
-    """(reason, number of files, the first few paths) of what was left out, the most frequent reason first."""
+def count_by_reason(
+    left_out: Iterable[tuple[str, str]], max_paths: int = 3, known: Iterable[str] = ()
+) -> list[tuple[str, int, list[str]]]:
+    """(reason, number of files, the first few paths) of what was left out, the most frequent reason first.
+
+    Of the folders in the paths, those that may be names are hidden, unless they are `known` (classes).
+    """
     examples: dict[str, list[str]] = defaultdict(list)
     count: Counter[str] = Counter()
+    shown = tuple(known)
     for path, reason in left_out:
         count[reason] += 1
         if len(examples[reason]) < max_paths:
-            examples[reason].append(path)
+            examples[reason].append(public_path(path, *shown))
     return [(reason, number, examples[reason]) for reason, number in count.most_common()]
 
 
