@@ -21,17 +21,18 @@ def pseudonym(identifier: str) -> str:
 
 
 # Words that stand in names of folders and are not names of people.
-_USUAL_WORDS = frozenset(
-    "train training trn val valid validation dev test testing set sets data dataset image images img imgs sample samples "
-    "scan scans case cases file files folder part patient patients subject subjects study studies series session visit "
-    "site center centre hospital class classes label labels normal abnormal healthy benign malignant lesion lesions "
-    "tumor tumour cancer covid pneumonia control controls positive negative finding no non not without with mask masks "
-    "left right axial coronal sagittal export dicom nifti unknown other others original raw processed the of and".split()
-)
+_USUAL = """
+train training trn val valid validation dev test testing set sets data dataset image images img imgs sample samples
+scan scans case cases file files folder part patient patients subject subjects study studies series session visit site
+center centre hospital class classes label labels normal abnormal healthy benign malignant lesion lesions tumor tumour
+cancer covid pneumonia control controls positive negative finding no non not without with mask masks left right axial
+coronal sagittal export dicom nifti unknown other others original raw processed the of and
+"""
+_USUAL_WORDS = frozenset(_USUAL.split())
 
 
 def public_path(path: str, *known: str) -> str:
-    """A path in which each folder that may be the name of a person is `*`; `known` are names that may be shown.
+    """A path in which each folder that may be named after a person is `*`; `known` are names that may be shown.
 
     >>> public_path("MILLER_ANNA/benign/b (1).png"), public_path("scans/site_a/1.png")
     ('*/benign/b (1).png', 'scans/site_a/1.png')

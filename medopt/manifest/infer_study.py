@@ -20,8 +20,8 @@ _NOT_LABELS = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Study:
     """A study with the labels of a manifest, names for healthy first; its `prepare.size` has no meaning.
 
-    `rename` gives labels another name in this study. Without a column `label`, all columns of zeros and ones are labels of a multi-label study. Raises DataError where
-    the manifest has no label, or only one.
+    `rename` gives labels another name in this study. Without a column `label`, all columns of zeros and ones are labels
+    of a multi-label study. Raises DataError where the manifest has no label, or only one.
     """
     header = read_header(manifest)
     if not any(header):

@@ -43,9 +43,9 @@ def join_labels(
 ) -> JoinedLabels:
     """Match the rows of a table to scans by the column `key`, else by the column that matches most scans.
 
-    Of columns that match equally many scans the finest key is taken. `rename` gives labels another name. Raises DataError where no scan matches, where two
-    rows give one scan different labels, and where the labels are not classes; ConfigError for columns that the table
-    does not have.
+    Of columns that match equally many scans the finest key is taken. `rename` gives labels another name. Raises
+    DataError where no scan matches, where two rows give one scan different labels, and where the labels are not
+    classes; ConfigError for columns that the table does not have.
 
     >>> from pathlib import Path
     >>> table = LabelTable(Path("labels.csv"), ("file", "label"), ((2, {"file": "a", "label": "benign"}),))

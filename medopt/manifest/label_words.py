@@ -18,12 +18,79 @@ MISSING = frozenset(
 _NUMBER = re.compile(r"([+-]?)(0|[1-9]\d*)([.,]0*)?")
 
 _HEALTHY = frozenset(
-    "no none nothing neg negative absent absence false normal normals norm nor nl wnl nad healthy health well benign "
-    "control controls ctrl ctl con hc nc cn cu td clean clear intact unaffected uninfected unremarkable undiseased "
-    "uninvolved uninjured unimpaired unruptured asymptomatic wildtype wt background gesund unauffällig normalbefund "
-    "sain sano normale".split()
+    [
+        "no",
+        "none",
+        "nothing",
+        "neg",
+        "negative",
+        "absent",
+        "absence",
+        "false",
+        "normal",
+        "normals",
+        "norm",
+        "nor",
+        "nl",
+        "wnl",
+        "nad",
+        "healthy",
+        "health",
+        "well",
+        "benign",
+        "control",
+        "controls",
+        "ctrl",
+        "ctl",
+        "con",
+        "hc",
+        "nc",
+        "cn",
+        "cu",
+        "td",
+        "clean",
+        "clear",
+        "intact",
+        "unaffected",
+        "uninfected",
+        "unremarkable",
+        "undiseased",
+        "uninvolved",
+        "uninjured",
+        "unimpaired",
+        "unruptured",
+        "asymptomatic",
+        "wildtype",
+        "wt",
+        "background",
+        "gesund",
+        "unauffällig",
+        "normalbefund",
+        "sain",
+        "sano",
+        "normale",
+    ]
 )
-_NEGATIONS = frozenset("no non not without absence lack free never kein keine ohne nicht sans pas sin senza".split())
+_NEGATIONS = frozenset(
+    [
+        "no",
+        "non",
+        "not",
+        "without",
+        "absence",
+        "lack",
+        "free",
+        "never",
+        "kein",
+        "keine",
+        "ohne",
+        "nicht",
+        "sans",
+        "pas",
+        "sin",
+        "senza",
+    ]
+)
 _NEGATED_AFTER = frozenset({"negative", "neg", "absent", "free", "-"})
 _NOT_NEGATED = frozenset({"nonspecific", "nonunion"})  # findings that begin with non
 _FINDINGS = "tumou?r|finding|disease|lesion|fracture|cancer|dr|covid|pneumonia|ha?emorrhage|mass|stroke|nodule|tb"
