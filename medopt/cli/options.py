@@ -80,8 +80,9 @@ StrategyOption = Annotated[
 RenameOption = Annotated[
     str,
     typer.Option(
-        "--rename", metavar="OLD=NEW,...", help="Give labels another name, as in 0=healthy,1=nodule; where NEW is empty
-        (unclear=) the scans are left out.",
+        "--rename",
+        metavar="OLD=NEW,...",
+        help="Other names for labels, as in 0=healthy,1=nodule; where NEW is empty (unclear=) the scans are left out.",
     ),
 ]
 

@@ -60,7 +60,7 @@ def is_balanced(chosen: Ints, size: Ints, part: NDArray[np.float64]) -> bool:
 
 
 def oversized(size: Ints, part: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Groups (G,) that fill one of the smaller parts alone: they belong into the largest part. Equal parts have none."""
+    """Groups (G,) that fill one of the smaller parts alone: they belong into the largest. Equal parts have none."""
     smallest = part[part > 0].min()
     if part.max() < 1.5 * smallest:
         return np.zeros(len(size), bool)

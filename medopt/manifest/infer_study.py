@@ -103,8 +103,8 @@ def _classes(manifest: Path, count: Mapping[str, int], rename: Mapping[str, str]
     if missing := sorted(cell for cell, name in spellings.classes.items() if not name):
         number = sum(count[cell] for cell in missing)
         raise DataError(
-            f"The manifest {manifest} has {number} rows without a label ({', '.join(map(repr, missing))}). Remove these "
-            "rows, or write their labels."
+            f"The manifest {manifest} has {number} rows without a label ({', '.join(map(repr, missing))}). Remove "
+            "these rows, or write their labels."
         )
     merged = defaultdict(list)
     for cell in sorted(count):

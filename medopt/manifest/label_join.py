@@ -157,13 +157,13 @@ def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str], ren
                 conflicts.append(f"rows {labelled_by[at]} and {number}")
             if label:
                 labelled_by.setdefault(at, number)
-            if patient_column and cells[patient_column]:
-                if patients.setdefault(at, cells[patient_column]) != cells[patient_column]:
-                    torn.append(f"row {number}")
+            patient = cells[patient_column] if patient_column else ""
+            if patient and patients.setdefault(at, patient) != patient:
+                torn.append(f"row {number}")
     if torn:
         raise DataError(
-            f"The table of labels {table.path}, column {patient_column}: {listed(torn)} give a scan another patient than "
-            "an earlier row does. Correct the table."
+            f"The table of labels {table.path}, column {patient_column}: {listed(torn)} give a scan another patient "
+            "than an earlier row does. Correct the table."
         )
     _refuse_labels(table, match.key, columns, conflicts, set(labels.values()))
     return JoinedLabels(

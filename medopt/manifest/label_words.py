@@ -17,80 +17,17 @@ MISSING = frozenset(
 """Cells of a label column that mean that there is no label, in lower case. `none` is a class, or refused."""
 _NUMBER = re.compile(r"([+-]?)(0|[1-9]\d*)([.,]0*)?")
 
-_HEALTHY = frozenset(
-    [
-        "no",
-        "none",
-        "nothing",
-        "neg",
-        "negative",
-        "absent",
-        "absence",
-        "false",
-        "normal",
-        "normals",
-        "norm",
-        "nor",
-        "nl",
-        "wnl",
-        "nad",
-        "healthy",
-        "health",
-        "well",
-        "benign",
-        "control",
-        "controls",
-        "ctrl",
-        "ctl",
-        "con",
-        "hc",
-        "nc",
-        "cn",
-        "cu",
-        "td",
-        "clean",
-        "clear",
-        "intact",
-        "unaffected",
-        "uninfected",
-        "unremarkable",
-        "undiseased",
-        "uninvolved",
-        "uninjured",
-        "unimpaired",
-        "unruptured",
-        "asymptomatic",
-        "wildtype",
-        "wt",
-        "background",
-        "gesund",
-        "unauffällig",
-        "normalbefund",
-        "sain",
-        "sano",
-        "normale",
-    ]
-)
-_NEGATIONS = frozenset(
-    [
-        "no",
-        "non",
-        "not",
-        "without",
-        "absence",
-        "lack",
-        "free",
-        "never",
-        "kein",
-        "keine",
-        "ohne",
-        "nicht",
-        "sans",
-        "pas",
-        "sin",
-        "senza",
-    ]
-)
+_HEALTHY_TEXT = """
+no none nothing neg negative absent absence false normal normals norm nor nl wnl nad healthy health well benign
+control controls ctrl ctl con hc nc cn cu td clean clear intact unaffected uninfected unremarkable undiseased
+uninvolved uninjured unimpaired unruptured asymptomatic wildtype wt background gesund unauffällig normalbefund sain
+sano normale
+"""
+_HEALTHY = frozenset(_HEALTHY_TEXT.split())
+_NEGATIONS_TEXT = """
+no non not without absence lack free never kein keine ohne nicht sans pas sin senza
+"""
+_NEGATIONS = frozenset(_NEGATIONS_TEXT.split())
 _NEGATED_AFTER = frozenset({"negative", "neg", "absent", "free", "-"})
 _NOT_NEGATED = frozenset({"nonspecific", "nonunion"})  # findings that begin with non
 _FINDINGS = "tumou?r|finding|disease|lesion|fracture|cancer|dr|covid|pneumonia|ha?emorrhage|mass|stroke|nodule|tb"

@@ -31,8 +31,8 @@ Bools = NDArray[np.bool_]
 class PatientGroups:
     """The G patients of N rows, in the order of their names: the rows of a patient are drawn together.
 
-    `row` (N,) is the group of each row, `count` (G, L) how many of its rows have each of L labels, `site` (G,) its site (the first by
-    name, as a number) and `size` (G,) its number of rows.
+    `row` (N,) is the group of each row, `count` (G, L) how many of its rows have each of L labels, `site` (G,) its site
+    (the first by name, as a number) and `size` (G,) its number of rows.
     """
 
     row: Ints
@@ -71,8 +71,9 @@ def draw_parts(
 ) -> Ints:
     """Deal the groups out to S parts in these shares: (G,) the number of each group's part, from 0.
 
-    The shares are of patients; `by_image` brings those of images close to them, too. Each part gets each label; parts with a share of 0 get nothing. `names` are the names of the labels in errors.
-    Raises DataError where a label has fewer patients than there are parts.
+    The shares are of patients; `by_image` brings those of images close to them, too. Each part gets each label; parts
+    with a share of 0 get nothing. `names` are the names of the labels in errors. Raises DataError where a label has
+    fewer patients than there are parts.
 
     >>> patients, labels = np.array(["p1", "p2", "p3", "p4"]), np.array([[1, 0], [0, 1], [1, 0], [0, 1]], dtype=bool)
     >>> groups = group_by_patient(patients, labels, np.array(["a"] * 4))

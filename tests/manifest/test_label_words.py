@@ -35,7 +35,7 @@ def test_unicode_forms_are_one_class():
 
 def test_none_is_a_class_alone_and_refused_beside_another_word_for_healthy():
     assert label_spellings(["none", "mass"]).classes["none"] == "none"
-    with pytest.raises(DataError, match="1 labels are 'none' beside.*--rename none="):
+    with pytest.raises(DataError, match=r"1 labels are 'none' beside.*--rename none="):
         label_spellings(["None", "normal", "mass"])
     assert label_spellings(["None", "normal", "mass"], {"none": ""}).classes["None"] == ""
 
