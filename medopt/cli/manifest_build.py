@@ -70,7 +70,13 @@ def build(
         Path | None, typer.Option("--series-rules", help="Study file whose data.series chooses a study's series.")
     ] = None,
     modality: Annotated[str, typer.Option("--modality", help="Keep DICOM series of this modality.")] = "",
-    keep_derived: Annotated[bool, typer.Option("--keep-derived", help="Keep localizers and derived series.")] = False,
+    presentation_intent: Annotated[
+        Literal["auto", "presentation", "processing"],
+        typer.Option("--presentation-intent", help="Which of FOR PRESENTATION and FOR PROCESSING; auto: the former."),
+    ] = "auto",
+    keep_derived: Annotated[
+        bool, typer.Option("--keep-derived", help="Keep localizers, derived series and secondary captures.")
+    ] = False,
     class_folders: Annotated[
         bool, typer.Option("--class-folders", help="Folders are labels in a DICOM or NIfTI tree, too.")
     ] = False,
@@ -113,6 +119,7 @@ def build(
             keep_derived=keep_derived,
             description=description,
             modality=modality,
+            presentation_intent="" if presentation_intent == "auto" else presentation_intent,
             rules=load_study(study_path(series_rules)).data.series if series_rules else None,
             site_from=site_from,
             class_folders=class_folders,

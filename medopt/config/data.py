@@ -36,7 +36,9 @@ class SeriesRules(Section):
     image_type: list[str] = []
     """Values that ImageType must contain, as in [PRIMARY, AXIAL]."""
     derived: bool = False
-    """True: images computed from others may be chosen, too. Localizers are never chosen."""
+    """True: images computed from others and secondary captures may be chosen, too. Localizers are never chosen."""
+    presentation_intent: Literal["presentation", "processing"] | None = None
+    """Projection images FOR PRESENTATION or FOR PROCESSING (PresentationIntentType): one exposure gives both."""
     orientation: list[Literal["axial", "coronal", "sagittal", "oblique"]] = []
     slices: tuple[int, int] | None = None
     """Minimum and maximum number of images of the series."""

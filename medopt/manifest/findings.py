@@ -21,6 +21,7 @@ ACCEPTABLE = (
     "label_conflict",
     "site_predicts_label",
     "minority_modality",
+    "mixed_intents",
 )
 """Findings that a study may accept by name, in `data.accept`: they bias a score, but leave it defined."""
 

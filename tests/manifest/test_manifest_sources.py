@@ -10,10 +10,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from scans_of_patients import mr_series, png
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import SilentReporter
+from medopt.imaging import read_scan
 from medopt.manifest.sources.archive import unpack_archive
 from medopt.manifest.sources.datalist import find_datalist
 from medopt.manifest.sources.find_scans import find_scans
@@ -309,3 +311,50 @@ def test_an_archive_damaged_in_the_middle_is_refused_however_it_is_packed(tmp_pa
     with pytest.raises(DataError, match="is damaged, or packed in a way that is not read"):
         unpack_archive(path, tmp_path / "files", SilentReporter())
     assert [found.name for found in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_images_are_told_by_content_and_all_else_is_listed(tmp_path):
+    array = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    kinds = {"a.webp": "WEBP", "b.jfif": "JPEG", "c.jp2": "JPEG2000", "d.gif": "GIF", "e": "PNG", "f.jpg": "MPO"}
+    for at, (name, form) in enumerate(kinds.items()):
+        (tmp_path / "ill").mkdir(exist_ok=True)
+        image, more = Image.fromarray(array + at), {"save_all": True} if form == "MPO" else {}
+        if form == "MPO":
+            more["append_images"] = [Image.fromarray(array[:8, :8])]
+        image.save(tmp_path / "ill" / name, format=form, **more)
+    png(tmp_path / "well" / "1.png", 3)
+    for name in ("v.mha", "v.nrrd", "v.nii.gz", "v.npy", "clip.mp4", "more.zip", "odd.bin"):
+        (tmp_path / "well" / name).write_bytes(b"something else")
+    (tmp_path / "well" / "away.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "well" / "notes.txt").write_text("beside")
+    found = find(tmp_path, kind="images")
+    assert sorted(scan.image for scan in found.scans) == sorted(["well/1.png", *(f"ill/{name}" for name in kinds)])
+    for scan in found.scans:
+        assert read_scan(scan.image, data=tmp_path).array.shape[-1] in (16, 2)
+    reasons = {path.rpartition("/")[2]: reason for path, reason in found.left_out}
+    assert set(reasons) == {"v.mha", "v.nrrd", "v.nii.gz", "v.npy", "clip.mp4", "more.zip", "odd.bin", "away.png"}
+    assert "convert it to .nii.gz" in reasons["v.nrrd"] and "unpack" in reasons["more.zip"]
+    assert reasons["away.png"] == "a link that leads nowhere"
+
+
+def test_other_volumes_beside_nifti_are_listed_and_alone_say_what_to_do(tmp_path):
+    nifti(tmp_path / "s" / "a.nii.gz")
+    for name in ("b.mha", "c.img", "d.png"):
+        (tmp_path / "s" / name).write_bytes(b"x")
+    assert {path for path, _ in find(tmp_path / "s").left_out} == {"b.mha", "c.img", "d.png"}
+    (tmp_path / "s" / "a.nii.gz").unlink()
+    (tmp_path / "s" / "d.png").unlink()
+    with pytest.raises(DataError, match=r"\.mha is a format that is not read: convert it to \.nii\.gz"):
+        find(tmp_path / "s")
+
+
+def test_linked_class_folders_are_followed(tmp_path):
+    for at, name in enumerate(("ill", "well")):
+        png(tmp_path / "pool" / name / "1.png", at)
+        (tmp_path / "s").mkdir(exist_ok=True)
+        (tmp_path / "s" / name).symlink_to(tmp_path / "pool" / name, target_is_directory=True)
+    (tmp_path / "pool" / "ill" / "again").symlink_to(tmp_path / "s", target_is_directory=True)
+    found = find(tmp_path / "s")
+    assert sorted((scan.image, scan.labels) for scan in found.scans) == [
+        ("ill/1.png", ("ill",)), ("well/1.png", ("well",))
+    ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,9 +16,33 @@ from medopt.imaging.scan_path import npz_member, safe_relative_path
 
 SourceKind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
 SiteFrom = Literal["auto", "institution", "scanner", "folder"]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".j2k", ".mpo"
+)  # fmt: skip
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".npz")
+NEVER_SCANS = (
+    ".csv", ".tsv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".bval", ".bvec", ".xlsx", ".xls",
+    ".docx", ".ini", ".log", ".py", ".ipynb", ".db", "license", "readme",
+)  # fmt: skip
+"""Files that lie beside scans; they are not opened, and not listed as left out."""
+_OTHER_VOLUMES = (
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".img",
+    ".hdr",
+    ".mgz",
+    ".mgh",
+    ".mnc",
+    ".npy",
+    ".mat",
+    ".h5",
+    ".hdf5",
+)
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
+_VIDEOS = (".avi", ".mp4", ".mov", ".wmv", ".mpg", ".mkv")
 _MASK_STEM = re.compile(r"(^|[_\-. ])(mask|masks|seg|segmentation|label|labels)([_\-]?\d+)?$", re.IGNORECASE)
 
 
@@ -85,6 +108,8 @@ class SourceOptions:
     description: str = ""
     """Regular expression that the description of a 3-D series (NIfTI: the name of the file) must match."""
     modality: str = ""
+    presentation_intent: str = ""
+    """presentation or processing; empty: FOR PRESENTATION where the source has both."""
     rules: SeriesRules | None = None
     """Choose one series of each study by these rules."""
     site_from: SiteFrom = "auto"
@@ -112,15 +137,21 @@ def compile_pattern(text: str, option: str) -> re.Pattern[str]:
         raise ConfigError(f"{option} {text!r} is not a regular expression: {error}.") from None
 
 
-def files_below(root: Path) -> list[str]:
-    """The sorted paths, with `/`, of all files below `root` except hidden ones."""
-    paths = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        relative = Path(folder).relative_to(root).as_posix()
-        start = "" if relative == "." else f"{relative}/"
-        paths += [f"{start}{name}" for name in names if not name.startswith(".")]
-    return sorted(paths)
+def unread_reason(path: str, *, among: str) -> str:
+    """Why a file is left out that is not a scan of its source; `among` is what the source holds."""
+    lower = path.lower()
+    if lower.endswith(NIFTI_SUFFIXES):
+        return f"a NIfTI file among {among} (--kind nifti takes these)"
+    for suffixes, what in (
+        (_OTHER_VOLUMES, "{} is a format that is not read: convert it to .nii.gz"),
+        (_ARCHIVES, "an archive ({}): unpack it, or give it itself"),
+        (_VIDEOS, "a video ({})"),
+    ):
+        if suffix := next((suffix for suffix in suffixes if lower.endswith(suffix)), ""):
+            return what.format(suffix)
+    if lower.endswith(IMAGE_SUFFIXES):
+        return f"an image among {among} (--kind images takes these)"
+    return "by its content no format that is read"
 
 
 def unwritable_reason(image: str) -> str:
