@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,11 +89,14 @@ def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
 
 def with_first_image(manifest: Path, places: Iterable[Path]) -> Path | None:
     """The first of these folders that has the first image of a manifest; None where none has."""
+    from medopt.manifest.csv_text import read_csv
+
     try:
-        with manifest.open(encoding="utf-8-sig", newline="") as stream:
-            image = (next(csv.DictReader(stream, skipinitialspace=True), {}).get("image") or "").strip()
-    except (OSError, UnicodeDecodeError, csv.Error):
+        lines = read_csv(manifest, "The manifest")
+        header, first = next(lines, (1, []))[1], next(lines, (2, []))[1]
+    except DataError:
         return None
+    image = dict(zip(header, first, strict=False)).get("image", "")
     return next((place for place in places if image and _exists(place / image)), None)
 
 

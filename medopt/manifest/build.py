@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def _rows(listing: ScanListing, patients: Sequence[str]) -> list[Row]:
     return [
         {
             "image": scan.image,
-            "patient_id": hide(patient),
+            "patient_id": hide(normalize("NFC", patient)),
             "study_uid": scan.study and hide(scan.study),
             "series_uid": scan.series and hide(scan.series),
             "site": scan.site or "unknown",

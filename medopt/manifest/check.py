@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +144,9 @@ def _file_fault(path: Path) -> str:
         whole = split_part(path)[0] if "#" in path.name else path  # folder#SeriesInstanceUID
         status = (whole if whole != path and whole.is_dir() else path).stat()
     except FileNotFoundError:
-        return "not there"
+        forms = [path.with_name(normalize(form, path.name)) for form in ("NFC", "NFD")]
+        other = any(one.exists() for one in forms)
+        return "not there, but under the same name in another Unicode form: write that one" if other else "not there"
     except OSError as error:
         return error.strerror or type(error).__name__
     return "empty file" if path.is_file() and not status.st_size else ""

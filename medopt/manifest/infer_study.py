@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from shlex import quote
 
 from medopt.config import Data, Prepare, Study
 from medopt.core.errors import ConfigError, DataError, listed
+from medopt.manifest.csv_text import read_csv
 from medopt.manifest.label_words import absent_first, is_absence, label_key, label_spellings
 from medopt.manifest.table import OPTIONAL, read_header
 
@@ -53,13 +53,12 @@ def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Stud
 
 def _values(manifest: Path, names: list[str]) -> dict[str, Counter[str]]:
     values: dict[str, Counter[str]] = defaultdict(Counter)
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as stream:
-            for row in csv.DictReader(stream, skipinitialspace=True):
-                for name in names:
-                    values[name][(row.get(name) or "").strip()] += 1
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The manifest {manifest} cannot be read: {error}.") from None
+    lines = read_csv(manifest, "The manifest")
+    header = next(lines, (1, []))[1]
+    used = [(at, name) for at, name in enumerate(header) if name in names]
+    for _, cells in lines:
+        for at, name in used:
+            values[name][cells[at] if at < len(cells) else ""] += 1
     return values
 
 

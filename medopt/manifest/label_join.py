@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from unicodedata import normalize
 
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym, public_path
@@ -86,7 +87,7 @@ class _IdentifierIndex:
     def __init__(self, scans: Sequence[Scan], key: Key) -> None:
         self._by_name: dict[str, list[int]] = defaultdict(list)
         for at, scan in enumerate(scans):
-            value = str(getattr(scan, key))
+            value = normalize("NFC", str(getattr(scan, key)))
             for name in {value, value.removeprefix("sub-")}:  # tables of BIDS have either form
                 self._by_name[name].append(at)
 
@@ -119,7 +120,7 @@ class _FileIndex:
 
 def _plain(path: str) -> str:
     """A path without the suffix of a scan, in lower case."""
-    above, slash, name = path.rpartition("/")
+    above, slash, name = normalize("NFC", path).rpartition("/")
     return f"{above}{slash}{scan_stem(name)}".lower()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
 from medopt.core.records import SPLITS, Case, Split
+from medopt.manifest.csv_text import read_csv
 from medopt.manifest.duplicates import DuplicatePair, label_conflicts
 
 
@@ -80,9 +81,8 @@ def write_repaired(manifest: Path, out: Path, repair: Repair) -> None:
     """
     if out.exists() and out.samefile(manifest):
         raise DataError(f"--fix {out} is the manifest itself. Give another name, so that the original stays.")
-    with manifest.open(encoding="utf-8-sig", newline="") as stream:
-        header, *rows = [cells for cells in csv.reader(stream) if any(cells)]
-    split_at = [name.strip() for name in header].index("split")
+    header, *rows = [cells for _, cells in read_csv(manifest, "The manifest")]
+    split_at = header.index("split")
     with atomic(out) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)

@@ -358,3 +358,16 @@ def test_linked_class_folders_are_followed(tmp_path):
     assert sorted((scan.image, scan.labels) for scan in found.scans) == [
         ("ill/1.png", ("ill",)), ("well/1.png", ("well",))
     ]  # fmt: skip
+
+
+def test_an_archive_with_backslashes_is_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("set\\", b"")
+        for at, name in enumerate(("set\\ill\\1.png", "set\\well\\2.png")):
+            archive.writestr(name, png(tmp_path / "one.png", at).read_bytes())
+    found = find_scans(tmp_path / "a.zip", tmp_path / "out", SourceOptions(), SilentReporter())
+    assert sorted(scan.image for scan in found.scans) == ["set/ill/1.png", "set/well/2.png"]
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("..\\..\\x.png", b"x")
+    with pytest.raises(DataError, match=r"leads out of its folder"):
+        find_scans(tmp_path / "b.zip", tmp_path / "out2", SourceOptions(), SilentReporter())
