@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="A manifest CSV.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else the manifest's."),
+        typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, the card's root or the manifest's."),
     ] = None,
     study_file: Annotated[
         Path | None, typer.Option("--study", help="A study file: its labels, its root, and what it accepts.")
@@ -47,6 +48,7 @@ def check(
     """
     from medopt.config.shipped import study_path
     from medopt.config.study_file import load_study
+    from medopt.manifest.check import small_split_findings
     from medopt.manifest.image_facts import read_facts
     from medopt.manifest.infer_study import infer_study
     from medopt.manifest.quality import inspect_images
@@ -62,6 +64,7 @@ def check(
     with reporting() as reporter:
         facts = read_facts(cases, folder, reporter)
     found = inspect_images(cases, facts, folder, study, dims)
+    found = replace(found, findings=(*found.findings, *small_split_findings(cases, study)))
     _print(manifest, found, study)
     if sheet:
         _draw(sheet, found, study, dims)
@@ -77,14 +80,16 @@ def check(
 
 
 def _root(manifest: Path, data: Path | None) -> Path:
-    """Where a manifest's images are looked for: --data as it is; else MEDOPT_DATA, else beside the manifest.
+    """Where a manifest's images are looked for: --data as it is; else MEDOPT_DATA, the card's root, its folder.
 
-    The latter, too, where MEDOPT_DATA does not have the first image.
+    Of these the first that has the first image.
     """
+    from medopt.manifest.card import card_root
+
     if data is not None:
         return data
-    usual = os.environ.get("MEDOPT_DATA")
-    places = [*([Path(usual)] if usual else []), manifest.parent]
+    usual, root = os.environ.get("MEDOPT_DATA"), card_root(manifest)
+    places = [*([Path(usual)] if usual else []), *([root] if root else []), manifest.parent]
     return with_first_image(manifest, places) or places[0]
 
 

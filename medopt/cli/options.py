@@ -44,7 +44,10 @@ ReleaseArgument = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else ./data, else beside the manifest."),
+    typer.Option(
+        "--data",
+        help="Folder that holds the data; else MEDOPT_DATA, ./data, the root in the manifest's card, or beside it.",
+    ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder for runs, the cache and MLflow's store.")]
 SetOption = Annotated[

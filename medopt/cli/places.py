@@ -63,11 +63,12 @@ def require_scans(paths: Iterable[Path]) -> None:
 
 
 def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
-    """The data folder of a study: --data as it is; else MEDOPT_DATA or ./data, else beside the manifest.
+    """The data folder of a study: --data as it is; else MEDOPT_DATA or ./data, by the manifest's card, or beside it.
 
-    The latter where the first does not have the manifest's first image.
+    Of these the first that has the manifest's first image.
     """
     from medopt.config.study_file import data_folder, find_manifest
+    from medopt.manifest.card import card_root
 
     usual = data_folder(given)
     if given is not None:
@@ -77,9 +78,15 @@ def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
     except ConfigError:
         return usual  # whoever reads the manifest says where it was looked for
     root = Path(study.data.root)
-    places = [usual / root, manifest.parent / root]
+    places = [usual / root]
+    by_card = card_root(manifest)
+    if by_card is not None and (not root.parts or by_card.resolve().parts[-len(root.parts) :] == root.parts):
+        places.append(by_card)
+    places.append(manifest.parent / root)
     inside = manifest.parent.parts[-len(root.parts) :] == root.parts if root.parts else False
     folders = [usual, manifest.parent]
+    if len(places) > 2:
+        folders.insert(1, Path(*places[1].resolve().parts[: -len(root.parts)]) if root.parts else places[1])
     if inside:  # the manifest lies in the study's root: data/phantom/manifest.csv
         places.append(manifest.parent)
         folders.append(Path(*manifest.parent.parts[: -len(root.parts)]))

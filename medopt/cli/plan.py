@@ -84,13 +84,16 @@ def _named(study: Study, name: str, question: str) -> Study:
 def _folder(manifest: Path, guessed: Study, data: Path | None) -> Path:
     """Where the images lie: --data, else the first of the usual places that has the first image."""
     from medopt.config.study_file import data_folder
+    from medopt.manifest.card import card_root
 
     if data is not None:
         places = [data]
     else:
         usual = data_folder(None)
         below = [path for path in (usual / guessed.name, usual / manifest.stem) if path.is_dir()]
-        places = [manifest.parent, manifest.with_name(f"{manifest.stem}_files"), usual, *below]
+        root = card_root(manifest)
+        own = [manifest.parent, manifest.with_name(f"{manifest.stem}_files")]
+        places = [*([root] if root else []), *own, usual, *below]
     place = with_first_image(manifest, places)
     if place is not None:
         return place

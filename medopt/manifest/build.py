@@ -18,7 +18,7 @@ from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.annotate import find_patients, label_scans, refuse_ambiguous_series
-from medopt.manifest.card import Card, write_card
+from medopt.manifest.card import Card, relative_root, write_card
 from medopt.manifest.label_join import JoinedLabels
 from medopt.manifest.sources.datalist import write_datalist
 from medopt.manifest.sources.dicom import site_of
@@ -224,7 +224,7 @@ def _write(built: BuiltManifest, source: Path, options: BuildOptions) -> None:
 
 
 def _card(built: BuiltManifest, source: Path) -> Card:
-    """The card of a manifest that was written already; it holds no path of this machine and no identifier."""
+    """The card of a manifest that was written already; it holds no absolute path and no identifier."""
     rows = built.rows
     patients, sites = len({row["patient_id"] for row in rows}), len({row["site"] for row in rows})
     counts = Counter(row["split"] for row in rows)
@@ -245,6 +245,7 @@ def _card(built: BuiltManifest, source: Path) -> Card:
         labels=_label_meanings(rows, built.label_columns),
         notes=notes,
         manifest_sha256=file_digest(built.manifest),
+        root=relative_root(built.listing.root, built.manifest),
     )
 
 

@@ -25,6 +25,8 @@ from medopt.manifest.findings import Finding, accept_findings, display_name
 CONFOUNDED, NOTED = 0.8, 0.3
 """Lowest Cramer's V of site and label (lower end of the interval) at which a study is refused, or gets a note."""
 MIN_PATIENTS = 20  # with fewer, an association is chance
+SMALL, SMALL_CLASS = 30, 10
+"""A validation or test split with fewer patients, or fewer of a label, says little about a model."""
 BLOCKS = 50  # of patients, for the jackknife
 
 ArrayShapes = dict[str, tuple[int, ...]]
@@ -90,6 +92,49 @@ def _split_findings(cases: Sequence[Case], study: Study) -> Iterable[Finding]:
                 f"The split {split} ({len(labels)} cases) has no case of {listed(absent)}, so no AUC can be computed "
                 "there. Draw the splits again, stratified by label, or take the class out of data.labels.",
             )
+
+
+def small_split_findings(cases: Sequence[Case], study: Study) -> list[Finding]:
+    """Notes on a validation or test split of few patients, with the interval that a figure measured on it would have.
+
+    Images of one patient are not independent, so patients are counted.
+    """
+    findings = []
+    for split in ("val", "test"):
+        inside = [case for case in cases if case.split == split]
+        patients = {case.patient_id for case in inside}
+        of_class = {name: len(people) for name, people in _patients_by_class(inside, study).items() if people}
+        if not inside or (len(patients) >= SMALL and min(of_class.values()) >= SMALL_CLASS):
+            continue
+        rarest = min(of_class, key=lambda name: of_class[name])
+        low, high = _wilson(0.8, of_class[rarest])
+        counts = ", ".join(f"{name} {count}" for name, count in of_class.items())
+        text = (
+            f"The split {split} has {len(patients)} patients ({counts}): too few to judge a model by. Where 80 % of "
+            f"the {of_class[rarest]} patients with {rarest} are found, the 95 % interval goes from {100 * low:.0f} % to "
+            f"{100 * high:.0f} %. At least {SMALL} patients and {SMALL_CLASS} of each label are needed for a first impression."
+        )
+        findings.append(Finding("small_split", "note", text))
+    return findings
+
+
+def _patients_by_class(cases: Sequence[Case], study: Study) -> dict[str, set[str]]:
+    """The patients of each label; of a multi-label study, of each label present and absent."""
+    names = study.data.labels
+    if study.data.task != "multilabel":
+        return {name: {case.patient_id for case in cases if case.label[0] == at} for at, name in enumerate(names)}
+    return {
+        f"{name} = {value}": {case.patient_id for case in cases if case.label[at] == value}
+        for at, name in enumerate(names)
+        for value in (0, 1)
+    }
+
+
+def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of a share of `count` independent cases."""
+    centre, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def _absent_classes(labels: list[tuple[int, ...]], study: Study) -> list[str]:

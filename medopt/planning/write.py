@@ -73,10 +73,15 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
         f"{small:.0f}" if small == large else f"{small:.0f}-{large:.0f}" for small, large in zip(low, high, strict=True)
     )
     in_mm = f", median spacing {' x '.join(f'{value:.3g}' for value in spacing)} mm" if spacing else ", spacing unknown"
+    odd = [
+        f"Left out of the plan, because spacing or extent is far from all others: {text}. Is its header right?"
+        for text in fingerprint.odd
+    ]
     return [
         f"{fingerprint.images} scans of {fingerprint.patients} patients, {len(fingerprint.sites)} site(s): {counts}.",
         f"{len(fingerprint.sample)} training scans were read: {fingerprint.modality or 'modality unknown'}, "
         f"{fingerprint.dims}-D, {scans} pixels{in_mm}.",
+        *odd,
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from clinic import Clinic
@@ -16,11 +17,13 @@ from PIL import Image
 
 from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
+from medopt.core.records import Case
 from medopt.manifest.image_facts import ImageFacts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.table import read_manifest
 from medopt.planning.decide import MAX_SIDE, MAX_VOXELS, decide
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
+from medopt.planning.write import describe_fingerprint
 
 
 def look(size: tuple[int, ...], spacing_mm: tuple[float, ...], modality: str, low: float, high: float) -> ImageFacts:
@@ -265,3 +268,18 @@ def test_rows_without_a_label_and_labels_in_two_spellings_are_refused(
     out = tmp_path / "s.yaml"
     call("plan", two_classes("no", "yes", "n/a"), "--out", out).refused(3, "13 rows without a label ('n/a')")
     call("plan", two_classes("no", "yes", "Yes"), "--out", out).refused(3, "'Yes' and 'yes'")
+
+
+def test_one_wrong_spacing_of_sixteen_does_not_decide_the_plan(tmp_path: Path) -> None:
+    rng, cases = np.random.default_rng(0), []
+    for at in range(16):
+        step = 47.4 if at == 3 else 1.0 + at / 100
+        voxels = rng.normal(size=(20, 24, 16)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([step, step, step, 1])), tmp_path / f"{at}.nii.gz")
+        cases.append(Case(f"c{at}", f"p{at}", f"{at}.nii.gz", (at % 2,), "train"))
+    found = take_fingerprint(cases, ["no", "yes"], "binary", tmp_path)
+    assert (len(found.sample), len(found.odd)) == (15, 1)
+    assert found.odd[0].startswith("3.nii.gz (47.4 x 47.4 x 47.4 mm, 16 x 24 x 20 voxels)")
+    plan = settings(found)
+    assert max(plan["prepare.spacing_mm"]) < 1.2 and plan["prepare.size"] == [20, 28, 24]
+    assert any("Is its header right?" in line for line in describe_fingerprint(found))
