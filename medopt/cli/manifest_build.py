@@ -12,6 +12,7 @@ import typer
 from medopt.cli.command import outputs, print_json, reporting
 from medopt.cli.options import JsonOption, RenameOption, renaming
 from medopt.core.errors import ConfigError, listed
+from medopt.core.format import count_text
 
 if TYPE_CHECKING:
     from medopt.manifest.build import BuiltManifest
@@ -164,7 +165,7 @@ def _show(built: BuiltManifest, datalist: Path | None) -> None:
     from medopt.core.records import SPLITS
     from medopt.manifest.sources.scan_listing import count_by_reason
 
-    title = f"{len(built.rows)} rows, {built.listing.kind}"
+    title = f"{count_text(len(built.rows), 'row')}, {built.listing.kind}"
     print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])
     sites = Counter(row["site"] for row in built.rows).most_common()
     more = f", and {len(sites) - MOST_SITES} more" if len(sites) > MOST_SITES else ""

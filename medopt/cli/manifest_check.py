@@ -14,6 +14,7 @@ from medopt.cli.command import outputs, print_json, reporting
 from medopt.cli.options import JsonOption
 from medopt.cli.places import study_data, with_first_image
 from medopt.core.errors import DataError
+from medopt.core.format import count_text
 
 if TYPE_CHECKING:
     from medopt.config import Study
@@ -101,7 +102,7 @@ def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
     from medopt.manifest.quality import count_labels
 
     console = plain_console()
-    print_rows(f"{manifest}: {len(found.cases)} images", count_labels(found.cases, study))
+    print_rows(f"{manifest}: {count_text(len(found.cases), 'image')}", count_labels(found.cases, study))
     if not found.findings:
         console.print(Text("nothing is wrong", "green"))
         return
@@ -138,7 +139,7 @@ def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study:
     write_repaired(manifest, out, repair)
     rows = _changes(found, repair)
     if rows:
-        print_rows(f"{out}: {len(repair.moved)} images moved, {len(repair.dropped)} dropped", rows[:40])
+        print_rows(f"{out}: {count_text(len(repair.moved), 'image')} moved, {len(repair.dropped)} dropped", rows[:40])
         typer.echo(f"and {len(rows) - 40} more" if len(rows) > 40 else f"written to {out}")
     else:
         typer.echo(f"nothing had to change; written to {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -68,7 +69,7 @@ def plan(
     for decision in decisions:
         table.add_row(decision.key, json.dumps(decision.value), decision.reason)
     console.print(table)
-    typer.echo(f"written to {out}; next: medopt run {out}")
+    typer.echo(f"written to {out}; next: medopt run {quote(str(out))}")
     print_json(as_json, {"study_file": str(out), "study": study.model_dump(mode="json")})
 
 

@@ -54,6 +54,13 @@ def read_scan(path: Path | str, *, data: Path | str | None = None) -> Volume:
         raise
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or type(error).__name__}.") from error
+    except RecursionError as error:
+        raise DataError(f"{file} cannot be read: its header nests sequences too deeply. It is damaged.") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{file} cannot be read: it claims more pixels than this machine has memory for. It is damaged, or too "
+            "large for this machine."
+        ) from error
     except Exception as error:
         raise DataError(
             f"{file} cannot be read: it is damaged in a way that was not foreseen ({type(error).__name__})."

@@ -14,6 +14,7 @@ import numpy as np
 
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.files import atomic, file_digest
+from medopt.core.format import count_text
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS
 from medopt.core.reporter import Reporter, SilentReporter
@@ -232,10 +233,11 @@ def _card(built: BuiltManifest, source: Path) -> Card:
     notes = [
         f"Labels: {built.label_source}.",
         f"Split: {built.split_method}.",
-        f"{len(rows)} rows of {patients} patients at {sites} sites; {splits}. "
+        f"{count_text(len(rows), 'row')} of {count_text(patients, 'patient')} at {count_text(sites, 'site')}; "
+        f"{splits}. "
         "Patients, studies and series are pseudonyms.",
         *built.warnings,
-        *(f"Left out: {count} files, {reason}." for reason, count, _ in count_by_reason(built.left_out)),
+        *(f"Left out: {count_text(count, 'file')}, {reason}." for reason, count, _ in count_by_reason(built.left_out)),
     ]
     return Card(
         title=built.manifest.stem,

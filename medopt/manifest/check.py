@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
+from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case
 from medopt.imaging.raster import npz_shapes
 from medopt.imaging.scan_path import npz_member, split_part
@@ -110,9 +111,9 @@ def small_split_findings(cases: Sequence[Case], study: Study) -> list[Finding]:
         low, high = _wilson(0.8, of_class[rarest])
         counts = ", ".join(f"{name} {count}" for name, count in of_class.items())
         text = (
-            f"The split {split} has {len(patients)} patients ({counts}): too few to judge a model by. Where 80 % of "
-            f"the {of_class[rarest]} patients with {rarest} are found, the 95 % interval goes from {100 * low:.0f} % to "
-            f"{100 * high:.0f} %. At least {SMALL} patients and {SMALL_CLASS} of each label are needed for a first impression."
+            f"The split {split} has {count_text(len(patients), 'patient')} ({counts}): too few to judge a model by. "
+            f"Where 80 % of {of_class[rarest]} with {rarest} are found, the 95 % interval goes from "
+            f"{100 * low:.0f} % to {100 * high:.0f} %. At least {SMALL} patients, and {SMALL_CLASS} of each label, give a first impression."
         )
         findings.append(Finding("small_split", "note", text))
     return findings

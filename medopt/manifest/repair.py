@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medopt.core.errors import DataError
 from medopt.core.files import atomic, file_digest
+from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case, Split
 from medopt.manifest.card import Card, load_card, relative_root, write_card
 from medopt.manifest.csv_text import read_csv
@@ -107,8 +108,8 @@ def _repaired_card(card: Card, manifest: Path, out: Path, repair: Repair, rows: 
     dropped = "".join(f", {count} dropped ({reason})" for reason, count in reasons.most_common())
     splits = Counter(row.get("split", "") for row in rows)
     note = (
-        f"Repaired from {manifest.name} by medopt manifest check: {len(repair.moved)} images moved to another "
-        f"split{dropped or ', none dropped'}. Now {len(rows)} rows; "
+        f"Repaired from {manifest.name} by medopt manifest check: {count_text(len(repair.moved), 'image')} moved "
+        f"to another split{dropped or ', none dropped'}. Now {count_text(len(rows), 'row')}; "
         + ", ".join(f"{split} {splits[split]}" for split in SPLITS)
         + "."
     )

@@ -14,6 +14,7 @@ from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
 from medopt.core.files import write_text
+from medopt.core.format import count_text
 from medopt.planning.decide import Decision
 from medopt.planning.fingerprint import Fingerprint
 
@@ -78,8 +79,9 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
         for text in fingerprint.odd
     ]
     return [
-        f"{fingerprint.images} scans of {fingerprint.patients} patients, {len(fingerprint.sites)} site(s): {counts}.",
-        f"{len(fingerprint.sample)} training scans were read: {fingerprint.modality or 'modality unknown'}, "
+        f"{count_text(fingerprint.images, 'scan')} of {count_text(fingerprint.patients, 'patient')}, "
+        f"{count_text(len(fingerprint.sites), 'site')}: {counts}.",
+        f"Read: {count_text(len(fingerprint.sample), 'training scan')}: {fingerprint.modality or 'modality unknown'}, "
         f"{fingerprint.dims}-D, {scans} pixels{in_mm}.",
         *odd,
     ]
