@@ -116,12 +116,14 @@ def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
 
 def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -> None:
     from medopt.figures.contact_sheet import draw_sheet
+    from medopt.figures.fonts import label_legend
     from medopt.manifest.quality import unusable_images
 
     flagged = {row: reason[:24] for row, reason in unusable_images(found.facts, dims).items()}
     flagged |= {row: "burned-in text" for row, fact in enumerate(found.facts) if fact.burned_in}
     draw_sheet(sheet, found.cases, found.thumbnails, study, found.pairs, flagged)
-    typer.echo(f"drawn to {sheet}")
+    legend = label_legend(study.data.labels)
+    typer.echo(f"drawn to {sheet}" + (f". {legend}" if legend else ""))
 
 
 def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study: Study, dims: int | None) -> Repair:

@@ -103,8 +103,8 @@ def explain(item: Any, root: type[BaseModel] = Study) -> str:
 def _unquoted(value: bool | int | float | date) -> str:
     """That a word without quotes is no text for YAML, and how to write it."""
     if isinstance(value, bool):
-        words = "yes, on and true" if value else "no, off and false"
-        return f'YAML takes the words {words} for a truth value. Put it in quotes, as in "{"yes" if value else "no"}" (got {value}).'
+        words, word = ("yes, on and true", "yes") if value else ("no, off and false", "no")
+        return f'YAML takes the words {words} for a truth value. Put it in quotes, as in "{word}" (got {value}).'
     kind = "a date" if isinstance(value, date) else "a number"
     return f'YAML takes {value} for {kind}, and a text is needed. Put it in quotes: "{value}" (got {value}).'
 

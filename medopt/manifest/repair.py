@@ -104,7 +104,7 @@ def write_repaired(manifest: Path, out: Path, repair: Repair) -> None:
 
 def _repaired_card(card: Card, manifest: Path, out: Path, repair: Repair, rows: Sequence[Mapping[str, str]]) -> Card:
     """The card of a manifest for its repaired form: all that was known, what was done, and the counts anew."""
-    reasons = Counter(repair.dropped.values())
+    reasons = Counter(reason.rstrip(".") for reason in repair.dropped.values())
     dropped = "".join(f", {count} dropped ({reason})" for reason, count in reasons.most_common())
     splits = Counter(row.get("split", "") for row in rows)
     note = (

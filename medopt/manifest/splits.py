@@ -258,13 +258,11 @@ def _keep_own_splits(
         chosen[free] = draw_parts(groups.where(free), shares, rules.seed, names, by_image=True)
         drawn = " and ".join(SPLITS[at] for at in lacking)
         how += f"; {drawn} drawn from train by patient, stratified by label and site, seed {rules.seed}"
-        split = _split_names(chosen[groups.row])
-        used = [at for at in range(3) if shares[at]]
-        of_free = split[free[groups.row]]
-        real, warning = real_shares(
-            of_free, [SPLITS[at] for at in used], [shares[at] for at in used], groups.size[free]
-        )
-        return SplitAssignment(split, None, how + real, warning)
+        names_of_rows = _split_names(chosen[groups.row])
+        used, fixed = [at for at in range(3) if shares[at]], ~free[groups.row]
+        parts, asked = [SPLITS[at] for at in used], [shares[at] for at in used]
+        real, warning = real_shares(names_of_rows[~fixed], parts, asked, groups.size[free])
+        return SplitAssignment(names_of_rows, None, how + real, warning)
     return SplitAssignment(_split_names(chosen[groups.row]), None, how)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -216,5 +216,5 @@ def _split(text: str) -> str:
 
 def _label_reader(study: Study) -> Callable[[str], int]:
     known = ("0", "1") if study.data.task == "multilabel" else tuple(study.data.labels)
-    rename = study.data.rename
-    return cache(lambda text: _choice(rename.get(text, text), known))  # few different texts in many rows
+    rename: Mapping[str, str] = study.data.rename
+    return cache(lambda text: _choice(rename.get(text) or text, known))  # few different texts in many rows

@@ -68,7 +68,7 @@ def test_a_mended_manifest_keeps_its_card_and_says_what_was_done(leaking: Path) 
     kept = load_card(mended)
     assert kept is not None
     assert kept.notes[0] == card["notes"][0]
-    assert "1 images moved to another split, 2 dropped (the same pixels under two labels), 1 dropped" in kept.notes[1]
+    assert "1 image moved to another split, 2 dropped (the same pixels under two labels), 1 dropped" in kept.notes[1]
     assert (kept.licence, kept.root, kept.labels) == ("l", "..", {"benign": "11 rows", "malignant": "10 rows"})
     assert call("manifest", "check", mended).code == 0  # the card knows where the images are
 
