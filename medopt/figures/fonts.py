@@ -33,7 +33,7 @@ def _characters(path: str) -> frozenset[int]:
 
 def _missing(text: str) -> frozenset[int]:
     """The characters that the usual font does not have."""
-    return frozenset(map(ord, filter(str.isprintable, text))) - _characters(findfont(USUAL))
+    return frozenset(ord(character) for character in text if not character.isspace()) - _characters(findfont(USUAL))
 
 
 @cache
