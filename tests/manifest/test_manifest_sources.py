@@ -60,6 +60,8 @@ def nifti(path: Path, shape: tuple[int, ...] = (4, 4, 4)) -> None:
         ([f"{c}/NAME{at}/1" for at in range(60) for c in "xy"], [(c, "") for at in range(60) for c in "xy"]),
         ([f"site{at}/{c}/1" for at in range(2) for c in "xy"], None),
         ([f"patient{at}/{view}" for at in range(3) for view in "123456789"], None),
+        ([f"S{at:03d}/{view}" for at in range(3) for view in "123456789"], None),
+        ([f"grade{at:02d}/{k}" for at in range(2) for k in "12"], [(f"grade{at:02d}", "") for at in (0, 0, 1, 1)]),
         (["Miller^Anna/1", "Smith^Jo/1", "Doe^Jo/1"], None),
         (["train_a/x/1", "train_b/y/1", "test_a/x/1"], None),
     ],

@@ -25,6 +25,7 @@ MAX_CLASSES = 50
 """More folders than this are patients or studies, not classes."""
 _IDENTIFIER = re.compile(
     r"(patient|pat|pt|case|subject|subj|sub|person|participant|anon|pid|id|mrn|p)[-_ ]*\d+\w*|\d{3,}\w*|.*[,^].*"
+    r"|(?!class|label|grade|stage|type|cat|level|kl|birads|score)[a-z]{1,6}[-_ ]*\d{2,}"
 )
 # Folders that say how a scan was taken, and never what it shows.
 _ACQUISITION = re.compile(
