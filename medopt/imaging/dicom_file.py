@@ -171,12 +171,15 @@ def _decoder_message(error: Exception) -> str:
     return (text[:297] + "..." if len(text) > 300 else text).rstrip(".") + "."
 
 
+_MAX_FRAMES = 100_000
+
+
 def number_of_frames(dataset: Dataset, name: str) -> int:
     """NumberOfFrames (0028,0008), or 1 where it is absent. Raises DataError for a number below 1."""
     with header_errors(name):
         count = int(dataset.get("NumberOfFrames") or 1)
-    if count < 1:
-        raise DataError(f"{name}: NumberOfFrames (0028,0008) is {count}.")
+    if not 1 <= count <= _MAX_FRAMES:
+        raise DataError(f"{name}: NumberOfFrames (0028,0008) is {count}; from 1 to {_MAX_FRAMES} can be read.")
     return count
 
 

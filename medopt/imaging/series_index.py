@@ -218,7 +218,10 @@ def _is_volume(headers: Sequence[Dataset]) -> bool:
         return frames > 1
     places = set()
     for header in headers:
-        for index in range(_frame_count(header)):
+        count = _frame_count(header)
+        if count > 1 and len(header.get("PerFrameFunctionalGroupsSequence") or ()) != count:
+            return False
+        for index in range(count):
             position = finite_numbers(FrameHeader(header, index).get("ImagePositionPatient"), 3)
             if position is None:
                 return False

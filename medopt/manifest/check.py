@@ -112,8 +112,9 @@ def small_split_findings(cases: Sequence[Case], study: Study) -> list[Finding]:
         counts = ", ".join(f"{name} {count}" for name, count in of_class.items())
         text = (
             f"The split {split} has {count_text(len(patients), 'patient')} ({counts}): too few to judge a model by. "
-            f"Where 80 % of {of_class[rarest]} with {rarest} are found, the 95 % interval goes from {100 * low:.0f} % "
-            f"to {100 * high:.0f} %. At least {SMALL} patients, {SMALL_CLASS} of each label, give a first impression."
+            f"Where 80 % of {count_text(of_class[rarest], 'patient')} with {rarest} are found, the 95 % interval goes "
+            f"from {100 * low:.0f} % to {100 * high:.0f} %. At least {SMALL} patients, {SMALL_CLASS} of each label, "
+            "give a first impression."
         )
         findings.append(Finding("small_split", "note", text))
     return findings

@@ -98,7 +98,8 @@ def _sorted(values: Iterable[str]) -> list[str]:
 
 def _classes(manifest: Path, count: Mapping[str, int], rename: Mapping[str, str]) -> dict[str, str]:
     """What each cell of the column `label` is called; refuses cells without a label, and one label in two spellings."""
-    spellings = label_spellings(count, rename)
+    as_it_is = {cell: cell for cell in count if label_key(cell) == "none"}  # a manifest's cells are its labels
+    spellings = label_spellings(count, as_it_is | dict(rename))
     if missing := sorted(cell for cell, name in spellings.classes.items() if not name):
         number = sum(count[cell] for cell in missing)
         raise DataError(

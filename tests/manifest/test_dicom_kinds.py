@@ -11,6 +11,7 @@ from pydicom import Dataset, dcmread
 from scans_of_patients import mr_series
 
 from medopt.config import SeriesRules
+from medopt.core.errors import DataError
 from medopt.core.records import Case
 from medopt.core.reporter import SilentReporter
 from medopt.imaging import read_scan
@@ -156,3 +157,11 @@ def test_one_age_in_manifest_and_reader(tmp_path):
     found = {scan.image: scan.age for scan in listed(tmp_path).scans}
     assert found == {"0": "90", "1": "61", "2": "60", "3": "1", "4": ""}
     assert {name: read_scan(name, data=tmp_path).source["age"] for name in ages} == found
+
+
+def test_a_claim_of_billions_of_frames_or_pixels_is_refused_at_once(tmp_path):
+    write(tmp_path / "sound")
+    write(tmp_path / "frames", NumberOfFrames="2000000000")
+    assert "a clip" in dict(listed(tmp_path).left_out)["frames"]
+    with pytest.raises(DataError, match=r"NumberOfFrames .* is 2000000000"):
+        read_scan(tmp_path / "frames")

@@ -268,6 +268,7 @@ def test_rows_without_a_label_and_labels_in_two_spellings_are_refused(
     out = tmp_path / "s.yaml"
     call("plan", two_classes("no", "yes", "n/a"), "--out", out).refused(3, "13 rows without a label ('n/a')")
     call("plan", two_classes("no", "yes", "Yes"), "--out", out).refused(3, "'Yes' and 'yes'")
+    assert infer_study(two_classes("None", "normal", "mass")).data.labels == ["None", "normal", "mass"]
 
 
 def test_one_wrong_spacing_of_sixteen_does_not_decide_the_plan(tmp_path: Path) -> None:
