@@ -120,6 +120,8 @@ def reset_verbosity() -> None:
     _quiet.set(False)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # without the name of a file
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # as well
 
 
 def set_verbosity(verbose: bool, quiet: bool) -> None:
@@ -130,6 +132,7 @@ def set_verbosity(verbose: bool, quiet: bool) -> None:
         _quiet.set(True)
     if verbose:
         warnings.resetwarnings()
+        logging.getLogger("nibabel.global").setLevel(logging.NOTSET)
         warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom|highdicom)\b")
         logging.basicConfig(
             level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -100,11 +101,12 @@ def print_summary(run: FinishedRun, name: str = "") -> None:
     if not gate.passed and not gate.override:
         return
     console.print(Text("\nNext:", "bold"))
+    folder, release = quote(str(run.folder)), quote(str(run.folder / "release"))
     for command, what in (
-        (f"medopt report {run.folder}", "does it work, for whom not, how sure, what int8 changed"),
-        (f"medopt verify {run.folder}/release", "replay the release's golden cases"),
-        (f"medopt predict {run.folder}/release PATH...", "predict DICOM, NIfTI or image files"),
-        (f"medopt ui --runs {runs_of(run.folder)}", "review the run in MLflow"),
+        (f"medopt report {folder}", "does it work, for whom not, how sure, what int8 changed"),
+        (f"medopt verify {release}", "replay the release's golden cases"),
+        (f"medopt predict {release} PATH...", "predict DICOM, NIfTI or image files"),
+        (f"medopt ui --runs {quote(str(runs_of(run.folder)))}", "review the run in MLflow"),
     ):
         console.print(f"  {command}", Text(f"  # {what}", "dim"), soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -50,7 +51,9 @@ def print_members(group: FinishedGroup) -> None:
         console.print(f"Out of fold: {metrics.out_of_fold.note}.", soft_wrap=True)
     console.print(f"runs     {group.folder}\nMLflow   {group.mlflow_link}", soft_wrap=True)
     runs = group.folder.parent.parent
-    console.print(f"  medopt ui --runs {runs}", Text("  # compare the runs in MLflow", "dim"), soft_wrap=True)
+    console.print(
+        f"  medopt ui --runs {quote(str(runs))}", Text("  # compare the runs in MLflow", "dim"), soft_wrap=True
+    )
 
 
 def _title(metrics: GroupMetrics) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medopt.cli.command import outputs, print_json, reporting
-from medopt.cli.options import JsonOption
+from medopt.cli.options import JsonOption, RenameOption, renaming
 from medopt.core.errors import ConfigError, listed
+from medopt.core.format import count_text
 
 if TYPE_CHECKING:
     from medopt.manifest.build import BuiltManifest
@@ -30,10 +31,22 @@ def build(
     ],
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV with a key column and a label column.")] = None,
     label_column: Annotated[
-        list[str] | None, typer.Option("--label-column", help="Label column; several make a multi-label study.")
+        list[str] | None,
+        typer.Option(
+            "--label-column",
+            help="Label column; several make a multi-label study. Else the column label, or the only one that may be.",
+        ),
     ] = None,
+    rename: RenameOption = "",
     key: Annotated[str, typer.Option("--key", help="Key column of the labels; else the one that fits best.")] = "",
-    patient: Annotated[str, typer.Option("--patient", help="Regular expression: its group is the patient.")] = "",
+    patient: Annotated[
+        str,
+        typer.Option(
+            "--patient",
+            help="Regular expression whose group is the patient in the path; or table: the table of labels alone says "
+            "it. Else the source and the table together: the persons of the table gather the source's patients.",
+        ),
+    ] = "",
     patient_per_image: Annotated[
         bool, typer.Option("--patient-per-image", help="Each image is another patient.")
     ] = False,
@@ -58,10 +71,22 @@ def build(
         Path | None, typer.Option("--series-rules", help="Study file whose data.series chooses a study's series.")
     ] = None,
     modality: Annotated[str, typer.Option("--modality", help="Keep DICOM series of this modality.")] = "",
-    keep_derived: Annotated[bool, typer.Option("--keep-derived", help="Keep localizers and derived series.")] = False,
+    presentation_intent: Annotated[
+        Literal["auto", "presentation", "processing"],
+        typer.Option("--presentation-intent", help="Which of FOR PRESENTATION and FOR PROCESSING; auto: the former."),
+    ] = "auto",
+    keep_derived: Annotated[
+        bool, typer.Option("--keep-derived", help="Keep localizers, derived series and secondary captures.")
+    ] = False,
     class_folders: Annotated[
         bool, typer.Option("--class-folders", help="Folders are labels in a DICOM or NIfTI tree, too.")
     ] = False,
+    class_level: Annotated[
+        int,
+        typer.Option(
+            "--class-level", min=0, help="Level of the folders that are labels; 1: those directly in SOURCE. 0: told."
+        ),
+    ] = 0,
     root: Annotated[Path | None, typer.Option("--root", help="Folder that a datalist's paths start from.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,7 +109,8 @@ def build(
     manifest, datalist = files[".csv"], files.get(".json")
     options = BuildOptions(
         labels=labels,
-        label_columns=tuple(label_column or ["label"]),
+        label_columns=tuple(label_column or ()),
+        rename=renaming(rename),
         key=key,
         patient=patient,
         patient_per_image=patient_per_image,
@@ -94,9 +120,11 @@ def build(
             keep_derived=keep_derived,
             description=description,
             modality=modality,
+            presentation_intent="" if presentation_intent == "auto" else presentation_intent,
             rules=load_study(study_path(series_rules)).data.series if series_rules else None,
             site_from=site_from,
             class_folders=class_folders,
+            class_level=class_level,
             root=root,
         ),
         datalist=datalist,
@@ -137,10 +165,11 @@ def _show(built: BuiltManifest, datalist: Path | None) -> None:
     from medopt.core.records import SPLITS
     from medopt.manifest.sources.scan_listing import count_by_reason
 
-    title = f"{len(built.rows)} rows, {built.listing.kind}"
+    title = f"{count_text(len(built.rows), 'row')}, {built.listing.kind}"
     print_rows(title, [{**row, "all": sum(row[split] for split in SPLITS)} for row in _tally(built)])
     sites = Counter(row["site"] for row in built.rows).most_common()
     more = f", and {len(sites) - MOST_SITES} more" if len(sites) > MOST_SITES else ""
+    classes = {row[column] for row in built.rows for column in built.label_columns}
     manifest, root = quote(str(built.manifest)), quote(str(built.listing.root))
     lines = [
         f"labels   {built.label_source}",
@@ -152,7 +181,7 @@ def _show(built: BuiltManifest, datalist: Path | None) -> None:
         *([f"datalist {datalist}"] if datalist else []),
         *(
             f"left out {count}: {reason} ({listed(first, 3) if count == len(first) else ', '.join(first) + ', ...'})"
-            for reason, count, first in count_by_reason(built.left_out)
+            for reason, count, first in count_by_reason(built.left_out, known=classes)
         ),
         *([f"labels without a scan {len(built.orphans)}: {listed(list(built.orphans))}"] if built.orphans else []),
         *(f"warning  {text}" for text in built.warnings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from medopt.cli.command import outputs, print_json, reporting
 from medopt.cli.options import JsonOption
 from medopt.cli.places import study_data, with_first_image
 from medopt.core.errors import DataError
+from medopt.core.format import count_text
 
 if TYPE_CHECKING:
     from medopt.config import Study
@@ -24,7 +26,7 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="A manifest CSV.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else the manifest's."),
+        typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, the card's root or the manifest's."),
     ] = None,
     study_file: Annotated[
         Path | None, typer.Option("--study", help="A study file: its labels, its root, and what it accepts.")
@@ -47,6 +49,7 @@ def check(
     """
     from medopt.config.shipped import study_path
     from medopt.config.study_file import load_study
+    from medopt.manifest.check import small_split_findings
     from medopt.manifest.image_facts import read_facts
     from medopt.manifest.infer_study import infer_study
     from medopt.manifest.quality import inspect_images
@@ -62,6 +65,7 @@ def check(
     with reporting() as reporter:
         facts = read_facts(cases, folder, reporter)
     found = inspect_images(cases, facts, folder, study, dims)
+    found = replace(found, findings=(*found.findings, *small_split_findings(cases, study)))
     _print(manifest, found, study)
     if sheet:
         _draw(sheet, found, study, dims)
@@ -77,14 +81,16 @@ def check(
 
 
 def _root(manifest: Path, data: Path | None) -> Path:
-    """Where a manifest's images are looked for: --data as it is; else MEDOPT_DATA, else beside the manifest.
+    """Where a manifest's images are looked for: --data as it is; else MEDOPT_DATA, the card's root, its folder.
 
-    The latter, too, where MEDOPT_DATA does not have the first image.
+    Of these the first that has the first image.
     """
+    from medopt.manifest.card import card_root
+
     if data is not None:
         return data
-    usual = os.environ.get("MEDOPT_DATA")
-    places = [*([Path(usual)] if usual else []), manifest.parent]
+    usual, root = os.environ.get("MEDOPT_DATA"), card_root(manifest)
+    places = [*([Path(usual)] if usual else []), *([root] if root else []), manifest.parent]
     return with_first_image(manifest, places) or places[0]
 
 
@@ -96,7 +102,7 @@ def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
     from medopt.manifest.quality import count_labels
 
     console = plain_console()
-    print_rows(f"{manifest}: {len(found.cases)} images", count_labels(found.cases, study))
+    print_rows(f"{manifest}: {count_text(len(found.cases), 'image')}", count_labels(found.cases, study))
     if not found.findings:
         console.print(Text("nothing is wrong", "green"))
         return
@@ -110,12 +116,14 @@ def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
 
 def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -> None:
     from medopt.figures.contact_sheet import draw_sheet
+    from medopt.figures.fonts import label_legend
     from medopt.manifest.quality import unusable_images
 
     flagged = {row: reason[:24] for row, reason in unusable_images(found.facts, dims).items()}
     flagged |= {row: "burned-in text" for row, fact in enumerate(found.facts) if fact.burned_in}
     draw_sheet(sheet, found.cases, found.thumbnails, study, found.pairs, flagged)
-    typer.echo(f"drawn to {sheet}")
+    legend = label_legend(study.data.labels)
+    typer.echo(f"drawn to {sheet}" + (f". {legend}" if legend else ""))
 
 
 def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study: Study, dims: int | None) -> Repair:
@@ -133,7 +141,7 @@ def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study:
     write_repaired(manifest, out, repair)
     rows = _changes(found, repair)
     if rows:
-        print_rows(f"{out}: {len(repair.moved)} images moved, {len(repair.dropped)} dropped", rows[:40])
+        print_rows(f"{out}: {count_text(len(repair.moved), 'image')} moved, {len(repair.dropped)} dropped", rows[:40])
         typer.echo(f"and {len(rows) - 40} more" if len(rows) > 40 else f"written to {out}")
     else:
         typer.echo(f"nothing had to change; written to {out}")

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from medopt.core.errors import ConfigError
+
 
 class Strategy(StrEnum):
     """How several devices share one model."""
@@ -42,7 +44,10 @@ ReleaseArgument = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder that holds the data; else MEDOPT_DATA, else ./data, else beside the manifest."),
+    typer.Option(
+        "--data",
+        help="Folder that holds the data; else MEDOPT_DATA, ./data, the root in the manifest's card, or beside it.",
+    ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder for runs, the cache and MLflow's store.")]
 SetOption = Annotated[
@@ -75,3 +80,23 @@ StrategyOption = Annotated[
     Strategy,
     typer.Option("--strategy", help="ddp: a whole model on each device; fsdp: its parameters are spread over them."),
 ]
+RenameOption = Annotated[
+    str,
+    typer.Option(
+        "--rename",
+        metavar="OLD=NEW,...",
+        help="Other names for labels, as in 0=healthy,1=nodule; where NEW is empty (unclear=) the scans are left out.",
+    ),
+]
+
+
+def renaming(text: str) -> dict[str, str]:
+    """The names of --rename by the names that they replace; raises ConfigError for another form.
+
+    >>> renaming("0=healthy, 1=nodule")
+    {'0': 'healthy', '1': 'nodule'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if wrong := [old for old, equals, _ in pairs if not (equals and old.strip())]:
+        raise ConfigError(f"--rename takes OLD=NEW, separated by commas, as in 0=healthy,1=nodule; got {wrong[0]!r}.")
+    return {old.strip(): new.strip() for old, _, new in pairs}

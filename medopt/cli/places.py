@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,11 +63,12 @@ def require_scans(paths: Iterable[Path]) -> None:
 
 
 def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
-    """The data folder of a study: --data as it is; else MEDOPT_DATA or ./data, else beside the manifest.
+    """The data folder of a study: --data as it is; else MEDOPT_DATA or ./data, by the manifest's card, or beside it.
 
-    The latter where the first does not have the manifest's first image.
+    Of these the first that has the manifest's first image.
     """
     from medopt.config.study_file import data_folder, find_manifest
+    from medopt.manifest.card import card_root
 
     usual = data_folder(given)
     if given is not None:
@@ -78,9 +78,15 @@ def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
     except ConfigError:
         return usual  # whoever reads the manifest says where it was looked for
     root = Path(study.data.root)
-    places = [usual / root, manifest.parent / root]
+    places = [usual / root]
+    by_card = card_root(manifest)
+    if by_card is not None and (not root.parts or by_card.resolve().parts[-len(root.parts) :] == root.parts):
+        places.append(by_card)
+    places.append(manifest.parent / root)
     inside = manifest.parent.parts[-len(root.parts) :] == root.parts if root.parts else False
     folders = [usual, manifest.parent]
+    if len(places) > 2:
+        folders.insert(1, Path(*places[1].resolve().parts[: -len(root.parts)]) if root.parts else places[1])
     if inside:  # the manifest lies in the study's root: data/phantom/manifest.csv
         places.append(manifest.parent)
         folders.append(Path(*manifest.parent.parts[: -len(root.parts)]))
@@ -90,11 +96,14 @@ def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
 
 def with_first_image(manifest: Path, places: Iterable[Path]) -> Path | None:
     """The first of these folders that has the first image of a manifest; None where none has."""
+    from medopt.manifest.csv_text import read_csv
+
     try:
-        with manifest.open(encoding="utf-8-sig", newline="") as stream:
-            image = (next(csv.DictReader(stream, skipinitialspace=True), {}).get("image") or "").strip()
-    except (OSError, UnicodeDecodeError, csv.Error):
+        lines = read_csv(manifest, "The manifest")
+        header, first = next(lines, (1, []))[1], next(lines, (2, []))[1]
+    except DataError:
         return None
+    image = dict(zip(header, first, strict=False)).get("image", "")
     return next((place for place in places if image and _exists(place / image)), None)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from medopt.cli.command import print_json, reporting
-from medopt.cli.options import JsonOption
+from medopt.cli.options import JsonOption, RenameOption, renaming
 from medopt.cli.places import with_first_image
-from medopt.core.errors import DataError
+from medopt.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from medopt.config import Study
@@ -27,6 +29,13 @@ def plan(
     modality: Annotated[
         str, typer.Option("--modality", help="CT, MR, US, DX ...: for scans that do not say it (PNG, NIfTI).")
     ] = "",
+    positive: Annotated[
+        str,
+        typer.Option("--positive", metavar="LABEL", help="Which of two labels is the finding; else its name says it."),
+    ] = "",
+    rename: RenameOption = "",
+    name: Annotated[str, typer.Option("--name", help="Name of the study; else that of the manifest.")] = "",
+    question: Annotated[str, typer.Option("--question", help="What the study asks of a scan, for its report.")] = "",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="What will train.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -39,14 +48,15 @@ def plan(
     from rich.table import Table
 
     from medopt.cli.console import plain_console
-    from medopt.manifest.infer_study import infer_study
+    from medopt.manifest.infer_study import infer_study, with_finding
     from medopt.manifest.table import read_manifest
     from medopt.pipeline.start import with_start
     from medopt.planning.decide import decide
     from medopt.planning.fingerprint import take_fingerprint
     from medopt.planning.write import describe_fingerprint, write_plan
 
-    guessed = infer_study(manifest)
+    guessed = with_finding(infer_study(manifest, renaming(rename)), positive)
+    guessed = _named(guessed, name, question)
     cases = read_manifest(manifest, guessed)
     folder = _folder(manifest, guessed, data)
     with reporting() as reporter:
@@ -62,20 +72,32 @@ def plan(
     for decision in decisions:
         table.add_row(decision.key, json.dumps(decision.value), decision.reason)
     console.print(table)
-    typer.echo(f"written to {out}; next: medopt run {out}")
+    typer.echo(f"written to {out}; next: medopt run {quote(str(out))}")
     print_json(as_json, {"study_file": str(out), "study": study.model_dump(mode="json")})
+
+
+def _named(study: Study, name: str, question: str) -> Study:
+    from medopt.config import Study
+
+    given = {key: value for key, value in (("name", name), ("question", question.strip())) if value}
+    if name and not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+        raise ConfigError(f"--name {name!r}: a study's name is lower-case letters, digits, - and _, at most 63.")
+    return Study.model_validate(study.model_dump() | given)
 
 
 def _folder(manifest: Path, guessed: Study, data: Path | None) -> Path:
     """Where the images lie: --data, else the first of the usual places that has the first image."""
     from medopt.config.study_file import data_folder
+    from medopt.manifest.card import card_root
 
     if data is not None:
         places = [data]
     else:
         usual = data_folder(None)
         below = [path for path in (usual / guessed.name, usual / manifest.stem) if path.is_dir()]
-        places = [manifest.parent, manifest.with_name(f"{manifest.stem}_files"), usual, *below]
+        root = card_root(manifest)
+        own = [manifest.parent, manifest.with_name(f"{manifest.stem}_files")]
+        places = [*([root] if root else []), *own, usual, *below]
     place = with_first_image(manifest, places)
     if place is not None:
         return place

@@ -12,6 +12,7 @@ from medopt.cli.command import print_json, reporting
 from medopt.cli.options import CpusOption, JsonOption, ModelOption, ReleaseArgument, WhereOption
 from medopt.cli.places import release_folder, require_scans
 from medopt.core.errors import DataError, listed
+from medopt.core.format import count_text
 
 
 def verify(release: ReleaseArgument, as_json: JsonOption = False) -> None:
@@ -77,7 +78,9 @@ def predict(
     print_predictions(rows, predictor)
     declined = sum(row.answer is not None and bool(row.answer.declined) for row in rows)
     refused = [row.refused for row in rows if row.answer is None]
-    typer.echo(f"{len(rows)} scans{f', {declined} of them declined' if declined else ''}, written to {out}")
+    typer.echo(
+        f"{count_text(len(rows), 'scan')}{f', {declined} of them declined' if declined else ''}, written to {out}"
+    )
     print_json(
         as_json,
         {"release": str(folder), "out": str(out), "scans": len(rows), "declined": declined, "refused": len(refused)},

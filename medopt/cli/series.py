@@ -9,6 +9,7 @@ import typer
 
 from medopt.cli.command import print_json, reporting
 from medopt.cli.options import JsonOption
+from medopt.core.format import count_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -82,7 +83,8 @@ def _print(index: SeriesIndex, rows: list[dict[str, Any]]) -> None:
     from medopt.cli.console import plain_console
 
     studies = len({one.study_uid for one in index.series})
-    title = f"{index.root}: {len(rows)} series of {studies} studies, {len(index.other_files)} other files"
+    title = f"{index.root}: {len(rows)} series of {count_text(studies, 'study', 'studies')}, "
+    title += count_text(len(index.other_files), "other file")
     said = [name for name in COLUMNS if any(row[name] not in ("", None, []) for row in rows)]
     table = Table(*said, title=title, title_justify="left")
     for row in rows:

@@ -12,7 +12,7 @@ from medopt.cli.options import JsonOption
 from medopt.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from medopt.models.starts.catalogue import Entry
     from medopt.models.starts.opening import OpenedStart
@@ -186,7 +186,13 @@ def convert(
     print_json(as_json, {"file": str(out), "sha256": file_digest(out), **facts, **_described(opened.start)})
 
 
-COMMANDS = {"list": list_starts, "show": show, "fetch": fetch, "import": import_file, "convert": convert}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_starts,
+    "show": show,
+    "fetch": fetch,
+    "import": import_file,
+    "convert": convert,
+}
 
 
 def _scaling(mean: str, std: str, high: float, order: Literal["rgb", "bgr"]) -> Scaling | None:

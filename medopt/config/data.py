@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from medopt.config.section import Positive, Section
 from medopt.core.records import Task
@@ -36,7 +36,9 @@ class SeriesRules(Section):
     image_type: list[str] = []
     """Values that ImageType must contain, as in [PRIMARY, AXIAL]."""
     derived: bool = False
-    """True: images computed from others may be chosen, too. Localizers are never chosen."""
+    """True: images computed from others and secondary captures may be chosen, too. Localizers are never chosen."""
+    presentation_intent: Literal["presentation", "processing"] | None = None
+    """Projection images FOR PRESENTATION or FOR PROCESSING (PresentationIntentType): one exposure gives both."""
     orientation: list[Literal["axial", "coronal", "sagittal", "oblique"]] = []
     slices: tuple[int, int] | None = None
     """Minimum and maximum number of images of the series."""
@@ -63,6 +65,8 @@ class Data(Section):
     task: Task = "binary"
     labels: list[str] = Field(min_length=2)
     """Class names as in the manifest. Binary: the second is the finding. Multi-label: the names of the columns."""
+    rename: dict[str, str] = {}
+    """Labels as the manifest writes them, and what this study calls them: {"0": healthy, "1": nodule}."""
     accept: list[str] = []
     """Names of findings of the data check that this study accepts."""
     folds: int = Field(0, ge=0)
@@ -74,6 +78,20 @@ class Data(Section):
     are always used. Never the identifier of a patient: the values are shown in the report."""
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study to use; `medopt series DIR --rules THIS.yaml` shows what is chosen."""
+
+    @field_validator("rename", mode="before")
+    @classmethod
+    def _numbers_as_texts(cls, value: Any) -> Any:
+        """YAML reads 0: healthy as a number."""
+        whole = isinstance(value, dict) and not any(isinstance(key, bool) for key in value)
+        return {str(key): name for key, name in value.items()} if whole else value
+
+    @model_validator(mode="after")
+    def _renamed_to_labels(self) -> Self:
+        for old, new in self.rename.items():
+            if new not in self.labels or new in self.rename or self.task == "multilabel":
+                raise ValueError(f"rename: {old} becomes {new}, which has to be one of labels {self.labels} and no key")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -97,8 +98,19 @@ def explain(item: Any, root: type[BaseModel] = Study) -> str:
         return _unknown(where, _section(".".join(parents), root))
     if item["type"] == "missing":
         return f"{where} is missing."
+    if item["type"] == "string_type" and isinstance(item["input"], bool | int | float | date):
+        return f"{where}: {_unquoted(item['input'])}"
     got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{got}."
+
+
+def _unquoted(value: bool | int | float | date) -> str:
+    """That a word without quotes is no text for YAML, and how to write it."""
+    if isinstance(value, bool):
+        words, word = ("yes, on and true", "yes") if value else ("no, off and false", "no")
+        return f'YAML takes the words {words} for a truth value. Put it in quotes, as in "{word}" (got {value}).'
+    kind = "a date" if isinstance(value, date) else "a number"
+    return f'YAML takes {value} for {kind}, and a text is needed. Put it in quotes: "{value}" (got {value}).'
 
 
 def annotation_of(key: str, root: type[BaseModel] = Study) -> Any:

@@ -11,6 +11,15 @@ if TYPE_CHECKING:  # importing numpy takes longer than `medopt --help` may
 UNDEFINED = "not defined"
 
 
+def count_text(count: int, noun: str, plural: str = "") -> str:
+    """A number and its noun, in the plural where it is not 1.
+
+    >>> count_text(1, "scan"), count_text(0, "scan"), count_text(2, "study", "studies")
+    ('1 scan', '0 scans', '2 studies')
+    """
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def format_estimate(estimate: Estimate | None, digits: int = 3) -> str:
     """A figure with its interval; without one the value alone, and `not defined` where there is no value.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 
 
 def pseudonym(identifier: str) -> str:
@@ -17,3 +18,38 @@ def pseudonym(identifier: str) -> str:
     """
     key = os.environb.get(b"MEDOPT_PSEUDONYM_KEY", b"medopt")
     return hmac.digest(key, identifier.encode(), "sha256").hex()[:16]
+
+
+# Words that stand in names of folders and are not names of people.
+_USUAL = """
+train training trn val valid validation dev test testing set sets data dataset image images img imgs sample samples
+scan scans case cases file files folder part patient patients subject subjects study studies series session visit site
+center centre hospital class classes label labels normal abnormal healthy benign malignant lesion lesions tumor tumour
+cancer covid pneumonia control controls positive negative finding no non not without with mask masks left right axial
+coronal sagittal export dicom nifti unknown other others original raw processed the of and
+"""
+_USUAL_WORDS = frozenset(_USUAL.split())
+
+
+def public_path(path: str, *known: str) -> str:
+    """A path in which each folder that may be named after a person is `*`; `known` are names that may be shown.
+
+    >>> public_path("MILLER_ANNA/benign/b (1).png"), public_path("scans/site_a/1.png")
+    ('*/benign/b (1).png', 'scans/site_a/1.png')
+    """
+    *folders, name = path.split("/")
+    return "/".join([*("*" if folder not in known and may_be_name(folder) else folder for folder in folders), name])
+
+
+def may_be_name(folder: str) -> bool:
+    """Whether a folder may be called after a person: two words that are not usual ones, or one with a capital.
+
+    >>> [may_be_name(folder) for folder in ("anna miller", "Miller", "DOE^JOHN", "training_set", "P0042", "ill")]
+    [True, True, True, False, False, False]
+    """
+    words = [word for word in re.findall(r"[^\W\d_]+", folder) if len(word) > 1 and word.lower() not in _USUAL_WORDS]
+    return (
+        bool(re.search(r"[\^,]", folder))
+        or len(words) > 1
+        or any(word[0].isupper() and len(word) > 3 for word in words)
+    )

@@ -30,7 +30,7 @@ from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.parallel import parallel_map
-from medopt.imaging.scan_path import split_part
+from medopt.imaging.scan_path import files_below, split_part
 from medopt.imaging.series_index import series_files
 from medopt.transforms.prepare import LEVELS, PrepareChain, from_levels
 
@@ -40,7 +40,11 @@ _DEFAULT_GB = 100.0
 def content_digest(path: Path, series: str = "") -> str:
     """SHA-256 of a file, or of all files of a folder (of one series of it) in the order of their digests."""
     if path.is_dir():
-        files = series_files(path, series) if series else [item for item in path.rglob("*") if item.is_file()]
+        files = (
+            series_files(path, series)
+            if series
+            else [item for item in map(path.joinpath, files_below(path)) if item.is_file()]
+        )
         return hashlib.sha256("".join(sorted(map(file_digest, files))).encode()).hexdigest()
     return file_digest(path)
 

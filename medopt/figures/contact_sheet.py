@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from medopt.config import Study
 from medopt.core.files import atomic
 from medopt.core.records import SPLITS, Case, FloatArray
+from medopt.figures.fonts import choose_fonts, drawn_labels
 from medopt.manifest.duplicates import DuplicatePair, notable_pairs
 from medopt.manifest.findings import display_name
 
@@ -63,6 +64,7 @@ def draw_sheet(
             axes = figure.add_subplot(grid[row + 1 + number // COLUMNS, number % COLUMNS])
             _draw(axes, thumbnails.get(tile.index), f"{_short(cases[tile.index])}\n{tile.text}", tile.marked)
         row += 1 + -(-len(tiles) // COLUMNS)
+    choose_fonts(figure)
     with atomic(path) as part:
         figure.savefig(part, format="png", dpi=110)
 
@@ -116,9 +118,10 @@ def _of(case: Case, study: Study) -> str:
 
 
 def _label(label: tuple[int, ...], study: Study) -> str:
+    labels = drawn_labels(study.data.labels)
     if study.data.task != "multilabel":
-        return study.data.labels[label[0]]
-    return " + ".join(name for name, value in zip(study.data.labels, label, strict=True) if value) or "none"
+        return labels[label[0]]
+    return " + ".join(name for name, value in zip(labels, label, strict=True) if value) or "none"
 
 
 def _short(case: Case) -> str:

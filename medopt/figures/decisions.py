@@ -16,6 +16,7 @@ from medopt.core.format import format_estimate
 from medopt.core.records import Estimate, NotDefined
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.subgroup_results import SubgroupFigures, SubgroupResults
+from medopt.figures.fonts import drawn_labels
 from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.figures import RATES, Figures
@@ -28,7 +29,7 @@ def precision_recall_figure(
     models: Sequence[CalibratedPredictions], labels: Sequence[str], path: Path, *, title: str = "Precision and recall"
 ) -> None:
     """Positive predictive value against sensitivity over all thresholds; dotted: that of calling everyone."""
-    names = output_names(models[0].task, labels)
+    names = output_names(models[0].task, drawn_labels(labels))
     point = models[0].operating_point.threshold is not None
     caption = "Dotted: the prevalence, which calling every case positive reaches."
     caption += "\nDot: operating point, chosen on validation." if point else ""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medopt.core.format import format_estimate
 from medopt.core.records import EpochRecord
 from medopt.evaluation.evaluate import output_names
+from medopt.figures.fonts import drawn_labels
 from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
@@ -78,7 +79,7 @@ def roc_figure(
 
     `labels` are the class or label names; of a binary study the second is the finding.
     """
-    names = output_names(models[0].task, labels)
+    names = output_names(models[0].task, drawn_labels(labels))
     caption = f"Band: {confidence:.0%} at each point, {bootstrap} resamples of patients."
     caption += "" if models[0].operating_point.threshold is None else "\nDot: operating point, chosen on validation."
     with figure_page(path, len(names), title, caption=caption) as panels:
@@ -114,7 +115,7 @@ def reliability_figure(
     before = [replace(one, calibration=UNCALIBRATED) for one in models]
     calibrated = any(one.calibration != UNCALIBRATED for one in models)
     stages = [("before calibration", before), ("calibrated", models)] if calibrated else [("", models)]
-    names = output_names(models[0].task, labels)
+    names = output_names(models[0].task, drawn_labels(labels))
     panes = [(name, said, output, stage) for output, name in enumerate(names) for said, stage in stages]
     caption = f"Bars: {confidence:.0%} intervals (Wilson). Beneath: how the probabilities spread."
     with figure_page(path, len(panes), title, caption=caption, columns=2 if calibrated else None) as panels:
@@ -145,7 +146,7 @@ def confusion_figure(
     models: Sequence[CalibratedPredictions], labels: Sequence[str], path: Path, *, title: str = "Confusion"
 ) -> None:
     """Cases by truth (rows) and decision (columns), coloured by the share of their row; a panel a model (and label)."""
-    tables = [table for scored in models for table in _confusions(scored, labels)]
+    tables = [table for scored in models for table in _confusions(scored, drawn_labels(labels))]
     each = len(tables) // len(models)
     with figure_page(path, len(tables), title, columns=each if each > 1 else 2) as panels:
         for axes, (name, words, counts) in zip(panels, tables, strict=True):

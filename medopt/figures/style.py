@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medopt.core.files import atomic
+from medopt.figures.fonts import choose_fonts
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
@@ -36,6 +37,7 @@ def figure_page(
     figure.suptitle(title, fontsize=12)
     figure.supxlabel(caption, fontsize=7.5, color=GREY)
     yield [figure.add_subplot(down, across, index + 1) for index in range(count)]
+    choose_fonts(figure)
     with atomic(path) as part:
         figure.savefig(part, format="png", dpi=150)
 

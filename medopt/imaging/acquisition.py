@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
 
 from medopt.core.records import Volume
 
@@ -69,12 +72,60 @@ def sex_name(text: str) -> str:
 
 
 def age_band(text: str) -> str:
-    """The band of an age in years ("45", "045Y"); empty where the text is no age."""
+    """The band of an age ("45" years, "045Y", "018M", "90+"); empty where the text is no age."""
+    years = age_in_years(text, unit="Y")
+    return next((name for end, name in AGE_BANDS if years and int(years) < end), "")
+
+
+MAX_AGE = 90
+"""Stands for this age and above, since few people are older."""
+_NO_AGE = 130  # years; more is a placeholder
+_UNITS_PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
+
+
+def age_in_years(text: str, *, unit: str = "", birth: str = "", study: str = "") -> str:
+    """Whole years, at most MAX_AGE, of an Age String (PS3.5 6.2: 018M, 045Y, 61Y); empty where none is given.
+
+    `unit` is that of a number without one. Without an age, the dates of birth and of the study (YYYYMMDD) give it.
+
+    >>> age_in_years("018M"), age_in_years("093Y"), age_in_years("", birth="19600401", study="20210331")
+    ('1', '90', '60')
+    """
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) *[+]? *([DWMY]?)", text.strip().upper())
+    known = _UNITS_PER_YEAR.get(match[2] or unit) if match else None
+    if match is not None and known is not None:
+        years = int(float(match[1]) / known)
+    else:
+        born, seen = _date(birth), _date(study)
+        if born is None or seen is None:
+            return ""
+        years = seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day))
+    return str(min(MAX_AGE, years)) if 0 <= years <= _NO_AGE else ""
+
+
+def _date(text: str) -> date | None:
+    """A date as PS3.5 6.2 writes it, YYYYMMDD, or with dots as before DICOM."""
+    digits = text.strip().replace(".", "").replace("-", "")[:8]
     try:
-        years = float(text.strip().upper().removesuffix("Y"))
+        return date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
     except ValueError:
-        return ""
-    return next((name for end, name in AGE_BANDS if 0 <= years < end), "")
+        return None
+
+
+class Header(Protocol):
+    """What gives the elements of a DICOM header by keyword."""
+
+    def get(self, key: str, default: Any = None, /) -> Any:
+        """The value of an element, else `default`."""
+
+
+AGE_KEYWORDS = ("PatientAge", "PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+
+
+def patient_age(header: Header) -> str:
+    """The age that a DICOM header gives, as `age_in_years`."""
+    age, birth, *dates = (str(header.get(keyword) or "") for keyword in AGE_KEYWORDS)
+    return age_in_years(age, birth=birth, study=next(filter(None, dates), ""))
 
 
 def _size_band(shape: tuple[int, ...]) -> str:

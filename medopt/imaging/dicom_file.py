@@ -26,6 +26,7 @@ from pydicom.uid import (
 
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
+from medopt.imaging.acquisition import patient_age
 from medopt.imaging.parse_dicom import parse_dicom
 
 # The first tag of a file without the prefix: (0002,0000), or an early tag of group 8, in either byte order.
@@ -170,12 +171,15 @@ def _decoder_message(error: Exception) -> str:
     return (text[:297] + "..." if len(text) > 300 else text).rstrip(".") + "."
 
 
+_MAX_FRAMES = 100_000
+
+
 def number_of_frames(dataset: Dataset, name: str) -> int:
     """NumberOfFrames (0028,0008), or 1 where it is absent. Raises DataError for a number below 1."""
     with header_errors(name):
         count = int(dataset.get("NumberOfFrames") or 1)
-    if count < 1:
-        raise DataError(f"{name}: NumberOfFrames (0028,0008) is {count}.")
+    if not 1 <= count <= _MAX_FRAMES:
+        raise DataError(f"{name}: NumberOfFrames (0028,0008) is {count}; from 1 to {_MAX_FRAMES} can be read.")
     return count
 
 
@@ -185,7 +189,6 @@ _SOURCE_KEYWORDS = (
     ("view", "ViewPosition"),
     ("sex", "PatientSex"),
 )
-_UNITS_PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
 
 
 def source_facts(dataset: Dataset) -> dict[str, str]:
@@ -196,16 +199,10 @@ def source_facts(dataset: Dataset) -> dict[str, str]:
     facts = {"format": "DICOM", "transfer_syntax": dataset.file_meta.TransferSyntaxUID.name}
     for key, keyword in _SOURCE_KEYWORDS:
         facts[key] = str(dataset.get(keyword) or "").strip()
-    facts["age"] = _age_in_years(str(dataset.get("PatientAge") or ""))
+    facts["age"] = patient_age(dataset)
     for key, keyword in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):
         facts[key] = pseudonym(str(dataset[keyword].value)) if dataset.get(keyword) else ""
     return facts
-
-
-def _age_in_years(text: str) -> str:
-    """An Age String (PS3.5 6.2: 018M, 045Y) in whole years; empty for any other text."""
-    match = re.fullmatch(r"(\d{3})([DWMY])", text.strip())
-    return "" if match is None else str(min(90, int(int(match[1]) / _UNITS_PER_YEAR[match[2]])))
 
 
 def finite_numbers(value: Any, count: int) -> NDArray[np.float64] | None:

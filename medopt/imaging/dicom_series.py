@@ -29,6 +29,7 @@ from medopt.imaging.dicom_file import (
 )
 from medopt.imaging.dicom_frames import FramePlane, read_planes
 from medopt.imaging.dicom_values import ValueMapping, channel_count, value_mapping
+from medopt.imaging.scan_path import files_below
 from medopt.imaging.series_index import series_files
 from medopt.imaging.stack import stack_frames
 
@@ -91,8 +92,8 @@ def read_series(folder: Path, uid: str = "") -> Volume:
 def _candidates(folder: Path) -> list[Path]:
     """The DICOM files of a folder, sorted by name. Raises DataError where a file should be DICOM and is not."""
     dicom, broken = [], []
-    for path in folder.rglob("*"):
-        if path.name.startswith(".") or _BESIDE.fullmatch(path.name) or not path.is_file():
+    for path in map(folder.joinpath, files_below(folder)):
+        if _BESIDE.fullmatch(path.name) or not path.is_file():
             continue
         with path.open("rb") as stream:
             head = stream.read(132)

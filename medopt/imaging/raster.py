@@ -15,15 +15,17 @@ from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.imaging import geometry
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
 _NUMERIC_MODES = {"L", "I", "F", "RGB", "I;16", "I;16B", "I;16L", "I;16N"}
-_SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM")
+_SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM", b"GIF8", b"\xff\x4f\xff\x51")
+_JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _NO_GEOMETRY = {"spacing": "unknown: 1.0 is assumed", "orientation": "unknown"}
 
 
 def is_image(head: bytes) -> bool:
     """Whether a file whose first 132 bytes are `head` is one of FORMATS. DICOM may begin like a TIFF (PS3.10 7.1)."""
-    return head.startswith(_SIGNATURES) and head[128:132] != b"DICM"
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return (webp or head.startswith((*_SIGNATURES, _JP2))) and head[128:132] != b"DICM"
 
 
 def read_image(path: Path) -> Volume:
@@ -34,7 +36,7 @@ def read_image(path: Path) -> Volume:
     try:
         with Image.open(path, formats=FORMATS) as opened:
             image_format = str(opened.format)
-            pages = getattr(opened, "n_frames", 1)
+            pages = 1 if image_format == "MPO" else getattr(opened, "n_frames", 1)  # a camera's JPEG and its preview
             pixels = np.asarray(_opaque(ImageOps.exif_transpose(opened), path)) if pages == 1 else None
     except DataError:
         raise

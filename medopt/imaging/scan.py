@@ -18,7 +18,7 @@ def read_scan(path: Path | str, *, data: Path | str | None = None) -> Volume:
 
     The format follows from the content of the file (NIfTI: from its name). `path` is one of:
 
-    - a DICOM, NIfTI (.nii, .nii.gz), PNG, JPEG, TIFF or BMP file;
+    - a DICOM, NIfTI (.nii, .nii.gz), PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000 file;
     - a folder that holds one DICOM series, or `folder#SeriesInstanceUID` for one of several;
     - `file.npz#array/index` for one image of an archive, or `file.npz#array`.
 
@@ -54,6 +54,13 @@ def read_scan(path: Path | str, *, data: Path | str | None = None) -> Volume:
         raise
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or type(error).__name__}.") from error
+    except RecursionError as error:
+        raise DataError(f"{file} cannot be read: its header nests sequences too deeply. It is damaged.") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{file} cannot be read: it claims more pixels than this machine has memory for. It is damaged, or too "
+            "large for this machine."
+        ) from error
     except Exception as error:
         raise DataError(
             f"{file} cannot be read: it is damaged in a way that was not foreseen ({type(error).__name__})."
@@ -80,4 +87,7 @@ def _read(path: Path) -> Volume:
         return read_nifti(path)
     if head.startswith(b"PK"):
         raise DataError(f"{path} is an archive: name one image of it, as in {path.name}#array/index.")
-    raise DataError(f"{path} is not a format that is read: DICOM, NIfTI, PNG, JPEG, TIFF, BMP, or a member of an .npz.")
+    raise DataError(
+        f"{path} is not a format that is read: DICOM, NIfTI, PNG, JPEG, TIFF, BMP, WebP, GIF, "
+        "JPEG 2000, or a member of an .npz."
+    )

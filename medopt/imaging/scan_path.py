@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
+
+from medopt.core.errors import DataError
 
 _PLAIN = re.compile(r"\w[\w .()+=@#-]*(/\w[\w .()+=@#-]*)*", re.UNICODE)
 
@@ -65,3 +68,31 @@ def split_part(path: Path) -> tuple[Path, str]:
     """
     container, mark, part = str(path).rpartition("#")
     return (path, "") if path.exists() or not mark else (Path(container), part)
+
+
+def files_below(root: Path) -> list[str]:
+    """The sorted paths, with `/`, of all files below `root` except hidden ones.
+
+    Links are followed; a folder that several ways lead to is taken once, where it really is if that is below `root`.
+    Raises DataError for a folder that cannot be opened.
+    """
+    paths, seen, starts = [], set(), [root]
+    for start in starts:  # links are appended: real folders come first
+        for place, folders, names in os.walk(start, onerror=_refuse_folder):
+            folder = Path(place)
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            below = [name for name in sorted(folders) if not name.startswith(".") and name != "__MACOSX"]
+            folders[:] = [name for name in below if not (folder / name).is_symlink()]
+            starts += [folder / name for name in below if name not in folders]
+            relative = folder.relative_to(root).as_posix()
+            above = "" if relative == "." else f"{relative}/"
+            paths += [f"{above}{name}" for name in names if not name.startswith(".")]
+    return sorted(paths)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"The folder {error.filename} cannot be opened: {error.strerror}.") from None

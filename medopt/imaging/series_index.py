@@ -18,17 +18,23 @@ from pydicom import Dataset
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter, SilentReporter
+from medopt.imaging.acquisition import AGE_KEYWORDS, patient_age
 from medopt.imaging.dicom_file import finite_numbers, is_dicom, not_an_image_reason
 from medopt.imaging.dicom_frames import FrameHeader
 from medopt.imaging.parse_dicom import parse_dicom
+from medopt.imaging.scan_path import files_below
 
 _KEYWORDS = (
     "SOPClassUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "Modality",
     "SeriesDescription", "SeriesNumber", "BodyPartExamined", "ProtocolName", "ImageType", "Manufacturer",
-    "ManufacturerModelName", "InstitutionName", "StationName", "PatientAge", "PatientSex",
+    "ManufacturerModelName", "InstitutionName", "StationName", *AGE_KEYWORDS, "PatientSex", "ConversionType",
+    "PresentationIntentType", "ImagePositionPatient",
     "BurnedInAnnotation", "ContrastBolusAgent", "SliceThickness", "ImageOrientationPatient",
     "NumberOfFrames", "Rows", "Columns", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
+VOLUMES = ("CT", "MR", "PT")
+"""Modalities whose series of several frames is always one scan."""
+_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture Image Storage and its multi-frame kinds, PS3.4 B.5
 _PLANES = ("sagittal", "coronal", "axial")  # by the patient axis nearest to the normal: x, y, z
 _OBLIQUE = np.cos(np.radians(30))
 
@@ -38,7 +44,9 @@ class Series:
     """One series: where its files are, and what the header of the first says (empty where it says nothing).
 
     `frames` counts the images of all files; `size` is (rows, columns). `orientation` is axial, coronal, sagittal or
-    oblique (over 30 degrees from each), and empty where the frames have no place in the patient.
+    oblique (over 30 degrees from each), and empty where the frames have no place in the patient. `age` is in whole
+    years. `capture` is true for what a workstation, a frame grabber or a paper scanner wrote (PS3.3 A.8), and `intent`
+    is PRESENTATION or PROCESSING (PresentationIntentType, PS3.3 C.8.11.1). `volume`: the frames are one 3-D scan.
     """
 
     uid: str
@@ -65,6 +73,9 @@ class Series:
     station: str
     age: str
     sex: str
+    capture: bool = False
+    intent: str = ""
+    volume: bool = False
 
     @property
     def localizer(self) -> bool:
@@ -96,7 +107,7 @@ def index_folder(root: Path, reporter: Reporter | None = None) -> SeriesIndex:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder. Give the folder that a scanner or a PACS exported.")
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    paths = [path for path in map(root.joinpath, files_below(root)) if path.is_file() or path.is_symlink()]
     advance = (reporter or SilentReporter()).progress(len(paths), "reading headers")
 
     def read(path: Path) -> Dataset | str:
@@ -185,9 +196,37 @@ def _series(uid: str, members: Sequence[tuple[Path, Dataset]]) -> Series:
         model=_text(header, "ManufacturerModelName"),
         institution=_text(header, "InstitutionName"),
         station=_text(header, "StationName"),
-        age=_text(header, "PatientAge"),
+        age=patient_age(header),
         sex=_text(header, "PatientSex"),
+        capture=is_capture(header),
+        intent=_text(header, "PresentationIntentType").upper().removeprefix("FOR "),
+        volume=_is_volume([dataset for _, dataset in members]),
     )
+
+
+def is_capture(header: Dataset) -> bool:
+    """Whether an image is a secondary capture, by its SOP class, its modality or its ConversionType."""
+    sop_class = _text(header, "SOPClassUID")
+    kind = sop_class == _CAPTURES or sop_class.startswith(f"{_CAPTURES}.")
+    return kind or _text(header, "Modality").upper() in ("OT", "DOC") or bool(_text(header, "ConversionType"))
+
+
+def _is_volume(headers: Sequence[Dataset]) -> bool:
+    """Whether the frames of a series are slices: by modality, else each has its own position in the patient."""
+    frames = sum(map(_frame_count, headers))
+    if frames < 2 or _text(headers[0], "Modality") in VOLUMES:
+        return frames > 1
+    places = set()
+    for header in headers:
+        count = _frame_count(header)
+        if count > 1 and len(header.get("PerFrameFunctionalGroupsSequence") or ()) != count:
+            return False
+        for index in range(count):
+            position = finite_numbers(FrameHeader(header, index).get("ImagePositionPatient"), 3)
+            if position is None:
+                return False
+            places.add(tuple(position.round(3).tolist()))
+    return len(places) == frames and bool(_orientation(headers[0]))
 
 
 def _text(header: Dataset, keyword: str) -> str:

@@ -90,6 +90,12 @@ def _rule_checks(series: Series, rules: SeriesRules) -> Iterable[tuple[bool, str
     """For each rule: whether it holds, and the reason where it does not."""
     yield not series.localizer, "localizer"
     yield rules.derived or not series.derived, "derived"
+    yield rules.derived or not series.capture, "secondary capture"
+    intent = rules.presentation_intent
+    yield (
+        intent is None or series.intent == intent.upper(),
+        f"presentation_intent {series.intent.lower() or 'not said'}",
+    )
     modalities = _upper(rules.modality)
     yield not modalities or series.modality.upper() in modalities, f"modality {series.modality or 'not said'}"
     yield _any_match(rules.body_part, series.body_part), f"body_part {series.body_part or 'not said'}"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.privacy import pseudonym, public_path
 from medopt.manifest.label_join import JoinedLabels, join_labels
 from medopt.manifest.label_table import read_labels
+from medopt.manifest.label_words import LabelSpellings, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
 from medopt.manifest.table import OPTIONAL, UNKNOWN_PATIENT
 
 RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 """Columns of a manifest that cannot be names of labels."""
+FROM_TABLE = "table"
+"""In place of a regular expression: the table of labels alone says whose a scan is."""
 _ASSUMED = (
     "each image counts as one patient. Images of one patient may then be in several splits, and scores may be too "
     "good. medopt manifest check looks for near-duplicates."
@@ -22,32 +27,65 @@ _ASSUMED = (
 
 
 def label_scans(
-    listing: ScanListing, table: Path | None, label_columns: Sequence[str], key: str
+    listing: ScanListing,
+    table: Path | None,
+    label_columns: Sequence[str],
+    key: str,
+    rename: Mapping[str, str] | None = None,
 ) -> tuple[ScanListing, JoinedLabels | None]:
     """The scans that have a label, by a table or by the source itself; the others go to `left_out`.
 
-    Raises DataError where nothing gives a label, ConfigError for columns that the table does not have.
+    Spellings of one class become one. Raises DataError where nothing gives a label, ConfigError for columns that the
+    table does not have and for names in `rename` that are no label.
     """
     if table is None:
-        if not listing.label_columns:
-            raise DataError(
-                f"The {listing.kind} source {listing.root} gives no labels. Give a table with --labels labels.csv, "
-                "with a column label and one of patient_id, study_uid, accession_number, series_uid or file. Folders "
-                "are labels where each class has one: --class-folders for DICOM and NIfTI."
-            )
-        labelled = [scan for scan in listing.scans if scan.labels]
-        without = [(scan.path, "no label") for scan in listing.scans if not scan.labels]
-        return replace(listing, scans=tuple(labelled), left_out=(*listing.left_out, *without)), None
+        return _labelled_by_source(listing, rename), None
+    read = read_labels(table)
+    label_columns, note = (label_columns, "") if label_columns else read.default_label(key)
     columns = _manifest_columns(label_columns)
-    joined = join_labels(read_labels(table), listing.scans, label_columns, key)
+    if rename and len(columns) > 1:
+        raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
+    joined = join_labels(read, listing.scans, label_columns, key, rename)
     if not joined.labels:
         raise DataError(f"No scan has a label: {table} leaves the cells of {', '.join(columns)} empty.")
     places = [at for at in range(len(listing.scans)) if at in joined.labels]
     scans = tuple(replace(listing.scans[at], labels=joined.labels[at]) for at in places)
-    unlabelled = [scan for at, scan in enumerate(listing.scans) if at not in joined.labels]
-    left_out = (*listing.left_out, *((scan.path, "no label in the table") for scan in unlabelled))
+    unlabelled = [(scan, joined.missing.get(at)) for at, scan in enumerate(listing.scans) if at not in joined.labels]
+    left_out = [
+        (scan.path, f"the label is missing: {word!r}" if word else "no label in the table") for scan, word in unlabelled
+    ]
+    listing = replace(
+        listing,
+        scans=scans,
+        left_out=(*listing.left_out, *left_out),
+        label_columns=columns,
+        notes=(*listing.notes, *filter(None, [note]), *joined.notes),
+    )
     patients = {new: joined.patients[at] for new, at in enumerate(places) if at in joined.patients}
-    return replace(listing, scans=scans, left_out=left_out, label_columns=columns), replace(joined, patients=patients)
+    return listing, replace(joined, patients=patients)
+
+
+def _labelled_by_source(listing: ScanListing, rename: Mapping[str, str] | None) -> ScanListing:
+    if not listing.label_columns:
+        raise DataError(
+            f"The {listing.kind} source {listing.root} gives no labels. {listing.no_labels}Give a table with --labels "
+            "labels.csv, with a column label and one of patient_id, study_uid, accession_number, series_uid or file. "
+            "Folders are labels where each class has one: --class-folders for DICOM and NIfTI."
+        )
+    spellings = LabelSpellings({})
+    if len(listing.label_columns) == 1:
+        spellings = label_spellings([scan.labels[0] for scan in listing.scans if scan.labels], rename)
+    elif rename:
+        raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
+    labelled, without = [], []
+    for scan in listing.scans:
+        labels = tuple(spellings.classes.get(label, label) for label in scan.labels)
+        if labels and all(labels):
+            labelled.append(replace(scan, labels=labels))
+        else:
+            without.append((scan.path, f"the label is missing: {scan.labels[0]!r}" if labels else "no label"))
+    notes = (*listing.notes, *spellings.notes)
+    return replace(listing, scans=tuple(labelled), left_out=(*listing.left_out, *without), notes=notes)
 
 
 def _manifest_columns(label_columns: Sequence[str]) -> tuple[str, ...]:
@@ -64,18 +102,20 @@ def find_patients(
 ) -> tuple[list[str], str]:
     """The patient of each scan, and a warning where images had to count as patients.
 
-    In this order: `pattern` (--patient), the source, the table of labels, one per image (--patient-per-image). Raises
-    DataError where a patient is unknown, ConfigError for a pattern that is not a regular expression with one group.
+    `pattern` (--patient) decides alone; else the source and the table of labels together; else each image counts as one
+    (--patient-per-image). Raises DataError where a patient is unknown and where source and table contradict each other,
+    ConfigError for a pattern that is not a regular expression with one group.
     """
-    if pattern:
-        return _patients_by_pattern(listing.scans, pattern), ""
     from_table = joined.patients if joined else {}
-    patients = [
-        scan.patient if scan.patient.lower() not in UNKNOWN_PATIENT else from_table.get(at, "")
-        for at, scan in enumerate(listing.scans)
-    ]
+    if pattern == FROM_TABLE:
+        patients = [from_table.get(at, "") for at in range(len(listing.scans))]
+    elif pattern:
+        return _patients_by_pattern(listing.scans, pattern), ""
+    else:
+        ignored = one_per_image and listing.patients_unknown  # folders that count as patients otherwise
+        patients = _reconciled(["" if ignored else scan.patient for scan in listing.scans], from_table)
     pairs = list(zip(listing.scans, patients, strict=True))
-    unknown = [scan.path for scan, patient in pairs if patient.lower() in UNKNOWN_PATIENT]
+    unknown = [public_path(scan.path) for scan, patient in pairs if patient.lower() in UNKNOWN_PATIENT]
     if not unknown:
         return patients, ""
     all_unknown = len(unknown) == len(patients)
@@ -92,6 +132,44 @@ def find_patients(
     return patients, f"{'No patient is known' if all_unknown else some}: {_ASSUMED}"
 
 
+def _reconciled(from_source: Sequence[str], from_table: Mapping[int, str]) -> list[str]:
+    """The patient of each scan by both: all identifiers of a source that the table gives to one person are that person.
+
+    Raises DataError where one identifier of the source belongs to several persons of the table.
+    """
+    source = [_known(patient) for patient in from_source]
+    table = [_known(from_table.get(at, "")) for at in range(len(source))]
+    persons: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, set[str]] = defaultdict(set)
+    for name, person in zip(source, table, strict=True):
+        if name and person:
+            persons[name].add(_plain_patient(person))
+            names[_plain_patient(person)].add(name)
+    if torn := [name for name, of_name in persons.items() if len(of_name) > 1]:
+        counts = f"{pseudonym(torn[0])} (a pseudonym) belongs to {len(persons[torn[0]])}"
+        raise DataError(
+            f"{len(torn)} patients of the source are several patients in the table of labels: {counts}. Images of one "
+            "patient could then be in several splits. Correct the column of patients in the table. Where the source's "
+            f"identifier stands for no patient (each file has the same), --patient {FROM_TABLE} takes the table's."
+        )
+    patients = []
+    for name, person in zip(source, table, strict=True):
+        group = _plain_patient(person) if person else next(iter(persons.get(name, ())), "")
+        alone = len(names.get(group, ())) == 1
+        patients.append(next(iter(names[group])) if alone else group or name)
+    return patients
+
+
+def _known(patient: str) -> str:
+    """A patient as one spelling (Unicode NFC); empty where the text says that the patient is not known."""
+    plain = normalize("NFC", patient.strip())
+    return "" if plain.lower() in UNKNOWN_PATIENT else plain
+
+
+def _plain_patient(patient: str) -> str:
+    return patient.removeprefix("sub-")  # tables of BIDS have either form
+
+
 def _patients_by_pattern(scans: Sequence[Scan], text: str) -> list[str]:
     pattern = compile_pattern(text, "--patient")
     if pattern.groups != 1:
@@ -99,7 +177,7 @@ def _patients_by_pattern(scans: Sequence[Scan], text: str) -> list[str]:
             f"--patient {text!r} needs one group in brackets, around the patient; it has {pattern.groups}."
         )
     matches = [(scan, pattern.search(scan.path)) for scan in scans]
-    if without := [scan.path for scan, match in matches if not (match and match[1])]:
+    if without := [public_path(scan.path) for scan, match in matches if not (match and match[1])]:
         raise DataError(
             f"--patient {text!r} finds no patient in {len(without)} of {len(scans)} paths: {listed(without, 3)}."
         )

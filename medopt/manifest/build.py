@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.files import atomic, file_digest
+from medopt.core.format import count_text
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.annotate import find_patients, label_scans, refuse_ambiguous_series
-from medopt.manifest.card import Card, write_card
+from medopt.manifest.card import Card, relative_root, write_card
 from medopt.manifest.label_join import JoinedLabels
 from medopt.manifest.sources.datalist import write_datalist
 from medopt.manifest.sources.dicom import site_of
@@ -38,10 +40,13 @@ class BuildOptions:
     """
 
     labels: Path | None = None
-    label_columns: tuple[str, ...] = ("label",)
+    label_columns: tuple[str, ...] = ()
+    """Empty: the column label, else the only one that is neither a key nor about the patient."""
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """Labels under another name, as {"0": "healthy"}; an empty name leaves their scans out."""
     key: str = ""
     patient: str = ""
-    """Regular expression whose one group is the patient in the path of an image."""
+    """Regular expression whose one group is the patient in the path of an image; or `table`."""
     patient_per_image: bool = False
     rules: SplitRules = field(default_factory=SplitRules)
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -89,7 +94,7 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     _refuse_overwriting(source, out, options)
     source_options = replace(options.source, labelled=options.labels is not None)
     listing = find_scans(source, out.with_name(f"{out.stem}_files"), source_options, reporter or SilentReporter())
-    listing, joined = label_scans(listing, options.labels, options.label_columns, options.key)
+    listing, joined = label_scans(listing, options.labels, options.label_columns, options.key, options.rename)
     patients, patient_warning = find_patients(listing, joined, options.patient, options.patient_per_image)
     refuse_ambiguous_series(listing.scans, joined)
     rows, columns = _rows(listing, patients), listing.label_columns
@@ -125,7 +130,7 @@ def _rows(listing: ScanListing, patients: Sequence[str]) -> list[Row]:
     return [
         {
             "image": scan.image,
-            "patient_id": hide(patient),
+            "patient_id": hide(normalize("NFC", patient)),
             "study_uid": scan.study and hide(scan.study),
             "series_uid": scan.series and hide(scan.series),
             "site": scan.site or "unknown",
@@ -220,7 +225,7 @@ def _write(built: BuiltManifest, source: Path, options: BuildOptions) -> None:
 
 
 def _card(built: BuiltManifest, source: Path) -> Card:
-    """The card of a manifest that was written already; it holds no path of this machine and no identifier."""
+    """The card of a manifest that was written already; it holds no absolute path and no identifier."""
     rows = built.rows
     patients, sites = len({row["patient_id"] for row in rows}), len({row["site"] for row in rows})
     counts = Counter(row["split"] for row in rows)
@@ -228,10 +233,11 @@ def _card(built: BuiltManifest, source: Path) -> Card:
     notes = [
         f"Labels: {built.label_source}.",
         f"Split: {built.split_method}.",
-        f"{len(rows)} rows of {patients} patients at {sites} sites; {splits}. "
+        f"{count_text(len(rows), 'row')} of {count_text(patients, 'patient')} at {count_text(sites, 'site')}; "
+        f"{splits}. "
         "Patients, studies and series are pseudonyms.",
         *built.warnings,
-        *(f"Left out: {count} files, {reason}." for reason, count, _ in count_by_reason(built.left_out)),
+        *(f"Left out: {count_text(count, 'file')}, {reason}." for reason, count, _ in count_by_reason(built.left_out)),
     ]
     return Card(
         title=built.manifest.stem,
@@ -241,6 +247,7 @@ def _card(built: BuiltManifest, source: Path) -> Card:
         labels=_label_meanings(rows, built.label_columns),
         notes=notes,
         manifest_sha256=file_digest(built.manifest),
+        root=relative_root(built.listing.root, built.manifest),
     )
 
 

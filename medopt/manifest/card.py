@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,8 @@ class Card(Section):
     notes: list[str] = Field([])
     """What a reader of the scores has to know."""
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    root: str = ""
+    """Folder that the image paths start from, as seen from the folder of the manifest."""
     files: list[Download] = Field([])
     get: str = ""
     """What to get by hand, and where to put it."""
@@ -54,8 +57,27 @@ class Card(Section):
 
 def write_card(path: Path, card: Card) -> None:
     """Write the card of a built manifest as YAML, whole or not at all. Raises StorageError."""
-    content = card.model_dump(mode="json", exclude={"files", "get"})
+    content = card.model_dump(mode="json")
+    content = {key: value for key, value in content.items() if value or key not in ("files", "get", "root")}
     write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+def relative_root(root: Path, manifest: Path) -> str:
+    """A folder as the card of a manifest names it."""
+    try:
+        return Path(os.path.relpath(root, manifest.parent)).as_posix()
+    except ValueError:  # another drive
+        return root.absolute().as_posix()
+
+
+def card_root(manifest: Path) -> Path | None:
+    """The folder of the images by the card of a manifest; None where it names none, or one that is not there."""
+    try:
+        card = load_card(manifest)
+    except DataError:
+        return None  # whoever needs the card says what is wrong with it
+    root = manifest.parent / card.root if card and card.root else None
+    return root if root is not None and root.is_dir() else None
 
 
 def load_card(manifest: Path) -> Card | None:

@@ -9,12 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
+from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case
 from medopt.imaging.raster import npz_shapes
 from medopt.imaging.scan_path import npz_member, split_part
@@ -24,6 +26,8 @@ from medopt.manifest.findings import Finding, accept_findings, display_name
 CONFOUNDED, NOTED = 0.8, 0.3
 """Lowest Cramer's V of site and label (lower end of the interval) at which a study is refused, or gets a note."""
 MIN_PATIENTS = 20  # with fewer, an association is chance
+SMALL, SMALL_CLASS = 30, 10
+"""A validation or test split with fewer patients, or fewer of a label, says little about a model."""
 BLOCKS = 50  # of patients, for the jackknife
 
 ArrayShapes = dict[str, tuple[int, ...]]
@@ -91,6 +95,50 @@ def _split_findings(cases: Sequence[Case], study: Study) -> Iterable[Finding]:
             )
 
 
+def small_split_findings(cases: Sequence[Case], study: Study) -> list[Finding]:
+    """Notes on a validation or test split of few patients, with the interval that a figure measured on it would have.
+
+    Images of one patient are not independent, so patients are counted.
+    """
+    findings = []
+    for split in ("val", "test"):
+        inside = [case for case in cases if case.split == split]
+        patients = {case.patient_id for case in inside}
+        of_class = {name: len(people) for name, people in _patients_by_class(inside, study).items() if people}
+        if not inside or (len(patients) >= SMALL and min(of_class.values()) >= SMALL_CLASS):
+            continue
+        rarest = min(of_class, key=lambda name: of_class[name])
+        low, high = _wilson(0.8, of_class[rarest])
+        counts = ", ".join(f"{name} {count}" for name, count in of_class.items())
+        text = (
+            f"The split {split} has {count_text(len(patients), 'patient')} ({counts}): too few to judge a model by. "
+            f"Where 80 % of {count_text(of_class[rarest], 'patient')} with {rarest} are found, the 95 % interval goes "
+            f"from {100 * low:.0f} % to {100 * high:.0f} %. At least {SMALL} patients, {SMALL_CLASS} of each label, "
+            "give a first impression."
+        )
+        findings.append(Finding("small_split", "note", text))
+    return findings
+
+
+def _patients_by_class(cases: Sequence[Case], study: Study) -> dict[str, set[str]]:
+    """The patients of each label; of a multi-label study, of each label present and absent."""
+    names = study.data.labels
+    if study.data.task != "multilabel":
+        return {name: {case.patient_id for case in cases if case.label[0] == at} for at, name in enumerate(names)}
+    return {
+        f"{name} = {value}": {case.patient_id for case in cases if case.label[at] == value}
+        for at, name in enumerate(names)
+        for value in (0, 1)
+    }
+
+
+def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of a share of `count` independent cases."""
+    centre, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
 def _absent_classes(labels: list[tuple[int, ...]], study: Study) -> list[str]:
     names = study.data.labels
     if study.data.task == "multilabel":
@@ -143,7 +191,9 @@ def _file_fault(path: Path) -> str:
         whole = split_part(path)[0] if "#" in path.name else path  # folder#SeriesInstanceUID
         status = (whole if whole != path and whole.is_dir() else path).stat()
     except FileNotFoundError:
-        return "not there"
+        forms = [path.with_name(normalize(form, path.name)) for form in ("NFC", "NFD")]
+        other = any(one.exists() for one in forms)
+        return "not there, but under the same name in another Unicode form: write that one" if other else "not there"
     except OSError as error:
         return error.strerror or type(error).__name__
     return "empty file" if path.is_file() and not status.st_size else ""

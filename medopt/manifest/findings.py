@@ -11,7 +11,7 @@ from typing import Literal
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.privacy import pseudonym
+from medopt.core.privacy import pseudonym, public_path
 from medopt.core.records import Case
 
 ACCEPTABLE = (
@@ -21,6 +21,7 @@ ACCEPTABLE = (
     "label_conflict",
     "site_predicts_label",
     "minority_modality",
+    "mixed_intents",
 )
 """Findings that a study may accept by name, in `data.accept`: they bias a score, but leave it defined."""
 
@@ -66,7 +67,7 @@ def display_name(case: Case) -> str:
     """The path of an image without identifiers: UIDs and the patient's own number in it become pseudonyms."""
     name, mark, member = case.image.partition("#")
     parts = [_display_part(part, case) for part in name.split("/")]
-    return "/".join(parts) + mark + (pseudonym(member) if _is_uid(member) else member)
+    return public_path("/".join(parts)) + mark + (pseudonym(member) if _is_uid(member) else member)
 
 
 def _display_part(part: str, case: Case) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydicom import Dataset
 
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
@@ -20,8 +21,8 @@ from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan import read_scan
-from medopt.imaging.scan_path import split_part
-from medopt.imaging.series_index import series_files
+from medopt.imaging.scan_path import files_below, split_part
+from medopt.imaging.series_index import is_capture, series_files
 from medopt.manifest.duplicates import thumbnail
 from medopt.manifest.findings import display_name
 
@@ -41,6 +42,10 @@ class ImageFacts:
     spacing_mm: tuple[float, ...] = ()
     modality: str = ""
     burned_in: bool = False
+    capture: bool = False
+    """A secondary capture or a document, by its header."""
+    intent: str = ""
+    """PRESENTATION or PROCESSING, where a projection image says it."""
     colour: bool = False
     eight_bit: bool = False
     low: float = 0.0
@@ -78,12 +83,15 @@ def read_image(case: Case, folder: Path) -> ImageFacts:
     sample = array.reshape(-1)[:: array.size // 100_000 + 1]
     low, high = np.percentile(sample, [0.5, 99.5])
     whole = bool((sample == np.rint(sample)).all())
-    is_dicom = volume.source.get("format") == "DICOM"
+    headers = _headers(case, folder) if volume.source.get("format") == "DICOM" else []
+    intents = {str(header.get("PresentationIntentType") or "").upper().removeprefix("FOR ") for header in headers}
     return ImageFacts(
         size=size,
         spacing_mm=volume.spacing_mm if volume.has_spacing else (),
         modality=volume.modality,
-        burned_in=is_dicom and any(map(_burned_in, _files(case, folder))),
+        burned_in=any(str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES" for header in headers),
+        capture=any(map(is_capture, headers)),
+        intent=intents.pop() if len(intents) == 1 else "",
         colour=array.shape[0] == 3 and bool(np.ptp(array, axis=0).max() > 0),
         eight_bit=whole and bool(array.min() >= 0 and array.max() <= 255),
         low=float(low),
@@ -110,13 +118,18 @@ def _files(case: Case, folder: Path) -> Sequence[Path]:
     container, series = split_part(folder / case.image)
     if container.is_file():
         return [container]
-    return series_files(container, series) if series else [path for path in container.rglob("*") if path.is_file()]
+    return series_files(container, series) if series else list(map(container.joinpath, files_below(container)))
 
 
-def _burned_in(path: Path) -> bool:
-    """BurnedInAnnotation (0028,0301), PS3.3 C.7.6.1.1: the pixels may show who the patient is."""
-    try:
-        header = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=["BurnedInAnnotation"])
-        return str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES"
-    except Exception:  # a file that cannot be read was refused before, or is not an image of the series
-        return False
+_KEYWORDS = ("BurnedInAnnotation", "SOPClassUID", "Modality", "ConversionType", "PresentationIntentType")
+
+
+def _headers(case: Case, folder: Path) -> list[Dataset]:
+    """What the files of an image say of their making: BurnedInAnnotation (PS3.3 C.7.6.1.1), PresentationIntentType."""
+    headers = []
+    for path in _files(case, folder):
+        try:
+            headers.append(parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS)))
+        except Exception:  # a file that cannot be read was refused before, or is not an image of the series
+            continue
+    return headers

@@ -2,68 +2,116 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from shlex import quote
 
 from medopt.config import Data, Prepare, Study
-from medopt.core.errors import DataError
+from medopt.core.errors import ConfigError, DataError, listed
+from medopt.manifest.csv_text import read_csv
+from medopt.manifest.label_words import absent_first, is_absence, label_key, label_spellings
 from medopt.manifest.table import OPTIONAL, read_header
 
 _NOT_LABELS = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 
 
-def infer_study(manifest: Path) -> Study:
-    """A study with the labels of a manifest, sorted; its `prepare.size` has no meaning.
+def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Study:
+    """A study with the labels of a manifest, names for healthy first; its `prepare.size` has no meaning.
 
-    Without a column `label`, all columns of zeros and ones are labels of a multi-label study. Raises DataError where
-    the manifest has no label, or only one.
+    `rename` gives labels another name in this study. Without a column `label`, all columns of zeros and ones are labels
+    of a multi-label study. Raises DataError where the manifest has no label, or only one.
     """
     header = read_header(manifest)
     if not any(header):
         raise DataError(f"The manifest {manifest} is empty: it needs a header, and a row for each image.")
     names = ["label"] if "label" in header else [name for name in header if name and name not in _NOT_LABELS]
     values = _values(manifest, names)
+    classes: dict[str, str] = {}
     if names == ["label"]:
-        labels = _sorted(values["label"])
+        classes = _classes(manifest, values["label"], rename or {})
+        labels = _sorted(set(classes.values()))
         if len(labels) < 2:
             what = f"one label only, {labels[0]!r}" if labels else "no label in any row"
             raise DataError(f"The manifest {manifest} has {what}: there is nothing to tell apart.")
         task = "binary" if len(labels) == 2 else "multiclass"
     else:
-        labels, task = [name for name in names if values[name] <= {"0", "1"}], "multilabel"
+        if rename:
+            raise ConfigError("--rename gives labels of the column label another name; here each column is a label.")
+        labels, task = [name for name in names if values[name].keys() <= {"0", "1"}], "multilabel"
         if len(labels) < 2:
             raise DataError(
                 f"The manifest {manifest} has no column label, nor columns of 0 and 1 that would be the labels of a "
                 f"multi-label study. Found: {', '.join(header)}."
             )
     name = re.sub(r"[^a-z0-9_-]+", "-", manifest.stem.lower()).strip("-_")[:60] or "study"
-    data = Data(manifest=manifest.name, labels=labels, task=task)
+    changed = {cell: label for cell, label in classes.items() if cell != label}
+    data = Data(manifest=manifest.name, labels=labels, task=task, rename=changed)
     return Study(name=name, question=_question(labels, task), data=data, prepare=Prepare(size=[32, 32]))
 
 
-def _values(manifest: Path, names: list[str]) -> dict[str, set[str]]:
-    values: dict[str, set[str]] = defaultdict(set)
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as stream:
-            for row in csv.DictReader(stream, skipinitialspace=True):
-                for name in names:
-                    values[name].add((row.get(name) or "").strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The manifest {manifest} cannot be read: {error}.") from None
+def _values(manifest: Path, names: list[str]) -> dict[str, Counter[str]]:
+    values: dict[str, Counter[str]] = defaultdict(Counter)
+    lines = read_csv(manifest, "The manifest")
+    header = next(lines, (1, []))[1]
+    used = [(at, name) for at, name in enumerate(header) if name in names]
+    for _, cells in lines:
+        for at, name in used:
+            values[name][cells[at] if at < len(cells) else ""] += 1
     return values
 
 
-# In a binary study the second label is the finding: names that usually mean its absence are sorted first.
-_ABSENT = re.compile(r"^(0|no|none|neg(ative)?|normal|healthy|benign|control|absent|false)([_ -].*)?$", re.IGNORECASE)
+def with_finding(study: Study, positive: str = "") -> Study:
+    """The study with the finding as its second label: `positive`, else the one that is no word for healthy.
+
+    Only a binary study has one. Raises DataError where neither or both labels say that the finding is absent,
+    ConfigError where `positive` is no label.
+    """
+    labels = study.data.labels
+    if study.data.task != "binary":
+        if positive:
+            raise ConfigError(f"--positive {positive}: only a study of two labels has a finding; these are {labels}.")
+        return study
+    if positive:
+        chosen = [label for label in labels if label_key(label) == label_key(positive)]
+        if not chosen:
+            raise ConfigError(f"--positive {positive} is no label of the manifest: it has {labels[0]} and {labels[1]}.")
+        ordered: list[str] | None = [label for label in labels if label not in chosen] + chosen
+    else:
+        ordered = absent_first(labels)
+    if ordered is None:
+        raise DataError(
+            f"Which of the labels {labels[0]!r} and {labels[1]!r} is the finding? It decides what sensitivity means, "
+            f"and their names do not say it. Give it: --positive {quote(labels[1])}, or --positive {quote(labels[0])}."
+        )
+    data = study.data.model_copy(update={"labels": ordered})
+    return study.model_copy(update={"data": data, "question": _question(ordered, "binary")})
 
 
 def _sorted(values: Iterable[str]) -> list[str]:
     known = [value for value in values if value]
     numbers = all(value.lstrip("-").isdigit() for value in known)
-    return sorted(known, key=lambda value: (not _ABSENT.match(value), int(value) if numbers else 0, value))
+    ordered = sorted(known, key=lambda value: (not is_absence(value), int(value) if numbers else 0, value))
+    return (absent_first(ordered) if len(ordered) == 2 else None) or ordered
+
+
+def _classes(manifest: Path, count: Mapping[str, int], rename: Mapping[str, str]) -> dict[str, str]:
+    """What each cell of the column `label` is called; refuses cells without a label, and one label in two spellings."""
+    as_it_is = {cell: cell for cell in count if label_key(cell) == "none"}  # a manifest's cells are its labels
+    spellings = label_spellings(count, as_it_is | dict(rename))
+    if missing := sorted(cell for cell, name in spellings.classes.items() if not name):
+        number = sum(count[cell] for cell in missing)
+        raise DataError(
+            f"The manifest {manifest} has {number} rows without a label ({', '.join(map(repr, missing))}). Remove "
+            "these rows, or write their labels."
+        )
+    merged = defaultdict(list)
+    for cell in sorted(count):
+        merged[label_key(cell)].append(cell)
+    if twice := [f"{' and '.join(map(repr, cells))}" for cells in merged.values() if len(cells) > 1]:
+        raise DataError(f"The manifest {manifest} writes labels in several ways: {listed(twice)}. Write one of them.")
+    return {cell: name if rename else cell for cell, name in spellings.classes.items()}
 
 
 def _question(labels: list[str], task: str) -> str:

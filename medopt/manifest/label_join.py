@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from unicodedata import normalize
 
 from medopt.core.errors import DataError, listed
-from medopt.core.privacy import pseudonym
+from medopt.core.privacy import pseudonym, public_path
 from medopt.manifest.label_table import KEYS, Key, LabelTable
+from medopt.manifest.label_words import MISSING, LabelSpellings, label_key, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, scan_stem
 
 MAX_CLASSES = 50
@@ -19,7 +21,8 @@ class JoinedLabels:
     """What the table says about the scans, by the index of the scan.
 
     `key` and `column` say how rows and scans were matched. `orphans` are rows without a scan and `ambiguous` rows that
-    name several files, as texts without identifiers.
+    name several files, as texts without identifiers. `missing` are scans whose label is a word for no label, and
+    `notes` say which spellings of labels were taken for one.
     """
 
     key: Key
@@ -28,14 +31,22 @@ class JoinedLabels:
     patients: dict[int, str]
     orphans: tuple[str, ...]
     ambiguous: tuple[str, ...]
+    missing: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def join_labels(table: LabelTable, scans: Sequence[Scan], label_columns: Sequence[str], key: str = "") -> JoinedLabels:
+def join_labels(
+    table: LabelTable,
+    scans: Sequence[Scan],
+    label_columns: Sequence[str],
+    key: str = "",
+    rename: Mapping[str, str] | None = None,
+) -> JoinedLabels:
     """Match the rows of a table to scans by the column `key`, else by the column that matches most scans.
 
-    Of columns that match equally many scans the finest key is taken. Raises DataError where no scan matches, where two
-    rows give one scan different labels, and where the labels are not classes; ConfigError for columns that the table
-    does not have.
+    Of columns that match equally many scans the finest key is taken. `rename` gives labels another name. Raises
+    DataError where no scan matches, where two rows give one scan different labels, and where the labels are not
+    classes; ConfigError for columns that the table does not have.
 
     >>> from pathlib import Path
     >>> table = LabelTable(Path("labels.csv"), ("file", "label"), ((2, {"file": "a", "label": "benign"}),))
@@ -50,7 +61,7 @@ def join_labels(table: LabelTable, scans: Sequence[Scan], label_columns: Sequenc
             best = match
     if best is None or not best.scans:
         raise _no_match_error(table, scans, [column for column, _ in table.key_columns(key)])
-    return _collect(table, best, columns)
+    return _collect(table, best, columns, rename or {})
 
 
 class _ColumnMatch:
@@ -76,7 +87,7 @@ class _IdentifierIndex:
     def __init__(self, scans: Sequence[Scan], key: Key) -> None:
         self._by_name: dict[str, list[int]] = defaultdict(list)
         for at, scan in enumerate(scans):
-            value = str(getattr(scan, key))
+            value = normalize("NFC", str(getattr(scan, key)))
             for name in {value, value.removeprefix("sub-")}:  # tables of BIDS have either form
                 self._by_name[name].append(at)
 
@@ -109,13 +120,13 @@ class _FileIndex:
 
 def _plain(path: str) -> str:
     """A path without the suffix of a scan, in lower case."""
-    above, slash, name = path.rpartition("/")
+    above, slash, name = normalize("NFC", path).rpartition("/")
     return f"{above}{slash}{scan_stem(name)}".lower()
 
 
 def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[str]) -> DataError:
     known = [key for key in KEYS if key == "file" or any(getattr(scan, key) for scan in scans)]
-    names = listed([scan.path for scan in scans], 3)
+    names = listed([public_path(scan.path) for scan in scans], 3)
     return DataError(
         f"No row of {table.path} means a scan of this source. Tried: {', '.join(dict.fromkeys(columns))}. The "
         f"scans are known by {', '.join(known)}, their files are: {names}. Check that the table belongs to these scans "
@@ -123,28 +134,42 @@ def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[
     )
 
 
-def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str]) -> JoinedLabels:
-    patient_column = table.patient_column
+def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str], rename: Mapping[str, str]) -> JoinedLabels:
+    patient_column = table.patient_column("" if match.key != "patient" else match.column)
+    spellings = LabelSpellings({})
+    if len(columns) == 1:
+        spellings = label_spellings([cells[columns[0]] for _, cells, _ in match.rows], rename)
     labels: dict[int, tuple[str, ...]] = {}
+    missing: dict[int, str] = {}
     patients: dict[int, str] = {}
     labelled_by: dict[int, int] = {}  # the first row that labels a scan
-    orphans, ambiguous, conflicts = [], [], []
+    orphans, ambiguous, conflicts, torn = [], [], [], []
     for number, cells, matches in match.rows:
         if matches is None:
             ambiguous.append(match.row_text(number, cells))
             continue
         if not matches:
             orphans.append(match.row_text(number, cells))
-        label = _label(table, number, [cells[column] for column in columns], columns)
+        label = _label(table, number, [cells[column] for column in columns], columns, spellings)
         for at in matches:
+            if not label and cells[columns[0]]:
+                missing[at] = cells[columns[0]]
             if label and labels.setdefault(at, label) != label:
                 conflicts.append(f"rows {labelled_by[at]} and {number}")
             if label:
                 labelled_by.setdefault(at, number)
-            if patient_column and cells[patient_column]:
-                patients.setdefault(at, cells[patient_column])
+            patient = cells[patient_column] if patient_column else ""
+            if patient and patients.setdefault(at, patient) != patient:
+                torn.append(f"row {number}")
+    if torn:
+        raise DataError(
+            f"The table of labels {table.path}, column {patient_column}: {listed(torn)} give a scan another patient "
+            "than an earlier row does. Correct the table."
+        )
     _refuse_labels(table, match.key, columns, conflicts, set(labels.values()))
-    return JoinedLabels(match.key, match.column, labels, patients, tuple(orphans), tuple(ambiguous))
+    return JoinedLabels(
+        match.key, match.column, labels, patients, tuple(orphans), tuple(ambiguous), missing, spellings.notes
+    )
 
 
 def _refuse_labels(
@@ -163,17 +188,23 @@ def _refuse_labels(
         )
 
 
-def _label(table: LabelTable, number: int, values: list[str], columns: Sequence[str]) -> tuple[str, ...]:
-    """The labels of a row; empty where the cells are. Of several columns each must be 0 or 1."""
-    if not any(values):
-        return ()
+_ZERO_OR_ONE = {"0": "0", "1": "1", "false": "0", "true": "1", "no": "0", "yes": "1"}
+
+
+def _label(
+    table: LabelTable, number: int, values: list[str], columns: Sequence[str], spellings: LabelSpellings
+) -> tuple[str, ...]:
+    """The labels of a row; empty where the cells mean that there are none. Of several columns each must be 0 or 1."""
     if len(columns) == 1:
-        return (values[0],)
-    zero_or_one = {"0": "0", "0.0": "0", "1": "1", "1.0": "1"}
-    for value, column in zip(values, columns, strict=True):
-        if value not in zero_or_one:
+        name = spellings.classes[values[0]]
+        return (name,) if name else ()
+    keys = [label_key(value) for value in values]
+    if all(key in MISSING for key in keys):
+        return ()
+    for key, column in zip(keys, columns, strict=True):
+        if key not in _ZERO_OR_ONE:
             raise DataError(
                 f"The table of labels {table.path}, row {number}, column {column}: the value is not 0 or 1. Where "
                 "several label columns are given, each says whether its finding is present."
             )
-    return tuple(zero_or_one[value] for value in values)
+    return tuple(_ZERO_OR_ONE[key] for key in keys)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError
+from medopt.manifest.csv_text import read_csv
 
 Key = Literal["file", "series", "study", "accession", "patient"]
 KEYS: tuple[Key, ...] = ("file", "series", "study", "accession", "patient")  # from fine to coarse
@@ -21,6 +22,7 @@ _COLUMNS: dict[str, tuple[Key, ...]] = {
     **dict.fromkeys(("accession", "accessionnumber", "accessionno"), ("accession",)),
     **dict.fromkeys(("patient", "patientid", "subject", "subjectid", "participant", "participantid"), ("patient",)),
 }
+_NOT_LABELS = frozenset(("age", "sex", "gender", "site", "split", "fold", "birthdate", "studydate", "date", "caseid"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,22 @@ class LabelTable:
             f"that is meant with {option}."
         )
 
-    @property
-    def patient_column(self) -> str:
-        """The first column that gives the patient; empty where there is none."""
-        return next((name for name in self.columns if "patient" in _COLUMNS.get(_normalized(name), ())), "")
+    def default_label(self, key: str = "") -> tuple[tuple[str, ...], str]:
+        """The label column where none was named, and a note: `label`, else the only column that may be one."""
+        if any(_normalized(name) == "label" for name in self.columns):
+            return ("label",), ""
+        key_column = self.column(key, "--key") if key else ""
+        others = [
+            name for name in self.columns if name != key_column and _normalized(name) not in {*_COLUMNS, *_NOT_LABELS}
+        ]
+        if len(others) != 1 or not self._has_header():
+            return ("label",), ""
+        return (others[0],), f"The labels are the column {others[0]}, the only one that may be: none is called label."
+
+    def patient_column(self, key: str = "") -> str:
+        """The first column that gives the patient, beside the column `key` if there is another; empty for none."""
+        columns = [name for name in self.columns if "patient" in _COLUMNS.get(_normalized(name), ())]
+        return next((name for name in columns if name != key), key)
 
     def key_columns(self, name: str = "") -> list[tuple[str, Key]]:
         """The column `name`, else all columns that may be the key, with the key that they may be, from fine to coarse.
@@ -76,42 +90,29 @@ class LabelTable:
 
 
 def read_labels(path: Path) -> LabelTable:
-    """Read a UTF-8 CSV whose cells are separated by commas, semicolons or tabs.
+    """Read a UTF-8 CSV whose cells are separated by commas, semicolons or tabs; texts in the composed form of Unicode.
 
     Raises DataError naming the file and the row.
     """
-    text = _read_text(path)
-    head = text.partition("\n")[0]
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=head.count), strict=True)
+    if not path.exists():
+        raise DataError(f"There is no table of labels {path}.")
+    lines = read_csv(path, "The table of labels")
+    columns = tuple(normalize("NFC", cell) for cell in next(lines, (1, []))[1])
     rows: list[tuple[int, dict[str, str]]] = []
-    try:
-        columns = tuple(cell.strip() for cell in next(reader, []))
-        for number, cells in enumerate(reader, start=2):
-            if any(cell.strip() for cell in cells):
-                if len(cells) != len(columns):
-                    raise DataError(
-                        f"The table of labels {path} has {len(cells)} cells in row {number} under a header of "
-                        f"{len(columns)}. A separator inside a value needs quotes."
-                    )
-                rows.append((number, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}))
-    except csv.Error as error:
-        raise DataError(f"The table of labels {path} is not a CSV: {error} (line {reader.line_num}).") from None
+    for number, cells in lines:
+        if len(cells) != len(columns):
+            raise DataError(
+                f"The table of labels {path} has {len(cells)} cells in row {number} under a header of "
+                f"{len(columns)}. A separator inside a value needs quotes."
+            )
+        values = (normalize("NFC", cell) for cell in cells)
+        rows.append((number, {name: cell for name, cell in zip(columns, values, strict=True) if name}))
     if not rows:
         raise DataError(f"The table of labels {path} is empty: it needs a header and a row for each case.")
-    if len(set(columns)) < len(columns):
+    named = [name for name in columns if name]
+    if len(set(named)) < len(named):
         raise DataError(f"The table of labels {path} has a column twice: keep one of each name.")
-    return LabelTable(path, columns, tuple(rows))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"There is no table of labels {path}.") from None
-    except OSError as error:
-        raise DataError(f"The table of labels {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"The table of labels {path} is not UTF-8 text: save it as CSV in UTF-8.") from None
+    return LabelTable(path, tuple(named), tuple(rows))
 
 
 def _normalized(name: str) -> str:

@@ -86,7 +86,16 @@ def quality_findings(
     if flagged := [name for _, name, fact in named if fact.burned_in]:
         text = f"{len(flagged)} images have text burned into their pixels, by their header: {listed(flagged)}. "
         findings.append(Finding("burned_in", "note", text + "It may name the patient, or give the label away."))
-    return [*findings, *_minority_findings(cases, facts, dims), *_outlier_findings(cases, facts)]
+    rare = _rare(_modalities(facts)[1])  # these have a finding of their own
+    if captures := [name for _, name, fact in named if fact.capture and fact.modality not in rare]:
+        text = f"{len(captures)} of {len(named)} images are secondary captures or documents: {listed(captures)}. "
+        findings.append(Finding("secondary_captures", "note", text + "Do they show what a scanner measured?"))
+    return [
+        *findings,
+        *_intent_findings(cases, facts),
+        *_minority_findings(cases, facts, dims),
+        *_outlier_findings(cases, facts),
+    ]
 
 
 def unusable_images(facts: Sequence[ImageFacts], dims: int | None = None) -> dict[int, str]:
@@ -109,20 +118,42 @@ def minority_dimensions(facts: Sequence[ImageFacts], dims: int | None = None) ->
     return [row for row, fact in enumerate(facts) if fact.size and len(fact.size) != usual]
 
 
+def _modalities(facts: Sequence[ImageFacts]) -> tuple[list[str], Counter[str]]:
+    """The kind of each image, and how many images are of each kind that is known."""
+    modalities = ["CR/DX" if fact.modality in _PROJECTIONS else fact.modality for fact in facts]
+    return modalities, Counter(modality for modality in modalities if modality)
+
+
+def _rare(counts: Counter[str]) -> set[str]:
+    return {modality for modality, count in counts.items() if count < MINORITY * sum(counts.values())}
+
+
 def _minority_findings(cases: Sequence[Case], facts: Sequence[ImageFacts], dims: int | None) -> Iterator[Finding]:
     """Images with other dimensions, or of another modality, than the rest."""
     if rows := minority_dimensions(facts, dims):
         texts = [f"{display_name(cases[row])} ({' x '.join(map(str, facts[row].size))})" for row in rows]
         difference = "2-D where volumes" if len(facts[rows[0]].size) == 2 else "3-D where images"
         yield _refusal("mixed_dimensions", texts, f"images are {difference} are expected", "Drop them: --fix.")
-    modalities = ["CR/DX" if fact.modality in _PROJECTIONS else fact.modality for fact in facts]
-    counts = Counter(modality for modality in modalities if modality)
-    total = sum(counts.values())
-    if rare := {modality for modality, count in counts.items() if count < MINORITY * total}:
+    modalities, counts = _modalities(facts)
+    if rare := _rare(counts):
         named = zip(cases, modalities, strict=True)
         texts = [f"{display_name(case)} ({modality})" for case, modality in named if modality in rare]
         usual = counts.most_common(1)[0][0]
         yield _refusal("minority_modality", texts, f"images are of another modality than {usual}", "Do they belong?")
+
+    elif len(counts) > 1:
+        text = ", ".join(f"{modality} {count}" for modality, count in counts.most_common())
+        yield Finding("mixed_modalities", "note", f"The images are of several modalities: {text}. Do they belong?")
+
+
+def _intent_findings(cases: Sequence[Case], facts: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Raw detector images among those made for reading: one exposure gives both, and they look different."""
+    intents = Counter(fact.intent for fact in facts if fact.intent)
+    if len(intents) > 1:
+        rare = intents.most_common()[-1][0]
+        texts = [display_name(case) for case, fact in zip(cases, facts, strict=True) if fact.intent == rare]
+        what = f"images are FOR {rare}, and {intents.most_common(1)[0][1]} are FOR {intents.most_common(1)[0][0]}"
+        yield _refusal("mixed_intents", texts, what, "Take one kind: --presentation-intent of medopt manifest build.")
 
 
 def _outlier_findings(cases: Sequence[Case], facts: Sequence[ImageFacts]) -> Iterator[Finding]:

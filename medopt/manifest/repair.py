@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medopt.core.errors import DataError
-from medopt.core.files import atomic
+from medopt.core.files import atomic, file_digest
+from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case, Split
+from medopt.manifest.card import Card, load_card, relative_root, write_card
+from medopt.manifest.csv_text import read_csv
 from medopt.manifest.duplicates import DuplicatePair, label_conflicts
 
 
@@ -76,17 +80,47 @@ def connected_groups(count: int, links: Sequence[tuple[int, int]]) -> list[list[
 def write_repaired(manifest: Path, out: Path, repair: Repair) -> None:
     """Write the manifest with other splits and fewer rows, whole or not at all; every other cell stays as it is.
 
-    Raises DataError where `out` is the manifest itself.
+    Its card, if it has one, goes with it and says what was done. Raises DataError where `out` is the manifest itself,
+    and where the card belongs to another manifest.
     """
+    card = load_card(manifest)
     if out.exists() and out.samefile(manifest):
         raise DataError(f"--fix {out} is the manifest itself. Give another name, so that the original stays.")
-    with manifest.open(encoding="utf-8-sig", newline="") as stream:
-        header, *rows = [cells for cells in csv.reader(stream) if any(cells)]
-    split_at = [name.strip() for name in header].index("split")
+    header, *rows = [cells for _, cells in read_csv(manifest, "The manifest")]
+    split_at = header.index("split")
+    written = []
+    for index, cells in enumerate(rows):
+        if index not in repair.dropped:
+            new_split = repair.moved.get(index, cells[split_at])
+            written.append([*cells[:split_at], new_split, *cells[split_at + 1 :]])
     with atomic(out) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
-        for index, cells in enumerate(rows):
-            if index not in repair.dropped:
-                new_split = repair.moved.get(index, cells[split_at])
-                writer.writerow([*cells[:split_at], new_split, *cells[split_at + 1 :]])
+        writer.writerows(written)
+    if card is not None:
+        table = [dict(zip(header, cells, strict=False)) for cells in written]
+        write_card(out.with_suffix(".card.yaml"), _repaired_card(card, manifest, out, repair, table))
+
+
+def _repaired_card(card: Card, manifest: Path, out: Path, repair: Repair, rows: Sequence[Mapping[str, str]]) -> Card:
+    """The card of a manifest for its repaired form: all that was known, what was done, and the counts anew."""
+    reasons = Counter(reason.rstrip(".") for reason in repair.dropped.values())
+    dropped = "".join(f", {count} dropped ({reason})" for reason, count in reasons.most_common())
+    splits = Counter(row.get("split", "") for row in rows)
+    note = (
+        f"Repaired from {manifest.name} by medopt manifest check: {count_text(len(repair.moved), 'image')} moved "
+        f"to another split{dropped or ', none dropped'}. Now {count_text(len(rows), 'row')}; "
+        + ", ".join(f"{split} {splits[split]}" for split in SPLITS)
+        + "."
+    )
+    classes = Counter(row.get("label", "") for row in rows)
+    counted = {name: f"{classes[name]} rows" for name, text in card.labels.items() if re.fullmatch(r"\d+ rows", text)}
+    root = relative_root(manifest.parent / card.root, out) if card.root else ""
+    return card.model_copy(
+        update={
+            "labels": card.labels | counted,
+            "notes": [*card.notes, note],
+            "root": root,
+            "manifest_sha256": file_digest(out),
+        }
+    )

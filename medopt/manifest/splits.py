@@ -2,7 +2,9 @@
 
 The draw follows iterative stratification (Sechidis et al. 2011): the rarest label is dealt out first, the next ones to
 the parts that still lack them. Within a label, patients are in the order of their sites and numbers of images and are
-dealt evenly, so that each site comes close to the same shares. All of it is arrays: a million rows take seconds.
+dealt evenly, so that each site comes close to the same shares. Where patients have very different numbers of images,
+some are moved until the shares of images are as asked, too (`balance`). All of it is arrays: a million rows take
+seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.records import SPLITS, Case
+from medopt.manifest.balance import evenly, is_balanced, move_groups, oversized, proportional, quota, real_shares
 
 _ATTEMPTS = 8
 
@@ -28,21 +31,26 @@ Bools = NDArray[np.bool_]
 class PatientGroups:
     """The G patients of N rows, in the order of their names: the rows of a patient are drawn together.
 
-    `row` (N,) is the group of each row, `has` (G, L) which of L labels a group has, `site` (G,) its site (the first by
-    name, as a number) and `size` (G,) its number of rows.
+    `row` (N,) is the group of each row, `count` (G, L) how many of its rows have each of L labels, `site` (G,) its site
+    (the first by name, as a number) and `size` (G,) its number of rows.
     """
 
     row: Ints
-    has: Bools
+    count: Ints
     site: Ints
     size: Ints
 
     def __len__(self) -> int:
         return len(self.size)
 
+    @property
+    def has(self) -> Bools:
+        """(G, L) which labels a group has."""
+        return self.count > 0
+
     def where(self, mask: Bools) -> PatientGroups:
         """The groups at which `mask` (G,) is true; their `row` is empty."""
-        return PatientGroups(np.empty(0, np.int64), self.has[mask], self.site[mask], self.size[mask])
+        return PatientGroups(np.empty(0, np.int64), self.count[mask], self.site[mask], self.size[mask])
 
 
 def group_by_patient(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_]) -> PatientGroups:
@@ -50,19 +58,22 @@ def group_by_patient(patients: NDArray[np.str_], labels: Bools, sites: NDArray[n
     row: Ints
     _, row, size = np.unique(patients, return_inverse=True, return_counts=True)
     _, site = np.unique(sites, return_inverse=True)
-    has = np.zeros((len(size), labels.shape[1]), dtype=bool)
+    count = np.empty((len(size), labels.shape[1]), dtype=np.int64)
     for label in range(labels.shape[1]):
-        has[row[labels[:, label]], label] = True
+        count[:, label] = np.bincount(row[labels[:, label]], minlength=len(size))
     order = np.lexsort((site, row))
     first = order[np.concatenate(([0], np.cumsum(size)[:-1]))] if len(size) else order
-    return PatientGroups(row, has, site[first], size)
+    return PatientGroups(row, count, site[first], size)
 
 
-def draw_parts(groups: PatientGroups, shares: Sequence[float], seed: int, names: Sequence[str]) -> Ints:
+def draw_parts(
+    groups: PatientGroups, shares: Sequence[float], seed: int, names: Sequence[str], *, by_image: bool = False
+) -> Ints:
     """Deal the groups out to S parts in these shares: (G,) the number of each group's part, from 0.
 
-    Each part gets each label; parts with a share of 0 get nothing. `names` are the names of the labels in errors.
-    Raises DataError where a label has fewer patients than there are parts.
+    The shares are of patients; `by_image` brings those of images close to them, too. Each part gets each label; parts
+    with a share of 0 get nothing. `names` are the names of the labels in errors. Raises DataError where a label has
+    fewer patients than there are parts.
 
     >>> patients, labels = np.array(["p1", "p2", "p3", "p4"]), np.array([[1, 0], [0, 1], [1, 0], [0, 1]], dtype=bool)
     >>> groups = group_by_patient(patients, labels, np.array(["a"] * 4))
@@ -71,7 +82,8 @@ def draw_parts(groups: PatientGroups, shares: Sequence[float], seed: int, names:
     """
     part = np.asarray(shares, dtype=np.float64) / sum(shares)
     parts = int((part > 0).sum())
-    counts = groups.has.sum(axis=0)
+    has = groups.has
+    counts = has.sum(axis=0)
     few = [f"{name} has {count}" for name, count in zip(names, counts.tolist(), strict=True) if count < parts]
     if few:
         raise DataError(
@@ -82,9 +94,16 @@ def draw_parts(groups: PatientGroups, shares: Sequence[float], seed: int, names:
     chosen: Ints = np.empty(0, np.int64)
     for attempt in range(_ATTEMPTS):
         chosen = _deal(groups, part, np.random.default_rng([seed, attempt]))
-        if _fill_gaps(chosen, groups.has, part > 0):
+        fixed = np.zeros(len(groups), bool)
+        uneven = by_image and not is_balanced(chosen, groups.size, part)
+        if uneven:
+            fixed = oversized(groups.size, part)
+            chosen[fixed] = part.argmax()
+        if _fill_gaps(chosen, has, part > 0, fixed):
+            if uneven:
+                move_groups(chosen, groups.count, groups.size, part, fixed)
             return chosen
-    present = _presence(groups.has, chosen, len(part))
+    present = _presence(has, chosen, len(part))
     lacking = [f"{name} in {sorted(np.flatnonzero(row).tolist())}" for name, row in zip(names, present.T, strict=True)]
     raise DataError(
         f"No draw puts each class into each of {parts} parts, because patients have several classes at once. Patients "
@@ -95,49 +114,17 @@ def draw_parts(groups: PatientGroups, shares: Sequence[float], seed: int, names:
 def _deal(groups: PatientGroups, part: NDArray[np.float64], rng: np.random.Generator) -> Ints:
     """One draw: label by label, the rarest first."""
     chosen = np.full(len(groups), -1, dtype=np.int64)
+    has = groups.has
     bulk = np.log2(groups.size).astype(np.int64)  # patients with about as many rows are next to each other
     tie_break = rng.random(len(groups))
-    for label in np.argsort(groups.has.sum(axis=0), kind="stable"):
-        members = np.flatnonzero(groups.has[:, label])
+    for label in np.argsort(has.sum(axis=0), kind="stable"):
+        members = np.flatnonzero(has[:, label])
         free = members[chosen[members] < 0]
         taken = np.bincount(chosen[members][chosen[members] >= 0], minlength=len(part))
-        need = _proportional(len(free), np.maximum(_quota(len(members), part) - taken, 0).astype(np.float64), part)
+        need = proportional(len(free), np.maximum(quota(len(members), part) - taken, 0).astype(np.float64), part)
         ordered = free[np.lexsort((tie_break[free], bulk[free], groups.site[free]))]
-        chosen[ordered] = _evenly(need, rng)
+        chosen[ordered] = evenly(need, rng)
     return chosen
-
-
-def _quota(count: int, part: NDArray[np.float64]) -> Ints:
-    """`count` in these shares as whole numbers (S,), at least 1 where the share is not 0 and the count allows it."""
-    ideal = count * part
-    minimum = ((part > 0) & (count >= (part > 0).sum())).astype(np.int64)
-    quota: Ints = np.maximum(np.floor(ideal).astype(np.int64), minimum)
-    while quota.sum() != count:
-        step = int(np.sign(count - quota.sum()))
-        off = np.where((part > 0) & (quota + step >= minimum), step * (ideal - quota), -np.inf)
-        quota[int(np.argmax(off))] += step
-    return quota
-
-
-def _proportional(count: int, target: NDArray[np.float64], part: NDArray[np.float64]) -> Ints:
-    """`count` as whole numbers (S,) in the proportions of a target, which may have another sum."""
-    total = target.sum()
-    if total == count:
-        return target.astype(np.int64)
-    weight = target / total if total else part
-    need: Ints = np.floor(count * weight).astype(np.int64)
-    rest = np.argsort(need - count * weight, kind="stable")[: count - need.sum()]
-    need[rest] += 1
-    return need
-
-
-def _evenly(need: Ints, rng: np.random.Generator) -> Ints:
-    """Numbers of parts, each as often as needed, evenly mixed; the start is drawn."""
-    if not need.sum():
-        return np.empty(0, np.int64)
-    position = np.concatenate([(np.arange(count) + 0.5) / count if count else np.empty(0) for count in need])
-    mixed = np.repeat(np.arange(len(need)), need)[np.argsort(position, kind="stable")]
-    return np.roll(mixed, int(rng.integers(len(mixed))))
 
 
 def _presence(has: Bools, chosen: Ints, parts: int) -> NDArray[Any]:
@@ -145,8 +132,11 @@ def _presence(has: Bools, chosen: Ints, parts: int) -> NDArray[Any]:
     return np.stack([has[chosen == part].sum(axis=0) for part in range(parts)])
 
 
-def _fill_gaps(chosen: Ints, has: Bools, used: Bools) -> bool:
-    """Move single groups, in place, until each label is in each used part (S,); False where that is not possible."""
+def _fill_gaps(chosen: Ints, has: Bools, used: Bools, fixed: Bools) -> bool:
+    """Move single groups, in place, until each label is in each used part (S,); False where that is not possible.
+
+    Groups that are `fixed` (G,) move only where no other can.
+    """
     present = _presence(has, chosen, len(used))
     for _ in range(present.size):
         gaps = np.argwhere((present == 0) & used[:, None])
@@ -160,6 +150,7 @@ def _fill_gaps(chosen: Ints, has: Bools, used: Bools) -> bool:
         ]
         if not movable:
             return False
+        movable = [index for index in movable if not fixed[index]] or movable
         group = max(movable, key=lambda index: int(present[chosen[index]][has[index]].min()))
         present[chosen[group]] -= has[group]
         present[part] += has[group]
@@ -227,14 +218,18 @@ def assign_splits(
     if rules.hold_out:
         return _hold_out_site(groups, sites, rules, names)
     if rules.folds:
-        fold = draw_parts(groups, (1.0,) * rules.folds, rules.seed, names)[groups.row]
+        fold = draw_parts(groups, (1.0,) * rules.folds, rules.seed, names, by_image=True)[groups.row]
         chosen = np.select([fold == rules.fold, fold == (rules.fold + 1) % rules.folds], [2, 1], 0)
         how = f"{rules.folds} folds by patient, stratified by label and site, seed {rules.seed}; "
         how += f"fold {rules.fold} tests, fold {(rules.fold + 1) % rules.folds} validates"
-        return SplitAssignment(_split_names(chosen), fold, how)
-    chosen = draw_parts(groups, rules.shares, rules.seed, names)
+        numbers = [str(at) for at in range(rules.folds)]
+        real, warning = real_shares(fold.astype(str), numbers, (round(1 / rules.folds, 3),) * rules.folds, groups.size)
+        return SplitAssignment(_split_names(chosen), fold, how + real, warning)
+    chosen = draw_parts(groups, rules.shares, rules.seed, names, by_image=True)
+    split = _split_names(chosen[groups.row])
+    real, warning = real_shares(split, SPLITS, rules.shares, groups.size)
     how = f"{_shares_text(rules.shares)} (train, val, test) by patient, stratified by label and site, seed {rules.seed}"
-    return SplitAssignment(_split_names(chosen[groups.row]), None, how)
+    return SplitAssignment(split, None, how + real, warning)
 
 
 def _keep_own_splits(
@@ -259,9 +254,15 @@ def _keep_own_splits(
     if lacking:
         shares = [rules.shares[at] if at in (0, *lacking) else 0.0 for at in range(3)]
         # The share of a drawn split refers to the images that are not fixed in another split.
-        chosen[low == 0] = draw_parts(groups.where(low == 0), shares, rules.seed, names)
+        free = low == 0
+        chosen[free] = draw_parts(groups.where(free), shares, rules.seed, names, by_image=True)
         drawn = " and ".join(SPLITS[at] for at in lacking)
         how += f"; {drawn} drawn from train by patient, stratified by label and site, seed {rules.seed}"
+        names_of_rows = _split_names(chosen[groups.row])
+        used, fixed = [at for at in range(3) if shares[at]], ~free[groups.row]
+        parts, asked = [SPLITS[at] for at in used], [shares[at] for at in used]
+        real, warning = real_shares(names_of_rows[~fixed], parts, asked, groups.size[free])
+        return SplitAssignment(names_of_rows, None, how + real, warning)
     return SplitAssignment(_split_names(chosen[groups.row]), None, how)
 
 
@@ -281,12 +282,15 @@ def _hold_out_site(
             "score could be had there. Hold out another site."
         )
     chosen = np.full(len(groups), 2)
-    chosen[~there] = draw_parts(groups.where(~there), (*rules.shares[:2], 0.0), rules.seed, names)
+    shares = (*rules.shares[:2], 0.0)
+    chosen[~there] = draw_parts(groups.where(~there), shares, rules.seed, names, by_image=True)
     both = int((sites != rules.hold_out)[there[groups.row]].sum())
     note = f"{both} rows of other sites are in the test, too: their patients were at {rules.hold_out}."
     how = f"site {rules.hold_out} held out as the test; the rest {_shares_text(rules.shares[:2])} (train, val) by "
     how += f"patient, stratified by label and site, seed {rules.seed}"
-    return SplitAssignment(_split_names(chosen[groups.row]), None, how, (note,) if both else ())
+    split = _split_names(chosen[groups.row])
+    real, warning = real_shares(split[~there[groups.row]], SPLITS[:2], rules.shares[:2], groups.size)
+    return SplitAssignment(split, None, how + real, (*([note] if both else []), *warning))
 
 
 def _split_names(chosen: Ints) -> NDArray[np.str_]:
@@ -332,7 +336,8 @@ def apply_folds(cases: Sequence[Case], study: Study) -> tuple[Case, ...]:
     truth = np.array([cases[row].label for row in rows])
     labels = truth == 1 if study.data.task == "multilabel" else truth == np.arange(len(study.data.labels))
     groups = group_by_patient(patients, labels, sites)
-    fold = draw_parts(groups, (1.0,) * study.data.folds, _FOLD_SEED, study.data.labels)[groups.row]
+    shares = (1.0,) * study.data.folds
+    fold = draw_parts(groups, shares, _FOLD_SEED, study.data.labels, by_image=True)[groups.row]
     in_folds = list(cases)
     for row, number in zip(rows, fold.tolist(), strict=True):
         in_folds[row] = replace(cases[row], split="val" if number == study.data.fold else "train")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case
 from medopt.imaging.scan_path import npz_member, safe_relative_path
+from medopt.manifest.csv_text import read_csv
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 GROUPS = ("sex", "age")
@@ -132,46 +133,30 @@ class _Faults:
 
 def read_header(path: Path) -> list[str]:
     """The names of the columns of a manifest. Raises DataError where it is not a CSV in UTF-8."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            return [cell.strip() for cell in next(csv.reader(stream), [])]
-    except OSError as error:
-        raise DataError(f"The manifest {path} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise DataError(f"The manifest {path} is not a CSV in UTF-8.") from None
+    return next(read_csv(path, "The manifest"), (1, []))[1]
 
 
 def _rows(path: Path, required: list[str], faults: _Faults) -> Iterator[tuple[int, Cells]]:
     """(number, stripped cells by column) of each row, numbered as in a spreadsheet; blank rows are skipped."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            _check_header(path, header, required)
-            known = {*required, *OPTIONAL}
-            used = [(at, name) for at, name in enumerate(header) if name in known]
-            for number, cells in enumerate(reader, start=2):
-                if len(cells) == len(header) and any(cells):
-                    yield number, {name: cells[at].strip() for at, name in used}
-                elif any(cells):
-                    reason = f"{len(cells)} cells under a header of {len(header)}; a comma inside a value needs quotes"
-                    faults.add(number, "whole row", "", reason)
-    except OSError as error:
-        raise DataError(f"The manifest {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DataError(
-            f"The manifest {path} is not UTF-8 text: save it as CSV in UTF-8, not as a spreadsheet."
-        ) from None
-    except csv.Error as error:
-        raise DataError(f"The manifest {path} is not a CSV: {error} (line {reader.line_num}).") from None
+    lines = read_csv(path, "The manifest")
+    header = next(lines, (1, []))[1]
+    _check_header(path, header, required)
+    known = {*required, *OPTIONAL}
+    used = [(at, name) for at, name in enumerate(header) if name in known]
+    for number, cells in lines:
+        if len(cells) == len(header):
+            yield number, {name: cells[at] for at, name in used}
+        else:
+            reason = f"{len(cells)} cells under a header of {len(header)}; a comma inside a value needs quotes"
+            if len(cells) == 1:
+                reason += ", and rows need the separator of the header: save it with commas"
+            faults.add(number, "whole row", "", reason)
 
 
 def _check_header(path: Path, header: list[str], required: list[str]) -> None:
     needed = ", ".join(required)
     if not any(header):
         raise DataError(f"The manifest {path} is empty: it needs the columns {needed}, and a row for each image.")
-    if len(header) == 1 and re.search(r"[;\t]", header[0]):
-        raise DataError(f"The manifest {path} separates its columns with semicolons or tabs: save it with commas.")
     plain = {_normalized(name): name for name in (*required, *OPTIONAL)}
     renamed = [f"{n!r}: did you mean {plain[_normalized(n)]}?" for n in header if plain.get(_normalized(n), n) != n]
     if renamed:
@@ -199,7 +184,7 @@ def _normalized(name: str) -> str:
 def _patient(text: str) -> str:
     if text.lower() in UNKNOWN_PATIENT:
         raise ValueError("no patient is given, so a patient in two splits could not be detected")
-    return text
+    return normalize("NFC", text)
 
 
 def _image(text: str) -> str:
@@ -231,4 +216,5 @@ def _split(text: str) -> str:
 
 def _label_reader(study: Study) -> Callable[[str], int]:
     known = ("0", "1") if study.data.task == "multilabel" else tuple(study.data.labels)
-    return cache(lambda text: _choice(text, known))  # few different texts in many rows
+    rename: Mapping[str, str] = study.data.rename
+    return cache(lambda text: _choice(rename.get(text) or text, known))  # few different texts in many rows

@@ -12,21 +12,29 @@ import numpy as np
 from medopt.core.errors import DataError, listed
 from medopt.core.records import SPLITS, Case
 from medopt.core.reporter import Reporter, SilentReporter
+from medopt.manifest.findings import display_name
 from medopt.manifest.image_facts import ImageFacts, read_facts
+from medopt.manifest.quality import outliers
 
 SAMPLE = 120
 """Number of images that are read; more hardly move a median."""
+MAX_ODD = 0.1
+"""Largest share of a sample that is left out of the plan as odd."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """The data in numbers: `counts` are images by split and label, `sample` facts of some training images."""
+    """The data in numbers: `counts` are images by split and label, `sample` facts of some training images.
+
+    `odd` says of sampled volumes that are not in `sample`, because their spacing or extent is far from all others.
+    """
 
     images: int
     patients: int
     sites: tuple[str, ...]
     counts: dict[str, dict[str, int]]
     sample: tuple[ImageFacts, ...]
+    odd: tuple[str, ...] = ()
 
     @property
     def dims(self) -> int:
@@ -69,13 +77,15 @@ def take_fingerprint(
     train = [case for case in cases if case.split == "train"]
     if not train:
         raise DataError("No case is in the split train, so there is nothing to plan with.")
-    sample = _read(_sample(train), folder, reporter or SilentReporter())
+    chosen = _sample(train)
+    sample = _read(chosen, folder, reporter or SilentReporter())
     dims = Counter(len(image.size) for image in sample)
     if len(dims) > 1:
         raise DataError(
             f"{dims[2]} of {len(sample)} sampled scans are single images and {dims[3]} are volumes. A study takes "
             "either: make a manifest of each."
         )
+    sample, odd = _without_odd(chosen, sample)
     counts: dict[str, dict[str, int]] = {
         split: _count_labels([case for case in cases if case.split == split], labels, task) for split in SPLITS
     }
@@ -85,7 +95,25 @@ def take_fingerprint(
         sites=tuple(sorted({case.site for case in cases})),
         counts=counts,
         sample=tuple(sample),
+        odd=tuple(odd),
     )
+
+
+def _without_odd(cases: Sequence[Case], sample: list[ImageFacts]) -> tuple[list[ImageFacts], list[str]]:
+    """The facts without those of a few volumes whose spacing or extent is far from the median, and these in words.
+
+    One wrong header would otherwise decide the size of all. Where many are far, they are how the data are.
+    """
+    extents = [tuple(np.multiply(image.size, image.spacing_mm or 0.0).tolist()) for image in sample]
+    far = {*outliers([image.spacing_mm for image in sample], 3), *outliers(extents, 3)}
+    if len(far) > max(1, MAX_ODD * len(sample)):
+        return sample, []
+    odd = [
+        f"{display_name(cases[row])} ({' x '.join(f'{step:.3g}' for step in sample[row].spacing_mm)} mm, "
+        f"{' x '.join(str(side) for side in sample[row].size)} voxels)"
+        for row in sorted(far)
+    ]
+    return [image for row, image in enumerate(sample) if row not in far], odd
 
 
 def _count_labels(cases: Sequence[Case], labels: Sequence[str], task: str) -> dict[str, int]:

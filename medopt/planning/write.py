@@ -14,6 +14,7 @@ from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
 from medopt.core.files import write_text
+from medopt.core.format import count_text
 from medopt.planning.decide import Decision
 from medopt.planning.fingerprint import Fingerprint
 
@@ -53,6 +54,8 @@ def _lines(
         lines.append(_line("  task", inferred.data.task, ""))
     second = "the second is the finding" if inferred.data.task == "binary" else ""
     lines.append(_line("  labels", inferred.data.labels, second))
+    if inferred.data.rename:
+        lines.append(_line("  rename", inferred.data.rename, "labels of the manifest, and what they are called here"))
     for section, members in groupby(decisions, key=lambda decision: decision.key.partition(".")[0]):
         lines.append(f"{section}:")
         lines += [_line("  " + decision.key.partition(".")[2], decision.value, decision.reason) for decision in members]
@@ -71,10 +74,16 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
         f"{small:.0f}" if small == large else f"{small:.0f}-{large:.0f}" for small, large in zip(low, high, strict=True)
     )
     in_mm = f", median spacing {' x '.join(f'{value:.3g}' for value in spacing)} mm" if spacing else ", spacing unknown"
+    odd = [
+        f"Left out of the plan, because spacing or extent is far from all others: {text}. Is its header right?"
+        for text in fingerprint.odd
+    ]
     return [
-        f"{fingerprint.images} scans of {fingerprint.patients} patients, {len(fingerprint.sites)} site(s): {counts}.",
-        f"{len(fingerprint.sample)} training scans were read: {fingerprint.modality or 'modality unknown'}, "
+        f"{count_text(fingerprint.images, 'scan')} of {count_text(fingerprint.patients, 'patient')}, "
+        f"{count_text(len(fingerprint.sites), 'site')}: {counts}.",
+        f"Read: {count_text(len(fingerprint.sample), 'training scan')}: {fingerprint.modality or 'modality unknown'}, "
         f"{fingerprint.dims}-D, {scans} pixels{in_mm}.",
+        *odd,
     ]
 
 

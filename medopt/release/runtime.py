@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -126,4 +127,4 @@ def _read(folder: Path) -> Runtime:
 
 
 def _unused(path: Path, why: str, folder: Path) -> str:
-    return f"{path.name} is not used: {why}. Measure again: medopt tune runtime {folder}"
+    return f"{path.name} is not used: {why}. Measure again: medopt tune runtime {quote(str(folder))}"

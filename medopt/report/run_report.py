@@ -81,6 +81,15 @@ def _pictures(run: RunRecords, *names: str) -> tuple[Picture, ...]:
     return tuple(Picture(source, alt) for source, alt in found if source)
 
 
+def _legend(run: RunRecords) -> str:
+    """What numbers stand for in the pictures, where no font has the characters of labels."""
+    if all(label.isascii() for label in run.study.data.labels):
+        return ""  # the fonts take half a second
+    from medopt.figures.fonts import label_legend
+
+    return label_legend(run.study.data.labels)
+
+
 def _wide(run: RunRecords, *names: str) -> tuple[Picture, ...]:
     """The same, over the whole width of the page."""
     return tuple(replace(one, wide=True) for one in _pictures(run, *names))
@@ -97,7 +106,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
     found = [
         ReportSection(
             "Performance",
-            "The test split, scored once, after everything was chosen on validation.",
+            f"The test split, scored once, after everything was chosen on validation. {_legend(run)}".rstrip(),
             _tables(tables.baselines(run), tables.performance(run), tables.patients(run)),
             _pictures(run, "precision_recall", "confusion"),
         ),

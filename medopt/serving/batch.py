@@ -14,6 +14,7 @@ from medopt.core.records import FloatArray, batches
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.parallel import parallel_map
+from medopt.imaging.scan_path import files_below
 from medopt.release.layout import Kind
 from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
@@ -44,7 +45,7 @@ def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:
 
 
 def _below(folder: Path, spatial_dims: int) -> list[Path]:
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() not in IGNORED]
+    files = [p for p in map(folder.joinpath, files_below(folder)) if p.is_file() and p.suffix.lower() not in IGNORED]
     files = [p for p in files if not p.name.startswith(".") and p.name != "DICOMDIR"]
     if spatial_dims == 2:
         return files

@@ -166,3 +166,16 @@ def test_refusals_are_one_paragraph(tmp_path: Path, words: tuple[str, ...], code
         png(tmp_path / "set" / "ab"[at % 2] / f"{at}.png", at)
     call("manifest", "build", tmp_path / "set", "--out", tmp_path / "m.csv", *words).refused(code, said)
     assert not (tmp_path / "m.csv").exists()
+
+
+def test_names_of_folders_that_may_be_patients_are_never_shown(tmp_path):
+    for at in range(40):
+        place = tmp_path / "s" / f"MILLER_ANNA{'ABCDEFGH'[at % 8]}" / ("normal", "lesion")[at // 8 % 2]
+        png(place / f"{at}.png", at)
+        png(place / f"{at}_mask.png", at)
+    result = call("manifest", "build", tmp_path / "s", "--out", tmp_path / "m.csv")
+    assert result.code == 0, result.stderr
+    assert "MILLER" not in result.stdout + result.stderr
+    assert "*/normal/0_mask.png" in result.stdout
+    assert "8 folders above the classes count as patients" in result.stdout
+    assert "MILLER" not in (tmp_path / "m.card.yaml").read_text()

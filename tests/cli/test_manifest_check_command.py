@@ -12,6 +12,9 @@ from clinic_fixtures import call
 from pictures import noisy, picture, write_manifest, write_set
 from PIL import Image
 
+from medopt.core.files import file_digest
+from medopt.manifest.card import load_card
+
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
@@ -29,18 +32,76 @@ def leaking(sound: Path) -> Path:
     return sound
 
 
-def test_a_sound_manifest(sound: Path) -> None:
-    done = call("manifest", "check", sound, "--json")
+def test_a_sound_manifest(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.csv", write_set(tmp_path, 124))
+    done = call("manifest", "check", manifest, "--json")
     assert done.code == 0, done.stderr
     assert "nothing is wrong" in done.stdout
-    assert (done.summary["images"], done.summary["findings"], done.summary["refused"]) == (24, [], False)
+    assert (done.summary["images"], done.summary["findings"], done.summary["refused"]) == (124, [], False)
+
+
+def test_small_splits_are_noted_with_the_interval_that_they_would_give(sound: Path) -> None:
+    done = call("manifest", "check", sound, "--json")
+    assert done.code == 0, done.stderr
+    assert "nothing is wrong" not in done.stdout
+    texts = [one["text"] for one in done.summary["findings"] if one["name"] == "small_split"]
+    assert len(texts) == 2
+    assert "The split test has 6 patients (benign 3, malignant 3)" in texts[1]
+    assert "the 95 % interval goes from 29 % to 98 %" in texts[1]
+
+
+def test_a_mended_manifest_keeps_its_card_and_says_what_was_done(leaking: Path) -> None:
+    card = {
+        "title": "m",
+        "source": "s",
+        "licence": "l",
+        "citation": "c",
+        "labels": {"benign": "12 rows", "malignant": "12 rows"},
+        "notes": ["No patient is known: each image counts as one."],
+        "manifest_sha256": file_digest(leaking),
+        "root": ".",
+    }
+    leaking.with_suffix(".card.yaml").write_text(yaml.safe_dump(card))
+    mended = leaking.parent / "out" / "mended.csv"
+    mended.parent.mkdir()
+    assert call("manifest", "check", leaking, "--out", mended).code == 0
+    kept = load_card(mended)
+    assert kept is not None
+    assert kept.notes[0] == card["notes"][0]
+    assert "1 image moved to another split, 2 dropped (the same pixels under two labels), 1 dropped" in kept.notes[1]
+    assert (kept.licence, kept.root, kept.labels) == ("l", "..", {"benign": "11 rows", "malignant": "10 rows"})
+    assert call("manifest", "check", mended).code == 0  # the card knows where the images are
+
+
+def test_the_cards_root_is_where_images_are_looked_for(tmp_path: Path) -> None:
+    for at in range(40):
+        (tmp_path / "my scans" / ("normal", "lesion")[at % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(at)).save(tmp_path / "my scans" / ("normal", "lesion")[at % 2] / f"{at}.png")
+    manifest = tmp_path / "lists" / "m.csv"
+    manifest.parent.mkdir()
+    done = call("manifest", "build", tmp_path / "my scans", "--out", manifest)
+    assert done.code == 0, done.stderr
+    text = manifest.with_suffix(".card.yaml").read_text()
+    assert "root: ../my scans" in text and str(tmp_path) not in text
+    assert call("manifest", "check", manifest).code == 0
+    study = tmp_path / "studies" / "s.yaml"
+    study.parent.mkdir()
+    done = call("plan", manifest, "--out", study)
+    assert done.code == 0, done.stderr
+    planned = yaml.safe_load(study.read_text())
+    planned["data"]["root"] = "."
+    study.write_text(yaml.safe_dump(planned))
+    done = call("prepare", study, "--runs", tmp_path / "runs")
+    assert done.code == 0, done.stderr
+    (tmp_path / "my scans").rename(tmp_path / "moved")
+    call("manifest", "check", manifest).refused(3, "40 of 40 images")
 
 
 def test_leaks_are_refused_with_their_reasons_and_without_identifiers(leaking: Path) -> None:
     done = call("manifest", "check", leaking, "--json", "--out", leaking.parent / "sheet.png")
     said = done.refused(3, "DataError", "near_duplicates", "label_conflict", "unreadable", "--out FILE.csv")
     assert "1 of 6 test, 1 of 12 train images have a near-duplicate (correlation over 0.99) in another split" in said
-    names = {one["name"]: one["severity"] for one in done.summary["findings"]}
+    names = {one["name"]: one["severity"] for one in done.summary["findings"] if one["name"] != "small_split"}
     assert names == {
         "near_duplicates": "refuse",
         "exact_duplicates_within": "note",
@@ -60,7 +121,7 @@ def test_fix_writes_a_manifest_that_passes(leaking: Path) -> None:
     assert changes == {"002.png": "dropped", "005.png": "dropped", "007.png": "dropped", "020.png": "train"}
     again = call("manifest", "check", mended, "--json")
     assert (again.code, again.summary["images"]) == (0, 21)
-    assert [one["name"] for one in again.summary["findings"]] == ["near_duplicates_within"]
+    assert {one["name"] for one in again.summary["findings"]} == {"near_duplicates_within", "small_split"}
 
 
 def test_fix_writes_nothing_where_it_cannot_mend(sound: Path) -> None:

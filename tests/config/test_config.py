@@ -184,3 +184,20 @@ def test_settings_that_the_task_has_no_answer_to(
         Study.model_validate(
             {"name": "s", "question": "?", "data": data, "prepare": {"size": [32, 32]}, "evaluation": evaluation}
         )
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("[no, yes]", "data.labels.0: YAML takes the words no, off and false for a truth value. Put it in quotes"),
+        ("[a, on]", 'as in "yes"'),
+        ("[0, 1]", 'data.labels.0: YAML takes 0 for a number, and a text is needed. Put it in quotes: "0"'),
+        ("[a, 2021-01-01]", "for a date"),
+    ],
+)
+def test_labels_without_quotes_say_so(tmp_path, labels, said):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"name: s\nquestion: q\ndata: {{manifest: m.csv, labels: {labels}}}\nprepare: {{size: [32, 32]}}\n")
+    with pytest.raises(ConfigError) as error:
+        load_study(path)
+    assert said in str(error.value)

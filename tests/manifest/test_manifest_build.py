@@ -278,3 +278,75 @@ def test_own_splits_of_a_tree_are_kept(tmp_path):
         f"Testing/{'ab'[at % 2]}/{at}.png" for at in range(16, 20)
     }
     assert sum(row["split"] == "val" for row in built.rows) == 2
+
+
+def persons_source(tmp_path: Path, ids: list[str]) -> Path:
+    for at, patient in enumerate(ids):
+        mr_series(tmp_path / "export" / f"{at}", patient, f"1.2.{at}", AccessionNumber=f"A{at}")
+    return tmp_path / "export"
+
+
+def test_several_identifiers_of_one_person_of_the_table_are_one_patient(tmp_path):
+    source = persons_source(tmp_path, [f"ANON{at}" for at in range(24)])
+    rows = [f"A{at},PERSON{at % 8},{at % 2}" for at in range(24)]
+    labels = labels_csv(tmp_path / "l.csv", "accession_number,patient_id,label", *rows)
+    built = rows_of(build_manifest(source, tmp_path / "m.csv", options(labels)))
+    splits: dict[str, set[str]] = {}
+    for row in built:
+        splits.setdefault(row["patient_id"], set()).add(row["split"])
+    assert len(splits) == 8
+    assert {len(parts) for parts in splits.values()} == {1}
+
+
+def test_one_identifier_of_several_persons_is_refused_unless_the_table_decides(tmp_path):
+    source = persons_source(tmp_path, ["EXPORT"] * 12)
+    rows = [f"A{at},PERSON{at},{at % 2}" for at in range(12)]
+    labels = labels_csv(tmp_path / "l.csv", "accession_number,patient_id,label", *rows)
+    with pytest.raises(DataError, match=r"1 patients of the source are several patients.*--patient table") as error:
+        build_manifest(source, tmp_path / "m.csv", options(labels))
+    assert "EXPORT" not in str(error.value) and "PERSON" not in str(error.value)
+    built = build_manifest(source, tmp_path / "m.csv", options(labels, patient="table"))
+    assert len({row["patient_id"] for row in rows_of(built)}) == 12
+
+
+def test_a_datalist_and_a_table_that_name_the_same_patients_agree(tmp_path):
+    for at in range(12):
+        png(tmp_path / f"{at}.png", at)
+    items = [{"image": f"{at}.png", "patient_id": f"sub-{at:02d}"} for at in range(12)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    rows = [f"{at}.png,{at // 2:02d},{'ab'[at // 2 % 2]}" for at in range(12)]
+    labels = labels_csv(tmp_path / "l.csv", "file,participant_id,label", *rows)
+    built = rows_of(build_manifest(tmp_path / "list.json", tmp_path / "m.csv", options(labels)))
+    assert len({row["patient_id"] for row in built}) == 6
+
+
+def test_five_spellings_are_two_classes_and_missing_words_are_left_out(classes, tmp_path):
+    cells = ["lesion", "Lesion", '"No "', "no", "Lesion", "No", "n/a", "NA"] * 2
+    names = [f"{name}/{at}.png" for name in ("ill", "well") for at in range(8)]
+    labels = labels_csv(tmp_path / "l.csv", "file,label", *(f"{n},{c}" for n, c in zip(names, cells, strict=True)))
+    built = build_manifest(classes, tmp_path / "m.csv", options(labels, patient_per_image=True))
+    assert {row["label"] for row in built.rows} == {"Lesion", "No"}
+    assert [reason for _, reason in built.left_out].count("the label is missing: 'n/a'") == 2
+    assert len(built.left_out) == 4
+    assert any("'lesion' (2)" in text for text in built.warnings)
+
+
+def test_labels_are_renamed_and_an_empty_name_leaves_out(classes, tmp_path):
+    rows = [f"{name}/{at}.png,{(0, 1, '1.0', 9)[at % 4]}" for name in ("ill", "well") for at in range(8)]
+    labels = labels_csv(tmp_path / "l.csv", "file,grade", *rows)
+    built = build_manifest(
+        classes,
+        tmp_path / "m.csv",
+        options(labels, patient_per_image=True, rename={"0": "healthy", "1": "nodule", "9": ""}),
+    )
+    assert {row["label"] for row in built.rows} == {"healthy", "nodule"}
+    assert len(built.left_out) == 4
+    assert any("column grade" in text for text in built.warnings)  # an only column that may be the label
+
+
+def test_class_folders_in_two_spellings_are_merged_and_said(tmp_path):
+    for at in range(16):
+        png(tmp_path / "s" / ("Lesion", "No", "lesion", "no ")[at % 4] / f"{at}.png", at)
+    built = build_manifest(tmp_path / "s", tmp_path / "m.csv", options())
+    assert {row["label"] for row in built.rows} == {"Lesion", "No"}
+    assert any("These spellings are one label, 'Lesion'" in text for text in built.warnings)

@@ -134,3 +134,38 @@ def test_not_text(tmp_path):
         read_labels(tmp_path / "labels.csv")
     with pytest.raises(DataError, match="There is no table"):
         read_labels(tmp_path / "none.csv")
+
+
+def test_two_patients_for_one_scan_are_refused(tmp_path):
+    rows = ["study,patient_id,label", "1.2.3,P1,x", "1.2.3,P2,x"]
+    with pytest.raises(DataError, match="row 3 give a scan another patient"):
+        join_labels(read_labels(table(tmp_path, *rows)), SCANS, ["label"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file,label,,\na/1.png,x,,\na/2.png,y,,\n,,,\n",
+        "sep=;\nfile;label\na/1.png;x\na/2.png;y\n",
+        "file,label\na/1.png,x\v\na/2.png,y\n",
+        "file\tlabel\na/1.png\tx\na/2.png\ty\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    path = tmp_path / "l.csv"
+    path.write_text(text)
+    assert join_labels(read_labels(path), SCANS, ["label"]).labels == {0: ("x",), 1: ("y",)}
+
+
+def test_a_name_in_either_unicode_form_is_found(tmp_path):
+    scans = [Scan(f"{name}.png", (f"{name}.png",), patient=name) for name in ("Mu\u0308ller", "J\u00f6rg")]
+    for header in ("file", "patient_id"):
+        path = table(tmp_path, f"{header},label", "M\u00fcller,x", "Jo\u0308rg,y")
+        assert join_labels(read_labels(path), scans, ["label"]).labels == {0: ("x",), 1: ("y",)}
+
+
+def test_an_only_column_that_may_be_the_label_is_taken_and_said(tmp_path):
+    read = read_labels(table(tmp_path, "file,age,Diagnosis", "a/1.png,61,x"))
+    columns, note = read.default_label()
+    assert columns == ("Diagnosis",) and "Diagnosis" in note
+    assert read_labels(table(tmp_path, "file,a,b", "a/1.png,61,x")).default_label() == (("label",), "")

@@ -10,10 +10,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from scans_of_patients import mr_series, png
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import SilentReporter
+from medopt.imaging import read_scan
 from medopt.manifest.sources.archive import unpack_archive
 from medopt.manifest.sources.datalist import find_datalist
 from medopt.manifest.sources.find_scans import find_scans
@@ -48,6 +50,20 @@ def nifti(path: Path, shape: tuple[int, ...] = (4, 4, 4)) -> None:
         (["a/1", "a/2"], None),
         (["1", "2"], None),
         ([f"patient{at}/1" for at in range(60)], None),
+        (["training_set/a/1", "training_set/b/1", "test_set/a/2"], [("a", "train"), ("b", "train"), ("a", "test")]),
+        (["Train_data/a/1", "Val-Images/b/1", "testSet 2/b/1"], [("a", "train"), ("b", "val"), ("b", "test")]),
+        (["imagesTr/a/1", "imagesTr/b/1", "imagesTs/a/1"], [("a", "train"), ("b", "train"), ("a", "test")]),
+        (["left/normal/1", "left/ill/2", "right/normal/3", "right/ill/4"], [(x, "") for x in ["normal", "ill"] * 2]),
+        (["a/left/1", "b/right/2", "a/right/3", "b/left/4"], [("a", ""), ("b", ""), ("a", ""), ("b", "")]),
+        ([f"NAME{at}/{c}/1" for at in range(5) for c in "xy"], [(c, "") for at in range(5) for c in "xy"]),
+        ([f"train/NAME{at}/{c}/1" for at in range(5) for c in "xy"], [(c, "train") for at in range(5) for c in "xy"]),
+        ([f"{c}/NAME{at}/1" for at in range(60) for c in "xy"], [(c, "") for at in range(60) for c in "xy"]),
+        ([f"site{at}/{c}/1" for at in range(2) for c in "xy"], None),
+        ([f"patient{at}/{view}" for at in range(3) for view in "123456789"], None),
+        ([f"S{at:03d}/{view}" for at in range(3) for view in "123456789"], None),
+        ([f"grade{at:02d}/{k}" for at in range(2) for k in "12"], [(f"grade{at:02d}", "") for at in (0, 0, 1, 1)]),
+        (["Miller^Anna/1", "Smith^Jo/1", "Doe^Jo/1"], None),
+        (["train_a/x/1", "train_b/y/1", "test_a/x/1"], None),
     ],
 )  # fmt: skip
 def test_class_folders(paths, expected):
@@ -297,3 +313,63 @@ def test_an_archive_damaged_in_the_middle_is_refused_however_it_is_packed(tmp_pa
     with pytest.raises(DataError, match="is damaged, or packed in a way that is not read"):
         unpack_archive(path, tmp_path / "files", SilentReporter())
     assert [found.name for found in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_images_are_told_by_content_and_all_else_is_listed(tmp_path):
+    array = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    kinds = {"a.webp": "WEBP", "b.jfif": "JPEG", "c.jp2": "JPEG2000", "d.gif": "GIF", "e": "PNG", "f.jpg": "MPO"}
+    for at, (name, form) in enumerate(kinds.items()):
+        (tmp_path / "ill").mkdir(exist_ok=True)
+        image, more = Image.fromarray(array + at), {"save_all": True} if form == "MPO" else {}
+        if form == "MPO":
+            more["append_images"] = [Image.fromarray(array[:8, :8])]
+        image.save(tmp_path / "ill" / name, format=form, **more)
+    png(tmp_path / "well" / "1.png", 3)
+    for name in ("v.mha", "v.nrrd", "v.nii.gz", "v.npy", "clip.mp4", "more.zip", "odd.bin"):
+        (tmp_path / "well" / name).write_bytes(b"something else")
+    (tmp_path / "well" / "away.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "well" / "notes.txt").write_text("beside")
+    found = find(tmp_path, kind="images")
+    assert sorted(scan.image for scan in found.scans) == sorted(["well/1.png", *(f"ill/{name}" for name in kinds)])
+    for scan in found.scans:
+        assert read_scan(scan.image, data=tmp_path).array.shape[-1] in (16, 2)
+    reasons = {path.rpartition("/")[2]: reason for path, reason in found.left_out}
+    assert set(reasons) == {"v.mha", "v.nrrd", "v.nii.gz", "v.npy", "clip.mp4", "more.zip", "odd.bin", "away.png"}
+    assert "convert it to .nii.gz" in reasons["v.nrrd"] and "unpack" in reasons["more.zip"]
+    assert reasons["away.png"] == "a link that leads nowhere"
+
+
+def test_other_volumes_beside_nifti_are_listed_and_alone_say_what_to_do(tmp_path):
+    nifti(tmp_path / "s" / "a.nii.gz")
+    for name in ("b.mha", "c.img", "d.png"):
+        (tmp_path / "s" / name).write_bytes(b"x")
+    assert {path for path, _ in find(tmp_path / "s").left_out} == {"b.mha", "c.img", "d.png"}
+    (tmp_path / "s" / "a.nii.gz").unlink()
+    (tmp_path / "s" / "d.png").unlink()
+    with pytest.raises(DataError, match=r"\.mha is a format that is not read: convert it to \.nii\.gz"):
+        find(tmp_path / "s")
+
+
+def test_linked_class_folders_are_followed(tmp_path):
+    for at, name in enumerate(("ill", "well")):
+        png(tmp_path / "pool" / name / "1.png", at)
+        (tmp_path / "s").mkdir(exist_ok=True)
+        (tmp_path / "s" / name).symlink_to(tmp_path / "pool" / name, target_is_directory=True)
+    (tmp_path / "pool" / "ill" / "again").symlink_to(tmp_path / "s", target_is_directory=True)
+    found = find(tmp_path / "s")
+    assert sorted((scan.image, scan.labels) for scan in found.scans) == [
+        ("ill/1.png", ("ill",)), ("well/1.png", ("well",))
+    ]  # fmt: skip
+
+
+def test_an_archive_with_backslashes_is_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("set\\", b"")
+        for at, name in enumerate(("set\\ill\\1.png", "set\\well\\2.png")):
+            archive.writestr(name, png(tmp_path / "one.png", at).read_bytes())
+    found = find_scans(tmp_path / "a.zip", tmp_path / "out", SourceOptions(), SilentReporter())
+    assert sorted(scan.image for scan in found.scans) == ["set/ill/1.png", "set/well/2.png"]
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("..\\..\\x.png", b"x")
+    with pytest.raises(DataError, match=r"leads out of its folder"):
+        find_scans(tmp_path / "b.zip", tmp_path / "out2", SourceOptions(), SilentReporter())

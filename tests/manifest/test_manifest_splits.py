@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,3 +201,53 @@ def test_a_hundred_thousand_rows_take_well_under_a_second_or_two():
     split = assign_splits(patients, labels, sites, none(100_000), SplitRules(), "abc").split
     assert time.perf_counter() - begun < 5  # 0.15 s on a quiet machine; quadratic work would take minutes
     assert abs((split == "train").mean() - 0.7) < 0.01
+
+
+def owner(others: int, owned: int) -> tuple[Any, Any, Any]:
+    """Patients (N,), labels (N, 2) and sites: one patient has `owned` images, `others` have one each."""
+    patients = np.array(["big"] * owned + [f"p{at}" for at in range(others)])
+    labels = np.eye(2, dtype=bool)[np.arange(len(patients)) % 2]
+    return patients, labels, np.array(["a"] * len(patients))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_patient_larger_than_a_share_is_in_train_and_the_real_shares_are_said(seed):
+    patients, labels, sites = owner(8, 32)
+    rules = SplitRules(seed=seed)
+    found = assign_splits(patients, labels, sites, np.array([""] * 40), rules, ["no", "yes"])
+    assert set(found.split[patients == "big"].tolist()) == {"train"}
+    assert [(found.split == name).sum() for name in SPLITS] == [32, 4, 4]
+    assert "of the images 0.8/0.1/0.1" in found.how
+    assert "hold 0.8/0.1/0.1 of the images" in found.notes[0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shares_are_of_images_where_patients_have_different_numbers(seed):
+    rng = np.random.default_rng(seed)
+    size = np.minimum(rng.zipf(1.6, 60), 60)
+    patients = np.repeat([f"p{at}" for at in range(60)], size)
+    labels = np.eye(2, dtype=bool)[np.repeat(np.arange(60) % 2, size)]
+    sites = np.array(["a"] * len(patients))
+    found = assign_splits(patients, labels, sites, np.array([""] * len(patients)), SplitRules(seed=seed), ["n", "y"])
+    biggest = size.max() / size.sum()
+    for name, share in zip(SPLITS, (0.7, 0.15, 0.15), strict=True):
+        assert abs((found.split == name).mean() - share) < 0.04 + max(0, biggest - 0.7)
+        assert labels[found.split == name].any(0).all()
+
+
+def test_folds_and_the_rest_of_a_held_out_site_are_of_images_too():
+    patients, labels, sites = owner(40, 10)
+    folds = assign_splits(patients, labels, sites, np.array([""] * 50), SplitRules(folds=5), ["no", "yes"])
+    assert [int((folds.fold == at).sum()) for at in range(5)] == [10] * 5
+    patients, labels, sites = owner(28, 12)
+    away = np.array([f"t{at}" for at in range(4)])
+    found = assign_splits(
+        np.concatenate([patients, away]),
+        np.concatenate([labels, labels[:4]]),
+        np.array(["a"] * 40 + ["north"] * 4),
+        np.array([""] * 44),
+        SplitRules(hold_out="north"),
+        ["no", "yes"],
+    )
+    assert (found.split[:12] == "train").all()
+    assert abs((found.split[:40] == "val").mean() - 0.15 / 0.85) < 0.03

@@ -16,6 +16,7 @@ from medopt.core.errors import DataError, StorageError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
 from medopt.imaging.scan_path import npz_member, safe_relative_path
+from medopt.manifest.infer_study import infer_study
 from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
 from medopt.manifest.table import read_manifest
 
@@ -251,3 +252,55 @@ def test_any_cells_give_cases_or_a_data_error(tmp_path, study, rows):
         assert len(read_manifest(path, study(labels=["", "a"]))) >= 1
     except DataError as error:
         assert str(path) in str(error)
+
+
+HEADER, ROWS = "image,patient_id,label,split", ("a.png,P1,benign,train", "b.png,P2,malignant,test")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join([HEADER, *ROWS]),
+        "\n".join(f"{line},,," for line in (HEADER, *ROWS)),  # Excel's trailing commas
+        "\n".join([HEADER, *(f"{row},," for row in ROWS), ",,,,,"]),
+        "\r\n".join(line.replace(",", ";") for line in (HEADER, *ROWS)),
+        "sep=;\r\n" + "\r\n".join(line.replace(",", ";") for line in (HEADER, *ROWS)),
+        '"sep=,"\n' + "\n".join([HEADER, *ROWS]),
+        "\n".join(line.replace(",", "\t") for line in (HEADER, *ROWS)),
+        "\n".join([HEADER + ",note", ROWS[0] + ",two\vlines", ROWS[1] + ',"a\nb"']),
+        "\n".join([HEADER, *ROWS]).replace("malignant", "malignant\v"),
+    ],
+)
+def test_what_spreadsheets_write_is_read(tmp_path, study, text):
+    path = tmp_path / "m.csv"
+    path.write_bytes(text.encode())
+    cases = read_manifest(path, study())
+    assert [(case.image, case.label, case.split) for case in cases] == [
+        ("a.png", (0,), "train"), ("b.png", (1,), "test")
+    ]  # fmt: skip
+    assert infer_study(path).data.labels == ["benign", "malignant"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"PK\x03\x04...", "is a spreadsheet (.xlsx"),
+        (b"\xd0\xcf\x11\xe0...", "is a spreadsheet (.xlsx, .xls)"),
+        (HEADER.encode("utf-16"), "is UTF-16"),
+        (HEADER.encode("utf-16-le"), "is UTF-16"),
+        (
+            f"{HEADER}\na.png,M\u00fcller,benign,train".encode("latin-1"),
+            "Line 2 is probably in the encoding of Windows",
+        ),
+    ],
+)
+def test_what_a_file_is_instead_is_said_with_the_way_to_save_it(tmp_path, study, content, expected):
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    text = refused(path, study())
+    assert expected in text and "CSV UTF-8 (comma delimited)" in text and "ller" not in text
+
+
+def test_one_patient_in_two_unicode_forms_is_one(manifest, study):
+    cases = read_manifest(manifest("a,M\u00fcller,benign,train", "b,Mu\u0308ller,benign,train"), study())
+    assert cases[0].patient_id == cases[1].patient_id

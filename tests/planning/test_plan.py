@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from clinic import Clinic
@@ -16,11 +17,13 @@ from PIL import Image
 
 from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
+from medopt.core.records import Case
 from medopt.manifest.image_facts import ImageFacts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.table import read_manifest
 from medopt.planning.decide import MAX_SIDE, MAX_VOXELS, decide
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
+from medopt.planning.write import describe_fingerprint
 
 
 def look(size: tuple[int, ...], spacing_mm: tuple[float, ...], modality: str, low: float, high: float) -> ImageFacts:
@@ -209,3 +212,75 @@ def test_a_scan_that_cannot_be_read_is_named(written: Callable[..., Path], tmp_p
     study = infer_study(manifest)
     with pytest.raises(DataError, match=r"2 of 2 sampled images cannot be used.*medopt manifest check"):
         take_fingerprint(read_manifest(manifest, study), study.data.labels, "binary", tmp_path)
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path, written: Callable[..., Path]) -> Callable[..., Path]:
+    """A manifest of 40 small images whose labels are two given names by turns."""
+
+    def write(*labels: str) -> Path:
+        rows = []
+        for at in range(40):
+            Image.fromarray(np.full((32, 32), 5 * at, np.uint8) + np.eye(32, dtype=np.uint8)).save(
+                tmp_path / f"{at}.png"
+            )
+            rows.append(row(at, label=labels[at % len(labels)], split=("train", "train", "val", "test")[at // 2 % 4]))
+        return written(rows)
+
+    return write
+
+
+@pytest.mark.parametrize("labels", [("non-COVID", "COVID"), ("Parasitized", "Uninfected"), ("CN", "AD")])
+def test_the_finding_is_the_label_that_is_no_word_for_healthy(
+    two_classes: Callable[..., Path], tmp_path: Path, labels: tuple[str, str]
+) -> None:
+    assert call("plan", two_classes(*labels), "--out", tmp_path / "s.yaml").code == 0
+    assert load_study(tmp_path / "s.yaml").data.labels[1] in ("COVID", "Parasitized", "AD")
+
+
+def test_where_names_do_not_say_the_finding_the_user_says_it(two_classes: Callable[..., Path], tmp_path: Path) -> None:
+    manifest, out = two_classes("grade A", "grade B"), tmp_path / "s.yaml"
+    call("plan", manifest, "--out", out).refused(3, "is the finding", "--positive 'grade B'")
+    assert not out.exists()
+    call("plan", manifest, "--out", out, "--positive", "grade C").refused(2, "no label of the manifest")
+    done = call(
+        "plan", manifest, "--out", out, "--positive", "grade a", "--name", "grading", "--question", "Is it grade A?"
+    )
+    assert done.code == 0, done.stderr
+    study = load_study(out)
+    assert (study.data.labels, study.name, study.question) == (["grade B", "grade A"], "grading", "Is it grade A?")
+    call("plan", manifest, "--out", out, "--positive", "grade A", "--name", "Gr ading").refused(2, "--name")
+
+
+def test_labels_are_renamed_in_the_study(two_classes: Callable[..., Path], tmp_path: Path) -> None:
+    manifest, out = two_classes("0", "1"), tmp_path / "s.yaml"
+    assert call("plan", manifest, "--out", out, "--rename", "0=healthy,1=nodule").code == 0
+    study = load_study(out)
+    assert (study.data.labels, study.data.rename) == (["healthy", "nodule"], {"0": "healthy", "1": "nodule"})
+    assert [case.label for case in read_manifest(manifest, study)][:2] == [(0,), (1,)]
+    call("plan", manifest, "--out", out, "--rename", "0").refused(2, "--rename takes OLD=NEW")
+    call("plan", manifest, "--out", out, "--rename", "7=x").refused(2, "no such label")
+
+
+def test_rows_without_a_label_and_labels_in_two_spellings_are_refused(
+    two_classes: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "s.yaml"
+    call("plan", two_classes("no", "yes", "n/a"), "--out", out).refused(3, "13 rows without a label ('n/a')")
+    call("plan", two_classes("no", "yes", "Yes"), "--out", out).refused(3, "'Yes' and 'yes'")
+    assert infer_study(two_classes("None", "normal", "mass")).data.labels == ["None", "normal", "mass"]
+
+
+def test_one_wrong_spacing_of_sixteen_does_not_decide_the_plan(tmp_path: Path) -> None:
+    rng, cases = np.random.default_rng(0), []
+    for at in range(16):
+        step = 47.4 if at == 3 else 1.0 + at / 100
+        voxels = rng.normal(size=(20, 24, 16)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([step, step, step, 1])), tmp_path / f"{at}.nii.gz")
+        cases.append(Case(f"c{at}", f"p{at}", f"{at}.nii.gz", (at % 2,), "train"))
+    found = take_fingerprint(cases, ["no", "yes"], "binary", tmp_path)
+    assert (len(found.sample), len(found.odd)) == (15, 1)
+    assert found.odd[0].startswith("3.nii.gz (47.4 x 47.4 x 47.4 mm, 16 x 24 x 20 voxels)")
+    plan = settings(found)
+    assert max(plan["prepare.spacing_mm"]) < 1.2 and plan["prepare.size"] == [16, 24, 24]
+    assert any("Is its header right?" in line for line in describe_fingerprint(found))

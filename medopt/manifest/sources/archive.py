@@ -69,11 +69,11 @@ def _unpacked_from(folder: Path) -> str:
 
 def _checked_members(opened: zipfile.ZipFile, archive: Path, folder: Path) -> list[tuple[zipfile.ZipInfo, str]]:
     """The members that are files, with their paths below the folder; refuses an archive that could do harm."""
-    infos = [info for info in opened.infolist() if not info.is_dir()]
+    infos = [info for info in opened.infolist() if not (info.is_dir() or info.filename.endswith("\\"))]
     members = []
     for info in infos:
         try:
-            members.append((info, safe_relative_path(info.filename)))
+            members.append((info, safe_relative_path(info.filename.replace("\\", "/"))))
         except ValueError as error:
             raise DataError(f"{archive} is not unpacked: a file in it has a path that is refused: {error}.") from None
         if stat.S_ISLNK(info.external_attr >> 16):

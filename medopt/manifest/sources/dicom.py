@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,22 +10,21 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.reporter import Reporter
+from medopt.imaging.acquisition import AGE_KEYWORDS, patient_age
 from medopt.imaging.parse_dicom import parse_dicom
-from medopt.imaging.series_index import Series, SeriesIndex, index_folder
+from medopt.imaging.series_index import VOLUMES, Series, SeriesIndex, index_folder
 from medopt.imaging.series_rules import SeriesSelection, select_series
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, count_by_reason, unwritable_reason
 
-VOLUMES = ("CT", "MR", "PT")
-"""Modalities whose series of several frames is one scan."""
-_IDENTITY = ("PatientID", "StudyInstanceUID", "AccessionNumber", "PatientAge", "PatientSex", "NumberOfFrames")
-_UNITS_PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}  # PS3.5 6.2, AS: how many make a year
-_CLIP = "several frames in one file, and the modality is not CT, MR or PT"
+_IDENTITY = ("PatientID", "StudyInstanceUID", "AccessionNumber", "PatientSex", "NumberOfFrames")
+_CLIP = "several frames in one file without a position of each: a clip, not a volume"
 
 
 def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
     """The scans of a folder that a scanner or a PACS exported.
 
-    Localizers and CT, MR and PET series computed from others are left out, unless the options keep them.
+    Localizers, secondary captures and CT, MR and PET series computed from others are left out, unless the options keep
+    them. Of an exposure FOR PROCESSING and FOR PRESENTATION one is taken.
     Raises DataError where nothing is left.
     """
     index = index_folder(root, reporter)
@@ -37,12 +35,19 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanLi
     scans: list[Scan] = []
     left_out = [(_relative(root, path), reason) for path, reason in index.other_files]
     burned_in = 0
+    modalities: Counter[str] = Counter()
+    intents = {series.intent for series in index.series if not _exclusion_reason(series, options, selection)}
+    both = {"PRESENTATION", "PROCESSING"} <= intents and not selection
+    intent = options.presentation_intent.upper() or ("PRESENTATION" if both else "")
     for series in index.series:
-        if reason := _exclusion_reason(series, options, selection):
+        reason = _exclusion_reason(series, options, selection)
+        if not reason and intent and series.intent not in ("", intent):
+            reason = f"FOR {series.intent} (--presentation-intent {series.intent.lower()} takes these)"
+        if reason:
             left_out.append((_relative(root, series.files[0]), reason))
             continue
         burned_in += series.burned_in
-        for scan in [_volume_scan(series, folders)] if _is_volume(series) else _image_scans(series, root):
+        for scan in [_volume_scan(series, folders)] if series.volume else _image_scans(series, root):
             reason = _CLIP if not scan.volume and scan.frames > 1 else unwritable_reason(scan.image)
             if scan.image.count("#") > 1:
                 reason = "its folder has # in its name, which has to separate the folder from the UID of the series"
@@ -50,31 +55,38 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanLi
                 left_out.append((scan.path, reason))
             else:
                 scans.append(scan)
+                modalities[series.modality or "not said"] += 1
     if not scans:
         reasons = "; ".join(f"{reason} ({count})" for reason, count, _ in count_by_reason(left_out))
         raise DataError(f"No scan of {root} is left for a manifest. Left out: {reasons}.")
-    note = f"{burned_in} series say that text is burned into their pixels; it may name a patient."
-    notes = (note,) if burned_in else ()
-    return ScanListing("DICOM", root, tuple(_with_sites(scans, index, options)), tuple(left_out), notes=notes)
+    notes = []
+    if burned_in:
+        notes.append(f"{burned_in} series say that text is burned into their pixels; it may name a patient.")
+    if len(modalities) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in modalities.most_common())
+        notes.append(f"The scans are of several modalities: {counts}. --modality keeps one.")
+    return ScanListing("DICOM", root, tuple(_with_sites(scans, index, options)), tuple(left_out), notes=tuple(notes))
 
 
 def _exclusion_reason(series: Series, options: SourceOptions, selection: SeriesSelection | None) -> str:
     """Why a series is left out; empty where it is not. Where there are rules, they alone decide."""
     if selection:
         return "" if series in selection.chosen else f"the rules of data.series: {selection.reasons[series.uid]}"
-    if options.modality and series.modality.upper() != options.modality.upper():
-        return f"the modality is not {options.modality}"
-    if not options.matches(series.description, series.protocol):
-        return "the description does not match --description"
-    if series.localizer and not options.keep_derived:
-        return "a localizer (--keep-derived keeps it)"
-    if series.derived and series.modality in VOLUMES and not options.keep_derived:
-        return "derived from other images (--keep-derived keeps it)"
-    return ""
-
-
-def _is_volume(series: Series) -> bool:
-    return series.modality in VOLUMES and series.frames > 1
+    kept = options.keep_derived
+    checks = (
+        (
+            options.modality and series.modality.upper() != options.modality.upper(),
+            f"the modality is not {options.modality}",
+        ),
+        (not options.matches(series.description, series.protocol), "the description does not match --description"),
+        (series.localizer and not kept, "a localizer (--keep-derived keeps it)"),
+        (series.capture and not kept, "a secondary capture or a document (--keep-derived keeps it)"),
+        (
+            series.derived and series.modality in VOLUMES and not kept,
+            "derived from other images (--keep-derived keeps it)",
+        ),
+    )
+    return next((reason for excluded, reason in checks if excluded), "")
 
 
 class _Folders:
@@ -109,7 +121,7 @@ def _volume_scan(series: Series, folders: _Folders) -> Scan:
         series=_uid(series),
         accession=series.accession,
         site=series.uid,  # replaced by the site in _with_sites
-        age=_age(series.age),
+        age=series.age,
         sex=_sex(series.sex),
         volume=True,
         description=series.description or series.protocol,
@@ -120,9 +132,10 @@ def _volume_scan(series: Series, folders: _Folders) -> Scan:
 
 def _image_scans(series: Series, root: Path) -> Iterator[Scan]:
     """One scan per file. Where a series has several files, each says itself whose it is."""
-    values = (series.patient, series.study_uid, series.accession, series.age, series.sex, str(series.frames))
+    values = (series.patient, series.study_uid, series.accession, series.sex, str(series.frames))
     for path in series.files:
-        own = dict(zip(_IDENTITY, values, strict=True)) if len(series.files) == 1 else _identity(path)
+        alone = len(series.files) == 1
+        own, age = (dict(zip(_IDENTITY, values, strict=True)), series.age) if alone else _identity(path)
         count = own["NumberOfFrames"]
         file = _relative(root, path)
         yield Scan(
@@ -133,16 +146,17 @@ def _image_scans(series: Series, root: Path) -> Iterator[Scan]:
             series=_uid(series),
             accession=own["AccessionNumber"],
             site=series.uid,
-            age=_age(own["PatientAge"]),
+            age=age,
             sex=_sex(own["PatientSex"]),
             description=series.description or series.protocol,
             frames=int(count) if count.isdigit() else 1,
         )
 
 
-def _identity(path: Path) -> dict[str, str]:
-    header = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=list(_IDENTITY))
-    return {keyword: str(header.get(keyword) or "").strip() for keyword in _IDENTITY}
+def _identity(path: Path) -> tuple[dict[str, str], str]:
+    """What a file of a series says of itself, and the age of its patient."""
+    header = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=[*_IDENTITY, *AGE_KEYWORDS])
+    return {keyword: str(header.get(keyword) or "").strip() for keyword in _IDENTITY}, patient_age(header)
 
 
 def _uid(series: Series) -> str:
@@ -168,12 +182,6 @@ def _site(series: Series, options: SourceOptions) -> str:
 def site_of(institution: str) -> str:
     """The pseudonym of a hospital, whatever the case and the blanks of its name."""
     return f"site_{pseudonym(' '.join(institution.lower().split()))[:6]}"
-
-
-def _age(text: str) -> str:
-    """Whole years of an Age String (PS3.5 6.2) such as 061Y or 018M; empty for any other text."""
-    match = re.fullmatch(r"(\d{1,3})([YMWD])", text.strip().upper())
-    return str(int(int(match[1]) / _UNITS_PER_YEAR[match[2]])) if match else ""
 
 
 def _sex(text: str) -> str:

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.reporter import Reporter
 from medopt.imaging.dicom_file import is_dicom
+from medopt.imaging.scan_path import files_below
 from medopt.manifest.sources.archive import unpack_archive
 from medopt.manifest.sources.datalist import find_datalist
 from medopt.manifest.sources.dicom import find_dicom
 from medopt.manifest.sources.folders import apply_folder_names
-from medopt.manifest.sources.image_sets import find_images, find_medmnist, is_medmnist
+from medopt.manifest.sources.image_sets import find_images, find_medmnist, is_image_file, is_medmnist
 from medopt.manifest.sources.nifti import find_nifti
 from medopt.manifest.sources.scan_listing import (
     IMAGE_SUFFIXES,
+    NEVER_SCANS,
     NIFTI_SUFFIXES,
     ScanListing,
     SourceKind,
     SourceOptions,
-    files_below,
+    unread_reason,
 )
 
 _MAX_OPENED = 100
 """How many files named as images are opened to see whether they are DICOM."""
-_NEVER_SCANS = (
-    ".csv",
-    ".tsv",
-    ".json",
-    ".txt",
-    ".md",
-    ".yaml",
-    ".yml",
-    ".xml",
-    ".html",
-    ".pdf",
-    ".bval",
-    ".bvec",
-    ".npy",
-)
 
 
 def find_scans(source: Path, unpacked: Path, options: SourceOptions, reporter: Reporter) -> ScanListing:
@@ -81,21 +69,27 @@ def _detect_kind(root: Path) -> SourceKind:
     lower = [path.lower() for path in paths]
     images = [path for path, name in zip(paths, lower, strict=True) if name.endswith(IMAGE_SUFFIXES)]
     nifti = [path for path, name in zip(paths, lower, strict=True) if name.endswith(NIFTI_SUFFIXES)]
-    known = (*_NEVER_SCANS, *IMAGE_SUFFIXES, *NIFTI_SUFFIXES, ".npz")
+    known = (*NEVER_SCANS, ".npy", *IMAGE_SUFFIXES, *NIFTI_SUFFIXES, ".npz")
     others = [path for path, name in zip(paths, lower, strict=True) if not name.endswith(known)]
     if any(_is_dicom_file(root / path) for path in [*others, *images[:_MAX_OPENED]]):
         return "dicom"
     if nifti:
         return "nifti"
-    if images:
+    if images or any(is_image_file(root / path) for path in others):
         return "images"
     if any(name.endswith(".npz") for name in lower):
         return "medmnist"
     raise DataError(
-        f"{root} holds {len(paths)} files, and none is DICOM, NIfTI, PNG, JPEG, TIFF, BMP or a MedMNIST .npz. "
+        f"{root} holds {len(paths)} files, and none is DICOM, NIfTI, an image or a MedMNIST .npz. "
+        + _first_reasons(paths)
         + ("An archive in it has to be unpacked, or given itself. " if any(n.endswith(".zip") for n in lower) else "")
         + "Give the folder that holds the scans."
     )
+
+
+def _first_reasons(paths: list[str]) -> str:
+    reasons = Counter(unread_reason(path, among="others") for path in paths if not path.lower().endswith(NEVER_SCANS))
+    return "".join(f"{count} files: {reason}. " for reason, count in reasons.most_common(3))
 
 
 def _is_dicom_file(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Image sets without headers: folders of PNG, JPEG, TIFF and BMP files, and MedMNIST archives.
+"""Image sets without headers: folders of PNG, JPEG, TIFF and other images, and MedMNIST archives.
 
 A MedMNIST archive (https://medmnist.com) is one `.npz` with `train_images`, `train_labels` and so on, and an official
 split. Neither kind says which patient an image is of.
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
 from medopt.core.records import SPLITS
-from medopt.imaging.raster import npz_shapes
+from medopt.imaging.raster import is_image, npz_shapes
+from medopt.imaging.scan_path import files_below
 from medopt.manifest.sources.scan_listing import (
     IMAGE_SUFFIXES,
+    NEVER_SCANS,
     Scan,
     ScanListing,
-    files_below,
     is_mask,
+    unread_reason,
     unwritable_reason,
 )
 
@@ -29,23 +31,37 @@ _MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "an
 
 
 def find_images(root: Path) -> ScanListing:
-    """One scan per image file below `root`; masks are left out.
+    """One scan per image file below `root`, by name or by content; masks and other files are left out.
 
     Raises DataError where there is no image.
     """
     scans, left_out = [], []
     for path in files_below(root):
-        if not path.lower().endswith(IMAGE_SUFFIXES):
+        lower = path.lower()
+        if lower.endswith(NEVER_SCANS):
             continue
-        if is_mask(path, _MASK_FOLDERS):
+        if not (lower.endswith(IMAGE_SUFFIXES) or is_image_file(root / path)):
+            left_out.append((path, unread_reason(path, among="images")))
+        elif not (root / path).exists():
+            left_out.append((path, "a link that leads nowhere"))
+        elif is_mask(path, _MASK_FOLDERS):
             left_out.append((path, "a mask, by its name"))
         elif reason := unwritable_reason(path):
             left_out.append((path, reason))
         else:
             scans.append(Scan(image=path, files=(path,)))
     if not scans:
-        raise DataError(f"{root} holds no PNG, JPEG, TIFF or BMP image ({len(left_out)} masks left out).")
+        raise DataError(f"{root} holds no image ({len(left_out)} other files or masks left out).")
     return ScanListing("images", root, tuple(scans), tuple(left_out), patients_unknown=True)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is an image by its first bytes, whatever its name."""
+    try:
+        with path.open("rb") as stream:
+            return is_image(stream.read(132))
+    except OSError:
+        return False
 
 
 def is_medmnist(path: Path) -> bool:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter
+from medopt.imaging.acquisition import age_in_years
+from medopt.imaging.scan_path import files_below
 from medopt.manifest.sources.scan_listing import (
+    NEVER_SCANS,
     NIFTI_SUFFIXES,
     Scan,
     ScanListing,
     SourceOptions,
-    files_below,
     is_mask,
     scan_stem,
+    unread_reason,
     unwritable_reason,
 )
 
@@ -30,10 +33,12 @@ def find_nifti(root: Path, options: SourceOptions, reporter: Reporter) -> ScanLi
 
     Raises DataError where nothing is left.
     """
-    paths = [path for path in files_below(root) if path.lower().endswith(NIFTI_SUFFIXES)]
+    below = [path for path in files_below(root) if not path.lower().endswith(NEVER_SCANS)]
+    paths = [path for path in below if path.lower().endswith(NIFTI_SUFFIXES)]
     participants = _participants(root)
     advance = reporter.progress(len(paths), "reading headers")
-    scans, left_out = [], []
+    scans = []
+    left_out = [(path, unread_reason(path, among="NIfTI files")) for path in sorted({*below} - {*paths})]
     for path in paths:
         reason = _exclusion_reason(path, options) or unwritable_reason(path)
         shape = reason or _shape(root / path)
@@ -99,7 +104,7 @@ def _participants(root: Path) -> dict[str, tuple[str, str]]:
     participants = {}
     for row in rows:
         age, sex = (str(row.get(column) or "").strip() for column in ("age", "sex"))
-        age = str(int(float(age))) if re.fullmatch(r"\d{1,3}(\.\d+)?", age) else ""
+        age = age_in_years(age, unit="Y")
         sex = sex[:1].upper() if sex[:1].upper() in ("M", "F", "O") else ""
         participants[str(row.get("participant_id") or "").strip()] = (age, sex)
     return participants

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,13 +11,38 @@ from typing import Literal
 
 from medopt.config import SeriesRules
 from medopt.core.errors import ConfigError
+from medopt.core.privacy import public_path
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 
 SourceKind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
 SiteFrom = Literal["auto", "institution", "scanner", "folder"]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".j2k", ".mpo"
+)  # fmt: skip
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima", ".npz")
+NEVER_SCANS = (
+    ".csv", ".tsv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".bval", ".bvec", ".xlsx", ".xls",
+    ".docx", ".ini", ".log", ".py", ".ipynb", ".db", "license", "readme",
+)  # fmt: skip
+"""Files that lie beside scans; they are not opened, and not listed as left out."""
+_OTHER_VOLUMES = (
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".img",
+    ".hdr",
+    ".mgz",
+    ".mgh",
+    ".mnc",
+    ".npy",
+    ".mat",
+    ".h5",
+    ".hdf5",
+)
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
+_VIDEOS = (".avi", ".mp4", ".mov", ".wmv", ".mpg", ".mkv")
 _MASK_STEM = re.compile(r"(^|[_\-. ])(mask|masks|seg|segmentation|label|labels)([_\-]?\d+)?$", re.IGNORECASE)
 
 
@@ -71,6 +95,8 @@ class ScanListing:
     label_columns: tuple[str, ...] = ()
     patients_unknown: bool = False
     notes: tuple[str, ...] = ()
+    no_labels: str = ""
+    """Why the folders were not taken for labels, as a sentence with a blank behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +108,15 @@ class SourceOptions:
     description: str = ""
     """Regular expression that the description of a 3-D series (NIfTI: the name of the file) must match."""
     modality: str = ""
+    presentation_intent: str = ""
+    """presentation or processing; empty: FOR PRESENTATION where the source has both."""
     rules: SeriesRules | None = None
     """Choose one series of each study by these rules."""
     site_from: SiteFrom = "auto"
     class_folders: bool = False
     """Take labels from the names of folders in a DICOM or NIfTI tree, too."""
+    class_level: int = 0
+    """The level of the folders that are labels, from 1 on; 0: it is looked for."""
     labelled: bool = False
     """A table gives the labels, so folders do not."""
     root: Path | None = None
@@ -107,15 +137,21 @@ def compile_pattern(text: str, option: str) -> re.Pattern[str]:
         raise ConfigError(f"{option} {text!r} is not a regular expression: {error}.") from None
 
 
-def files_below(root: Path) -> list[str]:
-    """The sorted paths, with `/`, of all files below `root` except hidden ones."""
-    paths = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        relative = Path(folder).relative_to(root).as_posix()
-        start = "" if relative == "." else f"{relative}/"
-        paths += [f"{start}{name}" for name in names if not name.startswith(".")]
-    return sorted(paths)
+def unread_reason(path: str, *, among: str) -> str:
+    """Why a file is left out that is not a scan of its source; `among` is what the source holds."""
+    lower = path.lower()
+    if lower.endswith(NIFTI_SUFFIXES):
+        return f"a NIfTI file among {among} (--kind nifti takes these)"
+    for suffixes, what in (
+        (_OTHER_VOLUMES, "{} is a format that is not read: convert it to .nii.gz"),
+        (_ARCHIVES, "an archive ({}): unpack it, or give it itself"),
+        (_VIDEOS, "a video ({})"),
+    ):
+        if suffix := next((suffix for suffix in suffixes if lower.endswith(suffix)), ""):
+            return what.format(suffix)
+    if lower.endswith(IMAGE_SUFFIXES):
+        return f"an image among {among} (--kind images takes these)"
+    return "by its content no format that is read"
 
 
 def unwritable_reason(image: str) -> str:
@@ -156,14 +192,20 @@ def shared_depth(parts: Sequence[tuple[str, ...]]) -> int:
     return next((at for at, folder in enumerate(low) if high[at : at + 1] != (folder,)), len(low))
 
 
-def count_by_reason(left_out: Iterable[tuple[str, str]], max_paths: int = 3) -> list[tuple[str, int, list[str]]]:
-    """(reason, number of files, the first few paths) of what was left out, the most frequent reason first."""
+def count_by_reason(
+    left_out: Iterable[tuple[str, str]], max_paths: int = 3, known: Iterable[str] = ()
+) -> list[tuple[str, int, list[str]]]:
+    """(reason, number of files, the first few paths) of what was left out, the most frequent reason first.
+
+    Of the folders in the paths, those that may be names are hidden, unless they are `known` (classes).
+    """
     examples: dict[str, list[str]] = defaultdict(list)
     count: Counter[str] = Counter()
+    shown = tuple(known)
     for path, reason in left_out:
         count[reason] += 1
         if len(examples[reason]) < max_paths:
-            examples[reason].append(path)
+            examples[reason].append(public_path(path, *shown))
     return [(reason, number, examples[reason]) for reason, number in count.most_common()]
 
 

@@ -16,6 +16,7 @@ from medopt.evaluation.analysis_results import ExplainedCase, ExplanationResult,
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.figures.explanations import Explained, explain_figure, nearest_figure
+from medopt.figures.fonts import drawn_labels
 from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -81,13 +82,14 @@ def explain_cases(
     maps = [scaled(explainer.map(*pair)) for pair in looked]
     sanity = check_sanity(study, networks, looked[:: max(1, len(looked) // CHECKED)], stage)
     names = output_names(scored.task, study.data.labels)
+    drawn = output_names(scored.task, drawn_labels(study.data.labels))
     drawings: list[Explained] = []
     cases: list[ExplainedCase] = []
     for one, values in zip(chosen, maps, strict=True):
         case, name = test.cases[one.row], names[one.output]
         volume = read_scan(f"{root / case.image}")
         back = to_scan(values[None], volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :], study.prepare)
-        words = f"{name} {one.probability:.2f}, decided {'yes' if one.decided else 'no'}"
+        words = f"{drawn[one.output]} {one.probability:.2f}, decided {'yes' if one.decided else 'no'}"
         title = f"case {case.case_id}, {one.why}\n{words}"
         drawings.append(Explained(displayed(volume, study.prepare), back[0].numpy(), title))
         cases.append(
