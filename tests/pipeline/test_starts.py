@@ -115,6 +115,17 @@ def test_a_small_network_learns_from_a_teacher(clinic: Clinic, weights: Path, tm
     assert (first / best).read_bytes() != (second / best).read_bytes()
 
 
+def test_weights_that_have_seen_a_test_image_are_refused(clinic: Clinic, tmp_path: Path) -> None:
+    """Pretrained on the clinic's whole folder, its test images among them."""
+    start = tmp_path / "own.safetensors"
+    pairs = ("model.depth=26", "model.width=0.125", "training.epochs=1", "prepare.size=[32,32]")
+    small = [word for pair in pairs for word in ("--set", pair)]
+    learned = call("pretrain", clinic.data / "scans", "--out", start, "--runs", tmp_path / "pre", *small)
+    assert learned.code == 0, learned.stderr
+    done = call(*words(clinic, tmp_path / "runs", f"model.start={start}"))
+    done.refused(3, "test image")
+
+
 def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
     done = call(*words(clinic, tmp_path / "runs", f"model.start={weights}", "model.depth=50"))
     done.refused(2, "model.depth is 50", "has 26")

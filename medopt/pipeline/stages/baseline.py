@@ -14,6 +14,7 @@ import numpy as np
 from medopt.config import Study
 from medopt.core.files import file_digest
 from medopt.core.records import SPLITS, Predictions
+from medopt.data.images_seen import refuse_seen
 from medopt.evaluation.analysis_results import BaselineResult, BaselinesResult, StartRecord
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.predictions_io import write_predictions
@@ -80,6 +81,7 @@ class BaselineStage(Stage[Baselines]):
         for old in (start_weights(folder), teacher_weights(folder)):
             old.unlink(missing_ok=True)
         if study.model.has_start:
+            _refuse_seen(context, study.model.start)
             linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
             write_tensors(start_weights(folder), network.state_dict(), {"start": record.digest})
             fitted.append(linear)
@@ -95,9 +97,18 @@ class BaselineStage(Stage[Baselines]):
         return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest, teacher)
 
 
+def _refuse_seen(context: RunContext, start: str) -> None:
+    """Raise DataError where the file of a start says that it has seen one of the study's test images."""
+    if Path(start).is_file():
+        cases = context.cases
+        test = [case for case in cases.cases if case.split == "test"]
+        refuse_seen(Path(start), test, cases.root, context.reporter)
+
+
 def _teacher(context: RunContext, splits: Splits) -> LinearBaseline:
     """The teacher: its start with a linear layer, whose network is kept for the training."""
     study = teacher_study(context.study)
+    _refuse_seen(context, study.model.start)
     linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
     notes = {"start": record.digest, TEACHERS_MODEL: study.model.model_dump(mode="json")}
     write_tensors(teacher_weights(context.folder), network.state_dict(), notes)
