@@ -7,6 +7,7 @@ is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ from pydicom.valuerep import DA, TM
 from skimage.transform import resize
 
 from medopt.core.records import Volume
-from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, copied_header, encode_object
+from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, encode_object
+from medopt.pacs.study_header import element_texts, image_header
 from medopt.pacs.worker_protocol import OutgoingObject
 from medopt.transforms.display import displayed, most_active, overlay
 from medopt.transforms.restore import spread_out, to_scan
@@ -93,9 +95,9 @@ def _with_caption(picture: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]
 
 
 def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, picture: NDArray[np.uint8]) -> Dataset:
-    header, first = copied_header(scan.images[0]), str(scan.images[0].SOPInstanceUID)
+    header, first = context.header(scan.images), str(scan.images[0].SOPInstanceUID)
     capture = SCImage.from_ref_dataset(
-        header,
+        image_header(scan.images[0], header),
         pixel_array=picture,
         photometric_interpretation="RGB",
         bits_allocated=8,
@@ -106,11 +108,13 @@ def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, pic
         sop_instance_uid=context.uid(HEAT_MAP, first, label),
         instance_number=1,
         series_description=f"{context.identity.release.study} evidence (research)"[:64],
-        **context.common_attributes(),
+        **context.common_attributes(header),
     )
-    capture.Laterality = str(scan.images[0].get("Laterality") or "")
+    context.complete(capture, header)
+    laterality, moment = element_texts(scan.images[0], "Laterality"), context.moment(header)
+    capture.Laterality = laterality[0] if laterality in (["L"], ["R"]) else ""
     capture.PatientOrientation = _patient_orientation(scan)
-    capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(context.now.date()), TM(context.now.time())
+    capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(moment.date()), TM(moment.time())
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.BurnedInAnnotation = "NO"  # the caption names no patient
     capture.DerivationDescription = f"Evidence for {label}, model sha256 {context.identity.model_digest}"
@@ -120,8 +124,8 @@ def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, pic
 
 def _patient_orientation(scan: ScanAnswer) -> list[str]:
     """That of a single image, whose rows and columns the picture keeps; empty if it is not known."""
-    orientation = scan.images[0].get("PatientOrientation") if len(scan.images) == 1 else None
-    return [str(axis) for axis in orientation] if orientation and len(orientation) == 2 else []
+    axes = element_texts(scan.images[0], "PatientOrientation") if len(scan.images) == 1 else []
+    return axes if len(axes) == 2 and all(re.fullmatch("[APRLHF]{1,3}", axis) for axis in axes) else []
 
 
 def _reference(image: Dataset) -> Dataset:

@@ -15,14 +15,13 @@ from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
 from medopt.pacs.result_objects import (
-    UNICODE,
     ModelIdentity,
     ResultContext,
     ScanAnswer,
-    copied_header,
     derived_uid,
     encode_object,
 )
+from medopt.pacs.study_header import UNICODE, image_header
 from medopt.pacs.worker_protocol import EarlierResult, OutgoingObject
 
 REPORT, TEXT = "report", "text"
@@ -41,8 +40,9 @@ def study_reports(
 
 def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], previous: EarlierResult | None) -> Dataset:
     """TID 1500; one measurement group for each finding of each scan."""
-    identity, images = context.identity, [copied_header(image) for scan in scans for image in scan.images]
-    study = identity.release.study
+    identity, images = context.identity, [image for scan in scans for image in scan.images]
+    header, study = context.header(images), identity.release.study
+    moment = context.moment(header)
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_observer(identity)),
         procedure_reported=codes.SCT.ImagingProcedure,
@@ -52,7 +52,7 @@ def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], pre
         title=codes.DCM.ImagingMeasurementReport,
     )
     report = sr.Comprehensive3DSR(
-        evidence=images,
+        evidence=[image_header(image, header) for image in images],
         content=content[0],
         series_instance_uid=context.uid(REPORT, "series"),
         series_number=context.settings.series_number,
@@ -61,13 +61,11 @@ def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], pre
         series_description=f"{study} (research, unverified)"[:64],
         is_complete=True,
         specific_character_set=UNICODE,
-        **context.common_attributes(),
-        series_date=context.now.date(),
-        series_time=context.now.time(),
+        **context.common_attributes(header),
+        series_date=moment.date(),
+        series_time=moment.time(),
     )
-    for keyword in ("StudyDescription", "IssuerOfPatientID"):
-        if images[0].get(keyword):
-            setattr(report, keyword, images[0].get(keyword))
+    context.complete(report, header)
     _name_predecessor(report, previous)
     return report
 

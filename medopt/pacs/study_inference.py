@@ -20,6 +20,7 @@ from medopt.pacs.heat_map import heat_maps, mapped_labels
 from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
+from medopt.pacs.study_header import study_header
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
 from medopt.release.layout import SUMS, Kind
 from medopt.release.predictor import Answer, Release
@@ -54,6 +55,8 @@ class StudyInference:
         """
         folder = request.folder
         try:
+            all_images = [_read_header(path) for path in sorted(folder.iterdir())]
+            study_header(all_images)
             all_series = index_folder(folder).series
             selection = select_series(all_series, self._rules)
             chosen = self._chosen(all_series, selection)
@@ -69,19 +72,20 @@ class StudyInference:
         return StudyResponse(
             ending="declined" if declined else "done",
             reason=reason,
-            objects=self._objects(request, chosen or all_series, scans, answers),
+            objects=self._objects(request, chosen or all_series, scans, answers, all_images),
             decisions=tuple("declined" if scan.answer.declined else scan.answer.decision for scan in answers),
         )
 
     def _objects(
-        self, request: StudyRequest, inputs: Sequence[Series], scans: Sequence[_Scan], answers: Sequence[ScanAnswer]
-    ) -> tuple[OutgoingObject, ...]:
+        self, request: StudyRequest, inputs: Sequence[Series], scans: Sequence[_Scan], answers: Sequence[ScanAnswer],
+        all_images: Sequence[Dataset],
+    ) -> tuple[OutgoingObject, ...]:  # fmt: skip
         """The reports and heat maps of a study; none for a declined study if the settings say so."""
         if not self._settings.declined and all(scan.answer.declined for scan in answers):
             return ()
         digests = [request.digests[path.name] for series in inputs for path in series.files]
         study_uid = str(answers[0].images[0].StudyInstanceUID)
-        context = ResultContext(self.identity, study_uid, digests, self._settings, request.now)
+        context = ResultContext(self.identity, study_uid, digests, self._settings, request.now, all_images)
         objects = study_reports(context, answers, request.previous)
         for scan, answer in self._scans_to_map(scans, answers):
             objects += self._heat_maps(context, scan, answer)
