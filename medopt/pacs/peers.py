@@ -19,6 +19,10 @@ class PeerError(MedoptError):
     """Another system did not answer as it should; the text names no patient."""
 
 
+class PeerGone(PeerError):
+    """The other system is not reached any longer: nothing else can be asked of it now."""
+
+
 def _ae_title(text: str) -> str:
     """An application entity title (PS3.5 6.2, VR AE): 1 to 16 printable ASCII characters, no backslash."""
     if not 1 <= len(text) <= 16 or text != text.strip() or "\\" in text or not (text.isascii() and text.isprintable()):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from peers import radiograph
 from pydicom import Dataset, dcmread
-from pydicom.dataelem import RawDataElement
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from medopt.pacs.settings import ResultSettings
