@@ -16,6 +16,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.association import quiet_network, server_context
 from medopt.pacs.audit import AuditTrail, no_audit
 from medopt.pacs.bounded_server import BoundedServer, Bounds
@@ -190,4 +191,9 @@ class Receiver:
             digest = content_digest(transfer_syntax, [body])
         sop_uid, sop_class = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
         instance = parse_instance(BytesIO(content), sop_uid, sop_class, transfer_syntax, digest, len(content))
-        self._intake.store(instance, lambda name: self._spool.write(name, [content]), event.assoc.is_alive)
+        self._intake.store(
+            instance,
+            lambda name: self._spool.write(name, [content]),
+            event.assoc.is_alive,
+            lambda: parse_dicom(BytesIO(content), stop_before_pixels=True),
+        )

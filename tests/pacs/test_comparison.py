@@ -1,4 +1,4 @@
-"""Comparing with a source that cuts its lists, knows odd UIDs, or never ends: nothing is taken for the end that is not."""
+"""Comparing with a source that cuts its lists, has odd UIDs, or never ends: what is not compared is said."""
 
 from __future__ import annotations
 
