@@ -41,6 +41,7 @@ from medopt.cli.tune_runtime import tune_runtime
 from medopt.core import fast_monai_import, signals
 from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.extras import missing_package
+from medopt.core.privacy import without_credentials
 
 app = typer.Typer(
     cls=Group,
@@ -160,7 +161,7 @@ def main() -> NoReturn:
         if not text:  # no arguments at all: the help was shown
             sys.exit(ConfigError.exit_code)
         stop = "" if text.endswith((".", "?")) else "."
-        _leave(error, "UsageError", f"{text}{stop} See medopt --help.", ConfigError.exit_code)
+        _leave(error, "UsageError", f"{without_credentials(text)}{stop} See medopt --help.", ConfigError.exit_code)
     sys.exit(0)
 
 

@@ -94,9 +94,7 @@ class CommitmentReceiver:
         except Exception:  # pydicom parses an element on access; each kind of damage raises its own exception
             return self._reject()
         for destination in self._destinations:
-            if destination.aet == title and is_transaction(
-                transaction, destination.name, [*kept, *failed]
-            ):
+            if destination.aet == title and is_transaction(transaction, destination.name, [*kept, *failed]):
                 self._record(destination, kept[:_MAX_INSTANCES], failed)
                 return SUCCESS
         return self._reject()
