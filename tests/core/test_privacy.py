@@ -81,6 +81,6 @@ def test_a_node_file_that_is_refused(tmp_path: Path, changes: dict[str, Any]) ->
 def test_a_file_that_is_no_yaml(tmp_path: Path, load: Any, line: str) -> None:
     file = tmp_path / "file.yaml"
     file.write_text(f"first: 1\n{line}\n")
-    with pytest.raises(ConfigError, match="line 2|line 3") as refusal:
+    with pytest.raises(ConfigError, match=r"line [23]") as refusal:
         load(file)
     assert SECRET not in str(refusal.value)

@@ -36,7 +36,8 @@ def parsed(body: bytes, size: int) -> list[tuple[dict[str, str], bytes]]:
 
 
 TYPE = {"content-type": "application/dicom"}
-PLAIN = b"--b0\r\nContent-Type: application/dicom\r\n\r\none\r\n--b0\r\nContent-Type: application/dicom\r\n\r\ntwo\r\n--b0--"
+HEAD = b"--b0\r\nContent-Type: application/dicom\r\n\r\n"
+PLAIN = HEAD + b"one\r\n" + HEAD + b"two\r\n--b0--"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])

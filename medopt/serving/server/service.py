@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,6 +96,25 @@ class Service:
         finally:
             self.admission.give(images, size)
             self.metrics.queue(self.admission.images)
+
+    @contextmanager
+    def receiving(self) -> Iterator[Callable[[int], None]]:
+        """Call what is yielded for each piece of a body that arrives; raises Refused where there is no memory for it.
+
+        A request takes memory for what has come, and not for what it announces.
+        """
+        self.admission.check_queue()
+        received = 0
+
+        def take(size: int) -> None:
+            nonlocal received
+            self.admission.take(0, size)
+            received += size
+
+        try:
+            yield take
+        finally:
+            self.admission.give(0, received)
 
     @contextmanager
     def logged(self, door: str) -> Iterator[RequestLog]:
