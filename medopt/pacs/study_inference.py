@@ -13,6 +13,7 @@ from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
 from medopt.imaging.parse_dicom import parse_dicom
+from medopt.imaging.redact import redacted
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import SeriesSelection, matching_series, select_series
 from medopt.inference.evidence_map import Evidence
@@ -63,7 +64,7 @@ class StudyInference:
             scans = [scan for series in chosen for scan in self._scans(folder, series)]
             answers = [self._predict(scan) for scan in scans] or [_undetermined(all_series, selection)]
         except DataError as error:
-            reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the study")
+            reason = redacted(str(error).replace(f"{folder}/", "").replace(str(folder), "the study"), folder)
             return StudyResponse(ending="parked", reason=reason)
         declined, reason = all(scan.answer.declined for scan in answers), ""
         if declined:

@@ -147,3 +147,13 @@ def test_a_header_is_read_even_where_it_is_damaged() -> None:
     other.PatientID = "B88"
     with pytest.raises(PatientConflict):
         study_header([image, other])
+
+
+def test_the_reason_of_a_parked_study_quotes_no_header(inference: StudyInference, tmp_path: Path) -> None:
+    folder = study(tmp_path, {"SeriesDescription": "Thorax QUITTENBAUM"}, {"PatientComments": "QUITTENBAUM"})
+    damaged = dcmread(folder / "1.dcm")
+    damaged.PixelData = damaged.PixelData[:20]
+    damaged.save_as(folder / "1.dcm")
+    response = answer(inference, folder)
+    assert (response.ending, bool(response.reason)) == ("parked", True)
+    assert not [word for word in ("QUITTENBAUM", "Thorax", "MRN", str(tmp_path)) if word in response.reason]

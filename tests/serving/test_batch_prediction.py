@@ -99,10 +99,12 @@ def test_command_writes_a_csv_and_says_that_one_was_refused(finished: Finished, 
     assert [Path(row["path"]).name for row in rows] == ["a.dcm", "b.dcm", "IM0001"]
     assert [rows[1][name] for name in ("decision", "probability_clear", "probability_blob")] == ["", "", ""]
     assert "not a format that is read" in rows[1]["refused"]
+    assert rows[1]["why"] == rows[1]["refused"]
     opened = Release.open(finished.release)
     for row in (rows[0], rows[2]):
         answer = opened.predict(row["path"])
         assert (row["decision"], row["declined"], row["refused"]) == (answer.decision, answer.declined or "", "")
+        assert row["why"] == row["declined"]
         if answer.declined:
             assert row["decision"] == row["probability_blob"] == row["probability_clear"] == ""
             continue
@@ -195,7 +197,7 @@ def test_csv_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert write_answers(out, [Row("a", None, "first, with a comma")], ["no", "yes"])
     header, row = out.read_text().splitlines()
     assert header == ",".join(["path,decision,probability_no,probability_yes", *DETAILS])
-    assert row == 'a,,,,,"first, with a comma"' + "," * (len(DETAILS) - 2)
+    assert row == 'a,,,,,"first, with a comma","first, with a comma"' + "," * (len(DETAILS) - 3)
 
 
 class Brightest:

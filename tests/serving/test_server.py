@@ -94,7 +94,8 @@ def same(found: dict[str, NDArray[Any]], answers: list[Answer], labels: list[str
     for row, answer in enumerate(answers):
         wanted = [np.nan] * len(labels) if answer.declined else [answer.probabilities[label] for label in labels]
         np.testing.assert_array_equal(found["probabilities"][row].astype(float), wanted)
-        np.testing.assert_array_equal(found["logits"][row], answer.logits)
+        logits = [np.nan] * len(answer.logits) if answer.declined else answer.logits
+        np.testing.assert_array_equal(found["logits"][row].astype(float), logits)
         text = [
             one.decode() if isinstance(one, bytes) else one for one in (found["decision"][row], found["declined"][row])
         ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import ssl
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -16,8 +18,11 @@ import numpy as np
 import pytest
 from certificates import LOCAL, make_certificates
 from clinic_fixtures import Finished
+from PIL import Image
+from pydicom import dcmread
 from server_process import WHOLE, Server, image_request, served
 
+from medopt.phantom import write_radiograph
 from medopt.serving.server.generated import open_inference_pb2 as pb
 from medopt.serving.server.generated import open_inference_pb2_grpc as stubs
 
@@ -190,6 +195,51 @@ def test_advice_fits_the_case(server: Server) -> None:
         headers={"Inference-Header-Content-Length": str(len(text))},
     )  # fmt: skip
     assert answer.status_code == 400 and "give one of them" in answer.json()["error"]
+
+
+def two_series(folder: Path) -> bytes:
+    """A zip of two series, whose descriptions name the patient."""
+    packed, noise = io.BytesIO(), np.random.default_rng(1).random((40, 40), np.float32)
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in (1, 2):
+            image = dcmread(write_radiograph(folder / "a.dcm", noise))
+            image.SeriesInstanceUID = f"1.2.3.{number}"
+            image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{number}"
+            image.PatientName, image.SeriesDescription = "QUITTENBAUM^ZOE", "Thorax Quittenbaum ap"
+            image.Modality = "QUITTENBAUM"
+            image.save_as(folder / "a.dcm")
+            archive.write(folder / "a.dcm", f"QUITTENBAUM/{number}.dcm")
+    return packed.getvalue()
+
+
+def test_no_name_leaves_by_any_door(server: Server, tmp_path: Path) -> None:
+    packed = two_series(tmp_path)
+    answers = [httpx.post(server.url("/v2/models/clinic/infer"), content=packed, headers=WHOLE)]
+    answers += [
+        httpx.post(server.url("/v2/models/clinic/infer"), content=scan, headers=WHOLE)
+        for scan in ((tmp_path / "a.dcm").read_bytes(), b"QUITTENBAUM")
+    ]
+    texts = [answer.text for answer in answers]
+    assert "2 series" in texts[0] and "another one" in texts[1]
+    request = pb.ModelInferRequest(model_name="clinic")
+    request.inputs.add(name="scan", datatype="BYTES", shape=[1]).contents.bytes_contents.append(packed)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+        stub = stubs.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(request, timeout=20, wait_for_ready=True)
+    texts += [refused.value.details() or "", *server.raw]  # type: ignore[attr-defined]
+    assert not [text for text in texts if "quittenbaum" in text.lower() or "thorax" in text.lower()]
+
+
+def test_a_declined_scan_has_no_output_at_all(server: Server, tmp_path: Path) -> None:
+    """A photo, as of a cat: it is not of the modality or size of training, or unlike it."""
+    photo = tmp_path / "cat.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64), dtype=np.uint8)).save(photo)
+    answer = httpx.post(server.url("/v2/models/clinic/infer"), content=photo.read_bytes(), headers=WHOLE).json()
+    outputs = {output["name"]: output["data"] for output in answer["outputs"]}
+    assert outputs["declined"][0]
+    assert outputs["decision"] == [""]
+    assert set(outputs["probabilities"]) == set(outputs["logits"]) == {None}
 
 
 def test_typed_and_raw_contents_together_are_invalid(server: Server) -> None:

@@ -223,15 +223,16 @@ def outcome_of(answer: Answer) -> str:
 
 
 def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceResponse:
-    """Answers as arrays. A declined scan has no decision, and NaN for its probabilities, as it has none in a table."""
+    """Answers as arrays. A declined scan has no decision, and NaN for its probabilities and logits."""
     info = served.verified.release.info
     nothing = [float("nan")] * len(info.labels)
     values = [nothing if answer.declined else [answer.probabilities[key] for key in info.labels] for answer in answers]
+    logits = [[float("nan")] * len(answer.logits) if answer.declined else answer.logits for answer in answers]
     arrays: dict[str, NDArray[Any]] = {
         PROBABILITIES: np.array(values, np.float64),
         DECISION: np.array([answer.decision.encode() for answer in answers], np.object_),
         DECLINED: np.array([(answer.declined or "").encode() for answer in answers], np.object_),
-        LOGITS: np.array([answer.logits for answer in answers], np.float64),
+        LOGITS: np.array(logits, np.float64),
     }
     return InferenceResponse(served.name, served.verified.version, arrays, identity(served))
 
