@@ -42,6 +42,7 @@ from medopt.core import fast_monai_import, signals
 from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.extras import missing_package
 from medopt.core.privacy import without_credentials
+from medopt.core.provenance import limit_threads
 
 app = typer.Typer(
     cls=Group,
@@ -139,6 +140,7 @@ def main() -> NoReturn:
     """Run the command line; a refusal becomes one paragraph on stderr and its exit code."""
     reset_verbosity()
     signals.install_handlers()
+    limit_threads()
     fast_monai_import.install()
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt

@@ -104,9 +104,6 @@ def _stripped(values: Iterable[str]) -> Iterator[str]:
 
 def _is_number(text: str) -> bool:
     """Whether it is one as a measurement is written; a number of five digits or more may be somebody's."""
-    return (
-        (len(text) < 5
-        and re.fullmatch(r"[-+]?\d*\.?\d+", text) is not None)
-        or (re.fullmatch(r"[-+]?\d+\.\d{1,9}([eE][-+]?\d+)?", text) is not None
-        and len(text) < 12)
+    return (len(text) < 5 and re.fullmatch(r"[-+]?\d*\.?\d+", text) is not None) or (
+        re.fullmatch(r"[-+]?\d+\.\d{1,9}([eE][-+]?\d+)?", text) is not None and len(text) < 12
     )

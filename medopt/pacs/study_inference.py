@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from pydicom import Dataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
@@ -18,13 +23,15 @@ from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import SeriesSelection, matching_series, select_series
 from medopt.inference.evidence_map import Evidence
 from medopt.pacs.heat_map import heat_maps, mapped_labels
-from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer
+from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, derived_uid
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
 from medopt.pacs.study_header import study_header
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
 from medopt.release.layout import SUMS, Kind
 from medopt.release.predictor import Answer, Release
+
+_LATE_IMPORTS = ("pydicom.pixels.decoders", "skimage.transform", "PIL.ImageFont", "medopt.transforms.restore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,23 @@ class StudyInference:
         self._takes_volumes = len(info.prepare.size) == 3
         self._evidence = Evidence.open(release / model.file) if settings.heat_maps else None
         self.identity = ModelIdentity(info, model, file_digest(release / model.file), file_digest(release / SUMS))
+
+    def warm_up(self) -> None:
+        """Do once what the first study would wait for: libraries that are imported late, and the engine's first run.
+
+        The scan is a blank one and leaves no trace.
+        """
+        channels, size = self._predictor.info.prepare.channels, self._predictor.info.prepare.size
+        blank_scan = np.zeros((channels, *size), np.float32)
+        with suppress(Exception):  # whatever fails here shows with the first study, where it has a reason
+            answer = self._predictor.predict_batch(blank_scan[None], [None])[0]
+            image = _drawn_header()
+            context = ResultContext(self.identity, str(image.StudyInstanceUID), [], self._settings, datetime.now(UTC))
+            study_reports(context, [ScanAnswer(answer, (image,))], {})
+            if self._evidence is not None:
+                self._evidence.places(blank_scan)
+            for name in _LATE_IMPORTS:
+                importlib.import_module(name)
 
     def answer(self, request: StudyRequest) -> StudyResponse:
         """Answer the images of a folder, all of one study.
@@ -129,6 +153,14 @@ class StudyInference:
         volume = self._predictor.chain.read(scan.source)
         evidence = self._evidence.places(self._predictor.prepare(volume)[0])
         return [] if evidence is None else heat_maps(context, answer, volume, evidence)
+
+
+def _drawn_header() -> Dataset:
+    """The header of no image: for the reports that are written once before the first study."""
+    image = Dataset()
+    image.SOPClassUID, image.Modality, image.Rows, image.Columns = DigitalXRayImageStorageForPresentation, "DX", 1, 1
+    image.StudyInstanceUID = image.SeriesInstanceUID = image.SOPInstanceUID = derived_uid("warm up")
+    return image
 
 
 def _read_header(path: Path) -> Dataset:

@@ -62,7 +62,7 @@ class ServerLimits:
     """For a request as a whole, once it has arrived."""
     grace_seconds: float = 30.0
     """For the requests that are being answered at SIGTERM."""
-    readers: int = field(default_factory=lambda: min(8, max(2, physical_cores())))
+    readers: int = field(default_factory=lambda: min(8, physical_cores()))
     """Threads that read scans."""
 
     @property
