@@ -140,27 +140,32 @@ def _text_report(
     text.SOPClassUID, text.SOPInstanceUID = BasicTextSRStorage, context.uid(TEXT)
     text.SeriesInstanceUID = context.uid(TEXT, "series")
     text.SeriesNumber = context.settings.series_number + 1
-    text.ContentSequence = [_text_item(codes.DCM.Finding, sentence) for sentence in _sentences(context.identity, scans)]
+    text.ContentSequence = _paragraphs(context.identity, scans)
     _name_predecessor(text, previous)
     return text
 
 
-def _sentences(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[str]:
+def _paragraphs(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[sr.TextContentItem]:
+    """The question, a finding in a paragraph each, and the model: under headings of their own in a viewer."""
     release = identity.release
-    sentences = [f"{release.question} Research software, unverified, preliminary."]
+    findings = []
     for number, scan in enumerate(scans, start=1):
         prefix = f"Image {number} of {len(scans)}: " if len(scans) > 1 else ""
         if scan.answer.declined:
-            sentences.append(f"{prefix}Undetermined. Declined: {scan.answer.declined.rstrip('.')}.")
+            findings.append(f"{prefix}Undetermined. Declined: {scan.answer.declined.rstrip('.')}.")
             continue
         for label in identity.reported_labels:
             percent = 100 * scan.answer.probabilities[label]
-            sentences.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")
-    sentences.append(
+            findings.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")
+    model = (
         f"{release.study} of {release.created}, operating point {_threshold_text(identity.model.threshold)} "
         f"({identity.model.rule}), model sha256 {identity.model_digest}."
     )
-    return sentences
+    return [
+        _text_item(codes.DCM.Comment, f"{release.question} Research software, unverified, preliminary."),
+        *(_text_item(codes.DCM.Finding, finding) for finding in findings),
+        _text_item(codes.DCM.AlgorithmName, model),
+    ]
 
 
 def _threshold_text(threshold: float | tuple[float, ...] | None) -> str:

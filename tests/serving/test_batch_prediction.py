@@ -16,6 +16,7 @@ import pytest
 from clinic import Clinic, draw_scan
 from clinic_fixtures import Finished, call
 from numpy.typing import NDArray
+from PIL import Image
 
 from medopt.config import Prepare
 from medopt.core.errors import DataError, StorageError
@@ -294,3 +295,17 @@ def test_decoding_goes_on_in_processes_while_the_model_answers(
         predictor.predict(path).decision for path in scans
     ]
     assert mp.active_children() == []
+
+
+def test_heat_maps_of_what_is_present(finished: Finished, tmp_path: Path) -> None:
+    scans = sorted((finished.clinic.data / "scans").glob("*.dcm"))[-4:]
+    out, maps = tmp_path / "out.csv", tmp_path / "maps"
+    done = call("predict", finished.release, *scans, "--out", out, "--heatmaps", maps, "--json")
+    assert done.code == 0, done.stderr
+    present = [row for row in rows_of(out) if row["decision"] in ("blob", "undecided")]
+    pictures = sorted(maps.iterdir()) if maps.exists() else []
+    assert done.summary["heatmaps"] == len(pictures) == len(present) > 0
+    with Image.open(pictures[0]) as picture:
+        assert picture.mode == "RGB" and min(picture.size) >= 512
+        bar = np.asarray(picture.convert("L"))[-120:]
+        assert len(np.unique(bar)) > 20  # the scale of the colours

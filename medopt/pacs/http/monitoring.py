@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from medopt.pacs.audit import CountingAudit
+from medopt.pacs.comparison import LastComparison
 from medopt.pacs.intake import Intake, Refusal
-from medopt.pacs.query_retrieve.comparison import LastComparison
 from medopt.pacs.status import LedgerReader
 
 OK = "ok"

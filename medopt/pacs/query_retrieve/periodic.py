@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 
 from medopt.core.errors import MedoptError
 from medopt.pacs.audit import AuditTrail
+from medopt.pacs.comparison import LastComparison
 from medopt.pacs.intake import Intake
 from medopt.pacs.peers import WebPeer
-from medopt.pacs.query_retrieve.comparison import LastComparison
 from medopt.pacs.query_retrieve.dimse_source import dimse_source
 from medopt.pacs.query_retrieve.reconcile import Reconciler, Reconciliation, Stopping, StudySource
 from medopt.pacs.query_retrieve.web_source import Deliver, deliver_to_intake, web_source
