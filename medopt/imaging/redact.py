@@ -30,7 +30,10 @@ _MIN_TEXT, _MIN_WORD, _MIN_ANYWHERE, _PREFIX = 3, 4, 6, 8
 
 
 def redacted(reason: str, place: Path) -> str:
-    """A reason without the texts in the headers of a file, or of the files in a folder."""
+    """A reason without the texts in the headers of a file, or of the files in a folder; `folder#series` is one, too."""
+    place = place if place.exists() else Path(str(place).partition("#")[0])
+    if not place.exists():
+        return reason  # there is nothing that it could quote
     try:
         files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
         if len(files) > _MAX_FILES:
@@ -48,7 +51,11 @@ def without(reason: str, texts: Iterable[str]) -> str:
     "2 series: '(...)', '(...)'"
     """
     for text in sorted(set(texts), key=len, reverse=True):
+        reason = _without_beginnings(reason, text)
+        folded = reason.casefold()
         for part in _parts(text):
+            if part.casefold() not in folded:  # by far most of them, and a search is cheap
+                continue
             pattern = re.escape(part)
             if len(part) < _MIN_ANYWHERE:
                 pattern = rf"(?<!\w){pattern}(?!\w)"
@@ -57,11 +64,21 @@ def without(reason: str, texts: Iterable[str]) -> str:
     return reason
 
 
+def _without_beginnings(reason: str, text: str) -> str:
+    """Without the beginnings of a text that was cut."""
+    at = 0
+    while len(text) > _PREFIX and (at := reason.find(text[:_PREFIX], at)) >= 0:
+        end = _PREFIX
+        while end < len(text) and reason[at + end : at + end + 1] == text[end]:
+            end += 1
+        reason = f"{reason[:at]}{HIDDEN}{reason[at + end :]}"
+        at += len(HIDDEN)
+    return reason
+
+
 def _parts(text: str) -> Iterator[str]:
     if len(text) >= _MIN_TEXT and text not in _TERMS:
         yield text
-    for length in range(len(text) - 1, _PREFIX - 1, -1):  # a text that was cut
-        yield text[:length]
     for word in re.split(r"[\s^=\\,;:/_|'\"]+", text):
         if len(word) >= _MIN_WORD and word != word.lower() and word not in _TERMS:
             yield word

@@ -107,6 +107,15 @@ class BoundedSocket(AssociationSocket):
 class _BlockingProvider(DIMSEServiceProvider):
     """Blocks until a message comes, where pynetdicom's polls and sleeps."""
 
+    def receive_primitive(self, primitive: Any) -> None:
+        """As pynetdicom's, whose thread would end without a word where a message has no command that it knows."""
+        try:
+            super().receive_primitive(primitive)
+        except Exception:  # its text may quote the message
+            socket: Any = self.assoc.dul.socket
+            socket.turned_away("a DIMSE message is malformed")
+            self.dul.event_queue.put("Evt19")  # an invalid PDU: the state machine aborts (PS3.8 9.2.3)
+
     def get_msg(self, block: bool = False) -> Any:
         if block:
             return super().get_msg(block)
@@ -133,7 +142,22 @@ class _Handler(RequestHandler):
         socket.first_bytes, socket.turned_away = bytearray(server.request_bytes.data), server.turned_away
         socket.bounds, socket.total_unfinished_bytes = server.bounds, server.total_unfinished_bytes
         association.dimse.__class__ = _BlockingProvider
+        _guard_requests(association, server.turned_away)
         return association
+
+
+def _guard_requests(association: Association, turned_away: TurnAway) -> None:
+    """Abort where a request fails in pynetdicom: its thread would end, and leave the connection open."""
+    serve = association._serve_request
+
+    def guarded(message: Any, context_id: int) -> None:
+        try:
+            serve(message, context_id)
+        except Exception:  # its text may quote the message
+            turned_away("a request could not be served")
+            association.abort()
+
+    association._serve_request = guarded  # type: ignore[method-assign]
 
 
 class BoundedServer(ThreadedAssociationServer):

@@ -44,11 +44,11 @@ def test_v2_requests(finished: Finished) -> None:
         def post(seed: int) -> int:
             body, extra = [(scan, WHOLE), (binary, headers), (plain, {})][seed % 3]
             path = "/v2/repository/index" if seed % 50 == 0 else "/v2/models/clinic/infer"
-            return httpx.post(server.url(path), content=mutated(body, seed), headers=extra, timeout=60).status_code
+            return httpx.post(server.url(path), content=mutated(body, seed), headers=extra, timeout=100).status_code
 
         with ThreadPoolExecutor(8) as pool:
             codes = set(pool.map(post, range(500)))
-        assert codes <= {200, 400, 413, 429}
+        assert codes <= {200, 400, 413, 429, 504}
         time.sleep(7)
         assert len(list(folder.iterdir())) <= before + 3
         assert httpx.post(server.url("/v2/models/clinic/infer"), content=scan, headers=WHOLE).status_code == 200

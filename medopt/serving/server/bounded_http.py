@@ -136,7 +136,7 @@ def listen(host: str, port: int, limits: ConnectionLimits) -> Listener:
 def bounded_protocol(protocol: Any, connections: Connections) -> Any:
     """One of uvicorn's HTTP protocols that says what its connections do."""
 
-    class BoundedProtocol(protocol):  # type: ignore[misc]
+    class BoundedProtocol(protocol):
         _key: Address = ()
 
         def connection_made(self, transport: Any) -> None:
