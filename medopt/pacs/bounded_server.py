@@ -157,7 +157,7 @@ def _guard_requests(association: Association, turned_away: TurnAway) -> None:
             turned_away("a request could not be served")
             association.abort()
 
-    association._serve_request = guarded  # type: ignore[method-assign]
+    association._serve_request = guarded  # type: ignore[method-assign, assignment]
 
 
 class BoundedServer(ThreadedAssociationServer):

@@ -33,7 +33,9 @@ def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: 
         if findings and row.answer is not None:
             volume = release.chain.read(row.path)
             places = evidence.places(release.prepare(volume)[0])
-            for label in findings if places is not None else ():
+            if places is None:
+                raise DataError(f"{row.path}: the network gives no evidence for a scan of this size.")
+            for label in findings:
                 shares = places - places.mean(axis=0) if release.info.task == "multiclass" else places
                 probability = row.answer.probabilities[label]
                 picture = evidence_picture(
