@@ -173,7 +173,8 @@ class _Routes:
         log.model, log.version = served.name, served.verified.version
         _check_announced(request, service.limits.max_body)
         with service.receiving() as take:
-            body = await _body(request, service.limits, take)
+            with service.uploading():
+                body = await _body(request, service.limits, take)
             with service.admitted(1):
                 log.digest = await service.in_reader(content_digest, body)
                 inputs, selection = await service.in_reader(parse_request, body, request.headers.get(JSON_LENGTH))

@@ -138,13 +138,13 @@ async def _serve(
     opening = asyncio.create_task(registry.open_all())
     await asyncio.wait([asyncio.create_task(stop.wait()), web_task], return_when=asyncio.FIRST_COMPLETED)
     service.stopping = True
-    event(logging.INFO, "stopping", {"images": service.admission.images})
+    event(logging.INFO, "stopping", {"images": service.images_in_hand})
     opening.cancel()
     web.should_exit = True
     await asyncio.gather(web_task, calls.stop(limits.grace_seconds) if calls else asyncio.sleep(0))
     registry.close()
     service.readers.shutdown(wait=False, cancel_futures=True)
-    event(logging.INFO, "stopped", {"images": service.admission.images})
+    event(logging.INFO, "stopped", {"images": service.images_in_hand})
 
 
 def _configuration(

@@ -77,6 +77,7 @@ class Service:
         self.registry, self.limits, self.metrics = registry, limits, metrics
         self.admission = Admission(limits)
         self.stopping = False
+        self._uploads = 0
         self.readers = ThreadPoolExecutor(
             limits.readers, "medopt-reader", initializer=torch.set_num_threads, initargs=(1,)
         )
@@ -90,12 +91,28 @@ class Service:
     def admitted(self, images: int, size: int = 0) -> Iterator[None]:
         """A place in the queue; raises Refused where there is none."""
         self.admission.take(images, size)
-        self.metrics.queue(self.admission.images)
+        self.metrics.queue(self.images_in_hand)
         try:
             yield
         finally:
             self.admission.give(images, size)
-            self.metrics.queue(self.admission.images)
+            self.metrics.queue(self.images_in_hand)
+
+    @property
+    def images_in_hand(self) -> int:
+        """Images of requests that are coming in, and of those in the queue."""
+        return self.admission.images + self._uploads
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """While a request's body arrives: it is in hand, and has no place in the queue yet."""
+        self._uploads += 1
+        self.metrics.queue(self.images_in_hand)
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+            self.metrics.queue(self.images_in_hand)
 
     @contextmanager
     def receiving(self) -> Iterator[Callable[[int], None]]:
