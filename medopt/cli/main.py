@@ -43,6 +43,8 @@ from medopt.cli.tune_runtime import tune_runtime
 from medopt.core import fast_monai_import, signals
 from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.extras import missing_package
+from medopt.core.privacy import without_credentials
+from medopt.core.provenance import limit_threads
 
 app = typer.Typer(
     cls=Group,
@@ -147,6 +149,7 @@ def main() -> NoReturn:
     """Run the command line; a refusal becomes one paragraph on stderr and its exit code."""
     reset_verbosity()
     signals.install_handlers()
+    limit_threads()
     fast_monai_import.install()
     try:
         if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
@@ -169,7 +172,7 @@ def main() -> NoReturn:
         if not text:  # no arguments at all: the help was shown
             sys.exit(ConfigError.exit_code)
         stop = "" if text.endswith((".", "?")) else "."
-        _leave(error, "UsageError", f"{text}{stop} See medopt --help.", ConfigError.exit_code)
+        _leave(error, "UsageError", f"{without_credentials(text)}{stop} See medopt --help.", ConfigError.exit_code)
     sys.exit(0)
 
 

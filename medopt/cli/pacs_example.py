@@ -38,7 +38,7 @@ def demo(
     from medopt.cli.console import print_rows
     from medopt.core import signals
     from medopt.core.errors import DataError
-    from medopt.pacs.demo import newest_release, send_studies
+    from medopt.pacs.demo import newest_release, send_studies, summary_line
     from medopt.pacs.example_site import running_site
 
     signals.install_handlers()  # SIGTERM ends Orthanc and the node, too
@@ -53,6 +53,7 @@ def demo(
             print_rows(
                 "Drawn studies, and their results in Orthanc", [_row(result) | _figures(result) for result in results]
             )
+            typer.echo(summary_line(results))
             missing = [result.study for result in results if result.seconds is None]
             if keep:
                 typer.echo(f"Orthanc: {site.orthanc_url}/app/explorer.html")

@@ -31,7 +31,8 @@ def reconcile(
 ) -> None:
     """Ask the PACS of the section pull which studies it has, and fetch the instances that never reached this node.
 
-    The node must run: it receives what is fetched. Exit code 3 if instances are still missing then.
+    The node must run: it receives what is fetched. Exit code 3 if instances are still missing then, or if
+    something could not be compared.
 
     Example: medopt pacs reconcile node.yaml --since 2d
     """
@@ -66,10 +67,12 @@ def reconcile(
                 {"what": "instances known here", "number": outcome.known},
                 {"what": "instances missing", "number": outcome.missing + outcome.put_off},
                 {"what": "fetched", "number": outcome.fetched},
+                *({"what": f"not compared: {why}", "number": count} for why, count in outcome.not_compared.items()),
             ]
             print_rows(f"{settings.pull.source.name} since {first}", rows)
             names = ("studies", "known", "missing", "fetched")
-            print_json(as_json, {name: getattr(outcome, name) for name in names})
+            not_compared = {"not_compared": dict(outcome.not_compared)} if outcome.not_compared else {}
+            print_json(as_json, {name: getattr(outcome, name) for name in names} | not_compared)
             if pause is None:
                 break
             time.sleep(pause)
@@ -79,6 +82,9 @@ def reconcile(
             f"{outcome.still_missing} instances did not arrive{reason}. See the node's log for those that it refused, "
             "and the PACS's for those that it could not send: it needs the node's AE title, address and port."
         )
+    if outcome.not_compared:
+        reasons = "; ".join(f"{count} x {why}" for why, count in outcome.not_compared.items())
+        raise DataError(f"Not all of the source could be compared: {reasons}.")
 
 
 def _no_delivery(*_: object) -> None:

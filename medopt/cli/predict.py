@@ -41,6 +41,14 @@ def predict(
         str | None,
         typer.Option("--engine", help="onnxruntime or openvino; else the fastest that `medopt tune runtime` found."),
     ] = None,
+    heatmaps: Annotated[
+        Path | None,
+        typer.Option(
+            "--heatmaps",
+            metavar="DIR",
+            help="Write a PNG there for each finding that is present or undecided: where its evidence lay.",
+        ),
+    ] = None,
     where: WhereOption = "local",
     job_cpus: CpusOption = 1,
     as_json: JsonOption = False,
@@ -81,9 +89,18 @@ def predict(
     typer.echo(
         f"{count_text(len(rows), 'scan')}{f', {declined} of them declined' if declined else ''}, written to {out}"
     )
+    summary: dict[str, object] = {}
+    if heatmaps is not None:
+        from medopt.serving.heat_maps import write_heat_maps
+
+        file = folder / predictor.info.models[predictor.kind].file
+        with reporting() as reporter:
+            summary["heatmaps"] = count = write_heat_maps(predictor, file, rows, heatmaps, reporter)
+        typer.echo(f"{count} heat maps written to {heatmaps}")
     print_json(
         as_json,
-        {"release": str(folder), "out": str(out), "scans": len(rows), "declined": declined, "refused": len(refused)},
+        {"release": str(folder), "out": str(out), "scans": len(rows), "declined": declined, "refused": len(refused)}
+        | summary,
     )
     if refused:
         raise DataError(f"{len(refused)} of {len(rows)} scans were refused: {listed(refused)}")

@@ -63,11 +63,20 @@ def read_keys(path: Path, what: str, such_as: str) -> dict[str, Any]:
     except FileNotFoundError:
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"There is no {what} {path}. {what.capitalize()}s beside it: {near}.") from None
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{path} cannot be read as a {what}: {_yaml_problem(error)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a {what}: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} is not a {what}: it must hold keys such as {such_as}.")
     return raw
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, and where; without the lines that YAML's own text quotes, which may hold a credential."""
+    mark = error.problem_mark or error.context_mark
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{error.problem or error.context or 'it is not YAML'}{place}."
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -95,7 +104,10 @@ def explain(item: Any, root: type[BaseModel] = Study) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "the file"
     if item["type"] == "extra_forbidden":
         parents = (str(part) for part in item["loc"][:-1] if not isinstance(part, int))
-        return _unknown(where, _section(".".join(parents), root))
+        try:
+            return _unknown(where, _section(".".join(parents), root))
+        except ConfigError:  # within a table of names of its own, as the headers of a service
+            return f"unknown key {where}."
     if item["type"] == "missing":
         return f"{where} is missing."
     if item["type"] == "string_type" and isinstance(item["input"], bool | int | float | date):

@@ -1,10 +1,13 @@
 """What went wrong, where, and what to do: one class and one exit code for each kind of refusal.
 
 A user's mistake never ends in a traceback. The text of an error is one paragraph: the fact with the value and the
-place (file, row, key), then the way out. It never contains a patient identifier.
+place (file, row, key), then the way out. It never contains a patient identifier
+or a credential.
 """
 
 from __future__ import annotations
+
+from medopt.core.privacy import without_credentials
 
 
 class MedoptError(Exception):
@@ -19,6 +22,10 @@ class MedoptError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        """Any credential in the text is hidden, wherever the text comes from."""
+        super().__init__(*(without_credentials(each) if isinstance(each, str) else each for each in args))
 
 
 class ConfigError(MedoptError):

@@ -1,10 +1,17 @@
-"""Pseudonyms: what may be logged, tracked and released in place of the identifier of a patient."""
+"""What may be logged, tracked, shown and released: pseudonyms for patients, and texts without credentials."""
 
 from __future__ import annotations
 
 import hmac
 import os
 import re
+
+HIDDEN = "(hidden)"
+_USERINFO = re.compile(r"(?<=://)[^\s'\"<>]*@")  # to the last @: a password may hold one, or a slash
+_SCHEME = re.compile(r"\b(Bearer|Basic|Token|ApiKey)(\s+)(?=\S*[\d=+/])[\w.~+/=-]{8,}", re.IGNORECASE)
+_NAMED = re.compile(
+    r"([\w.-]*(?:token|secret|passw(?:or)?d|pwd|api[_-]?key|signature|credential)[\w.-]*=)[^\s&;,'\"]+", re.IGNORECASE
+)
 
 
 def pseudonym(identifier: str) -> str:
@@ -53,3 +60,14 @@ def may_be_name(folder: str) -> bool:
         or len(words) > 1
         or any(word[0].isupper() and len(word) > 3 for word in words)
     )
+
+
+def without_credentials(text: str) -> str:
+    """A text in which user and password of a URL, tokens, and values named as secrets are hidden.
+
+    >>> without_credentials("no answer from https://ann:pw@pacs.example/dicom-web?token=abc")
+    'no answer from https://(hidden)@pacs.example/dicom-web?token=(hidden)'
+    """
+    text = _USERINFO.sub(f"{HIDDEN}@", text)
+    text = _SCHEME.sub(rf"\1\2{HIDDEN}", text)
+    return _NAMED.sub(rf"\1{HIDDEN}", text)

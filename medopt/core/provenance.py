@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 from medopt import __version__
 
+_GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self")
 PACKAGES = (
     "medopt",
     "torch",
@@ -97,14 +99,74 @@ def machine() -> Machine:
     return Machine(model, os.cpu_count(), platform.python_version(), platform.system())
 
 
+def usable_cores(groups: Path = _GROUPS, own: Path = _OWN) -> int:
+    """Processors that this process may use at once: those it may run on, at most its container's quota, rounded up."""
+    count = len(_allowed_processors())
+    quota = processor_quota(groups, own)
+    return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
 def physical_cores() -> int:
-    """Cores that this process may use; two threads of one core count once, and an unknown topology as one core each."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    """As `usable_cores`; two threads of one core count once, and an unknown topology as one core each."""
     cpus = Path("/sys/devices/system/cpu")
     siblings = set()
-    for cpu in allowed:
+    for cpu in _allowed_processors():
         try:
             siblings.add((cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
         except OSError:
             siblings.add(str(cpu))
-    return len(siblings)
+    return min(len(siblings), usable_cores())
+
+
+def _allowed_processors() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def processor_quota(groups: Path = _GROUPS, own: Path = _OWN) -> float | None:
+    """How many processors' time the control groups of this process allow (`docker run --cpus`); None: all.
+
+    The smallest quota counts, of the group or of one above it; cgroup version 2 (cpu.max) and 1 (cpu.cfs_quota_us).
+    """
+    try:
+        lines = [line.split(":", 2) for line in (own / "cgroup").read_text().splitlines()]
+    except OSError:
+        return None  # no Linux: there are none
+    quotas = []
+    for _, controllers, path in lines:
+        if not controllers:
+            quotas += [_quota_2(folder) for folder in _group_folders(groups, path)]
+        elif "cpu" in controllers.split(","):
+            roots = (groups / "cpu", groups / controllers)
+            quotas += [_quota_1(folder) for root in roots for folder in _group_folders(root, path)]
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _group_folders(root: Path, path: str) -> list[Path]:
+    """A control group and those above it; inside a container only the root may be there."""
+    place = root / path.strip("/")
+    return [folder for folder in (place, *place.parents) if folder == root or root in folder.parents]
+
+
+def _quota_2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # not limited ("max"), or a group that only the host can see
+        return None
+
+
+def _quota_1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def limit_threads() -> None:
+    """Let numerical libraries that this process loads from now on start no more threads than its container's quota.
+
+    They count the processors and know no quota: with half a processor, two threads take twice the time of one.
+    """
+    if processor_quota() is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))

@@ -164,5 +164,8 @@ def _meaning(info: ReleaseInfo) -> str:
 def _not_carried(info: ReleaseInfo) -> list[str]:
     notes = ["reading and checking the scan: the model takes prepared images (input.prepare says how they are made)"]
     if info.domain:
-        notes.append("the out-of-domain check: scans unlike those of training are not declined outside medopt")
+        notes.append(
+            "the out-of-domain check: scans unlike those of training are not declined outside medopt, "
+            "and what the model gives for such a scan, logits included, is no answer"
+        )
     return notes

@@ -103,12 +103,15 @@ def read_header(path: Path, *, defer: bool = False) -> Dataset:
     return dataset
 
 
-def not_an_image_reason(dataset: Dataset) -> str | None:
-    """What an object is that is not an image of the patient (a report, a segmentation); None for an image."""
+def not_an_image_reason(dataset: Dataset, *, pixels_follow: bool = False) -> str | None:
+    """What an object is that is not an image of the patient (a report, a segmentation); None for an image.
+
+    `pixels_follow`: the file has pixels, which were not read into `dataset`.
+    """
     sop_class = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
     if sop_class in _OTHER_CLASSES:
         return f"it is {_OTHER_CLASSES[sop_class]}, not an image"
-    if _has_pixels(dataset) or "Image" in sop_class.name:
+    if pixels_follow or _has_pixels(dataset) or "Image" in sop_class.name:
         return None
     return (
         f"it is not an image ({sop_class.name.removesuffix(' Storage')})" if sop_class.is_valid else "it holds no image"

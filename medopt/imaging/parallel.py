@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medopt.core.errors import DataError
+from medopt.core.provenance import usable_cores
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -34,7 +35,7 @@ def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], workers:
     >>> list(parallel_map(len, ["a", "bcd"]))
     [1, 3]
     """
-    cores = os.cpu_count() or 1
+    cores = min(os.cpu_count() or 1, usable_cores())
     workers, done, started = min(workers or cores, cores, MAX_WORKERS), 0, time.monotonic()
     while done < len(items) and (workers == 1 or time.monotonic() - started < SERIAL_SECONDS):
         yield work(items[done])

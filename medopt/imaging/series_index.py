@@ -21,7 +21,7 @@ from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import AGE_KEYWORDS, patient_age
 from medopt.imaging.dicom_file import finite_numbers, is_dicom, not_an_image_reason
 from medopt.imaging.dicom_frames import FrameHeader
-from medopt.imaging.parse_dicom import parse_dicom
+from medopt.imaging.parse_dicom import parse_header
 from medopt.imaging.scan_path import files_below
 
 _KEYWORDS = (
@@ -155,8 +155,9 @@ def _header(path: Path) -> Dataset | str:
         with path.open("rb") as stream:
             if not is_dicom(stream.read(132)):
                 return "not DICOM"
-        dataset = parse_dicom(path, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
-        if reason := not_an_image_reason(dataset):
+            stream.seek(0)
+            dataset, pixels_follow = parse_header(stream, _KEYWORDS, force=True)
+        if reason := not_an_image_reason(dataset, pixels_follow=pixels_follow):
             return reason
         return dataset
     except OSError as error:

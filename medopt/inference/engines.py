@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Profile
 from medopt.core.errors import ReleaseError
+from medopt.core.provenance import physical_cores, processor_quota
 from medopt.core.records import FloatArray, batches
 from medopt.core.telemetry import without_telemetry
 from medopt.data.cache import load_prepared
@@ -170,13 +171,15 @@ ENGINES: dict[str, Callable[[Path, int, Mode], Engine]] = {
 
 
 def open_engine(name: str, path: Path, threads: int = 0, mode: Mode = "latency") -> Engine:
-    """Load an ONNX file into the named engine; `threads` 0 takes all cores.
+    """Load an ONNX file into the named engine; `threads` 0 takes all cores, or as many as a container's quota allows.
 
     `mode`: latency for one image at a time, throughput for batches; the logits are the same. Raises ReleaseError where
     the engine is unknown, is not available here, or refuses the file.
     """
     if name not in ENGINES and name not in PROVIDERS:
         raise ReleaseError(f"There is no engine {name!r}; known: {', '.join([*ENGINES, *PROVIDERS])}.")
+    if not threads and processor_quota() is not None:  # the engines count processors and know no quota
+        threads = physical_cores()
     try:
         if name in PROVIDERS:
             return OnnxRuntimeEngine(path, threads, mode, name)

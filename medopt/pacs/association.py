@@ -6,7 +6,7 @@ import logging
 import ssl
 from collections.abc import Sequence
 
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
@@ -49,11 +49,12 @@ def _loaded(context: ssl.SSLContext, tls: TlsSettings) -> ssl.SSLContext:
 
 def associate(
     settings: NodeSettings, peer: DimsePeer, sop_classes: Sequence[str], transfer_syntaxes: Sequence[str], *,
-    silence_seconds: float = 0,
+    silence_seconds: float = 0, handlers: Sequence[evt.EventHandlerType] = (),
 ) -> Association:  # fmt: skip
     """Request an association (PS3.8 7.1); it may come back not established.
 
-    The peer may send nothing for `sending.timeout_seconds`, or for `silence_seconds` if that is longer.
+    The peer may send nothing for `sending.timeout_seconds`, or for `silence_seconds` if that is longer. `handlers`
+    answer what it requests on this association.
     """
     quiet_network()
     ae = AE(settings.aet)
@@ -61,4 +62,6 @@ def associate(
     ae.dimse_timeout = ae.network_timeout = max(silence_seconds, settings.sending.timeout_seconds)
     tls = (client_context(settings.tls), peer.host) if peer.tls and settings.tls is not None else None
     contexts = [build_context(uid, list(transfer_syntaxes)) for uid in sop_classes]
-    return ae.associate(peer.host, peer.port, contexts=contexts, ae_title=peer.aet, tls_args=tls)
+    return ae.associate(
+        peer.host, peer.port, contexts=contexts, ae_title=peer.aet, tls_args=tls, evt_handlers=list(handlers)
+    )

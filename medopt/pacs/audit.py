@@ -112,7 +112,7 @@ def verify(path: Path) -> tuple[int, str]:
 
 
 # Only these events are counted by reason: their reasons are few, while others quote figures.
-_COUNTED_BY_REASON = ("refused", "rejected", "not sent", "not reconciled")
+_COUNTED_BY_REASON = ("refused", "rejected", "not sent", "not reconciled", "not compared")
 
 
 class CountingAudit:

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import queue
 import select
-import socket
-import struct
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from medopt.pacs.association_request import TOO_MANY, TurnedAway, check_request, read_request, reply_and_close
+
+TurnAway = Callable[[str], None]
+"""Called with the reason when a connection is closed that the peer wanted to go on with."""
 MAX_PDU_BYTES = 16 * 1024 * 1024
 _CHUNK = 256 * 1024
 _PDU_SECONDS = 30.0
-_REQUEST_SECONDS = 5.0
-_MAX_REQUEST_BYTES = 64 * 1024  # more than 128 contexts with 30 transfer syntaxes each need
+_HANDSHAKE_SECONDS = 5.0
 _BUSY_SECONDS = 0.5
 _POLL_SECONDS = 0.25
 
@@ -46,6 +48,9 @@ class BoundedSocket(AssociationSocket):
     bounds: Bounds
     total_unfinished_bytes: Callable[[], int]
     """Bytes of the unfinished messages of all connections."""
+    turned_away: TurnAway
+    first_bytes: bytearray
+    """What was read before pynetdicom reads: the association request."""
     unfinished_bytes = 0
     _last_data = 0.0
 
@@ -57,6 +62,8 @@ class BoundedSocket(AssociationSocket):
     @property
     def ready(self) -> bool:
         """As pynetdicom's, which polls a thousand times a second: a hundred idle associations would take a core."""
+        if self.first_bytes:
+            return True
         if self.socket is not None and not self.busy:
             with suppress(OSError, ValueError):  # closed meanwhile: pynetdicom's own check says so
                 select.select([self.socket], [], [], _POLL_SECONDS)
@@ -71,13 +78,17 @@ class BoundedSocket(AssociationSocket):
 
     def recv(self, nr_bytes: int) -> bytearray:
         """As pynetdicom's; raises OSError, which closes the connection, where a bound is exceeded."""
+        if self.first_bytes:
+            first = self.first_bytes[:nr_bytes]
+            del self.first_bytes[:nr_bytes]
+            return first
         if nr_bytes > MAX_PDU_BYTES:
-            raise OSError("a PDU claims to be longer than any may be")
+            self._end("a PDU claims to be longer than any may be")
         self.unfinished_bytes += nr_bytes
         if self.unfinished_bytes > self.bounds.message_bytes:
-            raise OSError("a message is larger than this node accepts")
+            self._end("a message is larger than this node accepts")
         if nr_bytes > _CHUNK // 64 and self.total_unfinished_bytes() > self.bounds.memory_bytes:
-            raise OSError("the unfinished messages are larger than this node accepts")
+            self._end("the unfinished messages are larger than this node accepts")
         data, deadline = bytearray(), time.monotonic() + _PDU_SECONDS
         while len(data) < nr_bytes:
             chunk = self.socket.recv(min(_CHUNK, nr_bytes - len(data)))  # type: ignore[union-attr]
@@ -85,12 +96,25 @@ class BoundedSocket(AssociationSocket):
                 break
             data += chunk
             if time.monotonic() > deadline:
-                raise TimeoutError("a PDU comes too slowly")
+                self._end("a PDU comes too slowly")
         return data
+
+    def _end(self, reason: str) -> NoReturn:
+        self.turned_away(reason)
+        raise OSError(reason)
 
 
 class _BlockingProvider(DIMSEServiceProvider):
     """Blocks until a message comes, where pynetdicom's polls and sleeps."""
+
+    def receive_primitive(self, primitive: Any) -> None:
+        """As pynetdicom's, whose thread would end without a word where a message has no command that it knows."""
+        try:
+            super().receive_primitive(primitive)
+        except Exception:  # its text may quote the message
+            socket: Any = self.assoc.dul.socket
+            socket.turned_away("a DIMSE message is malformed")
+            self.dul.event_queue.put("Evt19")  # an invalid PDU: the state machine aborts (PS3.8 9.2.3)
 
     def get_msg(self, block: bool = False) -> Any:
         if block:
@@ -114,10 +138,26 @@ class _Handler(RequestHandler):
         association = super()._create_association()
         socket: Any = association.dul.socket
         socket.__class__ = BoundedSocket  # pynetdicom has no parameter for another class
-        socket.bounds = self.server.bounds  # type: ignore[attr-defined]
-        socket.total_unfinished_bytes = self.server.total_unfinished_bytes  # type: ignore[attr-defined]
+        server: Any = self.server
+        socket.first_bytes, socket.turned_away = bytearray(server.request_bytes.data), server.turned_away
+        socket.bounds, socket.total_unfinished_bytes = server.bounds, server.total_unfinished_bytes
         association.dimse.__class__ = _BlockingProvider
+        _guard_requests(association, server.turned_away)
         return association
+
+
+def _guard_requests(association: Association, turned_away: TurnAway) -> None:
+    """Abort where a request fails in pynetdicom: its thread would end, and leave the connection open."""
+    serve = association._serve_request
+
+    def guarded(message: Any, context_id: int) -> None:
+        try:
+            serve(message, context_id)
+        except Exception:  # its text may quote the message
+            turned_away("a request could not be served")
+            association.abort()
+
+    association._serve_request = guarded  # type: ignore[method-assign, assignment]
 
 
 class BoundedServer(ThreadedAssociationServer):
@@ -126,8 +166,10 @@ class BoundedServer(ThreadedAssociationServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, *args: Any, bounds: Bounds, **options: Any) -> None:
-        self.bounds = bounds
+    def __init__(self, *args: Any, bounds: Bounds, turned_away: TurnAway, **options: Any) -> None:
+        self.bounds, self.turned_away = bounds, turned_away
+        self.request_bytes = threading.local()
+        """The association request (data) of the connection that a thread begins."""
         self._requesting = 0
         self._lock = threading.Lock()
         super().__init__(*args, **options | {"request_handler": _Handler})
@@ -139,7 +181,13 @@ class BoundedServer(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Close a connection beyond the allowed number at once."""
-        return self._requesting + len(self.active_associations) < self.bounds.connections
+        if self._requesting + len(self.active_associations) < self.bounds.connections:
+            return True
+        self.turned_away("too many connections at once (limits.associations)")
+        if self.ssl_context is None:
+            with suppress(OSError):
+                request.sendall(TOO_MANY)
+        return False
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept without TLS: a client that never completes the handshake must not block the others."""
@@ -151,37 +199,34 @@ class BoundedServer(ThreadedAssociationServer):
         with self._lock:
             self._requesting += 1
         try:
-            request.settimeout(_REQUEST_SECONDS)
-            if self.ssl_context is not None:
-                request = self.ssl_context.wrap_socket(request, server_side=True)
-            elif not _requests_association(request):
-                raise OSError("no association is requested")
+            request = self._with_tls(request)
+            data = read_request(request)
+            check_request(data)
             request.settimeout(self.ae.network_timeout)
-        except OSError:  # idle, another protocol, no TLS, or no certificate of the authority
-            self.shutdown_request(request)
+        except (TurnedAway, OSError) as ended:
+            away = ended if isinstance(ended, TurnedAway) else TurnedAway("")
+            if away.reason:
+                self.turned_away(away.reason)
+            reply_and_close(request, away.reply)
             return
         finally:
             with self._lock:
                 self._requesting -= 1
+        self.request_bytes.data = data
         super().process_request_thread(request, client_address)
+
+    def _with_tls(self, request: Any) -> Any:
+        if self.ssl_context is None:
+            return request
+        request.settimeout(_HANDSHAKE_SECONDS)
+        try:
+            return self.ssl_context.wrap_socket(request, server_side=True)
+        except TimeoutError:
+            raise TurnedAway("it did not complete the TLS handshake in time") from None
+        except ssl.SSLEOFError:
+            raise TurnedAway("it left during the TLS handshake") from None
+        except ssl.SSLError:
+            raise TurnedAway("it does not speak TLS, or has no certificate of the authority") from None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log nothing: connections end early all the time, and the log holds no addresses."""
-
-
-def _requests_association(connection: socket.socket) -> bool:
-    """Whether a whole A-ASSOCIATE-RQ (PS3.8 9.3.2) comes in time; it stays in the socket's buffer."""
-    deadline, length = time.monotonic() + _REQUEST_SECONDS, 6
-    while time.monotonic() < deadline:
-        data = connection.recv(length, socket.MSG_PEEK)
-        if not data or data[0] != 0x01:
-            return False
-        if len(data) == length > 6:
-            return True
-        if len(data) >= 6:
-            length = 6 + struct.unpack(">L", data[2:6])[0]
-            if length > _MAX_REQUEST_BYTES:
-                return False
-        if len(data) != 6:  # a part of it has come: do not spin
-            time.sleep(0.02)
-    return False

@@ -1,14 +1,15 @@
 """Storage commitment (PS3.4 J, push model): ask a destination whether it keeps a result; it reports later.
 
-The request goes over the association of C-STORE; the report comes by an association that the destination opens to the
-node. Requests are not stored: their transaction UID follows from their content, so that a report is recognized after a
-restart, too. A result that is not reported in time is sent and asked for again.
+The request goes over the association of C-STORE; the report comes over the same one, or by an association that the
+destination opens to the node. Requests are not stored: a report is recognized by its transaction UID. A result that is
+not reported in time is sent and asked for again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import uuid
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 from pydicom import Dataset
@@ -31,12 +32,26 @@ from medopt.pacs.settings import NodeSettings
 log = logging.getLogger("medopt.pacs")
 AWAITING_REPORT = "stored there; the destination has not yet reported that it keeps it"
 _MAX_INSTANCES = 1000
-_NAMESPACE = uuid.UUID("2f0f0c52-5c53-5d0e-8b2e-6a3a4e1b7d90")
+_NAMESPACE = "medopt storage commitment"
 
 
-def transaction_uid(destination_name: str, sop_uids: Sequence[str]) -> str:
-    """The transaction UID of a request (PS3.5 B.2): the same results and destination always give the same one."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join([destination_name, *sorted(sop_uids)])).int}"
+def transaction_uid(destination_name: str, sop_uids: Sequence[str], nonce: int | None = None) -> str:
+    """A new transaction UID for these results and this destination; one is never used twice (PS3.4 J.3.2.1.2).
+
+    It is a UUID of version 8 (RFC 9562 5.8): 48 random bits, and 74 bits of a digest of them, the results and the
+    destination. So a report is recognized without a record of the request, after a restart, too.
+    """
+    nonce = secrets.randbits(48) if nonce is None else nonce
+    content = "/".join([_NAMESPACE, str(nonce), destination_name, *sorted(sop_uids)])
+    digest = int.from_bytes(hashlib.sha256(content.encode()).digest()[:10], "big") >> 6
+    high, low = digest >> 62, digest & (1 << 62) - 1
+    return f"2.25.{nonce << 80 | 8 << 76 | high << 64 | 2 << 62 | low}"
+
+
+def is_transaction(uid: str, destination_name: str, sop_uids: Sequence[str]) -> bool:
+    """Whether a transaction UID is one that was made for these results and this destination."""
+    number = uid.removeprefix("2.25.")
+    return number.isdecimal() and uid == transaction_uid(destination_name, sop_uids, int(number) >> 80)
 
 
 def request_commitment(association: Association, destination: DimsePeer, sends: Sequence[PendingSend]) -> str:
@@ -79,7 +94,7 @@ class CommitmentReceiver:
         except Exception:  # pydicom parses an element on access; each kind of damage raises its own exception
             return self._reject()
         for destination in self._destinations:
-            if destination.aet == title and transaction == transaction_uid(destination.name, [*kept, *failed]):
+            if destination.aet == title and is_transaction(transaction, destination.name, [*kept, *failed]):
                 self._record(destination, kept[:_MAX_INSTANCES], failed)
                 return SUCCESS
         return self._reject()

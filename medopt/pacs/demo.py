@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from pydicom import Dataset
 from pynetdicom import AE
@@ -63,6 +64,22 @@ def send_studies(site: DemoSite, count: int, progress: Callable[[str], None]) ->
                 yield [study.result for study in studies]
     if pending:
         yield [study.result for study in studies]
+
+
+def summary_line(results: Sequence[DemoResult]) -> str:
+    """The table of results in a sentence: how many answers are right, how long they took.
+
+    >>> summary_line([DemoResult(1, "nodule", "Present", 0.9, 1.0), DemoResult(2, "nodule", "Undetermined", None, 3.0)])
+    '2 studies: 1 right, 0 wrong, 1 undetermined, 0 without a result; 2.0 s from the last image to the report (median)'
+    """
+    expected = {"nodule": "Present", "no_nodule": "Absent"}
+    answered = [result for result in results if result.seconds is not None]
+    undetermined = sum(result.answer == "Undetermined" for result in answered)
+    right = sum(result.answer == expected[result.truth] for result in answered)
+    counts = f"{right} right, {len(answered) - right - undetermined} wrong, {undetermined} undetermined"
+    seconds = [result.seconds for result in answered if result.seconds is not None]
+    duration = f"; {median(seconds):.1f} s from the last image to the report (median)" if seconds else ""
+    return f"{len(results)} studies: {counts}, {len(results) - len(answered)} without a result{duration}"
 
 
 def newest_release(runs: Path, study: str = "phantom") -> Path:

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medopt.core.privacy import pseudonym
-from medopt.imaging.parse_dicom import parse_dicom
+from medopt.imaging.dicom_file import not_an_image_reason
+from medopt.imaging.parse_dicom import parse_dicom, parse_header
 from medopt.pacs.audit import AuditTrail, no_audit
 from medopt.pacs.ledger import Instance, InstanceStatus, Ledger
+from medopt.pacs.same_image import differing_keyword
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import STUDIES, Spool, spool_file
 
@@ -70,10 +73,14 @@ class Intake:
         self._image_received, self._audit = image_received, audit
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
-    def store(self, instance: Instance, write: Callable[[str], None], is_open: Callable[[], bool]) -> None:
+    def store(
+        self, instance: Instance, write: Callable[[str], None], is_open: Callable[[], bool],
+        header: Callable[[], Dataset] = Dataset,
+    ) -> None:  # fmt: skip
         """Return when an instance is safe on disk and in the ledger; raises Refusal if it is not stored.
 
-        `write` puts its bytes to a path below the spool, whole or not at all, or raises OSError.
+        `write` puts its bytes to a path below the spool, whole or not at all, or raises OSError. `header` parses its
+        header without pixels, for the comparison with an instance of the same UIDs in another transfer syntax.
         """
         late = self._settings.late_images == "new_result"
         with self._locks[hash(instance.sop_uid) % _LOCKS]:
@@ -82,16 +89,34 @@ class Intake:
             status = self._ledger.classify(instance, late=late)
             if status == "new":
                 status = self._write(instance, write, late)
-        if status == "conflict":
-            raise Refusal(DUPLICATE_INSTANCE, "another instance with this UID is here already")
+        if status == "conflict" and (difference := self._difference(instance, header)):
+            raise Refusal(DUPLICATE_INSTANCE, difference)
         if status == "late":
             raise Refusal(NOT_AUTHORIZED, "the study was answered; late images are refused here")
         if status == "removed":
             raise Refusal(NOT_AUTHORIZED, "the study was answered and has left the spool")
-        if instance.image:
+        if instance.image or self._ledger.state(instance.study_uid) == "receiving":
             self._image_received(instance.study_uid, is_open)
         if status == "new":
             self._audit("received", study=pseudonym(instance.study_uid), content=instance.digest)
+
+    def _difference(self, instance: Instance, header: Callable[[], Dataset]) -> str:
+        """Why an instance is another one than that with its UID, whose bytes differ; '' for the same image.
+
+        The same image may come in another transfer syntax: the first that came is kept.
+        """
+        known = self._ledger.instance(instance.sop_uid)
+        if known is None or known.transfer_syntax == instance.transfer_syntax:
+            return "another instance with this UID is here already"
+        if (known.study_uid, known.sop_class) != (instance.study_uid, instance.sop_class):
+            return "another instance with this UID is here already"
+        try:
+            keyword = differing_keyword(parse_dicom(self._spool.root / known.file, stop_before_pixels=True), header())
+        except FileNotFoundError:
+            return "it was here in another encoding and has left the spool"
+        except Exception:  # pydicom raises many kinds of exceptions
+            return "another instance with this UID is here already"
+        return f"one with this UID is here, with another {keyword}"[:64] if keyword else ""
 
     def record_refusal(self, refusal: Refusal) -> None:
         """Write a refusal to the log and to the audit."""
@@ -149,7 +174,7 @@ def parse_instance(
     if transfer_syntax == DeflatedExplicitVRLittleEndian:  # pydicom would inflate it whole, to whatever size
         raise Refusal(CANNOT_UNDERSTAND, "deflated data sets are not accepted")
     try:
-        dataset = parse_dicom(stream, stop_before_pixels=True, specific_tags=list(_HEADER))
+        dataset, pixels_follow = parse_header(stream, _HEADER)
         header = {name: str(dataset.get(name) or "").rstrip("\0 ") for name in _HEADER}
     except Exception as error:  # pydicom raises many kinds of exceptions, RecursionError among them
         raise Refusal(CANNOT_UNDERSTAND, f"its header cannot be read ({type(error).__name__})") from None
@@ -161,6 +186,6 @@ def parse_instance(
     if (header["SOPInstanceUID"], header["SOPClassUID"]) != (sop_uid, sop_class):
         raise Refusal(DATA_SET_MISMATCH, "command and data set name different instances")
     study_uid = header["StudyInstanceUID"]
-    is_image = "Image" in UID(sop_class).name
+    is_image = not_an_image_reason(dataset, pixels_follow=pixels_follow) is None
     file = spool_file(STUDIES, study_uid, sop_uid)
     return Instance(sop_uid, study_uid, sop_class, transfer_syntax, digest, size, file, is_image)

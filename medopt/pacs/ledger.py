@@ -118,7 +118,11 @@ class Ledger:
         known = self.rows("SELECT digest FROM instances WHERE sop_uid = ?", instance.sop_uid)
         if known:
             return "known" if known[0]["digest"] == instance.digest else "conflict"
-        study = self.rows("SELECT state, emptied FROM studies WHERE uid = ?", instance.study_uid)
+        study = self.rows(
+            "SELECT state, emptied FROM studies WHERE uid = ? AND EXISTS "
+            "(SELECT 1 FROM instances WHERE study_uid = uid AND image)",  # one without images was not answered
+            instance.study_uid,
+        )
         if study and study[0]["emptied"] and study[0]["state"] != "receiving":
             return "removed"
         if instance.image and not late and study and study[0]["state"] in _ANSWERED:
@@ -151,6 +155,11 @@ class Ledger:
                 )
         return status
 
+    def instance(self, sop_uid: str) -> Instance | None:
+        """A received instance, None if it is not known."""
+        rows = self.rows("SELECT * FROM instances WHERE sop_uid = ?", sop_uid)
+        return _instance_from(rows[0]) if rows else None
+
     def is_result(self, sop_uid: str) -> bool:
         """Whether an instance is one of the node's own results, routed back to it."""
         return bool(self.rows("SELECT 1 FROM results WHERE sop_uid = ?", sop_uid))
@@ -163,11 +172,8 @@ class Ledger:
         return str(rows[0]["state"]) if rows else ""
 
     def receiving(self) -> list[str]:
-        """Studies with images that are not yet complete."""
-        rows = self.rows(
-            "SELECT uid FROM studies WHERE state = 'receiving' AND EXISTS "
-            "(SELECT 1 FROM instances WHERE study_uid = uid AND image)"
-        )
+        """Studies that are not yet complete; some may never have an image."""
+        rows = self.rows("SELECT uid FROM studies WHERE state = 'receiving' AND emptied = 0")
         return [str(row["uid"]) for row in rows]
 
     def complete(self, study_uid: str, now: float) -> None:

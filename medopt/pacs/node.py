@@ -119,10 +119,10 @@ class PacsNode:
         self._sender = Sender(settings, ledger, audit, clock=clock, stopping=self._stop.is_set)
         intake = Intake(settings, spool, ledger, self._completion.image_received, audit, clock)
         commitments = CommitmentReceiver(settings, ledger, audit, clock)
-        receiver = Receiver(settings, spool, intake, commitments, audit)
-        return receiver, self._create_http_server(receiver, intake), self._create_pull(intake)
+        receiver, pull = Receiver(settings, spool, intake, commitments, audit), self._create_pull(intake)
+        return receiver, self._create_http_server(receiver, intake, pull), pull
 
-    def _create_http_server(self, receiver: Receiver, intake: Intake) -> HttpServer | None:
+    def _create_http_server(self, receiver: Receiver, intake: Intake, pull: PeriodicPull | None) -> HttpServer | None:
         if self._settings.web is None:
             return None
         from medopt.pacs.http.http_server import HttpServer
@@ -131,7 +131,10 @@ class PacsNode:
 
         worker = self._worker
         health = NodeHealth(
-            lambda: receiver.listening, lambda: bool(worker.pid and worker.model_digest), self._stop.is_set
+            lambda: receiver.listening,
+            lambda: bool(worker.pid and worker.model_digest),
+            self._stop.is_set,
+            lambda: None if pull is None else pull.last,
         )
         return HttpServer(
             NodeParts(self._settings, self._spool, self._ledger, intake, self._audit, health, self._clock)
@@ -142,7 +145,7 @@ class PacsNode:
             return None
         from medopt.pacs.query_retrieve.periodic import PeriodicPull
 
-        return PeriodicPull(self._settings, self._spool, intake, self._audit, self._stop)
+        return PeriodicPull(self._settings, self._spool, intake, self._audit, self._stop, self._clock)
 
     def _is_out_of_time(self) -> bool:
         return self._stop.is_set() and time.monotonic() > self._deadline

@@ -19,6 +19,10 @@ class PeerError(MedoptError):
     """Another system did not answer as it should; the text names no patient."""
 
 
+class PeerGone(PeerError):
+    """The other system is not reached any longer: nothing else can be asked of it now."""
+
+
 def _ae_title(text: str) -> str:
     """An application entity title (PS3.5 6.2, VR AE): 1 to 16 printable ASCII characters, no backslash."""
     if not 1 <= len(text) <= 16 or text != text.strip() or "\\" in text or not (text.isascii() and text.isprintable()):
@@ -41,6 +45,12 @@ def _service_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _host(text: str) -> str:
+    if not text or any(sign in text for sign in "/@?# \t"):
+        raise ValueError("host is a name or an address alone, as in pacs.example; a DICOMweb service has a url instead")
+    return text
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 ServiceUrl = Annotated[str, AfterValidator(_service_url)]
@@ -50,7 +60,7 @@ class DimsePeer(Section):
     """A system that speaks DICOM over TCP: results go there by C-STORE."""
 
     aet: AETitle
-    host: str = Field(min_length=1)
+    host: Annotated[str, AfterValidator(_host)]
     port: Port
     tls: bool = False
     """True: connect with TLS, as the node's own `tls` section says."""
@@ -129,16 +139,26 @@ RemotePeer = Annotated[
 def explain_finding(finding: Any, root: type[Section]) -> str:
     """As `explain`, for files that name peers: the nearest known key is looked up among the keys of its protocol.
 
-    A value that may hold a credential (a URL, a header) is not quoted.
+    A value that may hold a credential is not quoted: of a URL, a header, a host, or one that is no plain word.
     """
-    if {"url", "headers"} & set(finding["loc"]):
+    if {"url", "headers", "host"} & set(finding["loc"]) or not _is_plain(finding["input"]):
         finding = {**finding, "input": {}}
+    finding = {**finding, "loc": tuple(part if _is_plain(part) else "(a name)" for part in finding["loc"])}
     for tag, section in ((_DIMSE, DimsePeer), (_WEB, WebPeer)):
         if tag in finding["loc"]:
             index = finding["loc"].index(tag)
             parents = ".".join(map(str, finding["loc"][:index]))
             return f"{parents}: {explain({**finding, 'loc': finding['loc'][index + 1 :]}, section)}"
     return explain(finding, root)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be quoted: a number, or a short text without the signs of a URL or a credential."""
+    return (
+        value in (None, [])
+        or isinstance(value, int | float)
+        or (isinstance(value, str) and len(value) <= 40 and not any(sign in value for sign in "@:=?&"))
+    )
 
 
 def with_absolute_paths(peer: DimsePeer | WebPeer, base: Path) -> DimsePeer | WebPeer:

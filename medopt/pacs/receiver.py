@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +16,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.association import quiet_network, server_context
 from medopt.pacs.audit import AuditTrail, no_audit
 from medopt.pacs.bounded_server import BoundedServer, Bounds
@@ -26,10 +29,49 @@ log = logging.getLogger("medopt.pacs")
 
 _PDU_BYTES = 1024 * 1024
 """The largest PDU offered to senders: pynetdicom's 16 kB need 250 rounds for an image of 2 megapixels."""
+_FLOOD_LINES, _FLOOD_SECONDS = 20, 10.0
 # A data set that is deflated as a whole could become a thousand times as large while its header is read.
 _TRANSFER_SYNTAXES = [
     uid for uid in ALL_TRANSFER_SYNTAXES if not UID(uid).is_deflated and "Deflate" not in UID(uid).name
 ]
+
+
+class Rejections:
+    """A line in log and audit for each peer that is turned away; of a flood a part, and then how many more there were.
+
+    One object may be used by several threads.
+    """
+
+    def __init__(self, audit: AuditTrail, clock: Callable[[], float] = time.monotonic) -> None:
+        self._audit, self._clock, self._lock = audit, clock, threading.Lock()
+        self._lines: dict[str, int] = {}
+        self._more: dict[str, int] = {}
+        self._since = clock()
+
+    def record(self, reason: str) -> None:
+        """A peer is turned away. The reason is one of few, and quotes nothing that the peer sent."""
+        with self._lock:
+            if self._clock() - self._since > _FLOOD_SECONDS:
+                for earlier, count in self._more.items():
+                    self._audit("rejected", reason=earlier, more=count)
+                self._lines, self._more, self._since = {}, {}, self._clock()
+            self._lines[reason] = self._lines.get(reason, 0) + 1
+            if self._lines[reason] > _FLOOD_LINES:
+                self._more[reason] = self._more.get(reason, 0) + 1
+                return
+        log.warning("association rejected: %s", reason)
+        self._audit("rejected", reason=reason)
+
+
+def _prefer_first_supported(request: Any) -> None:
+    """Of each context leave the transfer syntax that the sender names first and this node supports.
+
+    Pynetdicom would take the first of its own list.
+    """
+    for context in request.presentation_context_definition_list:
+        supported = [uid for uid in context.transfer_syntax if uid in _TRANSFER_SYNTAXES]
+        if supported:
+            context.transfer_syntax = supported[:1]
 
 
 class Receiver:
@@ -45,6 +87,7 @@ class Receiver:
     ) -> None:
         self._settings, self._spool, self._audit = settings, spool, audit
         self._intake, self._commitments = intake, commitments
+        self._rejections = Rejections(audit)
         self._server: Any = None
 
     def start(self) -> int:
@@ -52,7 +95,6 @@ class Receiver:
         quiet_network()
         limits = self._settings.limits
         ae = AE(self._settings.aet)
-        ae.require_called_aet = True
         ae.maximum_associations = limits.associations
         ae.maximum_pdu_size = _PDU_BYTES
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 5, limits.idle_seconds, limits.idle_seconds
@@ -62,6 +104,7 @@ class Receiver:
         ae.add_supported_context(Push, scu_role=True, scp_role=True)  # the destination is the provider of this service
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_association),
+            (evt.EVT_REJECTED, self._on_rejected),
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_C_ECHO, self._on_c_echo),
             (evt.EVT_N_EVENT_REPORT, self._on_event_report),
@@ -73,6 +116,7 @@ class Receiver:
             evt_handlers=handlers,
             server_class=BoundedServer,
             bounds=Bounds(limits.instance_bytes, limits.memory_bytes, 2 * limits.associations),
+            turned_away=self._rejections.record,
         )
         ae._servers.append(self._server)  # its shutdown removes it from there
         serve = self._server.serve_forever
@@ -94,18 +138,26 @@ class Receiver:
                 association.abort()
 
     def _on_association(self, event: evt.Event) -> None:
-        """Reject an unknown sender (PS3.8 9.3.4: permanent, by the service user, calling title not recognized)."""
+        """Reject an unknown sender or a wrong called title (PS3.8 9.3.4: permanent, by the service user)."""
         association: Association = event.assoc
         request: Any = association.requestor.primitive
         title, address = request.calling_ae_title.strip(), str(association.requestor.address)
         senders = [sender for sender in self._settings.accept if sender.aet == title]
-        if any(sender.has_address(address) for sender in senders):
+        if request.called_ae_title.strip() != self._settings.aet:
+            reason, diagnostic = "it calls another AE title than this node's", 0x07
+        elif not any(sender.has_address(address) for sender in senders):
+            reason = "from an address that is not its own" if senders else "an AE title that is not in `accept`"
+            diagnostic = 0x03
+        else:
+            _prefer_first_supported(request)
             return
-        reason = "from an address that is not its own" if senders else "an AE title that is not in `accept`"
-        log.warning("association rejected: %s", reason)
-        self._audit("rejected", reason=reason)
-        association.acse.send_reject(0x01, 0x01, 0x03)
+        self._rejections.record(reason)
+        association.acse.send_reject(0x01, 0x01, diagnostic)
         association.kill()
+
+    def _on_rejected(self, event: evt.Event) -> None:
+        """Pynetdicom itself rejects for one reason alone (PS3.8 9.3.4: transient, local limit exceeded)."""
+        self._rejections.record("too many associations at once (limits.associations)")
 
     def _on_c_echo(self, event: evt.Event) -> int:
         socket: Any = event.assoc.dul.socket
@@ -139,4 +191,9 @@ class Receiver:
             digest = content_digest(transfer_syntax, [body])
         sop_uid, sop_class = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
         instance = parse_instance(BytesIO(content), sop_uid, sop_class, transfer_syntax, digest, len(content))
-        self._intake.store(instance, lambda name: self._spool.write(name, [content]), event.assoc.is_alive)
+        self._intake.store(
+            instance,
+            lambda name: self._spool.write(name, [content]),
+            event.assoc.is_alive,
+            lambda: parse_dicom(BytesIO(content), stop_before_pixels=True),
+        )

@@ -1,4 +1,4 @@
-"""What all result objects share: the model they come from, derived UIDs, the patient's header, encoding as a file."""
+"""What all result objects share: the model they come from, derived UIDs, one clock, encoding as a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta, timezone
 from typing import TypedDict
 
 from pydicom import Dataset
@@ -16,17 +16,12 @@ from pydicom.valuerep import DA, TM
 
 from medopt import __version__
 from medopt.pacs.settings import ResultSettings
+from medopt.pacs.study_header import OPTIONAL, copy_missing, study_header
 from medopt.pacs.worker_protocol import OutgoingObject
 from medopt.release.layout import ModelInfo, ReleaseInfo
 from medopt.release.predictor import UNDECIDED, Answer
 
-UNICODE = "ISO_IR 192"
 _NAMESPACE = uuid.UUID("8e6b3a52-4b0c-5f0e-9d6e-5a2f6a0f4c11")
-_STUDY_KEYWORDS = (
-    *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
-    *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "ReferringPhysicianName"),
-)
-_IMAGE_KEYWORDS = ("SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "Modality", "Rows", "Columns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +67,53 @@ class CommonAttributes(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ResultContext:
-    """What the objects of one study have in common. `input_digests` are the digests of the images that were read."""
+    """What the objects of one study have in common. `input_digests` are the digests of the images that were read.
+
+    `all_images` are the headers of the study's images; without them, patient and study are those of the images that an
+    object is about.
+    """
 
     identity: ModelIdentity
     study_uid: str
     input_digests: Sequence[str]
     settings: ResultSettings
     now: datetime
+    all_images: Sequence[Dataset] = ()
+
+    def header(self, images: Sequence[Dataset]) -> Dataset:
+        """Patient and study of an object about these images; raises PatientConflict."""
+        return study_header(self.all_images or images)
 
     def uid(self, *parts: str) -> str:
         """A UID that follows from the study, its images, the model and these parts."""
         return derived_uid(self.study_uid, *sorted(self.input_digests), self.identity.model_digest, *parts)
 
-    def common_attributes(self) -> CommonAttributes:
+    def moment(self, header: Dataset) -> datetime:
+        """Now, by the clock of the images: at their offset from UTC, else local (PS3.3 C.12.1.1.8)."""
+        offset = str(header.get("TimezoneOffsetFromUTC") or "")
+        if not offset:
+            return self.now.astimezone()
+        minutes = int(offset[1:3]) * 60 + int(offset[3:5])
+        return self.now.astimezone(timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes)))
+
+    def common_attributes(self, header: Dataset) -> CommonAttributes:
         """The attributes that every object has."""
+        moment = self.moment(header)
         return {
             "manufacturer": "medopt",
             "manufacturer_model_name": "medopt",
             "software_versions": __version__,
             "device_serial_number": self.identity.release_digest[:16],
             "transfer_syntax_uid": ExplicitVRLittleEndian,
-            "content_date": self.now.date(),
-            "content_time": self.now.time(),
+            "content_date": moment.date(),
+            "content_time": moment.time(),
         }
+
+    def complete(self, dataset: Dataset, header: Dataset) -> None:
+        """Set what highdicom leaves out, and the time of creation, which it takes from another clock."""
+        copy_missing(dataset, header, OPTIONAL)
+        moment = self.moment(header)
+        dataset.InstanceCreationDate, dataset.InstanceCreationTime = DA(moment.date()), TM(moment.time())
 
 
 def derived_uid(*parts: str) -> str:
@@ -104,30 +123,6 @@ def derived_uid(*parts: str) -> str:
     True
     """
     return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(parts)).int}"
-
-
-def copied_header(image: Dataset) -> Dataset:
-    """The attributes of an image that a result repeats; a malformed value is empty there."""
-    header = Dataset()
-    for keyword in (*_STUDY_KEYWORDS, *_IMAGE_KEYWORDS):
-        setattr(header, keyword, _readable_value(image, keyword))
-    header.SpecificCharacterSet = UNICODE
-    if header.PatientSex not in ("M", "F", "O"):
-        header.PatientSex = ""
-    for keyword, parse in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
-        try:
-            parse(header.get(keyword))
-        except ValueError:
-            setattr(header, keyword, "")
-    return header
-
-
-def _readable_value(image: Dataset, keyword: str) -> int | str:
-    try:
-        value = image.get(keyword)
-        return value if isinstance(value, int) else str(value or "")
-    except Exception:  # pydicom parses an element on access; each kind of damage raises its own exception
-        return ""
 
 
 def encode_object(result_type: str, dataset: Dataset) -> OutgoingObject:

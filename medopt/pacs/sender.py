@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -16,7 +18,7 @@ from medopt.core.privacy import pseudonym
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.association import associate
 from medopt.pacs.audit import AuditTrail, no_audit
-from medopt.pacs.commitment import AWAITING_REPORT, request_commitment
+from medopt.pacs.commitment import AWAITING_REPORT, CommitmentReceiver, request_commitment
 from medopt.pacs.intake import SUCCESS
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.peers import DimsePeer, WebPeer
@@ -24,6 +26,7 @@ from medopt.pacs.send_queue import PendingSend, SendQueue
 from medopt.pacs.settings import NodeSettings, SendSettings
 
 log = logging.getLogger("medopt.pacs")
+_REPORT_SECONDS = 1.0
 _WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, though some elements were changed or dropped (PS3.4 B.2.3)
 
 
@@ -46,6 +49,7 @@ class Sender:
     ) -> None:
         self._settings, self._queue, self._audit = settings, SendQueue(ledger), audit
         self._clock, self._stopping = clock, stopping
+        self._commitments = CommitmentReceiver(settings, ledger, audit, clock)
         self._destinations = {peer.name: peer for peer in settings.destinations}
 
     def send_due(self) -> int:
@@ -75,11 +79,23 @@ class Sender:
         """All sends of a destination go over one association."""
         sop_classes = sorted({send.result.sop_class for send in sends})
         services = [*sop_classes, *([Push] if destination.commit else [])]
-        association = associate(self._settings, destination, services, [ExplicitVRLittleEndian])
+        reported = threading.Event()
+
+        def on_report(event: evt.Event) -> tuple[int, None]:
+            try:
+                return self._commitments.take(destination.aet, event.event_information), None
+            finally:
+                reported.set()
+
+        association = associate(
+            self._settings, destination, services, [ExplicitVRLittleEndian],
+            handlers=[(evt.EVT_N_EVENT_REPORT, on_report)],
+        )  # fmt: skip
         try:
             if not destination.commit:
                 return self._send_each(sends, lambda send: self._c_store(association, send))
-            self._send_and_commit(destination, sends, association)
+            if self._send_and_commit(destination, sends, association):
+                reported.wait(_REPORT_SECONDS)  # it may report at once, on this association
             return 0
         finally:
             if association.is_established:
@@ -100,8 +116,11 @@ class Sender:
                 confirmed += 1
         return confirmed
 
-    def _send_and_commit(self, destination: DimsePeer, sends: Sequence[PendingSend], association: Association) -> None:
-        """Send, then ask whether everything stored is kept; the destination's report confirms it."""
+    def _send_and_commit(self, destination: DimsePeer, sends: Sequence[PendingSend], association: Association) -> bool:
+        """Send, then ask whether everything stored is kept, which the destination reports. Whether a report will come.
+
+        A report may come before the request is recorded here: what it confirmed is not scheduled again.
+        """
         stored = []
         for send in sends:
             if self._stopping():
@@ -111,7 +130,7 @@ class Sender:
             else:
                 stored.append(send)
         if not stored:
-            return
+            return False
         reason = request_commitment(association, destination, stored)
         for send in stored:
             if reason:
@@ -121,6 +140,7 @@ class Sender:
             due = None if last else self._clock() + self._settings.sending.commit_seconds
             self._queue.reschedule(send, AWAITING_REPORT, due)
             self._record_stored("stored", send)
+        return not reason
 
     def _c_store(self, association: Association, send: PendingSend) -> str:
         """Send the stored bytes; why that failed, '' if the destination confirmed it."""

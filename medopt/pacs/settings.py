@@ -61,6 +61,14 @@ class PullSettings(Section):
     """Ask for studies whose date is at most this many days ago."""
     every_minutes: Positive | None = 60
     """How often a running node asks, for the first time when it starts; null: only `medopt pacs reconcile` asks."""
+    operation_minutes: Positive = 30
+    """The longest time for one query, or for one retrieval, whatever the source answers meanwhile. Then it is ended,
+    and tried anew in the next comparison."""
+
+    @property
+    def operation_seconds(self) -> float:
+        """`operation_minutes` in seconds."""
+        return 60 * self.operation_minutes
 
 
 def _network(text: str) -> str:

@@ -15,14 +15,13 @@ from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
 from medopt.pacs.result_objects import (
-    UNICODE,
     ModelIdentity,
     ResultContext,
     ScanAnswer,
-    copied_header,
     derived_uid,
     encode_object,
 )
+from medopt.pacs.study_header import UNICODE, image_header
 from medopt.pacs.worker_protocol import EarlierResult, OutgoingObject
 
 REPORT, TEXT = "report", "text"
@@ -41,8 +40,9 @@ def study_reports(
 
 def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], previous: EarlierResult | None) -> Dataset:
     """TID 1500; one measurement group for each finding of each scan."""
-    identity, images = context.identity, [copied_header(image) for scan in scans for image in scan.images]
-    study = identity.release.study
+    identity, images = context.identity, [image for scan in scans for image in scan.images]
+    header, study = context.header(images), identity.release.study
+    moment = context.moment(header)
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_observer(identity)),
         procedure_reported=codes.SCT.ImagingProcedure,
@@ -52,7 +52,7 @@ def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], pre
         title=codes.DCM.ImagingMeasurementReport,
     )
     report = sr.Comprehensive3DSR(
-        evidence=images,
+        evidence=[image_header(image, header) for image in images],
         content=content[0],
         series_instance_uid=context.uid(REPORT, "series"),
         series_number=context.settings.series_number,
@@ -61,13 +61,11 @@ def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], pre
         series_description=f"{study} (research, unverified)"[:64],
         is_complete=True,
         specific_character_set=UNICODE,
-        **context.common_attributes(),
-        series_date=context.now.date(),
-        series_time=context.now.time(),
+        **context.common_attributes(header),
+        series_date=moment.date(),
+        series_time=moment.time(),
     )
-    for keyword in ("StudyDescription", "IssuerOfPatientID"):
-        if images[0].get(keyword):
-            setattr(report, keyword, images[0].get(keyword))
+    context.complete(report, header)
     _name_predecessor(report, previous)
     return report
 
@@ -142,27 +140,32 @@ def _text_report(
     text.SOPClassUID, text.SOPInstanceUID = BasicTextSRStorage, context.uid(TEXT)
     text.SeriesInstanceUID = context.uid(TEXT, "series")
     text.SeriesNumber = context.settings.series_number + 1
-    text.ContentSequence = [_text_item(codes.DCM.Finding, sentence) for sentence in _sentences(context.identity, scans)]
+    text.ContentSequence = _paragraphs(context.identity, scans)
     _name_predecessor(text, previous)
     return text
 
 
-def _sentences(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[str]:
+def _paragraphs(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[sr.TextContentItem]:
+    """The question, a finding in a paragraph each, and the model: under headings of their own in a viewer."""
     release = identity.release
-    sentences = [f"{release.question} Research software, unverified, preliminary."]
+    findings = []
     for number, scan in enumerate(scans, start=1):
         prefix = f"Image {number} of {len(scans)}: " if len(scans) > 1 else ""
         if scan.answer.declined:
-            sentences.append(f"{prefix}Undetermined. Declined: {scan.answer.declined.rstrip('.')}.")
+            findings.append(f"{prefix}Undetermined. Declined: {scan.answer.declined.rstrip('.')}.")
             continue
         for label in identity.reported_labels:
             percent = 100 * scan.answer.probabilities[label]
-            sentences.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")
-    sentences.append(
+            findings.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")
+    model = (
         f"{release.study} of {release.created}, operating point {_threshold_text(identity.model.threshold)} "
         f"({identity.model.rule}), model sha256 {identity.model_digest}."
     )
-    return sentences
+    return [
+        _text_item(codes.DCM.Comment, f"{release.question} Research software, unverified, preliminary."),
+        *(_text_item(codes.DCM.Finding, finding) for finding in findings),
+        _text_item(codes.DCM.AlgorithmName, model),
+    ]
 
 
 def _threshold_text(threshold: float | tuple[float, ...] | None) -> str:

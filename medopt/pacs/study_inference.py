@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from pydicom import Dataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
 from medopt.imaging.parse_dicom import parse_dicom
+from medopt.imaging.redact import redacted
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import SeriesSelection, matching_series, select_series
 from medopt.inference.evidence_map import Evidence
 from medopt.pacs.heat_map import heat_maps, mapped_labels
-from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer
+from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, derived_uid
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
+from medopt.pacs.study_header import study_header
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
 from medopt.release.layout import SUMS, Kind
 from medopt.release.predictor import Answer, Release
+
+_LATE_IMPORTS = ("pydicom.pixels.decoders", "skimage.transform", "PIL.ImageFont", "medopt.transforms.restore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,23 @@ class StudyInference:
         self._evidence = Evidence.open(release / model.file) if settings.heat_maps else None
         self.identity = ModelIdentity(info, model, file_digest(release / model.file), file_digest(release / SUMS))
 
+    def warm_up(self) -> None:
+        """Do once what the first study would wait for: libraries that are imported late, and the engine's first run.
+
+        The scan is a blank one and leaves no trace.
+        """
+        channels, size = self._predictor.info.prepare.channels, self._predictor.info.prepare.size
+        blank_scan = np.zeros((channels, *size), np.float32)
+        with suppress(Exception):  # whatever fails here shows with the first study, where it has a reason
+            answer = self._predictor.predict_batch(blank_scan[None], [None])[0]
+            image = _drawn_header()
+            context = ResultContext(self.identity, str(image.StudyInstanceUID), [], self._settings, datetime.now(UTC))
+            study_reports(context, [ScanAnswer(answer, (image,))], {})
+            if self._evidence is not None:
+                self._evidence.places(blank_scan)
+            for name in _LATE_IMPORTS:
+                importlib.import_module(name)
+
     def answer(self, request: StudyRequest) -> StudyResponse:
         """Answer the images of a folder, all of one study.
 
@@ -54,13 +80,15 @@ class StudyInference:
         """
         folder = request.folder
         try:
+            all_images = [_read_header(path) for path in sorted(folder.iterdir())]
+            study_header(all_images)
             all_series = index_folder(folder).series
             selection = select_series(all_series, self._rules)
             chosen = self._chosen(all_series, selection)
             scans = [scan for series in chosen for scan in self._scans(folder, series)]
             answers = [self._predict(scan) for scan in scans] or [_undetermined(all_series, selection)]
         except DataError as error:
-            reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the study")
+            reason = redacted(str(error).replace(f"{folder}/", "").replace(str(folder), "the study"), folder)
             return StudyResponse(ending="parked", reason=reason)
         declined, reason = all(scan.answer.declined for scan in answers), ""
         if declined:
@@ -69,19 +97,20 @@ class StudyInference:
         return StudyResponse(
             ending="declined" if declined else "done",
             reason=reason,
-            objects=self._objects(request, chosen or all_series, scans, answers),
+            objects=self._objects(request, chosen or all_series, scans, answers, all_images),
             decisions=tuple("declined" if scan.answer.declined else scan.answer.decision for scan in answers),
         )
 
     def _objects(
-        self, request: StudyRequest, inputs: Sequence[Series], scans: Sequence[_Scan], answers: Sequence[ScanAnswer]
-    ) -> tuple[OutgoingObject, ...]:
+        self, request: StudyRequest, inputs: Sequence[Series], scans: Sequence[_Scan], answers: Sequence[ScanAnswer],
+        all_images: Sequence[Dataset],
+    ) -> tuple[OutgoingObject, ...]:  # fmt: skip
         """The reports and heat maps of a study; none for a declined study if the settings say so."""
         if not self._settings.declined and all(scan.answer.declined for scan in answers):
             return ()
         digests = [request.digests[path.name] for series in inputs for path in series.files]
         study_uid = str(answers[0].images[0].StudyInstanceUID)
-        context = ResultContext(self.identity, study_uid, digests, self._settings, request.now)
+        context = ResultContext(self.identity, study_uid, digests, self._settings, request.now, all_images)
         objects = study_reports(context, answers, request.previous)
         for scan, answer in self._scans_to_map(scans, answers):
             objects += self._heat_maps(context, scan, answer)
@@ -124,6 +153,14 @@ class StudyInference:
         volume = self._predictor.chain.read(scan.source)
         evidence = self._evidence.places(self._predictor.prepare(volume)[0])
         return [] if evidence is None else heat_maps(context, answer, volume, evidence)
+
+
+def _drawn_header() -> Dataset:
+    """The header of no image: for the reports that are written once before the first study."""
+    image = Dataset()
+    image.SOPClassUID, image.Modality, image.Rows, image.Columns = DigitalXRayImageStorageForPresentation, "DX", 1, 1
+    image.StudyInstanceUID = image.SeriesInstanceUID = image.SOPInstanceUID = derived_uid("warm up")
+    return image
 
 
 def _read_header(path: Path) -> Dataset:

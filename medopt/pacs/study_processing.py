@@ -95,6 +95,9 @@ class StudyProcessor:
         return processed
 
     def _answer(self, study: DueStudy) -> bool:
+        if not study.images:
+            self._finish(study, "declined", "no image of this study came")
+            return True
         try:
             with self._spool.working_folder(image.file for image in study.images) as folder:
                 request = StudyRequest(

@@ -26,6 +26,7 @@ def serve(connection: Connection) -> None:
 
     try:
         inference = StudyInference(request.release, request.model, request.series, request.results)
+        inference.warm_up()
     except MedoptError as error:
         connection.send_bytes(ReleaseOpened(refusal=str(error)).to_json())
         return

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 
 from medopt.core.errors import ConfigError
 from medopt.core.files import write_json, write_text
+from medopt.core.provenance import usable_cores
 from medopt.core.records import FloatArray, Split
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.phantom.anatomy import project_chest
@@ -178,7 +178,7 @@ def draw_study(
     if missing:
         manifest.unlink(missing_ok=True)
         advance = (reporter or SilentReporter()).progress(len(missing), "radiographs")
-        for _ in _draw_all(folder, missing, seed, workers or os.cpu_count() or 1):
+        for _ in _draw_all(folder, missing, seed, workers or usable_cores()):
             advance(1)
     if not manifest.is_file() or manifest.read_text(encoding="utf-8") != text:
         write_text(manifest, text)

@@ -31,6 +31,12 @@ Span = tuple[float, float]
 DIRECTIONS = 16  # measured: more detect no more, and with fewer rotated images pass
 BANDS = 4
 TINY = 1e-8
+_MODALITIES = {
+    "BI", "BMD", "CR", "CT", "DG", "DX", "ECG", "EM", "EPS", "ES", "GM", "HD", "IO", "IVOCT", "IVUS", "LS", "MG",
+    "MR", "NM", "OAM", "OCT", "OP", "OPT", "OPTENF", "OPV", "PA", "PT", "PX", "RF", "RG", "RTDOSE", "RTIMAGE", "SC",
+    "SM", "TG", "US", "VA", "XA", "XC", "OT",
+}  # fmt: skip
+"""Defined terms of Modality (0008,0060), PS3.3 C.7.3.1.1.1, for images."""
 
 
 class _File(BaseModel):
@@ -40,26 +46,42 @@ class _File(BaseModel):
 class HeaderRules(_File):
     """What a scan's header may say. An empty list, or None for an axis, allows anything.
 
-    `spacing_mm` and `shape` hold minimum and maximum for each axis, as in a `Volume`.
+    `spacing_mm` and `shape` hold minimum and maximum for each axis, as in a `Volume`: those of training, further apart
+    by the factor `margin` (None in a release of a version that did not write it).
     """
 
     modality: list[str] = []
     spacing_mm: list[Span] | None = None
     shape: list[Span] | None = None
+    margin: float | None = None
 
     def refusal(self, acquisition: Acquisition) -> str:
         """Why a scan of this acquisition is declined; empty where it is not."""
         modality = acquisition.modality
         if self.modality and modality and modality not in self.modality:
-            return f"its modality is {modality}; the training images were {', '.join(self.modality)}"
+            other = modality if modality in _MODALITIES else "another one"  # a header may hold anything there
+            return f"its modality is {other}; accepted: {', '.join(self.modality)}, those of training"
         sizes = ((acquisition.spacing_mm, self.spacing_mm, "mm a pixel"), (acquisition.shape, self.shape, "pixels"))
         for values, spans, unit in sizes:
             if spans is None or len(values) != len(spans):
                 continue
             for value, (minimum, maximum) in zip(values, spans, strict=True):
                 if not minimum <= value <= maximum:
-                    return f"it has {value:g} {unit} along an axis; the training images had {minimum:g} to {maximum:g}"
+                    accepted = f"accepted {_rounded(minimum)} to {_rounded(maximum)}"
+                    of_training = self._of_training(minimum, maximum)
+                    return f"it has {_rounded(value)} {unit} along an axis; {accepted}{of_training}"
         return ""
+
+    def _of_training(self, minimum: float, maximum: float) -> str:
+        if not self.margin:
+            return ""
+        smallest, largest = _rounded(minimum * self.margin), _rounded(maximum / self.margin)
+        return f" (training {smallest} to {largest}, +-{100 * (self.margin - 1):.0f} %)"
+
+
+def _rounded(value: float) -> str:
+    """Whole pixels from a hundred on, else three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 class Distance(_File):
@@ -191,6 +213,7 @@ def fit_rules(acquisitions: Sequence[Acquisition], margin: float) -> HeaderRules
         modality=sorted(set(modalities)) if acquisitions and all(modalities) else [],
         spacing_mm=_spans([acquisition.spacing_mm for acquisition in acquisitions], margin),
         shape=_spans([acquisition.shape for acquisition in acquisitions], margin),
+        margin=margin if acquisitions else None,
     )
 
 

@@ -17,10 +17,12 @@ from medopt.release.drift_reference import Observed
 from medopt.release.predictor import Answer
 
 DETAILS = (
-    *("declined", "refused", "content_distance", "texture_distance"),
+    *("declined", "refused", "why", "content_distance", "texture_distance"),
     *("modality", "sex", "age", "scanner", "view", "image size"),
 )
-"""Columns after the probabilities: why there is none, how far the scan is from training, how it was acquired."""
+"""Columns after the probabilities: the reason for which a scan was declined or refused, and `why`, the reason in either
+case; how far the scan is from training, how it was acquired."""
+_ACQUIRED = DETAILS.index("modality")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,13 @@ def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> lis
 def _cells(row: Row, labels: Sequence[str]) -> list[str]:
     answer, facts = row.answer, row.facts
     if answer is None:
-        return ["", *[""] * len(labels), "", row.refused, *[""] * (len(DETAILS) - 2)]
+        return ["", *[""] * len(labels), "", row.refused, row.refused, *[""] * (len(DETAILS) - 3)]
     given = ["", *[""] * len(labels)]
     if not answer.declined:
         given = [answer.decision, *(f"{answer.probabilities[label]:.6f}" for label in labels)]
     distances = [f"{distance:.4g}" for distance in answer.distances or ()] or ["", ""]
-    known = [facts.modality, *facts.subgroups().values()] if facts else [""] * (len(DETAILS) - 4)
-    return [*given, answer.declined or "", "", *distances, *known]
+    known = [facts.modality, *facts.subgroups().values()] if facts else [""] * (len(DETAILS) - _ACQUIRED)
+    return [*given, answer.declined or "", "", answer.declined or "", *distances, *known]
 
 
 def observed(rows: Sequence[Row], labels: Sequence[str]) -> Observed:
@@ -96,7 +98,7 @@ def _observed(rows: Sequence[Mapping[str, str]], labels: Sequence[str]) -> Obser
     compared = labels[1:] if len(labels) == 2 else labels  # the other one is its complement
     numbers = {f"probability of {label}": _numbers(rows, f"probability_{label}") for label in compared}
     numbers |= {title: _numbers(rows, title.replace(" ", "_")) for title in ("content distance", "texture distance")}
-    groups = {name: [row[name] for row in rows] for name in ("decision", *DETAILS[4:])}
+    groups = {name: [row[name] for row in rows] for name in ("decision", *DETAILS[_ACQUIRED:])}
     return Observed(numbers, {"outcome": [_outcome(row) for row in rows]} | groups)
 
 

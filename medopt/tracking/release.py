@@ -22,6 +22,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 
 import medopt
 from medopt.core.errors import DataError
+from medopt.imaging.redact import redacted
 from medopt.release.layout import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Release
 from medopt.serving.server.decode_scan import prepare_bytes
@@ -69,7 +70,10 @@ def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
         image, facts = prepare_bytes(predictor, data, ServerLimits())
         return predictor.predict_batch(image[None], [facts])[0]
     if isinstance(path, str) and path:
-        return predictor.predict(path)
+        try:
+            return predictor.predict(path)
+        except DataError as error:  # the answer leaves this machine
+            raise DataError(redacted(str(error), Path(path))) from None
     raise DataError("A row takes `scan`, the bytes of a file or of a zip, or `path`, the place of one.")
 
 

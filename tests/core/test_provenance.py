@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,15 @@ from medopt.core import provenance
 from medopt.core.errors import StorageError
 from medopt.core.files import atomic, file_digest, storage, write_json, write_text
 from medopt.core.privacy import pseudonym
-from medopt.core.provenance import CodeVersion, code_version, digest, machine, package_versions
+from medopt.core.provenance import (
+    CodeVersion,
+    code_version,
+    digest,
+    machine,
+    package_versions,
+    processor_quota,
+    usable_cores,
+)
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:
@@ -143,3 +153,36 @@ def test_refusals_of_the_system_become_storage_errors(number: int, said: str) ->
 def test_another_fault_of_the_system_stays_what_it_is() -> None:
     with pytest.raises(OSError, match="broken wire"), storage(Path("place")):
         raise OSError(errno.EIO, "broken wire")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "50000 100000"}, 0.5),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000", "cpu.max": "400000 100000"}, 1.5),
+        ("0::/seen/by/the/host/only", {"cpu.max": "200000 100000"}, 2.0),
+        (
+            "4:cpu,cpuacct:/d",
+            {"cpu,cpuacct/d/cpu.cfs_quota_us": "25000", "cpu,cpuacct/d/cpu.cfs_period_us": "50000"},
+            0.5,
+        ),
+        ("4:cpu,cpuacct:/d", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("4:cpu:/d", {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3.0),
+        ("9:memory:/d", {}, None),
+    ],
+)
+def test_a_containers_quota_of_processors(tmp_path: Path, own: str, files: dict[str, str], quota: float | None) -> None:
+    (tmp_path / "cgroup").write_text(f"{own}\n")
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    places = (tmp_path / "groups", tmp_path)
+    assert processor_quota(*places) == quota
+    allowed = len(os.sched_getaffinity(0))
+    assert usable_cores(*places) == (allowed if quota is None else min(allowed, math.ceil(quota)))
+
+
+def test_without_groups_there_is_no_quota(tmp_path: Path) -> None:
+    assert processor_quota(tmp_path, tmp_path) is None
+    assert usable_cores(tmp_path, tmp_path) == len(os.sched_getaffinity(0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from orthanc import Orthanc, needs_orthanc
 from peers import Archive
 from ports import free_port
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pynetdicom import AE, AllStoragePresentationContexts, evt
 from test_sender import Clock, node_with_results
 
 from medopt.pacs.association import associate
@@ -164,3 +166,70 @@ def test_it_must_be_accepted_as_a_sender_to_report(tmp_path: Path) -> None:
     peer = {"aet": "PACS", "host": "127.0.0.1", "port": 104, "commit": True}
     with pytest.raises(ValueError, match="name it in accept, too"):
         node_with_results(tmp_path, 0, 1, peer)
+
+
+class Strict:
+    """A PACS that refuses a transaction UID used before (0x0131), and reports on the same association or never."""
+
+    def __init__(self, *, reports: bool) -> None:
+        self.port, self.asked, self.answers = free_port(), list[str](), list[int]()
+        self._reports = reports
+        ae = AE("PACS")
+        ae.supported_contexts = [*AllStoragePresentationContexts]
+        ae.add_supported_context(Push)
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, lambda _: 0),
+            (evt.EVT_N_ACTION, self._on_action),
+        ]
+        self._server: Any = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+
+    def _on_action(self, event: Any) -> tuple[int, Any]:
+        request = event.action_information
+        uid = str(request.TransactionUID)
+        if uid in self.asked:
+            return 0x0131, None
+        self.asked.append(uid)
+        if self._reports:
+            threading.Thread(target=self._report, args=(event.assoc, request), daemon=True).start()
+        return 0, None
+
+    def _report(self, link: Any, request: Dataset) -> None:
+        time.sleep(0.2)
+        report = Dataset()
+        report.TransactionUID, report.ReferencedSOPSequence = request.TransactionUID, request.ReferencedSOPSequence
+        response, _ = link.send_n_event_report(report, 1, Push, "1.2.840.10008.1.20.1.1")
+        self.answers.append(int(response.get("Status", -1)))
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+
+def test_no_transaction_uid_is_used_twice(tmp_path: Path) -> None:
+    pacs = Strict(reports=False)
+    node = Committing(tmp_path, free_port(), pacs.port, "PACS")
+    try:
+        for _ in range(3):
+            node.sender.send_due()
+            assert node.reasons() == {AWAITING_REPORT}
+            node.clock.now += 60
+        assert len(set(pacs.asked)) == 3
+        assert all(UID(uid).is_valid and uuid.UUID(int=int(uid[5:])).version == 8 for uid in pacs.asked)
+        report = {"ReferencedSOPSequence": ["2.25.1", "2.25.2", "2.25.3"]}
+        assert send_report(node, "PACS", pacs.asked[0], **report) == 0  # the first report comes late, and holds
+        assert state_counts(node.ledger)["sends"] == {"sent": 3}
+    finally:
+        node.close()
+        pacs.close()
+
+
+def test_a_report_on_the_same_association_is_answered(tmp_path: Path) -> None:
+    pacs = Strict(reports=True)
+    node = Committing(tmp_path, free_port(), pacs.port, "PACS")
+    try:
+        node.sender.send_due()
+        node.wait(lambda: bool(pacs.answers))
+        assert pacs.answers == [0]
+        assert state_counts(node.ledger)["sends"] == {"sent": 3}
+    finally:
+        node.close()
+        pacs.close()

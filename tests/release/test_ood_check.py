@@ -121,12 +121,16 @@ FACTS = [
     ("change", "words"),
     [
         ({}, ""),
-        ({"modality": "MR"}, "its modality is MR; the training images were CR, DX"),
+        ({"modality": "MR"}, "its modality is MR; accepted: CR, DX, those of training"),
+        ({"modality": "QUITTENBAUM"}, "its modality is another one; accepted: CR, DX"),
         ({"modality": ""}, ""),
         ({"spacing_mm": (0.4, 0.4)}, ""),
-        ({"spacing_mm": (0.5, 1.3)}, "1.3 mm a pixel along an axis; the training images had 0.333333 to 1.2"),
+        (
+            {"spacing_mm": (0.5, 1.3)},
+            "1.3 mm a pixel along an axis; accepted 0.333 to 1.2 (training 0.5 to 0.8, +-50 %)",
+        ),
         ({"spacing_mm": ()}, ""),
-        ({"shape": (60, 60)}, "60 pixels along an axis; the training images had 266.667 to 750"),
+        ({"shape": (60, 60)}, "60 pixels along an axis; accepted 267 to 750 (training 400 to 500, +-50 %)"),
         ({"shape": (20, 400, 300)}, ""),  # other axes: the chain refuses that itself
     ],
 )

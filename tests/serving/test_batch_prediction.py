@@ -16,6 +16,7 @@ import pytest
 from clinic import Clinic, draw_scan
 from clinic_fixtures import Finished, call
 from numpy.typing import NDArray
+from PIL import Image
 
 from medopt.config import Prepare
 from medopt.core.errors import DataError, StorageError
@@ -99,10 +100,12 @@ def test_command_writes_a_csv_and_says_that_one_was_refused(finished: Finished, 
     assert [Path(row["path"]).name for row in rows] == ["a.dcm", "b.dcm", "IM0001"]
     assert [rows[1][name] for name in ("decision", "probability_clear", "probability_blob")] == ["", "", ""]
     assert "not a format that is read" in rows[1]["refused"]
+    assert rows[1]["why"] == rows[1]["refused"]
     opened = Release.open(finished.release)
     for row in (rows[0], rows[2]):
         answer = opened.predict(row["path"])
         assert (row["decision"], row["declined"], row["refused"]) == (answer.decision, answer.declined or "", "")
+        assert row["why"] == row["declined"]
         if answer.declined:
             assert row["decision"] == row["probability_blob"] == row["probability_clear"] == ""
             continue
@@ -195,7 +198,7 @@ def test_csv_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert write_answers(out, [Row("a", None, "first, with a comma")], ["no", "yes"])
     header, row = out.read_text().splitlines()
     assert header == ",".join(["path,decision,probability_no,probability_yes", *DETAILS])
-    assert row == 'a,,,,,"first, with a comma"' + "," * (len(DETAILS) - 2)
+    assert row == 'a,,,,,"first, with a comma","first, with a comma"' + "," * (len(DETAILS) - 3)
 
 
 class Brightest:
@@ -292,3 +295,17 @@ def test_decoding_goes_on_in_processes_while_the_model_answers(
         predictor.predict(path).decision for path in scans
     ]
     assert mp.active_children() == []
+
+
+def test_heat_maps_of_what_is_present(finished: Finished, tmp_path: Path) -> None:
+    scans = sorted((finished.clinic.data / "scans").glob("*.dcm"))[-4:]
+    out, maps = tmp_path / "out.csv", tmp_path / "maps"
+    done = call("predict", finished.release, *scans, "--out", out, "--heatmaps", maps, "--json")
+    assert done.code == 0, done.stderr
+    present = [row for row in rows_of(out) if row["decision"] in ("blob", "undecided")]
+    pictures = sorted(maps.iterdir()) if maps.exists() else []
+    assert done.summary["heatmaps"] == len(pictures) == len(present) > 0
+    with Image.open(pictures[0]) as picture:
+        assert picture.mode == "RGB" and min(picture.size) >= 512
+        bar = np.asarray(picture.convert("L"))[-120:]
+        assert len(np.unique(bar)) > 20  # the scale of the colours

@@ -182,7 +182,7 @@ def test_the_queue_counts_images_and_bytes() -> None:
         with pytest.raises(Refused) as caught:
             counted.take(images)
         assert caught.value.kind == kind
-    with pytest.raises(Refused, match="queue is full"):
+    with pytest.raises(Refused, match="memory for requests is full"):
         counted.take(1, SMALL.max_bytes)
     counted.give(3, 10)
     counted.take(4)
@@ -221,3 +221,12 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Any, monkeypatch: 
         Key.read(file)
     with pytest.raises(Refused, match="absent or wrong"):
         Key.read(None).check({"x-api-key": "k" * 15})
+    file.write_text("k" * 16 + "\na remark on the second line\n")
+    Key.read(file).check({"x-api-key": "k" * 16})
+    file.write_bytes(b"\xef\xbb\xbf" + b"k" * 16 + b"\r\n")  # as some editors begin a file
+    Key.read(file).check({"x-api-key": "k" * 16})
+    for odd in ("schlüssel-mit-umlaut", "two words of sixteen"):
+        file.write_text(odd)
+        with pytest.raises(ConfigError, match="ASCII") as refused:
+            Key.read(file)
+        assert odd not in str(refused.value)

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.http.multipart import DICOM
-from medopt.pacs.peers import PeerError, WebPeer
+from medopt.pacs.peers import PeerError, PeerGone, WebPeer
 from medopt.pacs.settings import NodeSettings
 from medopt.serving.server.auth import key_text
 
@@ -55,7 +56,7 @@ class Client:
         headers = {"Content-Type": content_type, "Accept": _JSON}
         try:
             body = head + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-            status, content = self._exchange("POST", "/studies", headers, body=body)
+            status, _, content = self._exchange("POST", "/studies", headers, body=body)
         except OSError:
             return "the result cannot be read from the spool"
         except (PeerError, ConfigError) as error:
@@ -72,10 +73,14 @@ class Client:
 
     def search(self, path: str, query: Mapping[str, str]) -> list[DicomJson]:
         """QIDO-RS (PS3.18 10.6): the matching data sets; raises PeerError, ConfigError."""
-        status, content = self._exchange("GET", path, {"Accept": _JSON}, query=query)
+        return self.search_page(path, query)[0]
+
+    def search_page(self, path: str, query: Mapping[str, str]) -> tuple[list[DicomJson], bool]:
+        """The same, and whether the service says that there are more (Warning 299, PS3.18 8.3.4.4.1; HTTP 206)."""
+        status, headers, content = self._exchange("GET", path, {"Accept": _JSON}, query=query)
         if status == 204 or (status == 200 and not content.strip()):
-            return []
-        if status != 200:
+            return [], False
+        if status not in (200, 206):
             raise PeerError(f"the service answered HTTP {status}")
         try:
             matches = json.loads(content)
@@ -83,7 +88,7 @@ class Client:
             raise PeerError("the service did not answer in JSON") from None
         if not isinstance(matches, list) or not all(isinstance(match, dict) for match in matches):
             raise PeerError("the service's answer is not a list of data sets")
-        return matches
+        return matches, status == 206 or headers.get("Warning", "").lstrip().startswith("299")
 
     def retrieve(self, path: str) -> tuple[str, Iterator[bytes]]:
         """WADO-RS (PS3.18 10.4) of instances in their stored transfer syntax: Content-Type and the body in chunks.
@@ -100,8 +105,8 @@ class Client:
     def _exchange(
         self, method: str, path: str, headers: Mapping[str, str], *, body: bytes | None = None,
         query: Mapping[str, str] | None = None,
-    ) -> tuple[int, bytes]:  # fmt: skip
-        """The status and the whole body of a response."""
+    ) -> tuple[int, Mapping[str, str], bytes]:  # fmt: skip
+        """The status, the headers and the whole body of a response."""
         response = self._open(method, path, headers, body=body, query=query)
         content = b""
         for chunk in _chunks(response):
@@ -109,7 +114,7 @@ class Client:
             if len(content) > _MAX_RESPONSE_BYTES:
                 response.close()
                 raise PeerError("the service's answer is too long")
-        return response.status_code, content
+        return response.status_code, response.headers, content
 
     def _open(
         self, method: str, path: str, headers: Mapping[str, str], *, body: bytes | None = None,
@@ -122,18 +127,20 @@ class Client:
                 timeout=self._timeout, allow_redirects=False, stream=True,
             )  # fmt: skip
         except requests.exceptions.SSLError:
-            raise PeerError("the service's certificate is not trusted (authority)") from None
+            raise PeerGone("the service's certificate is not trusted (authority)") from None
         except requests.Timeout:
-            raise PeerError("the service did not answer in time") from None
+            raise PeerGone("the service did not answer in time") from None
         except (requests.RequestException, OSError):  # OSError: the authority's file
-            raise PeerError("the service is not reached") from None
+            raise PeerGone("the service is not reached") from None
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
     try:
-        yield from response.iter_content(_CHUNK)
-    except (requests.RequestException, OSError):
-        raise PeerError("the connection broke off") from None
+        # What has come, and not a whole chunk: the caller looks at the time between a service's small pieces.
+        while chunk := response.raw.read1(_CHUNK, decode_content=True):
+            yield chunk
+    except (requests.RequestException, HTTPError, OSError):
+        raise PeerGone("the connection broke off") from None
     finally:
         response.close()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 import threading
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -14,39 +12,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from medopt.core.errors import ConfigError
 from medopt.pacs.http.routes import NodeParts, application
 from medopt.serving.server.auth import LOOPBACK, Key
+from medopt.serving.server.bounded_http import ConnectionLimits, Listener, bounded_protocol, listen
 
 MAX_CONNECTIONS = 100
 _REQUEST_SECONDS = 5.0
+_KEEP_ALIVE_SECONDS = 5
 _GRACE_SECONDS = 10
 _QUOTING_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart")  # they quote requests
-
-
-class _BoundedProtocol(H11Protocol):
-    """uvicorn's protocol with a bounded number of connections: one too many closes the oldest idle one, or itself.
-
-    A connection that sends no whole request ends after a few seconds in any case.
-    """
-
-    opened_at = 0.0
-
-    def connection_made(self, transport: Any) -> None:
-        """As the event loop calls it."""
-        super().connection_made(transport)
-        self.opened_at = self.loop.time()
-        if len(self.connections) > MAX_CONNECTIONS:
-            idle = [other for other in self.connections if isinstance(other, _BoundedProtocol) and other.idle]
-            min(idle, key=lambda connection: connection.opened_at).end()
-        self.loop.call_later(_REQUEST_SECONDS, lambda: self.end() if self.idle else None)
-
-    @property
-    def idle(self) -> bool:
-        """Whether the connection is open and no whole request has come."""
-        return self.cycle is None and not self.transport.is_closing()
-
-    def end(self) -> None:
-        """Close the connection."""
-        self.connections.discard(self)
-        self.transport.close()
 
 
 class HttpServer:
@@ -74,7 +46,7 @@ class HttpServer:
         listener = self._listen()
         config = uvicorn.Config(
             self._app,
-            http=_BoundedProtocol,
+            http=bounded_protocol(H11Protocol, listener.connections),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -82,7 +54,7 @@ class HttpServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=5,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             ssl_certfile=tls.certificate if tls else None,
             ssl_keyfile=tls.key if tls else None,
@@ -110,15 +82,13 @@ class HttpServer:
             self._thread.join(_GRACE_SECONDS + 5)
             self._server = self._thread = None
 
-    def _listen(self) -> socket.socket:
+    def _listen(self) -> Listener:
         web = self._web
-        family = socket.AF_INET6 if ":" in web.host else socket.AF_INET
         try:
-            listener = socket.create_server((web.host, web.port), family=family, backlog=128)
+            limits = ConnectionLimits(MAX_CONNECTIONS, MAX_CONNECTIONS, _REQUEST_SECONDS, _KEEP_ALIVE_SECONDS)
+            return listen(web.host, web.port, limits)
         except OSError as error:
             raise ConfigError(
                 f"The node cannot listen on {web.host}:{web.port} ({error.strerror}), its section web. Choose another "
                 "port, or end what listens there."
             ) from None
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from medopt.pacs.audit import CountingAudit
+from medopt.pacs.comparison import LastComparison
 from medopt.pacs.intake import Intake, Refusal
 from medopt.pacs.status import LedgerReader
 
@@ -32,10 +33,14 @@ class NodeHealth:
     receiver: Callable[[], bool]
     worker: Callable[[], bool]
     stopping: Callable[[], bool]
+    comparison: Callable[[], LastComparison | None] = lambda: None
+    """The last comparison with the source of the section pull, if a running node makes them."""
 
 
-def check_parts(health: NodeHealth, intake: Intake) -> dict[str, str]:
+def check_parts(health: NodeHealth, intake: Intake, clock: Callable[[], float] = time.time) -> dict[str, str]:
     """For each part of the node `ok`, or why it does not work."""
+    comparison = health.comparison()
+    source = {} if comparison is None else {"source": _source_state(comparison, clock())}
     try:
         intake.require_space()
         disk = OK
@@ -46,7 +51,16 @@ def check_parts(health: NodeHealth, intake: Intake) -> dict[str, str]:
         "worker": OK if health.worker() else "the worker process does not run (it starts, or the release is refused)",
         "disk": disk,
         "node": "it stops" if health.stopping() else OK,
+        **source,
     }
+
+
+def _source_state(comparison: LastComparison, now: float) -> str:
+    if not comparison.overdue(now):
+        return OK
+    since = comparison.succeeded or comparison.started
+    reason = comparison.reason or "the comparison does not end"
+    return f"not compared with the source for {(now - since) / 60:.0f} minutes: {reason}"
 
 
 class SpoolSize:
@@ -87,7 +101,9 @@ class Metrics:
         spool_bytes: Callable[[], int],
         free_bytes: Callable[[], int],
         clock: Callable[[], float],
+        comparison: Callable[[], LastComparison | None] = lambda: None,
     ) -> None:
+        self._comparison = comparison
         self._audit, self._ledger, self._check, self._clock = audit, ledger, check, clock
         self._spool_bytes, self._free_bytes = spool_bytes, free_bytes
         self._since, self._lock = clock(), threading.Lock()
@@ -120,8 +136,21 @@ class Metrics:
         for part, state in self._check().items():
             up.add_metric([part], float(state == OK))
         yield up
+        yield from self._comparison_gauge()
         yield GaugeMetricFamily("medopt_pacs_spool_bytes", "Size of the spool's files.", value=self._spool_bytes())
         yield GaugeMetricFamily("medopt_pacs_free_bytes", "Free space on the spool's disk.", value=self._free_bytes())
+
+    def _comparison_gauge(self) -> Iterable[Metric]:
+        comparison = self._comparison()
+        if comparison is not None:
+            gauge = GaugeMetricFamily(
+                "medopt_pacs_comparison_age_seconds",
+                "Since the source was last compared with the ledger: with success, or at all (since the start: never).",
+                labels=["what"],
+            )
+            for label, at in (("success", comparison.succeeded), ("end", comparison.ended)):
+                gauge.add_metric([label], max(0.0, self._clock() - (at or comparison.started)))
+            yield gauge
 
     def _event_counters(self) -> Iterable[Metric]:
         counts = self._audit.counts()
@@ -138,6 +167,7 @@ class Metrics:
             "rejected": "Associations that were not accepted.",
             "not sent": "Attempts to send a result that failed.",
             "not reconciled": "Attempts to ask the source that failed.",
+            "not compared": "Comparisons in which something of the source could not be compared.",
         }
         for event, description in by_reason.items():
             family = CounterMetricFamily(f"medopt_pacs_{event.replace(' ', '_')}", description, labels=["reason"])

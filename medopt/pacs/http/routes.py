@@ -73,16 +73,24 @@ class _Pages:
         self._parts, self._form_token = parts, FormToken()
         self._ledger_reader = LedgerReader(parts.spool.root / LEDGER)
         self._spool_size = SpoolSize(parts.spool.root)
-        self._check_parts = partial(check_parts, parts.health, parts.intake)
+        self._check_parts = partial(check_parts, parts.health, parts.intake, parts.clock)
         self._metrics = Metrics(
-            parts.audit, self._ledger_reader, self._check_parts, self._spool_size, parts.spool.free_bytes, parts.clock
-        )
+            parts.audit, self._ledger_reader, self._check_parts, self._spool_size, parts.spool.free_bytes, parts.clock,
+            parts.health.comparison,
+        )  # fmt: skip
 
     async def health(self, _: Request) -> Response:
         """200 if all parts work, else 503; each part with its reason."""
         checks = await run_in_threadpool(self._check_parts)
         healthy = all(state == OK for state in checks.values())
-        return JSONResponse({"healthy": healthy, "parts": checks}, 200 if healthy else 503, HEADERS)
+        content: dict[str, object] = {"healthy": healthy, "parts": checks}
+        comparison = self._parts.health.comparison()
+        if comparison is not None:
+            now, succeeded = self._parts.clock(), comparison.succeeded
+            content["last_comparison"] = {
+                "seconds_ago": None if succeeded is None else round(now - succeeded, 1), "failure": comparison.reason
+            }  # fmt: skip
+        return JSONResponse(content, 200 if healthy else 503, HEADERS)
 
     async def metrics(self, _: Request) -> Response:
         """The metrics in Prometheus' text format."""

@@ -20,6 +20,8 @@ from medopt.pacs.http.upload import FailedInstance, Upload
 from medopt.pacs.intake import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Intake
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import Spool
+from medopt.serving.server.auth import check_encoding
+from medopt.serving.server.limits import Refused
 
 _MAX_REQUESTS = 16
 _JSON = "application/dicom+json"
@@ -53,8 +55,10 @@ class StowService:
 
     def _checked_boundary(self, request: Request) -> bytes:
         """The boundary of the body; raises HTTPException if a header does not fit."""
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "Content-Encoding is not accepted: send the body as it is.")
+        try:
+            check_encoding(request.headers)
+        except Refused as refused:
+            raise HTTPException(415, refused.text) from None
         if not _accepts_json(request.headers.get("accept", "*/*")):
             raise HTTPException(406, f"The response is {_JSON}.")
         length = request.headers.get("content-length", "0")

@@ -119,7 +119,12 @@ class Upload:
             )
         if self._study_uid and instance.study_uid != self._study_uid:
             raise Refusal(DATA_SET_MISMATCH, "it is of another study than the request says")
-        self._intake.store(instance, lambda name: self._spool.move_in(part.path, name), self.is_open)
+        self._intake.store(
+            instance,
+            lambda name: self._spool.move_in(part.path, name),
+            self.is_open,
+            lambda: parse_dicom(part.path, stop_before_pixels=True),
+        )
 
     def _catch_refusal(self, step: Callable[[], None]) -> None:
         try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from medopt.core.errors import MedoptError
 from medopt.pacs.audit import AuditTrail
+from medopt.pacs.comparison import LastComparison
 from medopt.pacs.intake import Intake
 from medopt.pacs.peers import WebPeer
 from medopt.pacs.query_retrieve.dimse_source import dimse_source
@@ -41,12 +44,16 @@ class PeriodicPull:
     """The thread that reconciles. A failure is written to log and audit, and tried again the next time."""
 
     def __init__(
-        self, settings: NodeSettings, spool: Spool, intake: Intake, audit: AuditTrail, stop: threading.Event
-    ) -> None:
+        self, settings: NodeSettings, spool: Spool, intake: Intake, audit: AuditTrail, stop: threading.Event,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         assert settings.pull is not None
         self._settings, self._pull, self._audit, self._stop = settings, settings.pull, audit, stop
         self._deliver = deliver_to_intake(intake, spool, settings)
         self._reconciler = Reconciler(spool.root / LEDGER, settings.pull.modalities)
+        self._clock = clock
+        every = 60 * (settings.pull.every_minutes or 0)
+        self.last = LastComparison(clock(), 2 * every + 2 * settings.pull.operation_seconds)
         self._thread = threading.Thread(target=self._run, name="pacs-pull", daemon=True)
 
     def start(self) -> None:
@@ -77,11 +84,17 @@ class PeriodicPull:
             self._record(outcome)
 
     def _record_failure(self, reason: str) -> None:
+        self.last = replace(self.last, ended=self._clock(), reason=reason)
         if not self._stop.is_set():
             log.warning("the source was not compared with the ledger: %s", reason)
             self._audit("not reconciled", reason=reason)
 
     def _record(self, outcome: Reconciliation) -> None:
+        now = self._clock()
+        self.last = replace(self.last, ended=now, succeeded=now, reason="")
+        for reason, count in outcome.not_compared.items():
+            log.warning("not compared with the source in %d cases: %s", count, reason)
+            self._audit("not compared", reason=reason, count=count)
         if outcome.reason:
             log.warning("not all missing instances could be fetched: %s", outcome.reason)
         log.info(

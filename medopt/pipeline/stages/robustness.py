@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.files import file_digest
+from medopt.core.provenance import usable_cores
 from medopt.core.records import KINDS, FloatArray, Predictions, batches
 from medopt.core.reporter import Reporter
 from medopt.evaluation.analysis_results import RobustnessResult
@@ -117,7 +117,7 @@ def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateRes
     Each worker has engines of its own with one thread: small networks lose by sharing one image among threads (1.2
     against 0.6 ms on a busy machine), and the images are made worse side by side as well.
     """
-    workers = min(MOST_WORKERS, study.compression.cores or os.cpu_count() or 1)
+    workers = min(MOST_WORKERS, study.compression.cores or usable_cores())
     free: SimpleQueue[dict[str, Engine]] = SimpleQueue()
     for _ in range(workers):
         free.put({kind: open_engine(judged.engines[kind][0], folder.models / f"{kind}.onnx", 1) for kind in KINDS})

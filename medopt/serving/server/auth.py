@@ -1,4 +1,4 @@
-"""The API key: read from a file or the environment, and kept as a hash."""
+"""What a request's headers must say: the API key, kept as a hash, and no Content-Encoding."""
 
 from __future__ import annotations
 
@@ -44,12 +44,24 @@ class Key:
 def key_text(file: Path | None) -> str:
     """The key itself, from a file's first line, else from the environment, else ''. Raises ConfigError."""
     try:
-        text = file.read_text(encoding="utf-8").strip() if file else os.environ.get(VARIABLE, "").strip()
+        text = file.read_text(encoding="utf-8-sig") if file else os.environ.get(VARIABLE, "")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The API key file {file} cannot be read ({type(error).__name__}).") from None
+    text = text.splitlines()[0].strip() if text.strip() else ""
     if (file or text) and len(text) < _MIN_LENGTH:
         raise ConfigError(f"The API key is shorter than {_MIN_LENGTH} characters. Make one with: openssl rand -hex 32")
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ConfigError(
+            f"The API key in {file or VARIABLE} holds characters that HTTP headers do not carry: it takes ASCII "
+            "letters, digits and signs without spaces. Make one with: openssl rand -hex 32"
+        )
     return text
+
+
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Raises Refused for a body that is packed (names of headers in lower case): its size would be anybody's guess."""
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise Refused("encoding", "Content-Encoding is not taken: send the body as it is.")
 
 
 def _digest(text: str) -> bytes:

@@ -24,6 +24,7 @@ from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.raster import FORMATS, is_image
+from medopt.imaging.redact import redacted
 from medopt.imaging.scan_path import safe_relative_path
 from medopt.release.predictor import Release
 from medopt.serving.batch import IGNORED
@@ -48,7 +49,7 @@ def prepare_bytes(release: Release, data: bytes, limits: ServerLimits) -> tuple[
             _check_claims(place, limits)
             return release.prepare(place)
         except DataError as error:
-            raise DataError(_neutral(str(error), place, folder)) from None
+            raise DataError(_neutral(redacted(str(error), place), place, folder)) from None
 
 
 def _neutral(text: str, place: Path, folder: Path) -> str:

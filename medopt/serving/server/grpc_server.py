@@ -44,6 +44,10 @@ def server(service: Service, key: Key) -> grpc.aio.Server:
     """A gRPC server without a port yet. Calls above its maximum get RESOURCE_EXHAUSTED from gRPC itself."""
     max_message = service.limits.max_body + _OVERHEAD
     options = [("grpc.max_receive_message_length", max_message), ("grpc.max_send_message_length", max_message)]
+    options += [
+        ("grpc.server_handshake_timeout_ms", round(1000 * service.limits.connections.header_seconds)),
+        ("grpc.max_allowed_incoming_connections", service.limits.connections.total),
+    ]
     calls = grpc.aio.server(options=options, maximum_concurrent_rpcs=service.limits.max_queue + 8)
     stubs.add_GRPCInferenceServiceServicer_to_server(Servicer(service, key), calls)
     return calls
@@ -143,6 +147,8 @@ def parse_message(message: Any) -> tuple[InferenceRequest, OutputSelection, str]
     if len(message.inputs) != 1 or len(message.raw_input_contents) > 1:
         raise malformed("Give exactly one input: image (FP32, prepared) or scan (BYTES, files).")
     tensor, raw = message.inputs[0], message.raw_input_contents
+    if raw and tensor.contents.ByteSize():
+        raise malformed("The input has typed contents and raw_input_contents: give one of them.")
     shape = [int(side) for side in tensor.shape]
     check_input(tensor.name, tensor.datatype, shape)
     request = from_raw(tensor.name, shape, raw[0]) if raw else _typed(tensor.name, shape, tensor.contents)

@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from medopt.core.provenance import physical_cores
+from medopt.serving.server.bounded_http import ConnectionLimits
 
-Kind = Literal["malformed", "key", "unknown", "size", "busy", "not_ready", "slow", "internal"]
+Kind = Literal["malformed", "encoding", "key", "unknown", "size", "busy", "not_ready", "slow", "internal"]
 HTTP: dict[Kind, int] = {
-    "malformed": 400, "key": 401, "unknown": 404, "size": 413, "busy": 429, "not_ready": 503, "slow": 504,
-    "internal": 500,
+    "malformed": 400, "encoding": 415, "key": 401, "unknown": 404, "size": 413, "busy": 429,
+    "not_ready": 503, "slow": 504, "internal": 500,
 }  # fmt: skip
 GRPC: dict[Kind, str] = {
-    "malformed": "INVALID_ARGUMENT", "key": "UNAUTHENTICATED", "unknown": "NOT_FOUND", "size": "OUT_OF_RANGE",
+    "malformed": "INVALID_ARGUMENT", "encoding": "INVALID_ARGUMENT", "key": "UNAUTHENTICATED", "unknown": "NOT_FOUND",
+    "size": "OUT_OF_RANGE",
     "busy": "RESOURCE_EXHAUSTED", "not_ready": "UNAVAILABLE", "slow": "DEADLINE_EXCEEDED", "internal": "INTERNAL",
 }  # fmt: skip
 """Names of grpc.StatusCode. gRPC itself refuses a message above the size limit, with RESOURCE_EXHAUSTED."""
@@ -49,13 +51,18 @@ class ServerLimits:
     """How long a batch that is not full waits for requests that are on their way."""
     body_seconds: float = 60.0
     """For a request's body to arrive."""
+    window_seconds: float = 10.0
+    """The span in which a body that is not complete must have grown by `window_bytes`."""
+    window_bytes: int = 64 * 1024
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    """Of the REST port; the gRPC port takes as many in all."""
     read_seconds: float = 30.0
     """For one request's scans to be read and prepared."""
     answer_seconds: float = 120.0
     """For a request as a whole, once it has arrived."""
     grace_seconds: float = 30.0
     """For the requests that are being answered at SIGTERM."""
-    readers: int = field(default_factory=lambda: min(8, max(2, physical_cores())))
+    readers: int = field(default_factory=lambda: min(8, physical_cores()))
     """Threads that read scans."""
 
     @property
@@ -74,13 +81,22 @@ class Admission:
 
     def take(self, images: int, size: int = 0) -> None:
         """Raises Refused ("busy", or "size" for more than would ever fit)."""
-        max_images = self._limits.max_queue
+        max_images, max_bytes = self._limits.max_queue, self._limits.max_bytes
         if images > max_images:
             raise Refused("size", f"The request holds more images than this server queues ({max_images}); send fewer.")
-        if self.images + images > max_images or self.bytes + size > self._limits.max_bytes:
-            raise Refused("busy", f"The queue is full ({self.images} of {max_images} images in hand). Try again later.")
+        if images:
+            self.check_queue(images)
+        if self.bytes + size > max_bytes:
+            used = f"{self.bytes >> 20} of {max_bytes >> 20} MiB in hand"
+            raise Refused("busy", f"The memory for requests is full ({used}). Try again later.")
         self.images += images
         self.bytes += size
+
+    def check_queue(self, images: int = 1) -> None:
+        """Raises Refused where so many images more have no place."""
+        most = self._limits.max_queue
+        if self.images + images > most:
+            raise Refused("busy", f"The queue is full ({self.images} of {most} images in hand). Try again later.")
 
     def give(self, images: int, size: int = 0) -> None:
         """Release what `take` counted."""

@@ -38,7 +38,9 @@ class ServerMetrics:
             registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64),
         )  # fmt: skip
         self._ready = Gauge("medopt_release_ready", "1: it serves", ("model", "version"), registry=registry)
-        self._queue = Gauge("medopt_queue_images", "Images being read, waiting and in the model", registry=registry)
+        self._queue = Gauge(
+            "medopt_queue_images", "Images coming in, being read, waiting and in the model", registry=registry
+        )
 
     def answered(self, model: str, version: str, door: str, code: str, seconds: float) -> None:
         """A request has ended, with an answer or without."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,15 +14,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from medopt.serving.server.auth import Key
-from medopt.serving.server.limits import HTTP, Refused
+from medopt.serving.server.auth import Key, check_encoding
+from medopt.serving.server.limits import HTTP, Refused, ServerLimits
 from medopt.serving.server.log import event
 from medopt.serving.server.metadata import ServerMetadata, model_metadata, model_ready, refuse_unload
 from medopt.serving.server.service import RequestLog, Service, content_digest
-from medopt.serving.server.v2_codec import parse_request, write_response
+from medopt.serving.server.v2_codec import parse_request, wants_ready, write_response
 
 JSON_LENGTH = "inference-header-content-length"
 """The header with the length of the JSON before binary tensors."""
+_MAX_INDEX_BYTES = 64 * 1024
 _WITHOUT_KEY = ("/v2/health/live", "/v2/health/ready")
 Scope = MutableMapping[str, Any]
 Channel = Callable[..., Awaitable[Any]]
@@ -31,7 +32,9 @@ Channel = Callable[..., Awaitable[Any]]
 def application(service: Service, key: Key) -> Channel:
     """The REST server as an ASGI application."""
     handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _no_route, Exception: _failed}
-    return RestGuard(Starlette(routes=_Routes(service).all(), exception_handlers=handlers), key)
+    app = Starlette(routes=_Routes(service).all(), exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a redirect is no answer of the protocol
+    return RestGuard(app, key)
 
 
 def refusal(refused: Refused) -> JSONResponse:
@@ -39,7 +42,7 @@ def refusal(refused: Refused) -> JSONResponse:
     headers = {"Retry-After": "1"} if refused.kind == "busy" else {}
     if refused.kind == "key":
         headers["WWW-Authenticate"] = "Bearer"
-    if refused.kind in ("size", "busy", "slow"):
+    if refused.kind in ("size", "busy", "slow", "encoding"):
         headers["Connection"] = "close"  # the rest of the body is not read
     return JSONResponse({"error": refused.text}, HTTP[refused.kind], headers)
 
@@ -66,12 +69,15 @@ class RestGuard:
 
     async def __call__(self, scope: Scope, receive: Channel, send: Channel) -> None:
         """One request (ASGI)."""
-        if scope["type"] == "http" and scope["path"] not in _WITHOUT_KEY:
+        if scope["type"] == "http":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             try:
-                self._key.check(headers)
+                if scope["path"] not in _WITHOUT_KEY:
+                    self._key.check(headers)
+                check_encoding(headers)
             except Refused as refused:
-                event(logging.WARNING, "request", {"door": "rest", "code": 401, "refused": "key"})
+                code = HTTP[refused.kind]
+                event(logging.WARNING, "request", {"door": "rest", "code": code, "refused": refused.kind})
                 await refusal(refused)(scope, receive, send)
                 return
         try:
@@ -132,9 +138,11 @@ class _Routes:
         ready = model_ready(self._service, name, version)
         return JSONResponse({"name": name, "ready": ready, "releases": self._states(name)}, 200 if ready else 503)
 
-    async def index(self, _: Request) -> Response:
-        """All releases with their states."""
-        return JSONResponse(self._states())
+    async def index(self, request: Request) -> Response:
+        """All releases with their states; with {"ready": true} those that serve."""
+        body = await _body(request, replace(self._service.limits, max_body=_MAX_INDEX_BYTES), lambda _: None)
+        ready = wants_ready(body)
+        return JSONResponse([state for state in self._states() if not ready or state["state"] == "READY"])
 
     async def load(self, request: Request) -> Response:
         """Read a release again from its folder; it takes over if it is sound."""
@@ -163,13 +171,15 @@ class _Routes:
         service = self._service
         served = service.registry.find(*_release(request))
         log.model, log.version = served.name, served.verified.version
-        size = _announced_size(request, service.limits.max_body)
-        with service.admitted(1, size):
-            body = await _body(request, service.limits.max_body, service.limits.body_seconds)
-            log.digest = await service.in_reader(content_digest, body)
-            inputs, selection = await service.in_reader(parse_request, body, request.headers.get(JSON_LENGTH))
-            del body
-            response = await service.answer(served, inputs, log, taken=1)
+        _check_announced(request, service.limits.max_body)
+        with service.receiving() as take:
+            with service.uploading():
+                body = await _body(request, service.limits, take)
+            with service.admitted(1):
+                log.digest = await service.in_reader(content_digest, body)
+                inputs, selection = await service.in_reader(parse_request, body, request.headers.get(JSON_LENGTH))
+                del body
+                response = await service.answer(served, inputs, log, taken=1)
         data, length = write_response(response, selection)
         if length is None:
             return Response(data, media_type="application/json")
@@ -181,29 +191,46 @@ def _release(request: Request) -> tuple[str, str]:
     return request.path_params["name"], request.path_params.get("version", "")
 
 
-def _announced_size(request: Request, max_size: int) -> int:
-    """Bytes to come; as many as are allowed where the client does not say."""
+def _check_announced(request: Request, max_size: int) -> None:
+    """Raises Refused where the header announces more than is taken."""
     text = request.headers.get("content-length")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused("malformed", "Content-Encoding is not taken: send the body as it is.")
-    if text is None:
-        return max_size
-    if not text.isdecimal() or int(text) > max_size:
-        raise Refused("size", f"The body is larger than this server takes ({max_size} bytes).")
-    return int(text)
+    if text is not None and (not text.isdecimal() or int(text) > max_size):
+        raise _too_large(max_size)
 
 
-async def _body(request: Request, max_size: int, seconds: float) -> bytes:
-    pieces, size = [], 0
+def _too_large(max_size: int) -> Refused:
+    return Refused("size", f"The body is larger than this server takes ({max_size} bytes).")
+
+
+async def _body(request: Request, limits: ServerLimits, take: Callable[[int], None]) -> bytes:
+    """The body, each piece counted as it comes; raises Refused for one that is too large or too slow."""
+    pieces, size = list[bytes](), 0
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limits.body_seconds
+    window_end, window_size = loop.time() + limits.window_seconds, 0
+    stream = request.stream()
     try:
-        async with asyncio.timeout(seconds):
-            async for piece in request.stream():
-                size += len(piece)
-                if size > max_size:
-                    raise Refused("size", f"The body is larger than this server takes ({max_size} bytes).")
-                pieces.append(piece)
+        while True:
+            async with asyncio.timeout_at(min(end, window_end)):
+                piece = await anext(stream, None)
+            if piece is None:
+                return b"".join(pieces)
+            size += len(piece)
+            if size > limits.max_body:
+                raise _too_large(limits.max_body)
+            take(len(piece))
+            pieces.append(piece)
+            if loop.time() < window_end and size - window_size < limits.window_bytes:
+                continue
+            if size - window_size < limits.window_bytes:
+                raise TimeoutError
+            window_end, window_size = loop.time() + limits.window_seconds, size
     except TimeoutError:
-        raise Refused("slow", f"The body did not arrive within {seconds:g} s.") from None
+        if loop.time() >= end:
+            raise Refused("slow", f"The body did not arrive within {limits.body_seconds:g} s.") from None
+        raise Refused(
+            "slow",
+            f"The body came too slowly: less than {limits.window_bytes >> 10} KiB in {limits.window_seconds:g} s.",
+        ) from None
     except ClientDisconnect:
         raise Refused("malformed", "The client went away before its request had arrived.") from None
-    return b"".join(pieces)

@@ -7,20 +7,22 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its lines are no JSON and name clients
 import grpc
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from medopt.core.errors import ConfigError
 from medopt.release.layout import Kind
 from medopt.serving.server import grpc_server, rest_server
 from medopt.serving.server.auth import LOOPBACK, Key
+from medopt.serving.server.bounded_http import ConnectionLimits, Listener, allow_open_files, bounded_protocol, listen
 from medopt.serving.server.limits import ServerLimits
 from medopt.serving.server.log import configure, event
 from medopt.serving.server.metrics import ServerMetrics
@@ -94,7 +96,8 @@ def serve(
     if listeners.tls:
         listeners.tls.check()
     configure(also)
-    listening = _listen(listeners.host, listeners.port)
+    allow_open_files(4 * limits.connections.total + 1024)
+    listening = _listen(listeners.host, listeners.port, limits.connections)
     try:
         asyncio.run(_serve(folders, kind, listeners, limits, key, listening))
     finally:
@@ -103,24 +106,22 @@ def serve(
             also.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _listen(host: str, port: int, limits: ConnectionLimits) -> Listener:
     try:
-        listening = socket.create_server((host, port), family=family, backlog=512)
-        # asyncio sets this for its own sockets only; without it an answer waits 40 ms for the client's acknowledgement.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listening
+        return listen(host, port, limits)
     except OSError as error:
         raise ConfigError(f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another --port.") from None
 
 
 async def _serve(
-    folders: Sequence[Path], kind: Kind, listeners: Listeners, limits: ServerLimits, key: Key, listening: socket.socket
+    folders: Sequence[Path], kind: Kind, listeners: Listeners, limits: ServerLimits, key: Key, listening: Listener
 ) -> None:
     metrics = ServerMetrics()
     registry = ReleaseRegistry(folders, kind, limits, metrics)
     service = Service(registry, limits, metrics)
-    web = _Uvicorn(_configuration(rest_server.application(service, key), listeners, limits))
+    app = rest_server.application(service, key)
+    protocol = bounded_protocol(AutoHTTPProtocol, listening.connections)
+    web = _Uvicorn(_configuration(app, protocol, listeners, limits))
     calls = None if listeners.grpc_port is None else grpc_server.server(service, key)
     grpc_port = None if calls is None else _bind(calls, listeners)
     stop = asyncio.Event()
@@ -137,19 +138,23 @@ async def _serve(
     opening = asyncio.create_task(registry.open_all())
     await asyncio.wait([asyncio.create_task(stop.wait()), web_task], return_when=asyncio.FIRST_COMPLETED)
     service.stopping = True
-    event(logging.INFO, "stopping", {"images": service.admission.images})
+    event(logging.INFO, "stopping", {"images": service.images_in_hand})
     opening.cancel()
     web.should_exit = True
     await asyncio.gather(web_task, calls.stop(limits.grace_seconds) if calls else asyncio.sleep(0))
     registry.close()
     service.readers.shutdown(wait=False, cancel_futures=True)
-    event(logging.INFO, "stopped", {"images": service.admission.images})
+    event(logging.INFO, "stopped", {"images": service.images_in_hand})
 
 
-def _configuration(app: rest_server.Channel, listeners: Listeners, limits: ServerLimits) -> uvicorn.Config:
+def _configuration(
+    app: rest_server.Channel, protocol: Any, listeners: Listeners, limits: ServerLimits
+) -> uvicorn.Config:
     tls = listeners.tls
     return uvicorn.Config(
         app,
+        http=protocol,
+        timeout_keep_alive=limits.connections.keep_alive_seconds,
         log_config=None,
         access_log=False,
         server_header=False,

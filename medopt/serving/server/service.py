@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,6 +77,7 @@ class Service:
         self.registry, self.limits, self.metrics = registry, limits, metrics
         self.admission = Admission(limits)
         self.stopping = False
+        self._uploads = 0
         self.readers = ThreadPoolExecutor(
             limits.readers, "medopt-reader", initializer=torch.set_num_threads, initargs=(1,)
         )
@@ -90,12 +91,47 @@ class Service:
     def admitted(self, images: int, size: int = 0) -> Iterator[None]:
         """A place in the queue; raises Refused where there is none."""
         self.admission.take(images, size)
-        self.metrics.queue(self.admission.images)
+        self.metrics.queue(self.images_in_hand)
         try:
             yield
         finally:
             self.admission.give(images, size)
-            self.metrics.queue(self.admission.images)
+            self.metrics.queue(self.images_in_hand)
+
+    @property
+    def images_in_hand(self) -> int:
+        """Images of requests that are coming in, and of those in the queue."""
+        return self.admission.images + self._uploads
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """While a request's body arrives: it is in hand, and has no place in the queue yet."""
+        self._uploads += 1
+        self.metrics.queue(self.images_in_hand)
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+            self.metrics.queue(self.images_in_hand)
+
+    @contextmanager
+    def receiving(self) -> Iterator[Callable[[int], None]]:
+        """Call what is yielded for each piece of a body that arrives; raises Refused where there is no memory for it.
+
+        A request takes memory for what has come, and not for what it announces.
+        """
+        self.admission.check_queue()
+        received = 0
+
+        def take(size: int) -> None:
+            nonlocal received
+            self.admission.take(0, size)
+            received += size
+
+        try:
+            yield take
+        finally:
+            self.admission.give(0, received)
 
     @contextmanager
     def logged(self, door: str) -> Iterator[RequestLog]:
@@ -204,15 +240,16 @@ def outcome_of(answer: Answer) -> str:
 
 
 def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceResponse:
-    """Answers as arrays. A declined scan has no decision, and NaN for its probabilities, as it has none in a table."""
+    """Answers as arrays. A declined scan has no decision, and NaN for its probabilities and logits."""
     info = served.verified.release.info
     nothing = [float("nan")] * len(info.labels)
     values = [nothing if answer.declined else [answer.probabilities[key] for key in info.labels] for answer in answers]
+    logits = [[float("nan")] * len(answer.logits) if answer.declined else answer.logits for answer in answers]
     arrays: dict[str, NDArray[Any]] = {
         PROBABILITIES: np.array(values, np.float64),
         DECISION: np.array([answer.decision.encode() for answer in answers], np.object_),
         DECLINED: np.array([(answer.declined or "").encode() for answer in answers], np.object_),
-        LOGITS: np.array([answer.logits for answer in answers], np.float64),
+        LOGITS: np.array(logits, np.float64),
     }
     return InferenceResponse(served.name, served.verified.version, arrays, identity(served))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,16 +54,41 @@ def parse_request(body: bytes, header_length: str | None) -> tuple[InferenceRequ
     length = len(body) if header_length is None else _length(header_length, len(body))
     try:
         message = orjson.loads(memoryview(body)[:length])
-    except ValueError:
-        raise malformed(
-            "The request is no JSON. For binary tensors give Inference-Header-Content-Length, the length of the JSON "
-            "before them; with 0, the whole body is one scan."
-        ) from None
+    except ValueError as error:
+        raise malformed(_not_json(body[:length], error)) from None
     try:
         return _input(message, memoryview(body)[length:]), _selection(message)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         what = type(error).__name__
         raise malformed(f"The request is not of the protocol: a field is absent or of a wrong type ({what}).") from None
+
+
+def _not_json(body: bytes, error: ValueError) -> str:
+    """What is wrong, and the advice that fits: bytes that begin as JSON were meant as JSON."""
+    if not body.lstrip().startswith(b"{"):
+        return (
+            "The request is no JSON. For binary tensors give Inference-Header-Content-Length, the length of the JSON "
+            "before them; with 0, the whole body is one scan."
+        )
+    position = getattr(error, "pos", None)
+    place = "" if position is None else f" at character {position + 1}"
+    if re.search(rb"[\[,:]\s*-?(NaN|Infinity|nan|inf)\b", body):
+        return f"The request's JSON is not valid{place}: JSON has no NaN and no Infinity, and the model takes neither."
+    return f"The request's JSON is not valid{place}."
+
+
+def wants_ready(body: bytes) -> bool:
+    """Whether the request for the repository's index is {"ready": true}; an empty body asks for all. Raises Refused."""
+    if not body.strip():
+        return False
+    try:
+        message = orjson.loads(body)
+        ready = message.get("ready", False)
+    except (ValueError, AttributeError):
+        raise malformed('The request for the index is empty, or JSON such as {"ready": true}.') from None
+    if not isinstance(ready, bool):
+        raise malformed('"ready" is true or false.')
+    return ready
 
 
 def _whole(body: bytes) -> tuple[bytes, ...]:
@@ -87,6 +113,8 @@ def _input(message: Any, binary: memoryview) -> InferenceRequest:
     parameters = tensor.get("parameters") or {}
     size = parameters.get("binary_data_size")
     if size is not None:
+        if "data" in tensor:
+            raise malformed("The input has data in the JSON and bytes behind it: give one of them.")
         if size != len(binary):
             raise malformed("binary_data_size is not the number of bytes behind the JSON.")
         return from_raw(name, shape, binary)
