@@ -121,7 +121,7 @@ def unreadable_reason(dataset: Dataset) -> str | None:
         return "its header lacks Rows (0028,0010) or Columns (0028,0011)"
     if "MOSAIC" in (dataset.get("ImageType") or []):
         return "it is a mosaic, the slices of a volume tiled into one image; export it as single slices or enhanced MR"
-    return None
+    return _bits_problem(dataset)
 
 
 def _has_pixels(dataset: Dataset) -> bool:
@@ -135,8 +135,9 @@ def decode_frames(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
     pixels are truncated, damaged, or in a transfer syntax that no installed decoder knows.
     """
     count, syntax = number_of_frames(dataset, name), dataset.file_meta.TransferSyntaxUID
-    options: dict[str, Any] = {"view_only": True, "correct_unused_bits": not unused_bits(dataset)}
+    options: dict[str, Any] = {"view_only": True, "correct_unused_bits": not any(unused_bits(dataset))}
     try:
+        _refuse_more_frames(dataset, count)
         decoder = decoder_of(syntax)
         options["decoding_plugin"] = PLUGIN if syntax.is_encapsulated else ""
         if count == 1:
@@ -154,12 +155,42 @@ def decode_frames(dataset: Dataset, name: str) -> Iterator[NDArray[Any]]:
         ) from error
 
 
-def unused_bits(dataset: Dataset) -> int:
-    """How many high bits of uncompressed grey pixels the caller has to clear, as it converts every value anyway."""
+def _refuse_more_frames(dataset: Dataset, count: int) -> None:
+    """Uncompressed pixels of more frames than NumberOfFrames says; pydicom would read the first ones."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+        return
+    samples = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else dataset.SamplesPerPixel
+    bits = dataset.Rows * dataset.Columns * samples * dataset.BitsAllocated
+    found = len(dataset.PixelData) * 8 // bits if bits else 0
+    if found > count:
+        raise ValueError(f"there are {found} frames where NumberOfFrames (0028,0008) says {count}")
+
+
+def unused_bits(dataset: Dataset) -> tuple[int, int]:
+    """How many (high, low) bits of uncompressed grey pixels the caller has to clear, as it converts every value anyway.
+
+    The low ones lie below the value, where HighBit is not BitsStored - 1 (PS3.5 8.1.1).
+    """
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated or dataset.get("SamplesPerPixel", 1) != 1:
-        return 0
+        return 0, 0
     allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
-    return max(0, allocated - stored) if "PixelData" in dataset and allocated and stored else 0
+    if "PixelData" not in dataset or not allocated or not stored:
+        return 0, 0
+    highest = dataset.get("HighBit", stored - 1)
+    return max(0, allocated - 1 - highest), max(0, highest + 1 - stored)
+
+
+def _bits_problem(dataset: Dataset) -> str | None:
+    """Why BitsAllocated, BitsStored and HighBit do not say where a value lies, or None."""
+    allocated, stored, highest = (dataset.get(word) for word in ("BitsAllocated", "BitsStored", "HighBit"))
+    if "PixelData" not in dataset or None in (allocated, stored, highest) or highest == stored - 1:
+        return None
+    bits = f"HighBit (0028,0102) is {highest}, BitsStored {stored} and BitsAllocated {allocated}"
+    if not stored - 1 <= highest < allocated:
+        return f"{bits}, which contradict each other"
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or dataset.get("SamplesPerPixel", 1) != 1:
+        return f"{bits}; such values are read from uncompressed grey images only. Export it uncompressed"
+    return None
 
 
 def _decoder_message(error: Exception) -> str:
