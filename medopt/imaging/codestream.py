@@ -150,9 +150,9 @@ def probe(stream: JpegStream, decode: Decode) -> NDArray[Any]:
     wide = max(8, 2 * stream.mcu[1])  # more than a first pixel, as the bits that fill the last byte may pass for a code
     corner = (slice(below, below + (stream.mcu[0] if stream.size[1] >= wide else extra)), slice(wide))
     others = chain([second], decoded)  # more than the second only where both are clipped
-    if stream.sof != _PROGRESSIVE and all(np.array_equal(first[corner], other[corner]) for other in others):
-        if not _is_insensitive(stream, decode):
-            return probe(_without_filling(stream), decode)
+    is_same = stream.sof != _PROGRESSIVE and all(np.array_equal(first[corner], other[corner]) for other in others)
+    if is_same and not _is_insensitive(stream, decode):
+        return probe(_without_filling(stream), decode)
     return decode(stream.data) if smeared else first[:rows]
 
 
@@ -211,7 +211,7 @@ def _restart_parts(stream: JpegStream) -> Iterator[JpegStream]:
 
 
 def check_j2k(data: bytes) -> None:
-    """Walk the tile-parts of a JPEG 2000 codestream (ITU-T T.800 A.4). Raises DamagedStreamError where it breaks off."""
+    """Walk the tile-parts of a JPEG 2000 codestream (T.800 A.4); raises DamagedStreamError where it breaks off."""
     if data[:4] != b"\xff\x4f\xff\x51":
         return  # a JP2 file: its boxes are the decoder's
     try:

@@ -57,7 +57,9 @@ def _rle(src: bytes, runner: DecodeRunner) -> bytes:
     count, *offsets = np.frombuffer(src, "<u4", 16).tolist()
     pixels, width = runner.rows * runner.columns, runner.bits_allocated // 8
     if count != runner.samples_per_pixel * width or runner.bits_allocated % 8:
-        raise DamagedStreamError(f"it has {count} RLE segments, and its header means {runner.samples_per_pixel * width}")
+        raise DamagedStreamError(
+            f"it has {count} RLE segments, and its header means {runner.samples_per_pixel * width}"
+        )
     planes = np.empty((runner.samples_per_pixel, pixels, width), np.uint8)
     edges = [*offsets[:count], len(src)]
     for index in range(count):
@@ -101,19 +103,20 @@ _DAMAGE = re.compile("invalid jpeg-ls stream|too small", re.IGNORECASE)
 JPEG_XL = tuple(uid.UID(f"1.2.840.10008.1.2.4.{last}") for last in (110, 111, 112))
 """Lossless, recompressed JPEG, and any (PS3.5 A.4.12 of 2025), which pydicom does not know yet."""
 _JPEG: dict[str, _Decode] = {"imagecodecs": _jpeg, "pylibjpeg": pylibjpeg._decode_frame}
+_JPEG_LS: dict[str, _Decode] = {
+    "imagecodecs": _jpeg_ls,
+    "pyjpegls": pyjpegls._decode_frame,
+    "pylibjpeg": _jpeg_ls_leniently,
+}
+_JPEG_2000: dict[str, _Decode] = {"pylibjpeg": pylibjpeg._decode_frame, "imagecodecs": _jpeg_2000}
 ORDER: dict[uid.UID, dict[str, _Decode]] = {
     uid.JPEGBaseline8Bit: _JPEG | {"pillow": pillow._decode_frame},
     **dict.fromkeys((uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), _JPEG),
-    **dict.fromkeys(
-        uid.JPEGLSTransferSyntaxes,
-        {"imagecodecs": _jpeg_ls, "pyjpegls": pyjpegls._decode_frame, "pylibjpeg": _jpeg_ls_leniently},
-    ),
-    **dict.fromkeys(
-        (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
-        {"pylibjpeg": pylibjpeg._decode_frame, "imagecodecs": _jpeg_2000},
-    ),
+    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, _JPEG_LS),
+    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000), _JPEG_2000),
+    **dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), _JPEG_2000),
     uid.RLELossless: {"imagecodecs": _rle, "pydicom": rle._decode_frame},
-    **dict.fromkeys(JPEG_XL, {"imagecodecs": _jpeg_xl}),
+    **{syntax: {"imagecodecs": _jpeg_xl} for syntax in JPEG_XL},
 }
 """For each transfer syntax the decoders in the order in which they are asked."""
 DECODER_DEPENDENCIES = dict.fromkeys(ORDER, ("imagecodecs",))

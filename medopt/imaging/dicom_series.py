@@ -19,6 +19,7 @@ from pydicom import Dataset
 from medopt.core.errors import DataError, listed
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import geometry
+from medopt.imaging.background import darkened
 from medopt.imaging.dicom_file import (
     decode_frames,
     header_errors,
@@ -147,7 +148,9 @@ def _volume(files: Sequence[_File], path: Path) -> Volume:
         mappings[0].write(next(decode_frames(first.dataset, first.name)), array, background)
         facts["orientation"] = "patient" if plane.pose is not None else "unknown"
         image = Volume(array, plane.affine(), plane.spacing, _modality(first), mappings[0].window, facts)
-        return without_padding(replace(image, sigmoid=mappings[0].sigmoid, background=background), str(path))
+        return _without_padding(
+            replace(image, window_function=mappings[0].window_function, background=background), path
+        )
     _refuse_mixed(frames, mappings, path)
     stack = stack_frames([plane for _, plane in frames], path)
     grid_shape = (len(frames), *plane.size)
@@ -160,17 +163,14 @@ def _volume(files: Sequence[_File], path: Path) -> Volume:
     middle = mappings[stack.order[len(frames) // 2]]
     facts |= {"orientation": "patient"} | stack.facts
     volume = Volume(array, affine, geometry.spacing(affine), _modality(first), middle.window, facts)
-    return without_padding(replace(volume, sigmoid=middle.sigmoid, background=background), str(path))
+    return _without_padding(replace(volume, window_function=middle.window_function, background=background), path)
 
 
-def without_padding(volume: Volume, name: str) -> Volume:
-    """The background as dark as the darkest of the rest, in place; raises DataError where nothing else is left."""
-    if volume.background is None or not volume.background.any():
-        return replace(volume, background=None)
-    if volume.background.all():
-        raise DataError(f"{name}: all of its pixels are padding (PixelPaddingValue, 0028,0120), so it shows nothing.")
-    volume.array[:, volume.background] = volume.content.min()
-    return volume
+def _without_padding(volume: Volume, path: Path) -> Volume:
+    try:
+        return darkened(volume, "padding (PixelPaddingValue, 0028,0120)")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _fill(
@@ -203,10 +203,11 @@ def _refuse_mixed(frames: Sequence[tuple[_File, FramePlane]], mappings: Sequence
         units[mapping.unit].append(plane.name)
     if len(units) > 1:
         fewest = min(units, key=lambda unit: len(units[unit]))
+        others = listed(sorted({*units} - {fewest}))
         raise DataError(
-            f"{path}: {len(units[fewest])} of {len(frames)} slices have {fewest}, the others {listed(sorted({*units} - {fewest}))} "
-            f"(RescaleSlope, RescaleIntercept, RescaleType): {listed(units[fewest])}. Their values are not in one unit; "
-            "get the series again."
+            f"{path}: {len(units[fewest])} of {len(frames)} slices have {fewest}, the others {others} (RescaleSlope, "
+            f"RescaleIntercept, RescaleType): {listed(units[fewest])}. Their values are not in one unit; get the "
+            "series again."
         )
     groups = defaultdict(list)
     for (file, plane), mapping in zip(frames, mappings, strict=True):

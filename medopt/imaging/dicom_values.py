@@ -12,7 +12,7 @@ PixelPaddingRangeLimit) show nothing: they are marked as background, and become 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from medopt.core.errors import DataError
-from medopt.core.records import FloatArray
+from medopt.core.records import FloatArray, WindowFunction
 from medopt.imaging.dicom_file import finite_numbers, unused_bits
 from medopt.imaging.dicom_frames import FrameHeader
 
@@ -96,6 +96,15 @@ def _entries(data: Any, count: int, dataset: Dataset) -> NDArray[Any]:
 
 
 _BLOCK = 2**16  # pixels
+_FUNCTIONS: tuple[WindowFunction, ...] = get_args(WindowFunction)
+_RESCALED = {
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    PositronEmissionTomographyImageStorage,
+    EnhancedPETImageStorage,
+    LegacyConvertedEnhancedPETImageStorage,
+}
 _PROJECTION = {"CR", "DX", "MG", "IO", "PX", "RG"}
 
 
@@ -103,8 +112,8 @@ _PROJECTION = {"CR", "DX", "MG", "IO", "PX", "RG"}
 class ValueMapping:
     """How the stored values of one frame become values of the volume: tables, then `slope * value + intercept`.
 
-    `window` is (centre, width) in the volume's units, of a ramp or of a sigmoid. `unused_bits` counts the (high, low)
-    bits of a stored value that do not belong to it (PS3.5 8.1.1) and have to be cleared. `padding` is the range of
+    `window` is (centre, width) in the volume's units, which `window_function` explains. `unused_bits` counts the (high,
+    low) bits of a stored value that do not belong to it (PS3.5 8.1.1) and have to be cleared. `padding` is the range of
     stored values, after that, which show nothing (PS3.3 C.7.5.1.1.2). `unit` says which rescaling the file asks for.
     """
 
@@ -114,7 +123,7 @@ class ValueMapping:
     slope: float = 1.0
     intercept: float = 0.0
     window: tuple[float, float] | None = None
-    sigmoid: bool = False
+    window_function: WindowFunction = "LINEAR_EXACT"
     unused_bits: tuple[int, int] = (0, 0)
     padding: tuple[float, float] | None = None
     unit: str = ""
@@ -180,14 +189,14 @@ def value_mapping(dataset: Dataset, frame: FrameHeader, name: str) -> ValueMappi
         return ValueMapping(slope=255.0 / (2.0 ** int(dataset.BitsStored) - 1))
     modality = read_lut(frame.get("ModalityLUTSequence"), dataset, "ModalityLUTSequence", name)
     slope, intercept = (1.0, 0.0) if modality else _rescale(frame, name, _rescale_required(dataset))
-    window, sigmoid = _window(frame)
+    window, function = _window(frame)
     voi = None
     if window is None and dataset.get("Modality") in _PROJECTION:
         voi = read_lut(frame.get("VOILUTSequence"), dataset, "VOILUTSequence", name)
     if voi is not None:
-        window = ((2.0**voi.bits - 1) / 2, 2.0**voi.bits - 1)
+        window, function = (2.0 ** (voi.bits - 1), 2.0**voi.bits), "LINEAR"
     padding, unit = _padding(dataset, unused), _unit(frame)
-    mapping = ValueMapping(None, modality, voi, slope, intercept, window, sigmoid, unused, padding, unit)
+    mapping = ValueMapping(None, modality, voi, slope, intercept, window, function, unused, padding, unit)
     return _inverted(dataset, mapping, name) if photometric == "MONOCHROME1" else mapping
 
 
@@ -202,28 +211,27 @@ def _inverted(dataset: Dataset, mapping: ValueMapping, name: str) -> ValueMappin
     else:
         signed = dataset.get("PixelRepresentation", 0) == 1
         total = -1.0 if signed else 2.0 ** int(dataset.BitsStored) - 1
-    # slope * (total - value) + intercept; the window's centre is inverted in the same way
+    # slope * (total - value) + intercept; the window is mirrored in the same way
     offset = mapping.slope * total
-    window = (offset + 2 * mapping.intercept - mapping.window[0], mapping.window[1]) if mapping.window else None
-    return replace(mapping, slope=-mapping.slope, intercept=offset + mapping.intercept, window=window)
-
-
-# Images whose values mean nothing without Rescale Slope and Intercept: Type 1 in PS3.3 C.8.2.1 and C.8.9.4, and in the
-# functional groups of the enhanced ones (C.7.6.16.2.9).
-_RESCALED = {
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    LegacyConvertedEnhancedCTImageStorage,
-    PositronEmissionTomographyImageStorage,
-    EnhancedPETImageStorage,
-    LegacyConvertedEnhancedPETImageStorage,
-}
+    window, function = mapping.window, mapping.window_function
+    if window and function == "LINEAR":  # it runs from centre - 0.5 over width - 1
+        window, function = (window[0] - 0.5, window[1] - 1), "LINEAR_EXACT"
+    if window:
+        window = (offset + 2 * mapping.intercept - window[0], window[1])
+    mirrored = replace(mapping, slope=-mapping.slope, intercept=offset + mapping.intercept)
+    return replace(mirrored, window=window, window_function=function)
 
 
 def _rescale_required(dataset: Dataset) -> bool:
+    """Whether values mean nothing without Rescale Slope and Intercept: Type 1 in PS3.3 C.8.2.1 (CT), C.8.9.4 (PET).
+
+    Also in the functional groups of their enhanced objects (C.7.6.16.2.9), but not in captured screens.
+    """
     sop_class = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
-    is_capture = sop_class.startswith(SecondaryCaptureImageStorage)
-    return sop_class in _RESCALED or (dataset.get("Modality") == "CT" and not is_capture)
+    modality = str(dataset.get("Modality") or "").strip()
+    if modality == "CT":
+        return not f"{sop_class}.".startswith(f"{SecondaryCaptureImageStorage}.")
+    return modality in ("", "PT") and sop_class in _RESCALED
 
 
 def _rescale(frame: FrameHeader, name: str, required: bool) -> tuple[float, float]:
@@ -232,16 +240,19 @@ def _rescale(frame: FrameHeader, name: str, required: bool) -> tuple[float, floa
     missing = [word for word, value in given.items() if value in (None, "")]
     if missing and (required or len(missing) == 1):
         raise DataError(
-            f"{name}: {' and '.join(missing)} (0028,1052/1053) is missing, so the unit of its values is not known (a CT "
-            "would be off by 1024 HU or so). Export it again with its header complete."
+            f"{name}: its header lacks {' and '.join(missing)} (0028,1053 and 1052), so the unit of its values is not "
+            "known: a CT would be off by some 1024 HU. Export it again with its header complete."
         )
     if missing:
         return 1.0, 0.0
-    try:
-        slope, intercept = (float(value) for value in given.values())
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name}: RescaleSlope or RescaleIntercept is not a number.") from error
-    if not np.isfinite([slope, intercept]).all() or slope == 0:
+    numbers = []
+    for word, value in given.items():
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name}: {word} is not a number.") from error
+    slope, intercept = numbers
+    if not np.isfinite(numbers).all() or slope == 0:
         raise DataError(f"{name}: RescaleSlope {slope} and RescaleIntercept {intercept} give no values.")
     return slope, intercept
 
@@ -276,17 +287,15 @@ def _as_stored(value: int, dataset: Dataset, unused: int) -> int:
     return value - 2**bits if dataset.get("PixelRepresentation", 0) == 1 and value >= 2 ** (bits - 1) else value
 
 
-def _window(frame: FrameHeader) -> tuple[tuple[float, float] | None, bool]:
-    """The first window of the VOI LUT module as (centre, width) of its ramp, or of a sigmoid, which is then True.
+def _window(frame: FrameHeader) -> tuple[tuple[float, float] | None, WindowFunction]:
+    """The first (centre, width) of the VOI LUT module (PS3.3 C.11.2.1.2) and its VOILUTFunction.
 
-    LINEAR runs from centre - 0.5 - (width - 1) / 2, over width - 1 (PS3.3 C.11.2.1.2.1); LINEAR_EXACT over the whole
-    width (C.11.2.1.3.2); SIGMOID is a curve (C.11.2.1.3.1). None without a window, or with one that no function takes.
+    None without a window, or with one that its function does not take.
     """
     values = (frame.get("WindowCenter"), frame.get("WindowWidth"))
     window = finite_numbers([value[0] if isinstance(value, MultiValue) and value else value for value in values], 2)
-    function = str(frame.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if window is None or window[1] < (1 if function == "LINEAR" else 1e-9):
-        return None, False
-    center, width = float(window[0]), float(window[1])
-    ramps = {"LINEAR": (center - 0.5, width - 1), "LINEAR_EXACT": (center, width), "SIGMOID": (center, width)}
-    return ramps.get(function), function == "SIGMOID"
+    given = str(frame.get("VOILUTFunction") or "LINEAR").strip().upper()
+    function: WindowFunction | None = next((known for known in _FUNCTIONS if known == given), None)
+    if function is None or window is None or window[1] <= 0 or (function == "LINEAR" and window[1] < 1):
+        return None, "LINEAR"
+    return (float(window[0]), float(window[1])), function

@@ -130,14 +130,15 @@ def _check_sizes(image: Any, forms: Sequence[geometry.Affine], path: Path) -> No
     counted = [axis for axis, count in enumerate(image.shape[:3]) if count > 1]
     if not np.isfinite(sizes[counted]).all() or (sizes[counted] == 0).any():
         raise DataError(
-            f"{path} does not say how large its voxels are: pixdim is {_sizes(sizes)}. Convert it again from its source."
+            f"{path} does not say how large its voxels are: pixdim is {_sizes(sizes)}. Convert it again from its "
+            "source."
         )
     for form in forms:
         lengths = np.linalg.norm(form[:3, :3], axis=0)
         if (np.abs(lengths - sizes)[counted] > _SAME_SIZE * sizes[counted]).any():
             raise DataError(
-                f"{path}: its header gives two sizes of a voxel, {_sizes(sizes)} in pixdim and {_sizes(lengths)} in the "
-                "matrix of sform or qform. Convert it again from its source."
+                f"{path}: its header gives two sizes of a voxel, {_sizes(sizes)} in pixdim and {_sizes(lengths)} in "
+                "the matrix of sform or qform. Convert it again from its source."
             )
 
 
