@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -123,6 +124,11 @@ def _check_restarts(stream: JpegStream) -> None:
         expected = -(-stream.mcus[0] * stream.mcus[1] // stream.restart) - 1 if stream.restart and whole else len(codes)
         if codes != [index % 8 for index in range(expected)] or (codes and not stream.restart):
             raise DamagedStreamError("a part of the frame is missing: its restart markers are not complete")
+
+
+def check_jpeg(data: bytes) -> None:
+    """Raises DamagedStreamError where a grey or colour JPEG file is not whole."""
+    probe(read_jpeg(data), imagecodecs.jpeg8_decode)
 
 
 def probe(stream: JpegStream, decode: Decode) -> NDArray[Any]:
