@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 Decode = Callable[[bytes], NDArray[Any]]
 
-_END_OF_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a literal first byte: re then searches fast
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _EOI = 0xD9
 _SEQUENTIAL, _PROGRESSIVE, _LOSSLESS = (0xC0, 0xC1), 0xC2, 0xC3
@@ -66,13 +66,13 @@ def read_jpeg(data: bytes) -> JpegStream:
         raise DamagedStreamError("the frame does not begin with a JPEG start marker (SOI)")
     frame: tuple[int, tuple[int, int], tuple[int, int], int] | None = None
     restart, restart_at, scans = 0, 0, []
-    for marker, start, end in _segments(data):
+    for marker, start, end, following in _segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = _frame_header(marker, data, start)
         elif marker == 0xDD:
             (restart,), restart_at = struct.unpack_from(">H", data, start), start
         elif marker == 0xDA:
-            scans.append((end, _scan_end(data, end)))
+            scans.append((end, following))
     if frame is None or not scans:
         raise DamagedStreamError("the frame holds no image: a header or a scan is missing")
     stream = JpegStream(data, *frame, restart, restart_at, tuple(scans))
@@ -80,8 +80,8 @@ def read_jpeg(data: bytes) -> JpegStream:
     return stream
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker segments up to EOI as (marker, start, end of the parameters)."""
+def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The marker segments up to EOI as (marker, start and end of the parameters, start of the next segment)."""
     at = 2
     try:
         while True:
@@ -95,8 +95,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers that stand alone
                 continue
             end = at + struct.unpack_from(">H", data, at)[0]
-            yield marker, at + 2, end
-            at = _scan_end(data, end) if marker == 0xDA else end
+            following = _scan_end(data, end) if marker == 0xDA else end
+            yield marker, at + 2, end, following
+            at = following
     except (IndexError, struct.error):
         raise DamagedStreamError("the frame breaks off: it has no end marker (EOI)") from None
 
@@ -113,7 +114,10 @@ def _scan_end(data: bytes, start: int) -> int:
     found = _END_OF_SCAN.search(data, start)
     if found is None:
         raise DamagedStreamError("the frame breaks off: it has no end marker (EOI)")
-    return found.start()
+    end = found.start()
+    while end > start and data[end - 1] == 0xFF:  # bytes that fill up before a marker
+        end -= 1
+    return end
 
 
 def _check_restarts(stream: JpegStream) -> None:

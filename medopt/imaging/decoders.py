@@ -17,6 +17,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom._uid_dict import UID_dictionary
 from pydicom.pixels import get_decoder
 from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders import pillow, pyjpegls, pylibjpeg, rle
@@ -101,7 +102,9 @@ def _jpeg_ls_leniently(src: bytes, runner: DecodeRunner) -> bytes | bytearray:
 
 _DAMAGE = re.compile("invalid jpeg-ls stream|too small", re.IGNORECASE)
 JPEG_XL = tuple(uid.UID(f"1.2.840.10008.1.2.4.{last}") for last in (110, 111, 112))
-"""Lossless, recompressed JPEG, and any (PS3.5 A.4.12 of 2025), which pydicom does not know yet."""
+"""Lossless, recompressed JPEG, and any (PS3.5 A.4.12 of 2025)."""
+for _syntax, _name in zip(JPEG_XL, ("JPEG XL Lossless", "JPEG XL JPEG Recompression", "JPEG XL"), strict=True):
+    UID_dictionary.setdefault(_syntax, (_name, "Transfer Syntax", "", "", ""))  # pydicom does not know them yet
 _JPEG: dict[str, _Decode] = {"imagecodecs": _jpeg, "pylibjpeg": pylibjpeg._decode_frame}
 _JPEG_LS: dict[str, _Decode] = {
     "imagecodecs": _jpeg_ls,
@@ -129,7 +132,8 @@ def is_available(syntax: str) -> bool:
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes | bytearray:
     """The samples of one frame. Raises DamagedStreamError for a frame that is not whole, else what the decoders say."""
-    _check(src, runner.transfer_syntax)
+    if runner.transfer_syntax in uid.JPEG2000TransferSyntaxes:
+        check_j2k(src)
     options, failures = dict(runner.options), []
     for name, decode in ORDER[runner.transfer_syntax].items():
         try:
@@ -142,23 +146,13 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes | bytearray:
     raise RuntimeError("; ".join(failures))
 
 
-def _check(src: bytes, syntax: uid.UID) -> None:
-    if syntax in uid.JPEGTransferSyntaxes:
-        read_jpeg(src)
-    elif syntax in uid.JPEG2000TransferSyntaxes:
-        check_j2k(src)
-
-
 @cache
 def decoder_of(syntax: uid.UID) -> Decoder:
     """pydicom's decoder of a transfer syntax, with this plugin if it is compressed.
 
     Raises NotImplementedError where no installed library reads it.
     """
-    if syntax in JPEG_XL:
-        decoder = Decoder(uid.register_transfer_syntax(syntax, implicit_vr=False, little_endian=True))
-    else:
-        decoder = get_decoder(syntax)
+    decoder = Decoder(syntax) if syntax in JPEG_XL else get_decoder(syntax)
     if syntax in ORDER and PLUGIN not in decoder.available_plugins:
         decoder.add_plugin(PLUGIN, (__name__, decode_frame.__name__))
     return decoder
