@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +25,7 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _EOI = 0xD9
 _SEQUENTIAL, _PROGRESSIVE, _LOSSLESS = (0xC0, 0xC1), 0xC2, 0xC3
 # They begin with different codes, so different pixels come out of them, unless these are clipped to black or white.
-_TAILS = tuple(bytes([byte]) * 64 for byte in (0x00, 0xAA, 0x55, 0x7F, 0xC9, 0x3C))
+_TAILS = tuple(bytes([byte]) * 64 for byte in (0x00, 0xAA, 0x55, 0x80, 0x08, 0x7F, 0xC9))
 _MAX_SIDE = 65_500  # libjpeg's
 _FILLING = 16
 _ZEROS = bytes(32)
@@ -132,6 +131,8 @@ def _check_restarts(stream: JpegStream) -> None:
 
 def check_jpeg(data: bytes) -> None:
     """Raises DamagedStreamError where a grey or colour JPEG file is not whole."""
+    import imagecodecs
+
     probe(read_jpeg(data), imagecodecs.jpeg8_decode)
 
 
@@ -140,7 +141,7 @@ def probe(stream: JpegStream, decode: Decode) -> NDArray[Any]:
 
     `decode` returns the samples as they are coded. Raises DamagedStreamError, and what `decode` raises.
     """
-    rows, extra = stream.size[0], 2 * stream.mcu[0]
+    rows, extra = stream.size[0], stream.mcu[0] * max(2, -(-8 // stream.mcus[1]))
     below = -(-rows // stream.mcu[0]) * stream.mcu[0]
     smeared = stream.mcu[0] > 8  # chroma of the last row is interpolated with the row below it
     if not rows or below + extra > _MAX_SIDE or stream.sof not in (*_SEQUENTIAL, _PROGRESSIVE, _LOSSLESS):
@@ -159,6 +160,8 @@ def probe(stream: JpegStream, decode: Decode) -> NDArray[Any]:
         raise DamagedStreamError("a part of the frame is missing: its data end before its last pixel")
     wide = max(8, 2 * stream.mcu[1])  # more than a first pixel, as the bits that fill the last byte may pass for a code
     corner = (slice(below, below + (stream.mcu[0] if stream.size[1] >= wide else extra)), slice(wide))
+    if not np.ptp(first[corner], axis=(0, 1)).any():  # of few codes, as in a flat image: all of the rows tell more
+        corner = (slice(below, None), slice(None))
     others = chain([second], decoded)  # more than the second only where both are clipped
     is_same = stream.sof != _PROGRESSIVE and all(np.array_equal(first[corner], other[corner]) for other in others)
     if is_same and not _is_insensitive(stream, decode):
