@@ -25,7 +25,7 @@ def darkened(volume: Volume, what: str) -> Volume:
 
 def nan_as_background(volume: Volume) -> Volume:
     """The volume with what is not a number as background (SPM writes NaN outside the body), in place."""
-    missing = np.isnan(volume.array).any(axis=0)
+    missing = np.asarray(np.isnan(volume.array).any(axis=0))
     if not missing.any():
         return volume
     background = missing if volume.background is None else missing | volume.background

@@ -134,7 +134,7 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes | bytearray:
     """The samples of one frame. Raises DamagedStreamError for a frame that is not whole, else what the decoders say."""
     if runner.transfer_syntax in uid.JPEG2000TransferSyntaxes:
         check_j2k(src)
-    options, failures = dict(runner.options), []
+    options, failures = runner.options.copy(), []
     for name, decode in ORDER[runner.transfer_syntax].items():
         try:
             return decode(src, runner)

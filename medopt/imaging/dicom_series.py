@@ -202,11 +202,11 @@ def _refuse_mixed(frames: Sequence[tuple[_File, FramePlane]], mappings: Sequence
     for (_, plane), mapping in zip(frames, mappings, strict=True):
         units[mapping.unit].append(plane.name)
     if len(units) > 1:
-        fewest = min(units, key=lambda unit: len(units[unit]))
-        others = listed(sorted({*units} - {fewest}))
+        odd = min(units, key=lambda unit: len(units[unit]))
+        others = listed(sorted({*units} - {odd}))
         raise DataError(
-            f"{path}: {len(units[fewest])} of {len(frames)} slices have {fewest}, the others {others} (RescaleSlope, "
-            f"RescaleIntercept, RescaleType): {listed(units[fewest])}. Their values are not in one unit; get the "
+            f"{path}: {len(units[odd])} of {len(frames)} slices have {odd}, the others {others} (RescaleSlope, "
+            f"RescaleIntercept, RescaleType): {listed(units[odd])}. Their values are not in one unit; get the "
             "series again."
         )
     groups = defaultdict(list)

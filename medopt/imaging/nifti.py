@@ -6,8 +6,9 @@ import gzip
 import logging
 import struct
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def _is_compressed(path: Path) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def _stream(path: Path) -> IO[bytes]:
+def _stream(path: Path) -> BufferedIOBase:
     return gzip.open(path) if _is_compressed(path) else path.open("rb")
 
 
