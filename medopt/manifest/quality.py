@@ -83,6 +83,10 @@ def quality_findings(
         findings.append(_refusal("unreadable", texts, "images cannot be read", "Get them again, or drop them: --fix."))
     if texts := [f"{name} {fact.problem}" for _, name, fact in named if fact.problem and not fact.unreadable]:
         findings.append(_refusal("no_content", texts, "images show nothing", "Drop them: --fix."))
+    if unknown := [name for _, name, fact in named if fact.nan]:
+        text = f"{len(unknown)} images hold values that are not a number (NaN), as SPM writes outside the body: "
+        way_out = " A study refuses them, or takes them for background where it says prepare.nan: background."
+        findings.append(Finding("nan", "note", f"{text}{listed(unknown)}.{way_out}"))
     if flagged := [name for _, name, fact in named if fact.burned_in]:
         text = f"{len(flagged)} images have text burned into their pixels, by their header: {listed(flagged)}. "
         findings.append(Finding("burned_in", "note", text + "It may name the patient, or give the label away."))

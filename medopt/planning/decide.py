@@ -123,6 +123,9 @@ def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
             f", from {min(lows):g}" if min(lows) < 0 else ""
         )
     yield Decision("prepare.intensity", how, why)
+    if unknown := sum(image.nan for image in fingerprint.sample):
+        why = f"{unknown} of {len(fingerprint.sample)} sampled images have NaN, as SPM writes outside the body"
+        yield Decision("prepare.nan", "background", why)
 
 
 def _augmentation(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
