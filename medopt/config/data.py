@@ -122,7 +122,8 @@ class Intensity(Section):
     low: float = 0.5
     """percentiles: the lower percentile; range: the value that becomes 0 (HU for CT)."""
     high: float = 99.5
-    """percentiles: the upper percentile; range: the value that becomes 1. window: both come from the DICOM header."""
+    """percentiles: the upper percentile; range: the value that becomes 1. window: both come from the DICOM header, and
+    so does the curve between them (VOILUTFunction). Padding counts in none of them."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -143,8 +144,11 @@ class Prepare(Section):
     spacing_mm: list[Positive] | None = None
     """Resample to this spacing in mm (axes as in `size`) before fitting; None keeps the spacing of the scan."""
     fit: Literal["stretch", "pad", "crop_or_pad"] = "pad"
-    """stretch: each axis to size; pad: keep the aspect ratio, pad the rest; crop_or_pad: no resizing, crop or pad."""
+    """stretch: each axis to size; pad: keep the aspect ratio, pad the rest; crop_or_pad: no resizing, crop or pad.
+    The latter two make the pixels of an image square where its header says that they are not."""
     intensity: Intensity = Intensity()
+    nan: Literal["refuse", "background"] = "refuse"
+    """Voxels that are not a number, as SPM writes outside the body: refuse the scan, or take them for background."""
 
     @model_validator(mode="after")
     def _same_axes(self) -> Self:

@@ -17,6 +17,7 @@ FloatArray = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
 Task = Literal["binary", "multiclass", "multilabel"]
 Kind = Literal["float", "int8"]
+WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 KINDS: tuple[Kind, ...] = ("float", "int8")
 """The two models of every run: the float network, and the int8 model that is served in its place."""
@@ -53,8 +54,10 @@ class Volume:
     `array` is float32, (C, H, W) for an image and (C, D, H, W) for a volume. `affine` (4, 4) maps an index
     (d, h, w, 1) to millimetres in DICOM's patient system LPS (PS3.3 C.7.6.2.1.1): first the position toward the
     patient's left, then posterior, then superior. An image has d = 0. `spacing_mm` follows the spatial axes of the
-    array. `window` is (centre, width) in the unit of the array where the scan names one (VOI LUT, PS3.3 C.11.2).
-    `source` are facts of the file that identify nobody: format, device, age in years, where the spacing comes from.
+    array. `window` is (centre, width) in the unit of the array where the scan names one, and `window_function` what
+    they mean (VOI LUT, PS3.3 C.11.2.1). `source` are facts of the file that identify nobody: format, device, age in
+    years, where the spacing comes from. `background` (*space) is true where pixels show nothing (padding, PS3.3
+    C.7.5.1.1.2), so that no statistic may count them.
 
     >>> import numpy as np
     >>> ct = Volume(np.zeros((1, 40, 512, 512), np.float32), np.eye(4), spacing_mm=(5.0, 0.7, 0.7), modality="CT")
@@ -68,11 +71,18 @@ class Volume:
     modality: str = ""
     window: tuple[float, float] | None = None
     source: dict[str, str] = field(default_factory=dict)
+    window_function: WindowFunction = "LINEAR_EXACT"
+    background: NDArray[np.bool_] | None = None
 
     @property
     def spatial_dims(self) -> int:
         """2 for an image, 3 for a volume."""
         return self.array.ndim - 1
+
+    @property
+    def content(self) -> FloatArray:
+        """The values that show something: the array itself, or (C, n) where it has a background."""
+        return self.array if self.background is None else self.array[:, ~self.background]
 
     @property
     def has_spacing(self) -> bool:

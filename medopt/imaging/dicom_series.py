@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 
 from medopt.core.errors import DataError, listed
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import geometry
+from medopt.imaging.background import darkened
 from medopt.imaging.dicom_file import (
     decode_frames,
     header_errors,
@@ -41,7 +43,7 @@ _BESIDE = re.compile(
     re.IGNORECASE,
 )
 # Elements that all files of one series share (PS3.3 A.1.2.3).
-_SHARED = ("PatientID", "FrameOfReferenceUID", "Modality")
+_SHARED = ("PatientID", "FrameOfReferenceUID", "Modality", "Units")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,30 +142,52 @@ def _volume(files: Sequence[_File], path: Path) -> Volume:
             mappings += [value_mapping(file.dataset, plane.header, plane.name) for plane in planes]
     first, plane = frames[0]
     facts = source_facts(first.dataset) | {"spacing": plane.spacing_source}
+    has_padding = any(mapping.padding for mapping in mappings)
     if len(frames) == 1:
         array = np.empty((channel_count(first.dataset), *plane.size), dtype=np.float32)
-        mappings[0].write(next(decode_frames(first.dataset, first.name)), array)
+        background = np.zeros(plane.size, bool) if has_padding else None
+        mappings[0].write(next(decode_frames(first.dataset, first.name)), array, background)
         facts["orientation"] = "patient" if plane.pose is not None else "unknown"
-        return Volume(array, plane.affine(), plane.spacing, _modality(first), mappings[0].window, facts)
+        image = Volume(array, plane.affine(), plane.spacing, _modality(first), mappings[0].window, facts)
+        return _without_padding(
+            replace(image, window_function=mappings[0].window_function, background=background), path
+        )
     _refuse_mixed(frames, mappings, path)
     stack = stack_frames([plane for _, plane in frames], path)
     grid_shape = (len(frames), *plane.size)
     axes = geometry.canonical_axes(stack.affine)
     array = np.empty((channel_count(first.dataset), *axes.shape(grid_shape)), dtype=np.float32)
-    _fill(axes.to_grid(array), files, mappings, stack.order)
+    background = np.zeros(array.shape[1:], bool) if has_padding else None
+    padded = axes.to_grid(background) if background is not None else None
+    _fill(axes.to_grid(array), padded, files, mappings, stack.order)
     affine = axes.affine(stack.affine, grid_shape)
-    window = mappings[stack.order[len(frames) // 2]].window
+    middle = mappings[stack.order[len(frames) // 2]]
     facts |= {"orientation": "patient"} | stack.facts
-    return Volume(array, affine, geometry.spacing(affine), _modality(first), window, facts)
+    volume = Volume(array, affine, geometry.spacing(affine), _modality(first), middle.window, facts)
+    return _without_padding(replace(volume, window_function=middle.window_function, background=background), path)
 
 
-def _fill(slots: FloatArray, files: Sequence[_File], mappings: Sequence[ValueMapping], order: Sequence[int]) -> None:
-    """Decode every frame into its slot of (C, slice, row, column)."""
+def _without_padding(volume: Volume, path: Path) -> Volume:
+    try:
+        return darkened(volume, "padding (PixelPaddingValue, 0028,0120)")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _fill(
+    slots: FloatArray,
+    padded: NDArray[np.bool_] | None,
+    files: Sequence[_File],
+    mappings: Sequence[ValueMapping],
+    order: Sequence[int],
+) -> None:
+    """Decode every frame into its slot of (C, slice, row, column), and mark its padding in (slice, row, column)."""
     slot_of_frame = {frame: slot for slot, frame in enumerate(order)}
     frame = 0
     for file in files:
         for pixels in decode_frames(file.dataset, file.name):
-            mappings[frame].write(pixels, slots[:, slot_of_frame[frame]])
+            slot = slot_of_frame[frame]
+            mappings[frame].write(pixels, slots[:, slot], None if padded is None else padded[slot])
             frame += 1
         if "PixelData" in file.dataset:
             del file.dataset.PixelData  # frees the memory for the next file
@@ -175,6 +199,17 @@ def _modality(file: _File) -> str:
 
 def _refuse_mixed(frames: Sequence[tuple[_File, FramePlane]], mappings: Sequence[ValueMapping], path: Path) -> None:
     """Refuse a series whose files differ in patient, frame of reference, modality, colour, or polarity."""
+    units = defaultdict(list)
+    for (_, plane), mapping in zip(frames, mappings, strict=True):
+        units[mapping.unit].append(plane.name)
+    if len(units) > 1:
+        odd = min(units, key=lambda unit: len(units[unit]))
+        others = listed(sorted({*units} - {odd}))
+        raise DataError(
+            f"{path}: {len(units[odd])} of {len(frames)} slices have {odd}, the others {others} (RescaleSlope, "
+            f"RescaleIntercept, RescaleType): {listed(units[odd])}. Their values are not in one unit; get the "
+            "series again."
+        )
     groups = defaultdict(list)
     for (file, plane), mapping in zip(frames, mappings, strict=True):
         photometric = str(file.dataset.get("PhotometricInterpretation") or "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +16,8 @@ from PIL import Image, ImageOps
 from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.imaging import geometry
+from medopt.imaging.codestream import DamagedStreamError, check_jpeg
+from medopt.imaging.deep_raster import read_deep
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
 _NUMERIC_MODES = {"L", "I", "F", "RGB", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -33,20 +37,31 @@ def read_image(path: Path) -> Volume:
 
     Raises DataError where it is damaged, has several pages, or is partly transparent.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
+    with _as_data_error(path), path.open("rb") as stream:
+        deep = read_deep(path, stream.read(26))
+        if deep is not None:
+            return _volume(*deep)
+        stream.seek(0)
+        with Image.open(stream, formats=FORMATS) as opened:
             image_format = str(opened.format)
             pages = 1 if image_format == "MPO" else getattr(opened, "n_frames", 1)  # a camera's JPEG and its preview
-            pixels = np.asarray(_opaque(ImageOps.exif_transpose(opened), path)) if pages == 1 else None
+            if pages > 1:
+                raise DataError(f"{path} holds {pages} pages, and one is needed. Save one page as a file.")
+            if image_format == "JPEG" and opened.mode in ("L", "RGB"):
+                check_jpeg(path.read_bytes())
+            return _volume(np.asarray(_opaque(ImageOps.exif_transpose(opened), path)), image_format)
+
+
+@contextmanager
+def _as_data_error(path: Path) -> Iterator[None]:
+    """Whatever a library raises on a damaged file, as DataError."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:
-        raise DataError(
-            f"{path} is not readable as an image ({type(error).__name__}). Get it again from its source."
-        ) from error
-    if pixels is None:
-        raise DataError(f"{path} holds {pages} pages, and one is needed. Save one page as a file.")
-    return _volume(pixels, image_format)
+        reason = str(error) if isinstance(error, DamagedStreamError) else type(error).__name__
+        raise DataError(f"{path} is not readable as an image ({reason}). Get it again from its source.") from error
 
 
 def _opaque(image: Image.Image, path: Path) -> Image.Image:

@@ -18,6 +18,7 @@ from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
+from medopt.imaging.background import nan_as_background
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan import read_scan
@@ -32,14 +33,18 @@ class ImageFacts:
     """What is kept of one image. `problem` says why it cannot be used; the rest may then be empty.
 
     `size` (pixels) and `spacing_mm` follow the spatial axes of the array; `spacing_mm` is empty where the file gives no
-    spacing. `colour` is true where channels differ, `eight_bit` where all values are whole numbers from 0 to 255; `low`
-    and `high` are the 0.5 and 99.5 percentiles of a sample of the values. `digest` is of the decoded pixels.
+    spacing. `aspect` is the height of an image's pixels over their width. `colour` is true where channels differ,
+    `eight_bit` where all values are whole numbers from 0 to 255; `low` and `high` are the 0.5 and 99.5 percentiles of a
+    sample of the values; padding does not count, nor what is not a number, which `nan` tells of. `digest` is of the
+    decoded pixels.
     """
 
     problem: str = ""
     unreadable: bool = False
     size: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] = ()
+    aspect: float = 1.0
+    nan: bool = False
     modality: str = ""
     burned_in: bool = False
     capture: bool = False
@@ -75,12 +80,17 @@ def read_image(case: Case, folder: Path) -> ImageFacts:
         volume = read_scan(case.image, data=folder)
     except DataError as error:
         return ImageFacts(problem=_without_identifiers(str(error), case, folder), unreadable=True)
-    array, size = volume.array, volume.array.shape[1:]
-    if not np.isfinite(array).all():
-        return ImageFacts(problem="has pixels that are not numbers (NaN or infinite)", size=size)
-    if array.min() == array.max():
-        return ImageFacts(problem=f"is constant: all pixels are {array.flat[0]:g}", size=size)
-    sample = array.reshape(-1)[:: array.size // 100_000 + 1]
+    array, size, has_nan = volume.array, volume.array.shape[1:], bool(np.isnan(volume.array.sum()))
+    if has_nan:
+        if np.isnan(array).all():
+            return ImageFacts(problem="has no pixel that is a number (all are NaN)", size=size)
+        volume = nan_as_background(volume)
+    content = volume.content
+    if not np.isfinite(content).all():
+        return ImageFacts(problem="has pixels that are infinite", size=size)
+    if content.min() == content.max():
+        return ImageFacts(problem=f"is constant: all pixels are {content.flat[0]:g}", size=size)
+    sample = content.reshape(-1)[:: content.size // 100_000 + 1]
     low, high = np.percentile(sample, [0.5, 99.5])
     whole = bool((sample == np.rint(sample)).all())
     headers = _headers(case, folder) if volume.source.get("format") == "DICOM" else []
@@ -88,12 +98,14 @@ def read_image(case: Case, folder: Path) -> ImageFacts:
     return ImageFacts(
         size=size,
         spacing_mm=volume.spacing_mm if volume.has_spacing else (),
+        aspect=volume.spacing_mm[0] / volume.spacing_mm[1] if volume.spatial_dims == 2 else 1.0,
+        nan=has_nan,
         modality=volume.modality,
         burned_in=any(str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES" for header in headers),
         capture=any(map(is_capture, headers)),
         intent=intents.pop() if len(intents) == 1 else "",
         colour=array.shape[0] == 3 and bool(np.ptp(array, axis=0).max() > 0),
-        eight_bit=whole and bool(array.min() >= 0 and array.max() <= 255),
+        eight_bit=whole and bool(content.min() >= 0 and content.max() <= 255),
         low=float(low),
         high=float(high),
         digest=pixel_digest(array),

@@ -60,7 +60,8 @@ def inspect_images(
     []
     """
     pairs = find_duplicates(_thumbnails(facts), lambda row: facts[row].digest)
-    of_pixels = quality_findings(cases, facts, missing_images(cases, folder), dims)
+    refuse_nan = study.prepare.nan == "refuse"
+    of_pixels = quality_findings(cases, facts, missing_images(cases, folder), dims, refuse_nan)
     of_images = accept_findings([*duplicate_findings(cases, pairs), *of_pixels], study)
     findings = [*check_cases(cases, folder, study), *of_images]
     return ImageInspection(tuple(cases), tuple(facts), tuple(pairs), tuple(findings))
@@ -71,7 +72,11 @@ def _thumbnails(facts: Sequence[ImageFacts]) -> dict[int, FloatArray]:
 
 
 def quality_findings(
-    cases: Sequence[Case], facts: Sequence[ImageFacts], missing: Mapping[int, str], dims: int | None = None
+    cases: Sequence[Case],
+    facts: Sequence[ImageFacts],
+    missing: Mapping[int, str],
+    dims: int | None = None,
+    refuse_nan: bool = True,
 ) -> list[Finding]:
     """Everything that is wrong with the images themselves; `dims` is as in `inspect_images`.
 
@@ -81,8 +86,14 @@ def quality_findings(
     findings = []
     if texts := [fact.problem for row, _, fact in named if fact.unreadable and row not in missing]:
         findings.append(_refusal("unreadable", texts, "images cannot be read", "Get them again, or drop them: --fix."))
-    if texts := [f"{name} {fact.problem}" for _, name, fact in named if fact.problem and not fact.unreadable]:
-        findings.append(_refusal("no_content", texts, "images show nothing", "Drop them: --fix."))
+    empty = [f"{name} {fact.problem}" for _, name, fact in named if fact.problem and not fact.unreadable]
+    unknown = [f"{name} holds values that are not a number (NaN)" for _, name, fact in named if fact.nan and refuse_nan]
+    if empty or unknown:
+        way_out = "Drop them: --fix." if empty else ""
+        if unknown:  # as SPM writes outside the body
+            way_out = f"NaN outside the body is read with prepare.nan: background in the study file. {way_out}".strip()
+        what = "images show nothing" if not unknown else "images show nothing, or not everywhere"
+        findings.append(_refusal("no_content", [*empty, *unknown], what, way_out))
     if flagged := [name for _, name, fact in named if fact.burned_in]:
         text = f"{len(flagged)} images have text burned into their pixels, by their header: {listed(flagged)}. "
         findings.append(Finding("burned_in", "note", text + "It may name the patient, or give the label away."))

@@ -52,20 +52,21 @@ def _size(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decisi
 
 def _image_size(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
     """Images keep their size where it is small enough; else the longest side is reduced."""
-    low, middle, high = (fingerprint.sizes(quantile) for quantile in (0, 0.5, 1))
+    shapes = fingerprint.square_sizes()
+    low, middle, high = (tuple(np.quantile(shapes, quantile, axis=0).tolist()) for quantile in (0, 0.5, 1))
     max_side = MAX_SIDE[device]
     if low == high and max(middle) <= max_side:
         size, fit = [round(side) for side in middle], "stretch"
         why = "all images have this size already"
     else:
-        shapes = np.array([image.size for image in fingerprint.sample], float)
         aspect = float(np.median(shapes[:, 1] / shapes[:, 0]))
         longest = min(max_side, _multiple(max(middle), 32))
         size = [_multiple(longest * min(1, 1 / aspect), 32), _multiple(longest * min(1, aspect), 32)]
         same = float(np.ptp(shapes[:, 1] / shapes[:, 0])) < 0.05
         fit = "stretch" if same and 0.95 < aspect / (size[1] / size[0]) < 1.05 else "pad"
         span = f"{_joined(low)} to {_joined(high)}" if low != high else _joined(low)
-        why = f"images are {span} pixels; at most {max_side} on a side for {_device_text(device)}"
+        square = " square" if any(image.aspect != 1 for image in fingerprint.sample) else ""
+        why = f"images are {span}{square} pixels; at most {max_side} on a side for {_device_text(device)}"
     shape_why = "all have one shape" if fit == "stretch" else "shapes differ: the aspect is kept, the rest is filled"
     return size, [Decision("prepare.size", size, why), Decision("prepare.fit", fit, shape_why)]
 
@@ -122,6 +123,9 @@ def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
             f", from {min(lows):g}" if min(lows) < 0 else ""
         )
     yield Decision("prepare.intensity", how, why)
+    if unknown := sum(image.nan for image in fingerprint.sample):
+        why = f"{unknown} of {len(fingerprint.sample)} sampled images have NaN, as SPM writes outside the body"
+        yield Decision("prepare.nan", "background", why)
 
 
 def _augmentation(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medopt.core.errors import DataError, listed
 from medopt.core.records import SPLITS, Case
@@ -15,6 +16,7 @@ from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.findings import display_name
 from medopt.manifest.image_facts import ImageFacts, read_facts
 from medopt.manifest.quality import outliers
+from medopt.transforms.resize import square_shape
 
 SAMPLE = 120
 """Number of images that are read; more hardly move a median."""
@@ -55,6 +57,10 @@ class Fingerprint:
     def sizes(self, quantile: float) -> tuple[float, ...]:
         """A quantile of the sizes in pixels, axis by axis."""
         return tuple(np.quantile([image.size for image in self.sample], quantile, axis=0).tolist())
+
+    def square_sizes(self) -> NDArray[np.float64]:
+        """The sizes of the images in square pixels, (N, 2)."""
+        return np.array([square_shape(image.size, (image.aspect, 1.0)) for image in self.sample], float)
 
     def spacing_mm(self) -> tuple[float, ...] | None:
         """The median spacing in mm, axis by axis; None where not all images give one."""

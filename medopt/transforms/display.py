@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Prepare
 from medopt.core.records import FloatArray, Volume
+from medopt.imaging.background import nan_as_background
 from medopt.transforms.prepare import ClipIntensity, SetChannels
 
 _STRENGTH = 0.55  # how much of a pixel the map covers where it is highest
@@ -19,7 +20,8 @@ _COLOURS = (
 
 def displayed(volume: Volume, config: Prepare) -> FloatArray:
     """A scan's own pixels (*space), 0 (black) to 1 (white)."""
-    grey = SetChannels(1)(replace(volume, array=volume.array.copy()))
+    own = replace(volume, array=volume.array.copy())
+    grey = SetChannels(1)(nan_as_background(own) if config.nan == "background" else own)
     clipped = ClipIntensity(config.intensity)(grey)
     center, width = clipped.window or (0.5, 1.0)
     return np.asarray(np.clip((clipped.array[0] - (center - width / 2)) / width, 0, 1), np.float32)

@@ -6,6 +6,7 @@ build the same way is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from medopt.core.provenance import digest
 from medopt.core.records import FloatArray, Volume
 from medopt.core.telemetry import without_telemetry
 from medopt.imaging import read_scan
-from medopt.transforms.resize import crop_or_pad, fitted, resize
+from medopt.imaging.background import nan_as_background
+from medopt.transforms.resize import crop_or_pad, fitted, is_too_large, needed_part, resampled, resize
 
 with without_telemetry():
     from monai.transforms import Compose, Transform
 
 # Raise this whenever the chain gives other values for the same configuration.
 CHAIN_VERSION = 2
+WINDOW_VERSION = 2  # the same for intensity.method: window alone; 2: VOILUTFunction, and LINEAR's half pixel
+MIN_VOXELS = 4  # along an axis of a resampled scan
 LEVELS = 65535
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2 (YBR_FULL)
 _SORTED_BELOW = 200_000
@@ -83,10 +87,13 @@ class ClipIntensity(Transform):
         self.config = config
 
     def __call__(self, volume: Volume) -> Volume:
-        """(C, *space) to the same array; raises DataError where the scan gives no range."""
-        lowest, highest = (float(edge) for edge in torch.aminmax(torch.from_numpy(volume.array)))
+        """(C, *space) to the same array; raises DataError where the scan gives no range. The background is black."""
+        lowest, highest = (float(edge) for edge in torch.aminmax(torch.from_numpy(volume.content)))
         if not np.isfinite([lowest, highest]).all():
-            raise DataError("The scan holds values that are not finite numbers; export it again or leave it out.")
+            raise DataError(
+                "The scan holds values that are not finite numbers; export it again or leave it out. Where they are "
+                "NaN outside of the body, prepare.nan: background takes them for background."
+            )
         low, high = self._range(volume, lowest, highest)
         if high <= low:
             if lowest < highest:
@@ -96,49 +103,93 @@ class ClipIntensity(Transform):
                 )
             low, high = lowest, lowest + 1  # a constant image is black
         torch.from_numpy(volume.array).clamp_(low, high)
-        return replace(volume, window=((low + high) / 2, high - low))
+        if volume.background is not None:
+            volume.array[:, volume.background] = low
+        return replace(volume, window=((low + high) / 2, high - low), window_function="LINEAR_EXACT", background=None)
 
     def _range(self, volume: Volume, lowest: float, highest: float) -> tuple[float, float]:
         method = self.config.method
         if method == "range":
             return self.config.low, self.config.high
         if method == "window":
-            if volume.window is None:
-                raise DataError("The scan names no window, and the study maps intensities by it (intensity.method).")
-            center, width = volume.window
-            return center - width / 2, center + width / 2
+            return _apply_window(volume)
         if method == "minmax":
             return lowest, highest
-        return percentiles(volume.array, self.config.low, self.config.high)
+        return percentiles(volume.content, self.config.low, self.config.high)
+
+
+def _apply_window(volume: Volume) -> tuple[float, float]:
+    """The range of the scan's own window; a curve or a step (PS3.3 C.11.2.1) is applied in place, to 0 to 1."""
+    if volume.window is None:
+        raise DataError("The scan names no window, and the study maps intensities by it (intensity.method).")
+    center, width = volume.window
+    if volume.window_function == "SIGMOID":
+        torch.from_numpy(volume.array).sub_(center).mul_(4 / width).sigmoid_()
+        return 0.0, 1.0
+    if volume.window_function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    if width == 0:  # black up to the centre, and white above
+        np.greater(volume.array, center, out=volume.array, casting="unsafe")
+        return 0.0, 1.0
+    return center - width / 2, center + width / 2
+
+
+class NanAsBackground(Transform):
+    """Voxels that are not a number show nothing (prepare.nan: background)."""
+
+    def __call__(self, volume: Volume) -> Volume:
+        """(C, *space) to the same array; raises DataError where nothing else is left."""
+        return nan_as_background(volume)
 
 
 class ResampleSpacing(Transform):
-    """Bring the voxels to a spacing in millimetres."""
+    """Bring the voxels to a spacing in millimetres, of so much of the scan as is needed."""
 
-    def __init__(self, spacing_mm: list[float]) -> None:
-        self.spacing_mm = spacing_mm
+    def __init__(self, config: Prepare) -> None:
+        self.config = config
 
     def __call__(self, volume: Volume) -> Volume:
-        """(C, *space) to (C, *round(space * have / wanted)); raises DataError where the scan names no spacing."""
+        """(C, *space) to (C, *round(space * have / wanted)).
+
+        Raises DataError where the scan names no spacing, or one with which too much or hardly anything would be left.
+        """
+        want = self.config.spacing_mm or volume.spacing_mm
         if not volume.has_spacing:
             raise DataError("The scan does not say how large its pixels are, and this study resamples to spacing_mm.")
-        shape = volume.array.shape[1:]
-        axes = zip(shape, volume.spacing_mm, self.spacing_mm, strict=True)
-        size = [max(1, round(n * have / want)) for n, have, want in axes]
-        array = resize(torch.from_numpy(volume.array), size).numpy()
-        return replace(volume, array=array, spacing_mm=tuple(self.spacing_mm))
+        array, shape = volume.array, volume.array.shape[1:]
+        if part := needed_part(shape, volume.spacing_mm, self.config):
+            array = np.ascontiguousarray(array[(slice(None), *part)])
+        size = resampled(array.shape[1:], volume.spacing_mm, want)
+        too_small = any(new < min(MIN_VOXELS, old) for new, old in zip(size, array.shape[1:], strict=True))
+        if too_small or is_too_large(array.shape[1:], size):
+            raise DataError(
+                f"The scan is {_by(shape)} voxels of {_by(volume.spacing_mm)} mm; at {_by(want)} mm "
+                f"(prepare.spacing_mm) it would be {_by(size)}, too {'small' if too_small else 'large'}. Its spacing "
+                "is probably wrong: correct it at its source, or leave the scan out."
+            )
+        return replace(volume, array=resize(torch.from_numpy(array), size).numpy(), spacing_mm=tuple(want))
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
 
 
 class Resize(Transform):
     """Bring the image toward the model's size: each axis to it, or all by one factor so that the image fits."""
 
-    def __init__(self, size: list[int], how: str) -> None:
-        self.size, self.how = size, how
+    def __init__(self, config: Prepare) -> None:
+        self.config = config
 
     def __call__(self, volume: Volume) -> Volume:
-        """(C, *space) to (C, *resized)."""
+        """(C, *space) to (C, *resized); raises DataError where the pixels are so far from square that it explodes."""
         image = torch.from_numpy(np.ascontiguousarray(volume.array))
-        return replace(volume, array=resize(image, fitted(image.shape[1:], self.size, self.how)).numpy())
+        spacing = volume.spacing_mm if self.config.spacing_mm is None else None  # else the study chose their shape
+        size = fitted(image.shape[1:], self.config.size, self.config.fit, spacing)
+        if is_too_large(image.shape[1:], size):
+            raise DataError(
+                f"The scan would be {_by(size)} pixels large: its pixels of {_by(volume.spacing_mm)} are wrong."
+            )
+        return replace(volume, array=resize(image, size).numpy())
 
 
 class ToUnitRange(Transform):
@@ -185,16 +236,15 @@ class PrepareChain(Transform):
 
     def __init__(self, config: Prepare) -> None:
         self.config = config
-        self.fingerprint = digest({"chain": CHAIN_VERSION, "prepare": config.model_dump(mode="json")})
-        steps: list[Transform] = [
-            CheckAxes(len(config.size)),
-            SetChannels(config.channels),
-            ClipIntensity(config.intensity),
-        ]
+        self.fingerprint = _fingerprint(config)
+        steps: list[Transform] = [CheckAxes(len(config.size))]
+        if config.nan == "background":
+            steps.append(NanAsBackground())
+        steps += [SetChannels(config.channels), ClipIntensity(config.intensity)]
         if config.spacing_mm is not None:
-            steps.append(ResampleSpacing(config.spacing_mm))
+            steps.append(ResampleSpacing(config))
         self.read = ReadScan()
-        self._steps = Compose([*steps, Resize(config.size, config.fit), ToUnitRange(), CropOrPad(config.size)])
+        self._steps = Compose([*steps, Resize(config), ToUnitRange(), CropOrPad(config.size)])
 
     def __call__(self, scan: str | Path | Volume) -> Tensor:
         """Prepare one scan, of which a Volume stays as it is; raises DataError naming the file and the reason."""
@@ -214,6 +264,13 @@ class PrepareChain(Transform):
             if isinstance(error.__cause__, MedoptError):
                 raise DataError(f"{where}{error.__cause__}") from None
             raise
+
+
+def _fingerprint(config: Prepare) -> str:
+    """A chain keeps its fingerprint where a later version of medopt gives the same values for its settings."""
+    later = {"nan"} if config.nan == "refuse" else None  # a setting that 0.1.0 did not have
+    facts = {"chain": CHAIN_VERSION, "prepare": config.model_dump(mode="json", exclude=later)}
+    return digest(facts | ({"window": WINDOW_VERSION} if config.intensity.method == "window" else {}))
 
 
 def from_levels(levels: NDArray[Any]) -> FloatArray:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from medopt.config import Prepare
+
+MAX_VOXELS = 2**28
+"""A gigabyte in float32: what a resized scan may have at most."""
+_SQUARE = 0.01  # pixels whose sides differ by less are square, but for rounding in the header
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
@@ -46,11 +53,51 @@ def crop_or_pad(image: Tensor, size: Sequence[int]) -> Tensor:
     return out
 
 
-def fitted(shape: Sequence[int], size: Sequence[int], how: str) -> list[int]:
-    """To what `shape` is resized: stretch, to `size`; pad, by one factor into it; crop_or_pad, not at all."""
+def fitted(shape: Sequence[int], size: Sequence[int], how: str, spacing_mm: Sequence[float] | None = None) -> list[int]:
+    """To what `shape` is resized: stretch, to `size`; pad, by one factor into it; crop_or_pad, not at all.
+
+    With the spacing of an image (not of a volume) whose pixels are not square, the latter two make them so
+    (PS3.3 C.7.6.3.1.7).
+    """
     if how == "stretch":
         return list(size)
+    extent = list(shape) if spacing_mm is None else square_shape(shape, spacing_mm)
     if how == "crop_or_pad":
+        return [max(1, round(side)) for side in extent]
+    factor = min(target / have for target, have in zip(size, extent, strict=True))
+    return [max(1, round(have * factor)) for have in extent]
+
+
+def square_shape(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[float]:
+    """The size of an image in square pixels as large as the shorter side of its own; of a volume, its shape.
+
+    >>> square_shape((60, 120), (0.8, 0.4))
+    [120.0, 120.0]
+    """
+    finest = min(spacing_mm)
+    if len(shape) != 2 or max(spacing_mm) <= finest * (1 + _SQUARE):
         return list(shape)
-    factor = min(target / have for target, have in zip(size, shape, strict=True))
-    return [max(1, round(have * factor)) for have in shape]
+    return [side * step / finest for side, step in zip(shape, spacing_mm, strict=True)]
+
+
+def resampled(shape: Sequence[int], have_mm: Sequence[float], want_mm: Sequence[float]) -> list[int]:
+    """The shape of a scan of spacing `have_mm` at the spacing `want_mm`."""
+    return [max(1, round(n * have / want)) for n, have, want in zip(shape, have_mm, want_mm, strict=True)]
+
+
+def needed_part(shape: Sequence[int], have_mm: Sequence[float], config: Prepare) -> list[slice] | None:
+    """The middle of a scan, where resampling all of it would take too much memory and only that is kept; else None."""
+    if config.spacing_mm is None or config.fit != "crop_or_pad":
+        return None
+    if not is_too_large(shape, resampled(shape, have_mm, config.spacing_mm)):
+        return None
+    part = []
+    for n, have, want, kept in zip(shape, have_mm, config.spacing_mm, config.size, strict=True):
+        need = min(n, math.ceil((kept + 4) * want / have) + 4)  # with a margin for the filter
+        part.append(slice((n - need) // 2, (n - need) // 2 + need))
+    return part
+
+
+def is_too_large(shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether resizing passes through more than MAX_VOXELS: planes come first, then the depth."""
+    return max(math.prod(size), math.prod([*shape[:-2], *size[-2:]])) > MAX_VOXELS

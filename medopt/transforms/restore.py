@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medopt.config import Prepare
-from medopt.transforms.resize import crop_or_pad, fitted, resize
+from medopt.transforms.resize import crop_or_pad, fitted, needed_part, resampled, resize
 
 
 def to_scan(values: Tensor, shape: Sequence[int], spacing_mm: Sequence[float], config: Prepare) -> Tensor:
@@ -18,11 +18,16 @@ def to_scan(values: Tensor, shape: Sequence[int], spacing_mm: Sequence[float], c
     `shape` and `spacing_mm` are those of the scan as it was read. Undoes the steps of `PrepareChain` in reverse: what
     was padded is cut off, what was cut off is zero (the model has not seen it), then both resizings are undone at once.
     """
-    space = list(shape)
-    if config.spacing_mm is not None:
-        axes = zip(shape, spacing_mm, config.spacing_mm, strict=True)
-        space = [max(1, round(n * have / want)) for n, have, want in axes]
-    return resize(crop_or_pad(values, fitted(space, config.size, config.fit)), shape)
+    if part := needed_part(shape, spacing_mm, config):
+        out = values.new_zeros(len(values), *shape)
+        inside = out[(slice(None), *part)]
+        inside.copy_(to_scan(values, inside.shape[1:], spacing_mm, config))
+        return out
+    if config.spacing_mm is None:
+        space = fitted(shape, config.size, config.fit, spacing_mm)
+    else:
+        space = fitted(resampled(shape, spacing_mm, config.spacing_mm), config.size, config.fit)
+    return resize(crop_or_pad(values, space), shape)
 
 
 def spread_out(size: Sequence[int]) -> Callable[[Tensor], Tensor]:

@@ -82,6 +82,9 @@ def image(pixels: np.ndarray, sop_class: str = CTImageStorage, **elements: Any) 
     dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
     for keyword, value in elements.items():
         setattr(dataset, keyword, value)
+    if dataset.Modality == "CT":
+        dataset.setdefault("RescaleSlope", 1)
+        dataset.setdefault("RescaleIntercept", 0)
     return dataset
 
 

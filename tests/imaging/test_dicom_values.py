@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
-from scans_made import image, lookup, radiograph, saved
+from pydicom.uid import SecondaryCaptureImageStorage
+from scans_made import canonical_affine, enhanced, image, letter_f, lookup, radiograph, saved
 
 from medopt.core.errors import DataError
 from medopt.imaging import read_scan
@@ -247,3 +250,163 @@ def test_the_spacing_of_ultrasound_comes_from_its_region(tmp_path):
     region.PhysicalDeltaX, region.PhysicalDeltaY = 0.02, -0.03
     found = read(tmp_path, image(RAMP, Modality="US", SequenceOfUltrasoundRegions=[region]))
     assert found.spacing_mm == pytest.approx((0.3, 0.2))
+
+
+CT_POSE = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
+
+
+def ct_series(folder: Path, without: set[int], missing: tuple[str, ...] = ("RescaleSlope", "RescaleIntercept")) -> Path:
+    for index in range(4):
+        values = np.full((8, 8), 1064, np.int16)
+        slice_ = image(
+            values, RescaleSlope=1, RescaleIntercept=-1024, ImagePositionPatient=[0, 0, 3 * index], **CT_POSE
+        )
+        for keyword in missing if index in without else ():
+            delattr(slice_, keyword)
+        saved(slice_, folder / f"{index}.dcm")
+    return folder
+
+
+def test_a_ct_without_its_rescale_is_refused_alone_and_among_others(tmp_path):
+    assert (read_scan(ct_series(tmp_path / "sound", set())).array == 40).all()
+    for without in ({2}, {0, 1, 2, 3}):
+        with pytest.raises(DataError, match=r"dcm: its header lacks RescaleSlope and RescaleIntercept"):
+            read_scan(ct_series(tmp_path / f"{len(without)}", without))
+    with pytest.raises(DataError, match="lacks RescaleIntercept"):
+        read_scan(ct_series(tmp_path / "half", {1}, ("RescaleIntercept",)))
+    with pytest.raises(DataError, match="lacks RescaleSlope"):
+        read_scan(ct_series(tmp_path / "one", {1}, ("RescaleSlope",)) / "1.dcm")
+
+
+def test_an_enhanced_ct_frame_without_its_rescale_is_refused(tmp_path):
+    dataset = enhanced(letter_f(), canonical_affine())
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    assert read(tmp_path, dataset).array.shape[1] == 4
+    del dataset.PerFrameFunctionalGroupsSequence[2].PixelValueTransformationSequence
+    with pytest.raises(DataError, match=r"frame 3: its header lacks RescaleSlope"):
+        read(tmp_path, dataset)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [{"Modality": "MR"}, {"Modality": "CT", "SOPClassUID": SecondaryCaptureImageStorage}, {"Modality": "DX"}],
+)
+def test_what_needs_no_rescale_is_read_without(tmp_path, elements):
+    dataset = image(RAMP, **elements)
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        dataset.pop(keyword, None)
+    assert np.array_equal(read(tmp_path, dataset).array[0], RAMP)
+    dataset.RescaleIntercept = 5
+    with pytest.raises(DataError, match="lacks RescaleSlope"):
+        read(tmp_path, dataset)
+
+
+def test_a_series_of_which_a_part_is_rescaled_is_refused(tmp_path):
+    for index in range(4):
+        rescale = {"RescaleSlope": 2, "RescaleIntercept": 0} if index == 3 else {}
+        one = image(RAMP, Modality="MR", ImagePositionPatient=[0, 0, index], **CT_POSE, **rescale)
+        saved(one, tmp_path / "s" / f"{index}.dcm")
+    with pytest.raises(DataError, match=r"1 of 4 slices have rescaling, the others no rescaling.*3\.dcm"):
+        read_scan(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "element", ["BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation"]
+)
+def test_an_element_that_pixels_need_is_not_made_up(tmp_path, element):
+    dataset = image(RAMP)
+    delattr(dataset, element)
+    dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    with pytest.raises(DataError, match=r"one\.dcm"):
+        read_scan(tmp_path / "one.dcm")
+
+
+def test_frames_that_number_of_frames_does_not_tell_of_are_refused(tmp_path):
+    dataset = image(np.stack([RAMP] * 3))
+    with pytest.raises(DataError, match="3 frames where NumberOfFrames"):
+        read(tmp_path, dataset)
+
+
+BORDER = np.random.default_rng(1).integers(500, 3500, (40, 40)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+@pytest.mark.parametrize(
+    ("painted", "elements"),
+    [
+        ((65535,), {"PixelPaddingValue": 65535}),
+        ((0,), {"PixelPaddingValue": 0}),
+        ((4000, 4050, 4095), {"PixelPaddingValue": 4095, "PixelPaddingRangeLimit": 4000}),
+        ((4000, 4095), {"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": 4095}),
+    ],
+)
+def test_padding_is_background_and_black(tmp_path, photometric, painted, elements):
+    pixels = BORDER.copy()
+    for column, value in enumerate(painted):
+        pixels[:, column] = value
+    plain = read(tmp_path, radiograph(BORDER, PhotometricInterpretation=photometric)).array
+    found = read(tmp_path, radiograph(pixels, PhotometricInterpretation=photometric, **elements))
+    width = len(painted)
+    assert found.background is not None
+    assert found.background[:, :width].all() and not found.background[:, width:].any()
+    assert np.array_equal(found.array[..., width:], plain[..., width:])
+    assert (found.array[..., :width] == found.array[..., width:].min()).all()
+    assert np.array_equal(np.sort(found.content.ravel()), np.sort(plain[..., width:].ravel()))
+
+
+@pytest.mark.parametrize(("stored", "value"), [(-2000, -2000), (-2000, 63536)])
+def test_padding_of_signed_pixels_may_be_written_as_unsigned(tmp_path, stored, value):
+    pixels = (BORDER - 1024).astype(np.int16)
+    pixels[:, :3] = stored
+    dataset = image(pixels)
+    dataset.add_new("PixelPaddingValue", "US" if value > 0 else "SS", value)
+    found = read(tmp_path, dataset)
+    assert found.background[:, :3].all() and found.array.min() == pixels[:, 3:].min()
+
+
+def test_padding_in_slices_of_a_volume_is_marked_where_the_slices_lie(tmp_path):
+    for index in range(3):
+        pixels = (BORDER + 10 * index).astype(np.int16)
+        pixels[:index] = -2000
+        one = image(pixels, ImagePositionPatient=[0, 0, 3 * index], PixelPaddingValue=-2000, **CT_POSE)
+        saved(one, tmp_path / "s" / f"{9 - index}.dcm")
+    found = read_scan(tmp_path / "s")
+    assert [int(slice_[:, 0].sum()) for slice_ in found.background] == [0, 1, 2]
+    assert found.array.min() == BORDER.min() == found.array[0, 2, 0, 0]
+
+
+def test_a_scan_of_padding_alone_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"one\.dcm: all of its pixels are padding"):
+        read(tmp_path, radiograph(np.full((4, 4), 7, np.uint16), PixelPaddingValue=7))
+    assert read(tmp_path, radiograph(BORDER, PixelPaddingValue=7)).background is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint8])
+def test_bits_above_the_lowest_are_shifted_down(tmp_path, dtype):
+    stored, highest = (5, 6) if dtype == np.uint8 else (12, 15)
+    low = -(2 ** (stored - 1)) if dtype == np.int16 else 0
+    values = np.linspace(low, low + 2**stored - 1, 64).astype(np.int64).reshape(8, 8)
+    dataset = image((values << (highest + 1 - stored)).astype(dtype), BitsStored=stored, HighBit=highest)
+    dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    assert np.array_equal(read_scan(tmp_path / "one.dcm").array[0], values)
+    dataset.PixelPaddingValue = int(values[0, 0])
+    dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    assert np.array_equal(read_scan(tmp_path / "one.dcm").background, values == values[0, 0])
+
+
+@pytest.mark.parametrize(("stored", "highest"), [(12, 7), (12, 16), (16, 11)])
+def test_bits_that_contradict_each_other_are_refused(tmp_path, stored, highest):
+    dataset = image(BORDER, BitsStored=stored, HighBit=highest)
+    dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    with pytest.raises(DataError, match=rf"HighBit \(0028,0102\) is {highest}.*contradict"):
+        read_scan(tmp_path / "one.dcm")
+
+
+@pytest.mark.parametrize(
+    ("function", "width", "usable"),
+    [("LINEAR", 0.5, False), ("LINEAR_EXACT", 0.5, True), ("SIGMOID", 0.5, True), ("CUBIC", 80, False)],
+)
+def test_a_window_that_its_function_does_not_take_is_none(tmp_path, function, width, usable):
+    found = read(tmp_path, image(RAMP, WindowCenter=40, WindowWidth=width, VOILUTFunction=function))
+    assert found.window == ((40, width) if usable else None)
+    assert found.window_function == (function if usable else "LINEAR")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gzip
+import struct
+
 import nibabel
 import numpy as np
 import pytest
@@ -138,3 +141,55 @@ def test_a_surface_is_refused(tmp_path):
 def test_what_is_only_named_nifti_is_refused(tmp_path):
     (tmp_path / "text.nii").write_text("not a scan" * 100)
     refusal(tmp_path / "text.nii")
+
+
+@pytest.mark.parametrize(("unit", "size"), [("mm", 0.05), ("micron", 50), ("meter", 5e-5), ("unknown", 0.05)])
+def test_the_unit_of_the_header_counts(tmp_path, unit, size):
+    made = nibabel.Nifti1Image(np.ones((4, 5, 6), np.int16), np.diag([size, size, 2 * size, 1]))
+    made.header.set_xyzt_units(unit)
+    nibabel.save(made, tmp_path / "u.nii")
+    found = read_scan(tmp_path / "u.nii")
+    assert found.spacing_mm == pytest.approx((0.1, 0.05, 0.05)) and found.affine[2, 0] == pytest.approx(0.1)
+
+
+def patched(path, at: int, value: float):
+    content = bytearray(nifti(path, VOLUME, AFFINE).read_bytes())
+    struct.pack_into("<f", content, at, value)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_two_sizes_of_a_voxel_are_refused(tmp_path, axis):
+    size = float(np.linalg.norm(AFFINE[:3, axis]))
+    at = 80 + 4 * axis
+    assert read_scan(patched(tmp_path / "same.nii", at, size * 1.005)).array.shape == (1, *VOLUME.shape)
+    assert "two sizes of a voxel" in refusal(patched(tmp_path / "d.nii", at, size * 1.02))
+
+
+def test_an_absent_size_of_a_voxel_is_not_made_up(tmp_path, capfd):
+    assert "does not say how large its voxels are" in refusal(patched(tmp_path / "a.nii", 84, 0.0))
+    refusal(patched(tmp_path / "n.nii", 84, float("nan")))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_whether_it_is_compressed_follows_from_its_content(tmp_path, kind):
+    nibabel.save(kind(VOLUME, RAS_FROM_LPS @ AFFINE), tmp_path / "sound.nii")
+    expected, content = read_scan(tmp_path / "sound.nii"), (tmp_path / "sound.nii").read_bytes()
+    (tmp_path / "plain.nii.gz").write_bytes(content)
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(content))
+    for name in ("plain.nii.gz", "packed.nii"):
+        found = read_scan(tmp_path / name)
+        assert np.array_equal(found.array, expected.array) and np.array_equal(found.affine, expected.affine)
+    (tmp_path / "cut.nii").write_bytes(gzip.compress(content)[:-30])
+    refusal(tmp_path / "cut.nii")
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_infinite_values_are_refused_and_nan_is_kept(tmp_path, bad):
+    values = VOLUME.astype(np.float32)
+    values[0, 0, 0] = np.nan
+    assert np.isnan(read_scan(nifti(tmp_path / "n.nii", values, AFFINE)).array).sum() == 1
+    values[0, 0, 0] = bad
+    assert "infinite" in refusal(nifti(tmp_path / "i.nii", values, AFFINE))

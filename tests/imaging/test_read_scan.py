@@ -5,8 +5,10 @@ import subprocess
 import sys
 import zipfile
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -230,3 +232,61 @@ def test_importing_this_room_changes_nothing_outside_it():
         "assert state() == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+DEEP = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48) * 20
+
+
+def tiff(path, pixels, **options):
+    tifffile.imwrite(path, pixels, **{"photometric": "minisblack"} | options)
+    return read_scan(path).array
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_white_is_zero_is_inverted_at_every_depth(tmp_path, byteorder):
+    for pixels in ((DEEP >> 8).astype(np.uint8), DEEP, DEEP.astype(np.uint32) << 8):
+        expected = np.iinfo(pixels.dtype).max - pixels.astype(np.float64)
+        found = tiff(tmp_path / "w.tif", pixels, photometric="miniswhite", byteorder=byteorder)
+        assert np.array_equal(found[0], expected.astype(np.float32))
+    signed = DEEP.astype(np.int16) - 500
+    assert np.array_equal(tiff(tmp_path / "w.tif", signed, photometric="miniswhite")[0], -1.0 - signed)
+    tifffile.imwrite(tmp_path / "f.tif", DEEP.astype(np.float32), photometric="miniswhite")
+    assert "what is black is not defined" in refusal(tmp_path / "f.tif")
+
+
+@pytest.mark.parametrize("kind", ["i1", "i2", "i4", "u4", "f2", "f4", "f8"])
+def test_a_tiff_is_read_as_its_sample_format_says(tmp_path, kind):
+    pixels = (DEEP / 100 - 100 * (kind[0] != "u")).clip(-100 * (kind[0] != "u"), 120).astype(kind)
+    assert np.array_equal(tiff(tmp_path / "s.tif", pixels)[0], pixels.astype(np.float32))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_colour_of_16_bits_keeps_them(tmp_path, planar):
+    colour = np.stack([DEEP, DEEP + 1, DEEP + 2], -1)
+    laid = np.moveaxis(colour, -1, 0) if planar == "separate" else colour
+    found = tiff(tmp_path / "c.tif", laid, photometric="rgb", planarconfig=planar)
+    assert np.array_equal(np.moveaxis(found, 0, -1), colour)
+    opaque = np.full((64, 48, 1), 65535, np.uint16)
+    for pixels in (colour, np.concatenate([colour, opaque], -1), np.concatenate([DEEP[..., None], opaque], -1)):
+        (tmp_path / "c.png").write_bytes(imagecodecs.png_encode(pixels))
+        expected = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
+        assert np.array_equal(np.moveaxis(read_scan(tmp_path / "c.png").array, 0, -1), expected)
+    opaque[3, 4] = 7
+    (tmp_path / "c.png").write_bytes(imagecodecs.png_encode(np.concatenate([colour, opaque], -1)))
+    assert "partly transparent" in refusal(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_deep_tiff_is_turned_as_a_shallow_one(tmp_path, orientation):
+    tag = {"extratags": [(274, 3, 1, orientation, True)]}
+    shallow = tiff(tmp_path / "8.tif", (DEEP >> 8).astype(np.uint8), **tag)
+    assert np.array_equal(tiff(tmp_path / "16.tif", DEEP, **tag) // 256, shallow)
+
+
+def test_a_deep_image_that_breaks_off_is_refused(tmp_path):
+    colour = np.stack([DEEP, DEEP + 1, DEEP + 2], -1)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(colour)[:-400])
+    tifffile.imwrite(tmp_path / "a.tif", DEEP, compression="zlib")
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-100])
+    for name in ("a.png", "a.tif"):
+        assert "not readable as an image" in refusal(tmp_path / name)

@@ -54,6 +54,9 @@ def test_nan_is_refused(tmp_path, pictures, study):
     np.savez(tmp_path / "floats.npz", images=array)
     case = Case("f", "pf", "floats.npz#images/0", (0,), "train")
     assert "NaN" in found([*pictures, case], tmp_path, study())["no_content"].text
+    taken = study()
+    taken = taken.model_copy(update={"prepare": taken.prepare.model_copy(update={"nan": "background"})})
+    assert "no_content" not in found([*pictures, case], tmp_path, taken)
 
 
 def test_a_volume_among_images_and_an_odd_size(tmp_path, pictures, study):

@@ -75,6 +75,18 @@ def test_a_volume_without_spacing_is_fitted_as_a_whole() -> None:
     assert np.prod(found["prepare.size"]) < 1.35 * MAX_VOXELS["cpu"]
 
 
+def test_nan_becomes_background_where_images_have_it() -> None:
+    assert settings(data([MR, replace(MR, nan=True)]))["prepare.nan"] == "background"
+    assert "prepare.nan" not in settings(data([MR]))
+
+
+def test_images_are_counted_in_square_pixels() -> None:
+    found = settings(data([replace(PNG, size=(60, 120), aspect=2.0)]))
+    assert (found["prepare.size"], found["prepare.fit"]) == ([120, 120], "stretch")
+    mixed = settings(data([replace(DX, size=(500, 1000), aspect=2.0), replace(DX, size=(1000, 1000))]))
+    assert mixed["prepare.size"] == [256, 256]
+
+
 def test_an_image_keeps_its_size_or_its_aspect() -> None:
     assert (settings(data([PNG]))["prepare.size"], settings(data([PNG]))["prepare.fit"]) == ([256, 256], "stretch")
     tiny = settings(data([replace(PNG, size=(28, 28))]))

@@ -15,6 +15,7 @@ from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.transforms import prepare
+from medopt.transforms import resize as resize_module
 from medopt.transforms.prepare import LUMINANCE, ClipIntensity, PrepareChain, ToUnitRange, percentiles
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -234,6 +235,7 @@ def test_the_fingerprints_of_version_0_1_0_still_hold(study: str, fingerprint: s
         {"intensity": {"method": "minmax"}},
         {"intensity": {"low": 1}},
         {"intensity": {"high": 99}},
+        {"nan": "background"},
     ],
     ids=str,
 )
@@ -245,6 +247,109 @@ def test_a_new_version_of_the_chain_changes_the_fingerprint(monkeypatch: pytest.
     before = chain().fingerprint
     monkeypatch.setattr(prepare, "CHAIN_VERSION", prepare.CHAIN_VERSION + 1)
     assert chain().fingerprint != before
+
+
+def test_padding_counts_in_no_statistic_and_is_black() -> None:
+    values = np.random.default_rng(0).uniform(500, 3500, (1, 64, 64)).astype(np.float32)
+    padded, background = values.copy(), np.zeros((64, 64), bool)
+    background[:, :8] = True
+    padded[:, background] = 65535
+    for method in METHODS[:2]:
+        plain = mapped(values[..., 8:], method)
+        found = mapped(padded, method, background=background)
+        np.testing.assert_allclose(found[..., 8:], plain, atol=STEP)
+        assert not found[..., :8].any()
+    for method in METHODS[2:]:
+        assert not mapped(padded, method, background=background, window=(2000, 100))[..., :8].any()
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("LINEAR", lambda x: (x - (40 - 0.5)) / (10 - 1) + 0.5),
+        ("LINEAR_EXACT", lambda x: (x - 40) / 10 + 0.5),
+        ("SIGMOID", lambda x: 1 / (1 + np.exp(-4 * (x - 40) / 10))),
+    ],
+)
+def test_the_window_is_applied_by_its_function(function: str, expected: Any) -> None:
+    """The formulas of PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2."""
+    values = np.linspace(20, 60, 81)
+    found = mapped(values[None, None], {"method": "window"}, window=(40, 10), window_function=function)
+    np.testing.assert_allclose(found[0, 0], np.clip(expected(values), 0, 1), atol=2 * STEP)
+
+
+def test_a_linear_window_of_width_1_is_a_step() -> None:
+    found = mapped([[[39, 39.5, 40, 41]]], {"method": "window"}, window=(40, 1), window_function="LINEAR")
+    assert found.tolist() == [[[0, 0, 1, 1]]]
+
+
+def test_the_window_function_is_in_the_fingerprint_of_windowed_chains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    windowed, other = ({"method": "window"}, {"method": "minmax"})
+    before = chain(intensity=windowed).fingerprint, chain(intensity=other).fingerprint
+    monkeypatch.setattr(prepare, "WINDOW_VERSION", prepare.WINDOW_VERSION + 1)
+    assert chain(intensity=windowed).fingerprint != before[0] and chain(intensity=other).fingerprint == before[1]
+
+
+def test_nan_is_background_on_request() -> None:
+    values = np.random.default_rng(0).normal(0, 1, (1, 24, 24))
+    values[0, :6] = np.nan
+    with pytest.raises(DataError, match=r"prepare\.nan: background"):
+        chain(size=[24, 24])(volume(values))
+    found = chain(size=[24, 24], nan="background")(volume(values))
+    assert not found[:, :6].any() and float(found[:, 6:].mean()) == pytest.approx(0.5, abs=0.1)
+    assert chain(nan="background").fingerprint != chain().fingerprint
+    values[0, 10, 10] = np.inf
+    with pytest.raises(DataError, match="not finite"):
+        chain(size=[24, 24], nan="background")(volume(values))
+    with pytest.raises(DataError, match=r"not a number \(NaN\), so it shows nothing"):
+        chain(size=[24, 24], nan="background")(volume(np.full((1, 24, 24), np.nan)))
+
+
+def disc(source: str = "PixelSpacing") -> Volume:
+    """30 mm wide, in pixels of 0.8 mm by 0.4 mm."""
+    y, x = np.indices((60, 120))
+    inside = ((y - 30) * 0.8) ** 2 + ((x - 60) * 0.4) ** 2 < 225
+    return volume(inside[None], spacing_mm=(0.8, 0.4), source={"spacing": source})
+
+
+@pytest.mark.parametrize("source", ["PixelSpacing", "unknown: 1.0 along a row, PixelAspectRatio down a column"])
+@pytest.mark.parametrize("fit", ["pad", "crop_or_pad"])
+def test_a_disc_stays_a_disc_where_pixels_are_not_square(fit: str, source: str) -> None:
+    found = chain(size=[96, 96], fit=fit)(disc(source))[0] > 0.5
+    high, wide = int(found.any(1).sum()), int(found.any(0).sum())
+    assert abs(high - wide) <= 1 and high > 55
+
+
+def test_square_pixels_are_fitted_as_before_and_the_studys_own_spacing_is_kept() -> None:
+    square = volume(disc().array, spacing_mm=(0.7, 0.7004))
+    assert torch.equal(chain(size=[96, 96])(square), chain(size=[96, 96])(volume(disc().array)))
+    found = chain(size=[96, 96], fit="crop_or_pad", spacing_mm=[0.8, 0.4])(disc())[0] > 0.5
+    assert (int(found.any(1).sum()), int(found.any(0).sum())) == (37, 75)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "says"),
+    [((50.0, 1.0, 1.0), "too large"), ((0.001, 1.0, 1.0), "too small"), ((1.0, 60, 60), "too large")],
+)
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_a_wrong_spacing_is_refused_before_it_is_resampled(fit: str, spacing: tuple[float, ...], says: str) -> None:
+    scan = volume(np.random.default_rng(0).random((1, 40, 64, 64)), spacing_mm=spacing)
+    settings = {"size": [32, 32, 32], "spacing_mm": [0.02, 1.0, 1.0] if spacing[0] == 50 else [0.1, 0.2, 0.2]}
+    with pytest.raises(DataError, match=rf"40 x 64 x 64 voxels of .* mm; at .*{says}"):
+        chain(fit=fit, **settings)(scan)
+
+
+def test_only_the_part_that_is_kept_is_resampled_where_all_of_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random((1, 40, 50, 60)).cumsum(1).cumsum(2)
+    settings = {"size": [16, 16, 16], "fit": "crop_or_pad", "spacing_mm": [0.5, 1.0, 2.0]}
+    settings["intensity"] = {"method": "minmax"}
+    scan = volume(values, spacing_mm=(1.0, 1.0, 1.0))
+    whole = chain(**settings)(scan)
+    monkeypatch.setattr(resize_module, "MAX_VOXELS", 90_000)
+    np.testing.assert_allclose(chain(**settings)(scan), whole, atol=2e-3)
+    monkeypatch.setattr(resize_module, "MAX_VOXELS", 1_000)
+    with pytest.raises(DataError, match="too large"):
+        chain(**settings)(scan)
 
 
 def test_real_mr_volumes_fill_the_range_whatever_their_largest_value() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from medopt.config import Intensity, Prepare
 from medopt.core.records import Volume
+from medopt.transforms import resize as resize_module
 from medopt.transforms.prepare import PrepareChain
 from medopt.transforms.restore import to_scan
 
@@ -27,6 +28,7 @@ def marked(shape: tuple[int, ...], at: tuple[float, ...]) -> np.ndarray:
         ((120, 80), [64, 64], (1.0, 1.0), None),
         ((41, 67), [64, 96], (1.0, 1.0), None),  # smaller and odd
         ((90, 70), [64, 64], (0.5, 0.8), [1.0, 1.0]),
+        ((60, 120), [64, 96], (0.8, 0.4), None),  # not square
         ((30, 60, 50), [24, 40, 48], (1.0, 1.0, 1.0), None),
         ((12, 60, 50), [40, 48, 48], (3.0, 0.9, 0.9), [1.0, 1.0, 1.0]),
     ],
@@ -52,3 +54,12 @@ def test_what_was_cut_off_is_zero_and_what_was_padded_is_gone() -> None:
     back = to_scan(torch.ones(1, 20, 40), (30, 30), (1.0, 1.0), config)
     assert back.shape == (1, 30, 30)
     assert back[0, 5:25].eq(1).all() and not back[0, :5].any() and not back[0, 25:].any()
+
+
+def test_a_part_that_alone_was_resampled_comes_back_to_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Prepare(size=[16, 16, 16], fit="crop_or_pad", spacing_mm=[0.5, 1.0, 2.0])
+    values, shape = torch.rand(1, 16, 16, 16), (40, 50, 60)
+    whole = to_scan(values, shape, (1.0, 1.0, 1.0), config)
+    monkeypatch.setattr(resize_module, "MAX_VOXELS", 90_000)
+    part = to_scan(values, shape, (1.0, 1.0, 1.0), config)
+    assert float((part - whole).abs().max()) < 0.35 and float((part - whole).abs().mean()) < 0.01
