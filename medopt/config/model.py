@@ -20,7 +20,7 @@ class Model(Section):
 
     start: str = SCRATCH
     """What training begins with. scratch: weights drawn from the seed. A name of `medopt weights list`, a file of
-    weights (.safetensors, .pth), the folder of a run, or a registered model (models:/STUDY@champion): pretrained ones.
+    weights (.safetensors, .pth, .onnx; also a release's), or the folder of a run: pretrained ones.
     auto: the best-fitting of the catalogue that lies on this disk, else scratch."""
     start_digest: str = ""
     """SHA-256 of the start's file: filled in by the run; weights with another digest are refused."""

@@ -134,7 +134,7 @@ class FittedImages(Result):
 
 
 class HeaderRanges(Result):
-    """What a header may say: modalities, and the least and the most of each axis, wider than in training by `margin`."""
+    """What a header may say: modalities, and the least and the most of each axis, `margin` wider than in training."""
 
     modality: tuple[str, ...]
     spacing_mm: tuple[Span, ...] | None

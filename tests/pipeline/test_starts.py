@@ -12,6 +12,7 @@ from clinic_fixtures import Done, call, only_folder
 from safetensors.torch import save_file
 
 from medopt.models import build_resnet
+from medopt.models.starts.opening import open_start
 
 RENAMED = {"reduce": "conv1", "spatial": "conv2", "expand": "conv3", "norm1": "bn1", "norm2": "bn2", "norm3": "bn3"}
 
@@ -139,6 +140,14 @@ def test_weights_that_have_changed_are_refused(clinic: Clinic, weights: Path, tm
 def test_weights_that_are_not_there_are_refused(clinic: Clinic, tmp_path: Path) -> None:
     done = call(*words(clinic, tmp_path / "runs", "model.start=no-such-weights"))
     done.refused(2, "no-such-weights", "nsfw-thin-resnet50")
+
+
+def test_a_run_is_a_start_as_its_network_was_built(started: tuple[Done, Path], clinic: Clinic, tmp_path: Path) -> None:
+    done = call(*words(clinic, tmp_path / "runs", f"model.start={started[1]}"), "--dry-run")
+    assert done.code == 0, done.stderr
+    opened = open_start(str(started[1]), tmp_path)
+    built = opened.start
+    assert (built.layout, built.depth, built.variant, built.stem) == ("medopt", 26, "v1.5", "large")
 
 
 def test_probe_looks_at_validation_alone(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
