@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from medopt.core.records import FloatArray
 from medopt.core.telemetry import without_telemetry
+from medopt.inference.depth_evidence import DepthEvidence, linear_parts
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, openvino_core
 from medopt.transforms.restore import stride_of
 
@@ -36,10 +37,16 @@ class Evidence:
         self._body, self._head = body, head
 
     @classmethod
-    def open(cls, path: Path) -> Evidence | None:
+    def open(cls, path: Path) -> Evidence | DepthEvidence | None:
         """Open an ONNX file; None where its linear layer does not follow an average over positions (an ensemble)."""
         core = openvino_core()
         model = core.read_model(path)
+        found = linear_parts(_source_of(model.output(OUTPUT)))
+        if found is not None and len(found[0]) > 1:
+            parts, bias = found
+            outputs = [*(part.places for part in parts), _source_of(model.output(OUTPUT))]
+            every = openvino.Model(outputs, model.get_parameters(), "every depth")
+            return DepthEvidence(core.compile_model(every, "CPU", _OPTIONS), [part.weight for part in parts], bias)
         features = _source_of(model.output(FEATURES))
         pooling = features.get_node()
         while pooling.get_type_name() in {"Reshape", "Squeeze", "Unsqueeze"}:

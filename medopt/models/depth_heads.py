@@ -25,6 +25,8 @@ class InputScaling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1 or C, *space) to (N, C, *space)."""
+        if x.shape[1] < len(self.scale):  # said, not left to broadcasting, which OpenVINO fuses into the convolution
+            x = torch.cat([x] * len(self.scale), dim=1)
         return x * self.scale + self.shift
 
 

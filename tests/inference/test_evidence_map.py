@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from medopt.compression.export import export_onnx
 from medopt.experiments.ensemble import merge_mean
+from medopt.inference.depth_evidence import DepthEvidence
 from medopt.inference.engines import load_batch, open_engine
 from medopt.inference.evidence_map import Evidence
+from medopt.models import build_resnet
 
 
 @pytest.mark.parametrize("kind", ["float", "int8"])
@@ -50,6 +53,25 @@ def test_places_between_are_those_of_the_shifted_image(tiny_models: SimpleNamesp
     assert shifted is not None
     np.testing.assert_allclose(shifted[:, ::4, ::4], whole[:, 1::4, ::4], atol=1e-4)
     assert not np.allclose(shifted[:, ::4, ::4], whole[:, ::4, ::4], atol=1e-4)
+
+
+def test_a_head_on_every_depth_adds_up_and_follows_the_image(tmp_path: Path) -> None:
+    network = build_resnet(
+        26, width=0.125, size=(32, 32), stem="small", head="every_depth", scaled_channels=3, zero_init_residual=False
+    ).eval()
+    image = np.zeros((1, 1, 32, 32), np.float32)
+    image[..., 20:26, 4:10] = 1
+    export_onnx(network, image, tmp_path / "every.onnx", 18)
+    evidence = Evidence.open(tmp_path / "every.onnx")
+    assert isinstance(evidence, DepthEvidence)
+    places = evidence.places(image[0])
+    assert places is not None and places.shape == (1, 32, 32)
+    with torch.inference_mode():
+        logit = network(torch.from_numpy(image)).numpy()[0]
+    bias = network.fc.heads[-1].bias.detach().numpy()  # type: ignore[union-attr, index]
+    np.testing.assert_allclose(places.mean(axis=(1, 2)) + bias, logit, atol=1e-3)
+    spread = np.abs(places[0] - np.median(places[0]))
+    assert spread[18:28, 2:12].mean() > 2 * spread[:12, 18:].mean()
 
 
 def test_an_ensemble_has_none(tiny_models: SimpleNamespace, tmp_path: Path) -> None:
