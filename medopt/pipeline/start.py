@@ -124,4 +124,5 @@ def with_start(decisions: Sequence[Decision], dims: int, channels: int) -> list[
     if fitting:
         why += f"; {fitting[0].name} would fit, and its features alone often beat training from nothing"
         why += f" (medopt weights fetch {fitting[0].name})"
-    return [*decisions, Decision("model.start", SCRATCH, why)]
+    place = next(at for at, one in enumerate(decisions) if one.key.startswith("model."))
+    return [*decisions[:place], Decision("model.start", SCRATCH, why), *decisions[place:]]

@@ -81,7 +81,7 @@ class OnnxGraph:
                 if not data:
                     raise ConfigError(f"{self.where} adds up images before its first convolution ({node.name}).")
                 name = data
-            elif node.op_type in _PASSED:
+            elif node.op_type in _PASSED or (node.op_type == "Concat" and len({*node.input}) == 1):  # grey, repeated
                 name = node.input[0]
             else:
                 raise ConfigError(f"{self.where} does {node.op_type} to the image ({node.name}); medopt cannot.")
