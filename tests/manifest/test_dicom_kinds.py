@@ -99,9 +99,9 @@ def test_captures_are_left_out_unless_kept(tmp_path, elements):
 
 def test_a_check_notes_captures_and_any_mixture_of_modalities(tmp_path):
     for at in range(4):
-        write(tmp_path / f"{at}", Modality="CT" if at % 2 else "MG", ConversionType="DV")
+        write(tmp_path / f"{at}", Modality="MR" if at % 2 else "MG", ConversionType="DV")
     found = listed(tmp_path, keep_derived=True)
-    assert "several modalities: CT 2, MG 2" in found.notes[0] or "several modalities: MG 2, CT 2" in found.notes[0]
+    assert "several modalities: MR 2, MG 2" in found.notes[0] or "several modalities: MG 2, MR 2" in found.notes[0]
     cases = [Case(name, name, name, (0,), "train") for name in "0123"]
     findings = {one.name: one.severity for one in quality_findings(cases, read_facts(cases, tmp_path), {})}
     assert findings["mixed_modalities"] == findings["secondary_captures"] == "note"

@@ -122,7 +122,7 @@ def test_command_declines_a_scan_unlike_those_of_training_and_says_why(finished:
     (row,) = rows_of(out)
     assert row["decision"] == row["probability_blob"] == row["refused"] == ""
     assert "unlike the training images" in row["declined"]
-    assert "declined 1 of 1, because" in done.stdout and "1 scans, 1 of them declined" in done.stdout
+    assert "declined 1 of 1, because" in done.stdout and "1 scan, 1 of them declined" in done.stdout
 
 
 @pytest.mark.parametrize("options", [("--model", "float"), ("--model", "float", "--engine", "openvino")])
