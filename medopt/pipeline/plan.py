@@ -47,13 +47,15 @@ def done_stages(study: Study, folder: RunFolder) -> set[str]:
     """
     done: set[str] = set()
     pending = False  # a stage that all later ones depend on, but for those that only measure
+    begins = study.model.has_start or bool(study.training.teacher)  # else the figures alone take the baseline
     for stage in stage_names(study):
         record = folder.record(stage)
         is_old = record is not None and not record.settings and stage in ("tune", "train")  # of version 0.1.0
         is_current = record is not None and (is_old or record.settings == settings_digest(study, stage))
-        if is_current and not pending and (stage in ANALYSES or not _measures_anew(study, done, stage)):
+        blocked = pending or (stage == "evaluate" and "baseline" not in done)
+        if is_current and not blocked and (stage in ANALYSES or not _measures_anew(study, done, stage)):
             done.add(stage)
-        elif stage not in ANALYSES:
+        elif stage not in ANALYSES and (stage != "baseline" or begins):
             pending = True
     return done
 

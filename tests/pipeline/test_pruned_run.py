@@ -216,7 +216,7 @@ def test_the_int8_model_is_narrow_and_the_float_model_as_trained(run: PrunedRun)
 
 def test_the_stages_and_figures_of_the_steps_are_told(run: PrunedRun) -> None:
     summary = run.done.summary
-    assert list(summary["stages"])[:4] == ["train", "pruned-1", "pruned-2", "compress"]
+    assert list(summary["stages"])[:5] == ["baseline", "train", "pruned-1", "pruned-2", "compress"]
     last = summary["pruning"]["step-2"]
     assert 0.4 < last["multiply_adds"]["share"] <= 0.5
     assert "of the multiply-adds; validation AUC" in run.done.stderr

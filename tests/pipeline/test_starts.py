@@ -124,7 +124,7 @@ def test_weights_that_have_seen_a_test_image_are_refused(clinic: Clinic, tmp_pat
     learned = call("pretrain", clinic.data / "scans", "--out", start, "--runs", tmp_path / "pre", *small)
     assert learned.code == 0, learned.stderr
     done = call(*words(clinic, tmp_path / "runs", f"model.start={start}"))
-    done.refused(3, "test image")
+    done.refused(3, "18 of the 18 images of the test split")
 
 
 def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:

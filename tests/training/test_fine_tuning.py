@@ -60,7 +60,7 @@ def test_the_rate_falls_by_the_decay_a_stage() -> None:
 
 
 def test_each_group_has_its_own_rate(tiny_study: Callable[..., Study]) -> None:
-    _, state = stepped(tiny_study(), FineTune(layer_decay=0.5), rate=0.01)
+    _, state = stepped(tiny_study(), FineTune(freeze="nothing", layer_decay=0.5), rate=0.01)
     rates = sorted({group["lr"] for group in state.optimizer.param_groups}, reverse=True)
     assert rates == pytest.approx([0.01 * 0.5**stage for stage in range(6)])
 
