@@ -117,7 +117,7 @@ def explain(item: Any, root: type[BaseModel] = Study) -> str:
 
 
 def _unquoted(value: bool | int | float | date) -> str:
-    """That a word without quotes is no text for YAML, and how to write it."""
+    """Say that YAML does not read this unquoted word as text, and how to write it."""
     if isinstance(value, bool):
         words, word = ("yes, on and true", "yes") if value else ("no, off and false", "no")
         return f'YAML takes the words {words} for a truth value. Put it in quotes, as in "{word}" (got {value}).'

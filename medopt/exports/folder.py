@@ -166,6 +166,6 @@ def _not_carried(info: ReleaseInfo) -> list[str]:
     if info.domain:
         notes.append(
             "the out-of-domain check: scans unlike those of training are not declined outside medopt, "
-            "and what the model gives for such a scan, logits included, is no answer"
+            "so do not use what the model gives for such a scan, its logits included"
         )
     return notes

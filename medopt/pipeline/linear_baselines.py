@@ -53,8 +53,9 @@ class LinearBaseline:
 
 def thumbnail_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) -> LinearBaseline:
     """On the gray values of small images."""
-    features: Features = {split: thumbnail_features(splits[split].files)[:, None] for split in wanted}
-    return _fitted(study, splits, features, "thumbnail", "thumbnails")
+    chosen = _chosen(study, splits)
+    features: Features = {split: thumbnail_features(chosen[split].files)[:, None] for split in wanted}
+    return _fitted(study, chosen, features, "thumbnail", "thumbnails")
 
 
 def start_baseline(
@@ -68,13 +69,14 @@ def start_baseline(
     loaded = fit_start(opened.start, network, opened.name, partial=study.model.partial)
     network.load_state_dict(loaded.state)
     device = open_fabric(study.training).device
-    advance = reporter.progress(sum(len(splits[split].files) for split in wanted), "features of the start")
+    chosen = _chosen(study, splits)
+    advance = reporter.progress(sum(len(chosen[split].files) for split in wanted), "features of the start")
     features: Features = {}
     for split in wanted:
-        files = splits[split].files
+        files = chosen[split].files
         mirrored = split == "train" and "left_right" in study.augment.flip and 2 * len(files) <= ROWS
         features[split] = pooled_features(network, files, device, mirrored=mirrored, advance=advance)
-    baseline = _fitted(study, splits, features, "start", "the start's features")
+    baseline = _fitted(study, chosen, features, "start", "the start's features")
     put_head(network.to("cpu"), baseline.model)
     entry = opened.entry
     record = StartRecord(
@@ -88,18 +90,21 @@ def start_baseline(
     return baseline, network, record
 
 
+def _chosen(study: Study, splits: Splits) -> Splits:
+    """The splits with at most ROWS training images: no others are looked at."""
+    train = splits["train"]
+    if len(train.files) <= ROWS:
+        return splits
+    rows = np.sort(np.random.default_rng(study.seed).choice(len(train.files), ROWS, replace=False))
+    return {**splits, "train": PreparedSplit([train.cases[row] for row in rows], [train.files[row] for row in rows])}
+
+
 def _fitted(study: Study, splits: Splits, features: Features, name: str, reads: str) -> LinearBaseline:
     """Each view of a training image is a row that counts for its share; validation chooses the penalty."""
     train, val, views = splits["train"], splits["val"], features["train"].shape[1]
-    rows = np.arange(len(train.files))
-    if len(rows) > ROWS:
-        rows = np.sort(np.random.default_rng(study.seed).choice(rows, ROWS, replace=False))
-    fit = LinearFit(
-        features["train"][rows].reshape(len(rows) * views, -1).astype(np.float64),
-        np.repeat(_targets(study, train)[rows], views, axis=0),
-        study.data.task,
-        np.full(len(rows) * views, 1 / views),
-    )
+    rows = features["train"].reshape(len(train.files) * views, -1).astype(np.float64)
+    truth_of_rows = np.repeat(_targets(study, train), views, axis=0)
+    fit = LinearFit(rows, truth_of_rows, study.data.task, np.full(len(rows), 1 / views))
     score, truth, seen = validation_score(study, val), _targets(study, val), _plain(features, "val")
     linear, auc = choose_strength(fit, lambda model: score(model.logits(seen), truth))
     return LinearBaseline(name, reads, linear, features, auc)

@@ -40,7 +40,7 @@ from medopt.transforms.prepare import PrepareChain
 PRETRAINING = "pretraining"  # in run.json: the key by which the folder is found; in a start: what made it
 MIN_BATCH = 4
 STEPS = 2000
-"""Steps that a small network learns in, as measured; more images make fewer epochs of as many steps."""
+"""Steps of the default recipe, by judgement and not by a search; more images make fewer epochs of as many steps."""
 NETWORK = ("depth", "width", "stem", "variant", "init", "zero_init_residual")
 """What is taken of a study's `model` section; the rest is of its last layer, or of another start."""
 

@@ -56,7 +56,7 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
         is_best = _is_kept(job, state.scores)
         reporter.message(_epoch_line(study, record, is_best))
         if is_best:
-            save_best(job.folder / BEST, state, {**facts, **_architecture(study)}, write=callbacks is not None)
+            save_best(job.folder / BEST, state, {**facts, **architecture_note(study)}, write=callbacks is not None)
         save_epoch(job.folder, state, facts, write=callbacks is not None)
         if callbacks:
             callbacks.on_epoch(state.history)
@@ -68,7 +68,7 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
     return Trained(job.folder / BEST, tuple(state.history), best, str(fabric.device))
 
 
-def _architecture(study: Study) -> dict[str, Any]:
+def architecture_note(study: Study) -> dict[str, Any]:
     """What the shapes of the weights do not tell of the network, for studies that begin with it."""
     stem = choose_stem(study.prepare.size) if study.model.stem == "auto" else study.model.stem
     return {ARCHITECTURE: {"variant": study.model.variant, "stem": stem}}

@@ -4,13 +4,11 @@ import hashlib
 import io
 import socket
 import tarfile
-import threading
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from file_server import FileServer
 
 from medopt.core.errors import DataError, StorageError
 from medopt.core.reporter import SilentReporter
@@ -36,41 +34,12 @@ def packed(kind: str, members: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-class Server:
-    """A web server on loopback: `/cut` promises more than it sends, `/flaky` fails once, others give `files`."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {"/good": BODY, "/cut": BODY, "/flaky": BODY}
-        self.asked: Counter[str] = Counter()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.asked[self.path] += 1
-                if self.path not in outer.files:
-                    return self.send_error(404)
-                if self.path == "/flaky" and outer.asked[self.path] == 1:
-                    return self.send_error(503)
-                body = outer.files[self.path]
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if self.path == "/cut" else body)
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.httpd.server_port}"
-        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
+def server() -> Iterator[FileServer]:
+    running = FileServer()
+    running.files = {"/good": BODY, "/cut": BODY, "/flaky": BODY}
     yield running
-    running.httpd.shutdown()
-    running.httpd.server_close()
+    running.close()
 
 
 def a_card(url: str, body: bytes = BODY, path: str = "set/a.bin", kind: str = "sha256", **more: object) -> Card:

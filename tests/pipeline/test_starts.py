@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from medopt.models import build_resnet
 from medopt.models.starts.opening import open_start
+from medopt.training.checkpoint import read_tensors
 
 RENAMED = {"reduce": "conv1", "spatial": "conv2", "expand": "conv3", "norm1": "bn1", "norm2": "bn2", "norm3": "bn3"}
 
@@ -83,12 +84,20 @@ def test_a_linear_model_that_training_does_not_beat_goes_on(started: tuple[Done,
     assert found["models"]["start"]["gain"]["value"] == pytest.approx(0, abs=1e-9)
     checkpoints = folder / "checkpoints"
     assert (checkpoints / "best.safetensors").read_bytes() == (checkpoints / "start.safetensors").read_bytes()
+    noted = read_tensors(checkpoints / "best.safetensors")[1]["architecture"]
+    assert noted == {"variant": "v1.5", "stem": "large"}  # what the weights' shapes do not tell of the network
 
 
-def test_without_tuning_the_linear_model_is_the_network(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    done = call(*words(clinic, runs, f"model.start={weights}"))
+def test_without_tuning_the_linear_model_is_the_network(
+    clinic: Clinic, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that a launcher started to help are let go; the network is explained as any other."""
+    runs, let_go = tmp_path / "runs", []
+    monkeypatch.setattr("medopt.pipeline.stages.train.dismiss", lambda *_: let_go.append(True))
+    done = call(*words(clinic, runs, f"model.start={weights}", "evaluation.explain=2"))
     assert done.code == 0, done.stderr
+    assert let_go == [True]
+    assert (only_folder(runs, "clinic") / "explanations.json").is_file()
     assert "  epoch " not in done.stderr
     found = json.loads((only_folder(runs, "clinic") / "baselines.json").read_text())
     assert found["linear_goes_on"] is True and found["models"]["start"]["gain"]["value"] == 0

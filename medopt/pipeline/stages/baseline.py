@@ -27,7 +27,7 @@ from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.pipeline.start import teacher_study
 from medopt.training.checkpoint import write_tensors
-from medopt.training.loop import TEACHERS_MODEL
+from medopt.training.loop import TEACHERS_MODEL, architecture_note
 
 BASELINES = "baselines.csv"
 START, TEACHER = "start.safetensors", "teacher.safetensors"
@@ -83,7 +83,8 @@ class BaselineStage(Stage[Baselines]):
         if study.model.has_start:
             _refuse_seen(context, study.model.start)
             linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
-            write_tensors(start_weights(folder), network.state_dict(), {"start": record.digest})
+            notes = {"start": record.digest, **architecture_note(study)}
+            write_tensors(start_weights(folder), network.state_dict(), notes)
             fitted.append(linear)
         if study.training.teacher:
             fitted.append(_teacher(context, splits))

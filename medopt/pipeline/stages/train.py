@@ -74,7 +74,7 @@ class TrainStage(Stage[Training]):
 
     def finish(self, context: RunContext, result: Training, *, skipped: bool) -> None:
         """Let the processes go that a launcher started to help, and log what the store lacks."""
-        if skipped:
+        if skipped or not result.history:  # nothing was trained that they could have helped with
             dismiss(resolved_study(context).training, context.hardware)
         _on_epoch(context, result.history)
 

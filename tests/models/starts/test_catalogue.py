@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from file_server import FileServer
 from published_resnets import PublishedResNet, trained
 
 from medopt.core.errors import ConfigError, DataError
@@ -87,40 +85,12 @@ def test_what_is_not_here_says_what_to_put_where(entry: Entry, folder: Path) -> 
     assert (entry.address or entry.packages[0]) in said
 
 
-class Server:
-    """A web server on loopback: `/cut` promises more than it sends, others give `files`."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.asked: Counter[str] = Counter()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.asked[self.path] += 1
-                if self.path not in outer.files:
-                    return self.send_error(404)
-                body = outer.files[self.path]
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if self.path == "/cut" else body)
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.httpd.server_port}"
-        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
-
-
 @pytest.fixture
-def server(weights: Path) -> Iterator[Server]:
-    running = Server()
+def server(weights: Path) -> Iterator[FileServer]:
+    running = FileServer()
     running.files = {"/small.pth": weights.read_bytes(), "/cut": weights.read_bytes(), "/other": b"other bytes"}
     yield running
-    running.httpd.shutdown()
-    running.httpd.server_close()
+    running.close()
 
 
 class Bars(SilentReporter):
@@ -134,7 +104,7 @@ class Bars(SilentReporter):
 
 
 @pytest.mark.parametrize("digits", [0, 8, 64])
-def test_a_start_is_fetched_once_with_a_bar(digits: int, server: Server, weights: Path) -> None:
+def test_a_start_is_fetched_once_with_a_bar(digits: int, server: FileServer, weights: Path) -> None:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     entry, bars = an_entry(address=f"{server.address}/small.pth", sha256=digest[:digits]), Bars()
     path = fetch_start(entry, bars)
@@ -156,7 +126,7 @@ def test_a_start_is_fetched_once_with_a_bar(digits: int, server: Server, weights
     ],
 )
 def test_what_cannot_be_fetched_says_what_to_put_where(
-    digits: int, page: str, said: str, server: Server, weights: Path
+    digits: int, page: str, said: str, server: FileServer, weights: Path
 ) -> None:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:digits]
     entry = an_entry(address=f"{server.address}{page}", sha256=digest)
@@ -170,13 +140,13 @@ def test_what_cannot_be_fetched_says_what_to_put_where(
         assert f"place it as {place_of(entry)}" in str(told.value)
 
 
-def test_a_closed_address_is_named(server: Server) -> None:
+def test_a_closed_address_is_named(server: FileServer) -> None:
     server.httpd.server_close()
     with pytest.raises(DataError, match="could not be reached"):
         fetch_start(an_entry(address="http://127.0.0.1:9/small.pth"), retries=0)
 
 
-def test_another_file_in_its_place_is_kept_and_refused(server: Server) -> None:
+def test_another_file_in_its_place_is_kept_and_refused(server: FileServer) -> None:
     entry = an_entry(address=f"{server.address}/small.pth", sha256="0" * 64)
     place_of(entry).parent.mkdir(parents=True)
     place_of(entry).write_bytes(b"mine")
