@@ -123,7 +123,7 @@ def _performance_table(metrics: RunMetrics, name: str) -> Table:
     for figure in HEADLINE:
         table.add_row(figure.replace("_", " "), *(format_estimate(metrics.test[kind][figure]) for kind in KINDS))
     for one in metrics.baselines.models.values() if metrics.baselines else ():
-        table.add_row(f"auc less linear on {one.reads}", format_difference(one.gain), "")
+        table.add_row(f"auc over linear model, {one.reads}", format_difference(one.gain), "")
     if len(metrics.sites) > 1:
         for site, figures in metrics.sites.items():
             table.add_row(f"auc at {site}", *(format_estimate(figures[kind].auc) for kind in KINDS))

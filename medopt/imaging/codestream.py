@@ -225,8 +225,10 @@ def _restart_parts(stream: JpegStream) -> Iterator[JpegStream]:
 
 def check_j2k(data: bytes) -> None:
     """Walk the tile-parts of a JPEG 2000 codestream (T.800 A.4); raises DamagedStreamError where it breaks off."""
+    if data[4:8] == b"jP  ":  # a JP2 file (T.800 I): the codestream is in its last box
+        data = data[data.find(b"jp2c") + 4 :]
     if data[:4] != b"\xff\x4f\xff\x51":
-        return  # a JP2 file: its boxes are the decoder's
+        raise DamagedStreamError("it does not begin with a JPEG 2000 codestream (SOC and SIZ)")
     try:
         tiles, parts, at = _tile_count(data), set(), 2
         while (marker := struct.unpack_from(">H", data, at)[0]) != 0xFFD9:

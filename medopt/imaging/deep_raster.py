@@ -1,4 +1,4 @@
-"""Images of which Pillow keeps 8 bits or misreads the sign: PNG of 16 bits in colour or with alpha, and many TIFF.
+"""Images of which Pillow keeps 8 bits or misreads the sign: PNG of 16 bits in colour or alpha, JPEG 2000, many TIFF.
 
 TIFF samples are of more than 8 bits, signed or of floating point, as their tags say (TIFF 6.0, sections 3, 4 and 19).
 """
@@ -12,22 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
+from medopt.imaging.codestream import check_j2k
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED = 1
+_JPEG_COMPRESSIONS = (6, 7, 33007, 34892, 34934)  # tag 259: old and new JPEG, and vendors' (libtiff, TechNote 2)
 _SAMPLES = {_WHITE_IS_ZERO: (1, 2), _BLACK_IS_ZERO: (1, 2), _RGB: (3, 4)}
 
 
 def read_deep(path: Path, head: bytes) -> tuple[NDArray[Any], str] | None:
     """The stored values (H, W) or (H, W, 3) of such an image, as displayed, and its format; None for any other.
 
-    `head` are its first 26 bytes. Raises DataError for an image that is transparent or of several pages, and what the
-    decoders raise where it is damaged.
+    `head` are its first 26 bytes. A JPEG 2000 file is read here whatever its bits, and looked over for holes. Raises
+    DataError for an image that is transparent, of several pages or JPEG within TIFF, and what the decoders raise where
+    it is damaged.
     """
     if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] != 0:
         import imagecodecs
 
         return _opaque(imagecodecs.png_decode(path.read_bytes()), path), "PNG"
+    if head[4:8] == b"jP  " or head[:4] == b"\xff\x4f\xff\x51":
+        import imagecodecs
+
+        data = path.read_bytes()
+        check_j2k(data)
+        return _opaque(imagecodecs.jpeg2k_decode(data), path), "JPEG2000"
     if head[:4] in (b"II*\x00", b"MM\x00*"):
         pixels = _read_tiff(path)
         return None if pixels is None else (pixels, "TIFF")
@@ -52,6 +61,10 @@ def _read_tiff(path: Path) -> NDArray[Any] | None:
     with tifffile.TiffFile(path) as opened:
         page = opened.pages.first
         bits, sample_format = page.bitspersample, page.sampleformat
+        if int(page.compression) in _JPEG_COMPRESSIONS:
+            raise DataError(
+                f"{path} holds JPEG within TIFF, whose damage is not noticed. Save it as TIFF without JPEG."
+            )
         if bits <= 8 and sample_format in (None, _UNSIGNED):
             return None
         if len(opened.pages) > 1:

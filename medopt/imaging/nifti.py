@@ -56,6 +56,11 @@ def read_nifti(path: Path) -> Volume:
     return Volume(array[:, 0] if is_image else array, affine, spacing[1:] if is_image else spacing, source=facts)
 
 
+def nifti_shape(path: Path) -> tuple[int, ...]:
+    """The shape in the header of a file, whatever its name; raises what nibabel does where it is damaged."""
+    return tuple(int(size) for size in _opened(path).shape)
+
+
 def _opened(path: Path) -> Any:
     """nibabel's image. nibabel goes by the name alone, so where that is wrong, it is given the stream."""
     import nibabel

@@ -47,7 +47,7 @@ def read_image(path: Path) -> Volume:
             pages = 1 if image_format == "MPO" else getattr(opened, "n_frames", 1)  # a camera's JPEG and its preview
             if pages > 1:
                 raise DataError(f"{path} holds {pages} pages, and one is needed. Save one page as a file.")
-            if image_format == "JPEG" and opened.mode in ("L", "RGB"):
+            if image_format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
                 check_jpeg(path.read_bytes())
             return _volume(np.asarray(_opaque(ImageOps.exif_transpose(opened), path)), image_format)
 

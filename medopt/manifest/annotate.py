@@ -14,10 +14,8 @@ from medopt.manifest.label_join import JoinedLabels, join_labels
 from medopt.manifest.label_table import read_labels
 from medopt.manifest.label_words import LabelSpellings, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
-from medopt.manifest.table import OPTIONAL, UNKNOWN_PATIENT
+from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT
 
-RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
-"""Columns of a manifest that cannot be names of labels."""
 FROM_TABLE = "table"
 """In place of a regular expression: the table of labels alone says whose a scan is."""
 _ASSUMED = (
@@ -148,7 +146,7 @@ def _reconciled(from_source: Sequence[str], from_table: Mapping[int, str]) -> li
     if torn := [name for name, of_name in persons.items() if len(of_name) > 1]:
         counts = f"{pseudonym(torn[0])} (a pseudonym) belongs to {len(persons[torn[0]])}"
         raise DataError(
-            f"{len(torn)} patients of the source are several patients in the table of labels: {counts}. Images of one "
+            f"Patients of the source that are several in the table of labels, {len(torn)}: {counts}. Images of one "
             "patient could then be in several splits. Correct the column of patients in the table. Where the source's "
             f"identifier stands for no patient (each file has the same), --patient {FROM_TABLE} takes the table's."
         )

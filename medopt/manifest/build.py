@@ -255,4 +255,4 @@ def _label_meanings(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, st
     if len(columns) > 1:
         return {column: f"1 in {sum(row[column] == '1' for row in rows)} rows, else 0" for column in columns}
     counts = Counter(row[columns[0]] for row in rows)
-    return {name: f"{counts[name]} rows" for name in sorted(counts, key=class_sort_key)}
+    return {name: count_text(counts[name], "row") for name in sorted(counts, key=class_sort_key)}

@@ -10,11 +10,10 @@ from shlex import quote
 
 from medopt.config import Data, Prepare, Study
 from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.format import count_text
 from medopt.manifest.csv_text import read_csv
 from medopt.manifest.label_words import absent_first, is_absence, label_key, label_spellings
-from medopt.manifest.table import OPTIONAL, read_header
-
-_NOT_LABELS = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
+from medopt.manifest.table import RESERVED, read_header
 
 
 def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Study:
@@ -26,7 +25,7 @@ def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Stud
     header = read_header(manifest)
     if not any(header):
         raise DataError(f"The manifest {manifest} is empty: it needs a header, and a row for each image.")
-    names = ["label"] if "label" in header else [name for name in header if name and name not in _NOT_LABELS]
+    names = ["label"] if "label" in header else [name for name in header if name and name not in RESERVED]
     values = _values(manifest, names)
     classes: dict[str, str] = {}
     if names == ["label"]:
@@ -103,8 +102,9 @@ def _classes(manifest: Path, count: Mapping[str, int], rename: Mapping[str, str]
     if missing := sorted(cell for cell, name in spellings.classes.items() if not name):
         number = sum(count[cell] for cell in missing)
         raise DataError(
-            f"The manifest {manifest} has {number} rows without a label ({', '.join(map(repr, missing))}). Remove "
-            "these rows, or write their labels."
+            f"The manifest {manifest} has {count_text(number, 'row')} without a label ("
+            f"{', '.join(map(repr, missing))}). "
+            "Remove these rows, or write their labels."
         )
     merged = defaultdict(list)
     for cell in sorted(count):

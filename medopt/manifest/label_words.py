@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.format import count_text
 
 MISSING = frozenset(
     {"", "na", "n/a", "n.a.", "n.a", "#n/a", "#na", "<na>", "nan", "null", "?", "-", "--", ".", "unknown", "missing"}
@@ -20,6 +21,7 @@ _NUMBER = re.compile(r"([+-]?)(0|[1-9]\d*)([.,]0*)?")
 _HEALTHY_TEXT = """
 no none nothing neg negative absent absence false normal normals norm nor nl wnl nad healthy health well benign
 control controls ctrl ctl con hc nc cn cu td clean clear intact unaffected uninfected unremarkable undiseased
+inactive
 uninvolved uninjured unimpaired unruptured asymptomatic wildtype wt background gesund unauffällig normalbefund sain
 sano normale
 """
@@ -33,7 +35,10 @@ _NOT_NEGATED = frozenset({"nonspecific", "nonunion"})  # findings that begin wit
 _FINDINGS = "tumou?r|finding|disease|lesion|fracture|cancer|dr|covid|pneumonia|ha?emorrhage|mass|stroke|nodule|tb"
 _JOINED_NEGATION = re.compile(rf"(?!{'|'.join(_NOT_NEGATED)}|none)(non\w{{3,}}|no({_FINDINGS})s?)")
 _LETTERS = {"n": ("y", "p"), "f": ("t",), "-": ("+",)}  # N of Y and N, or of P and N; F of T and F
-_BEFORE, _BEHIND = ("non", "no", "not", "un", "in", "a", "without"), ("neg", "negative", "free", "absent")
+_BEFORE, _BEHIND = ("non", "no", "not", "without"), ("neg", "negative", "free", "absent")
+_OF = frozenset({"of", "from", "evidence", "sign", "signs"})
+_NOUNS = frozenset({"absence", "free", "lack"})  # negations with "of" or "from" only: free air is a finding
+_BEGINNINGS = frozenset({"clear", "well", "background", "benign", "normal"})  # of names of findings, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,9 @@ def label_spellings(cells: Iterable[str], rename: Mapping[str, str] | None = Non
         raise ConfigError(f"--rename {unknown[0]}: there is no such label. Known are {listed(known, 10)}.")
     if "none" in spellings.keys() - renamed.keys() and any(map(is_absence, set(known) - {names["none"]})):
         raise DataError(
-            f"{sum(count[cell] for cell in spellings['none'])} labels are 'none' beside {listed(known, 10)}: it is not "
-            "clear whether that means no finding or no label. Say it: --rename none=LABEL, or --rename none= to leave "
-            "these scans out."
+            f"The label 'none' ({count_text(sum(count[cell] for cell in spellings['none']), 'row')}) stands beside "
+            f"{listed(known, 10)}: it is not clear whether that means no finding or no label. Say it: --rename "
+            "none=LABEL, or --rename none= to leave these scans out."
         )
     notes = []
     for key, members in spellings.items():
@@ -110,13 +115,14 @@ def is_absence(label: str) -> bool:
         words = words[1:]
     if not words:
         return False
-    if words[0] in _NEGATIONS and len(words) > 1:
-        rest = words[2:] if words[1] in ("of", "evidence", "sign", "signs") and len(words) > 2 else words[1:]
+    if words[0] in _NEGATIONS and len(words) > 1 and (words[0] not in _NOUNS or words[1] in _OF):
+        rest = words[2:] if words[1] in _OF and len(words) > 2 else words[1:]
         return not is_absence(" ".join(rest))
     if len(words) > 1 and words[-1] in _NEGATED_AFTER:
         return True
     text = "".join(words)
-    return words[0] in _HEALTHY or text in _HEALTHY or bool(_JOINED_NEGATION.fullmatch(words[0]))
+    begins = words[0] in _HEALTHY and (len(words) == 1 or words[0] not in _BEGINNINGS | _NOUNS)
+    return begins or text in _HEALTHY or bool(_JOINED_NEGATION.fullmatch(words[0]))
 
 
 def _words(label: str) -> list[str]:
@@ -126,7 +132,7 @@ def _words(label: str) -> list[str]:
 
 
 def _negates(label: str, other: str) -> bool:
-    """Whether a name is the other one with a negation: inactive and active."""
+    """Whether a name is the other one with a negation: noncalcified and calcified."""
     text, base = "".join(_words(label)), "".join(_words(other))
     return text not in _NOT_NEGATED and text in {
         *(f"{word}{base}" for word in _BEFORE),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.errors import listed
+from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case, FloatArray
 from medopt.manifest.check import check_cases, missing_images
 from medopt.manifest.duplicates import DuplicatePair, duplicate_findings, find_duplicates
@@ -95,11 +96,12 @@ def quality_findings(
         what = "images show nothing" if not unknown else "images show nothing, or not everywhere"
         findings.append(_refusal("no_content", [*empty, *unknown], what, way_out))
     if flagged := [name for _, name, fact in named if fact.burned_in]:
-        text = f"{len(flagged)} images have text burned into their pixels, by their header: {listed(flagged)}. "
+        what = f"{count_text(len(flagged), 'image')} with text burned into the pixels"
+        text = f"{what}, by their header: {listed(flagged)}. "
         findings.append(Finding("burned_in", "note", text + "It may name the patient, or give the label away."))
     rare = _rare(_modalities(facts)[1])  # these have a finding of their own
     if captures := [name for _, name, fact in named if fact.capture and fact.modality not in rare]:
-        text = f"{len(captures)} of {len(named)} images are secondary captures or documents: {listed(captures)}. "
+        text = f"Secondary captures or documents, {len(captures)} of {len(named)} images: {listed(captures)}. "
         findings.append(Finding("secondary_captures", "note", text + "Do they show what a scanner measured?"))
     return [
         *findings,
@@ -177,7 +179,9 @@ def _outlier_findings(cases: Sequence[Case], facts: Sequence[ImageFacts]) -> Ite
         rows = sorted({row for dims in (2, 3) for row in outliers(values, dims)})
         if rows:
             texts = [f"{display_name(cases[r])} ({' x '.join(f'{side:g}' for side in values[r])})" for r in rows]
-            yield Finding(name, "note", f"{len(rows)} images have an unusual {what} ({rule}): {listed(texts)}.")
+            yield Finding(
+                name, "note", f"{count_text(len(rows), 'image')} with an unusual {what} ({rule}): {listed(texts)}."
+            )
 
 
 def outliers(values: Sequence[tuple[float, ...]], dims: int) -> list[int]:

@@ -78,7 +78,9 @@ def connected_groups(count: int, links: Sequence[tuple[int, int]]) -> list[list[
 
 
 def write_repaired(manifest: Path, out: Path, repair: Repair) -> None:
-    """Write the manifest with other splits and fewer rows, whole or not at all; every other cell stays as it is.
+    """Write the manifest with other splits and fewer rows, whole or not at all.
+
+    Every other cell keeps its text, without blanks at its ends.
 
     Its card, if it has one, goes with it and says what was done. Raises DataError where `out` is the manifest itself,
     and where the card belongs to another manifest.
@@ -114,7 +116,8 @@ def _repaired_card(card: Card, manifest: Path, out: Path, repair: Repair, rows: 
         + "."
     )
     classes = Counter(row.get("label", "") for row in rows)
-    counted = {name: f"{classes[name]} rows" for name, text in card.labels.items() if re.fullmatch(r"\d+ rows", text)}
+    of_rows = [name for name, text in card.labels.items() if re.fullmatch(r"\d+ rows?", text)]
+    counted = {name: count_text(classes[name], "row") for name in of_rows}
     root = relative_root(manifest.parent / card.root, out) if card.root else ""
     return card.model_copy(
         update={

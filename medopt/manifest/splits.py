@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case
 from medopt.manifest.balance import evenly, is_balanced, move_groups, oversized, proportional, quota, real_shares
 
@@ -285,11 +286,11 @@ def _hold_out_site(
     shares = (*rules.shares[:2], 0.0)
     chosen[~there] = draw_parts(groups.where(~there), shares, rules.seed, names, by_image=True)
     both = int((sites != rules.hold_out)[there[groups.row]].sum())
-    note = f"{both} rows of other sites are in the test, too: their patients were at {rules.hold_out}."
+    note = f"{count_text(both, 'row')} of other sites in the test, too: the patients were at {rules.hold_out}."
     how = f"site {rules.hold_out} held out as the test; the rest {_shares_text(rules.shares[:2])} (train, val) by "
     how += f"patient, stratified by label and site, seed {rules.seed}"
     split = _split_names(chosen[groups.row])
-    real, warning = real_shares(split[~there[groups.row]], SPLITS[:2], rules.shares[:2], groups.size)
+    real, warning = real_shares(split[~there[groups.row]], SPLITS[:2], rules.shares[:2], groups.size[~there])
     return SplitAssignment(split, None, how + real, (*([note] if both else []), *warning))
 
 

@@ -19,6 +19,8 @@ from medopt.imaging.scan_path import npz_member, safe_relative_path
 from medopt.manifest.csv_text import read_csv
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
+RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
+"""Columns of a manifest that cannot be names of labels."""
 GROUPS = ("sex", "age")
 UNKNOWN_PATIENT = frozenset(
     {"", "na", "n/a", "nan", "none", "null", "unknown", "anonymous", "anonymized", "anonymised", "?", "-"}

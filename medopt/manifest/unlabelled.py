@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
+from unicodedata import normalize
 
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case, Split, Task
 from medopt.core.reporter import Reporter
 from medopt.imaging.scan_path import npz_member, safe_relative_path
+from medopt.manifest.csv_text import read_csv
+from medopt.manifest.label_words import label_spellings
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.scan_listing import SourceOptions, count_by_reason
-from medopt.manifest.table import OPTIONAL, UNKNOWN_PATIENT, read_header
-
-_NO_LABELS = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
+from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +42,23 @@ def read_images(manifest: Path) -> UnlabelledImages:
 
     Without a patient each image is another patient's. Raises DataError naming the rows that cannot be used.
     """
-    header = read_header(manifest)
+    lines = read_csv(manifest, "The manifest")
+    header = next(lines, (1, []))[1]
     if "image" not in header:
         raise DataError(
             f"The manifest {manifest} has no column image; its first row has {', '.join(header) or 'none'}."
         )
-    with manifest.open(encoding="utf-8-sig", newline="") as stream:
-        raw = [
-            {str(key).strip(): (value or "").strip() for key, value in row.items() if isinstance(value, str)}
-            for row in csv.DictReader(stream)
-        ]
-    rows = [row for row in raw if any(row.values())]
-    refused = [f"row {at}: {reason}" for at, row in enumerate(rows, start=2) if (reason := _fault(row))]
+    numbered = [(number, dict(zip(header, cells, strict=False))) for number, cells in lines]
+    refused = [f"row {number}: {reason}" for number, row in numbered if (reason := _fault(row))]
+    rows = [row for _, row in numbered]
     if refused or not rows:
         raise DataError(
             f"The manifest {manifest} cannot be used. {listed(refused) or 'It has no row below its header.'}"
         )
     columns = ["label"] if "label" in header else [name for name in header if _is_finding(name, rows)]
+    if columns == ["label"]:
+        classes = label_spellings([row.get("label", "") for row in rows]).classes
+        rows = [row | {"label": classes[row.get("label", "")]} for row in rows]
     named = sorted({row["label"] for row in rows if row["label"]}) if columns == ["label"] else columns
     labels = tuple(named) if len(named) > 1 else ()
     task: Task = "multilabel" if columns != ["label"] else "binary" if len(labels) == 2 else "multiclass"
@@ -75,11 +75,12 @@ def find_images(folder: Path, unpacked: Path, reporter: Reporter) -> UnlabelledI
         reporter.message(f"left out {count}: {reason} ({listed(first, 3)})")
     columns = list(listing.label_columns)
     single = len(columns) == 1
-    named = sorted({scan.labels[0] for scan in listing.scans if scan.labels}) if single else columns
+    classes = label_spellings([scan.labels[0] for scan in listing.scans if scan.labels]).classes if single else {}
+    named = sorted({name for name in classes.values() if name}) if single else columns
     labels = tuple(named) if len(named) > 1 else ()
     cases = []
     for scan in listing.scans:
-        cells = dict(zip(columns, scan.labels, strict=False))
+        cells = dict(zip(columns, (classes.get(cell, cell) for cell in scan.labels), strict=False))
         row = {"image": scan.image, "patient_id": scan.patient, "split": scan.split, "site": scan.site, **cells}
         cases.append(_case({"label": "", **row} if single else row, ["label"] if single else columns, labels))
     if not cases:
@@ -101,12 +102,12 @@ def _fault(row: Mapping[str, str]) -> str:
 
 
 def _is_finding(name: str, rows: Sequence[Mapping[str, str]]) -> bool:
-    return bool(name) and name not in _NO_LABELS and {row.get(name, "") for row in rows} == {"0", "1"}
+    return bool(name) and name not in RESERVED and {row.get(name, "") for row in rows} == {"0", "1"}
 
 
 def _case(row: Mapping[str, str], columns: Sequence[str], labels: tuple[str, ...]) -> Case:
     cells = [row.get(name, "") for name in columns]
-    patient = row.get("patient_id", "")
+    patient = normalize("NFC", row.get("patient_id", ""))  # as in a manifest with labels
     label: tuple[int, ...] = ()
     if labels and all(cells):
         label = (labels.index(cells[0]),) if columns == ["label"] else tuple(int(cell) for cell in cells)

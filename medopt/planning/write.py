@@ -81,7 +81,7 @@ def describe_fingerprint(fingerprint: Fingerprint) -> list[str]:
     return [
         f"{count_text(fingerprint.images, 'scan')} of {count_text(fingerprint.patients, 'patient')}, "
         f"{count_text(len(fingerprint.sites), 'site')}: {counts}.",
-        f"Read: {count_text(len(fingerprint.sample), 'training scan')}: {fingerprint.modality or 'modality unknown'}, "
+        f"{count_text(len(fingerprint.sample), 'training scan')} read: {fingerprint.modality or 'modality unknown'}, "
         f"{fingerprint.dims}-D, {scans} pixels{in_mm}.",
         *odd,
     ]

@@ -255,3 +255,45 @@ def test_a_jpeg_file_that_is_not_whole_is_refused(tmp_path: Path, kind: str) -> 
         (tmp_path / "a.jpg").write_bytes(DAMAGE[kind](jpeg(pixels)))
         with pytest.raises(DataError, match=r"a\.jpg is not readable"):
             read_scan(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.j2k", "a.jp2"])
+def test_a_jpeg_2000_file_keeps_its_bits_and_sign_and_is_refused_in_part(tmp_path: Path, name: str) -> None:
+    codec = "j2k" if name == "a.j2k" else "jp2"
+    wide = np.stack([GREY * 15, GREY * 7, GREY], -1)
+    signed = GREY.astype(np.int16) - 2000
+    for pixels in (GREY, wide, signed):
+        whole = imagecodecs.jpeg2k_encode(pixels, level=0, reversible=True, codecformat=codec)
+        (tmp_path / name).write_bytes(whole)
+        found = read_scan(tmp_path / name).array
+        np.testing.assert_array_equal(np.moveaxis(found, 0, -1).squeeze(), pixels)
+        middle = len(whole) // 2
+        (tmp_path / name).write_bytes(whole[:middle] + bytes(3000) + whole[middle + 3000 :])
+        with pytest.raises(DataError, match="is not readable"):
+            read_scan(tmp_path / name)
+
+
+def test_a_frame_that_is_a_jpeg_2000_file_is_looked_over_too() -> None:
+    whole = imagecodecs.jpeg2k_encode(GREY, level=0, reversible=True, codecformat="jp2")
+    check_j2k(whole)
+    with pytest.raises(DamagedStreamError):
+        check_j2k(whole[: len(whole) // 3] + bytes(3000) + whole[len(whole) // 3 + 3000 :])
+    with pytest.raises(DamagedStreamError, match="does not begin"):
+        check_j2k(b"no codestream at all")
+
+
+def test_a_camera_s_jpeg_with_a_preview_is_refused_in_part(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (200, 200), np.uint8))
+    picture.save(stream, "MPO", save_all=True, append_images=[picture.resize((40, 40))], quality=95)
+    (tmp_path / "a.jpg").write_bytes(whole := stream.getvalue())
+    assert read_scan(tmp_path / "a.jpg").array.shape == (1, 200, 200)
+    (tmp_path / "a.jpg").write_bytes(whole[:5000] + bytes(4000) + whole[9000:])
+    with pytest.raises(DataError, match=r"a\.jpg is not readable"):
+        read_scan(tmp_path / "a.jpg")
+
+
+def test_a_tiff_of_jpeg_parts_is_refused(tmp_path: Path) -> None:
+    Image.fromarray((GREY >> 4).astype(np.uint8)).save(tmp_path / "a.tif", compression="jpeg")
+    with pytest.raises(DataError, match="JPEG within TIFF"):
+        read_scan(tmp_path / "a.tif")

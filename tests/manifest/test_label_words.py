@@ -35,7 +35,7 @@ def test_unicode_forms_are_one_class():
 
 def test_none_is_a_class_alone_and_refused_beside_another_word_for_healthy():
     assert label_spellings(["none", "mass"]).classes["none"] == "none"
-    with pytest.raises(DataError, match=r"1 labels are 'none' beside.*--rename none="):
+    with pytest.raises(DataError, match=r"'none' \(1 row\) stands beside.*--rename none="):
         label_spellings(["None", "normal", "mass"])
     assert label_spellings(["None", "normal", "mass"], {"none": ""}).classes["None"] == ""
 
@@ -103,3 +103,22 @@ def test_the_finding_is_second(absent, finding):
 )  # fmt: skip
 def test_where_neither_or_both_say_absent_nobody_guesses(labels):
     assert absent_first(list(labels)) is None
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("stable", "unstable"), ("symmetric", "asymmetric"), ("typical", "atypical"), ("sufficient", "insufficient"),
+        ("clear cell", "papillary"), ("free fluid", "ascites"), ("background", "proliferative change"),
+        ("benign prostatic hyperplasia", "cancer"), ("normal pressure hydrocephalus", "atrophy"),
+    ],
+)  # fmt: skip
+def test_a_word_that_only_begins_like_absence_decides_nothing(labels):
+    """Which of them is the finding is asked for; a guess would turn sensitivity into specificity."""
+    found = absent_first(labels)
+    assert found is None or found[0] == labels[0] == "background"
+
+
+@pytest.mark.parametrize("absent", ["absence of fluid", "free of disease", "no evidence of disease", "inactive"])
+def test_what_is_said_to_be_absent_is_first(absent):
+    assert absent_first(["finding", absent]) == [absent, "finding"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import stat
 import zipfile
@@ -373,3 +374,12 @@ def test_an_archive_with_backslashes_is_unpacked(tmp_path):
         archive.writestr("..\\..\\x.png", b"x")
     with pytest.raises(DataError, match=r"leads out of its folder"):
         find_scans(tmp_path / "b.zip", tmp_path / "out2", SourceOptions(), SilentReporter())
+
+
+def test_a_nifti_whose_name_says_another_compression_is_listed(tmp_path):
+    """As `read_scan` reads it: by its content."""
+    image = nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), np.eye(4))
+    for name, content in (("a.nii.gz", image.to_bytes()), ("b.nii", gzip.compress(image.to_bytes()))):
+        (tmp_path / name).write_bytes(content)
+    found = find(tmp_path)
+    assert [scan.image for scan in found.scans] == ["a.nii.gz", "b.nii"] and not found.left_out

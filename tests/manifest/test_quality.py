@@ -97,7 +97,7 @@ def test_burned_in_text_and_a_modality_that_does_not_belong(radiographs, study):
     folder, cases = radiographs
     findings = found(cases, folder, study())
     assert set(findings) == {"burned_in", "minority_modality"}
-    assert "1 images have text burned into their pixels, by their header: 5.dcm" in findings["burned_in"].text
+    assert "1 image with text burned into the pixels, by their header: 5.dcm" in findings["burned_in"].text
     assert findings["minority_modality"].severity == "refuse"
     assert "5.dcm (OT)" in findings["minority_modality"].text
     accepted = found(cases, folder, study(accept=["minority_modality"]))

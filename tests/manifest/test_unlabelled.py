@@ -46,6 +46,17 @@ def test_the_manifest_of_a_study_is_read_as_its_study_reads_it(tmp_path: Path) -
     assert [case.split for case in images.cases] == [case.split for case in cases]
 
 
+def test_a_manifest_of_a_spreadsheet_is_read_as_one_with_labels(tmp_path: Path) -> None:
+    """Semicolons, a blank row, one class in two spellings, a word for no label, one name in two forms of Unicode."""
+    text = "image;patient_id;label\na.png;M\u00fcller;Lesion\nb.png;Mu\u0308ller;lesion\n\nc.png;P;n/a\nd.png;Q;No\n"
+    images = read_images(manifest(tmp_path, text))
+    assert images.labels == ("Lesion", "No")
+    assert [case.label for case in images.cases] == [(0,), (0,), (), (1,)]
+    assert images.cases[0].patient_id == images.cases[1].patient_id
+    with pytest.raises(DataError, match="row 4: the cell image is empty"):
+        read_images(manifest(tmp_path, "image,label\na.png,x\n\n,y\n"))
+
+
 def test_findings_of_zeros_and_ones(tmp_path: Path) -> None:
     images = read_images(manifest(tmp_path, "image,mass,edema,remark\na.png,0,1,x\nb.png,1,0,y\n"))
     assert (images.task, images.labels) == ("multilabel", ("mass", "edema"))

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from medopt.core.errors import ConfigError, DataError
+from medopt.core.format import count_text
 from medopt.core.reporter import Reporter
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.scan_path import files_below
@@ -89,7 +90,7 @@ def _detect_kind(root: Path) -> SourceKind:
 
 def _first_reasons(paths: list[str]) -> str:
     reasons = Counter(unread_reason(path, among="others") for path in paths if not path.lower().endswith(NEVER_SCANS))
-    return "".join(f"{count} files: {reason}. " for reason, count in reasons.most_common(3))
+    return "".join(f"{count_text(count, 'file')}: {reason}. " for reason, count in reasons.most_common(3))
 
 
 def _is_dicom_file(path: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from medopt.core.errors import DataError
 from medopt.core.reporter import Reporter
 from medopt.imaging.acquisition import age_in_years
+from medopt.imaging.nifti import nifti_shape
 from medopt.imaging.scan_path import files_below
 from medopt.manifest.sources.scan_listing import (
     NEVER_SCANS,
@@ -62,10 +63,8 @@ def _exclusion_reason(path: str, options: SourceOptions) -> str:
 
 def _shape(path: Path) -> tuple[int, ...] | str:
     """The shape in the header, or why the file cannot be used."""
-    import nibabel  # takes half a second, and most sources hold no NIfTI
-
     try:
-        shape = tuple(int(size) for size in nibabel.load(path).shape)  # type: ignore[attr-defined]
+        shape = nifti_shape(path)
     except Exception as error:  # each kind of damage has its own exception
         return f"its header is damaged ({type(error).__name__})"
     return "several volumes in one file" if any(size > 1 for size in shape[3:]) else shape
