@@ -61,11 +61,11 @@ def _brought(run: RunRecords) -> Iterator[str]:
     if found.linear_goes_on:
         yield "The network is a linear model on its start's features, which training did not beat on validation."
     gains = [
-        f"{format_difference(one.gain)} over a linear model on {one.reads}"
+        f"{format_difference(one.gain)} against a linear model on {one.reads}"
         for name, one in found.models.items()
         if not (name == "start" and found.linear_goes_on)
     ]
-    yield f"Its float network's AUC is {joined(gains)}."
+    yield f"The float network's AUC differs by {joined(gains)}."
 
 
 def _chance(auc: Estimate) -> str:
