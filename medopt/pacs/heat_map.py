@@ -34,7 +34,7 @@ def heat_maps(
     identity = context.identity
     if identity.release.task == "multiclass":  # a softmax ignores what all outputs share
         evidence = evidence - evidence.mean(axis=0)
-    outputs = list(identity.reported_labels)
+    outputs = list(identity.release.reported_labels)
     objects = []
     for label in mapped_labels(identity, scan):
         probability = scan.answer.probabilities[label]
@@ -47,7 +47,7 @@ def mapped_labels(identity: ModelIdentity, scan: ScanAnswer) -> list[str]:
     """The findings of a scan that get a picture."""
     if scan.answer.declined:
         return []
-    return [label for label in identity.reported_labels if scan.presence(label) != "Absent"]
+    return [label for label in identity.release.reported_labels if scan.presence(label) != "Absent"]
 
 
 def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, picture: NDArray[np.uint8]) -> Dataset:

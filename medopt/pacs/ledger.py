@@ -153,6 +153,11 @@ class Ledger:
                     "WHERE uid = ?1 AND state != 'working'",
                     (instance.study_uid, now),
                 )
+            else:  # a study without images whose files are gone has one again, which counts and is removed in its time
+                db.execute(
+                    "UPDATE studies SET state = 'receiving', changed = ?2, emptied = 0 WHERE uid = ?1 AND emptied != 0",
+                    (instance.study_uid, now),
+                )
         return status
 
     def instance(self, sop_uid: str) -> Instance | None:

@@ -63,13 +63,14 @@ class Rejections:
         self._audit("rejected", reason=reason)
 
 
-def _prefer_first_supported(request: Any) -> None:
-    """Of each context leave the transfer syntax that the sender names first and this node supports.
+def _prefer_first_supported(association: Any) -> None:
+    """Of each context leave the transfer syntax that the sender names first and this node supports for its class.
 
     Pynetdicom would take the first of its own list.
     """
-    for context in request.presentation_context_definition_list:
-        supported = [uid for uid in context.transfer_syntax if uid in _TRANSFER_SYNTAXES]
+    known = {context.abstract_syntax: context.transfer_syntax for context in association.acceptor.supported_contexts}
+    for context in association.requestor.primitive.presentation_context_definition_list:
+        supported = [uid for uid in context.transfer_syntax if uid in known.get(context.abstract_syntax, ())]
         if supported:
             context.transfer_syntax = supported[:1]
 
@@ -149,7 +150,7 @@ class Receiver:
             reason = "from an address that is not its own" if senders else "an AE title that is not in `accept`"
             diagnostic = 0x03
         else:
-            _prefer_first_supported(request)
+            _prefer_first_supported(association)
             return
         self._rejections.record(reason)
         association.acse.send_reject(0x01, 0x01, diagnostic)

@@ -47,11 +47,6 @@ class ModelIdentity:
     model_digest: str
     release_digest: str
 
-    @property
-    def reported_labels(self) -> Sequence[str]:
-        """The labels that results report: of a binary study the finding alone."""
-        return self.release.labels[1:] if self.release.task == "binary" else self.release.labels
-
 
 class CommonAttributes(TypedDict):
     """highdicom's parameters for equipment (PS3.3 C.7.5.1), time and encoding."""

@@ -47,7 +47,7 @@ def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], pre
         observation_context=sr.ObservationContext(observer_device_context=_observer(identity)),
         procedure_reported=codes.SCT.ImagingProcedure,
         imaging_measurements=[
-            _measurement_group(context, scan, label) for scan in scans for label in identity.reported_labels
+            _measurement_group(context, scan, label) for scan in scans for label in identity.release.reported_labels
         ],
         title=codes.DCM.ImagingMeasurementReport,
     )
@@ -154,7 +154,7 @@ def _paragraphs(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[sr
         if scan.answer.declined:
             findings.append(f"{prefix}Undetermined. Declined: {scan.answer.declined.rstrip('.')}.")
             continue
-        for label in identity.reported_labels:
+        for label in identity.release.reported_labels:
             percent = 100 * scan.answer.probabilities[label]
             findings.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")
     model = (

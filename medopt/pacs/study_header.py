@@ -61,8 +61,8 @@ def element_texts(image: Dataset, keyword: str) -> list[str]:
 
 def _single(image: Dataset, keyword: str) -> int | str:
     if keyword in ("Rows", "Columns"):
-        value = image.get(keyword)
-        return value if isinstance(value, int) else ""
+        texts = element_texts(image, keyword)
+        return int(texts[0]) if len(texts) == 1 and texts[0].isdecimal() else ""
     values = set(element_texts(image, keyword))
     return values.pop() if len(values) == 1 else ""
 

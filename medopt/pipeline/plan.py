@@ -8,7 +8,7 @@ from pathlib import Path
 from medopt.config import Study
 from medopt.core.records import SPLITS
 from medopt.pipeline.run_folder import RunFolder, find_run
-from medopt.pipeline.stage_settings import ANALYSES, settings_digest, stage_names
+from medopt.pipeline.stage_settings import ANALYSES, settings_digest, stage_names, trains_from_baseline
 from medopt.pipeline.study_cases import read_source
 from medopt.transforms.prepare import PrepareChain
 
@@ -47,7 +47,6 @@ def done_stages(study: Study, folder: RunFolder) -> set[str]:
     """
     done: set[str] = set()
     pending = False  # a stage that all later ones depend on, but for those that only measure
-    begins = study.model.has_start or bool(study.training.teacher)  # else the figures alone take the baseline
     for stage in stage_names(study):
         record = folder.record(stage)
         is_old = record is not None and not record.settings and stage in ("tune", "train")  # of version 0.1.0
@@ -55,7 +54,7 @@ def done_stages(study: Study, folder: RunFolder) -> set[str]:
         blocked = pending or (stage == "evaluate" and "baseline" not in done)
         if is_current and not blocked and (stage in ANALYSES or not _measures_anew(study, done, stage)):
             done.add(stage)
-        elif stage not in ANALYSES and (stage != "baseline" or begins):
+        elif stage not in ANALYSES and (stage != "baseline" or trains_from_baseline(study)):
             pending = True
     return done
 

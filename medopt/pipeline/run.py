@@ -28,7 +28,7 @@ from medopt.pipeline.mlflow_summary import model_name, run_name
 from medopt.pipeline.run_0_1 import study_of_checkpoints
 from medopt.pipeline.run_folder import CHECKPOINT_STUDY, TRAINING, RunFolder, locked_folder, open_run
 from medopt.pipeline.stage import RunContext, Stage, complete
-from medopt.pipeline.stage_settings import training_key
+from medopt.pipeline.stage_settings import training_key, trains_from_baseline
 from medopt.pipeline.stages.baseline import BaselineStage
 from medopt.pipeline.stages.compress import CompressStage
 from medopt.pipeline.stages.evaluate import EvaluateStage
@@ -59,17 +59,18 @@ class TrainedRun:
     mlflow_run_id: str
 
 
-def training_stages(study: Study) -> list[Stage[Any]]:
-    """The stages up to the best weights."""
+def training_stages(study: Study, *, baseline: bool) -> list[Stage[Any]]:
+    """The stages up to the best weights, with the linear models or without them."""
     tune = [TuneStage()] if study.training.has_auto else []
-    return [PrepareStage(), *tune, BaselineStage(), TrainStage()]
+    linear = [BaselineStage()] if baseline else []
+    return [PrepareStage(), *tune, *linear, TrainStage()]
 
 
 def all_stages(study: Study) -> list[Stage[Any]]:
     """The whole way, from the scans to the release."""
     pruning = study.compression.pruning
     steps = pruning_stages(steps_to(pruning.target, pruning.steps)) if pruning.target else []
-    return [*training_stages(study), *steps, CompressStage(steps), *stages_of_models(study)]
+    return [*training_stages(study, baseline=True), *steps, CompressStage(steps), *stages_of_models(study)]
 
 
 def stages_of_models(study: Study) -> list[Stage[Any]]:
@@ -125,14 +126,14 @@ def train_study(
     parent: str,
     on_history: Callable[[Sequence[EpochRecord]], None],
 ) -> TrainedRun:
-    """Only train a study, or go on with it: nothing is compressed, and the test split is not looked at.
+    """Only train a study, or go on with it: nothing is compressed, and no figure of the test split is made.
 
     `on_history` hears of every epoch and may raise Pruned, which is no failure of the run. The folder is that of the
     same study's whole run, which would find its training done.
     """
     cases = read_source(study, study_file, data)
     with opened_run(cases, runs, reporter, parent=parent, on_history=on_history) as run:
-        complete(training_stages(run.study), run)
+        complete(training_stages(run.study, baseline=trains_from_baseline(run.study)), run)
         scores = [record.val_metric for record in run.result(TrainStage).history]
         best = max((score for score in scores if not math.isnan(score)), default=None)
         end_run(run, "trained")

@@ -93,6 +93,11 @@ def stage_names(study: Study) -> tuple[str, ...]:
     return (*names[:place], *steps, *names[place + 1 :])
 
 
+def trains_from_baseline(study: Study) -> bool:
+    """Whether training begins with a network of the stage `baseline` or learns from one; else the figures alone do."""
+    return study.model.has_start or bool(study.training.teacher)
+
+
 def training_key(study: Study, cases_digest: str) -> str:
     """SHA-256 of all that training reads: the study's settings for it, and the cases."""
     return digest({"study": study.training_digest(), "cases": cases_digest})

@@ -82,6 +82,11 @@ class ReleaseInfo(BaseModel):
     figures: Annotated[ReleaseFigures, _COMPACT]
     provenance: Annotated[Provenance, _COMPACT]
 
+    @property
+    def reported_labels(self) -> list[str]:
+        """The labels that have an output each, which results report: of a binary study the finding alone."""
+        return self.labels[1:] if self.task == "binary" else self.labels
+
 
 def read_info(folder: Path) -> ReleaseInfo:
     """Read `release.json`; raises ReleaseError where it is absent, malformed, or of another format."""

@@ -25,7 +25,7 @@ def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: 
     evidence = Evidence.open(model)
     if evidence is None:
         raise DataError("This release's model does not average over positions, so no evidence can be shown for it.")
-    labels = reported_labels(release)
+    labels = release.info.reported_labels
     advance = reporter.progress(len(rows), "heat maps")
     count = 0
     for number, row in enumerate(rows, start=1):
@@ -46,12 +46,6 @@ def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: 
                 count += 1
         advance(1)
     return count
-
-
-def reported_labels(release: Release) -> list[str]:
-    """The labels that have an output each: of a binary study the finding alone."""
-    labels = list(release.info.labels)
-    return labels[1:] if release.info.task == "binary" else labels
 
 
 def _mapped(answer: Answer, labels: Sequence[str]) -> Iterator[str]:

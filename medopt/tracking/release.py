@@ -57,11 +57,12 @@ def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
     try:
         answer = _answer(predictor, asked)
     except DataError as error:
-        return found | {"declined": "", "refused": str(error)}
+        return found | {"declined": "", "refused": str(error), "why": str(error)}
     if not answer.declined:
         found = {"decision": answer.decision}
         found |= {f"probability_{label}": answer.probabilities[label] for label in labels}
-    return found | {"declined": answer.declined or "", "refused": ""}
+    why = answer.declined or ""
+    return found | {"declined": why, "refused": "", "why": why}
 
 
 def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
@@ -109,7 +110,7 @@ def signature_of(info: ReleaseInfo) -> ModelSignature:
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "decision")]
     outputs += [ColSpec(DataType.double, f"probability_{label}", required=False) for label in info.labels]
-    outputs += [ColSpec(DataType.string, name) for name in ("declined", "refused")]
+    outputs += [ColSpec(DataType.string, name) for name in ("declined", "refused", "why")]
     return ModelSignature(
         inputs=Schema(inputs),
         outputs=Schema(outputs),

@@ -17,7 +17,7 @@ from certificates import LOCAL, make_certificates
 from closing import closing_all
 from http_node import HttpNode
 from peers import association
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1
 from pynetdicom import AE, AllStoragePresentationContexts, build_context
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
@@ -177,4 +177,14 @@ def test_the_sender_chooses_the_transfer_syntax(listen: Callable[..., HttpNode],
     ae.add_requested_context(AllStoragePresentationContexts[0].abstract_syntax, [first, *other])
     link = ae.associate("127.0.0.1", node.settings.port, ae_title="MEDOPT")
     assert [context.transfer_syntax for context in link.accepted_contexts] == [[first], [first]]
+    link.release()
+
+
+def test_a_class_that_knows_fewer_syntaxes_is_accepted_in_one_of_them(listen: Callable[..., HttpNode]) -> None:
+    """Senders that offer one list of syntaxes for every class may ask C-ECHO in JPEG first."""
+    node, ae = listen(), AE("SENDER")
+    ae.add_requested_context(Verification, [JPEGLosslessSV1, ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    link = ae.associate("127.0.0.1", node.settings.port, ae_title="MEDOPT")
+    assert link.is_established and link.send_c_echo().Status == 0
+    assert link.accepted_contexts[0].transfer_syntax == [ExplicitVRLittleEndian]
     link.release()

@@ -171,3 +171,18 @@ def test_the_chain_survives_a_full_disk_and_says_what_is_missing(
     assert count == len(lines)
     assert '"event": "unwritten"' in lines[-2]
     assert f'"lines": {40 - (count - 3)}' in lines[-2]
+
+
+def test_a_document_that_comes_after_its_study_was_removed_counts_and_is_removed_too(tmp_path: Path) -> None:
+    """A study that never had an image: its files are told and swept, however often one comes."""
+    filled, study = FilledSpool(tmp_path, days=1), "1.2.77"
+    for number, now in ((1, 0.0), (2, 10 * DAY)):
+        file = spool_file(STUDIES, study, f"{study}.{number}")
+        filled.spool.write(file, [bytes(1000)])
+        document = instance(
+            number, study, sop_uid=f"{study}.{number}", file=file, size=1000, digest=f"sr{number}", image=False
+        )
+        assert filled.ledger.record(document, now, late=True) == "new"
+        assert spool_bytes(filled.ledger) >= 1000
+        filled.sweeper.sweep(now + 5 * DAY)
+        assert filled.files() == 0

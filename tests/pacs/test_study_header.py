@@ -19,7 +19,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from medopt.pacs.settings import ResultSettings
-from medopt.pacs.study_header import PatientConflict, study_header
+from medopt.pacs.study_header import PatientConflict, image_header, study_header
 from medopt.pacs.study_inference import StudyInference
 from medopt.pacs.worker_protocol import StudyRequest, StudyResponse
 
@@ -147,6 +147,8 @@ def test_a_header_is_read_even_where_it_is_damaged() -> None:
     other.PatientID = "B88"
     with pytest.raises(PatientConflict):
         study_header([image, other])
+    image["Rows"] = RawDataElement(Tag("Rows"), "US", 1, b"\x01", 0, False, True)  # half a number
+    assert image_header(image, study_header([image])).Rows == ""
 
 
 def test_the_reason_of_a_parked_study_quotes_no_header(inference: StudyInference, tmp_path: Path) -> None:

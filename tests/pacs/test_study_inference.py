@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from highdicom import sr
@@ -12,6 +13,7 @@ from peers import radiograph
 from pydicom import dcmread
 
 from medopt.config import SeriesRules
+from medopt.pacs import study_inference
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.study_inference import StudyInference
 from medopt.pacs.worker_protocol import StudyRequest, StudyResponse
@@ -49,6 +51,22 @@ def sources(response: StudyResponse) -> list[str]:
     """The images that the report has a group for."""
     groups = sr.srread(io.BytesIO(response.objects[0].content)).content.get_image_measurement_groups()
     return [str(image.referenced_sop_instance_uid)[-1] for group in groups for image in group.source_images]
+
+
+def test_a_warm_up_runs_the_engine_and_writes_a_report_to_nobody(
+    inferences: dict[str, StudyInference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its failures are hidden, since they show with the first study: so that it does its work is looked at here."""
+    inference, reports = next(iter(inferences.values())), []
+    write = study_inference.study_reports
+
+    def kept(*arguments: Any) -> Any:
+        reports.append(write(*arguments))
+        return reports[-1]
+
+    monkeypatch.setattr(study_inference, "study_reports", kept)
+    inference.warm_up()
+    assert len(reports) == 1 and [one.result_type for one in reports[0]] == ["report", "text"]
 
 
 def test_two_views_in_two_series_each_have_an_answer(inferences: dict[str, StudyInference], tmp_path: Path) -> None:

@@ -112,7 +112,11 @@ def test_every_setting_is_read_by_a_stage_and_every_stage_reads_settings_that_ex
 ) -> None:
     study = tiny_study(compression={"pruning": {"target": 0.5, "steps": 2}}, training={"batch_size": "auto"})
     names = stage_names(study)
-    assert names[:4] == ("tune", "train", "pruned-1", "pruned-2") and names[-3:] == ("release", "report", "record")
+    assert names[:5] == ("tune", "baseline", "train", "pruned-1", "pruned-2") and names[-3:] == (
+        "release",
+        "report",
+        "record",
+    )
     assert len({settings_digest(study, name) for name in ("train", "compress", "judge", "domain")}) == 4
     paths = {path for name, reads in READS.items() if name not in ("report", "record") for path in reads}
     values = study.model_dump(exclude={"data": {"manifest"}})

@@ -90,11 +90,17 @@ def test_a_second_request_has_a_deadline_too(server: Server) -> None:
         assert time.monotonic() - started < 14
 
 
-def test_silent_grpc_connections_stop_neither_port(server: Server) -> None:
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and empty SETTINGS
+
+
+@pytest.mark.parametrize(("first", "seconds"), [(b"", 6), (PREFACE, 12)], ids=["silent", "silent after the handshake"])
+def test_silent_grpc_connections_stop_neither_port(server: Server, first: bytes, seconds: float) -> None:
     with ExitStack() as stack:
-        silent(stack, server.grpc, 1100)
+        for _ in range(1100):  # beyond its cap the server closes them
+            with suppress(OSError):
+                silent(stack, server.grpc, 1, first)
         assert min(health_seconds(server) for _ in range(3)) < 1
-        time.sleep(6)
+        time.sleep(seconds)
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
             stub = stubs.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
             assert stub.ServerLive(pb.ServerLiveRequest(), timeout=10, wait_for_ready=True).live

@@ -225,6 +225,11 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Any, monkeypatch: 
     Key.read(file).check({"x-api-key": "k" * 16})
     file.write_bytes(b"\xef\xbb\xbf" + b"k" * 16 + b"\r\n")  # as some editors begin a file
     Key.read(file).check({"x-api-key": "k" * 16})
+    file.write_text("\n" + "k" * 16 + "\n")  # a blank first line turns no key off
+    Key.read(file).check({"x-api-key": "k" * 16})
+    monkeypatch.setenv(VARIABLE, " \n" + "k" * 16)
+    with pytest.raises(Refused):
+        Key.read(None).check({})
     for odd in ("schlüssel-mit-umlaut", "two words of sixteen"):
         file.write_text(odd)
         with pytest.raises(ConfigError, match="ASCII") as refused:

@@ -79,7 +79,10 @@ class DimseSource:
                 if entries > MAX_STUDIES:
                     self._end(Find)
                     raise PeerGone(f"the source lists more than {MAX_STUDIES} entries; take fewer days")
-                if match is None or modality not in (None, str(match.get("Modality") or modality)):
+                if match is None:  # an identifier that cannot be decoded
+                    invalid += 1
+                    continue
+                if modality not in (None, str(match.get("Modality") or modality)):
                     continue
                 uid = str(match.get(uid_keyword) or "").rstrip("\0 ")
                 if is_uid(uid):

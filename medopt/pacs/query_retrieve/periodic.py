@@ -91,7 +91,7 @@ class PeriodicPull:
 
     def _record(self, outcome: Reconciliation) -> None:
         now = self._clock()
-        self.last = replace(self.last, ended=now, succeeded=now, reason="")
+        self.last = replace(self.last, ended=now, succeeded=now, reason=outcome.reason)
         for reason, count in outcome.not_compared.items():
             log.warning("not compared with the source in %d cases: %s", count, reason)
             self._audit("not compared", reason=reason, count=count)

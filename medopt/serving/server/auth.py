@@ -42,12 +42,12 @@ class Key:
 
 
 def key_text(file: Path | None) -> str:
-    """The key itself, from a file's first line, else from the environment, else ''. Raises ConfigError."""
+    """The key itself, from a file's first non-blank line, else from the environment, else ''. Raises ConfigError."""
     try:
         text = file.read_text(encoding="utf-8-sig") if file else os.environ.get(VARIABLE, "")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The API key file {file} cannot be read ({type(error).__name__}).") from None
-    text = text.splitlines()[0].strip() if text.strip() else ""
+    text = text.strip().splitlines()[0].strip() if text.strip() else ""
     if (file or text) and len(text) < _MIN_LENGTH:
         raise ConfigError(f"The API key is shorter than {_MIN_LENGTH} characters. Make one with: openssl rand -hex 32")
     if not (text.isascii() and text.isprintable()) or " " in text:

@@ -44,9 +44,12 @@ def server(service: Service, key: Key) -> grpc.aio.Server:
     """A gRPC server without a port yet. Calls above its maximum get RESOURCE_EXHAUSTED from gRPC itself."""
     max_message = service.limits.max_body + _OVERHEAD
     options = [("grpc.max_receive_message_length", max_message), ("grpc.max_send_message_length", max_message)]
+    connections = service.limits.connections
+    silent_seconds = connections.keep_alive_seconds + connections.header_seconds
     options += [
-        ("grpc.server_handshake_timeout_ms", round(1000 * service.limits.connections.header_seconds)),
-        ("grpc.max_allowed_incoming_connections", service.limits.connections.total),
+        ("grpc.max_connection_idle_ms", round(1000 * silent_seconds)),  # without a call in hand
+        ("grpc.server_handshake_timeout_ms", round(1000 * connections.header_seconds)),
+        ("grpc.max_allowed_incoming_connections", connections.total),
     ]
     calls = grpc.aio.server(options=options, maximum_concurrent_rpcs=service.limits.max_queue + 8)
     stubs.add_GRPCInferenceServiceServicer_to_server(Servicer(service, key), calls)
