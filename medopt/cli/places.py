@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,16 +39,9 @@ def release_folder(given: Path) -> Path:
 
 
 def _registered(uri: str) -> Path:
-    from medopt.tracking.fetch import fetch_release
+    from medopt.tracking.fetch import registered_release
 
-    store = os.environ.get("MLFLOW_TRACKING_URI")
-    if not store:
-        from medopt.tracking.store import tracking_uri
-
-        store = tracking_uri(Path("runs"))
-    kept = os.environ.get("MEDOPT_RELEASES")
-    folder = Path(kept) if kept else Path.home() / ".cache" / "medopt" / "releases"
-    fetched = fetch_release(uri, store, folder)
+    fetched = registered_release(uri)
     if fetched.note:
         typer.echo(f"{uri}: {fetched.note}", err=True)
     return fetched.place

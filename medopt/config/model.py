@@ -20,7 +20,8 @@ class Model(Section):
 
     start: str = SCRATCH
     """What training begins with. scratch: weights drawn from the seed. A name of `medopt weights list`, a file of
-    weights (.safetensors, .pth, .onnx; also a release's), or the folder of a run: pretrained ones.
+    weights (.safetensors, .pth, .onnx), the folder of a run or a release, or models:/STUDY@champion of MLflow's
+    registry: pretrained ones.
     auto: the best-fitting of the catalogue that lies on this disk, else scratch."""
     start_digest: str = ""
     """SHA-256 of the start's file: filled in by the run; weights with another digest are refused."""

@@ -1,7 +1,8 @@
-"""Which images a start was pretrained on, by content: what refuses it for a study that tests on one of them.
+"""Which images a start was trained on, by content: what refuses it for a study that tests on one of them.
 
 An image has two digests: of its file's bytes, and of its pixels as they are read, which another file format does not
-change. The start carries the first 8 bytes of each, sorted: of two images by chance alike once in 10^19.
+change. A pretrained start carries the first 8 bytes of each, sorted: of two images by chance alike once in 10^19. A
+run keeps those of its files beside its checkpoints.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.files import write_text
 from medopt.core.records import Case
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.data.cache import content_digest
@@ -25,6 +27,7 @@ from medopt.manifest.findings import display_name
 from medopt.manifest.image_facts import ImageFacts, read_image
 
 SEEN = "images_seen"  # the fact of a start's file that holds them
+SEEN_FILE = "images_seen.txt"  # beside the checkpoints of a run
 _LENGTH = 8
 
 
@@ -51,9 +54,18 @@ def _content(case: Case, root: Path) -> ImageContent:
     facts = read_image(case, root)
     if facts.problem:
         return ImageContent(frozenset(), facts)
+    return ImageContent(frozenset({_file_digest(case, root), bytes.fromhex(facts.digest)[:_LENGTH]}), facts)
+
+
+def _file_digest(case: Case, root: Path) -> bytes:
     place, part = split_part(root / case.image)
-    whole = hashlib.sha256(f"{content_digest(place, part if place.is_dir() else '')}#{part}".encode()).digest()
-    return ImageContent(frozenset({whole[:_LENGTH], bytes.fromhex(facts.digest)[:_LENGTH]}), facts)
+    content = content_digest(place, part if place.is_dir() else "")
+    return hashlib.sha256(f"{content}#{part}".encode()).digest()[:_LENGTH]
+
+
+def write_seen(folder: Path, cases: Iterable[Case], root: Path) -> None:
+    """Write beside a run's checkpoints which files it trains on, so that the run can be another study's start."""
+    write_text(folder / SEEN_FILE, encode_seen(_file_digest(case, root) for case in cases))
 
 
 def encode_seen(digests: Iterable[bytes]) -> str:
@@ -62,16 +74,17 @@ def encode_seen(digests: Iterable[bytes]) -> str:
 
 
 def images_seen(path: Path) -> frozenset[bytes]:
-    """The digests of the images that a start was pretrained on; empty for a file that says nothing of it.
+    """The digests of the images that a start was trained on; empty for a file that says nothing of it.
 
-    Raises ConfigError where the file cannot be read, or its list is damaged.
+    `path` may lie in a run's folder, also in its release. Raises ConfigError where the file cannot be read, or its list
+    is damaged.
     """
-    if path.suffix != ".safetensors":
+    lists = [path.with_name(SEEN_FILE), path.parent.parent / "checkpoints" / SEEN_FILE]
+    found = next((one for one in lists if one.is_file()), None)
+    if found is None and path.suffix != ".safetensors":
         return frozenset()
     try:
-        with safe_open(path, framework="pt") as stream:
-            notes = json.loads((stream.metadata() or {}).get("medopt", "{}"))
-        raw = base64.b64decode(notes.get("facts", {}).get(SEEN, ""), validate=True)
+        raw = base64.b64decode(found.read_text(encoding="ascii") if found else _noted(path), validate=True)
     except FileNotFoundError:
         raise ConfigError(f"There is no file of weights {path}.") from None
     except (OSError, SafetensorError, ValueError, AttributeError, TypeError) as error:
@@ -81,8 +94,16 @@ def images_seen(path: Path) -> frozenset[bytes]:
     return frozenset(raw[at : at + _LENGTH] for at in range(0, len(raw), _LENGTH))
 
 
+def _noted(path: Path) -> str:
+    """The list in the notes of a file of weights."""
+    with safe_open(path, framework="pt") as stream:
+        notes = json.loads((stream.metadata() or {}).get("medopt", "{}"))
+    text: str = notes.get("facts", {}).get(SEEN, "")
+    return text
+
+
 def refuse_seen(path: Path, test: Sequence[Case], root: Path, reporter: Reporter | None = None) -> None:
-    """Raise DataError where a start was pretrained on an image that a study tests on.
+    """Raise DataError where a start was trained on an image that a study tests on.
 
     `test` are the cases of the study's test split, below `root`; they are read only where the start has a list. Also
     raises DataError where one of them cannot be read.
@@ -96,7 +117,7 @@ def refuse_seen(path: Path, test: Sequence[Case], root: Path, reporter: Reporter
     known = [display_name(case) for case, image in zip(test, content, strict=True) if image.digests & seen]
     if known:
         raise DataError(
-            f"The start {path.name} was pretrained on {len(known)} of the {len(test)} images of the test split, so "
-            f"every figure would be too good: {listed(known, 3)}. Pretrain anew with --leave-out and this study's "
-            "file, or take another start."
+            f"The start {path.name} was trained on {len(known)} of the {len(test)} images of the test split, so every "
+            f"figure would be too good: {listed(known, 3)}. Train the start without them (medopt pretrain has "
+            "--leave-out for this), or take another one."
         )

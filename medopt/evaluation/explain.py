@@ -118,6 +118,9 @@ class Explainer:
             from monai.visualize import GradCAM  # takes a second to import
 
         self.networks = [copy.deepcopy(network).eval() for network in networks]
+        self._mirrored = [getattr(network, "mirrored", False) for network in networks]
+        for network in self.networks:  # hooks hold one pass: the mirrored image is explained by itself
+            network.mirrored = False  # type: ignore[assignment]
         # MONAI's own ending turns the map over (low where it matters) and scales it; we want it as it is.
         self._cams = [
             GradCAM(_BothSides(one), target_layers=f"network.{stage}", upsampler=spread_out, postprocessing=_as_it_is)
@@ -131,7 +134,15 @@ class Explainer:
         Of several networks it is the mean: the map of the mean logit, since a mean's gradient is that of its parts.
         """
         batch = torch.from_numpy(np.array(image)[None])
-        return torch.stack([torch.as_tensor(cam(batch, class_idx=output))[0, 0] for cam in self._cams]).mean(0).detach()
+        return torch.stack([self._one(at, batch, output) for at in range(len(self._cams))]).mean(0).detach()
+
+    def _one(self, at: int, batch: Tensor, output: int) -> Tensor:
+        """The map of one network; of one that answers the mean over both mirror images, the mean of both maps."""
+        plain = torch.as_tensor(self._cams[at](batch, class_idx=output))[0, 0]
+        if not self._mirrored[at]:
+            return plain
+        turned = torch.as_tensor(self._cams[at](batch.flip(-1), class_idx=output))[0, 0]
+        return (plain + turned.flip(-1)) / 2
 
 
 def _as_it_is(values: Any) -> Any:

@@ -133,6 +133,8 @@ class BottleneckResNet(ResNet):
             x = self.maxpool(x)
         for name in STAGES:
             x = getattr(self, name)(x, maps)
+            if maps is not None:
+                maps[-1] = x  # the stage's own output, so that what hooks on a stage sees all that is made of it
         return x
 
     def forward(self, x: Tensor) -> Tensor:

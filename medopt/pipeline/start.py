@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from medopt.models.starts.adapt import scaled_channels
 from medopt.models.starts.catalogue import Entry, entries, local_file, refuse_use
 from medopt.models.starts.opening import OpenedStart, open_start
 from medopt.planning.decide import Decision
+from medopt.release.layout import MODELS
+from medopt.tracking.fetch import PREFIX, registered_release
 
 RECIPE: dict[str, Any] = {
     "epochs": 8,
@@ -54,7 +57,7 @@ def resolve_start(study: Study, near: Path) -> Study:
 
 def open_study_start(study: Study, near: Path = Path()) -> OpenedStart:
     """The start of a study whose `auto` is resolved; raises ConfigError as `resolve_start` does."""
-    opened = open_start(study.model.start, near)
+    opened = _opened(study.model.start, near)
     if study.model.start_digest not in ("", opened.digest):
         raise ConfigError(
             f"The start {opened.name} has changed: its SHA-256 is {opened.digest[:16]}..., the study's "
@@ -64,6 +67,22 @@ def open_study_start(study: Study, near: Path = Path()) -> OpenedStart:
     if dims == 3 and study.spatial_dims == 2:
         raise ConfigError(f"The start {opened.name} is of volumes; this study has images (prepare.size).")
     return opened
+
+
+def _opened(name: str, near: Path) -> OpenedStart:
+    """A start of the catalogue, a file, a run's or a release's folder; or models:/NAME@ALIAS of MLflow's registry.
+
+    A registered one keeps that name; its digest in the study refuses another version.
+    """
+    if not name.startswith(PREFIX):
+        return open_start(name, near)
+    return replace(open_start(str(registered_release(name).place), Path()), name=name)
+
+
+def start_file(name: str, near: Path = Path()) -> Path | None:
+    """The file of a resolved start; None for one of the catalogue."""
+    place = registered_release(name).place / MODELS["float"] if name.startswith(PREFIX) else near / name
+    return place if place.is_file() else None
 
 
 def teacher_study(study: Study) -> Study:

@@ -62,6 +62,18 @@ def fetch_release(uri: str, store: str, folder: Path) -> Fetched:
         return Fetched(place, "", f"the registry does not answer; {place.resolve().name}, fetched before, serves")
 
 
+def registered_release(uri: str, runs: Path = Path("runs")) -> Fetched:
+    """As `fetch_release`, from the store that MLFLOW_TRACKING_URI names or that of a runs folder, kept in
+    MEDOPT_RELEASES or the user's cache."""
+    store = os.environ.get("MLFLOW_TRACKING_URI")
+    if not store:
+        from medopt.tracking.store import tracking_uri
+
+        store = tracking_uri(runs)
+    kept = os.environ.get("MEDOPT_RELEASES")
+    return fetch_release(uri, store, Path(kept) if kept else Path.home() / ".cache" / "medopt" / "releases")
+
+
 class _Unreachable(Exception):
     """The store does not answer."""
 
@@ -74,7 +86,7 @@ def _resolved(store: str, name: str, alias: str | None, version: str | None) -> 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:
-        client = MlflowClient(store)
+        client = MlflowClient(store, store)
         found = (
             client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, str(version))
         )

@@ -31,7 +31,7 @@ def test_a_start_that_saw_a_test_image_is_refused(tmp_path: Path) -> None:
     train, test = write_set(tmp_path)[:12], write_set(tmp_path)[18:]
     refuse_seen(start(tmp_path / "s.safetensors", train, tmp_path), test, tmp_path)
     saw = start(tmp_path / "saw.safetensors", [*train, test[2]], tmp_path)
-    with pytest.raises(DataError, match=r"saw.safetensors was pretrained on 1 of the 6 images .* 020\.png"):
+    with pytest.raises(DataError, match=r"saw.safetensors was trained on 1 of the 6 images .* 020\.png"):
         refuse_seen(saw, test, tmp_path)
 
 

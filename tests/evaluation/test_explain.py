@@ -26,7 +26,7 @@ from medopt.figures.explanations import Explained, explain_figure, nearest_figur
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.thresholds import OperatingPoint
-from medopt.models import build_model
+from medopt.models import build_model, build_resnet
 from medopt.transforms.display import most_active, overlay
 
 
@@ -98,6 +98,27 @@ def test_the_map_is_that_of_the_definition_and_of_an_ensemble_the_mean(small: Si
     other = build_model(small.study.model_copy(update={"seed": 5}))
     both = Explainer([network, other], "layer1").map(image, 0)
     torch.testing.assert_close(both, sum(Explainer([one], "layer1").map(image, 0) for one in (network, other)) / 2)
+
+
+@pytest.mark.parametrize("stage", ["layer1", "layer2", "layer3", "layer4"])
+def test_a_head_on_every_depth_counts_where_it_reads(stage: str) -> None:
+    """The stage's own part of the head, too, and the last stage, whose output nothing but the head reads."""
+    network = build_resnet(26, channels=1, width=0.125, stem="small", head="every_depth", seed=3).eval()
+    image = np.random.default_rng(0).random((1, 64, 64)).astype(np.float32)
+    wanted = by_hand(network, image, 0, stage)
+    found = Explainer([network], stage).map(image, 0)
+    step = 64 // len(wanted)
+    assert float(wanted.max()) > 0
+    torch.testing.assert_close(found[::step, ::step], wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_that_answers_for_both_mirror_images_is_explained_for_both(small: SimpleNamespace) -> None:
+    network, image = build_model(small.study), small.images[1]
+    plain = [Explainer([network], "layer1").map(one, 0) for one in (image, np.ascontiguousarray(image[..., ::-1]))]
+    network.mirrored = True
+    both = Explainer([network], "layer1").map(image, 0)
+    torch.testing.assert_close(both, (plain[0] + plain[1].flip(-1)) / 2)
+    assert network.mirrored
 
 
 def test_maps_depend_on_the_weights(small: SimpleNamespace) -> None:

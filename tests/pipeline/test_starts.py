@@ -136,6 +136,18 @@ def test_weights_that_have_seen_a_test_image_are_refused(clinic: Clinic, tmp_pat
     done.refused(3, "18 of the 18 images of the test split")
 
 
+@pytest.mark.parametrize("inside", ["", "checkpoints/best.safetensors", "release/model.float.onnx"])
+def test_a_run_that_has_trained_on_a_test_image_is_refused(
+    started: tuple[Done, Path], clinic: Clinic, tmp_path: Path, inside: str
+) -> None:
+    """Another study on the same files, that tests on what the first one trained on."""
+    text = (clinic.data / "manifest.csv").read_text()
+    swapped = text.replace(",test,", ",TRAIN,").replace(",train,", ",test,").replace(",TRAIN,", ",train,")
+    (tmp_path / "swapped.csv").write_text(swapped)
+    chosen = (f"model.start={started[1] / inside}", f"data.manifest={tmp_path / 'swapped.csv'}")
+    call(*words(clinic, tmp_path / "runs", *chosen)).refused(3, "was trained on 36 of the 36 images of the test split")
+
+
 def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
     done = call(*words(clinic, tmp_path / "runs", f"model.start={weights}", "model.depth=50"))
     done.refused(2, "model.depth is 50", "has 26")

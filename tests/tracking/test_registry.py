@@ -12,11 +12,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from clinic_fixtures import Finished, call
 from mlflow import MlflowClient
 
+from medopt.config import Study
 from medopt.core.errors import ConfigError, GateRefused, ReleaseError
 from medopt.experiments.promote import promote
+from medopt.models.starts.files import start_digest
+from medopt.pipeline.start import resolve_start
 from medopt.release.layout import SUMS
 from medopt.release.predictor import Release
 from medopt.tracking.fetch import DIGEST, fetch_release
@@ -194,3 +198,22 @@ def test_the_commands(runs: Path, finished: Finished, tmp_path: Path, monkeypatc
     pulled = call("pull", "models:/clinic@champion").stdout.strip()
     assert Path(pulled) == tmp_path / "kept" / "clinic@champion"
     assert "unchanged; golden cases" in call("verify", "models:/clinic@champion").stdout
+
+
+def test_a_registered_version_is_a_start(
+    runs: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name in the registry, with its digest in the study: another version under this name is refused."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
+    monkeypatch.setenv("MEDOPT_RELEASES", str(tmp_path / "kept"))
+    given = yaml.safe_load(finished.clinic.study_file.read_text()) | {"model": {"start": "models:/clinic@candidate"}}
+    study = resolve_start(Study.model_validate(given), tmp_path)
+    float_model = finished.release / "model.float.onnx"
+    assert study.model.start == "models:/clinic@candidate"
+    assert (study.model.start_digest, study.model.width) == (start_digest(float_model), 0.125)
+    other = {"start": study.model.start, "start_digest": "0" * 64}
+    with pytest.raises(ConfigError, match="has changed"):
+        resolve_start(Study.model_validate(given | {"model": other}), tmp_path)
+    unknown = given | {"model": {"start": "models:/clinic@champion"}}
+    with pytest.raises(ConfigError, match="has no clinic champion"):
+        resolve_start(Study.model_validate(unknown), tmp_path)

@@ -22,7 +22,7 @@ class OpenedStart:
     entry: Entry | None = None
 
 
-_BEST = Path("checkpoints", "best.safetensors")  # of a run's folder
+_INSIDE = (Path(), Path("checkpoints", "best.safetensors"), Path("model.float.onnx"))  # of a run's folder, a release's
 
 
 def open_start(name: str, near: Path) -> OpenedStart:
@@ -41,7 +41,7 @@ def open_start(name: str, near: Path) -> OpenedStart:
                 "it and get it anew."
             )
         return OpenedStart(as_entered(read_start(path), entry, path.name), name, digest, entry)
-    places = [near / name, near / name / _BEST, Path(name), Path(name) / _BEST]
+    places = [folder / name / inside for folder in (near, Path()) for inside in _INSIDE]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         known = ", ".join(entry.name for entry in entries())

@@ -25,7 +25,7 @@ from medopt.pipeline.linear_baselines import LinearBaseline, Splits, start_basel
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.prepare import PrepareStage
-from medopt.pipeline.start import teacher_study
+from medopt.pipeline.start import start_file, teacher_study
 from medopt.training.checkpoint import write_tensors
 from medopt.training.loop import TEACHERS_MODEL, architecture_note
 
@@ -100,10 +100,10 @@ class BaselineStage(Stage[Baselines]):
 
 def _refuse_seen(context: RunContext, start: str) -> None:
     """Raise DataError where the file of a start says that it has seen one of the study's test images."""
-    if Path(start).is_file():
+    if path := start_file(start):
         cases = context.cases
         test = [case for case in cases.cases if case.split == "test"]
-        refuse_seen(Path(start), test, cases.root, context.reporter)
+        refuse_seen(path, test, cases.root, context.reporter)
 
 
 def _teacher(context: RunContext, splits: Splits) -> LinearBaseline:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medopt.core import signals
 from medopt.core.records import EpochRecord, StageRecord
+from medopt.data.images_seen import write_seen
 from medopt.pipeline.predict import validation_score
 from medopt.pipeline.run_0_1 import is_training_record
 from medopt.pipeline.run_folder import RunFolder
@@ -52,6 +53,8 @@ class TrainStage(Stage[Training]):
     def run(self, context: RunContext) -> Training:
         """Raises TrainingError where the loss is not a number, or a process or all checkpoints are lost."""
         prepared, study = context.result(PrepareStage), resolved_study(context)
+        learnt_from = [*prepared["train"].cases, *prepared["val"].cases]
+        write_seen(context.folder.best_weights.parent, learnt_from, context.cases.root)
         if study.model.has_start and study.training.fine_tune.freeze == "all":
             shutil.copyfile(start_weights(context.folder), context.folder.best_weights)
             return Training(LINEAR, "cpu", ())
