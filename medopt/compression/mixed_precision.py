@@ -8,12 +8,13 @@ the harm is how far the logits of training images then come nearer to those of t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from medopt.compression.head_correction import correct_head
 from medopt.core.files import atomic
 from medopt.core.records import FloatArray
 from medopt.inference.engines import open_engine
@@ -64,10 +65,14 @@ def rank_by_harm(quantized: Path, source: Path, images: FloatArray) -> list[str]
     return sorted(errors, key=lambda name: errors[name])
 
 
-def write_mixed_precision(quantized: Path, source: Path, names: Sequence[str], target: Path) -> None:
-    """Write `quantized` with the layers `names` in float to `target`."""
+def write_mixed_precision(
+    quantized: Path, source: Path, names: Sequence[str], target: Path, calibration: Iterable[FloatArray]
+) -> None:
+    """Write `quantized` with the layers `names` in float to `target`, its head corrected anew on prepared images."""
+    whole = onnx.load(source)
+    mixed = with_float_layers(onnx.load(quantized), whole, names)
     with atomic(target) as part:
-        onnx.save(with_float_layers(onnx.load(quantized), onnx.load(source), names), part)
+        onnx.save(correct_head(mixed, whole, calibration), part)
 
 
 def find_producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

@@ -38,6 +38,7 @@ class CompressStage(Stage[Compressed]):
     """
 
     name = "compress"
+    revision = 2  # the head is corrected
     inputs = ("prepare",)
     result_type = Compressed
 

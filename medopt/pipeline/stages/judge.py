@@ -22,6 +22,7 @@ from medopt.compression.mixed_precision import rank_by_harm, write_mixed_precisi
 from medopt.config import Study
 from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
+from medopt.data.cache import PreparedImages
 from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
@@ -85,7 +86,7 @@ def judge_models(
     source = models / (NARROW if (models / NARROW).exists() else FLOAT)
     ranked = rank_by_harm(models / QUANTIZED, source, load_batch(calibrating[:RANKED_ON]))
     for count in _counts(len(ranked)):
-        write_mixed_precision(models / QUANTIZED, source, ranked[:count], models / INT8)
+        write_mixed_precision(models / QUANTIZED, source, ranked[:count], models / INT8, PreparedImages(calibrating))
         mended = jury.judge()
         if mended.verdict.passed:
             reporter.message(f"int8 lost too much; with {count} of {len(ranked)} layers in float it passes")
