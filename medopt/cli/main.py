@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medopt import __version__
-from medopt.cli import pacs, tune, weights
+from medopt.cli import config, pacs, tune, weights
 from medopt.cli.command import (
     CONTEXT,
     Group,
@@ -66,6 +66,7 @@ def _group(name: str, panel: str, text: str, above: typer.Typer = app) -> typer.
 
 ON = {"--engine": "--on"}  # where jobs run, until version 0.1
 MANIFEST = _group("manifest", "Data", "Build a manifest from a folder of scans, and check one.")
+CONFIG = _group("config", "Start", "What the keys of a study file and of a node file take.")
 WEIGHTS = _group(
     "weights", "Start", "Pretrained weights that a study can begin with: list, get, import and convert them."
 )
@@ -87,6 +88,8 @@ add(app, run, "run", "Train", ON)
 add(app, sweep, "sweep", "Train", {**ON, "--prune": "--give-up", "--no-prune": "--no-give-up"})
 add(app, pretrain, "pretrain", "Train")
 add(app, compress, "compress", "Train")
+add(CONFIG, config.explain, "explain")
+add(CONFIG, config.schema, "schema")
 add(app, series, "series", "Data")
 add(app, prepare, "prepare", "Data", ON)
 add(MANIFEST, build, "build", old={"--datalist": "--out"})

@@ -54,6 +54,7 @@ class Compression(Section):
     """Where the release will run. cpu: any processor, weights of 7 bits, as those without VNNI overflow with 8.
     cpu-vnni: 8 bits. cuda-tensorrt: symmetric and signed, as TensorRT needs it. edge: one thread, all layers int8."""
     opset: int = Field(18, ge=18, le=23)
+    """ONNX operator set of the exported files."""
     calibration_images: int = Field(300, ge=8)
     """Number of training images, drawn at random, from which the int8 model takes its ranges."""
     engines: list[EngineName] = Field(["onnxruntime", "openvino"], min_length=1)

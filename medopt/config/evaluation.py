@@ -17,10 +17,13 @@ class Evaluation(Section):
     """Intervals, calibration and the operating point."""
 
     bootstrap: int = Field(2000, ge=100)
+    """Resamples of patients where an interval has no formula."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Level of all intervals."""
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"
     """Fitted on validation. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
     operating_point: Literal["youden", "sensitivity", "specificity", "cost", "fixed"] = "youden"
+    """How the threshold is chosen on validation. youden: the largest sum of sensitivity and specificity."""
     target: Fraction = 0.5
     """sensitivity, specificity: the minimum on validation; fixed: the probability itself."""
     cost: Positive = 1.0
@@ -48,6 +51,7 @@ class Domain(Section):
     """The out-of-domain check: scans unlike those of training are declined, with a reason."""
 
     enabled: bool = True
+    """False: the release answers every scan, however strange."""
     false_alarm: float = Field(0.05, gt=0, le=0.5)
     """Share of good scans that may be declined, by which the limits are set on validation."""
     margin: float = Field(1.5, ge=1)

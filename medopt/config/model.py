@@ -28,6 +28,7 @@ class Model(Section):
     partial: bool = False
     """Take a start although under 90 % of the backbone's weights are in it."""
     depth: Literal[26, 50, 101, 152] = 26
+    """Layers of the network; a deeper one needs more training images."""
     width: Width = 0.25
     """Factor on all channel counts; 1 is the published ResNet. Five numbers: of the stem and of the four stages."""
     stem: Literal["auto", "small", "medium", "large", "deep", "full", "slices"] = "auto"
@@ -48,9 +49,11 @@ class Model(Section):
     mirrored: bool = False
     """Answer with the mean over the image and its mirror from left to right, in twice the time."""
     init: Literal["he", "xavier"] = "he"
+    """How the first weights are drawn: He et al. 2015, or Glorot & Bengio 2010."""
     zero_init_residual: bool = True
     """The last normalization of a block starts at 0, so each block starts as the identity (Goyal et al. 2017)."""
     dropout: Fraction = 0.0
+    """Share of the pooled features that is set to zero in training, before the linear layer."""
 
     @model_validator(mode="before")
     @classmethod

@@ -32,10 +32,13 @@ class Study(Section):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    """Names the run folder, the MLflow experiment, the registered model and the served model."""
     question: str
+    """What the study asks of a scan, as in "Does the image show a nodule?"; shown on report and card."""
     intended_use: str = ""
     """For which patients, users and decision the model is meant; written by whoever releases it, shown on its card."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Every random draw of a run comes from it: first weights, order, augmentation, mixup, bootstrap."""
     data: Data
     prepare: Prepare
     augment: Augment = Augment()

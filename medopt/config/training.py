@@ -14,10 +14,15 @@ class Augment(Section):
     """Random changes of training images only. Strengths are maxima; each effect is drawn with `probability`."""
 
     probability: Fraction = 0.5
+    """The share of images that get each of the effects below."""
     flip: list[Literal["left_right", "up_down", "slice"]] = ["left_right"]
+    """Axes that may be mirrored; an empty list mirrors none."""
     rotate_degrees: float = Field(10, ge=0, le=180)
+    """Largest angle to either side."""
     scale: Fraction = 0.1
+    """Largest relative enlargement or reduction."""
     shear: Fraction = 0.0
+    """Largest shear, as the tangent of its angle."""
     translate: Fraction = 0.05
     """As a fraction of the extent of the image."""
     elastic: Fraction = 0.0
@@ -25,7 +30,9 @@ class Augment(Section):
     gamma: float = Field(0.2, ge=0, le=2)
     """Exponent drawn from exp(-gamma) to exp(gamma)."""
     contrast: Fraction = 0.2
+    """Largest relative change of the distance from middle grey."""
     brightness: Fraction = 0.1
+    """Largest shift, as a fraction of the intensity range."""
     gaussian_noise: Fraction = 0.03
     """Standard deviation, as a fraction of the intensity range."""
     rician_noise: Fraction = 0.0
@@ -43,16 +50,20 @@ class Augment(Section):
     shift: Literal["none", "radiograph", "ct", "mr", "ultrasound"] = "none"
     """Simulated domain shift: the whole image as by another, randomly drawn scanner of this modality."""
     shift_probability: Fraction = 0.5
+    """The share of images that are shifted."""
 
 
 class Optimizer(Section):
     """Adam, AdamW, SGD with momentum or Nadam."""
 
     name: Literal["adam", "adamw", "sgd", "nadam"] = "adamw"
+    """The method."""
     lr: Positive | Literal["auto"] = 2e-3
     """auto: from a learning-rate range test before the first epoch, as in `medopt tune lr`."""
     weight_decay: float = Field(0.05, ge=0)
+    """Pull of the weights toward zero."""
     momentum: Fraction = 0.9
+    """sgd: share of the last step that goes on in the next. adam, adamw, nadam: the first beta."""
 
     @property
     def rate(self) -> float:
@@ -77,7 +88,9 @@ class Schedule(Section):
     t_0: int = Field(10, ge=1)
     """cosine_restarts: epochs of the first cycle (Loshchilov & Hutter 2017)."""
     t_mult: int = Field(2, ge=1)
+    """cosine_restarts: the factor from one cycle to the next."""
     eta_min: float = Field(1e-6, ge=0)
+    """cosine, cosine_restarts, plateau: the lowest rate."""
     factor: Fraction = 0.3
     """plateau: the rate is multiplied by this."""
     patience: int = Field(5, ge=1)
@@ -88,6 +101,7 @@ class Training(Section):
     """The training loop."""
 
     epochs: int = Field(60, ge=1)
+    """How often training goes through all training images; early stopping may end it before."""
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = 32
     """Images of one optimizer step, over all devices. auto: the fastest size that fits this machine."""
     micro_batch: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
@@ -103,10 +117,13 @@ class Training(Section):
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Exponential moving average of the weights, used for validation and release; 0 is off."""
     clip_norm: float = Field(1.0, ge=0)
+    """Gradients longer than this are shortened to it; 0 is off."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """What training lowers."""
     focal_gamma: float = Field(2.0, ge=0)
     """focal: how much less easy cases count (Lin et al. 2017); 0 is the cross-entropy."""
     label_smoothing: Fraction = 0.0
+    """The share of a target that is spread over all classes; 0 is off."""
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
     """balanced: the inverse of the share of a class; or a weight for each label by name."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
@@ -124,6 +141,7 @@ class Training(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto: bf16 where the GPU supports it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """What trains. auto: a GPU where torch sees one."""
     workers: int = Field(0, ge=0, le=64)
     """Processes that augment ahead of the model; 0 augments in the training process, between steps."""
 
