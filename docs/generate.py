@@ -107,7 +107,7 @@ def _command(name: str, command: Any) -> str:
 
 def _name(param: Any) -> str:
     if param.param_type_name == "argument":
-        return f"`{param.metavar or (param.name or '').upper()}`"
+        return f"`{param.metavar or (param.name or '').upper()}`".replace("|", "\\|")
     return ", ".join(f"`{option}`" for option in (*param.opts, *param.secondary_opts))
 
 
