@@ -12,7 +12,7 @@ import pytest
 from medopt.core.extras import extra_for, missing_package
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-EXTRAS = {name: rows for name, rows in PROJECT["optional-dependencies"].items() if name != "dev"}
+EXTRAS = {name: rows for name, rows in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")}
 
 
 def plain(requirement: str) -> str:
