@@ -134,6 +134,7 @@ def _yaml(value: Any) -> str:
     if isinstance(value, str):
         return value or '""'
     if isinstance(value, float):
-        return f"{value:g}"
+        text = f"{value:g}"
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text  # YAML takes 1e-06 for a text
     plain = value.value if isinstance(value, Enum) else value
     return json.dumps(plain, default=str)
