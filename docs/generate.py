@@ -68,8 +68,10 @@ def _default(key: KeyDescription) -> str:
 
 def _cell(text: str) -> str:
     """Text in a cell of a table: signs that Markdown would read are escaped, outside of code."""
+    plain = {"<": "&lt;", ">": "&gt;"}
     pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(one if one.startswith("`") else re.sub(r"([|<>\[\]_*])", r"\\\1", one) for one in pieces)
+    escaped = (re.sub(r"([|\[\]_*<>])", lambda sign: plain.get(sign[1], f"\\{sign[1]}"), one) for one in pieces)
+    return "".join(one if one.startswith("`") else safe for one, safe in zip(pieces, escaped, strict=True))
 
 
 def _command_line() -> str:
