@@ -12,15 +12,11 @@ from typing import Any
 from starlette.responses import PlainTextResponse, Response
 
 from medopt.serving.server.auth import LOOPBACK, Key
+from medopt.serving.server.html_page import HEADERS
 from medopt.serving.server.limits import Refused
 
 Scope = MutableMapping[str, Any]
 Channel = Callable[..., Awaitable[Any]]
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 _WITHOUT_KEY = ("/health",)
 
 

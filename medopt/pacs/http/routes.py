@@ -19,9 +19,9 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from medopt.pacs.audit import CountingAudit
-from medopt.pacs.http.middleware import HEADERS, Channel, FormToken, HttpGuard
+from medopt.pacs.http.middleware import Channel, FormToken, HttpGuard
 from medopt.pacs.http.monitoring import OK, Metrics, NodeHealth, SpoolSize, check_parts
-from medopt.pacs.http.page import CONTENT_SECURITY_POLICY, REFRESH_SECONDS, PageContent, render
+from medopt.pacs.http.page import REFRESH_SECONDS, PageContent, render
 from medopt.pacs.http.stow import StowService
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ledger
@@ -29,6 +29,7 @@ from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import LEDGER, Spool
 from medopt.pacs.status import LedgerReader, retry_parked
 from medopt.serving.server.auth import Key
+from medopt.serving.server.html_page import HEADERS, PAGE_HEADERS
 
 log = logging.getLogger("medopt.pacs")
 _MAX_FORM_BYTES, _FORM_SECONDS = 4096, 10.0
@@ -106,7 +107,7 @@ class _Pages:
             text = await run_in_threadpool(self._render, request.query_params)
         except sqlite3.Error:
             return PlainTextResponse(_LEDGER_UNREADABLE, 503, HEADERS)
-        return HTMLResponse(text, headers=HEADERS | {"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+        return HTMLResponse(text, headers=PAGE_HEADERS)
 
     def _render(self, query: Mapping[str, str]) -> str:
         parts, refresh = self._parts, query.get("every", "")

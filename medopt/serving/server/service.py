@@ -171,13 +171,19 @@ class Service:
     async def answer(
         self, served: ServedRelease, request: InferenceRequest, log: RequestLog, taken: int = 0
     ) -> InferenceResponse:
-        """Answer a request that `taken` places in the queue were given to already. Raises Refused."""
+        """The response to a request that `taken` places in the queue were given to already. Raises Refused."""
+        return response_of(served, await self.answers(served, request, log, taken))
+
+    async def answers(
+        self, served: ServedRelease, request: InferenceRequest, log: RequestLog, taken: int = 0
+    ) -> list[Answer]:
+        """The same as the release's own answers, one for each image."""
         log.images = request.count
         extra = max(0, request.count - taken)
         try:
             with self.admitted(extra), served.in_use():
                 async with asyncio.timeout(self.limits.answer_seconds):
-                    answers = await self._answers(served, request)
+                    answers = await self._predict(served, request)
         except TimeoutError:
             raise Refused("slow", f"There was no answer within {self.limits.answer_seconds:g} s.") from None
         except DataError as error:
@@ -185,9 +191,9 @@ class Service:
         log.declined = sum(bool(answer.declined) for answer in answers)
         for answer in answers:
             self.metrics.scan(log.model, log.version, outcome_of(answer))
-        return response_of(served, answers)
+        return answers
 
-    async def _answers(self, served: ServedRelease, request: InferenceRequest) -> list[Answer]:
+    async def _predict(self, served: ServedRelease, request: InferenceRequest) -> list[Answer]:
         if request.images is not None:
             check_prepared(request.images, served.verified.release)
             return await served.batcher.ask(request.images, [None] * len(request.images))
@@ -268,6 +274,9 @@ def identity(served: ServedRelease) -> dict[str, str]:
     }
 
 
-def content_digest(data: bytes | memoryview) -> str:
+def content_digest(*data: bytes | memoryview) -> str:
     """What stands for a request's content in the log."""
-    return pseudonym(hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256()
+    for piece in data:
+        digest.update(piece)
+    return pseudonym(digest.hexdigest())
