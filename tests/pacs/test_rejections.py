@@ -23,7 +23,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from medopt.pacs.receiver import Rejections
+from medopt.pacs.audit import Rejections
 
 REJECT, ABORT = 3, 7
 

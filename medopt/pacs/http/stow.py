@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pydicom import Dataset
 from starlette.concurrency import run_in_threadpool
@@ -32,7 +32,8 @@ _TOO_LARGE = "The body is larger than this node accepts."
 class StowService:
     """Handles requests; a few at once, the others get 503 with Retry-After."""
 
-    def __init__(self, settings: NodeSettings, spool: Spool, intake: Intake) -> None:
+    def __init__(self, settings: NodeSettings, spool: Spool, intake: Intake, rejected: Callable[[str], None]) -> None:
+        self._rejected = rejected
         assert settings.web is not None
         self._limits, self._spool, self._intake = settings.limits, spool, intake
         self._max_body_bytes = settings.web.body_bytes
@@ -51,7 +52,10 @@ class StowService:
         finally:
             self._requests -= 1
             await run_in_threadpool(upload.close)
-        return _response(upload, body_error)
+        response = _response(upload, body_error)
+        if body_error:
+            self._rejected(f"the body of a STOW request: {body_error}")
+        return response
 
     def _checked_boundary(self, request: Request) -> bytes:
         """The boundary of the body; raises HTTPException if a header does not fit."""
