@@ -87,7 +87,7 @@ def crashes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def each(work: Callable[[int], bytes]) -> list[bytes]:
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(48) as pool:
         return list(pool.map(work, range(COUNT)))
 
 

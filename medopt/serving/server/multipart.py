@@ -36,7 +36,10 @@ def header_values(name: str, text: str) -> tuple[str, dict[str, str]]:
         raise MultipartError("A header of the multipart body is too long.")
     header = Message()
     header[name] = " ".join(text.split())  # a line's end would be taken for another header
-    (value, _), *parameters = header.get_params([("", "")], name)
+    try:
+        (value, _), *parameters = header.get_params([("", "")], name)
+    except (TypeError, ValueError):  # parts of one parameter that contradict each other
+        raise MultipartError("A header of the multipart body is malformed.") from None
     return value.lower(), {
         key.lower(): parameter if isinstance(parameter, str) else str(parameter[2])  # RFC 2231: charset, language, text
         for key, parameter in parameters

@@ -20,7 +20,7 @@ from medopt.serving.server.log import event
 from medopt.serving.server.metadata import ServerMetadata, model_metadata, model_ready, refuse_unload
 from medopt.serving.server.openapi import TEXT, Operation, document, infer_operation
 from medopt.serving.server.request_body import check_announced, read_body
-from medopt.serving.server.service import RequestLog, Service, content_digest
+from medopt.serving.server.service import RequestLog, Service, content_digest, log_refusal
 from medopt.serving.server.try_page import TryPage
 from medopt.serving.server.v2_codec import parse_request, wants_ready, write_response
 
@@ -58,11 +58,13 @@ def refusal(refused: Refused) -> JSONResponse:
 
 
 async def _refused(_: Request, error: Refused) -> Response:
+    log_refusal("rest", error)
     return refusal(error)
 
 
 async def _no_route(_: Request, error: HTTPException) -> Response:
     text = "This server has no such route" if error.status_code == 404 else "This route does not take this method"
+    event(logging.WARNING, "request", {"door": "rest", "code": str(error.status_code), "refused": "route"})
     return JSONResponse({"error": f"{text}; GET /v2/models lists the models."}, error.status_code, error.headers)
 
 
@@ -86,8 +88,7 @@ class RestGuard:
                     self._key.check(headers)
                 check_encoding(headers)
             except Refused as refused:
-                code = HTTP[refused.kind]
-                event(logging.WARNING, "request", {"door": "rest", "code": code, "refused": refused.kind})
+                log_refusal("rest", refused)
                 await refusal(refused)(scope, receive, send)
                 return
         try:

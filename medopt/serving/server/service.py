@@ -164,6 +164,7 @@ class Service:
             "images": log.images, "declined": log.declined, "code": code, "ms": round(1000 * seconds, 2),
         }  # fmt: skip
         if refused:
+            refused.logged = True
             self.metrics.refused(log.model, refused.kind)
             line |= {"refused": refused.kind, "reason": refused.text}
         event(logging.WARNING if refused else logging.INFO, "request", line)
@@ -223,6 +224,14 @@ class Service:
     async def in_reader(self, *call: Any) -> Any:
         """Run a function in a reader's thread, so that the event loop goes on."""
         return await self._in_reader(*call)
+
+
+def log_refusal(door: str, refused: Refused) -> None:
+    """The line of a request that was refused before it came to a release; none where it has one."""
+    if not refused.logged:
+        refused.logged = True
+        line = {"door": door, "code": str(HTTP[refused.kind]), "refused": refused.kind, "reason": refused.text}
+        event(logging.WARNING, "request", line)
 
 
 def check_prepared(images: FloatArray, release: Release) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -26,12 +25,11 @@ from medopt.serving.server.auth import Key
 from medopt.serving.server.form_data import is_form, parse_form
 from medopt.serving.server.html_page import HEADERS, PAGE_HEADERS, page_template
 from medopt.serving.server.limits import HTTP, MEBI, Refused
-from medopt.serving.server.log import event
 from medopt.serving.server.openapi import HTML, Operation
 from medopt.serving.server.pictures import PictureMaker, Pictures
 from medopt.serving.server.releases import ServedRelease
 from medopt.serving.server.request_body import check_announced, drain, read_body
-from medopt.serving.server.service import InferenceRequest, RequestLog, Service, content_digest, identity
+from medopt.serving.server.service import InferenceRequest, RequestLog, Service, content_digest, identity, log_refusal
 
 PATH = "/try"
 _COOKIE, _SESSION_SECONDS = "medopt-try", 8 * 3600
@@ -96,7 +94,7 @@ class TryPage:
         try:
             self._key.check({"x-api-key": given.strip()})
         except Refused as refused:
-            self._log_locked(refused)
+            log_refusal("page", refused)
             return RedirectResponse("../try?wrong=1", 303, HEADERS)
         response = RedirectResponse("../try", 303, HEADERS)
         secure = request.url.scheme == "https"
@@ -109,7 +107,7 @@ class TryPage:
     async def answer(self, request: Request) -> Response:
         """Answer the scan of a form, for a person to read."""
         if not self._unlocked(request):
-            self._log_locked(Refused("key", ""))
+            log_refusal("page", Refused("key", "The page was sent without the key."))
             return self._locked(False)
         try:
             if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
@@ -117,6 +115,7 @@ class TryPage:
             with self._service.logged("page") as log:
                 model, answer = await self._answer(request, log)
         except Refused as refused:
+            log_refusal("page", refused)
             if refused.kind == "size":
                 await drain(request, self._service.limits)
             return self._rendered(request, error=refused)
@@ -148,11 +147,6 @@ class TryPage:
         except Refused:
             return self._sessions.is_open(request.cookies.get(_COOKIE, ""))
         return True
-
-    def _log_locked(self, refused: Refused) -> None:
-        event(
-            logging.WARNING, "request", {"door": "page", "code": HTTP[refused.kind], "refused": refused.kind}
-        )  # as RestGuard does
 
     def _locked(self, wrong: bool) -> Response:
         error = "This is not the server's API key." if wrong else ""
