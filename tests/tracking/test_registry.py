@@ -56,10 +56,10 @@ def second(store: MlflowClient, runs: Path, finished: Finished, *, gate: str = "
     table.to_csv(place / "predictions.csv", index=False)
     experiment = store.get_experiment_by_name("clinic")
     assert experiment is not None and registry.uri == f"sqlite:///{runs / 'mlflow.db'}"
-    with mlflow.start_run(experiment_id=experiment.experiment_id):
-        mlflow.log_artifact(str(place / "predictions.csv"), "tables")
-        mlflow.log_artifact(str(finished.folder / "study.yaml"))
-        version = log_release(finished.release)
+    run_id = store.create_run(experiment.experiment_id).info.run_id
+    store.log_artifact(run_id, str(place / "predictions.csv"), "tables")
+    store.log_artifact(run_id, str(finished.folder / "study.yaml"))
+    version = log_release(finished.release, store, run_id)
     known = store.get_model_version("clinic", "1").tags
     for key, value in {GATE: gate, DIGEST: known[DIGEST]}.items():
         store.set_model_version_tag("clinic", version, key, value)
