@@ -61,10 +61,13 @@ def experiment_tags(question: str) -> dict[str, str]:
 
 def _view() -> dict[str, Any]:
     """The state of MLflow's list of runs: its columns, and its charts in their sections."""
-    figures = (f"metrics.`{HEADLINE}/{name}`" for name in COLUMNS)
+    figures = [f"metrics.`{HEADLINE}/{name}`" for name in COLUMNS]
+    columns = [*figures, "params.`seed`", "tags.`gate`", "attributes.`Duration`"]
     losses = {"displayName": "loss, training and validation", "selectedMetricKeys": LOSSES}
     return {
-        "selectedColumns": ["params.`seed`", *figures, "tags.`gate`", "attributes.`Duration`"],
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {name: 6.5 * len(name) for name in figures},  # else names are cut before what they say
         "compareRunCharts": [_line(LOSSES[0]) | losses, _line(LOSSES[1]) | {"deleted": True}],  # one chart of both
         "compareRunSections": [{"uuid": name, "name": name, "display": True} for name in (HEADLINE, "curves")],
         "isAccordionReordered": True,

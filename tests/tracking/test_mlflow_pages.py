@@ -49,7 +49,8 @@ def test_an_experiment_has_its_question_its_kind_and_a_view_of_the_results(
     envelope = json.loads(tags[VIEW_TAG])
     view = json.loads(envelope["state"])
     assert envelope["name"] == "Results" and len(tags[VIEW_TAG]) < 5000
-    assert [f"metrics.`headline/{name}`" for name in COLUMNS] == view["selectedColumns"][1 : len(COLUMNS) + 1]
+    assert [f"metrics.`headline/{name}`" for name in COLUMNS] == view["selectedColumns"][: len(COLUMNS)]
+    assert view["columnWidths"].keys() <= set(view["columnOrder"]) == set(view["selectedColumns"])
     losses = next(chart for chart in view["compareRunCharts"] if not chart.get("deleted"))
     assert tuple(losses["selectedMetricKeys"]) == LOSSES
 
@@ -117,6 +118,13 @@ def test_the_page_that_opens_has_the_results_in_view(ui: Ui, tmp_path: Path) -> 
 def charts(page: Page, address: str) -> None:
     """Both losses are lines of one chart, and the headline stands above them."""
     page.open(address)
+    page.until(
+        "[...document.querySelectorAll('*')].filter(e => !e.children.length && e.textContent === 'curves')[0]", 90
+    )
+    page.run(
+        "[...document.querySelectorAll('*')].filter(e => !e.children.length && e.textContent === 'curves')[0]"
+        ".scrollIntoView()"
+    )  # what is out of sight is not drawn
     page.shows("loss, training and validation", seconds=90)
     limit = time.monotonic() + 60
     lines = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.querySelectorAll('.js-line').length)"
@@ -124,4 +132,4 @@ def charts(page: Page, address: str) -> None:
         assert time.monotonic() < limit, page.run(lines)
         time.sleep(0.5)
     text = str(page.run("document.body.innerText"))
-    assert text.index("headline (") < text.index("curves (")
+    assert text.index("\nheadline\n") < text.index("\ncurves\n") < text.index("\nSystem metrics\n")
