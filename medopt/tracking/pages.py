@@ -63,7 +63,7 @@ def _view() -> dict[str, Any]:
     """The state of MLflow's list of runs: its columns, and its charts in their sections."""
     figures = [f"metrics.`{HEADLINE}/{name}`" for name in COLUMNS]
     columns = [*figures, "params.`seed`", "tags.`gate`", "attributes.`Duration`"]
-    losses = {"displayName": "loss, training and validation", "selectedMetricKeys": LOSSES}
+    losses = {"displayName": "loss, training and validation", "selectedMetricKeys": LOSSES, "metricSectionId": HEADLINE}
     return {
         "selectedColumns": columns,
         "columnOrder": columns,
