@@ -23,7 +23,7 @@ from medopt.figures.comparison import forest_figure
 from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
-from medopt.metrics.figures import HEADLINE
+from medopt.metrics.figures import HEADLINE, RATES
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.report.markdown_summary import members_page
 
@@ -185,7 +185,9 @@ def _logged(metrics: GroupMetrics) -> dict[str, object]:
 
     test = {kind: {name: spread(one) for name, one in metrics.test[kind].items()} for kind in KINDS}
     sites = {site: {kind: {"auc": spread(one[kind])} for kind in KINDS} for site, one in metrics.sites.items()}
-    figures: dict[str, object] = {"test": test, "sites": sites}
+    headline = {f"{name}_test": metrics.test.float[name].mean.value for name in RATES}
+    headline |= {f"{name}_test_int8": metrics.test.int8[name].mean.value for name in RATES}
+    figures: dict[str, object] = {"headline": headline, "test": test, "sites": sites}
     if pooled := metrics.out_of_fold:
         figures["out_of_fold"] = {
             kind: {name: limits(one) for name, one in dict(pooled[kind]).items()} for kind in KINDS

@@ -136,10 +136,12 @@ def train_study(
         complete(training_stages(run.study, baseline=trains_from_baseline(run.study)), run)
         scores = [record.val_metric for record in run.result(TrainStage).history]
         best = max((score for score in scores if not math.isnan(score)), default=None)
-        end_run(run, "trained")
         epoch = scores.index(best) + 1 if best is not None else None
         if not scores:  # nothing was tuned: the linear model on the start's features is the network
             best = run.result(BaselineStage).models["start"].validation_auc
+        if run.study.training.metric == "auc":
+            run.tracker.log_figures({"headline": {"auc_val": best}})
+        end_run(run, "trained")
         return TrainedRun(best, epoch, run.folder.path, run.tracker.run_id)
 
 

@@ -14,7 +14,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from medopt.core.errors import ConfigError, GateRefused
-from medopt.tracking.store import answering, open_store
+from medopt.tracking.errors import answering
+from medopt.tracking.store import open_store
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 GATE, PASSED = "gate", "passed"

@@ -25,7 +25,9 @@ from ports import free_port
 
 from medopt.config import Study
 from medopt.core.records import EpochRecord
-from medopt.tracking.tracker import Tracker, flatten
+from medopt.tracking.pages import COLUMNS
+from medopt.tracking.settings import changes, flatten, parameters
+from medopt.tracking.tracker import Tracker
 
 SERVER = Path(__file__).parents[2] / "mlflow" / "server.sh"
 
@@ -54,12 +56,32 @@ def runs(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return folder
 
 
-def test_parameters_are_the_resolved_study(tracked: Run, finished: Finished) -> None:
-    resolved = flatten(yaml.safe_load((finished.folder / "study.yaml").read_text()))
-    assert tracked.data.params == {key: str(value) for key, value in resolved.items()}
-    assert tracked.data.params["training.epochs"] == "4"
-    assert tracked.data.params["training.patience"] == "60"  # a default
-    assert tracked.data.params["data.labels"] == "['clear', 'blob']"
+def test_parameters_are_what_differs_from_the_defaults_and_the_digest_of_the_rest(
+    tracked: Run, store: MlflowClient, finished: Finished
+) -> None:
+    text = (finished.folder / "study.yaml").read_text()
+    resolved = {key: str(value) for key, value in flatten(yaml.safe_load(text)).items()}
+    params = dict(tracked.data.params)
+    count, _, digest = params.pop("defaults").partition(" settings, sha256 ")
+    assert params.items() <= resolved.items()
+    assert params["training.epochs"] == "4" and params["data.labels"] == "['clear', 'blob']"
+    assert params["seed"] == "0"  # a default, but it tells runs apart
+    assert not {"training.patience", "domain.enabled", "evaluation.confidence"} & params.keys()  # these are defaults
+    assert len(params) + int(count) == len(resolved)
+    assert len(params) < 40 and len(digest) == 16
+
+
+def test_the_same_defaults_have_the_same_digest(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study()
+    other = study.model_copy(update={"seed": 5})
+    changed = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"confidence": 0.9})})
+    assert parameters(study)["defaults"] == parameters(other)["defaults"] != parameters(changed)["defaults"]
+    assert parameters(changed)["evaluation.confidence"] == "0.9"
+    assert changes(parameters(study), changed) == ["evaluation.confidence: 0.95 -> 0.9"]
+    assert changes(parameters(changed), study) == ["evaluation.confidence: 0.9 -> 0.95"]
+    every = {key: str(value) for key, value in flatten(study.model_dump(mode="json")).items()}
+    assert changes(every, study) == []  # a run of an older version has all of them
+    assert changes(every, changed) == ["evaluation.confidence: 0.95 -> 0.9"]
 
 
 def test_dataset_inputs_have_the_digest_and_their_split(tracked: Run) -> None:
@@ -82,9 +104,10 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
     assert (tags["gate"], tags["device"], tags["seed"]) == ("passed", "cpu", "0")
     day, time_of_day, short = finished.folder.name.split("-")
     assert tracked.info.run_name == (
-        f"clinic {tags['model']} seed 0 {day[:4]}-{day[4:6]}-{day[6:]} "
-        f"{time_of_day[:2]}:{time_of_day[2:4]}:{time_of_day[4:]} {short}"
+        f"{short} seed 0 {tags['model']} {day[:4]}-{day[4:6]}-{day[6:]} "
+        f"{time_of_day[:2]}:{time_of_day[2:4]}:{time_of_day[4:]}"
     )
+    assert "mlflow.user" in tags and "mlflow.source.name" in tags
     assert tags["manifest_digest"] == provenance["manifest_digest"]
     assert tags["code"] == provenance["code"].get("commit", provenance["code"]["version"])
     assert tags["machine"] == provenance["machine"]["cpu"]
@@ -116,10 +139,28 @@ def test_every_epoch_stands_there_once(store: MlflowClient, tracked: Run, finish
 def test_figures_are_metrics(tracked: Run, finished: Finished) -> None:
     found, metrics = tracked.data.metrics, finished.metrics
     for kind in ("float", "int8"):
-        for name, figure in metrics["test"][kind].items():
-            assert found[f"test_{kind}/{name}"] == figure["value"]
+        for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "brier", "ece"):
+            assert found[f"test_{kind}/{name}"] == metrics["test"][kind][name]["value"]
         assert found[f"size_bytes/{kind}"] == metrics["size_bytes"][kind]
     assert found["time_ms/onnxruntime_int8"] == metrics["latency_ms"]["onnxruntime_int8"]
+    assert len([name for name in found if not name.startswith("system/")]) < 70
+
+
+def test_the_headline_is_of_the_network_and_of_the_int8_model(tracked: Run, finished: Finished) -> None:
+    metrics, test = finished.metrics, finished.metrics["test"]
+    told = {name.partition("/")[2]: value for name, value in tracked.data.metrics.items() if name[:9] == "headline/"}
+    served = metrics["latency_ms"][f"{metrics['engine']['int8']}_int8"]
+    assert told == {
+        "auc_val": metrics["validation"]["float"]["auc"]["value"],
+        "auc_test": test["float"]["auc"]["value"],
+        "sensitivity_test": test["float"]["sensitivity"]["value"],
+        "specificity_test": test["float"]["specificity"]["value"],
+        "auc_test_int8": test["int8"]["auc"]["value"],
+        "sensitivity_test_int8": test["int8"]["sensitivity"]["value"],
+        "specificity_test_int8": test["int8"]["specificity"]["value"],
+        "time_ms_int8": served,
+    }
+    assert told.keys() == set(COLUMNS)  # what the list of runs shows
 
 
 def test_artifacts_are_the_files_of_the_run(
@@ -156,7 +197,6 @@ def test_history_goes_on_after_a_crash(runs: Path, tiny_study: Callable[..., Stu
     study, client = tiny_study(), MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     first = Tracker(study, runs, None, "tiny")
     assert first.sync_history(epochs(2)) is None
-    mlflow.end_run("RUNNING")  # what a killed process leaves
     second = Tracker(study, runs, first.run_id, "tiny")
     assert second.run_id == first.run_id
     for count in (2, 3, 3, 5):
