@@ -24,7 +24,7 @@ from medopt.release.predictor import UNDECIDED, Answer
 from medopt.serving.server.auth import Key
 from medopt.serving.server.form_data import is_form, parse_form
 from medopt.serving.server.html_page import HEADERS, PAGE_HEADERS, page_template
-from medopt.serving.server.limits import HTTP, MEBI, Refused
+from medopt.serving.server.limits import HTTP, MEBI, Kind, Refused
 from medopt.serving.server.openapi import HTML, Operation
 from medopt.serving.server.pictures import PictureMaker, Pictures
 from medopt.serving.server.releases import ServedRelease
@@ -71,7 +71,17 @@ class TryPage:
 
     def operations(self) -> list[Operation]:
         """The routes; the page itself asks for the key."""
-        refusals = ("key", "malformed", "unknown", "size", "encoding", "busy", "internal", "not_ready", "slow")
+        refusals: tuple[Kind, ...] = (
+            "key",
+            "malformed",
+            "unknown",
+            "size",
+            "encoding",
+            "busy",
+            "internal",
+            "not_ready",
+            "slow",
+        )
         return [
             Operation("GET", PATH, self.page, {200: HTML}, ("key",), without_key=True),
             Operation("POST", PATH, self.answer, {200: HTML}, refusals, "try", without_key=True),
