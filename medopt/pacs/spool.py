@@ -71,7 +71,7 @@ class Spool:
             part.replace(path)
         except BaseException:
             with suppress(OSError):
-                part.unlink(missing_ok=True)
+                part.unlink()
             raise
         sync(path.parent)
 
@@ -84,7 +84,7 @@ class Spool:
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
         with suppress(OSError):
-            (self.root / name).unlink(missing_ok=True)
+            (self.root / name).unlink()
 
     def clean_up(self) -> None:
         """After a start: remove the partial files and working folders of a process that ended early."""

@@ -20,7 +20,7 @@ from medopt.pacs.ledger import Instance, Ledger
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import LEDGER, PART, RESULTS, STUDIES, WORK, Spool, spool_file
 
-CONTENTS = {number: b"pixels" * 5000 * number for number in (1, 2, 3)}  # more than a stream's buffer holds, and less
+CONTENTS = {1: b"few pixels", 2: b"pixels" * 5000, 3: b"others" * 5000}  # less than a stream's buffer holds, and more
 
 
 class Site:
@@ -65,7 +65,7 @@ class Site:
                 os.fsync(stream.fileno())
             self.spool.move_in(part, name)
 
-        write = moved if how == "move_in" else lambda name: self.spool.write(name, [content[:10], content[10:]])
+        write = moved if how == "move_in" else lambda name: self.spool.write(name, [content[:5], content[5:]])
         self.intake.store(instance, write, lambda: True)
         self.acknowledged[name] = content
         self.check("acknowledged")
@@ -188,13 +188,17 @@ def test_a_start_clears_away_what_a_kill_left_and_nothing_else(tmp_path: Path) -
         }
         (folder / "sub").mkdir()
     assert not folder.exists()
+    with spool.working_folder([]) as folder:
+        folder.rmdir()  # somebody else did
     left = tmp_path / WORK / "left"
     left.mkdir()
     (left / "a").write_bytes(b"a")
     (tmp_path / WORK / f"b{PART}").write_bytes(b"b")
+    (tmp_path / WORK / "stray").write_bytes(b"somebody's")
     (tmp_path / STUDIES / "00" / f"c{PART}").write_bytes(b"c")
     spool.clean_up()
-    assert list((tmp_path / WORK).iterdir()) == []
+    assert [path.name for path in (tmp_path / WORK).iterdir()] == ["stray"]
+    (tmp_path / WORK / "stray").unlink()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(names)
 
 
