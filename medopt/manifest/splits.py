@@ -113,9 +113,9 @@ def draw_parts(
 
 
 def _deal(groups: PatientGroups, part: NDArray[np.float64], rng: np.random.Generator) -> Ints:
-    """One draw: label by label, the rarest first."""
+    """One draw: label by label, the rarest first; patients without any label are dealt as if that were one, too."""
     chosen = np.full(len(groups), -1, dtype=np.int64)
-    has = groups.has
+    has = np.column_stack([groups.has, ~groups.has.any(axis=1)])
     bulk = np.log2(groups.size).astype(np.int64)  # patients with about as many rows are next to each other
     tie_break = rng.random(len(groups))
     for label in np.argsort(has.sum(axis=0), kind="stable"):
