@@ -127,12 +127,6 @@ def test_an_instance_that_the_ledger_does_not_take_leaves_no_file(
     assert (site.spool.root / name).read_bytes() == CONTENTS[1]
 
 
-def test_the_ledger_is_committed_with_full_flushes_in_a_log(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / LEDGER)
-    pragmas = {name: ledger.rows(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")}
-    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
-
-
 def test_a_spool_has_one_node(tmp_path: Path) -> None:
     first, second = Spool(tmp_path / "spool"), Spool(tmp_path / "spool")
     with first.locked():

@@ -276,3 +276,9 @@ def test_who_begins_a_transaction_has_the_file_and_other_threads_wait(tmp_path: 
     thread.join(5)
     assert order == ["commit", "read"]
     other.execute("BEGIN IMMEDIATE")
+
+
+def test_the_ledger_is_committed_with_full_flushes_in_a_log(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    pragmas = {name: ledger.rows(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")}
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
