@@ -156,6 +156,16 @@ class LedgerStates(RuleBasedStateMachine):
         study.state, study.reason = ("receiving", "") if more else (ending, "why")
         study.changed, study.tries = self.now, 0
 
+    @rule(study_uid=studies, then_empty=st.booleans())
+    def answer(self, study_uid: str, then_empty: bool) -> None:
+        """The whole way, which single steps rarely go."""
+        self.complete(study_uid)
+        while any(study.state == "ready" for study in self.model.values()):
+            self.take()
+            self.finish("done", set(), ())
+        if then_empty:
+            self.empty(study_uid, True)
+
     @rule(study_uid=studies, whole=st.booleans())
     def empty(self, study_uid: str, whole: bool) -> None:
         """Retention removes answered studies and those without images."""
@@ -196,7 +206,7 @@ class LedgerStates(RuleBasedStateMachine):
         assert {tuple(row) for row in sends} == {(*key, "waiting", 0, due) for key, due in self.sends.items()}
 
 
-LedgerStates.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+LedgerStates.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestLedgerStates = LedgerStates.TestCase
 
 
@@ -282,3 +292,37 @@ def test_the_ledger_is_committed_with_full_flushes_in_a_log(tmp_path: Path) -> N
     ledger = Ledger(tmp_path / "ledger.db")
     pragmas = {name: ledger.rows(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")}
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_what_comes_for_a_study_whose_files_are_gone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.record(instance("1.1", 1), 1, late=True)
+    ledger.complete("1.1", 2)
+    due = ledger.take(3)
+    assert due is not None
+    ledger.finish(due, "done", "", [], [], 4)
+    for emptied in (1, 2):
+        with ledger.transaction() as db:
+            db.execute("UPDATE studies SET emptied = ?", (emptied,))
+        for number in (2, 4):
+            assert ledger.record(instance("1.1", number), 5, late=True) == "removed"
+        assert ledger.record(instance("1.1", 1), 5, late=True) == "known"
+        assert ledger.receiving() == []
+
+
+def test_a_study_that_had_no_image_was_not_answered(tmp_path: Path) -> None:
+    """It ended without an answer; its first image is neither late nor of a study that was removed."""
+    ledger = Ledger(tmp_path / "ledger.db")
+    for study in STUDIES[:2]:
+        ledger.record(instance(study, 4), 1, late=False)
+        ledger.complete(study, 2)
+        due = ledger.take(3)
+        assert due is not None and due.images == ()
+        ledger.finish(due, "declined", "no image", [], [], 4)
+    with ledger.transaction() as db:
+        db.execute("UPDATE studies SET emptied = 2 WHERE uid = '1.2'")
+    for study in STUDIES[:2]:
+        assert ledger.classify(instance(study, 1), late=False) == "new"
+        assert ledger.record(instance(study, 1), 5, late=False) == "new"
+        assert ledger.receiving() == [study]
+        ledger.complete(study, 6)
