@@ -212,8 +212,12 @@ class Tests:
         os.dup2(output, 2)
         sys.dont_write_bytecode = not keep_bytecode
         os.environ["PYTHONDONTWRITEBYTECODE"] = "" if keep_bytecode else "1"
+        import hypothesis
         import pytest
 
+        plain = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # a failure is enough: it need not be made small
+        hypothesis.settings.register_profile("mutants", phases=plain, database=None, derandomize=True)
+        hypothesis.settings.load_profile("mutants")
         code = pytest.main(
             ["-x", "-q", "-n0", "-m", "not long", "-p", "no:cacheprovider", "--basetemp=made/gw0", *files]
         )
