@@ -75,7 +75,7 @@ def test_the_first_cut_calls_all_and_the_last_none_by_hand() -> None:
 
 def test_a_band_leaves_at_most_the_share_undecided_and_equals_together() -> None:
     point = OperatingPoint(0.5, "fixed")
-    table = np.array([[0.45], [0.55], [0.6], [0.3], [0.75], [0.2], [0.85], [0.1], [0.95], [0.02]])
+    table = np.array([[0.55], [0.55], [0.6], [0.3], [0.75], [0.2], [0.85], [0.1], [0.95], [0.02]])
     assert with_band(point, table, 0) is point
     for share, undecided in ((0.2, 2), (0.29, 2), (0.3, 3), (0.5, 5), (0.9, 9)):
         found = with_band(point, table, share)

@@ -17,11 +17,11 @@ from medopt.pacs.retention import _mark, _record_removed
 
 STUDIES = ("1.1", "1.2", "1.3")
 IMAGE, REPORT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.11"
-studies, numbers = st.sampled_from(STUDIES), st.integers(1, 4)
+studies, numbers = st.sampled_from(STUDIES), st.integers(1, 5)
 
 
 def instance(study: str, number: int, *, digest: str = "first") -> Instance:
-    """Number 4 of a study is a report."""
+    """Numbers 4 and 5 of a study are reports."""
     uid, image = f"{study}.{number}", number < 4
     return Instance(uid, study, IMAGE if image else REPORT, "1.2", digest, 10 * number, f"studies/{uid}", image)
 
@@ -195,7 +195,7 @@ class LedgerStates(RuleBasedStateMachine):
             study = self.model.get(uid, Study(0, state=""))
             assert self.ledger.state(uid) == study.state
             assert self.ledger.images(uid) == tuple(instance(uid, number) for number in sorted(study.images))
-            for number in range(1, 5):
+            for number in range(1, 6):
                 known = number in study.images | study.reports
                 assert self.ledger.instance(f"{uid}.{number}") == (instance(uid, number) if known else None)
             own = [(made, result) for result, made in self.results.values() if result.study_uid == uid]
@@ -308,6 +308,19 @@ def test_what_comes_for_a_study_whose_files_are_gone(tmp_path: Path) -> None:
             assert ledger.record(instance("1.1", number), 5, late=True) == "removed"
         assert ledger.record(instance("1.1", 1), 5, late=True) == "known"
         assert ledger.receiving() == []
+
+
+def test_a_report_for_a_study_of_reports_that_was_removed_counts_anew(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.record(instance("1.1", 4), 1, late=True)
+    ledger.record(instance("1.2", 4), 2, late=True)
+    _mark(ledger, "1.1")
+    assert ledger.receiving() == ["1.2"]
+    _record_removed(ledger, "1.1")
+    assert ledger.record(instance("1.1", 5), 3, late=True) == "new"
+    assert ledger.record(instance("1.2", 5), 4, late=True) == "new"
+    rows = ledger.rows("SELECT uid, state, changed, emptied FROM studies ORDER BY uid")
+    assert [tuple(row) for row in rows] == [("1.1", "receiving", 3.0, 0), ("1.2", "receiving", 2.0, 0)]
 
 
 def test_a_study_that_had_no_image_was_not_answered(tmp_path: Path) -> None:
