@@ -37,7 +37,7 @@ SQL = re.compile(r"\b(SELECT|UPDATE|INSERT|DELETE|PRAGMA|BEGIN|COMMIT|ROLLBACK|C
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change: its line, the old and the new text, and the whole new source."""
+    """One change: its line, the old, the new text and the line as it was, and the whole new source."""
 
     line: int
     change: str
@@ -60,7 +60,7 @@ def mutants(source: str) -> list[Mutant]:
                 after = f"after {_text(new[at])}" if len(new) == len(value) > 1 else "left out"
             else:
                 after = _text(new if isinstance(new, ast.expr) else node)
-            change = f"{before} -> {after}"
+            change = f"{before} -> {after} | {source.splitlines()[line - 1].strip()}"
             found.setdefault((line, change), Mutant(line, change, ast.unparse(ast.fix_missing_locations(tree))))
             setattr(node, name, value)
     return sorted(found.values(), key=lambda mutant: mutant.line)
