@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 from results import gate, run_metrics
 
 from medopt.config import Prepare
@@ -331,3 +332,44 @@ def test_a_volume_without_a_window_gets_that_of_its_drawing_alone(tmp_path: Path
     volume = read_scan(path)
     assert volume.window is None
     assert golden._read(path).window == replace(volume, window=(500, 1000)).window
+
+
+def test_one_model_alone_is_recorded_and_replayed(folder: Path) -> None:
+    alone = Release.open(folder, "float", "onnxruntime", 1)
+    scans = draw_golden(folder / "more" / "golden", 2)
+    record_answers(folder, [alone], scans)
+    rows = replay(folder, read_info(folder), [alone])
+    assert [(row.case, row.model) for row in rows] == [
+        (f"more/golden/case-{number}.dcm", "float/onnxruntime") for number in (1, 2, 3)
+    ]
+
+
+def test_sums_are_looked_at_before_anything_is_read(folder: Path) -> None:
+    (folder / "release.json").write_text("{}")
+    with pytest.raises(ReleaseError, match="is refused: release.json was changed"):
+        verify_release(folder, 1)
+
+
+def test_faults_of_a_release_are_named_in_order(tmp_path: Path) -> None:
+    names = ["e  two spaces.txt", "b", "d", "c", "a"]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    write_sums(tmp_path)
+    check_sums(tmp_path)
+    for name in ("b", "d", "c"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ReleaseError, match=r"is refused: b is missing.*c is missing.*d is missing"):
+        check_sums(tmp_path)
+    for name in ("b", "d", "c"):
+        (tmp_path / name).write_bytes(name.encode())
+    for name in ("z", "x", "y"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ReleaseError, match=r"is refused: x does not belong.*y does not belong.*z does not belong"):
+        check_sums(tmp_path)
+
+
+def test_a_release_that_was_read_cannot_be_changed_by_hand() -> None:
+    info = release_info()
+    for record, name in ((info, "study"), (info.models["int8"], "rule"), (info.provenance, "manifest_digest")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(record, name, "other")
