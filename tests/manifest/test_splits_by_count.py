@@ -341,3 +341,58 @@ def check_folds(labels: list[str], task: str, truth: Any) -> None:
                 assert abs(inside - total / 3) <= (3 if task == "multilabel" else 1), (column, value)
         folds.append({case.case_id for case in val})
     assert len(set.union(*folds)) == 90  # each once
+
+
+def test_folds_that_cannot_be_even_say_what_they_hold() -> None:
+    """One patient has 30 of 60 images: two folds of three share the rest."""
+    names = np.array(["big"] * 30 + [f"p{at:02d}" for at in range(30)])
+    labels = np.eye(2, dtype=bool)[np.arange(60) % 2]
+    found = split((names, labels, np.array(["a"] * 60)), folds=3, fold=1)
+    assert found.fold is not None
+    big = int(found.fold[0])
+    assert Counter(found.fold.tolist()) == {big: 30} | dict.fromkeys({0, 1, 2} - {big}, 15)
+    held = "/".join("0.5" if at == big else "0.25" for at in range(3))
+    assert found.how.endswith(f"; fold 1 tests, fold 2 validates; of the images {held}")
+    assert found.notes == (
+        f"The splits hold {held} of the images (0, 1, 2), not 0.333/0.333/0.333: patients have very different numbers "
+        "of images.",
+    )
+
+
+def test_what_is_drawn_from_train_says_what_it_holds_of_train_alone() -> None:
+    names = np.array(["big"] * 40 + [f"p{at:02d}" for at in range(10)] + ["t0", "t1"] * 5)
+    labels = np.eye(2, dtype=bool)[np.arange(60) % 2]
+    found = split((names, labels, np.array(["a"] * 60)), ["train"] * 50 + ["test"] * 10, shares=(0.5, 0.3, 0.2))
+    assert Counter(found.split.tolist()) == {"train": 40, "val": 10, "test": 10}
+    assert found.how.endswith("seed 0; of the images 0.8/0.2")
+    assert found.notes[0].startswith("The splits hold 0.8/0.2 of the images (train, val), not 0.5/0.3: ")
+
+
+def test_what_a_held_out_site_leaves_says_what_it_holds_of_the_rest_alone() -> None:
+    names = np.array(["big"] * 40 + [f"p{at:02d}" for at in range(10)] + [f"n{at}" for at in range(10)])
+    labels = np.eye(2, dtype=bool)[np.arange(60) % 2]
+    sites = np.array(["south"] * 50 + ["north"] * 10)
+    found = split((names, labels, sites), hold_out="north", shares=(0.5, 0.3, 0.2))
+    assert Counter(found.split.tolist()) == {"train": 40, "val": 10, "test": 10}
+    assert found.how.endswith("seed 0; of the images 0.8/0.2")
+    (note,) = found.notes
+    assert note.startswith("The splits hold 0.8/0.2 of the images (train, val), not 0.5/0.3: ")
+
+
+def test_a_row_in_none_of_the_sources_own_splits_is_refused() -> None:
+    """It would have to be guessed into one of them."""
+    data, own = own_cohort()
+    for word, shown in (("", "none of them \\(.*\\)"), ("holdout", "none of them \\(holdout\\)")):
+        own[0] = own[1] = word
+        with pytest.raises(DataError, match=f"^2 rows of a source with its own splits are in {shown}.*--resplit"):
+            split(data, own)
+        assert len(set(split(data, own, resplit=True).split.tolist())) == 3
+
+
+def test_the_folds_of_a_manifest_are_those_of_earlier_versions() -> None:
+    """Whatever the seed of a study: members of several seeds, and of several years, are compared on the same folds."""
+    cases = [Case(f"c{at}", f"p{at:02d}", "x.png", (at % 2,), "train", site="ab"[at % 3 == 0]) for at in range(40)]
+    data = {"manifest": "m.csv", "labels": ["a", "b"], "folds": 4, "fold": 1}
+    study = Study.model_validate({"name": "s", "question": "?", "data": data, "prepare": {"size": [16, 16]}, "seed": 9})
+    found = [case.case_id for case in apply_folds(cases, study) if case.split == "val"]
+    assert found == "c5 c11 c16 c23 c25 c28 c30 c32 c36 c39".split()
