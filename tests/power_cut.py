@@ -34,7 +34,7 @@ class Disk:
             is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
             self._count("fsync folder" if is_folder else "fsync file")
             real_sync(handle)
-            path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            path = Path(f"/proc/self/fd/{handle}").readlink()
             if is_folder:
                 self._names[os.fstat(handle).st_ino] = {child.name: child.stat().st_ino for child in path.iterdir()}
             else:

@@ -83,7 +83,7 @@ class Tests:
     def preload(self) -> None:
         """Import the packages that the last tests needed: once here, not once for each mutant."""
         for name in json.loads(Path("needed.json").read_text()):
-            if not name.startswith(("_pytest", "ray", "mlflow", "openvino", "__editable")):
+            if not name.startswith(("_pytest", "ray", "mlflow", "__editable")):
                 with suppress(Exception):
                     importlib.import_module(name)
 

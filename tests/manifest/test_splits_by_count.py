@@ -395,4 +395,4 @@ def test_the_folds_of_a_manifest_are_those_of_earlier_versions() -> None:
     data = {"manifest": "m.csv", "labels": ["a", "b"], "folds": 4, "fold": 1}
     study = Study.model_validate({"name": "s", "question": "?", "data": data, "prepare": {"size": [16, 16]}, "seed": 9})
     found = [case.case_id for case in apply_folds(cases, study) if case.split == "val"]
-    assert found == "c5 c11 c16 c23 c25 c28 c30 c32 c36 c39".split()
+    assert found == ["c5", "c11", "c16", "c23", "c25", "c28", "c30", "c32", "c36", "c39"]

@@ -1,4 +1,4 @@
-"""What holds for one label holds for each of three: decisions, confidence, thresholds, bands, and what counts as wrong."""
+"""What holds for one label holds for each of three: decisions, confidence, thresholds, bands, what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Golden cases and checksums on a release made by hand: three labels, two small models, figures that a page can check."""
+"""Golden cases and checksums on a release made by hand: three labels and two small models."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_case_may_differ_up_to_exactly_the_tolerance(folder: Path) -> None:
     def less(values: dict[str, Any]) -> None:
         values["tolerance"]["probability"] = np.nextafter(largest.difference, 0)
 
-    with pytest.raises(ReleaseError, match="differ by 0.015"):
+    with pytest.raises(ReleaseError, match=r"differ by 0\.015"):
         edit(folder, less)
 
 
@@ -279,7 +279,7 @@ def test_the_list_of_sums_is_what_sha256sum_writes(tmp_path: Path) -> None:
     check_sums(tmp_path)
     for broken in ("".join(lines) + lines[0], "".join(lines).rstrip("\n"), "\n".join(lines)):
         (tmp_path / SUMS).write_text(broken)
-        with pytest.raises(ReleaseError, match="SHA256SUMS was changed|no list of checksums"):
+        with pytest.raises(ReleaseError, match=r"SHA256SUMS was changed|no list of checksums"):
             check_sums(tmp_path)
     write_sums(tmp_path)
     (tmp_path / "a.txt").write_bytes(b"x")
@@ -309,7 +309,7 @@ def test_each_task_reports_its_labels(task: str, labels: list[str], reported: li
 
 
 def test_a_release_of_another_format_or_chain_is_refused_with_the_key(tmp_path: Path) -> None:
-    with pytest.raises(ReleaseError, match="is not a release: there is no release.json"):
+    with pytest.raises(ReleaseError, match=r"is not a release: there is no release\.json"):
         read_info(tmp_path)
     values = json.loads(release_info().model_dump_json())
     (tmp_path / "release.json").write_text(json.dumps(values | {"format": 3}))
@@ -346,7 +346,7 @@ def test_one_model_alone_is_recorded_and_replayed(folder: Path) -> None:
 
 def test_sums_are_looked_at_before_anything_is_read(folder: Path) -> None:
     (folder / "release.json").write_text("{}")
-    with pytest.raises(ReleaseError, match="is refused: release.json was changed"):
+    with pytest.raises(ReleaseError, match=r"is refused: release\.json was changed"):
         verify_release(folder, 1)
 
 

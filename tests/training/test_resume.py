@@ -265,7 +265,7 @@ def test_the_best_weights_are_those_that_validation_saw(
 def test_the_second_optimizer_takes_over_when_the_plateau_says_so_and_again_after_a_kill(
     runs: Callable[..., Runs],
 ) -> None:
-    """Said beforehand, not compared with a run that may be as wrong: epoch 2 brings nothing, so epoch 3 is the other's."""
+    """Said beforehand: epoch 2 brings nothing, so epoch 3 is the other optimizer's."""
     switch = {"patience": 1, "to": {"name": "sgd", "lr": 0.05}}
     made = runs({"optimizer": {"name": "adam", "lr": 0.01}, "switch": switch, "schedule": {"name": "constant"}})
 
