@@ -188,3 +188,13 @@ def test_of_many_pairs_four_are_named() -> None:
         (finding,) = duplicate_findings(cases, pairs)
         assert finding.severity == "note"
         assert finding.text.endswith(ending)
+
+
+def test_no_correlation_is_above_one_however_products_round() -> None:
+    random = np.random.default_rng(2)
+    images = [random.normal(size=(32, 32)).astype(np.float32) for _ in range(40)]
+    stack = duplicates._standardized(np.stack(images))
+    assert (stack @ stack.T).diagonal().max() > 1  # else this shows nothing
+    pairs = find_duplicates(dict(enumerate([*images, *images])), str)
+    assert len(pairs) == 40
+    assert max(pair.correlation for pair in pairs) == 1
