@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import SPLITS, Case
+from medopt.manifest import balance
 from medopt.manifest.splits import (
     SplitAssignment,
     SplitRules,
@@ -396,3 +397,19 @@ def test_the_folds_of_a_manifest_are_those_of_earlier_versions() -> None:
     study = Study.model_validate({"name": "s", "question": "?", "data": data, "prepare": {"size": [16, 16]}, "seed": 9})
     found = [case.case_id for case in apply_folds(cases, study) if case.split == "val"]
     assert found == ["c5", "c11", "c16", "c23", "c25", "c28", "c30", "c32", "c36", "c39"]
+
+
+def test_balance_and_quotas_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, size = np.array([0.5, 0.5]), np.array([2, 1, 1])
+    assert (balance.TOLERANCE, balance.WARNED) == (0.02, 0.03)
+    monkeypatch.setattr(balance, "TOLERANCE", 0.25)
+    assert balance.is_balanced(np.array([0, 0, 1]), size, half)  # off by exactly the tolerance
+    assert not balance.is_balanced(np.array([0, 0, 0]), size, half)
+    assert balance.is_balanced(np.array([0, 0, 0]), np.array([1, 1, 1]), half)
+    assert balance.quota(10, np.array([0.7, 0.15, 0.15])).tolist() in ([7, 2, 1], [7, 1, 2])
+    assert balance.quota(3, np.array([0.9, 0.05, 0.05])).tolist() == [1, 1, 1]
+    assert balance.quota(2, np.array([0.9, 0.05, 0.05])).tolist() == [2, 0, 0]
+    assert balance.quota(7, np.array([0.8, 0.0, 0.2])).tolist() == [6, 0, 1]
+    assert balance.proportional(6, np.array([4.0, 2.0, 0.0]), np.array([0.5, 0.3, 0.2])).tolist() == [4, 2, 0]
+    assert balance.proportional(3, np.array([4.0, 2.0, 0.0]), np.array([0.5, 0.3, 0.2])).tolist() == [2, 1, 0]
+    assert balance.proportional(10, np.zeros(3), np.array([0.5, 0.3, 0.2])).tolist() == [5, 3, 2]
