@@ -52,6 +52,7 @@ def test_three_epochs_without_progress_stop(scores: list[float], stop: bool) -> 
         ([0.5, 0.4, 0.6, 0.5], 2, None),  # counted anew after each progress
         ([0.5, 0.4, 0.6, 0.5, 0.6], 2, 5),
         ([0.5, 0.4, 0.3, 0.6, 0.7], 2, 3),  # the first time, whatever comes later
+        ([NAN, NAN], 2, 2),  # what is no number is no progress, from the first epoch on
         ([0.5, 0.4, 0.3], 3, None),
         ([0.5, 0.4, 0.3, 0.2], 3, 4),
     ],
