@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medopt.core.errors import ConfigError, DataError
@@ -10,8 +10,9 @@ from medopt.core.records import Split
 from medopt.evaluation.comparison import Comparison, compare_models, on_shared_cases
 from medopt.evaluation.evaluate import resampling
 from medopt.evaluation.predictions_io import UNNAMED
+from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.pipeline.reevaluate import OpenTable, open_table, scored_of
+from medopt.pipeline.reevaluate import TABLE, OpenTable, open_table, scored_of
 
 
 def compare_runs(
@@ -37,7 +38,22 @@ def compare_runs(
         scored, _ = scored_of(opened[place], table)
         found[title] = scored.where(scored.predictions.split == split)
     how = resampling(opened[0].settings, opened[0].seed)
-    return compare_models(on_shared_cases(found, shared=shared), how, split)
+    compared = compare_models(on_shared_cases(found, shared=shared), how, split)
+    return compared.model_copy(
+        update={"verdicts": tuple(_against(paths, _titles(paths, [(place, "") for place in range(len(paths))])))}
+    )
+
+
+def _against(paths: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
+    """What the verdicts of the runs among these folders and tables have against their models."""
+    for path, name in zip(paths, names, strict=True):
+        file = (path if path.is_dir() else path.parent) / METRICS_FILE
+        if (
+            (path.is_dir() or path.name == TABLE)
+            and file.is_file()
+            and not (metrics := RunMetrics.read(file)).is_passed
+        ):
+            yield f"{name}: {metrics.outcome}: {'; '.join(metrics.refusals)}"
 
 
 def _models(table: OpenTable, wanted: Sequence[str] | None, runs: int) -> list[str]:

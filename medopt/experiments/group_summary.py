@@ -27,7 +27,7 @@ from medopt.metrics.figures import HEADLINE
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.report.markdown_summary import members_page
 
-CAPTION = "Bars: patient-cluster bootstrap. That of the mean scores the same patients by every member; it does not\n"
+CAPTION = "Bars: as in the tables. That of the mean scores the same patients by every member; it does not\n"
 CAPTION += "cover what another seed would change, which the members' own dots show."
 OUT_OF_FOLD_NOTE = (
     "each member's best epoch and calibration were chosen on the fold that it predicts, so these figures flatter"
@@ -140,6 +140,8 @@ def _member(study: Study, run: FinishedRun) -> GroupMember:
         folder=str(run.folder),
         mlflow_run_id=run.metrics.mlflow_run_id,
         gate_passed=run.metrics.gate.passed,
+        outcome=run.metrics.outcome,
+        better_than_chance=run.metrics.verdict.better_than_chance if run.metrics.verdict else None,
     )
 
 
@@ -153,6 +155,7 @@ def _columns(members: Sequence[Study], runs: Sequence[FinishedRun]) -> dict[str,
         for name in HEADLINE:
             columns[f"test_{name}_{kind}"] = [run.metrics.test[kind][name].value for run in runs]
     columns["gate_passed"] = [run.metrics.gate.passed for run in runs]
+    columns["outcome"] = [run.metrics.outcome for run in runs]
     columns["folder"] = [run.folder.name for run in runs]
     return columns
 

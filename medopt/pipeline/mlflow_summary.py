@@ -7,7 +7,7 @@ from pathlib import Path
 from medopt.config import Study
 from medopt.core.records import KINDS
 from medopt.evaluation.run_metrics import RunMetrics
-from medopt.metrics.figures import RATES, Figures
+from medopt.metrics.figures import RATES, SHOWN, Figures
 from medopt.report.markdown_summary import first_page
 from medopt.report.run_records import RunRecords
 
@@ -57,7 +57,7 @@ def logged_figures(metrics: RunMetrics) -> dict[str, object]:
 
 
 def _test_values(figures: Figures) -> dict[str, float | None]:
-    values = {name: estimate.value for name, estimate in figures.by_name().items()}
+    values = {name: figures[name].value for name in SHOWN}
     return values | {"auc_low": figures.auc.low, "auc_high": figures.auc.high}
 
 
@@ -66,10 +66,12 @@ def _rates(figures: Figures) -> dict[str, float | None]:
 
 
 def final_tags(run: RunRecords) -> dict[str, str]:
-    """What is known at the end: the description, the gate's word, and where it was trained."""
-    gate = run.metrics.gate
-    verdict = "passed" if gate.passed else "refused, released by name" if gate.override else "refused"
-    tags = {"mlflow.note.content": first_page(run), "gate": verdict}
+    """What is known at the end: the description, the two verdicts in a word, and where it was trained."""
+    gate, model = run.metrics.gate, run.metrics.verdict
+    by_name = ", released by name" if gate.override else ""
+    tags = {"mlflow.note.content": first_page(run), "gate": gate.outcome + ("" if gate.passed else by_name)}
+    if model:
+        tags["model verdict"] = model.word + ("" if model.better_than_chance else by_name)
     trained = run.stages.get("train")
     device = trained.facts.get("device") if trained else None
     return tags | ({"device": str(device)} if device else {})

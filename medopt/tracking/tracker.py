@@ -28,7 +28,7 @@ from medopt.core.records import EpochRecord, PretrainingRecord, batches
 from medopt.release.layout import CARD, SUMS, read_info
 from medopt.tracking.fetch import DIGEST
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
-from medopt.tracking.registry import CANDIDATE, GATE, PASSED
+from medopt.tracking.registry import CANDIDATE, GATE, MODEL, OVERRIDDEN, PASSED
 from medopt.tracking.release import log_release
 from medopt.tracking.store import (
     MIGRATED_FROM,
@@ -171,14 +171,17 @@ class Tracker:
                 else:
                     mlflow.log_artifact(str(path), place or None)
 
-    def log_release(self, release: Path, *, passed: bool) -> str:
+    def log_release(self, release: Path) -> str:
         """The release as a model that answers scans, registered under the study's name; returns its version.
 
-        With alias `candidate` where it passed the gate; one that somebody answers for is there without.
+        With alias `candidate` where both verdicts let it pass; one that somebody answers for is there without.
         """
         info = read_info(release)
-        name = info.study
-        tags = {GATE: PASSED if passed else "overridden", DIGEST: file_digest(release / SUMS)}
+        name, model = info.study, info.figures.verdict
+        gate = PASSED if info.gate.passed else f"{OVERRIDDEN}: {info.gate.outcome}"
+        tags = {GATE: gate, DIGEST: file_digest(release / SUMS)}
+        if model:
+            tags[MODEL] = model.word if model.better_than_chance else f"{OVERRIDDEN}: {model.word}"
         with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
             version = log_release(release)
             if not self._client.get_registered_model(name).description:  # what a colleague wrote there stays
@@ -186,7 +189,7 @@ class Tracker:
             for key, value in tags.items():
                 self._client.set_model_version_tag(name, version, key, value)
             self._client.update_model_version(name, version, description=(release / CARD).read_text()[:5000])
-            if passed:
+            if info.gate.passed and (model is None or model.better_than_chance):
                 self._client.set_registered_model_alias(name, CANDIDATE, version)
         return version
 
