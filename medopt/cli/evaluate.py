@@ -100,10 +100,12 @@ def _called(name: str) -> str:
 
 def _noted(figures: Figures) -> list[str]:
     """The notes on figures, each once with the names of those figures."""
+    from medopt.metrics.figures import SHOWN
+
     named: dict[str, list[str]] = {}
-    for name, estimate in figures.by_name().items():
-        if estimate.note:
-            named.setdefault(estimate.note, []).append(_called(name))
+    for name in SHOWN:
+        if note := figures[name].note:
+            named.setdefault(note, []).append(_called(name))
     return [f"{', '.join(names)}: {note}" for note, names in named.items()]
 
 

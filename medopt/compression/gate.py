@@ -130,9 +130,10 @@ def criteria(item: GateMeasurement, limits: Gate) -> list[Criterion]:
     loss = replace(difference, value=_less(difference.value), low=_less(difference.high), high=_less(difference.low))
     if loss.value == 0 and loss.low is None and item.fewest >= ENOUGH:  # no patient is ranked otherwise
         loss = replace(loss, low=0.0, high=0.0)
+    changes = "difference is" if difference.value is None else "changes by"
     return [
         _estimated(
-            f"the AUC changes by {format_difference(difference, 4)} on {_cases(difference)}",
+            f"the AUC {changes} {format_difference(difference, 4)} on {_cases(difference)}",
             loss,
             (limits.auc_margin, _bound(limits, limits.auc_margin, limits.auc_bound)),
             lambda value: f"a loss of {value:g}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medopt.core.errors import ConfigError, DataError
@@ -39,20 +39,18 @@ def compare_runs(
         found[title] = scored.where(scored.predictions.split == split)
     how = resampling(opened[0].settings, opened[0].seed)
     compared = compare_models(on_shared_cases(found, shared=shared), how, split)
-    return compared.model_copy(
-        update={"verdicts": tuple(_against(paths, _titles(paths, [(place, "") for place in range(len(paths))])))}
-    )
+    runs = _titles(paths, [(place, "") for place in range(len(paths))])
+    return compared.model_copy(update={"verdicts": tuple(_against(dict(zip(runs, paths, strict=True))))})
 
 
-def _against(paths: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
+def _against(runs: Mapping[str, Path]) -> Iterator[str]:
     """What the verdicts of the runs among these folders and tables have against their models."""
-    for path, name in zip(paths, names, strict=True):
-        file = (path if path.is_dir() else path.parent) / METRICS_FILE
-        if (
-            (path.is_dir() or path.name == TABLE)
-            and file.is_file()
-            and not (metrics := RunMetrics.read(file)).is_passed
-        ):
+    for name, path in runs.items():
+        folder = path if path.is_dir() else path.parent
+        if folder / TABLE not in (path, path / TABLE) or not (folder / METRICS_FILE).is_file():
+            continue
+        metrics = RunMetrics.read(folder)
+        if not metrics.is_passed:
             yield f"{name}: {metrics.outcome}: {'; '.join(metrics.refusals)}"
 
 

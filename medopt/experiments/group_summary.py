@@ -23,7 +23,7 @@ from medopt.figures.comparison import forest_figure
 from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
-from medopt.metrics.figures import HEADLINE
+from medopt.metrics.figures import HEADLINE, SHOWN
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.report.markdown_summary import members_page
 
@@ -186,11 +186,11 @@ def _logged(metrics: GroupMetrics) -> dict[str, object]:
     def spread(one: FigureSpread) -> dict[str, float | None]:
         return limits(one.mean) | {"sd": one.sd, "least": one.least, "most": one.most}
 
-    test = {kind: {name: spread(one) for name, one in metrics.test[kind].items()} for kind in KINDS}
+    test = {kind: {name: spread(one) for name, one in metrics.test[kind].items() if name in SHOWN} for kind in KINDS}
     sites = {site: {kind: {"auc": spread(one[kind])} for kind in KINDS} for site, one in metrics.sites.items()}
     figures: dict[str, object] = {"test": test, "sites": sites}
     if pooled := metrics.out_of_fold:
         figures["out_of_fold"] = {
-            kind: {name: limits(one) for name, one in dict(pooled[kind]).items()} for kind in KINDS
+            kind: {name: limits(one) for name, one in dict(pooled[kind]).items() if name in SHOWN} for kind in KINDS
         }
     return figures

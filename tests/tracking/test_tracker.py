@@ -80,6 +80,7 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
     assert tracked.info.status == "FINISHED"
     assert (tags["study"], tags["outcome"], tags["run_folder"]) == ("clinic", "released", finished.folder.name)
     assert (tags["gate"], tags["device"], tags["seed"]) == ("passed", "cpu", "0")
+    assert tags["model verdict"] == "better than chance"
     day, time_of_day, short = finished.folder.name.split("-")
     assert tracked.info.run_name == (
         f"clinic {tags['model']} seed 0 {day[:4]}-{day[4:6]}-{day[6:]} "
@@ -92,7 +93,8 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
 
 def test_description_is_the_first_page_of_the_report(tracked: Run, finished: Finished) -> None:
     told, test = tracked.data.tags["mlflow.note.content"], finished.metrics["test"]
-    assert told.startswith("Is there a bright blob? **int8 passed the gate.**")
+    assert told.startswith("🟢 **the model is better than chance**: test AUC of int8 ")
+    assert "🟢 **int8 passed the gate**: " in told and "Is there a bright blob?" in told
     for kind in ("float", "int8"):
         area = test[kind]["auc"]
         assert told.count(f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})") >= 2, kind
@@ -224,7 +226,7 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     call("run", *words, *strict, "--override-gate", "Dr. Winter").refused(2, "ConfigError", "go together")
     named = ("--override-gate", "Dr. Winter", "--reason", "the server has another processor")
     released = call("run", *words, *strict, *named)
-    assert released.code == 0 and "released against the gate by Dr. Winter" in released.stdout
+    assert released.code == 0 and "released all the same by Dr. Winter" in released.stdout
     for text in ((folder / "release" / "CARD.md").read_text(), (folder / "report.html").read_text()):
         assert "Dr. Winter" in text and "the server has another processor" in text
     assert call("verify", folder / "release").code == 0
