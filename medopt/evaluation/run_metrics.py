@@ -174,8 +174,8 @@ class RunMetrics(Result):
     @property
     def refusals(self) -> tuple[str, ...]:
         """All that the two verdicts have against a release, that on the model first; none where both let it pass."""
-        model = self.verdict.reasons if self.verdict else ()
-        return (*(f"the model is {NOT_SHOWN}: {one}" for one in model), *self.gate.reasons)
+        model = "; ".join(self.verdict.reasons) if self.verdict else ""
+        return (*([f"the model is {NOT_SHOWN} ({model})"] if model else []), *self.gate.reasons)
 
     @property
     def is_passed(self) -> bool:
