@@ -28,8 +28,8 @@ def promote(
 ) -> None:
     """Make a version of a model the champion, the one that serves: models:/MODEL@champion.
 
-    Only what passed the gate (exit code 5 else). It is compared with the champion until now on the test cases of both;
-    that, who, when and why stand with the version. The champion until now becomes `previous`.
+    Only what both verdicts passed (exit code 5 else). It is compared with the champion until now on the test cases of
+    both; that, who, when and why stand with the version. The champion until now becomes `previous`.
 
     Example: medopt promote lesions 4 --reason "trained with the new scanner's images, AUC there +.03"
     """
@@ -62,6 +62,7 @@ def _row(version: Any) -> dict[str, str]:
         "version": version.version,
         "alias": ", ".join(version.aliases),
         "registered": f"{version.created:%Y-%m-%d %H:%M} UTC",
+        "model": version.model or "not known",
         "gate": version.gate or "not known",
         "promoted": version.promoted,
     }

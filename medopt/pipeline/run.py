@@ -98,7 +98,7 @@ def run_study(
 ) -> FinishedRun:
     """Run a study, or go on with it, and return its figures, its folder and its link in MLflow.
 
-    `parent` is the id of the MLflow run above this one; `override` releases what the gate refuses, now and when the
+    `parent` is the id of the MLflow run above this one; `override` releases what a verdict is against, now and when the
     run is gone on with. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or
     KILLED after Ctrl-C.
     """
@@ -113,7 +113,7 @@ def complete_run(run: RunContext, stages: Sequence[Stage[Any]]) -> FinishedRun:
     """Complete the stages of a whole run and close it."""
     complete(stages, run)
     metrics = RunMetrics.read(run.folder.path)
-    end_run(run, metrics.gate.outcome)
+    end_run(run, metrics.outcome)
     return FinishedRun(metrics, run.folder.path, run.tracker.link, run.folder.seconds())
 
 

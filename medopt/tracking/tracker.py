@@ -29,7 +29,7 @@ from medopt.tracking.errors import answering
 from medopt.tracking.fetch import DIGEST
 from medopt.tracking.pages import NOTE, page_of
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
-from medopt.tracking.registry import CANDIDATE, GATE, PASSED
+from medopt.tracking.registry import CANDIDATE, GATE, MODEL, OVERRIDDEN, PASSED
 from medopt.tracking.release import log_release
 from medopt.tracking.settings import STUDY_FILE, changes, flatten, parameters, study_text
 from medopt.tracking.store import MIGRATED_FROM, PARENT, begin_run, find_experiment, open_store, resumed
@@ -173,14 +173,17 @@ class Tracker:
                 log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
                 log(self.run_id, str(path), place or None)
 
-    def log_release(self, release: Path, *, passed: bool) -> str:
+    def log_release(self, release: Path) -> str:
         """The release as a model that answers scans, registered under the study's name; returns its version.
 
-        With alias `candidate` where it passed the gate; one that somebody answers for is there without.
+        With alias `candidate` where both verdicts let it pass; one that somebody answers for is there without.
         """
         info = read_info(release)
-        name = info.study
-        tags = {GATE: PASSED if passed else "overridden", DIGEST: file_digest(release / SUMS)}
+        name, model = info.study, info.figures.verdict
+        gate = PASSED if info.gate.passed else f"{OVERRIDDEN}: {info.gate.outcome}"
+        tags = {GATE: gate, DIGEST: file_digest(release / SUMS)}
+        if model:
+            tags[MODEL] = model.word if model.better_than_chance else f"{OVERRIDDEN}: {model.word}"
         with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
             version = log_release(release, self._client, self.run_id)
             if not self._client.get_registered_model(name).description:  # what a colleague wrote there stays
@@ -188,7 +191,7 @@ class Tracker:
             for key, value in tags.items():
                 self._client.set_model_version_tag(name, version, key, value)
             self._client.update_model_version(name, version, description=(release / CARD).read_text()[:5000])
-            if passed:
+            if info.gate.passed and (model is None or model.better_than_chance):
                 self._client.set_registered_model_alias(name, CANDIDATE, version)
         return version
 

@@ -27,7 +27,7 @@ from medopt.pipeline.start import resolve_start
 from medopt.release.layout import SUMS
 from medopt.release.predictor import Release
 from medopt.tracking.fetch import DIGEST, fetch_release
-from medopt.tracking.registry import GATE, Registry
+from medopt.tracking.registry import GATE, MODEL, Registry
 from medopt.tracking.release import log_release
 
 REASON = "better at the new site"
@@ -77,7 +77,7 @@ def test_what_a_run_registers_is_the_candidate_with_its_release(store: MlflowCli
     version = store.get_model_version_by_alias("clinic", "candidate")
     assert version.run_id == finished.metrics["mlflow_run_id"]
     assert [found.version for found in store.search_model_versions("name='clinic'")] == [version.version]
-    assert version.tags[GATE] == "passed"
+    assert (version.tags[GATE], version.tags[MODEL]) == ("passed", "better than chance")
     assert version.description.startswith("# ")
 
 
@@ -198,6 +198,11 @@ def test_what_did_not_pass_is_refused(store: MlflowClient, runs: Path, finished:
     version = second(store, runs, finished, gate="overridden")
     with pytest.raises(GateRefused, match="did not pass the gate"):
         promote(Registry(runs), "clinic", version, REASON)
+    for key, value in {GATE: "passed", MODEL: "overridden: not shown to be better than chance"}.items():
+        store.set_model_version_tag("clinic", version, key, value)
+    with pytest.raises(GateRefused, match=r"released by name .*not shown to be better than chance"):
+        promote(Registry(runs), "clinic", version, REASON)
+    assert Registry(runs).versions("clinic")[0].model.startswith("overridden")
     with pytest.raises(ConfigError, match="has no version 77"):
         promote(Registry(runs), "clinic", "77", REASON)
     with pytest.raises(ConfigError, match="no model 'other'"):

@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from clinic import STUDY, make_clinic, write_study
+from clinic import STUDY, make_clinic, write_rows, write_study
 from clinic_fixtures import Finished, call, only_folder
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
@@ -102,6 +102,7 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
     assert tracked.info.status == "FINISHED"
     assert (tags["study"], tags["outcome"], tags["run_folder"]) == ("clinic", "released", finished.folder.name)
     assert (tags["gate"], tags["device"], tags["seed"]) == ("passed", "cpu", "0")
+    assert tags["model verdict"] == "better than chance"
     day, time_of_day, short = finished.folder.name.split("-")
     assert tracked.info.run_name == (
         f"{short} seed 0 {tags['model']} {day[:4]}-{day[4:6]}-{day[6:]} "
@@ -115,7 +116,8 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
 
 def test_description_is_the_first_page_of_the_report(tracked: Run, finished: Finished) -> None:
     told, test = tracked.data.tags["mlflow.note.content"], finished.metrics["test"]
-    assert told.startswith("Is there a bright blob? **int8 passed the gate.**")
+    assert told.startswith("🟢 **the model is better than chance**: test AUC of int8 ")
+    assert "🟢 **int8 passed the gate**: " in told and "Is there a bright blob?" in told
     for kind in ("float", "int8"):
         area = test[kind]["auc"]
         assert told.count(f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})") >= 2, kind
@@ -264,7 +266,7 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     call("run", *words, *strict, "--override-gate", "Dr. Winter").refused(2, "ConfigError", "go together")
     named = ("--override-gate", "Dr. Winter", "--reason", "the server has another processor")
     released = call("run", *words, *strict, *named)
-    assert released.code == 0 and "released against the gate by Dr. Winter" in released.stdout
+    assert released.code == 0 and "released all the same by Dr. Winter" in released.stdout
     for text in ((folder / "release" / "CARD.md").read_text(), (folder / "report.html").read_text()):
         assert "Dr. Winter" in text and "the server has another processor" in text
     assert call("verify", folder / "release").code == 0
@@ -278,6 +280,48 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     (folder / "run.json").write_text(json.dumps(told))
     call("run", *words, *strict).refused(5, "GateRefused", "not faster")
     assert not (folder / "release").exists()
+
+
+def test_a_useless_model_has_no_release_and_no_alias_without_a_name(
+    finished: Finished, runs: Path, tmp_path: Path
+) -> None:
+    """Every other patient's labels are swapped, so that no image tells them; int8 passes its gate all the same."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "scans").symlink_to(finished.clinic.data / "scans")
+    rows, names = finished.clinic.rows(), list(STUDY["data"]["labels"])
+    for index, row in enumerate(rows):
+        if index // 2 % 2:
+            row["label"] = names[1 - names.index(row["label"])]
+    write_rows(data / "manifest.csv", rows)
+    quick = {"evaluation": {"bootstrap": 100, "shift_cases": 0, "explain": 0}, "domain": {"enabled": False}}
+    compression = STUDY["compression"] | {"engines": ["onnxruntime"]}
+    training = STUDY["training"] | {"epochs": 1}
+    study = STUDY | quick | {"name": "useless", "compression": compression, "training": training}
+    words = ["run", write_study(tmp_path, study), "--data", data, "--runs", runs, "--json"]
+    done = call(*words)
+    done.refused(5, "GateRefused", "the model is not shown to be better than chance", "--override-gate NAME")
+    assert done.summary["gate"]["passed"] and done.summary["verdict"]["reasons"]
+    assert done.stdout.startswith("the model is not shown to be better than chance: ")
+    folder, found = only_folder(runs, "useless"), only_run(runs, "useless")
+    assert not (folder / "release").exists()
+    assert (found.data.tags["outcome"], found.data.tags["gate"]) == ("model refused", "passed")
+    assert found.data.tags["model verdict"] == "not shown to be better than chance"
+    assert found.data.tags["mlflow.note.content"].startswith("🔴 **the model is not shown to be better than chance**")
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    assert "useless" not in [model.name for model in client.search_registered_models()]
+    again = call(*words)
+    assert again.code == 5 and "evaluate   unchanged, skipped" in again.stderr  # nothing is measured anew for it
+    compared = call("compare", folder)
+    assert "not shown to be better than chance" in compared.stdout.splitlines()[0]
+    released = call(*words, "--override-gate", "Dr. Winter", "--reason", "for a class on leaks")
+    assert released.code == 0, released.stderr
+    card = (folder / "release" / "CARD.md").read_text()
+    assert card.index("not shown to be better than chance") < card.index("Dr. Winter") < card.index("Intended use")
+    assert client.get_registered_model("useless").aliases == {}
+    (version,) = client.search_model_versions("name='useless'")
+    assert (version.tags["gate"], version.tags["model verdict"].partition(":")[0]) == ("passed", "overridden")
+    call("promote", "useless", "1", "--reason", "x", "--runs", runs).refused(5, "GateRefused", "better than chance")
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
