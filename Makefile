@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 3  # on 2 cores: many tests wait for processes
 MLFLOW_STORE ?= runs/mlflow-server
 MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo pacs-demo test test-fast test-long lint docs docs-reference mlflow-server clean
+.PHONY: help setup demo pacs-demo test test-fast test-long lint mutation docs docs-reference mlflow-server clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -47,6 +47,9 @@ test-fast: $(READY)  ## the inner loop: no whole runs, trained networks, servers
 
 test-long: $(READY)  ## what takes longest: the team's MLflow server in a browser, sweeps on a cluster, a disk that fills up
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope -m long
+
+mutation: $(READY)  ## small changes of the critical modules that no test notices, and the score of each (half an hour)
+	$(BIN)/python tools/mutate.py
 
 docs: docs-reference  ## the documentation as pages in site/, every link checked (an environment of its own in .docs-venv)
 	test -x .docs-venv/bin/mkdocs || { $(PYTHON) -m venv .docs-venv && .docs-venv/bin/pip install --quiet --disable-pip-version-check mkdocs-material 'mkdocstrings[python]'; }

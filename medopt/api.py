@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medopt.config.study_file import data_folder, load_study
+from medopt.core.records import Override
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import run_study
@@ -18,13 +19,14 @@ def run(
     runs: str | Path = "runs",
     overrides: Sequence[str] = (),
     fresh: bool = False,
+    override: tuple[str, str] | None = None,
     reporter: Reporter | None = None,
 ) -> FinishedRun:
     """Run a study: prepare, train, compress, judge, evaluate, release, report; what `medopt run` does.
 
     The same call goes on with a run that was interrupted, and returns at once where everything is done. Returns the
     run's figures as `metrics` (`metrics.test.int8.auc` is an Estimate: value, low, high, n), its `folder`, and its
-    `release` folder, which is None where the gate refused the int8 model.
+    `release` folder, which is None where a verdict is against the model.
 
     Args:
         study: path of a study file (YAML).
@@ -32,6 +34,7 @@ def run(
         runs: folder for the runs, the prepared images and MLflow's store.
         overrides: settings laid over the file's, as in `["training.epochs=3"]`.
         fresh: begin a new run even where there is one of the same study and data.
+        override: (name, reason) of who releases a model that a verdict is against; the card begins with both.
         reporter: hears of stages, messages and progress (`medopt.core.reporter.Reporter`); None: silence.
 
     Raises ConfigError, DataError, TrainingError: the `MedoptError` of the stage that refused.
@@ -48,11 +51,13 @@ def run(
     ... evaluation: {bootstrap: 200, shift_cases: 0, explain: 0}
     ... compression: {gate: {max_decision_flips: 1, max_probability_shift: 1, auc_margin: 1, min_speedup: 0}}
     ... ''')
-    >>> finished = medopt.run("nodules.yaml", data="phantom-data")
+    >>> finished = medopt.run("nodules.yaml", data="phantom-data", override=("A. Reader", "an example"))
     >>> finished.metrics.test.int8.auc.n, finished.folder.parent.as_posix(), finished.release.name
     (12, 'runs/nodules', 'release')
     """
     path = Path(study)
     given = None if data is None else Path(data)
     settings = load_study(path, list(overrides))
-    return run_study(settings, path, data_folder(given), Path(runs), reporter or SilentReporter(), fresh=fresh)
+    answers = Override.now(*override) if override else None
+    heard = reporter or SilentReporter()
+    return run_study(settings, path, data_folder(given), Path(runs), heard, fresh=fresh, override=answers)

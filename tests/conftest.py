@@ -50,7 +50,7 @@ SYSTEM_ROOMS = {"experiments", "exports", "pacs", "pipeline", "serving", "tracki
 UNITS = {
     *("test_calibration_refused", "test_kserve_manifest", "test_ledger", "test_retention", "test_search_space"),
     *("test_sender", "test_server_parts", "test_settings", "test_stage", "test_stow", "test_study_completion"),
-    "test_subgroups_of_cases",
+    *("test_subgroups_of_cases", "test_durability", "test_intake_rules", "test_ledger_states", "test_v2_limits"),
 }
 
 # Modules that take 9 s of a processor or more: neither fast nor, by themselves, system.

@@ -9,7 +9,8 @@ from medopt.config import Gate
 from medopt.core.provenance import Machine
 from medopt.core.records import Estimate, NotDefined, Override
 from medopt.core.result import ByKind
-from medopt.evaluation.gate_verdict import EngineFigures, GateFigures, GateRecord
+from medopt.evaluation.gate_verdict import EngineFigures, GateFigures, GateRecord, ShiftedCase
+from medopt.evaluation.model_verdict import ModelVerdict
 from medopt.evaluation.run_metrics import CalibrationErrors, CalibrationResult, Int8Change, PatientResult, RunMetrics
 from medopt.evaluation.subgroup_results import GroupDifference, SubgroupFigures, SubgroupResults, WorstGroup
 from medopt.metrics.figures import METRICS, Figures
@@ -30,7 +31,7 @@ def both(value: Any, other: Any = None) -> ByKind[Any]:
     return ByKind(float=value, int8=value if other is None else other)
 
 
-def gate(passed: bool = True, override: Override | None = None) -> GateRecord:
+def gate(passed: bool = True, override: Override | None = None, undecided: bool = False) -> GateRecord:
     engine = EngineFigures(
         auc_difference=estimate(-0.01),
         decision_flips=Estimate(0.0556, 0.01, 0.12, 18),
@@ -40,6 +41,7 @@ def gate(passed: bool = True, override: Override | None = None) -> GateRecord:
         float_ms=9.0,
         size_ratio=0.27,
         speedup=3.0,
+        shifted=ShiftedCase(case_id="c0ffee", before=0.12, after=0.32),
     )
     judged_by = GateFigures(
         engine="openvino",
@@ -51,7 +53,22 @@ def gate(passed: bool = True, override: Override | None = None) -> GateRecord:
         engines={"openvino": engine},
     )
     reasons = () if passed else ("the decision flips",)
-    return GateRecord(passed=passed, reasons=reasons, figures=judged_by, in_float=("conv1",), override=override)
+    nearest = "5.6 % (1.0 to 12.0) of the decisions flip on 18 validation cases; allowed: 20 %" if passed else ""
+    return GateRecord(
+        passed=passed,
+        reasons=reasons,
+        figures=judged_by,
+        undecided=undecided,
+        nearest=nearest,
+        in_float=("conv1",),
+        override=override,
+    )
+
+
+def verdict(**changed: Any) -> ModelVerdict:
+    chosen = {"no": 10, "yes": 8}
+    parts: dict[str, Any] = {"reasons": (), "remarks": (), "chosen": both(chosen), "over_linear": estimate(0.2)}
+    return ModelVerdict(**parts | changed)
 
 
 def subgroups() -> SubgroupResults:
@@ -103,6 +120,7 @@ def run_metrics(**changed: Any) -> RunMetrics:
         "size_bytes": both(4_000_000, 1_100_000),
         "confidence": 0.95,
         "gate": gate(),
+        "verdict": verdict(),
         "machine": Machine("a processor", 2, "3.11.7", "Linux"),
         "packages": {"medopt": "0.1.0"},
     }

@@ -75,8 +75,9 @@ def _write(path: Path, ending: str, compared: Comparison) -> None:
 def print_comparison(compared: Comparison) -> None:
     """The table of `compare_runs`."""
     from rich.table import Table
+    from rich.text import Text
 
-    from medopt.cli.console import plain_console
+    from medopt.cli.console import TONES, plain_console
     from medopt.evaluation.comparison import COMPARED
 
     title = (
@@ -89,6 +90,8 @@ def print_comparison(compared: Comparison) -> None:
         for site, figures in run.sites.items():
             table.add_row(f"  at {site} ({figures.cases})", *_cells(figures))
     console = plain_console()
+    for line in compared.verdicts:
+        console.print(Text(line, TONES["bad"]), soft_wrap=True)
     console.print(table)
     console.print(compared.note, soft_wrap=True)
 

@@ -61,11 +61,10 @@ def compress(
     print_front(front)
     print_summary(finished, name=f"compressed: {front.chosen}")
     print_json(as_json, finished.summary())
-    gate = finished.metrics.gate
-    if not gate.passed:
+    if not finished.metrics.is_released:
         raise GateRefused(
-            f"{front.chosen} was chosen, and the gate refuses it when measured again: {listed(list(gate.reasons))}. "
-            "The same command measures anew."
+            f"{front.chosen} was chosen, and is not released: {listed(list(finished.metrics.refusals))}. The same "
+            "command measures anew."
         )
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from medopt.core.format import format_difference, format_estimate, format_share
+from medopt.core.format import format_difference, format_estimate
 from medopt.core.records import KINDS
 from medopt.manifest.findings import ACCEPTED
 from medopt.metrics.figures import HEADLINE
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a command that only reads headers does not wait for the eng
     from medopt.serving.prediction_table import Row
 
 WIDE = 180
+TONES = {"good": "bold green", "unsure": "bold yellow", "bad": "bold red"}
 
 
 def plain_console() -> Console:
@@ -87,18 +88,19 @@ class ConsoleReporter:
 
 
 def print_summary(run: FinishedRun, name: str = "") -> None:
-    """The table at the end of a run: float and int8 side by side, then what to try next. `name`: else its seed."""
+    """The end of a run: the verdicts, float and int8 side by side, then what to try next. `name`: else its seed."""
+    from medopt.evaluation.verdict_lines import verdict_lines
+
     console, metrics, gate = plain_console(), run.metrics, run.metrics.gate
+    for line in verdict_lines(metrics, gate):
+        detail = f": {line.detail}" if line.detail else ""
+        console.print(Text.assemble((line.head, TONES[line.tone]), detail), soft_wrap=True)
+    if shifted := gate.figures.chosen.shifted:
+        console.print(f"{shifted.sentence}: a case to look at", soft_wrap=True)
     console.print(_performance_table(metrics, name or f"seed {metrics.seed}"))
-    flips = format_share(gate.figures.chosen.decision_flips)
-    verdict = ("gate passed", "bold green") if gate.passed else ("gate refused", "bold red")
-    console.print(Text.assemble(verdict, f": {flips} of validation decisions flip"))
     console.print("seconds  " + ", ".join(f"{stage} {value:.0f}" for stage, value in run.seconds.items()))
     console.print(f"run      {run.folder}\nMLflow   {run.mlflow_link}", soft_wrap=True)
-    if gate.override:
-        text = f"released against the gate by {gate.override.by}: {gate.override.reason}"
-        console.print(Text(text, "bold red"))
-    if not gate.passed and not gate.override:
+    if not metrics.is_released:
         return
     console.print(Text("\nNext:", "bold"))
     folder, release = quote(str(run.folder)), quote(str(run.folder / "release"))

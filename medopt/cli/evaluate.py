@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medopt.metrics.figures import Figures
     from medopt.pipeline.reevaluate import EvaluatedTable
 
-NAMES = {"auc_bootstrap": "auc (bootstrap)", "ppv": "PPV", "npv": "NPV", "f1": "F1", "ece": "ECE", "ace": "ACE"}
+NAMES = {"ppv": "PPV", "npv": "NPV", "f1": "F1", "ece": "ECE", "ace": "ACE"}
 
 
 def evaluate(
@@ -71,7 +71,7 @@ def _print(evaluated: EvaluatedTable) -> None:
     from rich.table import Table
 
     from medopt.cli.console import plain_console
-    from medopt.metrics.figures import METRICS
+    from medopt.metrics.figures import SHOWN
 
     console, models = plain_console(), evaluated.models
     first = next(iter(models.values()))
@@ -79,7 +79,7 @@ def _print(evaluated: EvaluatedTable) -> None:
     count, level = first.figures.auc.n, f"{evaluated.confidence:.0%} interval"
     title = f"{evaluated.table}: {count} {what} of the {evaluated.split} split ({level})"
     table = Table("", *models, title=title, title_justify="left")
-    for name in METRICS:
+    for name in SHOWN:
         table.add_row(_called(name), *(format_estimate(one.figures[name]) for one in models.values()))
     table.add_row("AURC", *(_cell(one.selective, "aurc") for one in models.values()))
     for label in first.net_benefit:
@@ -100,10 +100,12 @@ def _called(name: str) -> str:
 
 def _noted(figures: Figures) -> list[str]:
     """The notes on figures, each once with the names of those figures."""
+    from medopt.metrics.figures import SHOWN
+
     named: dict[str, list[str]] = {}
-    for name, estimate in figures.by_name().items():
-        if estimate.note:
-            named.setdefault(estimate.note, []).append(_called(name))
+    for name in SHOWN:
+        if note := figures[name].note:
+            named.setdefault(note, []).append(_called(name))
     return [f"{', '.join(names)}: {note}" for note, names in named.items()]
 
 

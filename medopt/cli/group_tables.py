@@ -11,6 +11,7 @@ from rich.text import Text
 from medopt.cli.console import caption_of, plain_console
 from medopt.core.format import format_difference, format_estimate, format_share
 from medopt.core.records import KINDS
+from medopt.evaluation.group_metrics import verdict_counts
 from medopt.metrics.figures import HEADLINE
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 def print_members(group: FinishedGroup) -> None:
     """The table at the end of seeds and folds: means of the test split, sites, and out-of-fold figures."""
     console, metrics = plain_console(), group.metrics
+    is_good = all(member.better_than_chance and member.gate_passed for member in metrics.members)
+    console.print(Text(verdict_counts(metrics.members), "bold green" if is_good else "bold red"), soft_wrap=True)
     table = Table(title=_title(metrics), title_justify="left")
     table.caption, table.caption_justify = caption_of(metrics.data_notes), "left"
     table.add_column("")

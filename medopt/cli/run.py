@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +65,11 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with the same run.")] = False,
     override_gate: Annotated[
         str,
-        typer.Option("--override-gate", metavar="NAME", help="Release what the gate refuses, in this name."),
+        typer.Option(
+            "--override-gate",
+            metavar="NAME",
+            help="Release what a verdict is against (no better than chance, or int8 not past the gate), in this name.",
+        ),
     ] = "",
     reason: Annotated[str, typer.Option("--reason", help="With --override-gate: why. The model card says both.")] = "",
 ) -> None:
@@ -111,13 +114,13 @@ def run(
         )
     if not several and _helped(plans[0].study.training, hardware):
         return
-    override = Override(override_gate, reason, datetime.now(UTC).isoformat(timespec="seconds")) if reason else None
+    override = Override.now(override_gate, reason) if reason else None
     finished = _run(plans, folders, runs, fleet, fresh, hardware, override)
     for end in finished:
         _print(end)
     summaries = [end.summary() for end in finished]
     print_json(as_json, {"runs": summaries} if len(study_files) > 1 else summaries[0])
-    _refuse_gate(finished)
+    _refuse(finished)
 
 
 def _helped(training: Training, hardware: Hardware) -> bool:
@@ -171,29 +174,34 @@ def _print(finished: FinishedRun | FinishedGroup) -> None:
         print_summary(finished.ensemble, name="ensemble")
 
 
-def _refuse_gate(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
-    """Exit code 5 where an int8 model is worse or not faster: there is no release of it then."""
+def _refuse(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
+    """Exit code 5 where a verdict is against a model and nobody answers for it: there is no release of it then."""
     from medopt.pipeline.finished_run import FinishedRun
 
     groups = [end for end in finished if not isinstance(end, FinishedRun)]
     single = [end for end in finished if isinstance(end, FinishedRun)] + [
         end.ensemble for end in groups if end.ensemble
     ]
-    refused = [run for run in single if run.metrics.gate.outcome == "gate refused"]
-    members = [str(member.folder) for group in groups for member in group.metrics.members if not member.gate_passed]
+    refused = [run for run in single if not run.metrics.is_released]
+    members = [
+        f"{member.folder} ({member.outcome})"
+        for group in groups
+        for member in group.metrics.members
+        if not member.is_released
+    ]
     if refused:
         run = refused[0]
         raise GateRefused(
-            f"The int8 model of {run.metrics.study} is refused: {listed(list(run.metrics.gate.reasons))}. The float "
-            f"model and all figures are in {run.folder}; there is no release. The same command trains nothing again "
-            "and measures anew, as for a machine that was busy; limits: compression.gate in the study file. Whoever "
-            "will answer for it may release it all the same: --override-gate NAME --reason TEXT."
+            f"{run.metrics.study} is not released: {listed(list(run.metrics.refusals))}. The models and all figures "
+            f"are in {run.folder}; there is no release. The same command trains nothing again and judges int8 anew, as "
+            "for a machine that was busy; its limits: compression.gate in the study file. Whoever will answer for the "
+            "model may release it all the same: --override-gate NAME --reason TEXT."
         )
     if members:
         raise GateRefused(
-            f"The int8 models of {len(members)} members are refused, and have no release: {listed(members)}; each "
-            "one's metrics.json has the reasons. All figures above hold. The same command trains nothing again and "
-            "measures anew, as for a machine that was busy; limits: compression.gate in the study file."
+            f"{len(members)} members have no release: {listed(members)}; each one's metrics.json has the reasons. All "
+            "figures above hold. The same command trains nothing again and judges int8 anew, as for a machine that was "
+            "busy; its limits: compression.gate in the study file."
         )
 
 

@@ -49,6 +49,9 @@ def serve(
     traces: Annotated[
         str | None, typer.Option("--traces", metavar="URI", help="MLflow store for a trace of each request.")
     ] = None,
+    try_page: Annotated[
+        bool, typer.Option("--try", help="A page at /try where a person uploads a scan and sees the answer.")
+    ] = False,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Listen beyond this machine without a key: something else asks for one.")
     ] = False,
@@ -68,8 +71,11 @@ def serve(
 
     One scan, as the file is, with the key where the server has one:
 
-    curl --data-binary @scan.dcm -H 'Inference-Header-Content-Length: 0' -H "X-API-Key: $KEY"
-    http://127.0.0.1:8080/v2/models/STUDY/infer
+    curl -F scan=@scan.dcm -H "X-API-Key: $KEY" http://127.0.0.1:8080/v2/models/STUDY/infer
+
+    The same without a form: --data-binary @scan.dcm -H 'Inference-Header-Content-Length: 0'. GET /openapi.json
+    describes every route. With --try a person does it at http://127.0.0.1:8080/try: the answer, its probabilities
+    beside the operating point, the heat map or the reason; the page asks for the key, and nothing is kept.
 
     A new release: put it where the old one is (or turn the symbolic link that RELEASE is), then
     curl -X POST http://127.0.0.1:8080/v2/repository/models/STUDY/load. It is checked first; requests in hand end with
@@ -94,7 +100,7 @@ def serve(
         gather_seconds=gather_ms / 1000,
         read_seconds=read_seconds,
     )
-    listeners = Listeners(host, port, None if grpc_port < 0 else grpc_port, tls)
+    listeners = Listeners(host, port, None if grpc_port < 0 else grpc_port, tls, try_page)
     run(
         folders,
         model,

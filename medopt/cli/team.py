@@ -28,8 +28,8 @@ def promote(
 ) -> None:
     """Make a version of a model the champion, the one that serves: models:/MODEL@champion.
 
-    Only what passed the gate (exit code 5 else). It is compared with the champion until now on the test cases of both;
-    that, who, when and why stand with the version. The champion until now becomes `previous`.
+    Only what both verdicts passed (exit code 5 else). It is compared with the champion until now on the test cases of
+    both; that, who, when and why stand with the version. The champion until now becomes `previous`.
 
     Example: medopt promote lesions 4 --reason "trained with the new scanner's images, AUC there +.03"
     """
@@ -62,6 +62,7 @@ def _row(version: Any) -> dict[str, str]:
         "version": version.version,
         "alias": ", ".join(version.aliases),
         "registered": f"{version.created:%Y-%m-%d %H:%M} UTC",
+        "model": version.model or "not known",
         "gate": version.gate or "not known",
         "promoted": version.promoted,
     }
@@ -103,15 +104,21 @@ def pull(
 
 def ui(
     runs: RunsOption = Path("runs"),
-    port: Annotated[int, typer.Option("--port", help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option("--port", help="Port on this machine.", min=1, max=65535)] = 5000,
+    open_page: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the page in a browser, where there is a display.")
+    ] = True,
 ) -> None:
-    """Open MLflow's pages on the runs' store (Ctrl-C ends it).
+    """Show the runs in MLflow's pages (Ctrl-C ends it): prints the address of the newest study's runs, and opens it.
+
+    The list has the headline figures as columns: of the network as trained, and of the int8 model.
 
     Example: medopt ui --runs runs
     """
-    from medopt.tracking.tracker import serve_ui
+    from medopt.tracking.pages import serve_ui
+    from medopt.tracking.store import tracking_uri
 
-    serve_ui(runs, port)
+    serve_ui(runs, tracking_uri(runs), port, typer.echo, open_page=open_page)
 
 
 def migrate(

@@ -2,23 +2,30 @@
 
 Accuracy alone is not enough: a badly quantized model can look better on a small set while a third of its decisions
 changed. So the gate looks at the same cases' decisions and probabilities, too.
+
+A figure with an interval has three outcomes. It passes where it keeps its limit and its interval keeps its bound, the
+loss that would be grave; it is refused where its whole interval lies beyond the limit; else the cases are too few to
+tell. One pair of 17 cases in another order is no proof of a loss, and three cases that agree are no proof of none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from medopt.config import Gate
 from medopt.core.errors import DataError
+from medopt.core.format import count_text, format_difference, format_estimate, format_share
 from medopt.core.records import Estimate
-from medopt.evaluation.gate_verdict import EngineFigures, GateFigures, GateVerdict
+from medopt.evaluation.gate_verdict import EngineFigures, GateFigures, GateVerdict, Outcome, ShiftedCase
 from medopt.evaluation.validation_fit import CrossFittedDecisions
 from medopt.metrics.bootstrap import estimates
 from medopt.metrics.proportions import proportion
 from medopt.metrics.weighted import Floats, Weights
+
+ENOUGH = 10  # patients of the smaller class from which on a ranking that does not change at all says something
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class Disagreement:
     decision_flips: Estimate
     probability_shift: Estimate
     largest_shift: float
+    shifted: ShiftedCase | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,7 @@ class GateMeasurement:
     """What was measured of one compressed model in one engine, against the float model.
 
     Latencies are medians at batch 1 of interleaved runs, in milliseconds; `float_ms` is the fastest float engine's.
+    `fewest` are the patients of the smaller class.
     """
 
     engine: str
@@ -43,6 +52,7 @@ class GateMeasurement:
     latency_ms: float
     float_ms: float
     size_ratio: float
+    fewest: int = 0
 
     @property
     def speedup(self) -> float:
@@ -61,6 +71,7 @@ class GateMeasurement:
             float_ms=self.float_ms,
             size_ratio=self.size_ratio,
             speedup=self.speedup,
+            shifted=self.disagreement.shifted,
         )
 
 
@@ -87,23 +98,136 @@ def disagreement(
     def shift(weights: Weights) -> dict[str, Floats]:
         return {"shift": weights @ mean / weights.sum(axis=1)}
 
+    row, column = np.unravel_index(int(change.argmax()), change.shape)
+    moved = (float(one.probability[row, column]) for one in (before, after))
     how = {"bootstrap": bootstrap, "confidence": confidence, "generator": generator}
     return Disagreement(
         proportion(flips.ravel(), patients, confidence, len(flips)),
         estimates(shift, before.patients, **how)["shift"],  # type: ignore[arg-type]
         float(change.max()),
+        ShiftedCase(case_id=str(before.case_id[row]), before=next(moved), after=next(moved)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """What the gate says of one figure: the outcome, and the figure in words with the limit that decided.
+
+    `used` is how much of the limit is used up, 1 being all of it; `lost` whether the figure is of lost accuracy that
+    layers in float may win back.
+    """
+
+    outcome: Outcome
+    line: str
+    used: float
+    lost: bool = False
+
+
+def criteria(item: GateMeasurement, limits: Gate) -> list[Criterion]:
+    """All that the gate asks of a candidate."""
+    difference, apart = item.auc_difference, item.disagreement
+    flips, shift = apart.decision_flips, apart.probability_shift
+    loss = replace(difference, value=_less(difference.value), low=_less(difference.high), high=_less(difference.low))
+    if loss.value == 0 and loss.low is None and item.fewest >= ENOUGH:  # no patient is ranked otherwise
+        loss = replace(loss, low=0.0, high=0.0)
+    changes = "difference is" if difference.value is None else "changes by"
+    return [
+        _estimated(
+            f"the AUC {changes} {format_difference(difference, 4)} on {_cases(difference)}",
+            loss,
+            (limits.auc_margin, _bound(limits, limits.auc_margin, limits.auc_bound)),
+            lambda value: f"a loss of {value:g}",
+        ),
+        _estimated(
+            f"{format_share(flips)} of the decisions flip on {_cases(flips)}",
+            flips,
+            (limits.max_decision_flips, _bound(limits, limits.max_decision_flips, limits.flips_bound)),
+            lambda value: f"{100 * value:g} %",
+        ),
+        _estimated(
+            f"probabilities move by {format_estimate(shift)} on average on {_cases(shift)}",
+            shift,
+            (limits.max_probability_shift, limits.max_probability_shift),
+            lambda value: f"{value:g}",
+        ),
+        _measured(
+            item.size_ratio <= limits.max_size_ratio,
+            f"the file has {item.size_ratio:.0%} of the float size",
+            f"{limits.max_size_ratio:.0%}",
+            _ratio(item.size_ratio, limits.max_size_ratio),
+        ),
+        _speed(item, limits),
+    ]
+
+
+def _estimated(told: str, figure: Estimate, limits: tuple[float, float], shown: Callable[[float], str]) -> Criterion:
+    """A figure that grows with what is lost, against its limit and the bound of its interval.
+
+    Without an interval all is possible, up to 1. Asked the other way round (not x > limit), so that what is not a
+    number does not pass.
+    """
+    limit, bound = limits
+    value = np.nan if figure.value is None else figure.value
+    low, high = (0.0, 1.0) if figure.low is None or figure.high is None else (figure.low, figure.high)
+    used, lost = max(_ratio(value, limit), _ratio(high, bound)), value > 0
+    why = f" ({figure.note})" if figure.note and figure.low is None else ""
+    if value <= limit and high <= bound:
+        reach = f", and {shown(bound)} by the interval" if bound > limit else ""
+        return Criterion("passed", f"{told}; allowed: {shown(limit)}{reach}", used)
+    if low > limit:
+        return Criterion("refused", f"{told}, more than {shown(limit)}", used, lost)
+    if value <= limit:
+        return Criterion(
+            "cannot tell", f"{told}{why}: too few cases to rule out {shown(bound)} (limit: {shown(limit)})", used, lost
+        )
+    return Criterion(
+        "cannot tell", f"{told}{why}: too few cases to tell whether the limit, {shown(limit)}, is kept", used, lost
+    )
+
+
+def _measured(passed: bool, told: str, limit: str, used: float) -> Criterion:
+    """A figure that is measured on this machine and has no interval."""
+    return (
+        Criterion("passed", f"{told}; allowed: {limit}", used)
+        if passed
+        else Criterion("refused", f"{told}, more than {limit}", used)
+    )
+
+
+def _speed(item: GateMeasurement, limits: Gate) -> Criterion:
+    times = f"{item.latency_ms:.2f} ms against {item.float_ms:.2f} ms of the fastest float engine"
+    asked = f"{item.speedup:.2f}x, wanted above {limits.min_speedup:g}x"
+    if item.speedup > limits.min_speedup:
+        return Criterion("passed", f"{times} ({asked})", limits.min_speedup / item.speedup)
+    return Criterion("refused", f"not faster: {times} ({asked})", np.inf)
+
+
+def _bound(limits: Gate, limit: float, bound: float) -> float:
+    return limit if limits.strict else max(limit, bound)
+
+
+def _less(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _cases(estimate: Estimate) -> str:
+    return count_text(estimate.n, "validation case")
+
+
+def _ratio(value: float, limit: float) -> float:
+    return value / limit if limit > 0 else 0.0 if value <= 0 else np.inf
 
 
 def judge(candidates: Sequence[GateMeasurement], limits: Gate, auc: tuple[float | None, float | None]) -> GateVerdict:
     """Pass the fastest candidate that keeps all limits, or say for every engine why not.
 
-    `auc` holds the float and the int8 figure for the record. A difference that is not defined is refused: what cannot
-    be shown is not passed.
+    `auc` holds the float and the int8 figure for the record. Where no engine passes and one is not refused, the gate
+    cannot tell: what cannot be shown is not passed.
     """
-    found = {item.engine: faults_of(item, limits) for item in candidates}
-    passed = sorted((item for item in candidates if not found[item.engine]), key=lambda item: item.latency_ms)
-    faults = [f"{engine}: {fault}" for engine, told in found.items() for fault in told]
+    found = {item.engine: criteria(item, limits) for item in candidates}
+    outcomes = {engine: outcome_of(asked) for engine, asked in found.items()}
+    passed = sorted((one for one in candidates if outcomes[one.engine] == "passed"), key=lambda one: one.latency_ms)
+    faults = [f"{engine}: {fault}" for engine, asked in found.items() for fault in faults_of(asked)]
     chosen = passed[0] if passed else min(candidates, key=lambda item: item.latency_ms)
     figures = GateFigures(
         engine=chosen.engine,
@@ -114,41 +238,27 @@ def judge(candidates: Sequence[GateMeasurement], limits: Gate, auc: tuple[float 
         limits=limits,
         engines={item.engine: item.figures for item in candidates},
     )
-    return GateVerdict(passed=bool(passed), reasons=() if passed else tuple(faults), figures=figures)
+    return GateVerdict(
+        passed=bool(passed),
+        reasons=() if passed else tuple(faults),
+        figures=figures,
+        undecided=not passed and "cannot tell" in outcomes.values(),
+        nearest=max(found[chosen.engine], key=lambda one: one.used).line if passed else "",
+    )
 
 
-def loses(item: GateMeasurement, limits: Gate) -> list[str]:
-    """What of its accuracy a candidate loses beyond the limits: leaving layers in float may win that back."""
-    # Asked the other way round (not x <= limit), so that what is not a number is a fault, too.
-    difference, faults = item.auc_difference, []
-    bound = difference.low if limits.strict else difference.value
-    if bound is None:
-        faults.append(f"the AUC difference is not defined on validation ({difference.note})")
-    elif not bound >= -limits.auc_margin:
-        what = "may lose" if limits.strict else "loses"
-        faults.append(f"int8 {what} {-bound:.4f} AUC, more than {limits.auc_margin:g}")
-    flips, shift = item.disagreement.decision_flips.value, item.disagreement.probability_shift.value
-    if flips is None or not flips <= limits.max_decision_flips:
-        faults.append(f"{_told(flips, '.1%')} of the decisions flip, more than {limits.max_decision_flips:.1%}")
-    if shift is None or not shift <= limits.max_probability_shift:
-        faults.append(
-            f"probabilities move by {_told(shift, '.3f')} on average, more than {limits.max_probability_shift:g}"
-        )
-    return faults
+def outcome_of(asked: Sequence[Criterion]) -> Outcome:
+    """That of a candidate: the worst of its criteria."""
+    outcomes: tuple[Outcome, ...] = ("refused", "cannot tell", "passed")
+    return next(outcome for outcome in outcomes if any(one.outcome == outcome for one in asked))
 
 
-def _told(value: float | None, form: str) -> str:
-    return "an unknown share" if value is None else format(value, form)
+def faults_of(asked: Sequence[Criterion]) -> list[str]:
+    """What the gate has against a candidate, what is refused first; nothing where it passes."""
+    refused = [one.line for one in asked if one.outcome == "refused"]
+    return refused + [f"cannot tell: {one.line}" for one in asked if one.outcome == "cannot tell"]
 
 
-def faults_of(item: GateMeasurement, limits: Gate) -> list[str]:
-    """All that the gate has against a candidate; nothing where it passes."""
-    faults = loses(item, limits)
-    if not item.size_ratio <= limits.max_size_ratio:
-        faults.append(f"the file has {item.size_ratio:.0%} of the float size, more than {limits.max_size_ratio:.0%}")
-    if not item.speedup > limits.min_speedup:
-        faults.append(
-            f"not faster: {item.latency_ms:.2f} ms against {item.float_ms:.2f} ms of the fastest float engine "
-            f"({item.speedup:.2f}x, wanted above {limits.min_speedup:g}x)"
-        )
-    return faults
+def loses(item: GateMeasurement, limits: Gate) -> bool:
+    """Whether a candidate fails by lost accuracy, which layers in float may win back."""
+    return any(one.lost for one in criteria(item, limits))

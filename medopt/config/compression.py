@@ -15,16 +15,23 @@ EngineName = Literal["onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime
 class Gate(Section):
     """What the int8 model must still achieve, measured on validation.
 
-    Each validation case is judged with a calibration and an operating point that were fitted without it.
+    A figure passes within its limit where its interval also stays within its bound; it is refused where its whole
+    interval lies beyond the limit; else there are too few cases, and the gate cannot tell. Each validation case is
+    judged with a calibration and an operating point that were fitted without it.
     """
 
     auc_margin: Fraction = 0.01
-    """Largest loss of AUC: as a point difference, or with `strict` as the limit of its paired bootstrap interval."""
-    strict: bool = False
-    """True: the whole interval must stay within the margin, which a small validation set rarely shows."""
+    """Largest loss of AUC."""
+    auc_bound: Fraction = 0.05
+    """Loss of AUC that the interval must rule out; a larger auc_margin takes its place."""
     max_decision_flips: Fraction = 0.05
+    """Largest share of decisions that flip."""
+    flips_bound: Fraction = 0.1
+    """Share of flips that the interval must rule out; a larger max_decision_flips takes its place."""
     max_probability_shift: Fraction = 0.1
-    """Mean absolute change of the probability."""
+    """Mean absolute change of the probability, its interval included."""
+    strict: bool = False
+    """True: no interval may reach beyond its limit, which a small validation set rarely shows."""
     max_size_ratio: Fraction = 0.5
     min_speedup: float = Field(1.0, ge=0)
     """Speed relative to the float model in its fastest engine."""

@@ -59,7 +59,7 @@ class Pruned(TrainingError):
 
 
 class GateRefused(MedoptError):
-    """The int8 model is not as good as the float model, or not faster."""
+    """There is no release: the model is not shown to be better than chance, or int8 did not pass the gate."""
 
     exit_code = 5
 

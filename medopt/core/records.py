@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -200,7 +201,7 @@ class PretrainingRecord:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Who releases an int8 model that the gate refused, why, and when (ISO 8601).
+    """Who releases a model that a verdict is against, why, and when (ISO 8601).
 
     `model` is the SHA-256 of the one file for which it was given.
     """
@@ -211,6 +212,11 @@ class Override:
     reason: str
     at: str
     model: str = ""
+
+    @classmethod
+    def now(cls, by: str, reason: str) -> Self:
+        """Given at this moment, for the model that the run has or makes."""
+        return cls(by, reason, datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import t
 
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, Split
 from medopt.core.result import Result
 from medopt.metrics.bootstrap import Resampling, draw_figures_of, guarded, interval
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.delong import auc_with_covariance
+from medopt.metrics.delong import auc_with_covariance, difference_of
 from medopt.metrics.estimates import maker
 from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, distinct
 
@@ -62,7 +61,10 @@ class ComparedRun(Result):
 
 
 class Comparison(Result):
-    """Every other model against `reference` on the cases of one split that all have."""
+    """Every other model against `reference` on the cases of one split that all have.
+
+    `verdicts` is what the verdicts of these runs have against their models.
+    """
 
     split: Split
     reference: str
@@ -71,6 +73,7 @@ class Comparison(Result):
     confidence: float
     runs: tuple[ComparedRun, ...]
     note: str
+    verdicts: tuple[str, ...] = ()
 
 
 def on_shared_cases(
@@ -191,15 +194,7 @@ def area_difference(
     patients = first.patients
     found = auc_with_covariance(np.hstack([second.score, first.score]), np.hstack([first.target] * 2), patients)
     weights = np.repeat([1 / outputs, -1 / outputs], outputs)
-    value, variance, freedom = found.combined(weights)
-    if np.isnan(value):
-        return Estimate(None, None, None, cases, "not defined: a class or a decision is missing"), None
-    if not variance > 0:
-        why = "one patient only" if np.isnan(variance) else "no patient is ranked otherwise"
-        return Estimate(value, None, None, cases, f"no interval: {why}"), None
-    error = np.sqrt(variance)
-    half = float(t.ppf((1 + confidence) / 2, freedom) * error)
-    return Estimate(value, value - half, value + half, cases), float(2 * t.sf(abs(value) / error, freedom))
+    return difference_of(found, weights, cases, confidence)
 
 
 def _share_beyond(draws: Floats) -> float | None:

@@ -33,13 +33,31 @@ class FigureSpread(Result):
 
 
 class GroupMember(Result):
-    """A run of the group; `fold` is None where the study is not folded."""
+    """A run of the group; `fold` is None where the study is not folded.
+
+    `outcome` is how it ended in a word, and `better_than_chance` the verdict on its model: "" and None in 0.1.0.
+    """
 
     seed: int
     fold: int | None
     folder: str
     mlflow_run_id: str | None
     gate_passed: bool
+    outcome: str = ""
+    better_than_chance: bool | None = None
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it has a release."""
+        return self.outcome.startswith("released") if self.outcome else self.gate_passed
+
+
+def verdict_counts(members: Sequence[GroupMember]) -> str:
+    """How many members the two verdicts let pass, that on the model first."""
+    count = len(members)
+    better = sum(member.better_than_chance is True for member in members)
+    passed = sum(member.gate_passed for member in members)
+    return f"{better} of {count} models are shown to be better than chance; the gate passed int8 of {passed} of {count}"
 
 
 class PooledFigures(Result):

@@ -1,6 +1,7 @@
 """How much of a model's AUC is left when the images get worse.
 
-Every figure of one model comes from the same draws of patients, so that differences from the clean images are paired.
+Every AUC has the interval of the tables, and a loss that of a paired difference (`medopt.metrics.delong`): all come
+from one covariance of the same patients, so that one figure has one interval on every page.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions
+from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.analysis_results import FamilyRobustness, ModelRobustness
-from medopt.metrics.bootstrap import estimates, guarded
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.weighted import Floats, Weights, ranking_statistic
+from medopt.metrics.delong import auc_with_covariance, difference_of, mean_auc
+from medopt.metrics.weighted import Floats
 
 CLEAN = "clean"
 
@@ -25,12 +26,7 @@ def shift_name(model: str, family: str = CLEAN, level: int = 0) -> str:
 
 
 def robustness(
-    clean: CalibratedPredictions,
-    corrupted: Mapping[str, Sequence[CalibratedPredictions]],
-    *,
-    bootstrap: int,
-    confidence: float,
-    seed: int,
+    clean: CalibratedPredictions, corrupted: Mapping[str, Sequence[CalibratedPredictions]], *, confidence: float
 ) -> ModelRobustness:
     """Robustness of one model; `corrupted[family]` holds its levels from the mildest on, scored as `clean` is.
 
@@ -39,33 +35,31 @@ def robustness(
     for family, levels in corrupted.items():
         for level, scored in enumerate(levels, start=1):
             _check_pairs(clean.predictions, scored.predictions, f"{family}, level {level}")
-    base = ranking_statistic(clean.score, clean.target)
-    worse = {f: [ranking_statistic(one.score, one.target) for one in levels] for f, levels in corrupted.items()}
-
-    def statistic(weights: Weights) -> dict[str, Floats]:
-        before = base(weights)["auc"]
-        after = {family: np.array([one(weights)["auc"] for one in levels]) for family, levels in worse.items()}
-        means = {family: table.mean(axis=0) for family, table in after.items()}
-        mean = np.mean([*means.values()], axis=0)
-        found = {"clean": before, "mean": mean, "lost": before - mean}
-        found |= {f"drop|{family}": before - value for family, value in means.items()}
-        return found | {f"{family}|{row}": auc for family, table in after.items() for row, auc in enumerate(table)}
-
-    found = estimates(
-        statistic,
-        clean.predictions.patient_id,
-        bootstrap=bootstrap,
-        confidence=confidence,
-        generator=np.random.default_rng(seed),
+    tables = [clean, *(one for levels in corrupted.values() for one in levels)]
+    found = auc_with_covariance(
+        np.hstack([one.score for one in tables]), np.hstack([one.target for one in tables]), clean.patients
     )
-    found = {name: guarded(one) for name, one in found.items()}
-    families = {
-        family: FamilyRobustness(
-            auc=tuple(found[f"{family}|{row}"] for row in range(len(levels))), drop=found[f"drop|{family}"]
-        )
-        for family, levels in corrupted.items()
-    }
-    return ModelRobustness(clean=found["clean"], mean=found["mean"], drop=found["lost"], families=families)
+    outputs, cases = clean.target.shape[1], len(clean.predictions)
+
+    def average(places: Sequence[int]) -> Floats:
+        """The weights (K,) of the mean AUC of some tables."""
+        weights = np.zeros((len(tables), outputs))
+        weights[list(places)] = 1 / (len(places) * outputs)
+        return weights.ravel()
+
+    def auc(places: Sequence[int]) -> Estimate:
+        return mean_auc(found, cases, confidence, average(places))
+
+    def drop(places: Sequence[int]) -> Estimate:
+        return difference_of(found, average([0]) - average(places), cases, confidence)[0]
+
+    families, place = {}, 1
+    for family, levels in corrupted.items():
+        places = range(place, place + len(levels))
+        families[family] = FamilyRobustness(auc=tuple(auc([one]) for one in places), drop=drop(places))
+        place += len(levels)
+    worse = range(1, len(tables))
+    return ModelRobustness(clean=auc([0]), mean=auc(worse), drop=drop(worse), families=families)
 
 
 def _check_pairs(clean: Predictions, corrupted: Predictions, where: str) -> None:
@@ -81,9 +75,7 @@ def from_tables(
     tables: Iterable[Predictions],
     calibrate: Callable[[str, Predictions], CalibratedPredictions],
     *,
-    bootstrap: int,
     confidence: float,
-    seed: int,
 ) -> dict[str, ModelRobustness]:
     """Robustness of every model of `shift_predictions.csv`, by its name.
 
@@ -97,5 +89,5 @@ def from_tables(
     for model, families in scored.items():
         ordered = {family: [levels[level] for level in sorted(levels)] for family, levels in families.items()}
         clean = ordered.pop(CLEAN)[0]
-        results[model] = robustness(clean, ordered, bootstrap=bootstrap, confidence=confidence, seed=seed)
+        results[model] = robustness(clean, ordered, confidence=confidence)
     return results

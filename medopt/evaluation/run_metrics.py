@@ -19,6 +19,7 @@ from medopt.evaluation.analysis_results import (
     RobustnessResult,
 )
 from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.model_verdict import NOT_SHOWN, ModelVerdict
 from medopt.evaluation.subgroup_results import SubgroupResults
 from medopt.metrics.calibration import Calibration, IsotonicCurve, Method
 from medopt.metrics.figures import Figures
@@ -101,6 +102,7 @@ class ReleaseFigures(Result):
     domain: DomainResult | None = None
     explanations: ExplanationResult | None = None
     pruning: dict[str, PruningStep] | None = None
+    verdict: ModelVerdict | None = None
 
 
 class RunMetrics(Result):
@@ -108,7 +110,8 @@ class RunMetrics(Result):
 
     `validation`, `test`, `sites` (by name), `calibration`, `net_benefit` (by output), `selective`, `subgroups` and
     `patients` hold a result of each model: `metrics.test.int8.auc`. All but `validation` are of the test split, which
-    is scored once. `latency_ms` are medians of one image by engine and model. `baselines`, `pruning`, `robustness`,
+    is scored once. `verdict` is on the model itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms`
+    are medians of one image by engine and model. `baselines`, `pruning`, `robustness`,
     `explanations` and `domain` lie in files of their own beside `metrics.json`, and are None where the study does not
     ask for them.
     """
@@ -135,6 +138,7 @@ class RunMetrics(Result):
     gate: GateRecord
     machine: Machine
     packages: dict[str, str]
+    verdict: ModelVerdict | None = None
     baselines: BaselinesResult | None = None
     pruning: dict[str, PruningStep] | None = None
     robustness: RobustnessResult | None = None
@@ -166,6 +170,32 @@ class RunMetrics(Result):
     def served_ms(self) -> ByKind[float]:
         """Milliseconds of one image in the engine that serves each model."""
         return by_kind(lambda kind: self.latency_ms[f"{self.engine[kind]}_{kind}"])
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """All that the two verdicts have against a release, that on the model first; none where both let it pass."""
+        model = "; ".join(self.verdict.reasons) if self.verdict else ""
+        return (*([f"the model is {NOT_SHOWN} ({model})"] if model else []), *self.gate.reasons)
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether both verdicts let the model pass, so that it needs nobody to answer for it."""
+        return self.gate.passed and (self.verdict is None or self.verdict.better_than_chance)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether there is a release: both verdicts let it pass, or somebody answers for it."""
+        return self.is_passed or self.gate.override is not None
+
+    @property
+    def outcome(self) -> str:
+        """How the run ended, in a word."""
+        if self.is_passed:
+            return "released"
+        is_model = self.verdict is not None and not self.verdict.better_than_chance
+        if self.gate.override:
+            return f"released against the {'verdict on the model' if is_model else 'gate'}"
+        return "model refused" if is_model else f"gate {'refused' if self.gate.outcome == 'refused' else 'cannot tell'}"
 
     def of_model(self, kind: Kind) -> ModelResult:
         """The results of one model on the test split."""

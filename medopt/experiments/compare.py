@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medopt.core.errors import ConfigError, DataError
@@ -10,8 +10,9 @@ from medopt.core.records import Split
 from medopt.evaluation.comparison import Comparison, compare_models, on_shared_cases
 from medopt.evaluation.evaluate import resampling
 from medopt.evaluation.predictions_io import UNNAMED
+from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.pipeline.reevaluate import OpenTable, open_table, scored_of
+from medopt.pipeline.reevaluate import TABLE, OpenTable, open_table, scored_of
 
 
 def compare_runs(
@@ -37,7 +38,20 @@ def compare_runs(
         scored, _ = scored_of(opened[place], table)
         found[title] = scored.where(scored.predictions.split == split)
     how = resampling(opened[0].settings, opened[0].seed)
-    return compare_models(on_shared_cases(found, shared=shared), how, split)
+    compared = compare_models(on_shared_cases(found, shared=shared), how, split)
+    runs = _titles(paths, [(place, "") for place in range(len(paths))])
+    return compared.model_copy(update={"verdicts": tuple(_against(dict(zip(runs, paths, strict=True))))})
+
+
+def _against(runs: Mapping[str, Path]) -> Iterator[str]:
+    """What the verdicts of the runs among these folders and tables have against their models."""
+    for name, path in runs.items():
+        folder = path if path.is_dir() else path.parent
+        if folder / TABLE not in (path, path / TABLE) or not (folder / METRICS_FILE).is_file():
+            continue
+        metrics = RunMetrics.read(folder)
+        if not metrics.is_passed:
+            yield f"{name}: {metrics.outcome}: {'; '.join(metrics.refusals)}"
 
 
 def _models(table: OpenTable, wanted: Sequence[str] | None, runs: int) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from medopt.compression.export import export_onnx
-from medopt.compression.gate import faults_of
+from medopt.compression.gate import criteria, faults_of
 from medopt.compression.pareto import Candidate
 from medopt.compression.quantize import quantize_int8
 from medopt.compression.weights_only import store_float16, store_int8_weights
@@ -93,7 +93,7 @@ def measure_options(
             auc_with_covariance(scored.score, scored.target, scored.patients), len(after), study.evaluation.confidence
         )
         name = f"{f'{width.removed:.0%} pruned' if width.removed else 'whole'}, {kind}"
-        faults = faults_of(candidate, study.compression.gate) if engine != base else []
+        faults = faults_of(criteria(candidate, study.compression.gate)) if engine != base else []
         counts = (width.multiply_adds, sizes[0])
         found.append(Candidate(name, kind, width.removed, *counts, auc, candidate, tuple(faults), latency[TORCH]))
     return found

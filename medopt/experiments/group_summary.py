@@ -23,11 +23,11 @@ from medopt.figures.comparison import forest_figure
 from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
-from medopt.metrics.figures import HEADLINE
+from medopt.metrics.figures import HEADLINE, RATES, SHOWN
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.report.markdown_summary import members_page
 
-CAPTION = "Bars: patient-cluster bootstrap. That of the mean scores the same patients by every member; it does not\n"
+CAPTION = "Bars: as in the tables. That of the mean scores the same patients by every member; it does not\n"
 CAPTION += "cover what another seed would change, which the members' own dots show."
 OUT_OF_FOLD_NOTE = (
     "each member's best epoch and calibration were chosen on the fold that it predicts, so these figures flatter"
@@ -140,6 +140,8 @@ def _member(study: Study, run: FinishedRun) -> GroupMember:
         folder=str(run.folder),
         mlflow_run_id=run.metrics.mlflow_run_id,
         gate_passed=run.metrics.gate.passed,
+        outcome=run.metrics.outcome,
+        better_than_chance=run.metrics.verdict.better_than_chance if run.metrics.verdict else None,
     )
 
 
@@ -153,6 +155,7 @@ def _columns(members: Sequence[Study], runs: Sequence[FinishedRun]) -> dict[str,
         for name in HEADLINE:
             columns[f"test_{name}_{kind}"] = [run.metrics.test[kind][name].value for run in runs]
     columns["gate_passed"] = [run.metrics.gate.passed for run in runs]
+    columns["outcome"] = [run.metrics.outcome for run in runs]
     columns["folder"] = [run.folder.name for run in runs]
     return columns
 
@@ -183,11 +186,13 @@ def _logged(metrics: GroupMetrics) -> dict[str, object]:
     def spread(one: FigureSpread) -> dict[str, float | None]:
         return limits(one.mean) | {"sd": one.sd, "least": one.least, "most": one.most}
 
-    test = {kind: {name: spread(one) for name, one in metrics.test[kind].items()} for kind in KINDS}
+    test = {kind: {name: spread(one) for name, one in metrics.test[kind].items() if name in SHOWN} for kind in KINDS}
     sites = {site: {kind: {"auc": spread(one[kind])} for kind in KINDS} for site, one in metrics.sites.items()}
-    figures: dict[str, object] = {"test": test, "sites": sites}
+    headline = {f"{name}_test": metrics.test.float[name].mean.value for name in RATES}
+    headline |= {f"{name}_test_int8": metrics.test.int8[name].mean.value for name in RATES}
+    figures: dict[str, object] = {"headline": headline, "test": test, "sites": sites}
     if pooled := metrics.out_of_fold:
         figures["out_of_fold"] = {
-            kind: {name: limits(one) for name, one in dict(pooled[kind]).items()} for kind in KINDS
+            kind: {name: limits(one) for name, one in dict(pooled[kind]).items() if name in SHOWN} for kind in KINDS
         }
     return figures

@@ -1,4 +1,4 @@
-"""A version becomes the champion: only what passed the gate, compared with the present one on the same cases."""
+"""A version becomes the champion: only what both verdicts passed, compared with the present one on the same cases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Promoted:
 def promote(registry: Registry, name: str, version: str, reason: str, *, uncompared: bool = False) -> Promoted:
     """Make a version the champion and write down who, when, why, and the comparison with the champion until now.
 
-    Both are compared on the test cases that they share. Raises GateRefused for what did not pass the gate, ConfigError
+    Both are compared on the test cases that they share. Raises GateRefused for what a verdict is against, ConfigError
     where the two cannot be compared and `uncompared` does not allow that.
     """
     if not reason.strip():

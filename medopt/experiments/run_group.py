@@ -37,7 +37,7 @@ class RunGroup:
 def open_group(path: Path, study: Study, runs: Path, tags: Mapping[str, str]) -> Iterator[RunGroup]:
     """Go on with the group of this folder, or begin it; what goes wrong within closes it as failed or interrupted."""
     with locked_folder(path, is_new=not path.exists()) as folder:
-        name = f"{study.name} {path.name}"
+        name = f"{path.name} {study.name}"
         parent = ParentRun(study, runs, folder.facts().get("mlflow_run_id"), name, tags)
         folder.write_facts(mlflow_run_id=parent.run_id, outcome="running")
         group = RunGroup(folder, parent)

@@ -17,6 +17,7 @@ from medopt import __version__
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.files import file_digest, storage, write_json
 from medopt.core.records import FloatArray
+from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.golden import golden_batch
 from medopt.release.layout import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info
@@ -130,6 +131,7 @@ def write_facts(folder: Path, source: ExportSource, exported: Mapping[Kind, str]
             "intended_use": info.intended_use,
             "created": info.created,
             "sha256": file_digest(source.folder / SUMS),
+            "verdicts": [line.text for line in verdict_lines(info.figures, info.gate)],
         },
         "input": {
             "name": INPUT,

@@ -92,7 +92,7 @@ def draw_parts(
             f"{len(groups)} in all. A patient is in one part only. Add patients, leave the class out, or ask for "
             "fewer parts (--split 0.8,0,0.2 has two)."
         )
-    chosen: Ints = np.empty(0, np.int64)
+    chosen: Ints
     for attempt in range(_ATTEMPTS):
         chosen = _deal(groups, part, np.random.default_rng([seed, attempt]))
         fixed = np.zeros(len(groups), bool)
@@ -113,9 +113,9 @@ def draw_parts(
 
 
 def _deal(groups: PatientGroups, part: NDArray[np.float64], rng: np.random.Generator) -> Ints:
-    """One draw: label by label, the rarest first."""
+    """One draw: label by label, the rarest first; patients without any label are dealt as if that were one, too."""
     chosen = np.full(len(groups), -1, dtype=np.int64)
-    has = groups.has
+    has = np.column_stack([groups.has, ~groups.has.any(axis=1)])
     bulk = np.log2(groups.size).astype(np.int64)  # patients with about as many rows are next to each other
     tie_break = rng.random(len(groups))
     for label in np.argsort(has.sum(axis=0), kind="stable"):
@@ -241,8 +241,15 @@ def _keep_own_splits(
             "The source has its own splits, and they are kept: --folds and --hold-out need --resplit, which draws them "
             "again."
         )
-    split = np.array([SPLITS.index(name) if name in SPLITS else -1 for name in own.tolist()], dtype=np.int64)
-    low, high = np.full(len(groups), 3), np.full(len(groups), -1)
+    if none := sorted({name for name in own.tolist() if name not in SPLITS}):
+        rows = int(np.isin(own, none).sum())
+        raise DataError(
+            f"{count_text(rows, 'row')} of a source with its own splits are in none of them ({listed(none, 5)}). Name "
+            f"{', '.join(SPLITS)} for each, leave those rows out, or draw the splits again by patient: --resplit."
+        )
+    split = np.array([SPLITS.index(name) for name in own.tolist()], dtype=np.int64)
+    low = split[np.unique(groups.row, return_index=True)[1]]  # of a patient's first row
+    high = low.copy()
     np.minimum.at(low, groups.row, split)
     np.maximum.at(high, groups.row, split)
     if shared := int((low < high).sum()):

@@ -13,11 +13,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Predictions, Task, batches
-from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.calibration import UNCALIBRATED, Calibration
-from medopt.metrics.weighted import CaseGroups, Floats, Index, Statistic, Weights, distinct, ranking_statistic
+from medopt.core.records import Estimate, batches
+from medopt.metrics.weighted import CaseGroups, Floats, Index, Statistic, Weights, distinct
 
 LARGE, GROUPS = 20_000, 1000  # from so many cases on, patients are drawn in so many groups
 CHUNK = 2**16  # weights made at once: a few arrays of half a megabyte stay in the processor's cache
@@ -144,42 +141,3 @@ def guarded(estimate: Estimate) -> Estimate:
         return estimate
     note = "no interval: every draw gives this value, so the bootstrap cannot say how sure it is"
     return replace(estimate, low=None, high=None, note=note)
-
-
-def paired_difference(
-    a: Predictions,
-    b: Predictions,
-    task: Task,
-    *,
-    bootstrap: int,
-    confidence: float,
-    generator: np.random.Generator,
-    calibrations: tuple[Calibration, Calibration] = (UNCALIBRATED, UNCALIBRATED),
-) -> Estimate:
-    """AUC of `b` minus AUC of `a` on the same cases, both scored in the same draws.
-
-    The rows may stand in another order. Raises DataError where the cases, their patients or their labels differ.
-    """
-    first, second = _by_case(a), _by_case(b)
-    for column in ("case_id", "patient_id", "labels"):
-        if not np.array_equal(getattr(first, column), getattr(second, column)):
-            raise DataError(
-                f"{a.model} ({len(a)} cases) and {b.model} ({len(b)} cases) cannot be compared: their {column} differ. "
-                "A paired difference needs predictions of both models on the very same cases; predict them again."
-            )
-    if len(first) == 0:
-        return Estimate(None, None, None, 0, "no cases")
-    scored = (
-        CalibratedPredictions(one, task, fitted) for one, fitted in zip((first, second), calibrations, strict=True)
-    )
-    before, after = (ranking_statistic(one.score, one.target) for one in scored)
-
-    def statistic(weights: Weights) -> dict[str, Floats]:
-        return {"auc": after(weights)["auc"] - before(weights)["auc"]}
-
-    found = estimates(statistic, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
-    return found["auc"]
-
-
-def _by_case(predictions: Predictions) -> Predictions:
-    return predictions.where(np.argsort(predictions.case_id, kind="stable"))

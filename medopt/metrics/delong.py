@@ -23,6 +23,8 @@ from medopt.core.records import Estimate
 from medopt.metrics.proportions import exact, wilson
 from medopt.metrics.weighted import Floats, Index, distinct
 
+ROUNDING = 1e-13  # of a sum of AUCs under weights
+
 
 @dataclass(frozen=True, slots=True)
 class AucWithCovariance:
@@ -38,12 +40,19 @@ class AucWithCovariance:
 
     def combined(self, weights: Floats) -> tuple[float, float, float]:
         """The sum of the AUCs under `weights` (K,), its variance, and the degrees of freedom of that."""
-        variance = float(weights @ self.covariance @ weights)
+        value, variance = _whole(float(weights @ self.value)), float(weights @ self.covariance @ weights)
         square = (weights @ self.shares) ** 2
         if not variance > 0:
-            return float(weights @ self.value), variance, np.nan
+            return value, variance, np.nan
+        if square.sum() < ROUNDING**2:
+            return value, 0.0, np.nan
         heavy = float((square**2).sum() / square.sum() ** 2) - 1 / len(square)
-        return float(weights @ self.value), variance, 2 / max(heavy, 1e-9)
+        return value, variance, 2 / max(heavy, 1e-9)
+
+
+def _whole(value: float) -> float:
+    """0 and 1 as they are, where only the rounding of the weights lies between."""
+    return float(round(value)) if np.isfinite(value) and abs(value - round(value)) < ROUNDING else value
 
 
 def auc_with_covariance(score: Floats, target: NDArray[np.bool_], patients: Index) -> AucWithCovariance:
@@ -60,9 +69,12 @@ def auc_with_covariance(score: Floats, target: NDArray[np.bool_], patients: Inde
     return AucWithCovariance(value, covariance, above + below, min(min(part.patients) for part in parts))
 
 
-def mean_auc(found: AucWithCovariance, cases: int, confidence: float) -> Estimate:
-    """The mean of K AUCs (over classes, labels or models) with its interval; no value where one is not defined."""
-    weights = np.full(len(found.value), 1 / len(found.value))
+def mean_auc(found: AucWithCovariance, cases: int, confidence: float, weights: Floats | None = None) -> Estimate:
+    """The mean of K AUCs (over classes, labels or models) with its interval; no value where one is not defined.
+
+    `weights` (K,) add up to 1; None: all are equal.
+    """
+    weights = np.full(len(found.value), 1 / len(found.value)) if weights is None else weights
     value, variance, freedom = found.combined(weights)
     if np.isnan(value):
         return Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
@@ -76,6 +88,26 @@ def mean_auc(found: AucWithCovariance, cases: int, confidence: float) -> Estimat
     widest = wilson(value, found.fewest, confidence)
     low, high = max(expit(logit(value) - half), widest[0]), min(expit(logit(value) + half), widest[1])
     return Estimate(value, float(low), float(high), cases)
+
+
+def difference_of(
+    found: AucWithCovariance, weights: Floats, cases: int, confidence: float
+) -> tuple[Estimate, float | None]:
+    """A difference of AUCs of the same cases, with its interval (Student's t), and p of no difference.
+
+    `weights` (K,) add up to 0, as 1 and -1 for two AUCs.
+    """
+    value, variance, freedom = found.combined(weights)
+    if np.isnan(value):
+        return Estimate(None, None, None, cases, "not defined: a class or a decision is missing"), None
+    if not variance > 0:
+        why = "one patient only" if np.isnan(variance) else "no patient is ranked otherwise"
+        return Estimate(value, None, None, cases, f"no interval: {why}"), None
+    from scipy.stats import t
+
+    error = np.sqrt(variance)
+    half = float(t.ppf((1 + confidence) / 2, freedom) * error)
+    return Estimate(value, value - half, value + half, cases), float(2 * t.sf(abs(value) / error, freedom))
 
 
 def _separated(value: float, fewest: int, cases: int, confidence: float) -> Estimate:

@@ -18,9 +18,9 @@ HEADLINE = ("auc", "average_precision", "accuracy", "sensitivity", "specificity"
 class Figures:
     """All figures of a model on one set of cases, each with its interval.
 
-    `auc` has DeLong's interval, `auc_bootstrap` the bootstrap's beside it. `ppv` and `npv` hold at the prevalence of
-    the cases, or at the one that was asked for. `ece` and `ace` are calibration errors over bins of equal width and of
-    equal count. Means over classes or labels where there are several.
+    `auc` has DeLong's interval, the one that is shown, and `auc_bootstrap` the bootstrap's. `ppv` and `npv` hold at the
+    prevalence of the cases, or at the one that was asked for. `ece` and `ace` are calibration errors over bins of equal
+    width and of equal count. Means over classes or labels where there are several.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
@@ -51,3 +51,5 @@ class Figures:
 
 
 METRICS = tuple(field.name for field in fields(Figures))
+SHOWN = tuple(name for name in METRICS if name != "auc_bootstrap")
+"""What pages and tables show: one interval a figure. The bootstrap's of the AUC is in the JSON files alone."""

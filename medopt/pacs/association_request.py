@@ -15,7 +15,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 MAX_REQUEST_BYTES = 512 * 1024  # 128 contexts with 45 transfer syntaxes each take 250 KiB
 _BEGIN_SECONDS, _WHOLE_SECONDS, _LINGER_SECONDS = 5.0, 15.0, 0.5
 _HEADER_BYTES, _TITLES_END, _CHUNK = 6, 42, 64 * 1024
-_CALLED, _CALLING = slice(10, 26), slice(26, 42)
+_VERSION, _CALLED, _CALLING = slice(6, 8), slice(10, 26), slice(26, 42)
 _REQUEST = 0x01
 
 
@@ -31,7 +31,7 @@ def _abort(reason: int) -> bytes:
 
 TOO_MANY = _rejection(2, 3, 2)
 """Transient, by the provider (presentation): local limit exceeded."""
-_UNKNOWN_CALLED, _UNKNOWN_CALLING = _rejection(1, 1, 7), _rejection(1, 1, 3)
+_UNKNOWN_CALLED, _UNKNOWN_CALLING, _UNKNOWN_VERSION = _rejection(1, 1, 7), _rejection(1, 1, 3), _rejection(1, 2, 2)
 _UNEXPECTED_PDU, _INVALID_PARAMETER = _abort(2), _abort(6)
 
 
@@ -69,10 +69,16 @@ def read_request(connection: socket.socket) -> bytes:
     return bytes(data)
 
 
-def check_request(data: bytes) -> None:
-    """Raises TurnedAway for titles or items that cannot be decoded, which would end a connection without a word."""
+def checked_request(data: bytes) -> bytes:
+    """The request as pynetdicom takes it; raises TurnedAway for what would end a connection without a word.
+
+    That is titles or items that cannot be decoded. Of the protocol's versions the first bit alone counts (PS3.8 9.3.2).
+    """
     if len(data) < _TITLES_END:
         raise TurnedAway("its association request is malformed", _INVALID_PARAMETER)
+    if not data[_VERSION.stop - 1] & 1:
+        raise TurnedAway("its protocol version is not the first one", _UNKNOWN_VERSION)
+    data = data[: _VERSION.start] + b"\x00\x01" + data[_VERSION.stop :]
     for title, name, reply in (
         (data[_CALLED], "called", _UNKNOWN_CALLED),
         (data[_CALLING], "calling", _UNKNOWN_CALLING),
@@ -86,6 +92,7 @@ def check_request(data: bytes) -> None:
         request.to_primitive()
     except Exception:  # pynetdicom raises many kinds of exceptions, whose text may quote the request
         raise TurnedAway("its association request is malformed", _INVALID_PARAMETER) from None
+    return data
 
 
 def reply_and_close(connection: socket.socket, reply: bytes) -> None:

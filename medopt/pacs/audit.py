@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +23,8 @@ from typing import Protocol
 from medopt.core.errors import DataError
 
 FIRST = "0" * 64
+_FLOOD_LINES, _FLOOD_SECONDS = 20, 10.0
+log = logging.getLogger("medopt.pacs")
 
 
 class AuditTrail(Protocol):
@@ -141,3 +145,30 @@ class CountingAudit:
     def close(self) -> None:
         """Close the audit file."""
         self._audit.close()
+
+
+class Rejections:
+    """A line in log and audit for each peer that is turned away; of a flood a part, and then how many more there were.
+
+    One object may be used by several threads.
+    """
+
+    def __init__(self, audit: AuditTrail, clock: Callable[[], float] = time.monotonic) -> None:
+        self._audit, self._clock, self._lock = audit, clock, threading.Lock()
+        self._lines: dict[str, int] = {}
+        self._more: dict[str, int] = {}
+        self._since = clock()
+
+    def record(self, reason: str) -> None:
+        """A peer is turned away. The reason is one of few, and quotes nothing that the peer sent."""
+        with self._lock:
+            if self._clock() - self._since > _FLOOD_SECONDS:
+                for earlier, count in self._more.items():
+                    self._audit("rejected", reason=earlier, more=count)
+                self._lines, self._more, self._since = {}, {}, self._clock()
+            self._lines[reason] = self._lines.get(reason, 0) + 1
+            if self._lines[reason] > _FLOOD_LINES:
+                self._more[reason] = self._more.get(reason, 0) + 1
+                return
+        log.warning("rejected: %s", reason)
+        self._audit("rejected", reason=reason)

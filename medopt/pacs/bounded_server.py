@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from medopt.pacs.association_request import TOO_MANY, TurnedAway, check_request, read_request, reply_and_close
+from medopt.pacs.association_request import TOO_MANY, TurnedAway, checked_request, read_request, reply_and_close
 
 TurnAway = Callable[[str], None]
 """Called with the reason when a connection is closed that the peer wanted to go on with."""
@@ -31,6 +32,7 @@ _PDU_SECONDS = 30.0
 _HANDSHAKE_SECONDS = 5.0
 _BUSY_SECONDS = 0.5
 _POLL_SECONDS = 0.25
+_FROM_THIS_SIDE = ("Evt1", "Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15")  # PS3.8 9.2.2: primitives to send
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,9 @@ class BoundedSocket(AssociationSocket):
     bounds: Bounds
     total_unfinished_bytes: Callable[[], int]
     """Bytes of the unfinished messages of all connections."""
-    turned_away: TurnAway
+    on_turned_away: TurnAway
+    reason = ""
+    """Why this side ended the association; empty while it has not."""
     first_bytes: bytearray
     """What was read before pynetdicom reads: the association request."""
     unfinished_bytes = 0
@@ -71,6 +75,12 @@ class BoundedSocket(AssociationSocket):
         if has_data:
             self._last_data = time.monotonic()
         return has_data
+
+    def turned_away(self, reason: str) -> None:
+        """This side ends the association; of several reasons the first counts."""
+        if not self.reason:
+            self.reason = reason
+            self.on_turned_away(reason)
 
     def begin_message(self) -> None:
         """A message was processed: the next one begins."""
@@ -139,11 +149,26 @@ class _Handler(RequestHandler):
         socket: Any = association.dul.socket
         socket.__class__ = BoundedSocket  # pynetdicom has no parameter for another class
         server: Any = self.server
-        socket.first_bytes, socket.turned_away = bytearray(server.request_bytes.data), server.turned_away
+        socket.first_bytes, socket.on_turned_away = bytearray(server.request_bytes.data), server.turned_away
         socket.bounds, socket.total_unfinished_bytes = server.bounds, server.total_unfinished_bytes
         association.dimse.__class__ = _BlockingProvider
-        _guard_requests(association, server.turned_away)
+        _guard_requests(association, socket.turned_away)
+        _guard_events(association)
         return association
+
+
+def _guard_events(association: Association) -> None:
+    """Drop what this side still wants to send when it has ended the association: pynetdicom's thread would fail."""
+    act, provider = association.dul.state_machine.do_action, association.dul
+
+    def guarded(event: str) -> None:
+        try:
+            act(event)
+        except InvalidEventError:
+            with suppress(queue.Empty):
+                (provider.to_provider_queue if event in _FROM_THIS_SIDE else provider._recv_pdu).get(False)
+
+    association.dul.state_machine.do_action = guarded  # type: ignore[method-assign]
 
 
 def _guard_requests(association: Association, turned_away: TurnAway) -> None:
@@ -200,8 +225,7 @@ class BoundedServer(ThreadedAssociationServer):
             self._requesting += 1
         try:
             request = self._with_tls(request)
-            data = read_request(request)
-            check_request(data)
+            data = checked_request(read_request(request))
             request.settimeout(self.ae.network_timeout)
         except (TurnedAway, OSError) as ended:
             away = ended if isinstance(ended, TurnedAway) else TurnedAway("")

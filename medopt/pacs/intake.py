@@ -134,6 +134,7 @@ class Intake:
         try:
             write(instance.file)
         except OSError as error:
+            self._spool.remove(instance.file)  # where the rename succeeded and the flush of its folder did not
             raise Refusal(OUT_OF_RESOURCES, f"the spool cannot be written to ({error.strerror})") from None
         try:
             status = self._ledger.record(instance, self._clock(), late=late)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -13,54 +10,25 @@ from pydicom import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.sop_class import StorageCommitmentPushModel as Push  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.pacs.association import quiet_network, server_context
-from medopt.pacs.audit import AuditTrail, no_audit
+from medopt.pacs.audit import AuditTrail, Rejections, no_audit
 from medopt.pacs.bounded_server import BoundedServer, Bounds
 from medopt.pacs.commitment import CommitmentReceiver
 from medopt.pacs.intake import SUCCESS, Intake, Refusal, content_digest, parse_instance
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import Spool
 
-log = logging.getLogger("medopt.pacs")
-
 _PDU_BYTES = 1024 * 1024
 """The largest PDU offered to senders: pynetdicom's 16 kB need 250 rounds for an image of 2 megapixels."""
-_FLOOD_LINES, _FLOOD_SECONDS = 20, 10.0
 # A data set that is deflated as a whole could become a thousand times as large while its header is read.
 _TRANSFER_SYNTAXES = [
     uid for uid in ALL_TRANSFER_SYNTAXES if not UID(uid).is_deflated and "Deflate" not in UID(uid).name
 ]
-
-
-class Rejections:
-    """A line in log and audit for each peer that is turned away; of a flood a part, and then how many more there were.
-
-    One object may be used by several threads.
-    """
-
-    def __init__(self, audit: AuditTrail, clock: Callable[[], float] = time.monotonic) -> None:
-        self._audit, self._clock, self._lock = audit, clock, threading.Lock()
-        self._lines: dict[str, int] = {}
-        self._more: dict[str, int] = {}
-        self._since = clock()
-
-    def record(self, reason: str) -> None:
-        """A peer is turned away. The reason is one of few, and quotes nothing that the peer sent."""
-        with self._lock:
-            if self._clock() - self._since > _FLOOD_SECONDS:
-                for earlier, count in self._more.items():
-                    self._audit("rejected", reason=earlier, more=count)
-                self._lines, self._more, self._since = {}, {}, self._clock()
-            self._lines[reason] = self._lines.get(reason, 0) + 1
-            if self._lines[reason] > _FLOOD_LINES:
-                self._more[reason] = self._more.get(reason, 0) + 1
-                return
-        log.warning("association rejected: %s", reason)
-        self._audit("rejected", reason=reason)
 
 
 def _prefer_first_supported(association: Any) -> None:
@@ -106,6 +74,7 @@ class Receiver:
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_association),
             (evt.EVT_REJECTED, self._on_rejected),
+            (evt.EVT_PDU_SENT, self._on_pdu_sent),
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_C_ECHO, self._on_c_echo),
             (evt.EVT_N_EVENT_REPORT, self._on_event_report),
@@ -159,6 +128,13 @@ class Receiver:
     def _on_rejected(self, event: evt.Event) -> None:
         """Pynetdicom itself rejects for one reason alone (PS3.8 9.3.4: transient, local limit exceeded)."""
         self._rejections.record("too many associations at once (limits.associations)")
+
+    def _on_pdu_sent(self, event: evt.Event) -> None:
+        """An association that pynetdicom aborts (PS3.8 9.3.8) leaves a line, too; not when the node itself ends."""
+        if isinstance(event.pdu, A_ABORT_RQ) and self._server is not None:
+            socket: Any = event.assoc.dul.socket
+            by_user = event.pdu.source == 0
+            socket.turned_away("it was silent for too long" if by_user else "a PDU is malformed or comes out of turn")
 
     def _on_c_echo(self, event: evt.Event) -> int:
         socket: Any = event.assoc.dul.socket

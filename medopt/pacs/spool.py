@@ -31,6 +31,8 @@ class Spool:
                 for number in range(256):
                     (root / name / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
                 sync(root / name)
+            for folder in (root, root.parent):  # else a power cut may take a new spool with all that is in it
+                sync(folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -69,7 +71,7 @@ class Spool:
             part.replace(path)
         except BaseException:
             with suppress(OSError):
-                part.unlink(missing_ok=True)
+                part.unlink()
             raise
         sync(path.parent)
 
@@ -82,7 +84,7 @@ class Spool:
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
         with suppress(OSError):
-            (self.root / name).unlink(missing_ok=True)
+            (self.root / name).unlink()
 
     def clean_up(self) -> None:
         """After a start: remove the partial files and working folders of a process that ended early."""

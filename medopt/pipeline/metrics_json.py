@@ -13,9 +13,11 @@ from medopt.config import Study
 from medopt.core.provenance import machine, package_versions
 from medopt.core.records import KINDS, EpochRecord, Override, Predictions
 from medopt.core.result import ByKind, by_kind
+from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.evaluate import evaluate_model, figures_of, patient_result
 from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.model_verdict import judge_model
 from medopt.evaluation.run_metrics import Int8Change, ModelResult, RunMetrics
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -38,15 +40,21 @@ def summarize(
     sizes: ByKind[int],
     *,
     override: Override | None = None,
+    baselines: BaselinesResult | None = None,
     mlflow_run_id: str | None = None,
     data_notes: Sequence[str] = (),
 ) -> RunMetrics:
-    """All of `metrics.json`. `tables` are the validation and test predictions of the float and the int8 model."""
+    """All of `metrics.json`. `tables` are the validation and test predictions of the float and the int8 model.
+
+    `override` is who would answer for the model; it is kept where a verdict is against it.
+    """
     settings, seed, confidence = study.evaluation, study.seed, study.evaluation.confidence
     table_of = {table.model: table for table in tables}
     scored = by_kind(lambda kind: scored_as_judged(study, table_of[kind], judged))
     test = by_kind(lambda kind: scored[kind].where(scored[kind].predictions.split == "test"))
     results = by_kind(lambda kind: evaluate_model(test[kind], study.data.labels, settings, seed))
+    verdict = judge_model(test, by_kind(lambda kind: results[kind].figures.auc), study.data.labels, baselines)
+    is_passed = judged.verdict.passed and verdict.better_than_chance
 
     def figures(split: CalibratedPredictions, rows: NDArray[np.bool_]) -> Figures:
         return figures_of(split.where(rows), settings, seed)
@@ -74,13 +82,8 @@ def summarize(
         latency_ms=judged.latency_ms,
         size_bytes=sizes,
         confidence=confidence,
-        gate=GateRecord(
-            passed=judged.verdict.passed,
-            reasons=judged.verdict.reasons,
-            figures=judged.verdict.figures,
-            in_float=judged.in_float,
-            override=override,
-        ),
+        gate=GateRecord(**dict(judged.verdict), in_float=judged.in_float, override=None if is_passed else override),
+        verdict=verdict,
         machine=machine(),
         packages=package_versions(),
     )

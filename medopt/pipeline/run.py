@@ -98,7 +98,7 @@ def run_study(
 ) -> FinishedRun:
     """Run a study, or go on with it, and return its figures, its folder and its link in MLflow.
 
-    `parent` is the id of the MLflow run above this one; `override` releases what the gate refuses, now and when the
+    `parent` is the id of the MLflow run above this one; `override` releases what a verdict is against, now and when the
     run is gone on with. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or
     KILLED after Ctrl-C.
     """
@@ -113,7 +113,7 @@ def complete_run(run: RunContext, stages: Sequence[Stage[Any]]) -> FinishedRun:
     """Complete the stages of a whole run and close it."""
     complete(stages, run)
     metrics = RunMetrics.read(run.folder.path)
-    end_run(run, metrics.gate.outcome)
+    end_run(run, metrics.outcome)
     return FinishedRun(metrics, run.folder.path, run.tracker.link, run.folder.seconds())
 
 
@@ -136,10 +136,12 @@ def train_study(
         complete(training_stages(run.study, baseline=trains_from_baseline(run.study)), run)
         scores = [record.val_metric for record in run.result(TrainStage).history]
         best = max((score for score in scores if not math.isnan(score)), default=None)
-        end_run(run, "trained")
         epoch = scores.index(best) + 1 if best is not None else None
         if not scores:  # nothing was tuned: the linear model on the start's features is the network
             best = run.result(BaselineStage).models["start"].validation_auc
+        if run.study.training.metric == "auc":
+            run.tracker.log_figures({"headline": {"auc_val": best}})
+        end_run(run, "trained")
         return TrainedRun(best, epoch, run.folder.path, run.tracker.run_id)
 
 

@@ -16,6 +16,7 @@ from medopt.core.records import KINDS, Estimate, Kind, Task
 from medopt.core.result import WITH_DEFAULTS, Result
 from medopt.evaluation.analysis_results import DomainResult, PruningStep, RobustnessResult, SanityCheck, StartRecord
 from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.model_verdict import ModelVerdict
 from medopt.evaluation.run_metrics import CalibrationResult
 from medopt.evaluation.subgroup_results import SubgroupResults
 from medopt.release.layout import ReleaseInfo
@@ -88,6 +89,7 @@ class ModelCard(Result):
     explanation: SanityCheck | None
     known_of_the_data: tuple[str, ...]
     start: StartRecord | None = None
+    verdict: ModelVerdict | None = None
     provenance: CardOrigin
     guidelines: Guidelines
 
@@ -128,6 +130,7 @@ def card_of(info: ReleaseInfo) -> ModelCard:
         explanation=figures.explanations.sanity if figures.explanations else None,
         known_of_the_data=origin.data_notes,
         start=figures.baselines.start if figures.baselines else None,
+        verdict=figures.verdict,
         provenance=CardOrigin(**origin.model_dump(exclude={"data_notes"})),
         guidelines=Guidelines(
             covered=tuple(Covered(item=item, what=what, where=where) for item, what, where in COVERED),
@@ -144,9 +147,13 @@ def render_card(card: ModelCard) -> str:
 def _head(card: ModelCard) -> Iterator[str]:
     yield from (f"# {card.name}", "", f"{card.question} {card.status}", "")
     gate = card.model.gate
-    if gate.override:  # first of all: somebody released what the gate refused, and answers for it
-        override = gate.override
-        yield f"**The gate refused this int8 model** ({'; '.join(gate.reasons)})."
+    if override := gate.override:  # first of all: somebody released what a verdict is against, and answers for it
+        model = card.verdict
+        if model is not None and not model.better_than_chance:
+            yield f"**This model is {model.word}** ({'; '.join(model.reasons)})."
+        if not gate.passed:
+            said = "refused this int8 model" if gate.outcome == "refused" else "cannot tell of this int8 model"
+            yield f"**The gate {said}** ({'; '.join(gate.reasons)})."
         yield from (f"**Released all the same by {override.by}** on {override.at[:10]}: {override.reason}", "")
     yield from (f"**Intended use**: {card.intended_use}.".replace("..", "."), "")
 
@@ -170,6 +177,8 @@ def _figure(estimate: Estimate) -> str:
 
 def _limits(card: ModelCard) -> Iterator[str]:
     yield from ("## Where it is weak", "")
+    if card.verdict:
+        yield from (f"- {remark[0].upper()}{remark[1:]}." for remark in card.verdict.remarks)
     groups = card.subgroups
     if groups.worst:
         worst = groups.worst
@@ -210,7 +219,8 @@ def _model(model: CardModel) -> Iterator[str]:
     gate = model.gate
     if gate.in_float:
         yield f"- {len(gate.in_float)} layers of the int8 model compute in float, which the gate asked for."
-    yield from (f"- Gate: {'passed' if gate.passed else 'REFUSED: ' + '; '.join(gate.reasons)}.", "")
+    word = gate.outcome if gate.passed else gate.outcome.upper()
+    yield from (f"- Gate: {word}: {gate.decided_by}.", "")
 
 
 def _origin(card: ModelCard) -> Iterator[str]:

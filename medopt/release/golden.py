@@ -47,7 +47,7 @@ def draw_golden(folder: Path, spatial_dims: int, seed: int = 0) -> list[Path]:
 def _blobs(shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
     """Smooth bright blobs on a gradient with a little grain, 0 to 1."""
     axes = np.meshgrid(*[np.linspace(-1, 1, n, dtype=np.float32) for n in shape], indexing="ij")
-    out = 0.3 + 0.2 * axes[-1] + 0.02 * random.standard_normal(shape)
+    out = 0.2 * axes[-1] + 0.02 * random.standard_normal(shape)
     for _ in range(6):
         center, radius = random.uniform(-0.7, 0.7, len(shape)), random.uniform(0.05, 0.4)
         distance = sum((axis - at) ** 2 for axis, at in zip(axes, center, strict=True))

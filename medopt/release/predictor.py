@@ -174,7 +174,7 @@ def load_release(path: str | Path, kind: Kind = "int8", engine: str | None = Non
     ... evaluation: {bootstrap: 200, shift_cases: 0, explain: 0}
     ... compression: {gate: {max_decision_flips: 1, max_probability_shift: 1, auc_margin: 1, min_speedup: 0}}
     ... ''')
-    >>> run = medopt.run("nodules.yaml", data="phantom-data")
+    >>> run = medopt.run("nodules.yaml", data="phantom-data", override=("A. Reader", "an example"))
     >>> release = medopt.load_release("runs/nodules")  # or run.folder, or run.release
     >>> answer = release.predict(manifest.parent / "images/site_a/phantom-a001_1.dcm")
     >>> sorted(answer.probabilities), bool(answer.decision or answer.declined)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medopt.core.format import format_difference, format_estimate, format_share
-from medopt.core.records import Estimate
+from medopt.evaluation.model_verdict import CHANCE, NOT_SHOWN
 from medopt.report.format import joined, plain
 from medopt.report.run_records import RunRecords
 
@@ -34,7 +34,7 @@ def _works(run: RunRecords) -> Iterator[str]:
     test, split = run.metrics.test[run.served], run.splits["test"]
     yield (
         f"On {split.images} test images of {split.patients} patients, which took no part in any choice, the "
-        f"{run.served} model has an AUC of {format_estimate(test.auc)}.{_chance(test.auc)}"
+        f"{run.served} model has an AUC of {format_estimate(test.auc)}.{_chance(run)}"
     )
     yield from _brought(run)
     if run.study.data.task != "binary":
@@ -68,8 +68,14 @@ def _brought(run: RunRecords) -> Iterator[str]:
     yield f"The float network's AUC differs by {joined(gains)}."
 
 
-def _chance(auc: Estimate) -> str:
-    return " That is not shown to be better than chance." if auc.low is not None and auc.low <= 0.5 else ""
+def _chance(run: RunRecords) -> str:
+    """The verdict on the model, where it is not good; of version 0.1.0, from the interval."""
+    verdict, auc = run.metrics.verdict, run.metrics.test[run.served].auc
+    if verdict is None:
+        return f" That is {NOT_SHOWN}." if auc.low is None or auc.low <= CHANCE else ""
+    if verdict.better_than_chance:
+        return "".join(f" But {remark}." for remark in verdict.remarks)
+    return f" The model is {verdict.word} ({'; '.join(verdict.reasons)})."
 
 
 def _prevalence(run: RunRecords) -> str:
@@ -163,7 +169,11 @@ def _int8(run: RunRecords) -> Iterator[str]:
         f"An image takes {times.int8:.2g} ms instead of {times.float:.2g} ms in the faster engine, and the file has "
         f"{size.int8 / 1e6:.2f} MB instead of {size.float / 1e6:.2f} MB."
     )
-    if not gate.passed:
-        override = gate.override
-        ending = f"{override.by} released it all the same: {override.reason}" if override else "There is no release."
-        yield f"The gate refused it: {'; '.join(gate.reasons)}. {ending}"
+    if measured.shifted:
+        yield f"{measured.shifted.sentence[0].upper()}{measured.shifted.sentence[1:]}: a case to look at."
+    told = {"passed": "It passed the gate", "refused": "The gate refused it", "cannot tell": "The gate cannot tell"}
+    yield f"{told[gate.outcome]}: {gate.decided_by}."
+    if override := gate.override:
+        yield f"{override.by} released it all the same: {override.reason}"
+    elif not metrics.is_released:
+        yield "There is no release."

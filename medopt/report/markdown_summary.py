@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from medopt.core.format import format_difference, format_estimate, format_share
 from medopt.core.records import KINDS
-from medopt.evaluation.group_metrics import FigureSpread, GroupMetrics
+from medopt.evaluation.group_metrics import FigureSpread, GroupMetrics, verdict_counts
 from medopt.evaluation.sweep_summary import SweepSummary
+from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.metrics.figures import RATES
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.report.format import plain
@@ -15,11 +16,12 @@ from medopt.report.key_questions import key_answers
 from medopt.report.run_records import RunRecords
 
 FIGURES = (*RATES, "accuracy")
+MARKS = {"good": "🟢", "unsure": "🟡", "bad": "🔴"}  # Markdown has no colours
 MAX_LENGTH = 7500  # characters; MLflow's store takes 8000
 
 
 def first_page(run: RunRecords) -> str:
-    """The verdict, both models' figures with intervals, and the answers of the report's first page."""
+    """The verdicts, both models' figures with intervals, and the answers of the report's first page."""
     sections = ["\n".join(_verdict(run)), "\n".join(_table(run))]
     sections += [f"**{one.question}** {' '.join(one.sentences)}" for one in key_answers(run)]
     if notes := run.metrics.data_notes:
@@ -30,21 +32,17 @@ def first_page(run: RunRecords) -> str:
 
 
 def _verdict(run: RunRecords) -> Iterator[str]:
-    """The lines that MLflow shows before somebody asks for more."""
+    """The lines that MLflow shows before somebody asks for more: the verdicts in their colours, then the question."""
     gate, test = run.metrics.gate, run.metrics.test
-    if gate.passed:
-        word = "int8 passed the gate"
-    elif gate.override:
-        word = f"int8 refused by the gate, released by {gate.override.by}: {gate.override.reason}"
-    else:
-        word = "int8 refused by the gate"
-    yield f"{run.study.question} **{word}.**\n"
+    for line in verdict_lines(run.metrics, gate):
+        yield f"{MARKS[line.tone]} **{line.head}**{f': {line.detail}' if line.detail else ''}\n"
+    yield f"{run.study.question}\n"
     yield (
         f"AUC on {test.int8.auc.n} test images: int8 **{format_estimate(test.int8.auc)}**, float "
         f"{format_estimate(test.float.auc)}; changed by {format_difference(run.metrics.int8_on_test.auc_difference)}."
     )
-    if not gate.passed:
-        yield from ("", *(f"- {reason}" for reason in gate.reasons))
+    if shifted := gate.figures.chosen.shifted:
+        yield f"\n{shifted.sentence[0].upper()}{shifted.sentence[1:]}: a case to look at."
 
 
 def _table(run: RunRecords) -> Iterator[str]:
@@ -82,11 +80,11 @@ def members_page(question: str, metrics: GroupMetrics) -> str:
     for name in FIGURES:
         spreads = [metrics.test[kind][name] for kind in KINDS]
         rows.append(f"| {'AUC' if name == 'auc' else name} | {' | '.join(_mean(one) for one in spreads)} |")
-    refused = sum(not member.gate_passed for member in metrics.members)
+    is_good = all(member.better_than_chance and member.gate_passed for member in metrics.members)
     parts = [
+        f"{MARKS['good' if is_good else 'bad']} **{verdict_counts(metrics.members)}**",
         f"{question} **{count} runs: {len(metrics.seeds)} seeds{f', {folds} folds' if folds else ''}.**",
-        f"int8 AUC on {metrics.cases} test images: **{_mean(metrics.test.int8['auc'])}**."
-        + (f" The gate refused {refused} of {count}." if refused else " The gate passed all."),
+        f"int8 AUC on {metrics.cases} test images: **{_mean(metrics.test.int8['auc'])}**.",
         "\n".join(rows),
         "Each run below this one has its own report; `tables/members.csv` has all figures.",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.release.reporting_guidelines import COVERED, LEFT
 from medopt.report import tables
 from medopt.report.html import picture, write_page
@@ -64,6 +65,7 @@ def write_report(folder: Path) -> Path:
         target,
         "run.html",
         run=run,
+        verdicts=verdict_lines(run.metrics, run.metrics.gate),
         answers=key_answers(run),
         front=_pictures(run, "roc", "subgroups"),
         sections=_sections(run),

@@ -9,11 +9,9 @@ from medopt.config import Study
 from medopt.core.format import UNDEFINED, format_difference, format_estimate, format_share
 from medopt.core.records import KINDS
 from medopt.evaluation.subgroup_results import SubgroupFigures
-from medopt.metrics.figures import METRICS
+from medopt.metrics.figures import SHOWN
 from medopt.report.format import plain
 from medopt.report.run_records import RunRecords
-
-FIGURES = tuple(name for name in METRICS if name != "auc_bootstrap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +30,11 @@ def performance(run: RunRecords) -> ReportTable:
     test, validation = run.metrics.test, run.metrics.validation
     rows = [
         [_called(name), *(format_estimate(test[kind][name]) for kind in KINDS), format_estimate(validation.int8[name])]
-        for name in FIGURES
+        for name in SHOWN
     ]
     # A note of many figures is given once, with the names of those figures.
     named: dict[str, list[str]] = {}
-    for name in FIGURES:
+    for name in SHOWN:
         if note := test.int8[name].note:
             named.setdefault(note, []).append(_called(name))
     notes = [f"{', '.join(names)}: {note}." for note, names in named.items()]
@@ -73,7 +71,7 @@ def patients(run: RunRecords) -> ReportTable | None:
     figures = [result for result in results if result is not None]
     if len(figures) < len(KINDS):
         return None
-    rows = [[_called(name), *(format_estimate(one[name]) for one in figures)] for name in FIGURES]
+    rows = [[_called(name), *(format_estimate(one[name]) for one in figures)] for name in SHOWN]
     aggregate = run.metrics.patients.int8.aggregate
     note = f"A patient's answer is the {aggregate}; decided anew on validation's patients."
     return ReportTable("By patient", ["figure", "float, test", "int8, test"], rows, [note])

@@ -1,4 +1,4 @@
-"""`medopt predict --heatmaps DIR`: where the evidence for the findings of each scan lay, as PNG files."""
+"""Where the evidence for the findings of a scan lay, as pictures: `medopt predict --heatmaps DIR`, and the try page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
+from medopt.core.records import Volume
 from medopt.core.reporter import Reporter
+from medopt.inference.depth_evidence import DepthEvidence
 from medopt.inference.evidence_map import Evidence
 from medopt.release.evidence_picture import evidence_picture
 from medopt.release.predictor import UNDECIDED, Answer, Release
@@ -25,22 +29,11 @@ def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: 
     evidence = Evidence.open(model)
     if evidence is None:
         raise DataError("This release's model does not average over positions, so no evidence can be shown for it.")
-    labels = release.info.reported_labels
     advance = reporter.progress(len(rows), "heat maps")
     count = 0
     for number, row in enumerate(rows, start=1):
-        findings = [] if row.answer is None else list(_mapped(row.answer, labels))
-        if findings and row.answer is not None:
-            volume = release.chain.read(row.path)
-            places = evidence.places(release.prepare(volume)[0])
-            if places is None:
-                raise DataError(f"{row.path}: the network gives no evidence for a scan of this size.")
-            for label in findings:
-                shares = places - places.mean(axis=0) if release.info.task == "multiclass" else places
-                probability = row.answer.probabilities[label]
-                picture = evidence_picture(
-                    release.info.prepare, label, probability, volume, shares[labels.index(label)]
-                )
+        if row.answer is not None and mapped_labels(release, row.answer):
+            for label, picture in drawn(release, evidence, release.chain.read(row.path), row.answer, row.path):
                 with atomic(folder / f"{number:05}_{_plain(Path(row.path).stem)}_{_plain(label)}.png") as part:
                     Image.fromarray(picture).save(part, "PNG")
                 count += 1
@@ -48,10 +41,29 @@ def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: 
     return count
 
 
-def _mapped(answer: Answer, labels: Sequence[str]) -> Iterator[str]:
-    if not answer.declined:
-        decided = answer.decision.split(";")
-        yield from (label for label in labels if answer.decision == UNDECIDED or label in decided)
+def drawn(
+    release: Release, evidence: Evidence | DepthEvidence, volume: Volume, answer: Answer, name: str
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The findings of an answer that are present or undecided, each with its picture (H, W, 3).
+
+    Raises DataError where the network gives no evidence for a scan of this size; `name` is the scan's in the message.
+    """
+    labels = release.info.reported_labels
+    places = evidence.places(release.prepare(volume)[0])
+    if places is None:
+        raise DataError(f"{name}: the network gives no evidence for a scan of this size.")
+    for label in mapped_labels(release, answer):
+        shares = places - places.mean(axis=0) if release.info.task == "multiclass" else places
+        probability = answer.probabilities[label]
+        yield label, evidence_picture(release.info.prepare, label, probability, volume, shares[labels.index(label)])
+
+
+def mapped_labels(release: Release, answer: Answer) -> list[str]:
+    """The findings that get a picture; none of a declined scan."""
+    if answer.declined:
+        return []
+    decided = answer.decision.split(";")
+    return [label for label in release.info.reported_labels if answer.decision == UNDECIDED or label in decided]
 
 
 def _plain(text: str) -> str:

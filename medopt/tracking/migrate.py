@@ -24,9 +24,10 @@ from mlflow.entities import DatasetInput, Experiment, LoggedModelOutput, Metric,
 from medopt.core.errors import BusyError, ConfigError, listed
 from medopt.core.records import batches
 from medopt.core.reporter import Reporter
+from medopt.tracking.errors import answering
 from medopt.tracking.migrate_models import copy_models, copy_registry, local_files, send_files
 from medopt.tracking.process import mark_crashed
-from medopt.tracking.store import MIGRATED_FROM, PARENT, answering, every_run, store_of, tracking_uri, use_store
+from medopt.tracking.store import MIGRATED_FROM, PARENT, every_run, store_of, tracking_uri, use_store
 
 MIGRATED = "mlflow.medopt.migrated"  # MLflow's pages hide tags of this beginning
 

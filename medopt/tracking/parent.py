@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Param
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.records import batches
+from medopt.tracking.errors import answering
+from medopt.tracking.pages import NOTE, page_of
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
-from medopt.tracking.store import answering, find_experiment, open_store, page_of, resumed
-from medopt.tracking.tracker import flatten, metrics_of
+from medopt.tracking.settings import STUDY_FILE, parameters, study_text
+from medopt.tracking.store import begin_run, find_experiment, open_store, resumed
+from medopt.tracking.tracker import metrics_of
 
 
 class ParentRun:
@@ -27,18 +30,16 @@ class ParentRun:
         self.uri = open_store(runs)
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
-            self.experiment_id = find_experiment(self._client, study.name, self.uri, runs)
+            self.experiment_id = find_experiment(self._client, study, self.uri, runs)
             mark_crashed(self._client)
             if known := resumed(self._client, self.experiment_id, run_id, run_name):
                 self.run_id = known.info.run_id
                 self._client.update_run(self.run_id, status="RUNNING")
             else:
-                run = self._client.create_run(self.experiment_id, run_name=run_name)
+                run = begin_run(self._client, self.experiment_id, run_name, {**tags, NOTE: study.question})
                 self.run_id = run.info.run_id
-                settings = flatten(study.model_dump(mode="json"))
-                params = [Param(key, str(value)[:6000]) for key, value in settings.items()]
-                notes = [RunTag("mlflow.note.content", study.question), *(RunTag(*tag) for tag in tags.items())]
-                self._client.log_batch(self.run_id, params=params, tags=notes)
+                self._client.log_batch(self.run_id, params=[Param(*setting) for setting in parameters(study).items()])
+                self._client.log_text(self.run_id, study_text(study), STUDY_FILE)
             self._client.set_tag(self.run_id, PROCESS, this_process())
             self._client.set_tag(self.run_id, "outcome", "running")
 
@@ -57,7 +58,7 @@ class ParentRun:
     def describe(self, text: str) -> None:
         """Markdown that the run's page shows as its description."""
         with answering(self.uri):
-            self._client.set_tag(self.run_id, "mlflow.note.content", text)
+            self._client.set_tag(self.run_id, NOTE, text)
 
     def log_files(self, paths: Mapping[Path, str]) -> None:
         """Files as artifacts, each with the folder it is to stand in ('' is the top)."""

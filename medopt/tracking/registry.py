@@ -14,10 +14,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from medopt.core.errors import ConfigError, GateRefused
-from medopt.tracking.store import answering, open_store
+from medopt.tracking.errors import answering
+from medopt.tracking.store import open_store
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-GATE, PASSED = "gate", "passed"
+GATE, MODEL, PASSED, OVERRIDDEN = "gate", "model verdict", "passed", "overridden"
 _WHO = ("promoted_by", "promoted_at", "promoted_because", "compared_with_champion")
 _HISTORY = "promotions"  # of this version, the first above: the other tags tell of the last
 
@@ -30,6 +31,8 @@ class Listed:
     aliases: tuple[str, ...]
     created: datetime
     gate: str
+    model: str
+    """The verdict on the model itself; empty where it is not known."""
     run_id: str
     promoted: str
     """Who promoted it, when and why; empty where nobody did."""
@@ -49,8 +52,8 @@ class Registry:
             aliases = self._aliases(name) if found else {}
         if not found:
             raise ConfigError(
-                f"The registry has no model {name!r}. A model is registered under its study's name when a run's int8 "
-                "model passes the gate; look at `medopt ui`."
+                f"The registry has no model {name!r}. A model is registered under its study's name when a run ends "
+                "with a release; look at `medopt ui`."
             )
         listed = []
         for one in sorted(found, key=lambda one: -int(one.version)):
@@ -58,7 +61,9 @@ class Registry:
             tags = one.tags
             told = f"{tags[_WHO[0]]}, {tags[_WHO[1]]}: {tags[_WHO[2]]}" if _WHO[0] in tags else ""
             created = datetime.fromtimestamp(one.creation_timestamp / 1000, UTC)
-            listed.append(Listed(str(one.version), own, created, tags.get(GATE, ""), one.run_id or "", told))
+            listed.append(
+                Listed(str(one.version), own, created, tags.get(GATE, ""), tags.get(MODEL, ""), one.run_id or "", told)
+            )
         return listed
 
     def champion(self, name: str) -> str | None:
@@ -73,10 +78,15 @@ class Registry:
         if version not in known:
             raise ConfigError(f"The model {name!r} has no version {version}; it has {', '.join(known) or 'none'}.")
         found = known[version]
-        if found.tags.get(GATE) != PASSED:
+        if (gate := found.tags.get(GATE)) != PASSED:
             raise GateRefused(
-                f"Version {version} of {name} did not pass the gate ({found.tags.get(GATE) or 'nothing is known of it'}"
-                "). Only what passed can become the champion: train or compress anew."
+                f"Version {version} of {name} did not pass the gate ({gate or 'nothing is known of it'}). Only what "
+                "passed can become the champion: train or compress anew."
+            )
+        if (model := found.tags.get(MODEL, "")).startswith(OVERRIDDEN):  # versions of 0.1.0 have no such tag
+            raise GateRefused(
+                f"Version {version} of {name} was released by name ({model}). Only what is shown to be better than "
+                "chance can become the champion: train anew."
             )
         return found
 

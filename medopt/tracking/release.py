@@ -16,12 +16,13 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PythonModel
+from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import medopt
-from medopt.core.errors import DataError
+from medopt.core.errors import ConfigError, DataError
 from medopt.imaging.redact import redacted
 from medopt.release.layout import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Release
@@ -46,9 +47,16 @@ class ReleaseModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`."""
-        predictor = self._opened[(params or {}).get("model", "int8")]
+        predictor = self._chosen((params or {}).get("model") or "int8")
         rows = [_row(predictor, row) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, dtype=object)  # a number that is not there is None: JSON knows no NaN
+
+    def _chosen(self, kind: object) -> Release:
+        chosen = next((release for name, release in self._opened.items() if name == kind), None)
+        if chosen is None:
+            has = " and ".join(sorted(self._opened))
+            raise ConfigError(f"The parameter `model` is {kind!r}; this release has {has}.")
+        return chosen
 
 
 def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
@@ -67,8 +75,8 @@ def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
     data, path = asked.get("scan"), asked.get("path")
-    if isinstance(data, bytes) and data:
-        image, facts = prepare_bytes(predictor, data, ServerLimits())
+    if isinstance(data, bytes | bytearray | memoryview) and len(data):
+        image, facts = prepare_bytes(predictor, bytes(data), ServerLimits())
         return predictor.predict_batch(image[None], [facts])[0]
     if isinstance(path, str) and path:
         try:
@@ -78,19 +86,25 @@ def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
     raise DataError("A row takes `scan`, the bytes of a file or of a zip, or `path`, the place of one.")
 
 
-def log_release(release: Path) -> str:
-    """Log a release with the run that is open, and register it under its study's name; returns the version.
+def log_release(release: Path, client: MlflowClient, run_id: str) -> str:
+    """Log a release with a run, and register it under its study's name; returns the version.
 
     The example among the files is a golden case: drawn, never a patient's.
     """
     info = read_info(release)
     for name in ("mlflow.pyfunc", "mlflow.models"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    run = client.get_run(run_id)
+    # MLflow's own pyfunc.log_model would make the model in the experiment that the environment names.
+    model = client.create_logged_model(run.info.experiment_id, NAME, run_id, params=run.data.params)
     with tempfile.TemporaryDirectory() as place:
         code = Path(place) / "release_model.py"
         code.write_text(CODE)
-        logged = mlflow.pyfunc.log_model(
-            name=NAME,
+        logged = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            model_id=model.model_id,
             python_model=str(code),
             artifacts={ARTIFACT: str(release)},
             code_paths=[str(Path(medopt.__file__).parent)],

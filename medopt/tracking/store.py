@@ -1,26 +1,28 @@
-"""MLflow's store: MLFLOW_TRACKING_URI, else an sqlite file in the runs folder. What it raises becomes our error."""
+"""MLflow's store: MLFLOW_TRACKING_URI, else an sqlite file in the runs folder; the experiments and runs in it.
+
+Runs are made and written by MlflowClient and their ids alone. MLflow's own functions of the same purpose read
+MLFLOW_RUN_ID, MLFLOW_EXPERIMENT_NAME and others, and would write to the run that these name.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.store.db.utils import _initialize_tables
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from medopt.core.errors import ConfigError, StorageError, first_line
+from medopt.config import Study
 from medopt.core.files import atomic
+from medopt.tracking.errors import answering, deleted
+from medopt.tracking.pages import VIEW_TAG, experiment_tags
 
 PARENT = "mlflow.parentRunId"
 MIGRATED_FROM = "medopt.migrated_from"  # the tag of a copy: the id of the run that it was copied from
@@ -111,19 +113,34 @@ def find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def find_experiment(client: MlflowClient, name: str, uri: str, runs: Path) -> str:
-    """The id of the experiment of this name, made where it is not there."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    place = (runs / "mlartifacts" / name).resolve().as_uri() if uri.startswith("sqlite") else None
-    try:
-        return str(client.create_experiment(name, artifact_location=place))
-    except mlflow.MlflowException as error:
-        found = client.get_experiment_by_name(name)  # another process was faster
-        if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return str(found.experiment_id)
+def begin_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
+    """A new run of this experiment, with the user, the program and the commit that MLflow notes."""
+    known = {key: str(value) for key, value in resolve_tags(dict(tags)).items() if value is not None}
+    return client.create_run(experiment_id, tags=known, run_name=name)
+
+
+def find_experiment(client: MlflowClient, study: Study, uri: str, runs: Path) -> str:
+    """The id of the study's experiment, made where it is not there; its page asks the study's question.
+
+    Raises ConfigError where it was deleted.
+    """
+    found = client.get_experiment_by_name(study.name)
+    if found is None:
+        place = (runs / "mlartifacts" / study.name).resolve().as_uri() if uri.startswith("sqlite") else None
+        try:
+            client.create_experiment(study.name, artifact_location=place)
+        except mlflow.MlflowException as error:  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(study.name)
+    if found is None:
+        raise mlflow.MlflowException(f"the experiment {study.name} is not there after it was made")
+    if found.lifecycle_stage != "active":
+        raise deleted(uri, "experiment", str(found.experiment_id), study.name)
+    for key, value in experiment_tags(study.question).items():
+        if key not in found.tags or (key == VIEW_TAG and found.tags[key] != value):  # a colleague's words stay
+            client.set_experiment_tag(found.experiment_id, key, value)
+    return str(found.experiment_id)
 
 
 def is_known(client: MlflowClient, run_id: str) -> bool:
@@ -131,87 +148,6 @@ def is_known(client: MlflowClient, run_id: str) -> bool:
     try:
         return client.get_run(run_id).info.lifecycle_stage == "active"
     except mlflow.MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return False
-
-
-def watch_system(run_id: str) -> None:
-    """Let MLflow go on measuring processor, memory and GPU: it stops for good when the store was away once."""
-    monitors = mlflow.tracking.fluent.run_id_to_system_metrics_monitor
-    before = monitors.get(run_id)
-    if before is not None and before._process is not None and not before._process.is_alive():
-        monitors[run_id] = SystemMetricsMonitor(run_id, resume_logging=True)
-        monitors[run_id].start()
-
-
-def page_of(uri: str, experiment_id: str, run_id: str) -> str:
-    """The address of a run's page."""
-    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
-
-
-@contextlib.contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """Turn what MLflow, its database and its artifact store raise into a ConfigError with the way out."""
-    try:
-        with _uninterrupted():
-            yield
-    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
-        reason = first_line(error)
-        if uri.startswith("sqlite"):
-            raise StorageError(
-                f"MLflow's store {uri.removeprefix('sqlite:///')} cannot be used: {reason}. Look whether the disk is "
-                "full or may not be written to, then give the same command again: it goes on where it was."
-            ) from error
-        if way_in := _refused_at_the_door(error):
-            raise ConfigError(f"MLflow at {uri} {way_in}") from error
-        raise ConfigError(
-            f"MLflow at {uri} does not take what it is sent: {reason}. Look whether its server runs, or unset "
-            "MLFLOW_TRACKING_URI to track into the runs folder; the same command then goes on where it was."
-        ) from error
-
-
-def _refused_at_the_door(error: Exception) -> str:
-    """What to do where the server wants to know who is asking, refuses this one, or is not trusted; else nothing."""
-    text = str(error)
-    if "error code 401" in text or getattr(error, "error_code", "") == "UNAUTHENTICATED":
-        return (
-            "does not know this user or password, or was told none (401): set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or write mlflow_tracking_username and mlflow_tracking_password below [mlflow] "
-            "in ~/.mlflow/credentials. The same command then goes on where it was."
-        )
-    if "error code 403" in text or getattr(error, "error_code", "") == "PERMISSION_DENIED":
-        return (
-            "does not allow this user to do that (403): have its administrator give the user EDIT on the experiment "
-            "and on the registered model, or sign in as another one (MLFLOW_TRACKING_USERNAME, "
-            "MLFLOW_TRACKING_PASSWORD). The same command then goes on where it was."
-        )
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
-        return (
-            "has a certificate that nobody known here vouches for: name the file of its authority (PEM), export "
-            "MLFLOW_TRACKING_SERVER_CERT_PATH=/etc/ssl/certs/hospital.pem. The same command then goes on where it was."
-        )
-    return ""
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block is done.
-
-    An SQLite session that is torn in the middle keeps the store locked, so that the run could not be closed.
-    """
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield
-        return
-    held: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda found, _frame: held.append(found))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for found in held[:1]:
-            signal.raise_signal(found)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import mlflow
+from mlflow import MlflowException
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made when mlflow is imported
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from medopt.config import Study
@@ -26,27 +25,21 @@ from medopt.core.errors import ConfigError
 from medopt.core.files import file_digest
 from medopt.core.records import EpochRecord, PretrainingRecord, batches
 from medopt.release.layout import CARD, SUMS, read_info
+from medopt.tracking.errors import answering
 from medopt.tracking.fetch import DIGEST
+from medopt.tracking.pages import NOTE, page_of
 from medopt.tracking.process import PROCESS, mark_crashed, this_process
-from medopt.tracking.registry import CANDIDATE, GATE, PASSED
+from medopt.tracking.registry import CANDIDATE, GATE, MODEL, OVERRIDDEN, PASSED
 from medopt.tracking.release import log_release
-from medopt.tracking.store import (
-    MIGRATED_FROM,
-    PARENT,
-    answering,
-    find_experiment,
-    open_store,
-    page_of,
-    resumed,
-    tracking_uri,
-    watch_system,
-)
+from medopt.tracking.settings import STUDY_FILE, changes, flatten, parameters, study_text
+from medopt.tracking.store import MIGRATED_FROM, PARENT, begin_run, find_experiment, open_store, resumed
 from medopt.tracking.writer import Writer
 
 Epoch = EpochRecord | PretrainingRecord
 CHANGED = "settings changed"  # tag: what a continued run is judged or described by otherwise than it was begun
 MOST = 1000  # metrics that MLflow takes at once
 LAST_WAIT = 10.0  # seconds for what is still to be written where a run did not reach its end
+_CONTEXT = "mlflow.data.context"  # which part of the data a dataset input is
 _BREAK = "\n"  # between the keys of a nested figure: no site has it in its name
 
 
@@ -63,19 +56,19 @@ class Tracker:
         self._writer: Writer[Sequence[Epoch]] = Writer(self._write_history)
         with answering(self.uri):
             self._client = MlflowClient(self.uri)
-            self.experiment_id = find_experiment(self._client, study.name, self.uri, runs)
+            self.experiment_id = find_experiment(self._client, study, self.uri, runs)
             mark_crashed(self._client)
-            known = resumed(self._client, self.experiment_id, run_id, run_name)
-            run = mlflow.start_run(
-                run_id=known.info.run_id if known else None,
-                experiment_id=self.experiment_id,
-                run_name=None if known else run_name,
-                tags={PROCESS: this_process()} | ({PARENT: parent} if parent else {}),
-                log_system_metrics=True,
-            )
+            run = resumed(self._client, self.experiment_id, run_id, run_name)
+            tags = {PROCESS: this_process()} | ({PARENT: parent} if parent else {})
+            if run is None:
+                run = begin_run(self._client, self.experiment_id, run_name, tags)
+            else:
+                self._client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()])
+                self._client.update_run(run.info.run_id, status="RUNNING")
         self.run_id: str = run.info.run_id
         self.origin: str = run.data.tags.get(MIGRATED_FROM, self.run_id)
         """The id that the run was begun under: where it was moved to a server, stages that are done stay done."""
+        self._system = self._watch_system()
 
     @property
     def link(self) -> str:
@@ -83,34 +76,32 @@ class Tracker:
         return page_of(self.uri, self.experiment_id, self.run_id)
 
     def log_start(self, study: Study, digest: str, tags: Mapping[str, str], splits: Mapping[str, int]) -> None:
-        """The resolved study as parameters, the manifest as dataset input, and where the run comes from as tags.
+        """What differs from the defaults as parameters, the whole study as a file, the manifest as dataset input, tags.
 
         A run that is continued keeps what it was begun with, code version and machine included; settings that differ
         from then stand in the tag `settings changed`.
         """
         with answering(self.uri):
             self._client.set_tag(self.run_id, "outcome", "running")
-            settings = {key: str(value)[:6000] for key, value in flatten(study.model_dump(mode="json")).items()}
             run = self._client.get_run(self.run_id)
             known = {item.dataset.name for item in run.inputs.dataset_inputs} if run.inputs else set()
             if known >= {f"{study.name}-{split}" for split in splits}:
-                before = run.data.params
-                changed = [
-                    f"{key}: {before[key]} -> {settings[key]}"
-                    for key in settings
-                    if key != "data.manifest" and before.get(key, settings[key]) != settings[key]
-                ]
+                changed = changes(run.data.params, study)
                 if changed or CHANGED in run.data.tags:
                     self._client.set_tag(self.run_id, CHANGED, "\n".join(changed)[:5000])
                 return
-            params = [Param(*setting) for setting in settings.items()]
-            notes = [RunTag("mlflow.note.content", study.question), *(RunTag(*tag) for tag in tags.items())]
+            params = [Param(*setting) for setting in parameters(study).items()]
+            notes = [RunTag(NOTE, study.question), *(RunTag(*tag) for tag in tags.items())]
             self._client.log_batch(self.run_id, params=params, tags=notes)
+            self._client.log_text(self.run_id, study_text(study), STUDY_FILE)
             source = LocalArtifactDatasetSource(study.data.manifest)
+            inputs = []
             for split in splits:
                 name = f"{study.name}-{split}"
                 dataset = MetaDataset(source, name, digest[:16])  # type: ignore[abstract]  # it has a profile
-                mlflow.log_input(dataset, context=split, tags={"images": str(splits[split])})
+                about = [InputTag(_CONTEXT, split), InputTag("images", str(splits[split]))]
+                inputs.append(DatasetInput(dataset._to_mlflow_entity(), about))
+            self._client.log_inputs(self.run_id, datasets=inputs)
 
     def sync_history(self, history: Sequence[Epoch]) -> str | None:
         """Log the epochs that the store does not hold yet: no gap and no double point, also after a crash.
@@ -139,7 +130,7 @@ class Tracker:
                     self._early.pop(0)
                 if self._logged is None:
                     self._logged = len(self._client.get_metric_history(self.run_id, "curves/loss_train"))
-                    watch_system(self.run_id)
+                    self._go_on_watching()
                 missing = history[self._logged :]
                 for part in batches(len(missing), 100):  # whole epochs, and no more than MLflow takes at once
                     metrics = [one for record in missing[part] for one in _epoch_metrics(record, self._score)]
@@ -148,6 +139,19 @@ class Tracker:
         except ConfigError:
             self._logged = None
             raise
+
+    def _watch_system(self) -> SystemMetricsMonitor | None:
+        """Let MLflow measure processor, memory and GPU; where it cannot, the run goes on without."""
+        with contextlib.suppress(MlflowException, OSError):
+            monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
+            monitor.start()
+            return monitor
+        return None
+
+    def _go_on_watching(self) -> None:
+        """The monitor stops for good when the store was away once."""
+        if self._system is not None and self._system._process is not None and not self._system._process.is_alive():
+            self._system = self._watch_system()
 
     def log_figures(self, figures: Mapping[str, object]) -> None:
         """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
@@ -166,27 +170,28 @@ class Tracker:
         """Files and folders as artifacts, by the folder they are to stand in ('' is the top)."""
         with answering(self.uri):
             for place, path in paths.items():
-                if path.is_dir():
-                    mlflow.log_artifacts(str(path), place)
-                else:
-                    mlflow.log_artifact(str(path), place or None)
+                log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+                log(self.run_id, str(path), place or None)
 
-    def log_release(self, release: Path, *, passed: bool) -> str:
+    def log_release(self, release: Path) -> str:
         """The release as a model that answers scans, registered under the study's name; returns its version.
 
-        With alias `candidate` where it passed the gate; one that somebody answers for is there without.
+        With alias `candidate` where both verdicts let it pass; one that somebody answers for is there without.
         """
         info = read_info(release)
-        name = info.study
-        tags = {GATE: PASSED if passed else "overridden", DIGEST: file_digest(release / SUMS)}
+        name, model = info.study, info.figures.verdict
+        gate = PASSED if info.gate.passed else f"{OVERRIDDEN}: {info.gate.outcome}"
+        tags = {GATE: gate, DIGEST: file_digest(release / SUMS)}
+        if model:
+            tags[MODEL] = model.word if model.better_than_chance else f"{OVERRIDDEN}: {model.word}"
         with answering(self.uri), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
-            version = log_release(release)
+            version = log_release(release, self._client, self.run_id)
             if not self._client.get_registered_model(name).description:  # what a colleague wrote there stays
                 self._client.update_registered_model(name, info.question)
             for key, value in tags.items():
                 self._client.set_model_version_tag(name, version, key, value)
             self._client.update_model_version(name, version, description=(release / CARD).read_text()[:5000])
-            if passed:
+            if info.gate.passed and (model is None or model.better_than_chance):
                 self._client.set_registered_model_alias(name, CANDIDATE, version)
         return version
 
@@ -200,20 +205,13 @@ class Tracker:
                 try:
                     self._writer.finish(None if status == "FINISHED" else LAST_WAIT)
                     self._client.set_tag(self.run_id, "outcome", outcome)
-                finally:  # else MLflow itself would call the run FINISHED when this process ends
-                    mlflow.end_run(status)
+                finally:
+                    self._client.set_terminated(self.run_id, status)
+                    if self._system is not None:
+                        self._system.finish()
         except ConfigError:
             if status == "FINISHED":
                 raise
-
-
-def flatten(value: Mapping[str, object], prefix: str = "", separator: str = ".") -> dict[str, object]:
-    """Nested mappings as one with joined keys."""
-    flat: dict[str, object] = {}
-    for key, item in value.items():
-        name = f"{prefix}{separator}{key}" if prefix else str(key)
-        flat |= flatten(item, name, separator) if isinstance(item, Mapping) else {name: item}
-    return flat
 
 
 def metrics_of(figures: Mapping[str, object]) -> list[Metric]:
@@ -251,18 +249,3 @@ def _epoch_metrics(record: Epoch, score: str) -> list[Metric]:
     }
     now = int(time.time() * 1000)
     return [Metric(name, value, now, record.epoch + 1) for name, value in values.items()]
-
-
-def serve_ui(runs: Path, port: int) -> None:
-    """Replace this process by MLflow's server on the runs' store, on the loopback address, job runners off.
-
-    Raises ConfigError where there is no store yet, or where the store is a server with pages of its own.
-    """
-    uri = tracking_uri(runs)
-    if uri.startswith("http"):
-        raise ConfigError(f"The store is a server: open {uri}/?workflowType=machine_learning in a browser.")
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise ConfigError(f"There is no MLflow store in {runs} yet; run a study first, or name its folder with --runs.")
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # 0.6 GB instead of 2.4 GB
-    words = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *words])

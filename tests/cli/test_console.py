@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from results import both, figures, gate, run_metrics
+from results import both, figures, gate, run_metrics, verdict
 from rich.console import Console
 
 from medopt.cli.console import ConsoleReporter, print_predictions, print_rows, print_summary
@@ -52,7 +52,11 @@ def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.Captur
     assert cells(text, "time for an image") == ["9.00 ms", "3.00 ms"]
     assert cells(text, "speed over float") == ["", "3.0x"]
     assert cells(text, "size") == ["4.00 MB", "1.10 MB"]
-    assert "gate passed: 5.6 % (1.0 to 12.0) of validation decisions flip" in text
+    first, second = text.splitlines()[:2]
+    assert first == "the model is better than chance: test AUC of int8 0.875 (0.775 to 0.925)"
+    assert second.startswith("int8 passed the gate: nearest to its limit: ")
+    assert "5.6 % (1.0 to 12.0) of the decisions flip on 18 validation cases; allowed: 20 %" in text
+    assert "a probability of validation case c0ffee moves by 20 points (0.12 to 0.32): a case to look at" in text
     assert "train 12, compress 3" in text
     assert "medopt verify runs/clinic/20260101-000000-abcdef01/release" in text
     assert "medopt ui --runs runs " in text
@@ -61,8 +65,8 @@ def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.Captur
 def test_refused_run_names_no_release(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(finished(passed=False))
     text = capsys.readouterr().out
-    assert "gate refused: 5.6 %" in text
-    assert "gate passed" not in text
+    assert "int8 refused by the gate: the decision flips" in text
+    assert "passed the gate" not in text
     assert "medopt verify" not in text
     assert "/release" not in text
     assert f"MLflow   http://127.0.0.1:5000/#/experiments/1/runs/{'f' * 32}\n" in text
@@ -72,8 +76,26 @@ def test_a_release_against_the_gate_says_whose_it_is(capsys: pytest.CaptureFixtu
     override = Override("Dr. Winter", "only the latency was missed", "2026-11-23T12:00:00+00:00")
     print_summary(finished(passed=False, override=override))
     text = capsys.readouterr().out
-    assert "released against the gate by Dr. Winter: only the latency was missed" in text
+    assert "released all the same by Dr. Winter: only the latency was missed" in text
     assert "medopt verify" in text
+
+
+def test_a_useless_model_is_said_first_in_red_and_apart_from_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = StringIO()
+    console = Console(file=seen, force_terminal=True, width=200, highlight=False, markup=False)
+    monkeypatch.setattr("medopt.cli.console.plain_console", lambda: console)
+    print_summary(finished(verdict=verdict(reasons=("int8: test AUC 0.644 (0.429 to 0.814)",))))
+    first, second = seen.getvalue().splitlines()[:2]
+    assert first.startswith("\x1b[1;31mthe model is not shown to be better than chance") and "0.644" in first
+    assert second.startswith("\x1b[1;32mint8 passed the gate")
+    assert "/release" not in seen.getvalue()
+
+
+def test_a_gate_that_cannot_tell_names_no_release(capsys: pytest.CaptureFixture[str]) -> None:
+    cannot = gate(passed=False, undecided=True)
+    print_summary(finished(gate=cannot))
+    text = capsys.readouterr().out
+    assert "int8: the gate cannot tell: the decision flips" in text and "/release" not in text
 
 
 def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def test_attributes_have_the_names_of_the_keys_and_hold_records(tmp_path: Path) 
     assert metrics.test.int8.auc == Estimate(0.875, 0.775, 0.925, 18)
     assert metrics.sites["hill"].int8.auc.value == 0.7 and metrics.test["float"] is metrics.test.float
     assert metrics.net_benefit.int8["yes"] == NotDefined("one class only")
-    assert metrics.gate.figures.chosen.speedup == 3.0 and metrics.gate.outcome == "released"
+    assert metrics.gate.figures.chosen.speedup == 3.0 and metrics.outcome == "released"
     assert metrics.served_ms.float == 9.0 and metrics.served_ms.int8 == 3.0
     assert metrics.calibration.int8.calibration.temperature == 1.25
 
@@ -59,7 +59,10 @@ def test_the_run_of_version_0_1_0_is_read_and_written_unchanged(tmp_path: Path) 
     before = path.read_text()
     metrics = RunMetrics.read(path.parent)
     metrics.write(path)
-    assert path.read_text() == before.replace("{", '{\n  "schema_version": 1,', 1)
+    after = json.loads(path.read_text())
+    for limit in ("auc_bound", "flips_bound"):  # limits are written whole
+        del after["gate"]["figures"]["limits"][limit]
+    assert after == {"schema_version": 1} | json.loads(before)
     assert metrics.robustness is not None and metrics.explanations is not None and metrics.domain is not None
     for name in ("robustness", "explanations", "domain"):
         assert getattr(metrics, name).json_values() == json.loads((path.parent / f"{name}.json").read_text())

@@ -53,6 +53,7 @@ def check_facts(folder: Path, source: ExportSource) -> None:
     there = {path.relative_to(folder).as_posix(): file_digest(path) for path in folder.rglob("*") if path.is_file()}
     there.pop(FACTS)
     assert facts["files"] == there
+    assert facts["release"]["verdicts"][0].startswith("the model is better than chance: ")
     assert facts["labels"] == source.info.labels and facts["input"]["chain_fingerprint"] == source.chain.fingerprint
     assert any("out-of-domain check" in one for one in facts["not_carried"]) == (source.info.domain is not None)
     places = [str(folder.parent), str(source.folder), str(Path(__file__).parents[2])]

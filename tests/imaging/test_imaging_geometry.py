@@ -61,3 +61,8 @@ def test_one_slice_is_displayed_with_the_head_or_the_face_up(across, rows, colum
     shown = geometry.display_axes(axes, axes.shape(shape)).affine(affine, tuple(shape))
     assert np.allclose(shown[:3, 1], rows)
     assert np.allclose(shown[:3, 2], columns)
+
+
+def test_without_a_place_a_voxel_is_a_millimetre_in_canonical_directions():
+    assert geometry.default_affine().tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    assert geometry.default_affine((2, 3, 4)).tolist() == [[0, 0, 4, 0], [0, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1]]

@@ -1,16 +1,13 @@
 """The bootstrap resamples patients, its intervals cover, and what it cannot say it does not say."""
 
-from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from medopt.core.errors import DataError
 from medopt.core.records import Estimate
 from medopt.metrics import bootstrap as module
-from medopt.metrics.bootstrap import estimates, guarded, paired_difference, patient_draws
-from medopt.metrics.calibration import UNCALIBRATED, Calibration
+from medopt.metrics.bootstrap import estimates, guarded, patient_draws
 from medopt.metrics.weighted import auc, ranking_statistic
 
 SETTINGS = {"bootstrap": 400, "confidence": 0.95}
@@ -126,53 +123,3 @@ def test_a_perfect_figure_gets_no_interval_of_no_width():
     assert guarded(Estimate(1.0, 1.0, 1.0, 20)).low is None
     assert guarded(Estimate(0.9, 0.8, 1.0, 20)) == Estimate(0.9, 0.8, 1.0, 20)
     assert guarded(Estimate(None, None, None, 20, "why")).note == "why"
-
-
-def compare(a, b, **options):
-    return paired_difference(a, b, "binary", **SETTINGS, generator=generator(7), **options)
-
-
-def test_paired_difference_is_b_minus_a_and_tighter_than_two_intervals(drawn):
-    a = drawn(150, patients=100)
-    b = replace(a, model="int8", logits=a.logits + generator(1).normal(scale=0.3, size=a.logits.shape))
-    found = compare(a, b)
-    target = a.labels[:, None] == 1
-    assert found.value == pytest.approx(auc(b.logits, target)[0] - auc(a.logits, target)[0], abs=1e-12)
-    alone = estimates(ranking_statistic(a.logits, target), a.patient_id, **SETTINGS, generator=generator(7))["auc"]
-    assert found.high - found.low < 0.5 * (alone.high - alone.low)
-    back = compare(b, a)
-    assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
-
-
-def test_paired_difference_of_a_model_with_itself_is_zero_in_any_order(drawn):
-    a = drawn(80)
-    found = compare(a, replace(a.where(generator().permutation(80)), model="int8"))
-    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
-    nothing = a.where(np.zeros(80, dtype=bool))
-    assert compare(nothing, nothing) == Estimate(None, None, None, 0, "no cases")
-
-
-@pytest.mark.parametrize(
-    ("column", "change"),
-    [
-        ("case_id", lambda x: np.char.add(x, "b")),
-        ("patient_id", lambda x: np.char.add(x, "b")),
-        ("labels", lambda x: 1 - x),
-    ],
-)
-def test_paired_difference_refuses_other_cases(drawn, column, change):
-    a = drawn(20)
-    with pytest.raises(DataError, match=f"their {column} differ") as caught:
-        compare(a, replace(a, model="int8", **{column: change(getattr(a, column))}))
-    assert "case0" not in str(caught.value) and "patient0" not in str(caught.value)
-    with pytest.raises(DataError, match=r"19 cases"):
-        compare(a, a.where(np.arange(20) > 0))
-
-
-def test_multiclass_difference_ranks_by_calibrated_probability(drawn):
-    a = drawn(90, 3, task="multiclass")
-    settings = {**SETTINGS, "generator": generator()}
-    eightfold = Calibration("temperature", 8.0)
-    other = replace(a, model="b")
-    cooled = paired_difference(a, other, "multiclass", calibrations=(UNCALIBRATED, eightfold), **settings)
-    assert cooled.value != 0

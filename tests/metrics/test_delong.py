@@ -5,10 +5,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from medopt.metrics.bootstrap import estimates, guarded
-from medopt.metrics.delong import auc_with_covariance, mean_auc, placements
+from medopt.metrics.delong import AucWithCovariance, auc_with_covariance, mean_auc, placements
+from medopt.metrics.proportions import wilson
 from medopt.metrics.weighted import ranking_statistic
 
 
@@ -121,3 +123,28 @@ def test_interval_holds_near_one_where_the_percentile_bootstrap_fails(images):
         two = guarded(drawn["auc"])
         failed += two.low is None or not two.low <= 0.97 <= two.high
     assert held / 250 >= 0.92 and failed / 250 > 0.09
+
+
+@pytest.mark.parametrize(("variance", "clamped"), [(0.0004, False), (0.03, True)])
+def test_the_interval_of_six_patients_written_out_and_never_wider_than_wilsons(variance, clamped):
+    """Satterthwaite's degrees of freedom from the shares, Student's t on the logit scale, Wilson's as its bounds."""
+    shares = np.array([[0.1, -0.2, 0.05, 0.02, -0.07, 0.1]])
+    squares = [0.01, 0.04, 0.0025, 0.0004, 0.0049, 0.01]
+    freedom = 2 / (sum(one**2 for one in squares) / sum(squares) ** 2 - 1 / 6)
+    found = mean_auc(AucWithCovariance(np.array([0.8]), np.array([[variance]]), shares, 3), 9, 0.95)
+    half = student.ppf(0.975, freedom) * variance**0.5 / (0.8 * 0.2)
+    low, high = (1 / (1 + np.exp(-(np.log(4) + sign * half))) for sign in (-1, 1))
+    bounds = [float(side) for side in wilson(0.8, 3, 0.95)]
+    assert clamped == (low < bounds[0] and high > bounds[1])
+    assert (found.value, found.n) == (pytest.approx(0.8), 9)
+    assert (found.low, found.high) == pytest.approx(tuple(bounds) if clamped else (low, high), rel=1e-9)
+
+
+def test_the_mean_of_three_labels_has_the_variance_of_their_mean():
+    covariance = np.array([[0.003, 0.001, -0.0005], [0.001, 0.002, 0.0], [-0.0005, 0.0, 0.004]])
+    shares = np.random.default_rng(0).normal(size=(3, 40)) * 0.01
+    value, variance, _ = AucWithCovariance(np.array([0.9, 0.8, 0.7]), covariance, shares, 20).combined(
+        np.full(3, 1 / 3)
+    )
+    assert value == pytest.approx(0.8)
+    assert variance == pytest.approx((0.003 + 0.002 + 0.004 + 2 * (0.001 - 0.0005 + 0.0)) / 9)

@@ -40,3 +40,89 @@ def test_what_is_not_there_is_said():
     assert (nothing.value, nothing.n) == (None, 7) and nothing.note.startswith("not defined")
     one = proportion(np.array([True, False]), np.zeros(2, dtype=int), 0.95, 2)
     assert (one.value, one.low, one.note) == (0.5, None, "no interval: one patient only")
+
+
+Z, T = 1.959963985, {1: 12.706204736, 5: 2.570581836, 14: 2.144786688}
+"""Quantiles .975 of the normal distribution and of Student's, from a printed table."""
+
+FEW = {
+    2: [(3, 4), (0, 2)],
+    6: [(2, 2), (0, 3), (1, 2), (3, 3), (0, 1), (2, 4)],
+    15: [
+        *[(1, 1), (0, 2), (3, 3), (1, 2), (0, 1), (2, 2), (0, 3), (4, 4)],
+        *[(1, 1), (0, 1), (2, 3), (0, 2), (1, 1), (3, 4), (0, 2)],
+    ],
+}
+"""Of each patient: how many of its cases are hits, and how many cases it has."""
+
+
+def cases_of(counts):
+    hit = np.concatenate([np.arange(cases) < hits for hits, cases in counts])
+    return hit, np.repeat(np.arange(len(counts)), [cases for _, cases in counts])
+
+
+@pytest.mark.parametrize("patients", [2, 6, 15])
+def test_few_patients_by_the_formula_written_out(patients):
+    """Cochran 1977, 6.3: the variance of a ratio of sums; Korn & Graubard 1998: Student's t with patients - 1."""
+    counts = FEW[patients]
+    hits, cases = sum(hits for hits, _ in counts), sum(cases for _, cases in counts)
+    share = hits / cases
+    squares = sum((own_hits - own_cases * share) ** 2 for own_hits, own_cases in counts)
+    variance = patients / (patients - 1) * squares / cases**2
+    independent = share * (1 - share) / (cases - 1)
+    expected = (Z / T[patients - 1]) ** 2 * cases * independent / variance
+    assert variance > independent  # else these patients would show nothing
+    hit, owner = cases_of(counts)
+    found = effective_cases(hit, owner, 0.95)
+    assert found == pytest.approx(max(1.0, expected), rel=1e-7)
+    assert (patients == 2) == (found == 1.0)  # two patients know next to nothing: never less than one case
+    n = found
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
+    estimate = proportion(hit, owner, 0.95, 77)
+    assert (estimate.value, estimate.n, estimate.note) == (pytest.approx(share), 77, "")
+    assert (estimate.low, estimate.high) == pytest.approx((centre - half, centre + half), rel=1e-7)
+
+
+def test_six_patients_in_figures():
+    """10 hits of 16 cases: squares 6.890625 and so on, as a pocket calculator has it."""
+    hit, owner = cases_of([(2, 2), (0, 3), (2, 2), (3, 3), (1, 2), (2, 4)])
+    # share .625; deviations .75, -1.875, .75, 1.125, -.25, -.5; their squares sum to 6.21875
+    variance = 6 / 5 * 6.21875 / 256
+    expected = (1.959963985 / 2.570581836) ** 2 * 16 * (0.625 * 0.375 / 15) / variance
+    assert effective_cases(hit, owner, 0.95) == pytest.approx(expected, rel=1e-7)
+
+
+def test_deviations_that_cancel_and_cases_that_disagree_count_fully():
+    hit, owner = cases_of([(1, 2)] * 6)  # each patient has the share exactly: a variance of 0
+    assert effective_cases(hit, owner, 0.95) == 12
+    assert proportion(hit, owner, 0.95, 12).low == pytest.approx(wilson(0.5, 12, 0.95)[0])
+    hit, owner = cases_of([(1, 3), (1, 2), (1, 3), (1, 2)])
+    assert effective_cases(hit, owner, 0.95) == 10  # less than independent cases would vary: no more than all cases
+    hit, owner = cases_of([(1, 1), (0, 1), (1, 1), (1, 1)])
+    assert effective_cases(hit, owner, 0.95) == 4  # one case a patient: t has no say
+
+
+def test_one_patient_and_cases_alike_count_as_patients():
+    assert effective_cases(np.array([True, False, True]), np.zeros(3, int), 0.95) == 1
+    assert effective_cases(np.array([True] * 6), np.repeat(np.arange(3), 2), 0.95) == 3
+    assert effective_cases(np.array([False] * 6), np.repeat(np.arange(2), 3), 0.95) == 2
+    two = proportion(*cases_of([(1, 2), (1, 2)]), 0.95, 4)
+    assert (two.low, two.high) == pytest.approx([float(side) for side in wilson(0.5, 4, 0.95)])
+
+
+def test_exact_intervals_by_hand():
+    """Clopper & Pearson 1934, where all of n are alike: alpha / 2 to the power of 1 / n."""
+    all_of_three, none_of_three = exact(1.0, 3, 9, 0.9), exact(0.0, 3, 9, 0.9)
+    assert (all_of_three.low, all_of_three.high) == (pytest.approx(0.05 ** (1 / 3)), 1)
+    assert (none_of_three.low, none_of_three.high) == (0, pytest.approx(1 - 0.05 ** (1 / 3)))
+    assert all_of_three.note == "exact interval from 3 patients"
+    assert all_of_three.n == 9
+
+
+def test_an_interval_never_leaves_zero_and_one_nor_its_share():
+    for share, cases in [(1.0, 3.0), (0.0, 3.0), (0.999, 1.0), (0.001, 1.0), (0.5, 1e9)]:
+        low, high = wilson(share, cases, 0.95)
+        assert 0 <= low <= share <= high <= 1
+    low, high = wilson(np.array([0.2, 0.5]), np.array([10.0, 20.0]), 0.9)
+    assert (low.shape, high.shape) == ((2,), (2,))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from certificates import LOCAL, make_certificates
 from closing import closing_all
 from http_node import HttpNode
@@ -23,7 +24,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from medopt.pacs.receiver import Rejections
+from medopt.pacs.audit import Rejections
 
 REJECT, ABORT = 3, 7
 
@@ -97,6 +98,7 @@ def test_the_largest_request_is_accepted(listen: Callable[..., HttpNode], syntax
         (b"\x01\x00" + (600 * 1024).to_bytes(4, "big") + bytes(1000), (ABORT, 0, 2, 6), "longer than 512 KiB"),
         (b"\x01\x00" + (20).to_bytes(4, "big") + bytes(20), (ABORT, 0, 2, 6), "malformed"),
         (retitled()[:-3] + b"\xff\xff\xff", (ABORT, 0, 2, 6), "malformed"),
+        (request()[:6] + b"\x00\x02" + request()[8:], (REJECT, 1, 2, 2), "its protocol version is not the first one"),
         (b"GET / HTTP/1.1\r\n\r\n", (ABORT, 0, 2, 2), "does not begin with an association request"),
         (request()[:40], (ABORT, 0, 2, 2), "too slow"),
     ],
@@ -120,6 +122,59 @@ def test_who_says_nothing_leaves_a_line_and_who_leaves_does_not(
     socket.create_connection(("127.0.0.1", node.settings.port)).close()  # as a load balancer looks whether it listens
     assert reply(node.settings.port, b"") == b""
     assert rejections(node) == {"it requested no association in time": 1}
+
+
+def test_a_sender_of_further_protocol_versions_is_accepted(listen: Callable[..., HttpNode]) -> None:
+    """PS3.8 9.3.2: only the first bit is looked at."""
+    node = listen()
+    assert reply(node.settings.port, request()[:6] + b"\x00\x03" + request()[8:])[:1] == b"\x02"
+    assert not rejections(node, 0)
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        (b"", "it was silent for too long"),
+        (request(), "a PDU is malformed or comes out of turn"),
+        (b"\x09\x00\x00\x00\x00\x04abcd", "a PDU is malformed or comes out of turn"),
+    ],
+)
+def test_an_association_that_is_aborted_leaves_a_line(
+    listen: Callable[..., HttpNode], monkeypatch: pytest.MonkeyPatch, then: bytes, reason: str
+) -> None:
+    crashes: list[object] = []
+    monkeypatch.setattr("threading.excepthook", crashes.append)
+    node = listen()
+    with closing(socket.create_connection(("127.0.0.1", node.settings.port), 12)) as link:
+        link.sendall(request())
+        assert link.recv(4096)[:1] == b"\x02"
+        link.sendall(then)
+        assert link.recv(10)[:1] == bytes([ABORT])
+        assert link.recv(10) == b""
+    assert rejections(node) == {reason: 1}
+    assert crashes == []
+
+
+def test_what_ends_with_the_node_is_not_turned_away(listen: Callable[..., HttpNode]) -> None:
+    node = listen()
+    link = association(node.settings.port)
+    node.receiver.stop()
+    link.join(5)
+    assert not rejections(node, 0)
+
+
+def test_who_is_refused_over_http_leaves_a_line(listen: Callable[..., HttpNode], tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("0123456789abcdef-key")
+    node = listen(web={"key_file": str(tmp_path / "key")})
+    url, key = f"{node.url}/dicom-web/studies", {"X-API-Key": "0123456789abcdef-key"}
+    body = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}
+    assert requests.post(url, b"x", timeout=9).status_code == 401
+    assert requests.post(url, b"x", headers=key | {"Content-Type": "text/plain"}, timeout=9).status_code == 415
+    assert requests.post(url, b"QUITTENBAUM", headers=key | body, timeout=9).status_code == 400
+    assert requests.get(f"{node.url}/favicon.ico", headers=key, timeout=9).status_code == 404
+    reasons = rejections(node, 3)
+    assert len(reasons) == 3 and not [reason for reason in reasons if "QUITTENBAUM" in reason]
+    assert "an HTTP request without the key" in reasons
 
 
 def test_one_too_many_is_told(listen: Callable[..., HttpNode]) -> None:

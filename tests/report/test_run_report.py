@@ -61,10 +61,28 @@ def test_a_refused_model_is_called_refused(copied: Path) -> None:
     (copied / "metrics.json").write_text(json.dumps(metrics))
     text = words(write_report(copied))
     assert "refused by the gate" in text and "worse by 0.2" in text and "There is no release" in text
+    metrics["gate"]["undecided"] = True
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report(copied).read_text()
+    assert '<span class="badge unsure">int8: the gate cannot tell</span>' in page
+    assert "The gate cannot tell: worse by 0.2" in words(copied / "report.html")
 
 
-def test_what_is_no_better_than_chance_is_called_so(copied: Path) -> None:
+def test_what_is_no_better_than_chance_is_called_so_first_and_in_red(copied: Path) -> None:
     metrics = json.loads((copied / "metrics.json").read_text())
+    metrics["verdict"]["reasons"] = ["int8: test AUC 0.644 (0.429 to 0.814)"]
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report(copied).read_text()
+    badges = re.findall(r'<span class="badge (\w+)">([^<]+)<', page)
+    assert badges[0] == ("bad", "the model is not shown to be better than chance")
+    assert ("good", "int8 passed the gate") in badges
+    text = words(copied / "report.html")
+    assert "0.644 (0.429 to 0.814)" in text and "There is no release." in text
+
+
+def test_a_run_of_version_0_1_0_says_so_from_its_interval(copied: Path) -> None:
+    metrics = json.loads((copied / "metrics.json").read_text())
+    del metrics["verdict"]
     metrics["test"]["int8"]["auc"] |= {"value": 0.7, "low": 0.45, "high": 0.9, "note": ""}
     (copied / "metrics.json").write_text(json.dumps(metrics))
     assert "0.700 (0.450 to 0.900). That is not shown to be better than chance." in words(write_report(copied))

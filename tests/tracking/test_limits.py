@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 from clinic_fixtures import Finished
-from mlflow import MlflowClient
+from mlflow import MlflowClient, MlflowException
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, StorageError
+from medopt.tracking.errors import translated
+from medopt.tracking.parent import ParentRun
+from medopt.tracking.registry import Registry
 from medopt.tracking.tracker import Tracker
 
 
@@ -98,12 +105,128 @@ def test_experiment_that_another_process_makes_first(
     assert tracker.experiment_id == made[0]
 
 
-def test_deleted_experiment_is_refused_with_its_reason(runs: Path, tiny_study: Callable[..., Study]) -> None:
+def test_the_environment_takes_over_no_foreign_run(
+    runs: Path, tiny_study: Callable[..., Study], finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook or an `mlflow run` around medopt leaves these set; each of them once redirected a run."""
     client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
-    client.delete_experiment(client.create_experiment("tiny"))
-    with pytest.raises(StorageError, match=r"mlflow.db cannot be used: .*deleted"):
-        Tracker(tiny_study(), runs, None, "tiny")
-    assert mlflow.active_run() is None
+    foreign = client.create_experiment("foreign", artifact_location=(runs / "foreign").as_uri())
+    theirs = client.create_run(foreign, run_name="theirs").info.run_id
+    before = client.get_run(theirs).data.to_dictionary()
+    for name, value in {
+        "MLFLOW_RUN_ID": theirs,
+        "MLFLOW_EXPERIMENT_NAME": "of the environment",
+        "MLFLOW_EXPERIMENT_ID": foreign,
+        "MLFLOW_ACTIVE_MODEL_ID": "m-0123",
+    }.items():
+        monkeypatch.setenv(name, value)
+    tracker = Tracker(tiny_study(), runs, None, "ours")
+    tracker.log_start(tiny_study(), "d" * 64, {"study": "tiny"}, {"train": 4})
+    tracker.log_figures({"headline": {"auc_test": 0.5}})
+    tracker.log_files({"tables": finished.folder / "predictions.csv", "figures": finished.folder / "figures"})
+    tracker.log_release(finished.release, passed=True)
+    tracker.end("released")
+    assert os.environ["MLFLOW_RUN_ID"] == theirs  # it stays for whom it is meant
+    run = client.get_run(theirs)
+    assert (run.info.run_name, run.info.status, run.data.to_dictionary()) == ("theirs", "RUNNING", before)
+    assert not run.inputs.dataset_inputs and not run.outputs.model_outputs and not client.list_artifacts(theirs)
+    assert client.get_experiment_by_name("of the environment") is None
+    ours = client.get_run(tracker.run_id)
+    assert ours.info.experiment_id == client.get_experiment_by_name("tiny").experiment_id
+    assert ours.data.metrics["headline/auc_test"] == 0.5 and ours.inputs.dataset_inputs
+    assert {item.path for item in client.list_artifacts(tracker.run_id)} == {"study.yaml", "tables", "figures"}
+    (output,) = ours.outputs.model_outputs
+    assert client.get_logged_model(output.model_id).experiment_id == ours.info.experiment_id
+    version = client.get_model_version_by_alias(finished.release.parent.parent.name, "candidate")
+    assert version.run_id == tracker.run_id
+
+
+def test_a_run_named_by_the_environment_need_not_exist(
+    runs: Path, tiny_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
+    ParentRun(tiny_study(), runs, None, "group", {}).end("done")
+    tracker = Tracker(tiny_study(), runs, "no id that MLflow makes", "tiny")
+    tracker.end("released")
+    assert tracker.run_id != "f" * 32
+
+
+def test_deleted_experiment_says_how_it_is_restored(runs: Path, tiny_study: Callable[..., Study]) -> None:
+    uri = f"sqlite:///{runs / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    number = client.create_experiment("tiny")
+    client.delete_experiment(number)
+    for begin in (lambda: Tracker(tiny_study(), runs, None, "a"), lambda: ParentRun(tiny_study(), runs, None, "b", {})):
+        with pytest.raises(ConfigError) as refused:
+            begin()
+        told = str(refused.value)
+        command = f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {number}"
+        assert "The experiment tiny was deleted" in told and command in told
+        assert "disk" not in told and "goes on" not in told
+    restored = command.partition(" mlflow ")[2].split()
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", *restored], env=os.environ | {"MLFLOW_TRACKING_URI": uri}, check=False
+    )
+    assert done.returncode == 0
+    tracker = Tracker(tiny_study(), runs, None, "a")
+    tracker.end("released")
+    assert tracker.experiment_id == number
+
+
+def test_run_that_is_deleted_while_it_is_written_says_how_it_is_restored(tracker: Tracker) -> None:
+    client = MlflowClient(tracker.uri)
+    client.delete_run(tracker.run_id)
+    with pytest.raises(
+        ConfigError, match=rf"The run {tracker.run_id} was deleted.*mlflow runs restore --run-id"
+    ) as told:
+        tracker.log_figures({"headline": {"auc_test": 0.5}})
+    assert "disk" not in str(told.value)
+    client.restore_run(tracker.run_id)
+
+
+def test_run_that_the_store_does_not_know_is_no_full_disk(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lacks what is asked of it: .*not found.*MLFLOW_TRACKING_URI") as told:
+        Registry(runs).tables("f" * 32, tmp_path / "tables")
+    assert "disk" not in str(told.value) and not isinstance(told.value, StorageError)
+
+
+HERE, THERE = "sqlite:////runs/mlflow.db", "https://mlflow.example.org"
+
+
+@pytest.mark.parametrize(
+    ("error", "uri", "wanted", "is_storage"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), HERE, "The disk is full: make room", True),
+        (OSError(errno.EROFS, "Read-only file system"), HERE, "may not be written to", True),
+        (OperationalError("", {}, Exception("database or disk is full")), HERE, "The disk is full", True),
+        (OperationalError("", {}, Exception("attempt to write a readonly database")), HERE, "not be written to", True),
+        (OperationalError("", {}, Exception("database is locked")), HERE, "Another process writes to it", True),
+        (DatabaseError("", {}, Exception("file is not a database")), HERE, "The file is damaged", True),
+        (DatabaseError("", {}, Exception("database disk image is malformed")), HERE, "The file is damaged", True),
+        (MlflowException("Detected out-of-date database schema (found"), HERE, "run `mlflow db upgrade sqlite", False),
+        (MlflowException("Can't locate revision identified by 'abc'"), HERE, "by a newer MLflow", False),
+        (MlflowException("API request to x failed: Connection refused"), THERE, "unset MLFLOW_TRACKING_URI", False),
+        (MlflowException("API request failed with error code 503"), THERE, "does not answer", False),
+        (MlflowException("Metric value must be a number"), THERE, "refuses what it is sent: Metric value", False),
+        (OSError(errno.ENOENT, "No such file or directory"), HERE, "cannot be used: [Errno 2]", True),
+    ],
+)
+def test_each_cause_has_its_own_way_out(error: Exception, uri: str, wanted: str, is_storage: bool) -> None:
+    advice = (
+        "disk is full",
+        "not be written to",
+        "Another process",
+        "damaged",
+        "db upgrade",
+        "newer",
+        "unset",
+        "restore",
+    )
+    told = translated(error, uri)
+    assert wanted in str(told) and isinstance(told, StorageError) is is_storage
+    given = str(told).replace(str(error), "")
+    assert sum(word in given for word in advice) <= 1 and "goes on" not in given
 
 
 def test_failed_run_that_cannot_be_closed_keeps_its_own_error(

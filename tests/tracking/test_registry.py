@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from medopt.pipeline.start import resolve_start
 from medopt.release.layout import SUMS
 from medopt.release.predictor import Release
 from medopt.tracking.fetch import DIGEST, fetch_release
-from medopt.tracking.registry import GATE, Registry
+from medopt.tracking.registry import GATE, MODEL, Registry
 from medopt.tracking.release import log_release
 
 REASON = "better at the new site"
@@ -60,10 +63,10 @@ def second(store: MlflowClient, runs: Path, finished: Finished, *, gate: str = "
     table.to_csv(place / "predictions.csv", index=False)
     experiment = store.get_experiment_by_name("clinic")
     assert experiment is not None and registry.uri == f"sqlite:///{runs / 'mlflow.db'}"
-    with mlflow.start_run(experiment_id=experiment.experiment_id):
-        mlflow.log_artifact(str(place / "predictions.csv"), "tables")
-        mlflow.log_artifact(str(finished.folder / "study.yaml"))
-        version = log_release(finished.release)
+    run_id = store.create_run(experiment.experiment_id).info.run_id
+    store.log_artifact(run_id, str(place / "predictions.csv"), "tables")
+    store.log_artifact(run_id, str(finished.folder / "study.yaml"))
+    version = log_release(finished.release, store, run_id)
     known = store.get_model_version("clinic", "1").tags
     for key, value in {GATE: gate, DIGEST: known[DIGEST]}.items():
         store.set_model_version_tag("clinic", version, key, value)
@@ -74,7 +77,7 @@ def test_what_a_run_registers_is_the_candidate_with_its_release(store: MlflowCli
     version = store.get_model_version_by_alias("clinic", "candidate")
     assert version.run_id == finished.metrics["mlflow_run_id"]
     assert [found.version for found in store.search_model_versions("name='clinic'")] == [version.version]
-    assert version.tags[GATE] == "passed"
+    assert (version.tags[GATE], version.tags[MODEL]) == ("passed", "better than chance")
     assert version.description.startswith("# ")
 
 
@@ -92,6 +95,61 @@ def test_the_registered_model_answers_as_the_release_does(store: MlflowClient, r
     other = model.predict(pd.DataFrame({"scan": [b"rubbish"]}), params={"model": "float"})
     assert "not a format that is read" in other["refused"][0]
     assert other["decision"][0] == "" and other["probability_blob"][0] is None  # NaN is no JSON
+
+
+def test_it_takes_any_bytes_and_names_the_models_that_it_has(
+    store: MlflowClient, runs: Path, finished: Finished
+) -> None:
+    Registry(runs)
+    model = mlflow.pyfunc.load_model("models:/clinic@candidate")
+    data = sorted(finished.clinic.data.rglob("*.dcm"))[0].read_bytes()
+    answers = [model.predict(pd.DataFrame({"scan": [kind(data)]})) for kind in (bytes, bytearray)]
+    answers.append(model.unwrap_python_model().predict(None, pd.DataFrame({"scan": [memoryview(data)]})))
+    assert answers[0]["refused"][0] == "" and answers[0]["decision"][0]
+    assert all(one.to_dict("records") == answers[0].to_dict("records") for one in answers)
+    for empty in (b"", bytearray(), None):
+        assert "A row takes `scan`" in model.predict(pd.DataFrame({"scan": [empty]}))["refused"][0]
+    for wrong in ("int4", "INT8"):
+        with pytest.raises(ConfigError, match=f"`model` is '{wrong}'; this release has float and int8"):
+            model.predict(pd.DataFrame({"scan": [data]}), params={"model": wrong})
+
+
+ASK = """
+import base64, json, sys
+from pathlib import Path
+import mlflow, pandas as pd
+folder = Path(sys.argv[1])
+data = json.loads((folder / "input_example.json").read_text())["data"][0][0]
+answer = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({"scan": [base64.b64decode(data)]}))
+import medopt
+print(json.dumps({"where": medopt.__file__, "rows": answer.to_dict("records")}))
+"""
+
+
+@pytest.mark.long
+def test_it_answers_in_an_environment_of_its_own_requirements(
+    store: MlflowClient, runs: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """Nothing but what the model names is installed, and medopt comes from the model itself. Needs a registry."""
+    Registry(runs)
+    got = Path(mlflow.artifacts.download_artifacts("models:/clinic@candidate", dst_path=str(tmp_path / "model")))
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MLFLOW", "MEDOPT"))}
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, env=alone)
+    install = [python, "-m", "pip", "install", "-q", "-r", got / "requirements.txt"]
+    installed = subprocess.run(install, env=alone, capture_output=True, text=True, check=False)
+    if "connection" in installed.stderr.lower():
+        pytest.skip("no package registry answers here")
+    assert installed.returncode == 0, installed.stderr
+    done = subprocess.run(
+        [python, "-c", ASK, got], env=alone, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert Path(told["where"]).is_relative_to(got)
+    wanted = Release.open(finished.release).predict(sorted((finished.release / "golden").iterdir())[0])
+    (row,) = told["rows"]
+    assert (row["decision"], row["declined"]) == (wanted.decision, wanted.declined or "")
 
 
 def test_it_is_logged_without_pickle_and_with_a_drawn_example(store: MlflowClient, runs: Path, tmp_path: Path) -> None:
@@ -140,6 +198,11 @@ def test_what_did_not_pass_is_refused(store: MlflowClient, runs: Path, finished:
     version = second(store, runs, finished, gate="overridden")
     with pytest.raises(GateRefused, match="did not pass the gate"):
         promote(Registry(runs), "clinic", version, REASON)
+    for key, value in {GATE: "passed", MODEL: "overridden: not shown to be better than chance"}.items():
+        store.set_model_version_tag("clinic", version, key, value)
+    with pytest.raises(GateRefused, match=r"released by name .*not shown to be better than chance"):
+        promote(Registry(runs), "clinic", version, REASON)
+    assert Registry(runs).versions("clinic")[0].model.startswith("overridden")
     with pytest.raises(ConfigError, match="has no version 77"):
         promote(Registry(runs), "clinic", "77", REASON)
     with pytest.raises(ConfigError, match="no model 'other'"):

@@ -79,8 +79,9 @@ def laptop(
         tracker.log_files({"tables": note})
         if number == 0:
             model = onnx.load(small_model(runs / "small.onnx"))
-            mlflow.onnx.log_model(model, name="float")  # as older versions did
-            mlflow.onnx.log_model(model, name="int8", registered_model_name="tiny")
+            with mlflow.start_run(run_id=tracker.run_id):
+                mlflow.onnx.log_model(model, name="float")  # as older versions did
+                mlflow.onnx.log_model(model, name="int8", registered_model_name="tiny")
         if number == 1:
             tracker.end("DataError", "FAILED")
         else:
@@ -256,7 +257,7 @@ def test_signs_in_and_finds_the_run_in_its_list(page: Page, team: Team, run: Run
     page.shows("Experiments", seconds=60)
     assert not page.run("document.body.innerText.includes('telemetry')")
     page.open(at(team, run, "list"))
-    page.shows("clinic ResNet-26", "matching run", "admin")
+    page.shows("seed 0 ResNet-26", "matching run", "admin")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")

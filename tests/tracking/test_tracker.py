@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from clinic import STUDY, make_clinic, write_study
+from clinic import STUDY, make_clinic, write_rows, write_study
 from clinic_fixtures import Finished, call, only_folder
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
@@ -25,7 +25,9 @@ from ports import free_port
 
 from medopt.config import Study
 from medopt.core.records import EpochRecord
-from medopt.tracking.tracker import Tracker, flatten
+from medopt.tracking.pages import COLUMNS
+from medopt.tracking.settings import changes, flatten, parameters
+from medopt.tracking.tracker import Tracker
 
 SERVER = Path(__file__).parents[2] / "mlflow" / "server.sh"
 
@@ -54,12 +56,32 @@ def runs(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return folder
 
 
-def test_parameters_are_the_resolved_study(tracked: Run, finished: Finished) -> None:
-    resolved = flatten(yaml.safe_load((finished.folder / "study.yaml").read_text()))
-    assert tracked.data.params == {key: str(value) for key, value in resolved.items()}
-    assert tracked.data.params["training.epochs"] == "4"
-    assert tracked.data.params["training.patience"] == "60"  # a default
-    assert tracked.data.params["data.labels"] == "['clear', 'blob']"
+def test_parameters_are_what_differs_from_the_defaults_and_the_digest_of_the_rest(
+    tracked: Run, store: MlflowClient, finished: Finished
+) -> None:
+    text = (finished.folder / "study.yaml").read_text()
+    resolved = {key: str(value) for key, value in flatten(yaml.safe_load(text)).items()}
+    params = dict(tracked.data.params)
+    count, _, digest = params.pop("defaults").partition(" settings, sha256 ")
+    assert params.items() <= resolved.items()
+    assert params["training.epochs"] == "4" and params["data.labels"] == "['clear', 'blob']"
+    assert params["seed"] == "0"  # a default, but it tells runs apart
+    assert not {"training.patience", "domain.enabled", "evaluation.confidence"} & params.keys()  # these are defaults
+    assert len(params) + int(count) == len(resolved)
+    assert len(params) < 40 and len(digest) == 16
+
+
+def test_the_same_defaults_have_the_same_digest(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study()
+    other = study.model_copy(update={"seed": 5})
+    changed = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"confidence": 0.9})})
+    assert parameters(study)["defaults"] == parameters(other)["defaults"] != parameters(changed)["defaults"]
+    assert parameters(changed)["evaluation.confidence"] == "0.9"
+    assert changes(parameters(study), changed) == ["evaluation.confidence: 0.95 -> 0.9"]
+    assert changes(parameters(changed), study) == ["evaluation.confidence: 0.9 -> 0.95"]
+    every = {key: str(value) for key, value in flatten(study.model_dump(mode="json")).items()}
+    assert changes(every, study) == []  # a run of an older version has all of them
+    assert changes(every, changed) == ["evaluation.confidence: 0.95 -> 0.9"]
 
 
 def test_dataset_inputs_have_the_digest_and_their_split(tracked: Run) -> None:
@@ -80,11 +102,13 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
     assert tracked.info.status == "FINISHED"
     assert (tags["study"], tags["outcome"], tags["run_folder"]) == ("clinic", "released", finished.folder.name)
     assert (tags["gate"], tags["device"], tags["seed"]) == ("passed", "cpu", "0")
+    assert tags["model verdict"] == "better than chance"
     day, time_of_day, short = finished.folder.name.split("-")
     assert tracked.info.run_name == (
-        f"clinic {tags['model']} seed 0 {day[:4]}-{day[4:6]}-{day[6:]} "
-        f"{time_of_day[:2]}:{time_of_day[2:4]}:{time_of_day[4:]} {short}"
+        f"{short} seed 0 {tags['model']} {day[:4]}-{day[4:6]}-{day[6:]} "
+        f"{time_of_day[:2]}:{time_of_day[2:4]}:{time_of_day[4:]}"
     )
+    assert "mlflow.user" in tags and "mlflow.source.name" in tags
     assert tags["manifest_digest"] == provenance["manifest_digest"]
     assert tags["code"] == provenance["code"].get("commit", provenance["code"]["version"])
     assert tags["machine"] == provenance["machine"]["cpu"]
@@ -92,7 +116,8 @@ def test_tags_say_where_the_run_comes_from(tracked: Run, finished: Finished) -> 
 
 def test_description_is_the_first_page_of_the_report(tracked: Run, finished: Finished) -> None:
     told, test = tracked.data.tags["mlflow.note.content"], finished.metrics["test"]
-    assert told.startswith("Is there a bright blob? **int8 passed the gate.**")
+    assert told.startswith("🟢 **the model is better than chance**: test AUC of int8 ")
+    assert "🟢 **int8 passed the gate**: " in told and "Is there a bright blob?" in told
     for kind in ("float", "int8"):
         area = test[kind]["auc"]
         assert told.count(f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})") >= 2, kind
@@ -116,10 +141,28 @@ def test_every_epoch_stands_there_once(store: MlflowClient, tracked: Run, finish
 def test_figures_are_metrics(tracked: Run, finished: Finished) -> None:
     found, metrics = tracked.data.metrics, finished.metrics
     for kind in ("float", "int8"):
-        for name, figure in metrics["test"][kind].items():
-            assert found[f"test_{kind}/{name}"] == figure["value"]
+        for name in ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "brier", "ece"):
+            assert found[f"test_{kind}/{name}"] == metrics["test"][kind][name]["value"]
         assert found[f"size_bytes/{kind}"] == metrics["size_bytes"][kind]
     assert found["time_ms/onnxruntime_int8"] == metrics["latency_ms"]["onnxruntime_int8"]
+    assert len([name for name in found if not name.startswith("system/")]) < 70
+
+
+def test_the_headline_is_of_the_network_and_of_the_int8_model(tracked: Run, finished: Finished) -> None:
+    metrics, test = finished.metrics, finished.metrics["test"]
+    told = {name.partition("/")[2]: value for name, value in tracked.data.metrics.items() if name[:9] == "headline/"}
+    served = metrics["latency_ms"][f"{metrics['engine']['int8']}_int8"]
+    assert told == {
+        "auc_val": metrics["validation"]["float"]["auc"]["value"],
+        "auc_test": test["float"]["auc"]["value"],
+        "sensitivity_test": test["float"]["sensitivity"]["value"],
+        "specificity_test": test["float"]["specificity"]["value"],
+        "auc_test_int8": test["int8"]["auc"]["value"],
+        "sensitivity_test_int8": test["int8"]["sensitivity"]["value"],
+        "specificity_test_int8": test["int8"]["specificity"]["value"],
+        "time_ms_int8": served,
+    }
+    assert told.keys() == set(COLUMNS)  # what the list of runs shows
 
 
 def test_artifacts_are_the_files_of_the_run(
@@ -156,7 +199,6 @@ def test_history_goes_on_after_a_crash(runs: Path, tiny_study: Callable[..., Stu
     study, client = tiny_study(), MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     first = Tracker(study, runs, None, "tiny")
     assert first.sync_history(epochs(2)) is None
-    mlflow.end_run("RUNNING")  # what a killed process leaves
     second = Tracker(study, runs, first.run_id, "tiny")
     assert second.run_id == first.run_id
     for count in (2, 3, 3, 5):
@@ -224,7 +266,7 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     call("run", *words, *strict, "--override-gate", "Dr. Winter").refused(2, "ConfigError", "go together")
     named = ("--override-gate", "Dr. Winter", "--reason", "the server has another processor")
     released = call("run", *words, *strict, *named)
-    assert released.code == 0 and "released against the gate by Dr. Winter" in released.stdout
+    assert released.code == 0 and "released all the same by Dr. Winter" in released.stdout
     for text in ((folder / "release" / "CARD.md").read_text(), (folder / "report.html").read_text()):
         assert "Dr. Winter" in text and "the server has another processor" in text
     assert call("verify", folder / "release").code == 0
@@ -238,6 +280,48 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     (folder / "run.json").write_text(json.dumps(told))
     call("run", *words, *strict).refused(5, "GateRefused", "not faster")
     assert not (folder / "release").exists()
+
+
+def test_a_useless_model_has_no_release_and_no_alias_without_a_name(
+    finished: Finished, runs: Path, tmp_path: Path
+) -> None:
+    """Every other patient's labels are swapped, so that no image tells them; int8 passes its gate all the same."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "scans").symlink_to(finished.clinic.data / "scans")
+    rows, names = finished.clinic.rows(), list(STUDY["data"]["labels"])
+    for index, row in enumerate(rows):
+        if index // 2 % 2:
+            row["label"] = names[1 - names.index(row["label"])]
+    write_rows(data / "manifest.csv", rows)
+    quick = {"evaluation": {"bootstrap": 100, "shift_cases": 0, "explain": 0}, "domain": {"enabled": False}}
+    compression = STUDY["compression"] | {"engines": ["onnxruntime"]}
+    training = STUDY["training"] | {"epochs": 1}
+    study = STUDY | quick | {"name": "useless", "compression": compression, "training": training}
+    words = ["run", write_study(tmp_path, study), "--data", data, "--runs", runs, "--json"]
+    done = call(*words)
+    done.refused(5, "GateRefused", "the model is not shown to be better than chance", "--override-gate NAME")
+    assert done.summary["gate"]["passed"] and done.summary["verdict"]["reasons"]
+    assert done.stdout.startswith("the model is not shown to be better than chance: ")
+    folder, found = only_folder(runs, "useless"), only_run(runs, "useless")
+    assert not (folder / "release").exists()
+    assert (found.data.tags["outcome"], found.data.tags["gate"]) == ("model refused", "passed")
+    assert found.data.tags["model verdict"] == "not shown to be better than chance"
+    assert found.data.tags["mlflow.note.content"].startswith("🔴 **the model is not shown to be better than chance**")
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    assert "useless" not in [model.name for model in client.search_registered_models()]
+    again = call(*words)
+    assert again.code == 5 and "evaluate   unchanged, skipped" in again.stderr  # nothing is measured anew for it
+    compared = call("compare", folder)
+    assert "not shown to be better than chance" in compared.stdout.splitlines()[0]
+    released = call(*words, "--override-gate", "Dr. Winter", "--reason", "for a class on leaks")
+    assert released.code == 0, released.stderr
+    card = (folder / "release" / "CARD.md").read_text()
+    assert card.index("not shown to be better than chance") < card.index("Dr. Winter") < card.index("Intended use")
+    assert client.get_registered_model("useless").aliases == {}
+    (version,) = client.search_model_versions("name='useless'")
+    assert (version.tags["gate"], version.tags["model verdict"].partition(":")[0]) == ("passed", "overridden")
+    call("promote", "useless", "1", "--reason", "x", "--runs", runs).refused(5, "GateRefused", "better than chance")
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

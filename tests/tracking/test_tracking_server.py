@@ -146,8 +146,8 @@ def test_training_goes_on_without_the_server_and_is_caught_up(tracked: Tracked, 
 
 
 def test_server_that_is_gone_at_the_end_is_a_clear_refusal_and_the_same_command_ends_it(tracked: Tracked) -> None:
-    assert f"MLflow at {tracked.summary['mlflow_link'].split('/#')[0]} does not take what it is sent" in tracked.trouble
-    assert "the same command then goes on" in tracked.trouble
+    assert f"MLflow at {tracked.summary['mlflow_link'].split('/#')[0]} does not answer: " in tracked.trouble
+    assert "Then give the same command again" in tracked.trouble
     assert tracked.outcome == "ConfigError"
 
 

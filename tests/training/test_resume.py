@@ -260,3 +260,34 @@ def test_the_best_weights_are_those_that_validation_saw(
     wider = made.study.model_copy(update={"model": made.study.model.model_copy(update={"width": 0.25})})
     with pytest.raises(TrainingError, match=r"tensors differ.*Train it anew"):
         load_best(wider, trained.weights)
+
+
+def test_the_second_optimizer_takes_over_when_the_plateau_says_so_and_again_after_a_kill(
+    runs: Callable[..., Runs],
+) -> None:
+    """Said beforehand: epoch 2 brings nothing, so epoch 3 is the other optimizer's."""
+    switch = {"patience": 1, "to": {"name": "sgd", "lr": 0.05}}
+    made = runs({"optimizer": {"name": "adam", "lr": 0.01}, "switch": switch, "schedule": {"name": "constant"}})
+
+    def score(scores: list[float]) -> Callable[[np.ndarray, np.ndarray], float]:
+        return lambda logits, targets: scores.pop(0)
+
+    whole = made.run("whole", score=score([0.6, 0.5, 0.7, 0.8]))
+    with pytest.raises(Killed):
+        made.run("killed", kill_after=2, score=score([0.6, 0.5]))
+    for trained in (whole, made.run("killed", score=score([0.7, 0.8]))):
+        assert [epoch.learning_rate for epoch in trained.history] == pytest.approx([0.01, 0.01, 0.05, 0.05])
+        assert trained.best == 3
+
+
+def test_each_epoch_learns_and_the_run_stops_where_it_must(runs: Callable[..., Runs]) -> None:
+    """Other weights after each epoch, and the early stop where it must be."""
+    made = runs(
+        {"optimizer": {"name": "sgd", "lr": 0.05}, "patience": 2, "epochs": 6, "schedule": {"name": "constant"}}
+    )
+    scores = [0.5, 0.7, 0.6, 0.7, 0.9, 0.95]
+    whole = made.run("whole", score=lambda logits, targets: scores.pop(0))
+    assert [epoch.val_metric for epoch in whole.history] == [0.5, 0.7, 0.6, 0.7]  # a tie is no progress
+    assert whole.best == 1
+    weights = [read_tensors(whole.weights.parent / f"epoch-000{n}.safetensors")[0] for n in (3, 4)]
+    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

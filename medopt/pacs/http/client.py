@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
 from medopt.core.errors import ConfigError
-from medopt.pacs.http.multipart import DICOM
+from medopt.pacs.http.upload import DICOM
 from medopt.pacs.peers import PeerError, PeerGone, WebPeer
 from medopt.pacs.settings import NodeSettings
 from medopt.serving.server.auth import key_text

@@ -18,7 +18,7 @@ MAX_CONNECTIONS = 100
 _REQUEST_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = 5
 _GRACE_SECONDS = 10
-_QUOTING_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart")  # they quote requests
+_QUOTING_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")  # they quote requests
 
 
 class HttpServer:

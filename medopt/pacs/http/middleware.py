@@ -12,23 +12,21 @@ from typing import Any
 from starlette.responses import PlainTextResponse, Response
 
 from medopt.serving.server.auth import LOOPBACK, Key
+from medopt.serving.server.html_page import HEADERS
 from medopt.serving.server.limits import Refused
 
 Scope = MutableMapping[str, Any]
 Channel = Callable[..., Awaitable[Any]]
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 _WITHOUT_KEY = ("/health",)
 
 
 class HttpGuard:
-    """ASGI middleware. `names` are the host names that a request may use, which prevents DNS rebinding."""
+    """ASGI middleware. `names` are the host names that a request may use, which prevents DNS rebinding;
+    `rejected` gets the reason of each refusal.
+    """
 
-    def __init__(self, app: Channel, key: Key, names: list[str]) -> None:
-        self._app, self._key = app, key
+    def __init__(self, app: Channel, key: Key, names: list[str], rejected: Callable[[str], None]) -> None:
+        self._app, self._key, self._rejected = app, key, rejected
         self._names = {*LOOPBACK, *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Channel, send: Channel) -> None:
@@ -41,12 +39,14 @@ class HttpGuard:
 
     def _refusal(self, path: str, headers: Mapping[str, str]) -> Response | None:
         if not self._key and _host_name(headers.get("host", "")) not in self._names:
+            self._rejected("an HTTP request for another host name than web.names")
             return PlainTextResponse("This machine is not configured under that name (web.names).\n", 421, HEADERS)
         if path in _WITHOUT_KEY:
             return None
         try:
             self._key.check(_with_password(headers))
         except Refused:
+            self._rejected("an HTTP request without the key")
             challenge = {"WWW-Authenticate": 'Basic realm="medopt", charset="UTF-8"', "Connection": "close"}
             return PlainTextResponse("The key is missing or wrong.\n", 401, HEADERS | challenge)
         return None

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined
 
 from medopt import __version__
 from medopt.pacs.http.monitoring import OK
 from medopt.pacs.status import QueueOverview
+from medopt.serving.server.html_page import page_template
 
-_FOLDER = files("medopt.pacs.http") / "templates"
-_STYLE = (_FOLDER / "page.css").read_text(encoding="utf-8")
-_TEMPLATE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-    (_FOLDER / "page.html").read_text(encoding="utf-8")
-)
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'; "
-    "base-uri 'none'; img-src data:"
-)
-"""Nothing but the page's own style."""
+_TEMPLATE = page_template("medopt.pacs.http", "page.html")
 REFRESH_SECONDS = (5, 15, 60)
 """How often the page may reload itself."""
 
@@ -51,7 +37,6 @@ def render(content: PageContent) -> str:
         content=content,
         overview=content.overview,
         failing={part: why for part, why in content.checks.items() if why != OK},
-        style=_STYLE,
         version=__version__,
         refresh_choices=REFRESH_SECONDS,
         at=_time_text(content.now),

@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from medopt.pacs.audit import CountingAudit
-from medopt.pacs.http.middleware import HEADERS, Channel, FormToken, HttpGuard
+from medopt.pacs.audit import CountingAudit, Rejections
+from medopt.pacs.http.middleware import Channel, FormToken, HttpGuard
 from medopt.pacs.http.monitoring import OK, Metrics, NodeHealth, SpoolSize, check_parts
-from medopt.pacs.http.page import CONTENT_SECURITY_POLICY, REFRESH_SECONDS, PageContent, render
+from medopt.pacs.http.page import REFRESH_SECONDS, PageContent, render
 from medopt.pacs.http.stow import StowService
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ledger
@@ -29,6 +29,7 @@ from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import LEDGER, Spool
 from medopt.pacs.status import LedgerReader, retry_parked
 from medopt.serving.server.auth import Key
+from medopt.serving.server.html_page import HEADERS, PAGE_HEADERS
 
 log = logging.getLogger("medopt.pacs")
 _MAX_FORM_BYTES, _FORM_SECONDS = 4096, 10.0
@@ -52,7 +53,14 @@ def application(parts: NodeParts, key: Key) -> Channel:
     """The HTTP side as an ASGI application."""
     web = parts.settings.web
     assert web is not None
-    pages = _Pages(parts)
+    pages, rejected = _Pages(parts), Rejections(parts.audit).record
+
+    async def plain_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code not in (404, 405):
+            rejected(f"an HTTP request was answered {error.status_code}: {error.detail}")
+        return PlainTextResponse(f"{error.detail}\n", error.status_code, {**HEADERS, **(error.headers or {})})
+
     routes = [
         Route("/", pages.page, methods=["GET"]),
         Route("/retry", pages.retry, methods=["POST"]),
@@ -60,12 +68,12 @@ def application(parts: NodeParts, key: Key) -> Channel:
         Route("/metrics", pages.metrics, methods=["GET"]),
     ]
     if web.stow:
-        stow = StowService(parts.settings, parts.spool, parts.intake)
+        stow = StowService(parts.settings, parts.spool, parts.intake, rejected)
         routes += [
             Route(path, stow.store, methods=["POST"]) for path in ("/dicom-web/studies", "/dicom-web/studies/{study}")
         ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _plain_error, Exception: _unexpected_error})
-    return HttpGuard(app, key, [web.host, *web.names])
+    app = Starlette(routes=routes, exception_handlers={HTTPException: plain_error, Exception: _unexpected_error})
+    return HttpGuard(app, key, [web.host, *web.names], rejected)
 
 
 class _Pages:
@@ -106,7 +114,7 @@ class _Pages:
             text = await run_in_threadpool(self._render, request.query_params)
         except sqlite3.Error:
             return PlainTextResponse(_LEDGER_UNREADABLE, 503, HEADERS)
-        return HTMLResponse(text, headers=HEADERS | {"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+        return HTMLResponse(text, headers=PAGE_HEADERS)
 
     def _render(self, query: Mapping[str, str]) -> str:
         parts, refresh = self._parts, query.get("every", "")
@@ -149,11 +157,6 @@ async def _form_body(request: Request) -> bytes:
     except (TimeoutError, ClientDisconnect):
         raise HTTPException(408) from None
     return body
-
-
-async def _plain_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return PlainTextResponse(f"{error.detail}\n", error.status_code, {**HEADERS, **(error.headers or {})})
 
 
 async def _unexpected_error(_: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pydicom import Dataset
 from starlette.concurrency import run_in_threadpool
@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from medopt.pacs.http.multipart import MultipartError, RelatedParser, UnsupportedMediaType, boundary_of
-from medopt.pacs.http.upload import FailedInstance, Upload
+from medopt.pacs.http.upload import FailedInstance, UnsupportedMediaType, Upload, dicom_boundary
 from medopt.pacs.intake import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Intake
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import Spool
 from medopt.serving.server.auth import check_encoding
 from medopt.serving.server.limits import Refused
+from medopt.serving.server.multipart import MultipartError, MultipartParser
 
 _MAX_REQUESTS = 16
 _JSON = "application/dicom+json"
@@ -32,7 +32,8 @@ _TOO_LARGE = "The body is larger than this node accepts."
 class StowService:
     """Handles requests; a few at once, the others get 503 with Retry-After."""
 
-    def __init__(self, settings: NodeSettings, spool: Spool, intake: Intake) -> None:
+    def __init__(self, settings: NodeSettings, spool: Spool, intake: Intake, rejected: Callable[[str], None]) -> None:
+        self._rejected = rejected
         assert settings.web is not None
         self._limits, self._spool, self._intake = settings.limits, spool, intake
         self._max_body_bytes = settings.web.body_bytes
@@ -47,11 +48,14 @@ class StowService:
         upload = Upload(self._intake, self._spool, self._limits.instance_bytes, study_uid)
         self._requests += 1
         try:
-            body_error = await self._read(request, RelatedParser(boundary, upload))
+            body_error = await self._read(request, MultipartParser(boundary, upload))
         finally:
             self._requests -= 1
             await run_in_threadpool(upload.close)
-        return _response(upload, body_error)
+        response = _response(upload, body_error)
+        if body_error:
+            self._rejected(f"the body of a STOW request: {body_error}")
+        return response
 
     def _checked_boundary(self, request: Request) -> bytes:
         """The boundary of the body; raises HTTPException if a header does not fit."""
@@ -65,11 +69,11 @@ class StowService:
         if not length.isdecimal() or int(length) > self._max_body_bytes:
             raise HTTPException(413, _TOO_LARGE, {"Connection": "close"})
         try:
-            return boundary_of(request.headers.get("content-type", ""))
+            return dicom_boundary(request.headers.get("content-type", ""))
         except MultipartError as error:
             raise HTTPException(415 if isinstance(error, UnsupportedMediaType) else 400, str(error)) from None
 
-    async def _read(self, request: Request, parser: RelatedParser) -> str:
+    async def _read(self, request: Request, parser: MultipartParser) -> str:
         """Feed the body to the parser; why it ended early, '' if it is complete."""
         received, buffer = 0, bytearray()
         chunks = request.stream()

@@ -18,7 +18,6 @@ from pydicom.uid import UID
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
 from medopt.imaging.parse_dicom import parse_dicom
-from medopt.pacs.http.multipart import DICOM
 from medopt.pacs.intake import (
     CANNOT_UNDERSTAND,
     DATA_SET_MISMATCH,
@@ -28,11 +27,25 @@ from medopt.pacs.intake import (
     parse_instance,
 )
 from medopt.pacs.spool import PART, WORK, Spool
+from medopt.serving.server.multipart import MultipartError, boundary_in, header_values
 
+DICOM = "application/dicom"
 _PREAMBLE = 128
 _GROUP_LENGTH_END = _PREAMBLE + 4 + 12
 _MAX_HEADER_BYTES = 64 * 1024
 _SPACE_CHECK_BYTES = 64 * 1024 * 1024
+
+
+class UnsupportedMediaType(MultipartError):
+    """The Content-Type is not multipart/related; type="application/dicom"."""
+
+
+def dicom_boundary(content_type: str) -> bytes:
+    """The boundary of multipart/related; type="application/dicom" (PS3.18 8.6.1.2); raises MultipartError."""
+    media_type, parameters = header_values("content-type", content_type)
+    if media_type != "multipart/related" or parameters.get("type", "").lower() != DICOM:
+        raise UnsupportedMediaType('Only multipart/related; type="application/dicom" is accepted here.')
+    return boundary_in(parameters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from datetime import date, datetime, timedelta
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.http.client import Client, DicomJson, element_values, post_to_node
-from medopt.pacs.http.multipart import MultipartError, RelatedParser, boundary_of
-from medopt.pacs.http.upload import Upload
+from medopt.pacs.http.upload import Upload, dicom_boundary
 from medopt.pacs.intake import Intake, is_uid
 from medopt.pacs.peers import PeerError, PeerGone, WebPeer
 from medopt.pacs.query_retrieve.reconcile import MAX_STUDIES, Listing, Stopping
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import Spool
+from medopt.serving.server.multipart import MultipartError, MultipartParser
 
 Deliver = Callable[[str, str, Iterable[bytes]], None]
 """Stores the instances of a response: takes the study's UID, the Content-Type and the body. Raises PeerError."""
@@ -117,7 +117,7 @@ def deliver_to_intake(intake: Intake, spool: Spool, settings: NodeSettings) -> D
     def deliver(study_uid: str, content_type: str, chunks: Iterable[bytes]) -> None:
         upload = Upload(intake, spool, settings.limits.instance_bytes, study_uid)
         try:
-            parser = RelatedParser(boundary_of(content_type), upload)
+            parser = MultipartParser(dicom_boundary(content_type), upload)
             for chunk in chunks:
                 parser.feed(chunk)
             parser.close()

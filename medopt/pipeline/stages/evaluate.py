@@ -11,6 +11,7 @@ from medopt.core.files import file_digest
 from medopt.core.provenance import digest
 from medopt.core.records import KINDS, SPLITS, Override, Predictions
 from medopt.core.result import by_kind
+from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.run_metrics import METRICS_FILE
 from medopt.inference.engines import open_engine
@@ -35,10 +36,11 @@ class EvaluateStage(Stage[NoResult]):
     """Predict validation and test with both models, and write predictions.csv, metrics.json and the pictures."""
 
     name = "evaluate"
+    revision = 2  # the verdict on the model
     inputs = ("prepare", "judge")
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
-        """The cases with their subgroups, the history, and who answers for a model that the gate refused."""
+        """The cases with their subgroups, the history, and who answers for a model that a verdict is against."""
         override = override_of(context)
         return {
             "cases": context.cases.digest,
@@ -65,18 +67,23 @@ class EvaluateStage(Stage[NoResult]):
         path = folder.path / PREDICTIONS
         write_predictions(path, tables, study.data.labels, study.data.task, dict(gate_result.calibrations))
         tables = read_predictions(path)  # every figure can be computed again from that file
+        baselines = _baselines(context, tables)
         metrics = summarize(
             study,
             tables,
             gate_result,
             by_kind(lambda kind: (folder.models / f"{kind}.onnx").stat().st_size),
             override=override_of(context),
+            baselines=baselines,
             mlflow_run_id=context.tracker.run_id,
             data_notes=notes_of(context),
         )
         draw_figures(study, history_of(context), tables, gate_result, metrics, folder.figures)
         metrics.write(folder.path / METRICS_FILE)
-        _write_baselines(context, tables, gate_result)
+        if baselines:
+            baselines.write(folder.path / BASELINES_JSON)
+        else:
+            (folder.path / BASELINES_JSON).unlink(missing_ok=True)
         return NoResult()
 
     def finish(self, context: RunContext, result: NoResult, *, skipped: bool) -> None:
@@ -86,17 +93,15 @@ class EvaluateStage(Stage[NoResult]):
                 (context.folder.path / name).unlink(missing_ok=True)
 
 
-def _write_baselines(context: RunContext, tables: Sequence[Predictions], judged: GateResult) -> None:
+def _baselines(context: RunContext, tables: Sequence[Predictions]) -> BaselinesResult | None:
     """The linear models beside the float network on the test split; an ensemble has none of its own."""
-    path = context.folder.path / BASELINES_JSON
     if BaselineStage.name not in context.results:
-        path.unlink(missing_ok=True)
-        return
+        return None
     fitted, trained = context.result(BaselineStage), context.result(TrainStage)
     network = next(table for table in tables if table.model == "float").of_split("test")
     linear = {table.model: table.of_split("test") for table in read_predictions(context.folder.path / BASELINES)}
     compared = baselines_result(context.study, network, linear, fitted)
-    compared.model_copy(update={"linear_goes_on": trained.best_epoch == LINEAR}).write(path)
+    return compared.model_copy(update={"linear_goes_on": trained.best_epoch == LINEAR})
 
 
 def notes_of(context: RunContext) -> tuple[str, ...]:
@@ -105,9 +110,9 @@ def notes_of(context: RunContext) -> tuple[str, ...]:
 
 
 def override_of(context: RunContext) -> Override | None:
-    """Who releases what the gate refused. It holds for the model that it was given for, and for no later one."""
+    """Who answers for the model against a verdict. It holds for the model it was given for, and for no later one."""
     recorded = context.folder.facts().get("override")
-    if recorded is None or context.result(JudgeStage).verdict.passed:
+    if recorded is None:
         return None
     override, model = Override(**recorded), file_digest(context.folder.models / INT8)
     if override.model not in ("", model):

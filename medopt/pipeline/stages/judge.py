@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,12 @@ from medopt.config import Study
 from medopt.core.records import Predictions
 from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedImages
+from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
-from medopt.metrics.bootstrap import paired_difference
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.delong import auc_with_covariance
 from medopt.metrics.weighted import auc
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.predict import predict
@@ -45,6 +45,7 @@ class JudgeStage(Stage[GateResult]):
     """Write models/int8.onnx out of models/quantized.onnx, and let the gate decide on it."""
 
     name = "judge"
+    revision = 2  # three outcomes
     inputs = ("prepare", "compress")
     result_type = GateResult
 
@@ -60,7 +61,7 @@ class JudgeStage(Stage[GateResult]):
         return judge_models(context.study, splits["val"], networks, models, calibrating, context.reporter)
 
     def finish(self, context: RunContext, result: GateResult, *, skipped: bool) -> None:
-        """Let a refused model be judged anew by the same command: times differ from call to call."""
+        """Let a model that did not pass be judged anew by the same command: times differ from call to call."""
         if not result.verdict.passed:
             context.folder.forget(self.name)
 
@@ -198,14 +199,16 @@ def against_float(
     Each case is read with a calibration and an operating point that the other cases gave.
     """
     task, wanted = study.data.task, study.evaluation
-    how: dict[str, Any] = {"bootstrap": wanted.bootstrap, "confidence": wanted.confidence}
-    parts = parts_of(before, task, study.seed)
+    parts, generator = parts_of(before, task, study.seed), np.random.default_rng(study.seed)
     old, new = (read_crossed(one, wanted, task, parts) for one in (before, after))
+    apart = disagreement(old, new, bootstrap=wanted.bootstrap, confidence=wanted.confidence, generator=generator)
+    ranked = [CalibratedPredictions(one, task) for one in (before, after)]
     return GateMeasurement(
         engine,
-        paired_difference(before, after, task, generator=np.random.default_rng(study.seed), **how),
-        disagreement(old, new, generator=np.random.default_rng(study.seed), **how),
+        area_difference(ranked[0], ranked[1], wanted.confidence)[0],
+        apart,
         latency_ms=times[0],
         float_ms=times[1],
         size_ratio=sizes[0] / sizes[1],
+        fewest=auc_with_covariance(ranked[0].score, ranked[0].target, ranked[0].patients).fewest,
     )

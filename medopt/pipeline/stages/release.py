@@ -1,4 +1,4 @@
-"""The stage `release`: the folder that goes into service, of what the gate passed or somebody answers for."""
+"""The stage `release`: the folder that goes into service, of what both verdicts pass or somebody answers for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from medopt.pipeline.metrics_json import release_info
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages import ood_check
-from medopt.pipeline.stages.evaluate import override_of
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.release.build import build_release
@@ -37,7 +36,7 @@ class Released:
 
 
 class ReleaseStage(Stage[Released]):
-    """Build and verify the release, or take away that of a model which the gate refuses now."""
+    """Build and verify the release, or take away that of a model which a verdict is against now."""
 
     name = "release"
     inputs = ("prepare", "judge", "evaluate")
@@ -52,8 +51,8 @@ class ReleaseStage(Stage[Released]):
         return [folder.release]
 
     def complete(self, context: RunContext) -> None:
-        """Build nothing where the gate refuses and nobody answers for the model."""
-        if context.result(JudgeStage).verdict.passed or override_of(context):
+        """Build nothing where a verdict is against the model and nobody answers for it."""
+        if RunMetrics.read(context.folder.path).is_released:
             super().complete(context)
             return
         shutil.rmtree(context.folder.release, ignore_errors=True)

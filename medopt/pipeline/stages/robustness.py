@@ -41,6 +41,7 @@ class RobustnessStage(Stage[NoResult]):
     """Measure how much of each model's AUC is left under each corruption."""
 
     name = "robustness"
+    revision = 2  # the intervals of the tables
     inputs = ("prepare", "judge")
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
@@ -96,9 +97,7 @@ def check_robustness(
     found = from_tables(
         read_predictions(path),  # every figure can be recomputed from that file
         lambda kind, table: CalibratedPredictions(table, study.data.task, judged.calibrations[kind]),
-        bootstrap=settings.bootstrap,
         confidence=settings.confidence,
-        seed=study.seed,
     )
     robustness_figure(found, folder.path / "figures" / PICTURE, confidence=settings.confidence)
     RobustnessResult(cases=len(rows), float=found["float"], int8=found["int8"]).write(folder.path / RESULT)

@@ -13,13 +13,13 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from medopt.core.errors import DataError
-from medopt.core.records import FloatArray
+from medopt.core.records import FloatArray, Volume
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.parse_dicom import parse_dicom
@@ -42,12 +42,25 @@ def prepare_bytes(release: Release, data: bytes, limits: ServerLimits) -> tuple[
     Read by the release's own chain, as `medopt predict` does. Raises DataError with a reason that quotes nothing from
     the client: a file of a zip is named by its number.
     """
+    with _scan_path(data, limits) as place:
+        return release.prepare(place)
+
+
+def read_bytes(release: Release, data: bytes, limits: ServerLimits) -> Volume:
+    """The same scan's own pixels, as `read_scan` gives them; raises DataError."""
+    with _scan_path(data, limits) as place:
+        return release.chain.read(place)
+
+
+@contextmanager
+def _scan_path(data: bytes, limits: ServerLimits) -> Iterator[Path]:
+    """The scan as a file or folder until the end of the block, whose DataError loses every word of the client's."""
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder = Path(name)
         place = _placed(data, folder, limits)
         try:
             _check_claims(place, limits)
-            return release.prepare(place)
+            yield place
         except DataError as error:
             raise DataError(_neutral(redacted(str(error), place), place, folder)) from None
 

@@ -23,6 +23,7 @@ from medopt.serving.server.service import (
     RequestLog,
     Service,
     content_digest,
+    log_refusal,
 )
 from medopt.serving.server.v2_codec import (
     OutputSelection,
@@ -66,6 +67,7 @@ def _guarded(method: Method) -> Method:
                 self.key.check({name: str(value) for name, value in context.invocation_metadata() or ()})
             return await method(self, request)
         except Refused as refused:
+            log_refusal("grpc", refused)
             await context.abort(getattr(grpc.StatusCode, GRPC[refused.kind]), refused.text)
 
     return call

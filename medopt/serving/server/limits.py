@@ -31,6 +31,8 @@ class Refused(Exception):
     def __init__(self, kind: Kind, text: str) -> None:
         super().__init__(text)
         self.kind, self.text = kind, text
+        self.logged = False
+        """Whether the log has its line."""
 
 
 @dataclass(frozen=True, slots=True)

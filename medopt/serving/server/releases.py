@@ -33,6 +33,8 @@ class VerifiedRelease:
     digest: str
     """SHA-256 of its list of checksums, and so of all its files."""
     model_digest: str
+    model_file: Path
+    """Where its model was read; another release may stand there by now."""
 
     @property
     def version(self) -> str:
@@ -46,7 +48,8 @@ def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
         release = Release.open(folder, kind, mode="throughput")
         replay(folder, release.info, [release])
         model = release.info.models[kind]
-        return VerifiedRelease(release, file_digest(folder / SUMS), file_digest(folder / model.file))
+        file = (folder / model.file).resolve()
+        return VerifiedRelease(release, file_digest(folder / SUMS), file_digest(file), file)
     except MedoptError as error:
         raise ReleaseError(str(error)) from None
     except Exception as error:  # a file may match its checksum and still hold nonsense

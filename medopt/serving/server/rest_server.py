@@ -1,40 +1,50 @@
-"""The REST server: the protocol's v2 routes and `/metrics`; key, size and time are checked before a body is read."""
+"""The REST server: the protocol's v2 routes, `/metrics` and `/openapi.json`; the key is asked before a body is read."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Container, MutableMapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medopt.serving.server.auth import Key, check_encoding
-from medopt.serving.server.limits import HTTP, Refused, ServerLimits
+from medopt.serving.server.form_data import is_form
+from medopt.serving.server.limits import HTTP, Refused
 from medopt.serving.server.log import event
 from medopt.serving.server.metadata import ServerMetadata, model_metadata, model_ready, refuse_unload
-from medopt.serving.server.service import RequestLog, Service, content_digest
+from medopt.serving.server.openapi import TEXT, Operation, document, infer_operation
+from medopt.serving.server.request_body import check_announced, read_body
+from medopt.serving.server.service import RequestLog, Service, content_digest, log_refusal
+from medopt.serving.server.try_page import TryPage
 from medopt.serving.server.v2_codec import parse_request, wants_ready, write_response
 
 JSON_LENGTH = "inference-header-content-length"
 """The header with the length of the JSON before binary tensors."""
 _MAX_INDEX_BYTES = 64 * 1024
-_WITHOUT_KEY = ("/v2/health/live", "/v2/health/ready")
 Scope = MutableMapping[str, Any]
 Channel = Callable[..., Awaitable[Any]]
 
 
-def application(service: Service, key: Key) -> Channel:
-    """The REST server as an ASGI application."""
+def application(service: Service, key: Key, try_page: bool = False) -> Channel:
+    """The REST server as an ASGI application, with a page to try a release if you like."""
+    operations = [*_Protocol(service).operations(), *(TryPage(service, key).operations() if try_page else [])]
+
+    async def openapi(_: Request) -> Response:
+        """This document: every route of this server (OpenAPI 3.1)."""
+        return JSONResponse(document(operations))
+
+    operations.append(Operation("GET", "/openapi.json", openapi, {200: "Document"}))
+    routes = [Route(operation.path, operation.endpoint, methods=[operation.method]) for operation in operations]
     handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _no_route, Exception: _failed}
-    app = Starlette(routes=_Routes(service).all(), exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirect is no answer of the protocol
-    return RestGuard(app, key)
+    return RestGuard(app, key, {operation.path for operation in operations if operation.without_key})
 
 
 def refusal(refused: Refused) -> JSONResponse:
@@ -48,11 +58,13 @@ def refusal(refused: Refused) -> JSONResponse:
 
 
 async def _refused(_: Request, error: Refused) -> Response:
+    log_refusal("rest", error)
     return refusal(error)
 
 
 async def _no_route(_: Request, error: HTTPException) -> Response:
     text = "This server has no such route" if error.status_code == 404 else "This route does not take this method"
+    event(logging.WARNING, "request", {"door": "rest", "code": str(error.status_code), "refused": "route"})
     return JSONResponse({"error": f"{text}; GET /v2/models lists the models."}, error.status_code, error.headers)
 
 
@@ -64,20 +76,19 @@ async def _failed(_: Request, error: Exception) -> Response:
 class RestGuard:
     """Asks for the key before anything is read, and lets no exception's text out."""
 
-    def __init__(self, app: Channel, key: Key) -> None:
-        self._app, self._key = app, key
+    def __init__(self, app: Channel, key: Key, without_key: Container[str]) -> None:
+        self._app, self._key, self._without_key = app, key, without_key
 
     async def __call__(self, scope: Scope, receive: Channel, send: Channel) -> None:
         """One request (ASGI)."""
         if scope["type"] == "http":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             try:
-                if scope["path"] not in _WITHOUT_KEY:
+                if scope["path"] not in self._without_key:
                     self._key.check(headers)
                 check_encoding(headers)
             except Refused as refused:
-                code = HTTP[refused.kind]
-                event(logging.WARNING, "request", {"door": "rest", "code": code, "refused": refused.kind})
+                log_refusal("rest", refused)
                 await refusal(refused)(scope, receive, send)
                 return
         try:
@@ -86,29 +97,39 @@ class RestGuard:
             event(logging.ERROR, "failure", {"door": "rest", "type": type(error).__name__})
 
 
-class _Routes:
+class _Protocol:
     """The endpoints of the protocol and of its repository extension."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def all(self) -> list[Route]:
-        """Each path with its endpoint."""
+    def operations(self) -> list[Operation]:
+        """Each path with its endpoint and what it answers."""
         model, repository = "/v2/models/{name}", "/v2/repository/models/{name}"
         version = f"{model}/versions/{{version}}"
-        get = {
-            "/v2": self.server, "/v2/health/live": self.live, "/v2/health/ready": self.ready,
-            "/v2/models": self.models, "/metrics": self.metrics,
-            model: self.model, version: self.model, f"{model}/ready": self.is_ready, f"{version}/ready": self.is_ready,
-        }  # fmt: skip
-        post = {
-            f"{model}/infer": self.infer, f"{version}/infer": self.infer,
-            "/v2/repository/index": self.index, f"{repository}/load": self.load, f"{repository}/unload": self.unload,
-        }  # fmt: skip
+        ready = {200: "Ready", 503: "Ready"}
         return [
-            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
-        ]
+            Operation("GET", "/v2", self.server, {200: "ServerMetadata"}),
+            Operation("GET", "/v2/health/live", self.live, {200: "Live"}, without_key=True),
+            Operation("GET", "/v2/health/ready", self.ready, ready, without_key=True),
+            Operation("GET", "/v2/models", self.models, {200: "ModelList"}),
+            *(
+                operation
+                for path in (model, version)
+                for operation in (
+                    Operation("GET", path, self.model, {200: "ModelMetadata"}, ("unknown", "not_ready")),
+                    Operation("GET", f"{path}/ready", self.is_ready, dict.fromkeys(ready, "ModelReady"), ("unknown",)),
+                    infer_operation(f"{path}/infer", self.infer),
+                )
+            ),
+            Operation(
+                "POST", "/v2/repository/index", self.index, {200: "RepositoryIndex"},
+                ("malformed", "size", "encoding", "slow"), "index",
+            ),
+            Operation("POST", f"{repository}/load", self.load, {200: "Loaded"}, ("unknown", "not_ready")),
+            Operation("POST", f"{repository}/unload", self.unload, {}, ("malformed", "unknown")),
+            Operation("GET", "/metrics", self.metrics, {200: TEXT}),
+        ]  # fmt: skip
 
     async def server(self, _: Request) -> Response:
         """The server's name, version and extensions."""
@@ -140,7 +161,7 @@ class _Routes:
 
     async def index(self, request: Request) -> Response:
         """All releases with their states; with {"ready": true} those that serve."""
-        body = await _body(request, replace(self._service.limits, max_body=_MAX_INDEX_BYTES), lambda _: None)
+        body = await read_body(request, replace(self._service.limits, max_body=_MAX_INDEX_BYTES), lambda _: None)
         ready = wants_ready(body)
         return JSONResponse([state for state in self._states() if not ready or state["state"] == "READY"])
 
@@ -171,66 +192,26 @@ class _Routes:
         service = self._service
         served = service.registry.find(*_release(request))
         log.model, log.version = served.name, served.verified.version
-        _check_announced(request, service.limits.max_body)
+        check_announced(request, service.limits.max_body)
+        content_type = request.headers.get("content-type")
         with service.receiving() as take:
             with service.uploading():
-                body = await _body(request, service.limits, take)
+                body = await read_body(request, service.limits, take)
             with service.admitted(1):
                 log.digest = await service.in_reader(content_digest, body)
-                inputs, selection = await service.in_reader(parse_request, body, request.headers.get(JSON_LENGTH))
+                length = request.headers.get(JSON_LENGTH)
+                most = service.limits.max_queue
+                inputs, selection = await service.in_reader(parse_request, body, length, content_type, most)
+                if is_form(content_type):  # its boundary is another each time
+                    log.digest = await service.in_reader(content_digest, *inputs.scans)
                 del body
                 response = await service.answer(served, inputs, log, taken=1)
-        data, length = write_response(response, selection)
-        if length is None:
+        data, json_length = write_response(response, selection)
+        if json_length is None:
             return Response(data, media_type="application/json")
-        return Response(data, headers={JSON_LENGTH: str(length)}, media_type="application/octet-stream")
+        return Response(data, headers={JSON_LENGTH: str(json_length)}, media_type="application/octet-stream")
 
 
 def _release(request: Request) -> tuple[str, str]:
     """Name and version (empty: any) that the path names."""
     return request.path_params["name"], request.path_params.get("version", "")
-
-
-def _check_announced(request: Request, max_size: int) -> None:
-    """Raises Refused where the header announces more than is taken."""
-    text = request.headers.get("content-length")
-    if text is not None and (not text.isdecimal() or int(text) > max_size):
-        raise _too_large(max_size)
-
-
-def _too_large(max_size: int) -> Refused:
-    return Refused("size", f"The body is larger than this server takes ({max_size} bytes).")
-
-
-async def _body(request: Request, limits: ServerLimits, take: Callable[[int], None]) -> bytes:
-    """The body, each piece counted as it comes; raises Refused for one that is too large or too slow."""
-    pieces, size = list[bytes](), 0
-    loop = asyncio.get_running_loop()
-    end = loop.time() + limits.body_seconds
-    window_end, window_size = loop.time() + limits.window_seconds, 0
-    stream = request.stream()
-    try:
-        while True:
-            async with asyncio.timeout_at(min(end, window_end)):
-                piece = await anext(stream, None)
-            if piece is None:
-                return b"".join(pieces)
-            size += len(piece)
-            if size > limits.max_body:
-                raise _too_large(limits.max_body)
-            take(len(piece))
-            pieces.append(piece)
-            if loop.time() < window_end and size - window_size < limits.window_bytes:
-                continue
-            if size - window_size < limits.window_bytes:
-                raise TimeoutError
-            window_end, window_size = loop.time() + limits.window_seconds, size
-    except TimeoutError:
-        if loop.time() >= end:
-            raise Refused("slow", f"The body did not arrive within {limits.body_seconds:g} s.") from None
-        raise Refused(
-            "slow",
-            f"The body came too slowly: less than {limits.window_bytes >> 10} KiB in {limits.window_seconds:g} s.",
-        ) from None
-    except ClientDisconnect:
-        raise Refused("malformed", "The client went away before its request had arrived.") from None

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from medopt.core.errors import ConfigError
 from medopt.release.layout import Kind
-from medopt.serving.server import grpc_server, rest_server
+from medopt.serving.server import grpc_server, rest_server, try_page
 from medopt.serving.server.auth import LOOPBACK, Key
 from medopt.serving.server.bounded_http import ConnectionLimits, Listener, allow_open_files, bounded_protocol, listen
 from medopt.serving.server.limits import ServerLimits
@@ -66,6 +66,8 @@ class Listeners:
     port: int = 8080
     grpc_port: int | None = 8081
     tls: ServerTls | None = None
+    try_page: bool = False
+    """Whether the page to try a release by hand is there."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -119,7 +121,7 @@ async def _serve(
     metrics = ServerMetrics()
     registry = ReleaseRegistry(folders, kind, limits, metrics)
     service = Service(registry, limits, metrics)
-    app = rest_server.application(service, key)
+    app = rest_server.application(service, key, listeners.try_page)
     protocol = bounded_protocol(AutoHTTPProtocol, listening.connections)
     web = _Uvicorn(_configuration(app, protocol, listeners, limits))
     calls = None if listeners.grpc_port is None else grpc_server.server(service, key)
@@ -132,9 +134,11 @@ async def _serve(
         await calls.start()
     web_task = asyncio.create_task(web.serve(sockets=[listening]))
     port = listening.getsockname()[1]
-    event(
-        logging.INFO, "listening", {"host": listeners.host, "rest": port, "grpc": grpc_port, "tls": bool(listeners.tls)}
-    )
+    facts = {"host": listeners.host, "rest": port, "grpc": grpc_port, "tls": bool(listeners.tls)}
+    if listeners.try_page:
+        host = f"[{listeners.host}]" if ":" in listeners.host else listeners.host
+        facts["page"] = f"{'https' if listeners.tls else 'http'}://{host}:{port}{try_page.PATH}"
+    event(logging.INFO, "listening", facts)
     opening = asyncio.create_task(registry.open_all())
     await asyncio.wait([asyncio.create_task(stop.wait()), web_task], return_when=asyncio.FIRST_COMPLETED)
     service.stopping = True

@@ -164,6 +164,7 @@ class Service:
             "images": log.images, "declined": log.declined, "code": code, "ms": round(1000 * seconds, 2),
         }  # fmt: skip
         if refused:
+            refused.logged = True
             self.metrics.refused(log.model, refused.kind)
             line |= {"refused": refused.kind, "reason": refused.text}
         event(logging.WARNING if refused else logging.INFO, "request", line)
@@ -171,13 +172,19 @@ class Service:
     async def answer(
         self, served: ServedRelease, request: InferenceRequest, log: RequestLog, taken: int = 0
     ) -> InferenceResponse:
-        """Answer a request that `taken` places in the queue were given to already. Raises Refused."""
+        """The response to a request that `taken` places in the queue were given to already. Raises Refused."""
+        return response_of(served, await self.answers(served, request, log, taken))
+
+    async def answers(
+        self, served: ServedRelease, request: InferenceRequest, log: RequestLog, taken: int = 0
+    ) -> list[Answer]:
+        """The same as the release's own answers, one for each image."""
         log.images = request.count
         extra = max(0, request.count - taken)
         try:
             with self.admitted(extra), served.in_use():
                 async with asyncio.timeout(self.limits.answer_seconds):
-                    answers = await self._answers(served, request)
+                    answers = await self._predict(served, request)
         except TimeoutError:
             raise Refused("slow", f"There was no answer within {self.limits.answer_seconds:g} s.") from None
         except DataError as error:
@@ -185,9 +192,9 @@ class Service:
         log.declined = sum(bool(answer.declined) for answer in answers)
         for answer in answers:
             self.metrics.scan(log.model, log.version, outcome_of(answer))
-        return response_of(served, answers)
+        return answers
 
-    async def _answers(self, served: ServedRelease, request: InferenceRequest) -> list[Answer]:
+    async def _predict(self, served: ServedRelease, request: InferenceRequest) -> list[Answer]:
         if request.images is not None:
             check_prepared(request.images, served.verified.release)
             return await served.batcher.ask(request.images, [None] * len(request.images))
@@ -217,6 +224,14 @@ class Service:
     async def in_reader(self, *call: Any) -> Any:
         """Run a function in a reader's thread, so that the event loop goes on."""
         return await self._in_reader(*call)
+
+
+def log_refusal(door: str, refused: Refused) -> None:
+    """The line of a request that was refused before it came to a release; none where it has one."""
+    if not refused.logged:
+        refused.logged = True
+        line = {"door": door, "code": str(HTTP[refused.kind]), "refused": refused.kind, "reason": refused.text}
+        event(logging.WARNING, "request", line)
 
 
 def check_prepared(images: FloatArray, release: Release) -> None:
@@ -268,6 +283,9 @@ def identity(served: ServedRelease) -> dict[str, str]:
     }
 
 
-def content_digest(data: bytes | memoryview) -> str:
+def content_digest(*data: bytes | memoryview) -> str:
     """What stands for a request's content in the log."""
-    return pseudonym(hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256()
+    for piece in data:
+        digest.update(piece)
+    return pseudonym(digest.hexdigest())

@@ -20,6 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from medopt.core.records import FloatArray
+from medopt.serving.server.form_data import Form, is_form, parse_form
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN, InferenceRequest, InferenceResponse
 
@@ -44,11 +45,16 @@ def malformed(text: str) -> Refused:
     return Refused("malformed", text)
 
 
-def parse_request(body: bytes, header_length: str | None) -> tuple[InferenceRequest, OutputSelection]:
+def parse_request(
+    body: bytes, header_length: str | None, content_type: str | None = None, max_scans: int = 64
+) -> tuple[InferenceRequest, OutputSelection]:
     """A REST request; `header_length` is the header Inference-Header-Content-Length, where there is one.
 
-    With the length 0 the whole body is one scan, as a file holds it. Raises Refused.
+    With the length 0 the whole body is one scan, as a file holds it; of a form (multipart/form-data) each file is one.
+    Raises Refused.
     """
+    if is_form(content_type):
+        return _from_form(parse_form(body, content_type or "", max_scans + 1), header_length)
     if header_length is not None and header_length.strip() == "0":
         return InferenceRequest(scans=_whole(body)), OutputSelection()
     length = len(body) if header_length is None else _length(header_length, len(body))
@@ -95,6 +101,14 @@ def _whole(body: bytes) -> tuple[bytes, ...]:
     if not body:
         raise malformed("The body is empty; with Inference-Header-Content-Length: 0 it is one scan.")
     return (body,)
+
+
+def _from_form(form: Form, header_length: str | None) -> tuple[InferenceRequest, OutputSelection]:
+    if header_length is not None:
+        raise malformed("A form has no Inference-Header-Content-Length: send the form, or the file alone.")
+    if form.fields.keys() - {"id"} or not form.files:
+        raise malformed('The form holds files, each a scan, and an "id" if you like: curl -F scan=@FILE.')
+    return InferenceRequest(scans=form.files), OutputSelection(known_id(form.fields.get("id")))
 
 
 def _length(text: str, most: int) -> int:

@@ -1,4 +1,4 @@
-"""multipart/related as RFC 2046 allows it, cut into chunks at every place."""
+"""Multipart bodies as RFC 2046 allows it, cut into chunks at every place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from medopt.pacs.http.multipart import MultipartError, RelatedParser
+from medopt.serving.server.multipart import MultipartError, MultipartParser
 
 
 class Parts:
@@ -27,7 +27,7 @@ class Parts:
 
 def parsed(body: bytes, size: int) -> list[tuple[dict[str, str], bytes]]:
     parts = Parts()
-    parser = RelatedParser(b"b0", parts)
+    parser = MultipartParser(b"b0", parts)
     for start in range(0, len(body), size):
         parser.feed(body[start : start + size])
     parser.close()

@@ -1,23 +1,17 @@
-"""multipart/related (RFC 2387) as a stream: parts are passed on in chunks and never held whole in memory."""
+"""Multipart bodies (RFC 2046) as a stream: parts are passed on in chunks and never held whole in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from email.message import Message
 from typing import Protocol
 
-from python_multipart.multipart import parse_options_header
-
 _MAX_BOUNDARY = 70  # RFC 2046 5.1.1
-_MAX_HEADERS, _MAX_PADDING = 16 * 1024, 1024
-DICOM = "application/dicom"
+_MAX_HEADERS, _MAX_PADDING, _MAX_VALUE = 16 * 1024, 1024, 2048
 
 
 class MultipartError(Exception):
-    """The body is not multipart/related. The text goes to the sender and quotes nothing of the body."""
-
-
-class UnsupportedMediaType(MultipartError):
-    """The Content-Type is not multipart/related; type="application/dicom"."""
+    """The body is not the multipart that it says. The text goes to the sender and quotes nothing of the body."""
 
 
 class PartSink(Protocol):
@@ -33,18 +27,34 @@ class PartSink(Protocol):
         """The part is complete."""
 
 
-def boundary_of(content_type: str) -> bytes:
-    """The boundary of multipart/related; type="application/dicom" (PS3.18 8.6.1.2); raises MultipartError."""
-    media_type, options = parse_options_header(content_type)
-    if media_type.lower() != b"multipart/related" or options.get(b"type", b"").lower().decode("latin-1") != DICOM:
-        raise UnsupportedMediaType('Only multipart/related; type="application/dicom" is accepted here.')
-    boundary = options.get(b"boundary", b"")
+def header_values(name: str, text: str) -> tuple[str, dict[str, str]]:
+    """A header's value in lower case and its parameters (RFC 2045 5.1): `form-data` with {"name": "scan"}.
+
+    Raises MultipartError.
+    """
+    if len(text) > _MAX_VALUE:
+        raise MultipartError("A header of the multipart body is too long.")
+    header = Message()
+    header[name] = " ".join(text.split())  # a line's end would be taken for another header
+    try:
+        (value, _), *parameters = header.get_params([("", "")], name)
+    except (TypeError, ValueError):  # parts of one parameter that contradict each other
+        raise MultipartError("A header of the multipart body is malformed.") from None
+    return value.lower(), {
+        key.lower(): parameter if isinstance(parameter, str) else str(parameter[2])  # RFC 2231: charset, language, text
+        for key, parameter in parameters
+    }
+
+
+def boundary_in(parameters: Mapping[str, str]) -> bytes:
+    """The boundary among a Content-Type's parameters; raises MultipartError."""
+    boundary = parameters.get("boundary", "").encode("latin-1", "replace")
     if not 1 <= len(boundary) <= _MAX_BOUNDARY:
         raise MultipartError("The boundary is missing or longer than 70 characters.")
     return boundary
 
 
-class RelatedParser:
+class MultipartParser:
     """Parses a body that is fed in chunks; exceptions of `parts` pass through.
 
     A preamble and an epilogue are skipped, and a boundary may have spaces behind it (RFC 2046 5.1.1).

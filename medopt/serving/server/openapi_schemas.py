@@ -1,0 +1,98 @@
+"""The bodies of the REST server as JSON Schema 2020-12; a test holds every answer of a running server against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medopt.serving.server.form_data import FORM
+from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN
+
+Schema = dict[str, Any]
+_TEXT: Schema = {"type": "string"}
+_COUNTS: Schema = {"type": "array", "items": {"type": "integer"}}
+_BYTES: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _object(properties: Mapping[str, Schema], optional: Sequence[str] = (), **more: Any) -> Schema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": dict(properties), "required": required} | more
+
+
+_STATES = _list(_ref("ReleaseState"))
+_TENSOR = {"name": _TEXT, "datatype": {"enum": ["FP32", "FP64", "BYTES"]}, "shape": _COUNTS}
+_PARAMETERS: Schema = {"type": "object", "additionalProperties": True}
+
+SCHEMAS: dict[str, Schema] = {
+    "Error": _object({"error": _TEXT}, description="Why there is no answer; nothing of the request is quoted."),
+    "Document": {"type": "object", "description": "This document."},
+    "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)}),
+    "Live": _object({"live": {"const": True}}),
+    "Ready": _object({"ready": {"type": "boolean"}, "releases": _STATES}),
+    "ModelReady": _object({"name": _TEXT, "ready": {"type": "boolean"}, "releases": _STATES}),
+    "ReleaseState": _object(
+        {"name": _TEXT, "version": _TEXT, "state": {"enum": ["LOADING", "READY", "UNAVAILABLE"]}, "reason": _TEXT}
+    ),
+    "ModelList": _object({"models": _list(_TEXT)}),
+    "ModelMetadata": _object(
+        {
+            "name": _TEXT, "versions": _list(_TEXT), "releases": _STATES, "platform": _TEXT,
+            "inputs": _list(_object(_TENSOR)), "outputs": _list(_object(_TENSOR)),
+            "parameters": {"type": "object", "additionalProperties": _TEXT},
+        },
+        optional=("parameters",),
+    ),
+    "RepositoryIndex": _STATES,
+    "Loaded": _object({"name": _TEXT, "load": {"const": True}, "versions": _list(_TEXT)}),
+    "InferRequest": _object(
+        {
+            "id": _TEXT | {"maxLength": 128},
+            "inputs": _list(_ref("InferInput")) | {"minItems": 1, "maxItems": 1},
+            "outputs": _list(_object({"name": {"enum": list(OUTPUTS)}, "parameters": _PARAMETERS}, ("parameters",))),
+            "parameters": _PARAMETERS,
+        },
+        optional=("id", "outputs", "parameters"),
+    ),
+    "InferInput": _object(
+        {
+            "name": {"enum": [SCAN, IMAGE]}, "datatype": {"enum": ["BYTES", "FP32"]},
+            "shape": _COUNTS | {"minItems": 1}, "parameters": _PARAMETERS, "data": {},
+        },
+        optional=("parameters", "data"),
+        description=f"{SCAN}: files, in JSON as base64 with the parameter content_type: base64; {IMAGE}: prepared.",
+    ),
+    "InferResponse": _object(
+        {
+            "model_name": _TEXT, "model_version": _TEXT, "id": _TEXT,
+            "parameters": {"type": "object", "additionalProperties": _TEXT},
+            "outputs": _list(_ref("InferOutput")),
+        },
+        optional=("id",),
+    ),
+    "InferOutput": _object(
+        _TENSOR | {"parameters": _PARAMETERS, "data": _list({"type": ["string", "number", "null"]})},
+        optional=("parameters", "data"),
+        description="A declined scan has its reason in `declined`, an empty `decision`, and null in all other outputs.",
+    ),
+}  # fmt: skip
+"""Each by its name in the document."""
+
+BODIES: dict[str, dict[str, Any]] = {
+    "infer": {
+        FORM: {"schema": _object({"scan": _list(_BYTES), "id": _TEXT}, ("id",))},
+        "application/octet-stream": {"schema": _BYTES},
+        "application/json": {"schema": _ref("InferRequest")},
+    },
+    "index": {"application/json": {"schema": _object({"ready": {"type": "boolean"}}, ("ready",))}},
+    "try": {FORM: {"schema": _object({"model": _TEXT, "scan": _BYTES})}},
+    "key": {"application/x-www-form-urlencoded": {"schema": _object({"key": _TEXT})}},
+}
+"""The bodies that operations take: media types and their schemas."""
