@@ -9,7 +9,8 @@ import yaml
 from real_data import REPO
 
 PATH = re.compile(r"(?<![\w/.-])((?:medopt|tests|benchmarks|pipelines|data_manifests|mlflow)/[\w/]*(?:\.\w+)?)")
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "NOTICE", "mlflow/README.md", "tests/fixtures/README.md")
+OWN = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "NOTICE", "mlflow/README.md", "tests/fixtures/README.md")
+PAGES = (*OWN, *sorted(path.relative_to(REPO).as_posix() for path in (REPO / "docs").rglob("*.md")))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,1 +1,1 @@
-"""The stages of a run, one a file, in the order of the table in the README."""
+"""The stages of a run, one a file, in the order of the table in docs/explanation/stages.md."""
