@@ -22,8 +22,11 @@ import medopt
 from medopt.cli.main import app
 from medopt.config import Study
 from medopt.config.study_file import parse_study
+from medopt.core import errors
 from medopt.core.errors import MedoptError
+from medopt.manifest.table import OPTIONAL
 from medopt.pacs.settings import NodeSettings
+from medopt.serving.prediction_table import DETAILS
 
 DOCS = sorted((REPO / "docs").rglob("*.md"))
 PAGES = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "mlflow/README.md")] + DOCS
@@ -78,7 +81,12 @@ def parse(words: list[str]) -> Any:
     return command.make_context(command.name, list(words))
 
 
-SCRIPTS = [(name_of(page), words) for page in PAGES for block in blocks(page, "sh") for words in commands(block)]
+def scripts(page: Path) -> list[str]:
+    """Fenced blocks, and indented lines that begin with medopt."""
+    return [*blocks(page, "sh"), *re.findall(r"^    (medopt .*)", page.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
+SCRIPTS = [(name_of(page), words) for page in PAGES for block in scripts(page) for words in commands(block)]
 
 
 @pytest.mark.parametrize(("page", "words"), SCRIPTS, ids=[f"{page}: {shlex.join(words)}" for page, words in SCRIPTS])
@@ -208,6 +216,20 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_program() -> None
     program = texts_of_the_program()
     assert len(rows) > 12
     assert {part for row in rows for part in row.split("...") if part.strip() not in program} == set()
+
+
+def test_the_page_of_exit_codes_has_all_of_them() -> None:
+    rows = re.findall(r"^\| (\d+) \|", (REPO / "docs/reference/exit-codes.md").read_text("utf-8"), re.MULTILINE)
+    kinds = (errors.ConfigError, errors.DataError, errors.TrainingError, errors.GateRefused, errors.ReleaseError)
+    assert [int(row) for row in rows] == [0, *(kind.exit_code for kind in kinds), 130]
+
+
+def test_the_page_of_formats_has_the_columns_of_manifests_and_answers() -> None:
+    page = (REPO / "docs/reference/formats.md").read_text(encoding="utf-8")
+    manifest, answers = page.partition("## Run folder")[0], page.partition("## Answers")[2].partition("##")[0]
+    assert {"image", "patient_id", "label", "split", *OPTIONAL} <= set(re.findall(r"`([a-z_]+)`", manifest))
+    shown = re.findall(r"`([a-z_ ]+)`", answers)
+    assert tuple(name for name in shown if name in DETAILS)[: len(DETAILS)] == DETAILS
 
 
 def test_the_readme_is_one_page_and_says_what_has_not_run() -> None:
