@@ -65,6 +65,9 @@ class Data(Section):
     task: Task = "binary"
     labels: list[str] = Field(min_length=2)
     """Class names as in the manifest. Binary: the second is the finding. Multi-label: the names of the columns."""
+    uncertain: Literal["ignore", "negative", "positive"] = "ignore"
+    """Multi-label: what a cell -1 (uncertain, as CheXpert writes it) counts as. ignore: the label of that case is not
+    known. An empty cell never is. What is not known is left out of the loss and of every figure, and is counted."""
     rename: dict[str, str] = {}
     """Labels as the manifest writes them, and what this study calls them: {"0": healthy, "1": nodule}."""
     accept: list[str] = []
@@ -99,6 +102,12 @@ class Data(Section):
             raise ValueError(f"a label occurs twice in {self.labels}")
         if self.task == "binary" and len(self.labels) != 2:
             raise ValueError(f"a binary study has two labels, not {len(self.labels)}; multiclass takes more")
+        return self
+
+    @model_validator(mode="after")
+    def _uncertain_labels(self) -> Self:
+        if self.uncertain != "ignore" and self.task != "multilabel":
+            raise ValueError(f"uncertain: {self.uncertain} is for labels of a multilabel study, not a {self.task} one")
         return self
 
     @model_validator(mode="after")

@@ -39,8 +39,8 @@ def robustness(
     for family, levels in corrupted.items():
         for level, scored in enumerate(levels, start=1):
             _check_pairs(clean.predictions, scored.predictions, f"{family}, level {level}")
-    base = ranking_statistic(clean.score, clean.target)
-    worse = {f: [ranking_statistic(one.score, one.target) for one in levels] for f, levels in corrupted.items()}
+    base = ranking_statistic(clean.score, clean.truth)
+    worse = {f: [ranking_statistic(one.score, one.truth) for one in levels] for f, levels in corrupted.items()}
 
     def statistic(weights: Weights) -> dict[str, Floats]:
         before = base(weights)["auc"]

@@ -169,8 +169,7 @@ def _split(scans: Sequence[Scan], rows: Sequence[Row], columns: Sequence[str], r
         labels[np.arange(len(rows)), code] = True
         names = classes.tolist()
     else:
-        ones = np.array([[row[column] == "1" for column in columns] for row in rows])
-        labels = np.hstack([ones, ~ones])
+        labels = np.array([[row[column] == value for value in "10" for column in columns] for row in rows])
         names = [f"{column} = {value}" for value in (1, 0) for column in columns]
     patients = np.array([row["patient_id"] for row in rows])
     own = np.array([scan.split for scan in scans])
@@ -195,7 +194,7 @@ def _missing_class_warnings(rows: Sequence[Row], columns: Sequence[str]) -> list
     """Classes that a split lacks although others have them; `medopt manifest check` refuses such a study."""
     warnings = []
     for column in columns:
-        present = {(row["split"], row[column]) for row in rows}
+        present = {(row["split"], row[column]) for row in rows if row[column] not in ("", "-1") or len(columns) == 1}
         classes = {value for _, value in present}
         for split in sorted({split for split, _ in present}):
             missing = sorted(classes - {value for at, value in present if at == split}, key=class_sort_key)
@@ -253,6 +252,13 @@ def _card(built: BuiltManifest, source: Path) -> Card:
 
 def _label_meanings(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
     if len(columns) > 1:
-        return {column: f"1 in {sum(row[column] == '1' for row in rows)} rows, else 0" for column in columns}
+        return {column: _finding_counts([row[column] for row in rows]) for column in columns}
     counts = Counter(row[columns[0]] for row in rows)
     return {name: count_text(counts[name], "row") for name in sorted(counts, key=class_sort_key)}
+
+
+def _finding_counts(cells: Sequence[str]) -> str:
+    """How often a finding is there, uncertain and missing, in words."""
+    counts = Counter(cells)
+    parts = [f"{name} in {counts[cell]}" for cell, name in (("-1", "uncertain"), ("", "missing")) if counts[cell]]
+    return ", ".join([f"1 in {counts['1']} rows", *parts, "else 0"])

@@ -188,13 +188,16 @@ def _refuse_labels(
         )
 
 
-_ZERO_OR_ONE = {"0": "0", "1": "1", "false": "0", "true": "1", "no": "0", "yes": "1"}
+_FINDING = {"0": "0", "1": "1", "-1": "-1", "false": "0", "true": "1", "no": "0", "yes": "1", "uncertain": "-1"}
 
 
 def _label(
     table: LabelTable, number: int, values: list[str], columns: Sequence[str], spellings: LabelSpellings
 ) -> tuple[str, ...]:
-    """The labels of a row; empty where the cells mean that there are none. Of several columns each must be 0 or 1."""
+    """The labels of a row; empty where the cells mean that there are none.
+
+    Of several columns each must be 0, 1, -1 (uncertain) or missing, which becomes an empty cell.
+    """
     if len(columns) == 1:
         name = spellings.classes[values[0]]
         return (name,) if name else ()
@@ -202,9 +205,10 @@ def _label(
     if all(key in MISSING for key in keys):
         return ()
     for key, column in zip(keys, columns, strict=True):
-        if key not in _ZERO_OR_ONE:
+        if key not in _FINDING and key not in MISSING:
             raise DataError(
-                f"The table of labels {table.path}, row {number}, column {column}: the value is not 0 or 1. Where "
-                "several label columns are given, each says whether its finding is present."
+                f"The table of labels {table.path}, row {number}, column {column}: the value is not 0 or 1, nor "
+                "-1 (uncertain) or empty (missing). Where several label columns are given, each says whether its "
+                "finding is present."
             )
-    return tuple(_ZERO_OR_ONE[key] for key in keys)
+    return tuple(_FINDING.get(key, "") for key in keys)

@@ -172,7 +172,7 @@ def paired_difference(
     scored = (
         CalibratedPredictions(one, task, fitted) for one, fitted in zip((first, second), calibrations, strict=True)
     )
-    before, after = (ranking_statistic(one.score, one.target) for one in scored)
+    before, after = (ranking_statistic(one.score, one.truth) for one in scored)
 
     def statistic(weights: Weights) -> dict[str, Floats]:
         return {"auc": after(weights)["auc"] - before(weights)["auc"]}

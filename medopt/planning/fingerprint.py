@@ -125,9 +125,9 @@ def _without_odd(cases: Sequence[Case], sample: list[ImageFacts]) -> tuple[list[
 def _count_labels(cases: Sequence[Case], labels: Sequence[str], task: str) -> dict[str, int]:
     """Number of images by label; of all images under the empty name."""
     if task == "multilabel":
-        counts = {label: sum(case.label[at] for case in cases) for at, label in enumerate(labels)}
+        counts = {label: sum(case.label[at] == 1 for case in cases) for at, label in enumerate(labels)}
     else:
-        classes = Counter(case.label[0] for case in cases)
+        classes = Counter(case.class_index for case in cases)
         counts = {label: classes[at] for at, label in enumerate(labels)}
     return {"": len(cases)} | counts
 
@@ -136,7 +136,7 @@ def _sample(cases: Sequence[Case]) -> list[Case]:
     """At most SAMPLE cases, spread evenly over sites and labels; the same ones each time."""
     groups: dict[tuple[str, tuple[int, ...]], list[Case]] = defaultdict(list)
     for case in sorted(cases, key=lambda case: case.case_id):  # a pseudonym: as good as shuffled
-        groups[case.site, case.label].append(case)
+        groups[case.site, tuple(-1 if one is None else one for one in case.label)].append(case)
     turns = [(turn, name, case) for name, group in groups.items() for turn, case in enumerate(group)]
     return [case for _, _, case in sorted(turns, key=lambda turn: turn[:2])[:SAMPLE]]
 

@@ -180,7 +180,7 @@ class GateEvaluator:
 
     def _auc(self, table: Predictions) -> float | None:
         scored = CalibratedPredictions(table, self.study.data.task)
-        value = float(auc(scored.score, scored.target)[0])
+        value = float(auc(scored.score, scored.truth)[0])
         return value if np.isfinite(value) else None
 
 
