@@ -33,10 +33,11 @@ class Case:
     """One row of a manifest: an image (or a series) with its label.
 
     `case_id` and `patient_id` are pseudonyms; `image` is a path below the data folder, where a member of an
-    `.npz` file is written `file.npz#array/index`. `label` holds one 0/1 entry for each label of a multi-label
-    study (None where it is not known), else a single class index. `uncertain` are the places of the labels that the
-    manifest calls uncertain, whatever the study made of them. `groups` are (column, cell) pairs, by which figures of
-    subgroups are computed.
+    `.npz` file is written `file.npz#array/index`. Of a case of several images (T1, T2, ...), `channels` are all of them
+    in the study's order, "" for a missing one, and `image` is the first that is there. `label` holds one 0/1 entry for
+    each label of a multi-label study (None where it is not known), else a single class index. `uncertain` are the
+    places of the labels that the manifest calls uncertain, whatever the study made of them. `groups` are (column, cell)
+    pairs, by which figures of subgroups are computed.
 
     >>> Case("c1", "p1", "images/0001.dcm", label=(1,), split="train").site
     'unknown'
@@ -52,6 +53,7 @@ class Case:
     series_uid: str = ""
     groups: tuple[tuple[str, str], ...] = ()
     uncertain: tuple[int, ...] = ()
+    channels: tuple[str, ...] = ()
 
     @property
     def class_index(self) -> int:
@@ -81,7 +83,8 @@ class Volume:
     array. `window` is (centre, width) in the unit of the array where the scan names one, and `window_function` what
     they mean (VOI LUT, PS3.3 C.11.2.1). `source` are facts of the file that identify nobody: format, device, age in
     years, where the spacing comes from. `background` (*space) is true where pixels show nothing (padding, PS3.3
-    C.7.5.1.1.2), so that no statistic may count them.
+    C.7.5.1.1.2), so that no statistic may count them. `channels` are the images that a case of several was stacked
+    from, each (1, *space) on this grid, None for a missing one.
 
     >>> import numpy as np
     >>> ct = Volume(np.zeros((1, 40, 512, 512), np.float32), np.eye(4), spacing_mm=(5.0, 0.7, 0.7), modality="CT")
@@ -97,6 +100,7 @@ class Volume:
     source: dict[str, str] = field(default_factory=dict)
     window_function: WindowFunction = "LINEAR_EXACT"
     background: NDArray[np.bool_] | None = None
+    channels: tuple[Volume | None, ...] = ()
 
     @property
     def spatial_dims(self) -> int:

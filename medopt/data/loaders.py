@@ -20,6 +20,7 @@ from medopt.core.errors import ConfigError
 from medopt.core.records import Case, label_table
 from medopt.data.cache import as_tensor
 from medopt.transforms.augment import apply, draw
+from medopt.transforms.prepare import restore_masks
 
 Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented
 
@@ -51,7 +52,9 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
         return image, target, index
 
     def _augmented(self, index: int, random: np.random.Generator) -> Tensor:
-        return apply(as_tensor(self.files[index]), draw(self.study.augment, self.study.spatial_dims, random))
+        image = as_tensor(self.files[index])
+        changed = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
+        return restore_masks(self.study.prepare, image, changed)
 
     def _target(self, index: int) -> Tensor:
         case = self.cases[index]

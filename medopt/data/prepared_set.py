@@ -21,7 +21,7 @@ from medopt.manifest.findings import refuse_findings
 from medopt.manifest.splits import apply_folds
 from medopt.manifest.table import read_manifest
 from medopt.transforms.augment import apply, draw
-from medopt.transforms.prepare import PrepareChain
+from medopt.transforms.prepare import PrepareChain, restore_masks
 
 
 class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
@@ -92,7 +92,8 @@ class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
         image, case = as_tensor(self.files[index]), self.cases[index]
         if self.augment:
             random = np.random.default_rng((self.study.seed, self.epoch, index % len(self)))
-            image = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
+            changed = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
+            image = restore_masks(self.study.prepare, image, changed)
         if self.study.data.task == "multilabel":
             return image, from_numpy(label_table([case])[0]).to(image.dtype)
         return image, case.class_index

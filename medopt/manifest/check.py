@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -166,7 +167,12 @@ def _file_findings(cases: Sequence[Case], folder: Path, study: Study, card: Card
 def missing_images(cases: Sequence[Case], folder: Path) -> dict[int, str]:
     """What is wrong with the files of images, by the index of the case, as far as headers say."""
     shapes: dict[str, ArrayShapes | str] = {}
-    return {index: fault for index, case in enumerate(cases) if (fault := _image_fault(folder, case, shapes))}
+    faults: dict[int, str] = {}
+    for index, case in enumerate(cases):
+        for image in filter(None, case.channels or (case.image,)):
+            if fault := _image_fault(folder, replace(case, image=image), shapes):
+                faults.setdefault(index, fault)
+    return faults
 
 
 def _image_fault(folder: Path, case: Case, shapes: dict[str, ArrayShapes | str]) -> str:

@@ -13,7 +13,7 @@ from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.format import count_text
 from medopt.manifest.csv_text import read_csv
 from medopt.manifest.label_words import MISSING, absent_first, is_absence, label_key, label_spellings
-from medopt.manifest.table import RESERVED, UNCERTAIN, read_header
+from medopt.manifest.table import IMAGE, RESERVED, UNCERTAIN, channels_of, read_header
 
 
 def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Study:
@@ -49,7 +49,12 @@ def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Stud
     name = re.sub(r"[^a-z0-9_-]+", "-", manifest.stem.lower()).strip("-_")[:60] or "study"
     changed = {cell: label for cell, label in classes.items() if cell != label}
     data = Data(manifest=manifest.name, labels=labels, task=task, rename=changed)
-    return Study(name=name, question=_question(labels, task), data=data, prepare=Prepare(size=[32, 32]))
+    prepare = Prepare(size=[32, 32])
+    if channels := channels_of(header):
+        cells = _values(manifest, [f"{IMAGE}:{channel}" for channel in channels])
+        empty = any("" in count for count in cells.values())
+        prepare = Prepare(size=[32, 32], channels=channels, missing_channel="zeros" if empty else "refuse")
+    return Study(name=name, question=_question(labels, task), data=data, prepare=prepare)
 
 
 def _values(manifest: Path, names: list[str]) -> dict[str, Counter[str]]:

@@ -22,6 +22,7 @@ from medopt.manifest.label_words import MISSING, label_key
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 """Columns of a manifest that cannot be names of labels."""
+IMAGE = "image"
 UNCERTAIN = -1
 """A cell of a label column that says neither yes nor no."""
 GROUPS = ("sex", "age")
@@ -36,6 +37,7 @@ Cells = dict[str, str]
 def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> tuple[Case, ...]:
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
+    A study with named channels has a column image:NAME for each instead of `image`.
     A multi-label study has one 0/1 column for each label instead of `label`: an empty cell is a label that is not
     known, -1 an uncertain one, which `data.uncertain` says how to take. `site`, `study_uid`, `series_uid` and
     `case_id` are read where present; `age`, `sex` and the columns that `data.subgroups` names become the groups of the
@@ -61,17 +63,21 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     read_label = _finding_reader() if study.data.task == "multilabel" else _label_reader(study)
     of_uncertain = {"negative": 0, "positive": 1}.get(study.data.uncertain)
     faults = _Faults(path)
+    columns, read_image = image_columns(study), _image_reader(study)
     grouping = dict.fromkeys((*GROUPS, *study.data.subgroups))
     hide = str if from_run else pseudonym
     cases = []
     for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
-        image = faults.read(number, "image", cells, _image)
+        images = [faults.read(number, column, cells, read_image) or "" for column in columns]
+        image = next(filter(None, images), "")
+        if not image:
+            faults.add(number, columns[0], "", "the case has no image")
         read = [faults.read(number, column, cells, read_label) for column in labels]
         uncertain = tuple(at for at, label in enumerate(read) if label == UNCERTAIN)
         case = Case(
-            case_id=hide(cells.get("case_id") or image or ""),
+            case_id=hide(cells.get("case_id") or image),
             patient_id=hide(faults.read(number, "patient_id", cells, _patient) or ""),
-            image=image or "",
+            image=image,
             label=tuple(of_uncertain if at in uncertain else label for at, label in enumerate(read)),
             split=faults.read(number, "split", cells, _split),
             site=cells.get("site") or "unknown",
@@ -79,9 +85,11 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
             series_uid=cells.get("series_uid", ""),
             groups=tuple((name, cells[name]) for name in grouping if cells.get(name)),
             uncertain=uncertain,
+            channels=tuple(images) if len(images) > 1 else (),
         )
         faults.patients.add(case.patient_id)
-        faults.add_repeated(number, "image", case.image, f"({case.image})")
+        for column, path in zip(columns, images, strict=True):
+            faults.add_repeated(number, column, path, f"({path})")
         if "case_id" in cells:
             faults.add_repeated(number, "case_id", case.case_id)
         cases.append(case)
@@ -93,7 +101,17 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
 
 def required_columns(study: Study) -> list[str]:
     """The columns that a manifest of this study must have."""
-    return ["image", "patient_id", *label_columns(study), "split"]
+    return [*image_columns(study), "patient_id", *label_columns(study), "split"]
+
+
+def image_columns(study: Study) -> list[str]:
+    """The columns of a manifest that hold the images of this study: image, or image:NAME for each named channel."""
+    return [f"{IMAGE}:{name}" for name in study.prepare.channel_names] or [IMAGE]
+
+
+def channels_of(header: Iterable[str]) -> list[str]:
+    """The names of the channels whose columns, image:NAME, stand in a header."""
+    return [name.removeprefix(f"{IMAGE}:") for name in header if name.startswith(f"{IMAGE}:")]
 
 
 def label_columns(study: Study) -> list[str]:
@@ -174,6 +192,11 @@ def _check_header(path: Path, header: list[str], required: list[str]) -> None:
             f"The manifest {path} has columns under another name. {' '.join(renamed)} Rename them in row 1."
         )
     missing = [name for name in required if name not in header]
+    if f"{IMAGE}" in missing and (named := channels_of(header)):
+        raise DataError(
+            f"The manifest {path} has several images a case ({', '.join(named)}): write prepare.channels: "
+            f"[{', '.join(named)}] into the study file."
+        )
     if len(missing) == len(required):  # row 1 may be data with a patient in it: it is not shown
         raise DataError(f"The manifest {path} has no header: row 1 must name the columns {needed}.")
     if missing:
@@ -203,6 +226,12 @@ def _image(text: str) -> str:
     image = safe_relative_path(text)
     npz_member(image)
     return image
+
+
+def _image_reader(study: Study) -> Callable[[str], str]:
+    """Reads the path of an image; of a case of several one may be missing where the study says so."""
+    may_miss = study.prepare.missing_channel == "zeros"
+    return lambda text: _image(text) if text or not may_miss else ""
 
 
 def _choice(text: str, known: Iterable[str]) -> int:
