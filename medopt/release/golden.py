@@ -32,7 +32,7 @@ PIXEL_TOLERANCE = 1e-4
 def draw_golden(folder: Path, prepare: Prepare, seed: int = 0) -> list[Path]:
     """Draw the scans: DICOM radiographs for a 2-D study, NIfTI volumes for a 3-D one.
 
-    Of a case of several images its path is a folder with a file for each.
+    Of a case of several images its path is what the names of their files begin with.
     """
     import nibabel  # only building a release draws them
 
@@ -43,8 +43,7 @@ def draw_golden(folder: Path, prepare: Prepare, seed: int = 0) -> list[Path]:
         path = folder / f"case-{index + 1}"
         for place, name in enumerate(names or ("",)):
             random = np.random.default_rng((seed, index, place) if name else (seed, index))
-            file = path / name if name else path
-            file.parent.mkdir(exist_ok=True)
+            file = folder / f"{path.name}-{name}" if name else path
             if len(prepare.size) == 3:
                 file = file.with_name(f"{file.name}.nii.gz")
                 scan = nibabel.Nifti1Image((1000 * _blobs((48, 56, 52), random)).astype(np.int16), np.eye(4))
@@ -93,7 +92,7 @@ def _read(path: Path, prepare: Prepare | None) -> Volume:
     """A golden scan. NIfTI has no window, so a study that uses the scan's own window gets the one it was drawn with."""
     if prepare is None or not prepare.channel_names:
         return _with_window(read_scan(path))
-    files = [next(path.glob(f"{name}.*")) for name in prepare.channel_names]
+    files = [next(path.parent.glob(f"{path.name}-{name}.*")) for name in prepare.channel_names]
     volume = read_channels(files, prepare.channel_names)
     return replace(volume, channels=tuple(one and _with_window(one) for one in volume.channels))
 

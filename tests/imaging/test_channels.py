@@ -133,12 +133,12 @@ def test_the_chain_scales_each_image_by_itself_and_stacks_them_in_order(case: tu
 def test_a_missing_image_is_refused_or_becomes_zeros_with_a_mask(case: tuple[Path, ...]) -> None:
     config = {"size": [12, 16, 16], "channels": list(NAMES)}
     missing = (case[0], "", case[2])
-    with pytest.raises(DataError, match="t1.nii.gz: The image t2 is missing"):
+    with pytest.raises(DataError, match=r"t1.nii.gz: The image t2 is missing"):
         PrepareChain(Prepare.model_validate(config))(missing)
     prepare = Prepare.model_validate(config | {"missing_channel": "zeros"})
     tensor = PrepareChain(prepare)(missing)
     assert tensor.shape == (prepare.input_channels, 12, 16, 16) == (6, 12, 16, 16)
-    assert tensor[1].abs().max() == 0 and tensor[0].max() == 1
+    assert tensor[1].abs().max() == 0 and tensor[0].max() > 0.99
     assert [float(mask.unique()) for mask in tensor[3:]] == [1, 0, 1]
     changed = restore_masks(prepare, tensor, (tensor + 0.25).clamp(0, 1))
     assert np.array_equal(changed[3:], tensor[3:]) and changed[1].abs().max() == 0 and changed[0].min() == 0.25
