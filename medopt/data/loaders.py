@@ -20,7 +20,7 @@ from medopt.core.errors import ConfigError
 from medopt.core.records import Case, label_table
 from medopt.data.cache import as_tensor
 from medopt.transforms.augment import apply, draw
-from medopt.transforms.prepare import restore_masks
+from medopt.transforms.restore import restore_masks
 
 Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented
 

@@ -21,7 +21,8 @@ from medopt.manifest.findings import refuse_findings
 from medopt.manifest.splits import apply_folds
 from medopt.manifest.table import read_manifest
 from medopt.transforms.augment import apply, draw
-from medopt.transforms.prepare import PrepareChain, restore_masks
+from medopt.transforms.prepare import PrepareChain
+from medopt.transforms.restore import restore_masks
 
 
 class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):

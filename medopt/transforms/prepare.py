@@ -344,11 +344,3 @@ def _at_rank(tail: FloatArray, rank: float) -> float | None:
         return None
     lower, upper = np.partition(tail, (at, at + 1))[at : at + 2].astype(np.float64)
     return float(lower + (upper - lower) * (rank - at))
-
-
-def restore_masks(config: Prepare, before: Tensor, after: Tensor) -> Tensor:
-    """A changed image (C, *size) whose masks are those from before, and whose missing channels are zeros again."""
-    if config.missing_channel == "refuse":
-        return after
-    masks = before[len(config.channel_names) :]
-    return torch.cat([after[: len(config.channel_names)] * masks, masks])

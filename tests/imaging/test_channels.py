@@ -13,7 +13,8 @@ from medopt.config import Prepare
 from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 from medopt.imaging.channels import read_channels, split_channels
-from medopt.transforms.prepare import PrepareChain, restore_masks
+from medopt.transforms.prepare import PrepareChain
+from medopt.transforms.restore import restore_masks
 
 NAMES = ("t1", "t2", "adc")
 

@@ -31,7 +31,7 @@ from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.training.job import PreparedSplit
 from medopt.transforms.corrupt import corrupt, corrupt_all
-from medopt.transforms.prepare import restore_masks
+from medopt.transforms.restore import restore_masks
 
 TABLE, RESULT, PICTURE = "shift_predictions.csv", "robustness.json", "robustness.png"
 MOST_WORKERS = 8
