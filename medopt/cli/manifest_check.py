@@ -63,7 +63,7 @@ def check(
     folder = study_data(study, path, data) / study.data.root if path else _root(manifest, data)
     cases = read_manifest(manifest, study)
     with reporting() as reporter:
-        facts = read_facts(cases, folder, reporter)
+        facts = read_facts(cases, folder, reporter, prepare=study.prepare)
     found = inspect_images(cases, facts, folder, study, dims)
     found = replace(found, findings=(*found.findings, *small_split_findings(cases, study)))
     _print(manifest, found, study)

@@ -95,7 +95,8 @@ def with_first_image(manifest: Path, places: Iterable[Path]) -> Path | None:
         header, first = next(lines, (1, []))[1], next(lines, (2, []))[1]
     except DataError:
         return None
-    image = dict(zip(header, first, strict=False)).get("image", "")
+    images = (cell for name, cell in zip(header, first, strict=False) if cell and name.partition(":")[0] == "image")
+    image = next(images, "")
     return next((place for place in places if image and _exists(place / image)), None)
 
 

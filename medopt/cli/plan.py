@@ -60,9 +60,12 @@ def plan(
     cases = read_manifest(manifest, guessed)
     folder = _folder(manifest, guessed, data)
     with reporting() as reporter:
-        fingerprint = take_fingerprint(cases, guessed.data.labels, guessed.data.task, folder, reporter)
+        labels, task = guessed.data.labels, guessed.data.task
+        fingerprint = take_fingerprint(cases, labels, task, folder, reporter, guessed.prepare)
     decided = decide(fingerprint, _device(device), modality.upper())
-    channels = next(one.value for one in decided if one.key == "prepare.channels")
+    channels = guessed.prepare.input_channels
+    if not guessed.prepare.channel_names:
+        channels = next(one.value for one in decided if one.key == "prepare.channels")
     decisions = with_start(decided, fingerprint.dims, channels)
     study = write_plan(out, manifest, folder.resolve(), guessed, fingerprint, decisions)
     console = plain_console()

@@ -11,7 +11,7 @@ import typer
 from medopt.cli.command import print_json, reporting
 from medopt.cli.options import CpusOption, JsonOption, ModelOption, ReleaseArgument, WhereOption
 from medopt.cli.places import release_folder, require_scans
-from medopt.core.errors import DataError, listed
+from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.format import count_text
 
 
@@ -33,7 +33,12 @@ def verify(release: ReleaseArgument, as_json: JsonOption = False) -> None:
 def predict(
     release: ReleaseArgument,
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="DICOM, NIfTI or image files, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="DICOM, NIfTI or image files, or folders of them. Where a case has "
+            "several images: NAME=FILE for each of one case, or a CSV with the columns image:NAME.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("predictions.csv"),
     model: ModelOption = "int8",
@@ -65,16 +70,19 @@ def predict(
     Example: medopt predict runs/phantom data/phantom/images/site_c --out answers.csv
     """
     folder = release_folder(release)
-    require_scans(paths)
+    require_scans([Path(str(path).rpartition("=")[2]) for path in paths])
     from medopt.cli.console import print_predictions
     from medopt.core.jobs import Fleet
     from medopt.release.predictor import Release
-    from medopt.serving.batch import find_scans, predict_archive, predict_scans
+    from medopt.serving.batch import find_cases, find_scans, predict_archive, predict_scans
     from medopt.serving.prediction_table import write_answers
 
     fleet = Fleet(where, job_cpus)
     predictor = Release.open(folder, model, engine, mode="throughput")
-    scans = find_scans(paths, len(predictor.info.prepare.size))
+    names = predictor.info.prepare.channel_names
+    if names and heatmaps is not None:
+        raise ConfigError("--heatmaps draws over one image; a case of this release has several.")
+    scans = find_cases(paths, names) if names else find_scans(paths, len(predictor.info.prepare.size))
     with reporting() as reporter:
         if predictor.note:
             reporter.message(predictor.note)

@@ -19,6 +19,7 @@ def _pattern(text: str) -> str:
     return text
 
 
+ChannelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 
 
@@ -65,6 +66,9 @@ class Data(Section):
     task: Task = "binary"
     labels: list[str] = Field(min_length=2)
     """Class names as in the manifest. Binary: the second is the finding. Multi-label: the names of the columns."""
+    uncertain: Literal["ignore", "negative", "positive"] = "ignore"
+    """Multi-label: what a cell -1 (uncertain, as CheXpert writes it) counts as. ignore: the label of that case is not
+    known. An empty cell never is. What is not known is left out of the loss and of every figure, and is counted."""
     rename: dict[str, str] = {}
     """Labels as the manifest writes them, and what this study calls them: {"0": healthy, "1": nodule}."""
     accept: list[str] = []
@@ -99,6 +103,12 @@ class Data(Section):
             raise ValueError(f"a label occurs twice in {self.labels}")
         if self.task == "binary" and len(self.labels) != 2:
             raise ValueError(f"a binary study has two labels, not {len(self.labels)}; multiclass takes more")
+        return self
+
+    @model_validator(mode="after")
+    def _uncertain_labels(self) -> Self:
+        if self.uncertain != "ignore" and self.task != "multilabel":
+            raise ValueError(f"uncertain: {self.uncertain} is for labels of a multilabel study, not a {self.task} one")
         return self
 
     @model_validator(mode="after")
@@ -139,8 +149,18 @@ class Prepare(Section):
 
     size: list[Annotated[int, Field(ge=8, le=4096)]] = Field(min_length=2, max_length=3)
     """(H, W) for images, (D, H, W) for volumes."""
-    channels: Literal[1, 3] = 1
-    """1: colour becomes luminance; 3: grey is repeated."""
+    channels: Literal[1, 3] | Annotated[list[ChannelName], Field(min_length=2, max_length=16)] = 1
+    """1: colour becomes luminance; 3: grey is repeated. Names, as in [t1, t2, adc]: a case has an image for each, in
+    the
+    manifest's columns image:t1, image:t2, ...; each is scaled by its own intensities, and they are stacked in this
+    order."""
+    channel_grid: Literal["same", "resample"] = "same"
+    """Images of a case: same refuses grids that differ by more than a tenth of a voxel; resample brings images of
+    another
+    spacing or extent onto the grid of the first. Another orientation is always refused."""
+    missing_channel: Literal["refuse", "zeros"] = "refuse"
+    """A case without one of its images: refuse it, or take zeros; the network then gets a mask for each channel, too: 1
+    where its image is there, 0 where it is missing."""
     spacing_mm: list[Positive] | None = None
     """Resample to this spacing in mm (axes as in `size`) before fitting; None keeps the spacing of the scan."""
     fit: Literal["stretch", "pad", "crop_or_pad"] = "pad"
@@ -149,6 +169,27 @@ class Prepare(Section):
     intensity: Intensity = Intensity()
     nan: Literal["refuse", "background"] = "refuse"
     """Voxels that are not a number, as SPM writes outside the body: refuse the scan, or take them for background."""
+
+    @model_validator(mode="after")
+    def _named_channels(self) -> Self:
+        names = [name.lower() for name in self.channel_names]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a channel occurs twice in {self.channels}")
+        if not names and (self.channel_grid != "same" or self.missing_channel != "refuse"):
+            raise ValueError("channel_grid and missing_channel are for named channels, as in channels: [t1, t2]")
+        return self
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The images of a case, in order; empty where a case is one image."""
+        return tuple(self.channels) if isinstance(self.channels, list) else ()
+
+    @property
+    def input_channels(self) -> int:
+        """The channels of the network's input: with missing_channel zeros each image has a mask behind all of them."""
+        if isinstance(self.channels, int):
+            return self.channels
+        return len(self.channels) * (2 if self.missing_channel == "zeros" else 1)
 
     @model_validator(mode="after")
     def _same_axes(self) -> Self:

@@ -6,7 +6,7 @@ from which every number is computed: float and int8, each split, each site.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
@@ -22,6 +22,10 @@ WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 KINDS: tuple[Kind, ...] = ("float", "int8")
 """The two models of every run: the float network, and the int8 model that is served in its place."""
+UNKNOWN = -1
+"""In the labels of `Predictions`: it is not known whether the label holds."""
+Label = int | None
+"""A class index, or of several labels 0 or 1; None where it is not known whether the label holds."""
 COLUMNS = ("case_id", "patient_id", "site", "split", "labels", "logits")
 
 
@@ -30,8 +34,11 @@ class Case:
     """One row of a manifest: an image (or a series) with its label.
 
     `case_id` and `patient_id` are pseudonyms; `image` is a path below the data folder, where a member of an
-    `.npz` file is written `file.npz#array/index`. `label` holds one 0/1 entry for each label of a multi-label
-    study, else a single class index. `groups` are (column, cell) pairs, by which figures of subgroups are computed.
+    `.npz` file is written `file.npz#array/index`. Of a case of several images (T1, T2, ...), `channels` are all of them
+    in the study's order, "" for a missing one, and `image` is the first that is there. `label` holds one 0/1 entry for
+    each label of a multi-label study (None where it is not known), else a single class index. `uncertain` are the
+    places of the labels that the manifest calls uncertain, whatever the study made of them. `groups` are (column, cell)
+    pairs, by which figures of subgroups are computed.
 
     >>> Case("c1", "p1", "images/0001.dcm", label=(1,), split="train").site
     'unknown'
@@ -40,12 +47,31 @@ class Case:
     case_id: str
     patient_id: str
     image: str
-    label: tuple[int, ...]
+    label: tuple[Label, ...]
     split: Split
     site: str = "unknown"
     study_uid: str = ""
     series_uid: str = ""
     groups: tuple[tuple[str, str], ...] = ()
+    uncertain: tuple[int, ...] = ()
+    channels: tuple[str, ...] = ()
+
+    @property
+    def class_index(self) -> int:
+        """The class of a case that has one; raises ValueError where it has none, or several labels."""
+        (index,) = self.label
+        if index is None:
+            raise ValueError("the class is not known")
+        return index
+
+
+def label_table(cases: Iterable[Case]) -> NDArray[np.float64]:
+    """The labels (N, K) of cases, NaN where one is not known: what forgets to ask becomes NaN, too.
+
+    >>> label_table([Case("c", "p", "1.png", (1, None), "train")]).tolist()
+    [[1.0, nan]]
+    """
+    return np.array([case.label for case in cases], np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +84,8 @@ class Volume:
     array. `window` is (centre, width) in the unit of the array where the scan names one, and `window_function` what
     they mean (VOI LUT, PS3.3 C.11.2.1). `source` are facts of the file that identify nobody: format, device, age in
     years, where the spacing comes from. `background` (*space) is true where pixels show nothing (padding, PS3.3
-    C.7.5.1.1.2), so that no statistic may count them.
+    C.7.5.1.1.2), so that no statistic may count them. `channels` are the images that a case of several was stacked
+    from, each (1, *space) on this grid, None for a missing one.
 
     >>> import numpy as np
     >>> ct = Volume(np.zeros((1, 40, 512, 512), np.float32), np.eye(4), spacing_mm=(5.0, 0.7, 0.7), modality="CT")
@@ -74,6 +101,7 @@ class Volume:
     source: dict[str, str] = field(default_factory=dict)
     window_function: WindowFunction = "LINEAR_EXACT"
     background: NDArray[np.bool_] | None = None
+    channels: tuple[Volume | None, ...] = ()
 
     @property
     def spatial_dims(self) -> int:
@@ -95,7 +123,8 @@ class Volume:
 class Predictions:
     """Logits of one model on N cases, with all that a metric needs to know of them.
 
-    `labels` is (N,) class indices, or (N, K) zeros and ones for a multi-label study. `logits` is (N, K):
+    `labels` is (N,) class indices, or (N, K) zeros and ones for a multi-label study, UNKNOWN where one is not known:
+    read them as `medopt.metrics.calibration.truth` or `targets` does. `logits` is (N, K):
     K = 1 for a binary study. `subgroups` holds a column (N,) a variable (sex, scanner, ...): the group of each case,
     "" where it is not known.
     """

@@ -60,7 +60,7 @@ class PreparedCache:
         self.root = folder
         self.folder = folder / chain.fingerprint[:16]
         self.chain = chain
-        self.shape = (chain.config.channels, *chain.config.size)
+        self.shape = (chain.config.input_channels, *chain.config.size)
         self.max_bytes = int((_limit_gb() if max_gb is None else max_gb) * 1e9)
 
     def fill(
@@ -94,20 +94,16 @@ class PreparedCache:
         return entries
 
     def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
-        place, part = split_part(root / case.image)
-        series = part if place.is_dir() else ""
-        source = f"{place}#{series}"  # an archive is hashed once for all its members
-        try:
-            digests[source] = digests.get(source) or content_digest(place, series)
-        except OSError as error:
-            raise DataError(f"{case.image}: {error.strerror or error}.") from None
-        key = hashlib.sha256(f"{digests[source]}#{part}".encode()).hexdigest()
+        images = case.channels or (case.image,)
+        content = "+".join(_content(root, image, digests) if image else "missing" for image in images)
+        key = hashlib.sha256(content.encode()).hexdigest()
         path = self.folder / key[:2] / f"{key[2:34]}.npy"
         if self._is_whole(path):
             os.utime(path)  # used now: the last to go
         else:
             name = f"{root / case.image}"
-            volume = self.chain.read(name)
+            paths = tuple(f"{root / image}" if image else "" for image in case.channels)
+            volume = self.chain.read(paths or name)
             facts = Acquisition.from_volume(volume)
             _write_entry(path, self.chain.consume(volume, f"{name}: ").numpy(), facts)
         return path
@@ -135,6 +131,18 @@ class PreparedCache:
             if path not in kept:
                 path.unlink(missing_ok=True)
                 excess -= size
+
+
+def _content(root: Path, image: str, digests: dict[str, str]) -> str:
+    """The digest of an image's file, and which part of it it is; raises DataError where it is not there."""
+    place, part = split_part(root / image)
+    series = part if place.is_dir() else ""
+    source = f"{place}#{series}"  # an archive is hashed once for all its members
+    try:
+        digests[source] = digests.get(source) or content_digest(place, series)
+    except OSError as error:
+        raise DataError(f"{image}: {error.strerror or error}.") from None
+    return f"{digests[source]}#{part}"
 
 
 def _limit_gb() -> float:

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.core.records import Case
+from medopt.core.records import Case, label_table
 from medopt.data.cache import as_tensor
 from medopt.transforms.augment import apply, draw
+from medopt.transforms.restore import restore_masks
 
 Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented
 
@@ -27,7 +28,8 @@ Key = tuple[int, int, int]  # (epoch, index, how often that image came before in
 class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Prepared images by key; an item is (image (C, *size), target (K,), index).
 
-    K is 1 for a binary study, else one number a label: zeros and a one for a class. With `training.mixup` an augmented
+    K is 1 for a binary study, else one number a label: zeros and a one for a class; NaN where a label is not known,
+    also where it is not of one of two images that are mixed. With `training.mixup` an augmented
     image and its target are mixed with another's (Zhang et al. 2018), in proportions from Beta(mixup, mixup).
     """
 
@@ -50,13 +52,15 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
         return image, target, index
 
     def _augmented(self, index: int, random: np.random.Generator) -> Tensor:
-        return apply(as_tensor(self.files[index]), draw(self.study.augment, self.study.spatial_dims, random))
+        image = as_tensor(self.files[index])
+        changed = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
+        return restore_masks(self.study.prepare, image, changed)
 
     def _target(self, index: int) -> Tensor:
-        label = self.cases[index].label
+        case = self.cases[index]
         if self.study.data.task == "multiclass":
-            return torch.eye(self.study.data.outputs)[label[0]]
-        return torch.tensor(label, dtype=torch.float32)
+            return torch.eye(self.study.data.outputs)[case.class_index]
+        return torch.from_numpy(label_table([case])[0]).float()
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -97,15 +101,16 @@ class StepSampler(Sampler[list[Key]]):
 def balanced_chances(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
     """How often each of N cases is to be drawn (N,), summing to 1: each class as often as any other.
 
-    With several labels a case counts as the rarest of those that it has, or as one that has none.
+    With several labels a case counts as the rarest of those that it has, or as one that has none. A case without any
+    known label is never drawn.
     """
-    labels = np.array([case.label for case in cases])  # (N, 1) classes, or (N, K) zeros and ones
+    labels = label_table(cases)  # (N, 1) classes, or (N, K) zeros and ones
     if study.data.task != "multilabel":
-        counts = np.bincount(labels[:, 0])
-        weights = 1 / counts[labels[:, 0]]
+        classes = labels[:, 0].astype(np.int64)
+        weights = 1 / np.bincount(classes)[classes]
     else:
-        none = ~labels.any(axis=1)
-        has = np.column_stack([labels.astype(bool), none])
+        none = ~(labels == 1).any(axis=1) & (labels == 0).any(axis=1)
+        has = np.column_stack([labels == 1, none])
         weights = np.where(has, 1 / np.maximum(has.sum(axis=0), 1), 0).max(axis=1)
     chances: NDArray[np.float64] = weights / weights.sum()
     return chances

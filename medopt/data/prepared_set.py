@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, tensor
+from torch import Tensor, from_numpy
 from torch.utils.data import Dataset
 
 from medopt.config import Study
 from medopt.config.study_file import data_folder, load_study
 from medopt.core.errors import DataError
-from medopt.core.records import Case, Split
+from medopt.core.records import Case, Split, label_table
 from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedCache, as_tensor
 from medopt.manifest.card import load_card
@@ -22,6 +22,7 @@ from medopt.manifest.splits import apply_folds
 from medopt.manifest.table import read_manifest
 from medopt.transforms.augment import apply, draw
 from medopt.transforms.prepare import PrepareChain
+from medopt.transforms.restore import restore_masks
 
 
 class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
@@ -29,7 +30,8 @@ class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
 
     An item is `(image, label)`. `image` is a float32 tensor (C, H, W), or (C, D, H, W) for a study of volumes, with
     values in 0..1 and C and the size of the study's `prepare` section: what the study's release makes of the same scan,
-    to the bit. `label` is the class as an int, or for a multi-label study a float32 tensor (K,) of zeros and ones.
+    to the bit. `label` is the class as an int, or for a multi-label study a float32 tensor (K,) of zeros and ones, NaN
+    where a label is not known: leave it out of your loss (`loss[~target.isnan()].mean()`).
 
     Every image is read and prepared once, when the set is made, and kept in the folder `cache` by its content; later
     sets of the same images and the same `prepare` section read it from there.
@@ -88,11 +90,14 @@ class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         """The image (C, *size) in 0..1 and its label; raises IndexError beyond the last."""
-        image, label = as_tensor(self.files[index]), self.cases[index].label
+        image, case = as_tensor(self.files[index]), self.cases[index]
         if self.augment:
             random = np.random.default_rng((self.study.seed, self.epoch, index % len(self)))
-            image = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
-        return image, tensor(label, dtype=image.dtype) if self.study.data.task == "multilabel" else label[0]
+            changed = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
+            image = restore_masks(self.study.prepare, image, changed)
+        if self.study.data.task == "multilabel":
+            return image, from_numpy(label_table([case])[0]).to(image.dtype)
+        return image, case.class_index
 
 
 def _read_checked(manifest: Path, study: Study, root: Path) -> tuple[Case, ...]:

@@ -190,9 +190,9 @@ def area_difference(
     first: CalibratedPredictions, second: CalibratedPredictions, confidence: float
 ) -> tuple[Estimate, float | None]:
     """AUC of the second less that of the first on the same rows, with its interval, and p of no difference."""
-    outputs, cases = first.target.shape[1], len(first.predictions)
+    outputs, cases = first.truth.shape[1], len(first.predictions)
     patients = first.patients
-    found = auc_with_covariance(np.hstack([second.score, first.score]), np.hstack([first.target] * 2), patients)
+    found = auc_with_covariance(np.hstack([second.score, first.score]), np.hstack([first.truth] * 2), patients)
     weights = np.repeat([1 / outputs, -1 / outputs], outputs)
     return difference_of(found, weights, cases, confidence)
 

@@ -70,7 +70,8 @@ def _errors(scored: CalibratedPredictions) -> CalibrationErrors | None:
     if len(scored.predictions) == 0:
         return None
     arguments = (scored.probability, scored.predictions.labels, scored.task)
-    return CalibrationErrors(ece=expected_calibration_error(*arguments), ace=adaptive_calibration_error(*arguments))
+    ece, ace = expected_calibration_error(*arguments), adaptive_calibration_error(*arguments)
+    return None if np.isnan(ece) else CalibrationErrors(ece=ece, ace=ace)
 
 
 def patient_result(table: Predictions, settings: Evaluation, task: Task, seed: int) -> PatientResult:

@@ -58,7 +58,7 @@ def choose(scored: CalibratedPredictions, most: int, seed: int) -> list[Chosen]:
     The rest is drawn at random, of right and wrong answers alike. In a multi-class study an error is the class that was
     chosen wrongly; there are then no false negatives, since each is another class's false positive.
     """
-    probability, decided, target = scored.probability, scored.decided, scored.target
+    probability, decided, truth = scored.probability, scored.decided, scored.truth
     patients, each = scored.predictions.patient_id, -(-most // 3)
     found: list[Chosen] = []
 
@@ -68,9 +68,9 @@ def choose(scored: CalibratedPredictions, most: int, seed: int) -> list[Chosen]:
                 found.append(Chosen(row, output, bool(decided[row, output]), float(probability[row, output]), why))
                 room -= 1
 
-    take(_sorted(decided & ~target, -probability), "false positive", each)
+    take(_sorted(decided & (truth == 0), -probability), "false positive", each)
     if scored.task != "multiclass":
-        take(_sorted(~decided & target, probability), "false negative", each)
+        take(_sorted(~decided & (truth == 1), probability), "false negative", each)
     random = np.random.default_rng(seed).permutation(len(probability)).tolist()
     take([(row, int(probability[row].argmax())) for row in random], "drawn at random", max(0, most - len(found)))
     return found

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions, Task
+from medopt.core.records import UNKNOWN, Predictions, Task
 
 Aggregate = Literal["mean", "max"]
 
@@ -16,8 +16,9 @@ Aggregate = Literal["mean", "max"]
 def by_patient(predictions: Predictions, task: Task, how: Aggregate) -> Predictions:
     """One row for each patient, in the order of their names: `how` its images' logits are drawn together.
 
-    A patient has a finding where any image has it. Site and subgroups are "" where a patient's images differ. Raises
-    DataError where a patient's images have several classes of a multi-class study, or lie in several splits.
+    A patient has a finding where any image has it, and is without it where all images are. Site and subgroups are ""
+    where a patient's images differ. Raises DataError where a patient's images have several classes of a multi-class
+    study, or lie in several splits.
     """
     if len(predictions) == 0:
         return predictions
@@ -25,8 +26,10 @@ def by_patient(predictions: Predictions, task: Task, how: Aggregate) -> Predicti
     _refuse_several(predictions.split, first, index, "splits")
     if task == "multiclass":
         _refuse_several(predictions.labels, first, index, "classes")
-    labels = predictions.labels[first].copy()
-    np.maximum.at(labels, index, predictions.labels)
+    order = np.where(predictions.labels == UNKNOWN, 0.5, predictions.labels)  # 1 goes before what is not known
+    highest = order[first]
+    np.maximum.at(highest, index, order)
+    labels = np.where(highest == 0.5, UNKNOWN, highest).astype(np.int64)
     logits = np.full((len(first), predictions.logits.shape[1]), -np.inf if how == "max" else 0.0)
     if how == "max":
         np.maximum.at(logits, index, predictions.logits)

@@ -2,7 +2,8 @@
 
 One row a model and case: model, split, case_id, patient_id, site, subgroup_<variable> for each that is known, label,
 logit, probability. A study with several
-outputs has logit_<name> and probability_<name> for each, a multi-label study also label_<name>. Logits are written in
+outputs has logit_<name> and probability_<name> for each, a multi-label study also label_<name>, empty where the label
+is not known. Logits are written in
 the shortest form that reads back as the same number; probabilities are the calibrated ones, for people and other tools.
 """
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
-from medopt.core.records import SPLITS, Predictions, Task
+from medopt.core.records import SPLITS, UNKNOWN, Predictions, Task
 from medopt.metrics.calibration import Calibration
 
 SUBGROUP = "subgroup_"
@@ -55,7 +56,7 @@ def write_predictions(
         for table in tables:
             probability = calibrations[table.model].probabilities(table.logits, task)
             groups = table.subgroups
-            columns = (table.labels.reshape(len(table), -1), table.logits, probability)
+            columns = (_cells(table.labels.reshape(len(table), -1)), table.logits, probability)
             names = zip(
                 table.split.tolist(),
                 table.case_id.tolist(),
@@ -138,11 +139,14 @@ def _whole(path: Path, columns: Mapping[str, Sequence[str]]) -> Predictions:
     """All models' rows in one table, every value checked."""
     texts = {name: np.array(columns[name], dtype=np.str_) for name in IDENTITY}
     _refuse(path, "split", ~np.isin(texts["split"], SPLITS), columns, f"one of {', '.join(SPLITS)}")
-    labels = np.stack([_numbers(path, name, columns) for name in _of_kind(columns, "label")], axis=1)
+    labels = np.stack([_label_numbers(path, name, columns) for name in _of_kind(columns, "label")], axis=1)
     logits = np.stack([_numbers(path, name, columns) for name in _of_kind(columns, "logit")], axis=1)
     classes = 2 if labels.shape[1] > 1 or logits.shape[1] == 1 else logits.shape[1]
     for name, column in zip(_of_kind(columns, "label"), labels.T, strict=True):
-        _refuse(path, name, ~np.isin(column, np.arange(classes)), columns, f"a whole number below {classes}")
+        unknown = (column == UNKNOWN) & (name != "label")
+        _refuse(
+            path, name, ~(np.isin(column, np.arange(classes)) | unknown), columns, f"a whole number below {classes}"
+        )
     for name in _of_kind(columns, "probability"):
         column = _numbers(path, name, columns)
         _refuse(path, name, (column < 0) | (column > 1), columns, "a probability")
@@ -165,6 +169,20 @@ def _whole(path: Path, columns: Mapping[str, Sequence[str]]) -> Predictions:
             if name.startswith(SUBGROUP)
         },
     )
+
+
+def _cells(labels: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Labels (N, K) as cells: empty where one is not known."""
+    cells = labels.astype(object)
+    cells[labels == UNKNOWN] = None
+    return cells
+
+
+def _label_numbers(path: Path, name: str, columns: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
+    """A column of labels, UNKNOWN where the cell of one of several labels is empty."""
+    if name == "label" or "" not in columns[name]:
+        return _numbers(path, name, columns)
+    return _numbers(path, name, {**columns, name: [cell or str(UNKNOWN) for cell in columns[name]]})
 
 
 def _numbers(path: Path, name: str, columns: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:

@@ -37,9 +37,9 @@ def robustness(
             _check_pairs(clean.predictions, scored.predictions, f"{family}, level {level}")
     tables = [clean, *(one for levels in corrupted.values() for one in levels)]
     found = auc_with_covariance(
-        np.hstack([one.score for one in tables]), np.hstack([one.target for one in tables]), clean.patients
+        np.hstack([one.score for one in tables]), np.hstack([one.truth for one in tables]), clean.patients
     )
-    outputs, cases = clean.target.shape[1], len(clean.predictions)
+    outputs, cases = clean.truth.shape[1], len(clean.predictions)
 
     def average(places: Sequence[int]) -> Floats:
         """The weights (K,) of the mean AUC of some tables."""

@@ -47,8 +47,8 @@ def mean_figures(
     generator = np.random.default_rng(seed)
     means = estimates(mean, first.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
     means["auc_bootstrap"] = means["auc"]
-    score, target = (np.hstack([getattr(one, name) for one in ordered]) for name in ("score", "target"))
-    means["auc"] = mean_auc(auc_with_covariance(score, target, ordered[0].patients), len(first), confidence)
+    score, truth = (np.hstack([getattr(one, name) for one in ordered]) for name in ("score", "truth"))
+    means["auc"] = mean_auc(auc_with_covariance(score, truth, ordered[0].patients), len(first), confidence)
     single = [statistic(np.ones((1, len(first)), np.int64)) for statistic in statistics]
     return {
         name: FigureSpread.of([_defined(one[name.removesuffix("_bootstrap")][0]) for one in single], guarded(estimate))
@@ -83,11 +83,11 @@ def pooled_figures(table: Predictions, task: Task, *, bootstrap: int, confidence
     """AUC, average precision and Brier score of out-of-fold predictions: what needs no operating point."""
     scored = CalibratedPredictions(table, task)
     statistic = together(
-        ranking_statistic(scored.score, scored.target),
-        brier_statistic(scored.probability, scored.target, exclusive=task == "multiclass"),
+        ranking_statistic(scored.score, scored.truth),
+        brier_statistic(scored.probability, scored.truth, exclusive=task == "multiclass"),
     )
     generator = np.random.default_rng(seed)
     found = estimates(statistic, table.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)
     found["auc_bootstrap"] = found["auc"]
-    found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.target, scored.patients), len(table), confidence)
+    found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.truth, scored.patients), len(table), confidence)
     return PooledFigures(**{name: guarded(one) for name, one in found.items()})

@@ -68,14 +68,14 @@ def _group(
 def _too_small(scored: CalibratedPredictions, patients: int, smallest: int) -> str:
     if patients < smallest:
         return f"{patients} patients, fewer than {smallest}"
-    present = scored.target.any(axis=0) & ~scored.target.all(axis=0)
+    present = (scored.truth == 1).any(axis=0) & (scored.truth == 0).any(axis=0)
     return "" if present.all() else "a class is missing"
 
 
 def _rates(scored: CalibratedPredictions, options: Resampling) -> dict[str, Estimate]:
     """RATES with the intervals of the tables."""
     patients, cases = scored.patients, len(scored.predictions)
-    found = {"auc": mean_auc(auc_with_covariance(scored.score, scored.target, patients), cases, options["confidence"])}
+    found = {"auc": mean_auc(auc_with_covariance(scored.score, scored.truth, patients), cases, options["confidence"])}
     if scored.task == "binary":
         return found | {name: shares_of(scored, patients, options["confidence"])[name] for name in RATES[1:]}
     drawn = _drawn(maker(scored), scored, options)

@@ -35,8 +35,8 @@ def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64
     Fewer parts where a class has fewer patients, or where they cannot be dealt out so; one where nothing can be left
     out.
     """
-    target = CalibratedPredictions(validation, task).target
-    classes = target if task == "multiclass" else np.concatenate([target, ~target], axis=1)
+    truth = CalibratedPredictions(validation, task).truth
+    classes = truth == 1 if task == "multiclass" else np.concatenate([truth == 1, truth == 0], axis=1)
     classes = classes[:, classes.any(axis=0)]
     groups = group_by_patient(validation.patient_id, classes, validation.site)
     for count in range(min(PARTS, int(groups.has.sum(axis=0).min())), 1, -1):

@@ -90,7 +90,7 @@ def measure_options(
         candidate = against_float(study, before, after, fastest[width, kind], times, (sizes[0], sizes[1]))
         scored = CalibratedPredictions(after, study.data.task)
         auc = mean_auc(
-            auc_with_covariance(scored.score, scored.target, scored.patients), len(after), study.evaluation.confidence
+            auc_with_covariance(scored.score, scored.truth, scored.patients), len(after), study.evaluation.confidence
         )
         name = f"{f'{width.removed:.0%} pruned' if width.removed else 'whole'}, {kind}"
         faults = faults_of(criteria(candidate, study.compression.gate)) if engine != base else []

@@ -137,7 +137,7 @@ class MeasureStage(Stage[CompressionFront]):
     def _widths(self, context: RunContext) -> list[Width]:
         """The whole network, and those of the grid."""
         study, shares = context.study, self.grid.shares()
-        size, channels, weights = study.prepare.size, study.prepare.channels, context.networks[0]
+        size, channels, weights = study.prepare.size, study.prepare.input_channels, context.networks[0]
         whole = Width(0.0, weights, multiply_adds(load_best(study, weights), channels, size))
         reached = [
             Width(step.target, step.weights(context.folder), context.results[step.name].multiply_adds.pruned)

@@ -20,7 +20,7 @@ from medopt.core.records import FloatArray
 from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.golden import golden_batch
-from medopt.release.layout import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info
+from medopt.release.layout import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info, refuse_channels
 from medopt.transforms.prepare import PrepareChain
 
 FACTS = "medopt.json"
@@ -62,6 +62,7 @@ class ExportSource:
         """Raises ReleaseError where a file was changed or this version builds another chain."""
         check_sums(folder)
         info = read_info(folder)
+        refuse_channels(info, "an export takes one image a case")
         chain = check_chain(info)
         return cls(folder, info, chain, golden_batch(folder, chain))
 
@@ -136,7 +137,7 @@ def write_facts(folder: Path, source: ExportSource, exported: Mapping[Kind, str]
         "input": {
             "name": INPUT,
             "type": "float32",
-            "shape": ["batch", info.prepare.channels, *info.prepare.size],
+            "shape": ["batch", info.prepare.input_channels, *info.prepare.size],
             "range": [0, 1],
             "prepare": info.prepare.model_dump(mode="json"),
             "chain_fingerprint": info.chain_fingerprint,

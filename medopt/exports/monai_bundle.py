@@ -105,12 +105,12 @@ def bundle_metadata(source: ExportSource) -> dict[str, Any]:
                     "type": "image",
                     "format": "magnitude",
                     "modality": "n/a",
-                    "num_channels": info.prepare.channels,
+                    "num_channels": info.prepare.input_channels,
                     "spatial_shape": list(info.prepare.size),
                     "dtype": "float32",
                     "value_range": [0, 1],
                     "is_patch_data": False,
-                    "channel_def": {str(place): "image" for place in range(info.prepare.channels)},
+                    "channel_def": {str(place): "image" for place in range(info.prepare.input_channels)},
                 }
             },
             "outputs": {

@@ -81,7 +81,7 @@ def configuration(source: ExportSource, model: Path, name: str, engine: str) -> 
         "backend": engine,
         "default_model_filename": "model.onnx",
         "max_batch_size": MAX_BATCH,
-        "input": [tensor(INPUT, [prepare.channels, *prepare.size])],
+        "input": [tensor(INPUT, [prepare.input_channels, *prepare.size])],
         "output": [
             tensor(key, outputs[key]) | ({"label_filename": LABELS} if key == OUTPUT else {})
             for key in (OUTPUT, FEATURES)

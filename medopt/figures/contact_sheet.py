@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from medopt.config import Study
 from medopt.core.files import atomic
-from medopt.core.records import SPLITS, Case, FloatArray
+from medopt.core.records import SPLITS, Case, FloatArray, Label
 from medopt.figures.fonts import choose_fonts, drawn_labels
-from medopt.manifest.duplicates import DuplicatePair, notable_pairs
+from medopt.manifest.duplicates import DuplicatePair, labels_differ, notable_pairs
 from medopt.manifest.findings import display_name
 
 COLUMNS = 8
@@ -85,10 +85,10 @@ def _blocks(
     yield f"The same picture twice, side by side ({len(worst)} of {len(pairs)} pairs)", tiles
     some = list(flagged.items())[:MOST_FLAGGED]
     yield f"Wrong or unusual ({len(some)} of {len(flagged)})", [_Tile(index, word, True) for index, word in some]
-    members: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
+    members: dict[tuple[str, tuple[Label, ...]], list[int]] = defaultdict(list)
     for index in thumbnails:
         members[cases[index].split, cases[index].label].append(index)
-    for split, label in sorted(members, key=lambda key: (SPLITS.index(key[0]), key[1])):
+    for split, label in sorted(members, key=lambda key: (SPLITS.index(key[0]), _order(key[1]))):
         inside = members[split, label]
         spread = [inside[at] for at in np.linspace(0, len(inside) - 1, min(EACH, len(inside))).astype(int)]
         title = f"{split}, {_label(label, study)} ({len(inside)} images)"
@@ -98,7 +98,7 @@ def _blocks(
 def _weight(cases: Sequence[Case], pair: DuplicatePair) -> tuple[bool, bool, float]:
     """The worst first: two labels, then two splits, then the most alike."""
     one, two = cases[pair.first], cases[pair.second]
-    return not (pair.exact and one.label != two.label), one.split == two.split, -pair.correlation
+    return not (pair.exact and labels_differ(one, two)), one.split == two.split, -pair.correlation
 
 
 def _draw(axes: Axes, picture: FloatArray | None, text: str, marked: bool) -> None:
@@ -117,11 +117,17 @@ def _of(case: Case, study: Study) -> str:
     return f"{case.split}, {_label(case.label, study)[:10]}"
 
 
-def _label(label: tuple[int, ...], study: Study) -> str:
+def _label(label: tuple[Label, ...], study: Study) -> str:
     labels = drawn_labels(study.data.labels)
     if study.data.task != "multilabel":
-        return labels[label[0]]
-    return " + ".join(name for name, value in zip(labels, label, strict=True) if value) or "none"
+        return labels[label[0] or 0]
+    told = [name if value else f"{name}?" for name, value in zip(labels, label, strict=True) if value != 0]
+    return " + ".join(told) or "none"
+
+
+def _order(label: tuple[Label, ...]) -> tuple[int, ...]:
+    """By which labels are sorted; one that is not known comes first."""
+    return tuple(-1 if one is None else one for one in label)
 
 
 def _short(case: Case) -> str:

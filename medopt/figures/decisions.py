@@ -37,14 +37,15 @@ def precision_recall_figure(
         for output, (axes, name) in enumerate(zip(panels, names, strict=True)):
             for colour, line, scored in zip(cycle(COLOURS), cycle(LINES), models, strict=False):
                 _precision_recall(axes, scored, output, colour, line)
-            axes.axhline(models[0].target[:, output].mean(), color=GREY, linewidth=0.8, linestyle=":")
+            axes.axhline(float(np.nanmean(models[0].truth[:, output])), color=GREY, linewidth=0.8, linestyle=":")
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             style_axes(axes, "sensitivity (recall)", "PPV (precision)", name)
             legend(axes, "lower left")
 
 
 def _precision_recall(axes: Axes, scored: CalibratedPredictions, output: int, colour: str, line: str) -> None:
-    target, model = scored.target[:, output], scored.predictions.model
+    model = scored.predictions.model
+    scored, target = scored.of_output(output)
     if target.all() or not target.any():
         axes.plot([], [], label=f"{model}: one class only")
         return

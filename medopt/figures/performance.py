@@ -95,8 +95,9 @@ def roc_figure(
                 if curve.point is not None:
                     axes.plot(*curve.point, "o", color=colour, markeredgecolor="white")
             _unit_square(axes)
-            found = int(models[0].target[:, output].sum())
-            style_axes(axes, "1 - specificity", "sensitivity", f"{name}: {found} of {len(models[0].predictions)} cases")
+            _, positive = models[0].of_output(output)
+            found = f"{name}: {int(positive.sum())} of {len(positive)} cases"
+            style_axes(axes, "1 - specificity", "sensitivity", found)
             legend(axes, "lower right")
 
 
@@ -121,8 +122,11 @@ def reliability_figure(
     with figure_page(path, len(panes), title, caption=caption, columns=2 if calibrated else None) as panels:
         for axes, (name, said, output, stage) in zip(panels, panes, strict=True):
             for colour, line, scored in _styled(stage):
-                probability = scored.probability[:, output]
-                bins = reliability(probability, scored.target[:, output], confidence)
+                known, positive = scored.of_output(output)
+                if len(positive) == 0:
+                    continue
+                probability = known.probability[:, output]
+                bins = reliability(probability, positive, confidence)
                 spread = np.stack([bins.observed - bins.low, bins.high - bins.observed])
                 drawn = axes.errorbar(
                     bins.predicted, bins.observed, spread, color=colour, marker="o", markersize=4, elinewidth=0.8
@@ -167,12 +171,14 @@ def _confusions(
     scored: CalibratedPredictions, labels: Sequence[str]
 ) -> Iterator[tuple[str, Sequence[str], NDArray[np.int64]]]:
     """Title, class names and counts (C, C) of each table that a model's decisions make."""
-    model, truth, decided = scored.predictions.model, scored.target.astype(int), scored.decided.astype(int)
+    model = scored.predictions.model
     if scored.task == "multiclass":
-        yield model, labels, truth.T @ decided
+        yield model, labels, scored.target.astype(int).T @ scored.decided.astype(int)
         return
     for output, name in enumerate(output_names(scored.task, labels)):
-        rows, columns = (np.stack([1 - one[:, output], one[:, output]]) for one in (truth, decided))
+        known, positive = scored.of_output(output)
+        pairs = (positive, known.decided[:, output])
+        rows, columns = (np.stack([~one, one]).astype(int) for one in pairs)
         if scored.task == "binary":
             yield model, labels, rows @ columns.T
         else:

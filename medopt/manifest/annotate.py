@@ -78,7 +78,7 @@ def _labelled_by_source(listing: ScanListing, rename: Mapping[str, str] | None) 
     labelled, without = [], []
     for scan in listing.scans:
         labels = tuple(spellings.classes.get(label, label) for label in scan.labels)
-        if labels and all(labels):
+        if any(labels):
             labelled.append(replace(scan, labels=labels))
         else:
             without.append((scan.path, f"the label is missing: {scan.labels[0]!r}" if labels else "no label"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,12 +21,15 @@ from medopt.core.records import SPLITS
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.annotate import find_patients, label_scans, refuse_ambiguous_series
 from medopt.manifest.card import Card, relative_root, write_card
+from medopt.manifest.channel_cases import cases_of_table, refuse_options
 from medopt.manifest.label_join import JoinedLabels
+from medopt.manifest.label_table import read_labels
 from medopt.manifest.sources.datalist import write_datalist
 from medopt.manifest.sources.dicom import site_of
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, class_sort_key, count_by_reason
 from medopt.manifest.splits import SplitAssignment, SplitRules, assign_splits, splits_of_folds
+from medopt.manifest.table import IMAGE, channels_of
 
 Row = dict[str, str]
 """One row of a manifest: its cells by column."""
@@ -94,10 +98,17 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     _refuse_overwriting(source, out, options)
     source_options = replace(options.source, labelled=options.labels is not None)
     listing = find_scans(source, out.with_name(f"{out.stem}_files"), source_options, reporter or SilentReporter())
-    listing, joined = label_scans(listing, options.labels, options.label_columns, options.key, options.rename)
+    table = read_labels(options.labels) if options.labels else None
+    names = channels_of(table.columns) if table else []
+    if table is not None and names:
+        refuse_options(options.key, options.datalist)
+        listing = cases_of_table(listing, table, names, options.label_columns)
+        listing, joined = label_scans(listing, None, (), "", options.rename)
+    else:
+        listing, joined = label_scans(listing, options.labels, options.label_columns, options.key, options.rename)
     patients, patient_warning = find_patients(listing, joined, options.patient, options.patient_per_image)
     refuse_ambiguous_series(listing.scans, joined)
-    rows, columns = _rows(listing, patients), listing.label_columns
+    rows, columns = _rows(listing, patients, names), listing.label_columns
     if len(columns) == 1 and len({row["label"] for row in rows}) < 2:
         raise _one_class_error(rows, joined)
     splits = _split(listing.scans, rows, columns, options.rules)
@@ -105,7 +116,7 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
         row["split"] = str(splits.split[at])
         if splits.fold is not None:
             row["fold"] = str(splits.fold[at])
-    rows.sort(key=lambda row: row["image"])
+    rows.sort(key=lambda row: next(cell for cell in row.values() if cell))  # by the first image
     built = BuiltManifest(
         manifest=out,
         card=out.with_suffix(".card.yaml"),
@@ -124,12 +135,13 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     return built
 
 
-def _rows(listing: ScanListing, patients: Sequence[str]) -> list[Row]:
-    """The rows of the manifest, without splits."""
+def _rows(listing: ScanListing, patients: Sequence[str], names: Sequence[str]) -> list[Row]:
+    """The rows of the manifest, without splits; `names` are those of the images of a case where there are several."""
+    image_names = [f"{IMAGE}:{name}" for name in names] or [IMAGE]
     hide = lru_cache(maxsize=1 << 16)(pseudonym)
     return [
         {
-            "image": scan.image,
+            **dict(zip(image_names, scan.channels or (scan.image,), strict=True)),
             "patient_id": hide(normalize("NFC", patient)),
             "study_uid": scan.study and hide(scan.study),
             "series_uid": scan.series and hide(scan.series),
@@ -149,12 +161,12 @@ def _refuse_overwriting(source: Path, out: Path, options: BuildOptions) -> None:
     if any(out.resolve() == given.resolve() for given in (source, options.labels, options.datalist) if given):
         raise ConfigError(f"--out {out} is another file of this command already. Give it another name.")
     card = out.with_suffix(".card.yaml")
-    for path, mark in ((out, "image,patient_id"), (card, "manifest_sha256:")):
+    for path, mark in ((out, r"^image:|image,patient_id"), (card, "manifest_sha256:")):
         try:
             content = path.read_text(encoding="utf-8-sig", errors="replace")
         except OSError:
             continue
-        if mark not in (content.partition("\n")[0] if path == out else content):
+        if not re.search(mark, content.partition("\n")[0] if path == out else content):
             what = "a manifest that medopt built" if path == out else "a manifest's card"
             raise ConfigError(f"{path} is there already and is not {what}; it is not written over. Give another --out.")
 
@@ -169,8 +181,7 @@ def _split(scans: Sequence[Scan], rows: Sequence[Row], columns: Sequence[str], r
         labels[np.arange(len(rows)), code] = True
         names = classes.tolist()
     else:
-        ones = np.array([[row[column] == "1" for column in columns] for row in rows])
-        labels = np.hstack([ones, ~ones])
+        labels = np.array([[row[column] == value for value in "10" for column in columns] for row in rows])
         names = [f"{column} = {value}" for value in (1, 0) for column in columns]
     patients = np.array([row["patient_id"] for row in rows])
     own = np.array([scan.split for scan in scans])
@@ -195,7 +206,7 @@ def _missing_class_warnings(rows: Sequence[Row], columns: Sequence[str]) -> list
     """Classes that a split lacks although others have them; `medopt manifest check` refuses such a study."""
     warnings = []
     for column in columns:
-        present = {(row["split"], row[column]) for row in rows}
+        present = {(row["split"], row[column]) for row in rows if row[column] not in ("", "-1") or len(columns) == 1}
         classes = {value for _, value in present}
         for split in sorted({split for split, _ in present}):
             missing = sorted(classes - {value for at, value in present if at == split}, key=class_sort_key)
@@ -208,6 +219,8 @@ def _missing_class_warnings(rows: Sequence[Row], columns: Sequence[str]) -> list
 def _label_source(listing: ScanListing, joined: JoinedLabels | None, options: BuildOptions) -> str:
     if joined is not None and options.labels is not None:
         return f"{options.labels.name}, joined by {joined.key} (column {joined.column})"
+    if options.labels is not None:
+        return f"{options.labels.name}, a row a case"
     from_folders = listing.label_columns and listing.kind in ("DICOM", "NIfTI", "images")
     return "the names of the folders" if from_folders else listing.kind
 
@@ -253,6 +266,13 @@ def _card(built: BuiltManifest, source: Path) -> Card:
 
 def _label_meanings(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
     if len(columns) > 1:
-        return {column: f"1 in {sum(row[column] == '1' for row in rows)} rows, else 0" for column in columns}
+        return {column: _finding_counts([row[column] for row in rows]) for column in columns}
     counts = Counter(row[columns[0]] for row in rows)
     return {name: count_text(counts[name], "row") for name in sorted(counts, key=class_sort_key)}
+
+
+def _finding_counts(cells: Sequence[str]) -> str:
+    """How often a finding is there, uncertain and missing, in words."""
+    counts = Counter(cells)
+    parts = [f"{name} in {counts[cell]}" for cell, name in (("-1", "uncertain"), ("", "missing")) if counts[cell]]
+    return ", ".join([f"1 in {counts['1']} rows", *parts, "else 0"])

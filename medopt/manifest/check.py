@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
 from medopt.core.format import count_text
-from medopt.core.records import SPLITS, Case
+from medopt.core.records import SPLITS, Case, Label
 from medopt.imaging.raster import npz_shapes
 from medopt.imaging.scan_path import npz_member, split_part
 from medopt.manifest.card import Card
@@ -55,6 +56,7 @@ def check_cases(cases: Sequence[Case], folder: Path, study: Study, card: Card | 
         *_split_findings(cases, study),
         *_file_findings(cases, folder, study, card),
         *_site_findings(cases, study),
+        *_unknown_label_findings(cases, study),
     ]
     return accept_findings(findings, study)
 
@@ -105,7 +107,7 @@ def small_split_findings(cases: Sequence[Case], study: Study) -> list[Finding]:
         inside = [case for case in cases if case.split == split]
         patients = {case.patient_id for case in inside}
         of_class = {name: len(people) for name, people in _patients_by_class(inside, study).items() if people}
-        if not inside or (len(patients) >= SMALL and min(of_class.values()) >= SMALL_CLASS):
+        if not of_class or (len(patients) >= SMALL and min(of_class.values()) >= SMALL_CLASS):
             continue
         rarest = min(of_class, key=lambda name: of_class[name])
         low, high = _wilson(0.8, of_class[rarest])
@@ -124,7 +126,7 @@ def _patients_by_class(cases: Sequence[Case], study: Study) -> dict[str, set[str
     """The patients of each label; of a multi-label study, of each label present and absent."""
     names = study.data.labels
     if study.data.task != "multilabel":
-        return {name: {case.patient_id for case in cases if case.label[0] == at} for at, name in enumerate(names)}
+        return {name: {case.patient_id for case in cases if case.class_index == at} for at, name in enumerate(names)}
     return {
         f"{name} = {value}": {case.patient_id for case in cases if case.label[at] == value}
         for at, name in enumerate(names)
@@ -139,7 +141,7 @@ def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def _absent_classes(labels: list[tuple[int, ...]], study: Study) -> list[str]:
+def _absent_classes(labels: list[tuple[Label, ...]], study: Study) -> list[str]:
     names = study.data.labels
     if study.data.task == "multilabel":
         columns = zip(names, zip(*labels, strict=True), strict=True)
@@ -165,7 +167,12 @@ def _file_findings(cases: Sequence[Case], folder: Path, study: Study, card: Card
 def missing_images(cases: Sequence[Case], folder: Path) -> dict[int, str]:
     """What is wrong with the files of images, by the index of the case, as far as headers say."""
     shapes: dict[str, ArrayShapes | str] = {}
-    return {index: fault for index, case in enumerate(cases) if (fault := _image_fault(folder, case, shapes))}
+    faults: dict[int, str] = {}
+    for index, case in enumerate(cases):
+        for image in filter(None, case.channels or (case.image,)):
+            if fault := _image_fault(folder, replace(case, image=image), shapes):
+                faults.setdefault(index, fault)
+    return faults
 
 
 def _image_fault(folder: Path, case: Case, shapes: dict[str, ArrayShapes | str]) -> str:
@@ -210,8 +217,9 @@ def _site_findings(cases: Sequence[Case], study: Study) -> Iterable[Finding]:
     """Labels that the site alone predicts: a model could then learn the hospital instead of the finding."""
     names = study.data.labels if study.data.task == "multilabel" else ["the label"]
     for index, name in enumerate(names):
+        known = [(case, label) for case in cases if (label := case.label[index]) is not None]
         association = site_label_association(
-            [case.site for case in cases], [case.label[index] for case in cases], cases
+            [case.site for case, _ in known], [label for _, label in known], [case for case, _ in known]
         )
         if association is None or association.low < NOTED:
             continue
@@ -223,6 +231,25 @@ def _site_findings(cases: Sequence[Case], study: Study) -> Iterable[Finding]:
             f"The site predicts {name}: Cramer's V {value:.2f} ({low:.2f}-{high:.2f}) over {sites} sites, so that "
             "a model may learn the hospital instead of the finding. Take cases of each label from each site.",
         )
+
+
+def _unknown_label_findings(cases: Sequence[Case], study: Study) -> Iterable[Finding]:
+    """A note that counts the labels that are uncertain or missing, and the cases without any."""
+    texts = []
+    for at, name in enumerate(study.data.labels if study.data.task == "multilabel" else ()):
+        uncertain = sum(at in case.uncertain for case in cases)
+        missing = sum(case.label[at] is None and at not in case.uncertain for case in cases)
+        counts = [f"{count} {word}" for count, word in ((uncertain, "uncertain"), (missing, "missing")) if count]
+        texts += [f"{name} {' and '.join(counts)}"] if counts else []
+    if texts:
+        policy = study.data.uncertain
+        meaning = "not known, too" if policy == "ignore" else policy
+        empty = sum(all(label is None for label in case.label) for case in cases)
+        text = (
+            f"Labels that are not known, of {count_text(len(cases), 'case')}: {listed(texts, 20)}. Missing ones are "
+            f"left out of the loss and of every figure; uncertain counts as {meaning} (data.uncertain: {policy})."
+        )
+        yield Finding("unknown_labels", "note", text + (f" {empty} have no label that is known." if empty else ""))
 
 
 def site_label_association(sites: Sequence[str], labels: Sequence[int], cases: Sequence[Case]) -> Association | None:

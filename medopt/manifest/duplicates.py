@@ -187,7 +187,12 @@ def count_leaked(cases: Sequence[Case], pairs: Sequence[DuplicatePair]) -> dict[
 def label_conflicts(cases: Sequence[Case], pairs: Sequence[DuplicatePair]) -> set[int]:
     """The images whose pixels also occur with another label."""
     exact = [(pair.first, pair.second) for pair in pairs if pair.exact]
-    return {index for pair in exact if cases[pair[0]].label != cases[pair[1]].label for index in pair}
+    return {index for pair in exact if labels_differ(cases[pair[0]], cases[pair[1]]) for index in pair}
+
+
+def labels_differ(first: Case, second: Case) -> bool:
+    """Whether a label that is known of both differs."""
+    return any(one != two and None not in (one, two) for one, two in zip(first.label, second.label, strict=True))
 
 
 def duplicate_findings(cases: Sequence[Case], pairs: Sequence[DuplicatePair]) -> list[Finding]:
@@ -221,7 +226,7 @@ def _leak_finding(
 
 
 def _conflict_findings(cases: Sequence[Case], pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
-    differ = [pair for pair in pairs if cases[pair.first].label != cases[pair.second].label]
+    differ = [pair for pair in pairs if labels_differ(cases[pair.first], cases[pair.second])]
     if exact := [pair for pair in differ if pair.exact]:
         text = f"Pairs with the same pixels and two labels: {len(exact)}, such as {_pair_texts(cases, exact)}. "
         yield Finding("label_conflict", "refuse", f"{text}One label is wrong: correct it, or drop both.")

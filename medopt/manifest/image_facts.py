@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
 
+from medopt.config import Prepare
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.background import nan_as_background
+from medopt.imaging.channels import read_channels
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan import read_scan
@@ -60,22 +62,53 @@ class ImageFacts:
 
 
 def read_facts(
-    cases: Sequence[Case], folder: Path, reporter: Reporter | None = None, workers: int | None = None
+    cases: Sequence[Case],
+    folder: Path,
+    reporter: Reporter | None = None,
+    workers: int | None = None,
+    prepare: Prepare | None = None,
 ) -> list[ImageFacts]:
     """The facts of every image below `folder`, in the order of the cases.
 
     They are read in `workers` processes, or one per core. An image that cannot be read has a `problem`, and nothing is
-    raised for it.
+    raised for it. `prepare` says which images make up a case, where there are several.
     """
     advance, facts = (reporter or SilentReporter()).progress(len(cases), "reading images"), []
-    for fact in parallel_map(lambda case: read_image(case, folder), cases, workers):
+    for fact in parallel_map(lambda case: read_image(case, folder, prepare), cases, workers):
         facts.append(fact)
         advance(1)
     return facts
 
 
-def read_image(case: Case, folder: Path) -> ImageFacts:
-    """Read one image and keep little of it."""
+def read_image(case: Case, folder: Path, prepare: Prepare | None = None) -> ImageFacts:
+    """Read one image and keep little of it; of a case of several images all of them, and keep the facts of the first.
+
+    A `problem` names the channel by its number. Grids are compared as `prepare` says.
+    """
+    if not case.channels:
+        return _read_image(case, folder)
+    facts = [_read_image(replace(case, image=image, channels=()), folder) for image in case.channels if image]
+    for image, fact in zip(filter(None, case.channels), facts, strict=True):
+        if fact.problem:
+            number = f"image {case.channels.index(image) + 1} of the case"
+            return replace(fact, problem=fact.problem if fact.unreadable else f"{number} {fact.problem}")
+    if prepare is not None and (problem := _grid_problem(case, folder, prepare)):
+        return ImageFacts(problem=problem, unreadable=True)
+    digest = hashlib.blake2b("".join(fact.digest for fact in facts).encode(), digest_size=16).hexdigest()
+    return replace(facts[0], digest=digest, burned_in=any(fact.burned_in for fact in facts))
+
+
+def _grid_problem(case: Case, folder: Path, prepare: Prepare) -> str:
+    """Why the images of a case are no channels of one; empty where they are."""
+    try:
+        paths = tuple(f"{folder / image}" if image else "" for image in case.channels)
+        read_channels(paths, prepare.channel_names, resample=prepare.channel_grid == "resample")
+    except DataError as error:
+        return _without_identifiers(str(error), case, folder)
+    return ""
+
+
+def _read_image(case: Case, folder: Path) -> ImageFacts:
     try:
         volume = read_scan(case.image, data=folder)
     except DataError as error:
@@ -122,7 +155,9 @@ def pixel_digest(array: FloatArray) -> str:
 
 def _without_identifiers(text: str, case: Case, folder: Path) -> str:
     """An error of the reader, with the image by its display name; files of a series may be named by UIDs."""
-    named = text.replace(str(folder / case.image), display_name(case)).replace(case.image, display_name(case))
+    named = text
+    for one in (replace(case, image=image) for image in case.channels or (case.image,) if image):
+        named = named.replace(str(folder / one.image), display_name(one)).replace(one.image, display_name(one))
     return re.sub(r"\b[0-9]+(\.[0-9]+){5,}\b", lambda match: pseudonym(match.group()), named)
 
 

@@ -12,15 +12,16 @@ from medopt.config import Data, Prepare, Study
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.format import count_text
 from medopt.manifest.csv_text import read_csv
-from medopt.manifest.label_words import absent_first, is_absence, label_key, label_spellings
-from medopt.manifest.table import RESERVED, read_header
+from medopt.manifest.label_words import MISSING, absent_first, is_absence, label_key, label_spellings
+from medopt.manifest.table import IMAGE, RESERVED, UNCERTAIN, channels_of, read_header
 
 
 def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Study:
     """A study with the labels of a manifest, names for healthy first; its `prepare.size` has no meaning.
 
-    `rename` gives labels another name in this study. Without a column `label`, all columns of zeros and ones are labels
-    of a multi-label study. Raises DataError where the manifest has no label, or only one.
+    `rename` gives labels another name in this study. Without a column `label`, all columns of zeros and ones (and of
+    -1 and empty cells beside them) are labels of a multi-label study. Raises DataError where the manifest has no label,
+    or only one.
     """
     header = read_header(manifest)
     if not any(header):
@@ -38,16 +39,22 @@ def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Stud
     else:
         if rename:
             raise ConfigError("--rename gives labels of the column label another name; here each column is a label.")
-        labels, task = [name for name in names if values[name].keys() <= {"0", "1"}], "multilabel"
+        labels, task = [name for name in names if is_finding(values[name])], "multilabel"
         if len(labels) < 2:
             raise DataError(
-                f"The manifest {manifest} has no column label, nor columns of 0 and 1 that would be the labels of a "
+                f"The manifest {manifest} has no column label, nor columns of 0 and 1 (with -1 for uncertain "
+                "and empty cells for missing) that would be the labels of a "
                 f"multi-label study. Found: {', '.join(header)}."
             )
     name = re.sub(r"[^a-z0-9_-]+", "-", manifest.stem.lower()).strip("-_")[:60] or "study"
     changed = {cell: label for cell, label in classes.items() if cell != label}
     data = Data(manifest=manifest.name, labels=labels, task=task, rename=changed)
-    return Study(name=name, question=_question(labels, task), data=data, prepare=Prepare(size=[32, 32]))
+    prepare = Prepare(size=[32, 32])
+    if channels := channels_of(header):
+        cells = _values(manifest, [f"{IMAGE}:{channel}" for channel in channels])
+        empty = any("" in count for count in cells.values())
+        prepare = Prepare(size=[32, 32], channels=channels, missing_channel="zeros" if empty else "refuse")
+    return Study(name=name, question=_question(labels, task), data=data, prepare=prepare)
 
 
 def _values(manifest: Path, names: list[str]) -> dict[str, Counter[str]]:
@@ -59,6 +66,12 @@ def _values(manifest: Path, names: list[str]) -> dict[str, Counter[str]]:
         for at, name in used:
             values[name][cells[at] if at < len(cells) else ""] += 1
     return values
+
+
+def is_finding(cells: Iterable[str]) -> bool:
+    """Whether these are the cells of a label of a multi-label study: 0, 1, -1 or missing, and not the latter alone."""
+    keys = {label_key(cell) for cell in cells} - MISSING - {str(UNCERTAIN), "uncertain"}
+    return bool(keys) and keys <= {"0", "1"}
 
 
 def with_finding(study: Study, positive: str = "") -> Study:

@@ -69,7 +69,7 @@ class _ColumnMatch:
 
     def __init__(self, table: LabelTable, column: str, key: Key, scans: Sequence[Scan]) -> None:
         self.column, self.key = column, key
-        index = _FileIndex(scans) if key == "file" else _IdentifierIndex(scans, key)
+        index = FileIndex(scans) if key == "file" else _IdentifierIndex(scans, key)
         self.rows = [(number, cells, index.find(cells[column])) for number, cells in table.rows]
         self.scans = {at for _, _, matches in self.rows if matches for at in matches}
 
@@ -95,7 +95,7 @@ class _IdentifierIndex:
         return self._by_name.get(text, []) if text else []
 
 
-class _FileIndex:
+class FileIndex:
     """Scans by path, by name or by name without suffix; None for a name that several scans have."""
 
     def __init__(self, scans: Sequence[Scan]) -> None:
@@ -106,6 +106,7 @@ class _FileIndex:
                 self._by_name[plain.rpartition("/")[2]].append((plain, at))
 
     def find(self, text: str) -> list[int] | None:
+        """The scans that a path or a name means; None where a name is that of several."""
         path = text.replace("\\", "/").removeprefix("./")
         plain = _plain(path)
         similar = [
@@ -150,7 +151,7 @@ def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str], ren
             continue
         if not matches:
             orphans.append(match.row_text(number, cells))
-        label = _label(table, number, [cells[column] for column in columns], columns, spellings)
+        label = row_labels(table, number, [cells[column] for column in columns], columns, spellings)
         for at in matches:
             if not label and cells[columns[0]]:
                 missing[at] = cells[columns[0]]
@@ -188,13 +189,16 @@ def _refuse_labels(
         )
 
 
-_ZERO_OR_ONE = {"0": "0", "1": "1", "false": "0", "true": "1", "no": "0", "yes": "1"}
+_FINDING = {"0": "0", "1": "1", "-1": "-1", "false": "0", "true": "1", "no": "0", "yes": "1", "uncertain": "-1"}
 
 
-def _label(
+def row_labels(
     table: LabelTable, number: int, values: list[str], columns: Sequence[str], spellings: LabelSpellings
 ) -> tuple[str, ...]:
-    """The labels of a row; empty where the cells mean that there are none. Of several columns each must be 0 or 1."""
+    """The labels of a row; empty where the cells mean that there are none.
+
+    Of several columns each must be 0, 1, -1 (uncertain) or missing, which becomes an empty cell.
+    """
     if len(columns) == 1:
         name = spellings.classes[values[0]]
         return (name,) if name else ()
@@ -202,9 +206,10 @@ def _label(
     if all(key in MISSING for key in keys):
         return ()
     for key, column in zip(keys, columns, strict=True):
-        if key not in _ZERO_OR_ONE:
+        if key not in _FINDING and key not in MISSING:
             raise DataError(
-                f"The table of labels {table.path}, row {number}, column {column}: the value is not 0 or 1. Where "
-                "several label columns are given, each says whether its finding is present."
+                f"The table of labels {table.path}, row {number}, column {column}: the value is not 0 or 1, nor "
+                "-1 (uncertain) or empty (missing). Where several label columns are given, each says whether its "
+                "finding is present."
             )
-    return tuple(_ZERO_OR_ONE[key] for key in keys)
+    return tuple(_FINDING.get(key, "") for key in keys)

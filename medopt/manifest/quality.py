@@ -199,20 +199,30 @@ def outliers(values: Sequence[tuple[float, ...]], dims: int) -> list[int]:
 
 
 def count_labels(cases: Sequence[Case], study: Study) -> list[dict[str, str | int]]:
-    """A table with a row for each split and site, and one for each split: its images, and those of each label."""
+    """A table with a row for each split and site, and one for each split: its images, and those of each label.
+
+    Of a multi-label study also how many have a label that is not known, where there are any.
+    """
     is_multilabel, names = study.data.task == "multilabel", study.data.labels
     totals: Counter[tuple[str, str]] = Counter()
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    counts: dict[tuple[str, str], Counter[object]] = defaultdict(Counter)
     sites = sorted({case.site for case in cases})
     for case in cases:
-        present = (name for name, value in zip(names, case.label, strict=False) if value)
-        labels = list(present) if is_multilabel else [names[case.label[0]]]
+        labels = _counted(case, names) if is_multilabel else [names[case.class_index]]
         for site in (case.site, "all"):
             totals[case.split, site] += 1
             counts[case.split, site].update(labels)
+    partly = [name for name in names if any((name, None) in count for count in counts.values())]
     rows: list[dict[str, str | int]] = []
     for split in SPLITS:
         for site in ("all", *sites) if len(sites) > 1 else ("all",):
             row: dict[str, str | int] = {"split": split, "site": site, "images": totals[split, site]}
-            rows.append(row | {name: counts[split, site][name] for name in names})
+            row |= {name: counts[split, site][name] for name in names}
+            rows.append(row | {f"{name} not known": counts[split, site][name, None] for name in partly})
     return rows
+
+
+def _counted(case: Case, names: Sequence[str]) -> list[object]:
+    """The names of the labels that a case has, and (name, None) of those that are not known."""
+    known = zip(names, case.label, strict=True)
+    return [(name, None) if value is None else name for name, value in known if value != 0]

@@ -13,8 +13,8 @@ from pathlib import Path
 from medopt.config import Study
 from medopt.core.files import atomic
 from medopt.core.privacy import pseudonym
-from medopt.core.records import Case
-from medopt.manifest.table import GROUPS, label_columns
+from medopt.core.records import Case, Label
+from medopt.manifest.table import GROUPS, UNCERTAIN, image_columns, label_columns
 
 
 def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
@@ -26,20 +26,27 @@ def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         labels = label_columns(study)
         grouping = [*GROUPS, *(name for name in study.data.subgroups if name not in GROUPS)]
-        known = ["case_id", "image", "patient_id", "site", *labels, "split", "study_uid", "series_uid"]
+        known = ["case_id", *image_columns(study), "patient_id", "site", *labels, "split", "study_uid", "series_uid"]
         writer.writerow([*known, *grouping])
         for case in cases:
-            named = case.label if study.data.task == "multilabel" else [study.data.labels[case.label[0]]]
+            named = _cells(case) if study.data.task == "multilabel" else [study.data.labels[case.class_index]]
             uids = [_uid_pseudonym(uid) for uid in (case.study_uid, case.series_uid)]
             groups = [dict(case.groups).get(name, "") for name in grouping]
-            writer.writerow([case.case_id, case.image, case.patient_id, case.site, *named, case.split, *uids, *groups])
+            images = case.channels or [case.image]
+            writer.writerow([case.case_id, *images, case.patient_id, case.site, *named, case.split, *uids, *groups])
+
+
+def _cells(case: Case) -> list[Label]:
+    """The labels as the manifest had them: what was uncertain stays so, and what is missing is empty."""
+    return [UNCERTAIN if at in case.uncertain else label for at, label in enumerate(case.label)]
 
 
 def manifest_digest(cases: Iterable[Case]) -> str:
     """SHA-256 of the content of the cases, whatever their order."""
-    content = attrgetter(*(column.name for column in fields(Case) if column.name != "groups"))
+    apart = ("groups", "uncertain", "channels")
+    content = attrgetter(*(column.name for column in fields(Case) if column.name not in apart))
     digest = hashlib.sha256()
-    for row in sorted((*content(case), *case.groups) for case in cases):
+    for row in sorted((*content(case), *case.groups, *case.channels) for case in cases):
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.format import count_text
-from medopt.core.records import SPLITS, Case
+from medopt.core.records import SPLITS, Case, label_table
 from medopt.manifest.balance import evenly, is_balanced, move_groups, oversized, proportional, quota, real_shares
 
 _ATTEMPTS = 8
@@ -341,11 +341,15 @@ def apply_folds(cases: Sequence[Case], study: Study) -> tuple[Case, ...]:
         return tuple(cases)
     rows = [index for index, case in enumerate(cases) if case.split != "test"]
     patients, sites = (np.array([getattr(cases[row], name) for row in rows]) for name in ("patient_id", "site"))
-    truth = np.array([cases[row].label for row in rows])
-    labels = truth == 1 if study.data.task == "multilabel" else truth == np.arange(len(study.data.labels))
+    truth = label_table([cases[row] for row in rows])
+    names = study.data.labels
+    labels = truth == 1 if study.data.task == "multilabel" else truth == np.arange(len(names))
+    if np.isnan(truth).any():  # else whoever has no finding is known to be without it
+        labels = np.hstack([labels, truth == 0])
+        names = [f"{name} = {value}" for value in (1, 0) for name in names]
     groups = group_by_patient(patients, labels, sites)
     shares = (1.0,) * study.data.folds
-    fold = draw_parts(groups, shares, _FOLD_SEED, study.data.labels, by_image=True)[groups.row]
+    fold = draw_parts(groups, shares, _FOLD_SEED, names, by_image=True)[groups.row]
     in_folds = list(cases)
     for row, number in zip(rows, fold.tolist(), strict=True):
         in_folds[row] = replace(cases[row], split="val" if number == study.data.fold else "train")

@@ -14,13 +14,17 @@ from unicodedata import normalize
 from medopt.config import Study
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
-from medopt.core.records import SPLITS, Case
+from medopt.core.records import SPLITS, Case, Label
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 from medopt.manifest.csv_text import read_csv
+from medopt.manifest.label_words import MISSING, label_key
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
 """Columns of a manifest that cannot be names of labels."""
+IMAGE = "image"
+UNCERTAIN = -1
+"""A cell of a label column that says neither yes nor no."""
 GROUPS = ("sex", "age")
 UNKNOWN_PATIENT = frozenset(
     {"", "na", "n/a", "nan", "none", "null", "unknown", "anonymous", "anonymized", "anonymised", "?", "-"}
@@ -33,7 +37,9 @@ Cells = dict[str, str]
 def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> tuple[Case, ...]:
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
-    A multi-label study has one 0/1 column for each label instead of `label`. `site`, `study_uid`, `series_uid` and
+    A study with named channels has a column image:NAME for each instead of `image`.
+    A multi-label study has one 0/1 column for each label instead of `label`: an empty cell is a label that is not
+    known, -1 an uncertain one, which `data.uncertain` says how to take. `site`, `study_uid`, `series_uid` and
     `case_id` are read where present; `age`, `sex` and the columns that `data.subgroups` names become the groups of the
     case; other columns are ignored. `case_id` is the pseudonym of the image path where the manifest gives none. With
     `from_run`, the manifest is one that `write_run_manifest` wrote: its identifiers are pseudonyms already. Raises
@@ -54,26 +60,36 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     """
     path = Path(path)
     labels = label_columns(study)
-    read_label = _label_reader(study)
+    read_label = _finding_reader() if study.data.task == "multilabel" else _label_reader(study)
+    of_uncertain = {"negative": 0, "positive": 1}.get(study.data.uncertain)
     faults = _Faults(path)
+    columns, read_image = image_columns(study), _image_reader(study)
     grouping = dict.fromkeys((*GROUPS, *study.data.subgroups))
     hide = str if from_run else pseudonym
     cases = []
     for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
-        image = faults.read(number, "image", cells, _image)
+        images = [faults.read(number, column, cells, read_image) or "" for column in columns]
+        image = next(filter(None, images), "")
+        if not image:
+            faults.add(number, columns[0], "", "the case has no image")
+        read = [faults.read(number, column, cells, read_label) for column in labels]
+        uncertain = tuple(at for at, label in enumerate(read) if label == UNCERTAIN)
         case = Case(
-            case_id=hide(cells.get("case_id") or image or ""),
+            case_id=hide(cells.get("case_id") or image),
             patient_id=hide(faults.read(number, "patient_id", cells, _patient) or ""),
-            image=image or "",
-            label=tuple(faults.read(number, column, cells, read_label) for column in labels),
+            image=image,
+            label=tuple(of_uncertain if at in uncertain else label for at, label in enumerate(read)),
             split=faults.read(number, "split", cells, _split),
             site=cells.get("site") or "unknown",
             study_uid=cells.get("study_uid", ""),
             series_uid=cells.get("series_uid", ""),
             groups=tuple((name, cells[name]) for name in grouping if cells.get(name)),
+            uncertain=uncertain,
+            channels=tuple(images) if len(images) > 1 else (),
         )
         faults.patients.add(case.patient_id)
-        faults.add_repeated(number, "image", case.image, f"({case.image})")
+        for column, path in zip(columns, images, strict=True):
+            faults.add_repeated(number, column, path, f"({path})")
         if "case_id" in cells:
             faults.add_repeated(number, "case_id", case.case_id)
         cases.append(case)
@@ -85,7 +101,17 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
 
 def required_columns(study: Study) -> list[str]:
     """The columns that a manifest of this study must have."""
-    return ["image", "patient_id", *label_columns(study), "split"]
+    return [*image_columns(study), "patient_id", *label_columns(study), "split"]
+
+
+def image_columns(study: Study) -> list[str]:
+    """The columns of a manifest that hold the images of this study: image, or image:NAME for each named channel."""
+    return [f"{IMAGE}:{name}" for name in study.prepare.channel_names] or [IMAGE]
+
+
+def channels_of(header: Iterable[str]) -> list[str]:
+    """The names of the channels whose columns, image:NAME, stand in a header."""
+    return [name.removeprefix(f"{IMAGE}:") for name in header if name.startswith(f"{IMAGE}:")]
 
 
 def label_columns(study: Study) -> list[str]:
@@ -166,6 +192,11 @@ def _check_header(path: Path, header: list[str], required: list[str]) -> None:
             f"The manifest {path} has columns under another name. {' '.join(renamed)} Rename them in row 1."
         )
     missing = [name for name in required if name not in header]
+    if f"{IMAGE}" in missing and (named := channels_of(header)):
+        raise DataError(
+            f"The manifest {path} has several images a case ({', '.join(named)}): write prepare.channels: "
+            f"[{', '.join(named)}] into the study file."
+        )
     if len(missing) == len(required):  # row 1 may be data with a patient in it: it is not shown
         raise DataError(f"The manifest {path} has no header: row 1 must name the columns {needed}.")
     if missing:
@@ -197,6 +228,12 @@ def _image(text: str) -> str:
     return image
 
 
+def _image_reader(study: Study) -> Callable[[str], str]:
+    """Reads the path of an image; of a case of several one may be missing where the study says so."""
+    may_miss = study.prepare.missing_channel == "zeros"
+    return lambda text: _image(text) if text or not may_miss else ""
+
+
 def _choice(text: str, known: Iterable[str]) -> int:
     """The index of `text` in the known names; raises ValueError with the nearest one."""
     names = list(known)
@@ -216,7 +253,17 @@ def _split(text: str) -> str:
     return SPLITS[_choice(text, SPLITS)]
 
 
+def _finding_reader() -> Callable[[str], Label]:
+    """Reads cells of zeros and ones, in any form of the number; UNCERTAIN, and None where a label is missing."""
+
+    def read(text: str) -> Label:
+        key = label_key(text).replace("uncertain", str(UNCERTAIN))
+        return None if key in MISSING else (0, 1, UNCERTAIN)[_choice(key, ("0", "1", str(UNCERTAIN)))]
+
+    return cache(read)
+
+
 def _label_reader(study: Study) -> Callable[[str], int]:
-    known = ("0", "1") if study.data.task == "multilabel" else tuple(study.data.labels)
+    known = tuple(study.data.labels)
     rename: Mapping[str, str] = study.data.rename
     return cache(lambda text: _choice(rename.get(text) or text, known))  # few different texts in many rows

@@ -10,11 +10,12 @@ from unicodedata import normalize
 
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
-from medopt.core.records import Case, Split, Task
+from medopt.core.records import Case, Label, Split, Task
 from medopt.core.reporter import Reporter
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 from medopt.manifest.csv_text import read_csv
-from medopt.manifest.label_words import label_spellings
+from medopt.manifest.infer_study import is_finding
+from medopt.manifest.label_words import label_key, label_spellings
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.scan_listing import SourceOptions, count_by_reason
 from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT
@@ -102,15 +103,20 @@ def _fault(row: Mapping[str, str]) -> str:
 
 
 def _is_finding(name: str, rows: Sequence[Mapping[str, str]]) -> bool:
-    return bool(name) and name not in RESERVED and {row.get(name, "") for row in rows} == {"0", "1"}
+    return bool(name) and name not in RESERVED and is_finding(row.get(name, "") for row in rows)
+
+
+def _finding(cell: str) -> Label:
+    """0 or 1; None where it is uncertain or missing."""
+    return {"0": 0, "1": 1}.get(label_key(cell))
 
 
 def _case(row: Mapping[str, str], columns: Sequence[str], labels: tuple[str, ...]) -> Case:
     cells = [row.get(name, "") for name in columns]
     patient = normalize("NFC", row.get("patient_id", ""))  # as in a manifest with labels
-    label: tuple[int, ...] = ()
-    if labels and all(cells):
-        label = (labels.index(cells[0]),) if columns == ["label"] else tuple(int(cell) for cell in cells)
+    label: tuple[Label, ...] = ()
+    if labels and any(cells):
+        label = (labels.index(cells[0]),) if columns == ["label"] else tuple(map(_finding, cells))
     return Case(
         case_id=pseudonym(row["image"]),
         patient_id=pseudonym(row["image"] if patient.lower() in UNKNOWN_PATIENT else patient),

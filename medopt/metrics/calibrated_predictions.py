@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Predictions, Task
-from medopt.metrics.calibration import UNCALIBRATED, Calibration, targets
+from medopt.metrics.calibration import UNCALIBRATED, Calibration, targets, truth
 from medopt.metrics.thresholds import OperatingPoint
-from medopt.metrics.weighted import Index
+from medopt.metrics.weighted import Floats, Index
 
-COMPUTED = ("patients", "probability", "target", "decided", "undecided", "wrong")
+COMPUTED = ("patients", "probability", "truth", "target", "decided", "undecided", "wrong")
 UNDECIDED = OperatingPoint(0.5, "fixed", "no operating point was chosen")
 
 
@@ -41,9 +41,20 @@ class CalibratedPredictions:
         return probability if self.task == "multiclass" else self.predictions.logits
 
     @cached_property
+    def truth(self) -> Floats:
+        """The truth, 0 or 1, and NaN where a label is not known."""
+        return truth(self.predictions.labels, self.predictions.logits.shape[1], self.task)
+
+    @cached_property
     def target(self) -> NDArray[np.bool_]:
-        """The truth."""
+        """The truth; raises DataError where a label is not known."""
         return targets(self.predictions.labels, self.predictions.logits.shape[1], self.task)
+
+    def of_output(self, output: int) -> tuple[CalibratedPredictions, NDArray[np.bool_]]:
+        """The rows at which the truth of an output is known, and that truth (M,)."""
+        column = self.truth[:, output]
+        known = ~np.isnan(column)
+        return self if known.all() else self.where(known), column[known] == 1
 
     def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> CalibratedPredictions:
         """The rows at which `mask` (N,) holds, or the rows of an index, in its order."""
@@ -64,8 +75,8 @@ class CalibratedPredictions:
 
     @cached_property
     def wrong(self) -> NDArray[np.bool_]:
-        """Which cases (N,) are decided wrongly; of a multi-label study those of which any label is."""
-        return np.asarray((self.decided != self.target).any(axis=1))
+        """Which cases (N,) are decided wrongly; of a multi-label study those of which any known label is."""
+        return np.asarray((np.where(self.decided, self.truth == 0, self.truth == 1)).any(axis=1))
 
     @cached_property
     def decided(self) -> NDArray[np.bool_]:

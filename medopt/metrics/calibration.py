@@ -14,14 +14,34 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.records import Task
+from medopt.core.records import UNKNOWN, Task
 from medopt.metrics.weighted import Floats
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 
+def truth(labels: NDArray[np.int64], outputs: int, task: Task) -> Floats:
+    """One column of truth for each output, 0 or 1 and NaN where it is UNKNOWN: (N, K)."""
+    return np.where(_unknown(labels, outputs), np.nan, _columns(labels, outputs, task))
+
+
 def targets(labels: NDArray[np.int64], outputs: int, task: Task) -> NDArray[np.bool_]:
-    """One column of truth for each output: (N, K). Binary: is it the finding; multi-class: one-hot."""
+    """One column of truth for each output: (N, K). Binary: is it the finding; multi-class: one-hot.
+
+    Raises DataError where a label is UNKNOWN: it is neither true nor false. `truth` holds such labels, too.
+    """
+    if count := int((labels == UNKNOWN).sum()):
+        raise DataError(
+            f"{count} of {labels.size} labels are not known, so that no figure counts them as true or false."
+        )
+    return _columns(labels, outputs, task)
+
+
+def _unknown(labels: NDArray[np.int64], outputs: int) -> NDArray[np.bool_]:
+    return np.broadcast_to((labels if labels.ndim == 2 else labels[:, None]) == UNKNOWN, (len(labels), outputs))
+
+
+def _columns(labels: NDArray[np.int64], outputs: int, task: Task) -> NDArray[np.bool_]:
     if task == "multilabel":
         return labels.reshape(len(labels), -1) == 1
     if task == "multiclass":
@@ -54,10 +74,13 @@ def negative_log_likelihood(
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64], task: Task) -> float:
     """The temperature with the least negative log-likelihood, sought in log T within TEMPERATURE_RANGE.
 
-    `logits` (N, K), `labels` (N,) or (N, K). Where the likelihood has no minimum the model is left as it is (1.0):
-    no cases, one class only, logits that are all equal to zero, or every case already on its right side, which
-    would drive the temperature to zero and every probability to certainty.
+    `logits` (N, K), `labels` (N,) or (N, K); labels that are UNKNOWN say nothing. Where the likelihood has no minimum
+    the model is left as it is (1.0): no cases, one class only, logits that are all equal to zero, or every case already
+    on its right side, which would drive the temperature to zero and every probability to certainty.
     """
+    if task == "multilabel":  # each label that is known is a case of its own
+        known = labels.reshape(logits.shape) != UNKNOWN
+        logits, labels = logits[known][:, None], labels.reshape(logits.shape)[known]
     target = targets(labels, logits.shape[1], task)
     one_class = task != "multiclass" and target.all() == target.any()
     if (
@@ -184,19 +207,22 @@ def fit_calibration(
         return Calibration("temperature", fit_temperature(logits, labels, task))
     if not enough:
         refuse_few(labels, logits.shape[1], task)
-    target = targets(labels, logits.shape[1], task)
+    known = truth(labels, logits.shape[1], task)
     position = softmax(logits, axis=1) if task == "multiclass" else np.asarray(logits, dtype=np.float64)
-    columns = zip(position.T, target.T, strict=True)
-    return Calibration("isotonic", 1.0, tuple(fit_curve(column, truth) for column, truth in columns))
+    columns = [
+        (column[~np.isnan(one)], one[~np.isnan(one)] == 1) for column, one in zip(position.T, known.T, strict=True)
+    ]
+    return Calibration("isotonic", 1.0, tuple(fit_curve(column, positive) for column, positive in columns))
 
 
 def refuse_few(labels: NDArray[np.int64], outputs: int, task: Task) -> None:
     """Raise ConfigError where validation is too small for an isotonic curve, which has a freedom a case."""
-    target = targets(labels, outputs, task)
-    rarest = int(min(target.sum(axis=0).min(), (~target).sum(axis=0).min())) if len(target) else 0
-    if len(target) < LEAST_CASES or rarest < LEAST_OF_A_CLASS:
+    known = truth(labels, outputs, task)
+    counts = [(known == value).sum(axis=0) for value in (0, 1)]
+    rarest, cases = int(min(one.min() for one in counts)), int((counts[0] + counts[1]).min())
+    if cases < LEAST_CASES or rarest < LEAST_OF_A_CLASS:
         raise ConfigError(
             f"evaluation.calibration: isotonic needs {LEAST_CASES} validation cases and {LEAST_OF_A_CLASS} of each "
-            f"class, or it follows their noise; validation holds {len(target)}, and {rarest} of the rarest. Set it to "
+            f"class, or it follows their noise; validation holds {cases}, and {rarest} of the rarest. Set it to "
             "temperature, which has one number to fit, or give validation more cases."
         )

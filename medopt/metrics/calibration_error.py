@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Task
-from medopt.metrics.calibration import targets
+from medopt.metrics.calibration import truth
 from medopt.metrics.weighted import Floats, Index
 
 NO_INTERVAL = "no interval: resampling adds to a binned error, so its draws lie above the value"
@@ -21,15 +21,15 @@ def expected_calibration_error(probability: Floats, labels: NDArray[np.int64], t
     """Mean distance between probability and observed frequency over equal-width bins, weighted by their cases.
 
     Binary: of the finding's probability. Multi-class: of the chosen class's (Guo et al. 2017). Multi-label: the mean
-    over labels. `probability` (N, K) with N > 0.
+    over labels, each over the cases of which it is known. `probability` (N, K) with N > 0. NaN where a label is known
+    of no case.
     """
-    target = targets(labels, probability.shape[1], task)
+    target = truth(labels, probability.shape[1], task)
     if task == "multiclass":
         chosen = probability.argmax(axis=1)[:, None]
         probability = np.take_along_axis(probability, chosen, axis=1)
         target = np.take_along_axis(target, chosen, axis=1)
-    columns = zip(probability.T, target.T, strict=True)
-    return float(np.mean([_error(one, truth, _equal_width(one, bins)) for one, truth in columns]))
+    return float(np.mean([_error(*one, _equal_width(one[0], bins)) for one in _known(probability, target)]))
 
 
 def adaptive_calibration_error(probability: Floats, labels: NDArray[np.int64], task: Task, bins: int = BINS) -> float:
@@ -37,12 +37,19 @@ def adaptive_calibration_error(probability: Floats, labels: NDArray[np.int64], t
 
     Equal probabilities stay together, so that bins may be fewer and unequal.
     """
-    target = targets(labels, probability.shape[1], task)
+    target = truth(labels, probability.shape[1], task)
+    return float(np.mean([_error(*one, _equal_count(one[0], bins)) for one in _known(probability, target)]))
+
+
+def _known(probability: Floats, target: Floats) -> list[tuple[Floats, Floats]]:
+    """Probabilities and truth (M,) of each output, of the cases of which it is known."""
     columns = zip(probability.T, target.T, strict=True)
-    return float(np.mean([_error(one, truth, _equal_count(one, bins)) for one, truth in columns]))
+    return [(one[~np.isnan(known)], known[~np.isnan(known)]) for one, known in columns]
 
 
-def _error(probability: Floats, target: NDArray[np.bool_], index: Index) -> float:
+def _error(probability: Floats, target: Floats, index: Index) -> float:
+    if len(target) == 0:
+        return np.nan
     return float(np.abs(np.bincount(index, weights=probability - target)).sum() / len(probability))
 
 

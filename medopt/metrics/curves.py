@@ -35,7 +35,8 @@ def roc_curve(
     scored: CalibratedPredictions, output: int, *, bootstrap: int, confidence: float, seed: int, grid: int = 101
 ) -> RocCurve | None:
     """ROC curve of one output, its band, and its AUC as the tables have it; None where a class is missing."""
-    target, score = scored.target[:, output], scored.score[:, output]
+    scored, target = scored.of_output(output)
+    score = scored.score[:, output]
     if target.all() or not target.any():
         return None
     axis, patients = np.linspace(0, 1, grid), scored.patients

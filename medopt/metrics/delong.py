@@ -14,6 +14,7 @@ that Wilson's interval of such a share is as far as it goes. `benchmarks/coverag
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from scipy.special import expit, logit
 
 from medopt.core.records import Estimate
 from medopt.metrics.proportions import exact, wilson
-from medopt.metrics.weighted import Floats, Index, distinct
+from medopt.metrics.weighted import Floats, Index, Truth, distinct
 
 ROUNDING = 1e-13  # of a sum of AUCs under weights
 
@@ -55,18 +56,21 @@ def _whole(value: float) -> float:
     return float(round(value)) if np.isfinite(value) and abs(value - round(value)) < ROUNDING else value
 
 
-def auc_with_covariance(score: Floats, target: NDArray[np.bool_], patients: Index) -> AucWithCovariance:
+def auc_with_covariance(score: Floats, target: Truth, patients: Index) -> AucWithCovariance:
     """AUCs of score columns (N, K) against truth columns (N, K), with their covariance over `patients` (N,).
 
-    Patients are numbers from 0 on; those without a case here contribute nothing to the variance.
+    Each AUC is of the cases whose truth is not NaN. Patients are numbers from 0 on; those without a case here
+    contribute nothing to the variance.
     """
     patients = np.cumsum(np.bincount(patients) > 0)[patients] - 1  # without gaps
-    parts = [_parts(column, truth, patients) for column, truth in zip(score.T, target.T, strict=True)]
+    parts = [
+        _parts(column, truth, patients, distinct(patients)) for column, truth in zip(score.T, target.T, strict=True)
+    ]
     above, below = (np.stack([getattr(part, name) for part in parts]) for name in ("positive", "negative"))
-    both = _factor(distinct(patients)) * (above @ below.T)
+    both = _factors(parts, 2) * (above @ below.T)
     covariance = above @ above.T * _factors(parts, 0) + below @ below.T * _factors(parts, 1) + both + both.T
     value = np.array([part.value for part in parts])
-    return AucWithCovariance(value, covariance, above + below, min(min(part.patients) for part in parts))
+    return AucWithCovariance(value, covariance, above + below, min(min(part.patients[:2]) for part in parts))
 
 
 def mean_auc(found: AucWithCovariance, cases: int, confidence: float, weights: Floats | None = None) -> Estimate:
@@ -123,17 +127,21 @@ def _separated(value: float, fewest: int, cases: int, confidence: float) -> Esti
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """One AUC, and each patient's (P,) share in what it deviates by: of its positive and of its negative cases."""
+    """One AUC, and each patient's (P,) share in what it deviates by: of its positive and of its negative cases.
+
+    `patients` are how many have positive cases, negative cases, and any.
+    """
 
     value: float
     positive: Floats
     negative: Floats
-    patients: tuple[int, int]
+    patients: tuple[int, int, int]
 
 
-def _parts(score: Floats, positive: NDArray[np.bool_], patients: Index) -> _Parts:
-    count = int(patients.max()) + 1
-    witnesses = (distinct(patients[positive]), distinct(patients[~positive]))
+def _parts(score: Floats, truth: NDArray[Any], patients: Index, count: int) -> _Parts:
+    rows = ~np.isnan(truth)
+    score, positive, patients = score[rows], truth[rows] == 1, patients[rows]
+    witnesses = (distinct(patients[positive]), distinct(patients[~positive]), distinct(patients))
     if min(witnesses) == 0:
         nothing = np.full(count, np.nan)
         return _Parts(np.nan, nothing, nothing, witnesses)

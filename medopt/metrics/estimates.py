@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, ndtri
 
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Predictions, Task
+from medopt.core.records import UNKNOWN, Estimate, Predictions, Task
 from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
@@ -45,7 +45,8 @@ def evaluate(
     """All figures of a model's logits against the truth, each with an interval that knows which cases share a patient.
 
     Args:
-        labels: (N,) class indices, or (N, K) zeros and ones where several labels may hold at once.
+        labels: (N,) class indices, or (N, K) zeros and ones where several labels may hold at once, NaN where one is
+            not known: each label is then judged on the cases of which it is known.
         logits: (N,) or (N, 1) of a binary question, (N, K) of K classes or labels; before any sigmoid or softmax.
         patients: (N,) names or numbers; None: each case is a patient of its own.
         task: None: multilabel for labels (N, K), else binary for one column of logits and multiclass for several.
@@ -92,10 +93,14 @@ def _as_predictions(
             f"{task} question: it takes labels {shape}, logits (N, 1 or K) and patients (N,) of the same N cases."
         )
     classes = outputs if task == "multiclass" else 2
-    if wrong := sorted(set(np.unique(truth).tolist()) - set(range(classes))):
+    unknown = np.isnan(truth) if task == "multilabel" and np.issubdtype(truth.dtype, np.floating) else None
+    known = truth if unknown is None else truth[~unknown]
+    if wrong := sorted(set(np.unique(known).tolist()) - set(range(classes))):
         raise DataError(
-            f"labels hold {wrong[0]!r}; a {task} question with these logits has whole numbers below {classes}."
+            f"labels hold {wrong[0]!r}; a {task} question with these logits has whole numbers below {classes}"
+            f"{', and NaN where a label is not known' if task == 'multilabel' else ''}."
         )
+    truth = truth if unknown is None else np.where(unknown, UNKNOWN, truth)
     blank = np.full(cases, "", dtype=np.str_)
     case_id = np.arange(cases).astype(np.str_)
     return Predictions("model", case_id, names.astype(np.str_), blank, blank, truth.astype(np.int64), scores), task
@@ -121,7 +126,7 @@ def all_figures(
     )
     found = {name: guarded(one) for name, one in drawn.items()}
     found["auc_bootstrap"] = found["auc"]
-    found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.target, patients), cases, confidence)
+    found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.truth, patients), cases, confidence)
     if scored.task == "binary":
         found |= shares_of(scored, patients, confidence)
     if scored.task == "binary" and prevalence is not None:
@@ -129,7 +134,8 @@ def all_figures(
     truth = scored.predictions.labels
     errors = {"ece": expected_calibration_error, "ace": adaptive_calibration_error}
     for name, error in errors.items():
-        found[name] = Estimate(error(scored.probability, truth, scored.task), None, None, cases, NO_INTERVAL)
+        value = error(scored.probability, truth, scored.task)
+        found[name] = Estimate(None if np.isnan(value) else value, None, None, cases, NO_INTERVAL)
     return Figures(**{name: found[name] for name in METRICS})
 
 
@@ -137,9 +143,9 @@ def statistic_of(scored: CalibratedPredictions, groups: CaseGroups | None = None
     """All figures of one model that the bootstrap can draw."""
     exclusive = scored.task == "multiclass"
     return together(
-        ranking_statistic(scored.score, scored.target, groups),
-        decision_statistic(scored.decided, scored.target, exclusive=exclusive, groups=groups),
-        brier_statistic(scored.probability, scored.target, exclusive=exclusive, groups=groups),
+        ranking_statistic(scored.score, scored.truth, groups),
+        decision_statistic(scored.decided, scored.truth, exclusive=exclusive, groups=groups),
+        brier_statistic(scored.probability, scored.truth, exclusive=exclusive, groups=groups),
     )
 
 

@@ -14,8 +14,9 @@ def neighbour_scores(
 ) -> NDArray[np.float64]:  # fmt: skip
     """Scores (M, K) of M queries: the targets (N, K) of their nearest neighbours, each weighted by how near it is.
 
-    features: (N, D). queries: (M, D). same: (M, N), true where a neighbour must not vote, as one of the same patient.
-    Nearness is exp(cosine / 0.07) of features less their mean (Wu et al. 2018).
+    targets: NaN where a label is not known, which has no vote. features: (N, D). queries: (M, D). same: (M, N), true
+    where a neighbour must not vote, as one of the same patient. Nearness is exp(cosine / 0.07) of features less their
+    mean (Wu et al. 2018).
     """
     mean = features.mean(0)
     near = _unit(queries - mean) @ _unit(features - mean).T
@@ -23,10 +24,12 @@ def neighbour_scores(
         near = np.where(same, -np.inf, near)
     count = min(neighbours, near.shape[1])
     nearest = np.argpartition(-near, count - 1, axis=1)[:, :count]
-    weights = np.exp((np.take_along_axis(near, nearest, 1) - 1) / TEMPERATURE)
-    total = weights.sum(1, keepdims=True)
-    votes = (weights[:, :, None] * targets[nearest]).sum(1)
-    return np.divide(votes, total, out=np.full_like(votes, targets.mean(0)), where=total > 0)
+    weights = np.exp((np.take_along_axis(near, nearest, 1) - 1) / TEMPERATURE)[:, :, None]
+    known = ~np.isnan(targets)
+    total = (weights * known[nearest]).sum(1)
+    votes = (weights * np.nan_to_num(targets)[nearest]).sum(1)
+    mean = np.nan_to_num(targets).sum(0) / np.maximum(known.sum(0), 1)
+    return np.divide(votes, total, out=np.full_like(votes, mean), where=total > 0)
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

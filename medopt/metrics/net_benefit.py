@@ -59,7 +59,8 @@ def decision_curve(
 
     `prevalence` None: that of the cases, whose own spread is then in the interval.
     """
-    target, probability = scored.target[:, output], scored.probability[:, output]
+    scored, target = scored.of_output(output)
+    probability = scored.probability[:, output]
     if target.all() or not target.any():
         return None
     point = _threshold(scored, output)

@@ -62,10 +62,18 @@ class CoverageRisk:
 def coverage_risk(
     scored: CalibratedPredictions, *, bootstrap: int, confidence: float, seed: int
 ) -> CoverageRisk | None:
-    """The curve of one model's decisions; None where there are no cases. Equally sure cases are decided together."""
+    """The curve of one model's decisions; None where there are no cases. Equally sure cases are decided together.
+
+    Of a multi-label study a case is as sure, and as wrong, as its known labels are.
+    """
+    unknown = np.isnan(scored.truth)
+    if unknown.any():
+        rows = np.flatnonzero(~unknown.all(axis=1))
+        scored, unknown = scored.where(rows), unknown[rows]
     if len(scored.predictions) == 0:
         return None
-    sure, wrong = scored.operating_point.confidence(scored.probability), scored.wrong
+    probability = np.where(unknown, np.nan, scored.probability) if unknown.any() else scored.probability
+    sure, wrong = scored.operating_point.confidence(probability), scored.wrong
     patients = scored.patients
 
     def make(groups: CaseGroups | None) -> Statistic:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from medopt.core.records import UNKNOWN
+
 Rule = Literal["youden", "sensitivity", "specificity", "cost", "fixed"]
 Band = tuple[float, float]
 
@@ -45,11 +47,11 @@ class OperatingPoint:
         """How far (N,) each case lies from being decided otherwise: what a band leaves undecided first.
 
         The distance to the threshold in logits, of a multi-label study that of the label nearest to its own;
-        multi-class: the probability of the chosen class.
+        multi-class: the probability of the chosen class. Where a probability is NaN, its label does not count.
         """
         if self.threshold is None:
             return np.asarray(probability.max(axis=1), dtype=np.float64)
-        return np.asarray(np.abs(_logit(probability) - _logit(self.threshold)).min(axis=1))
+        return np.asarray(np.fmin.reduce(np.abs(_logit(probability) - _logit(self.threshold)), axis=1))
 
     def decide(self, probability: NDArray[np.floating]) -> NDArray[np.int64]:
         """Decisions for probabilities (N, K): class indices (N,), or zeros and ones (N, K) of a multi-label study."""
@@ -106,17 +108,18 @@ def choose_threshold(
 ) -> OperatingPoint:
     """Choose the operating point on validation cases.
 
-    `probability` (N, K) or (N,); `labels` (N,) class indices, or (N, K) zeros and ones for one threshold a label.
-    youden: the largest sensitivity + specificity - 1 (Youden 1950), the lower threshold among equals. sensitivity:
-    the highest threshold that reaches the target. specificity: the lowest that does. cost: the least expected cost
-    where one miss is worth `cost` false alarms and the finding has `prevalence` (None: as in these cases), the lower
-    threshold among equals. fixed: the target itself.
-    More than one column with labels (N,) is a multi-class study: no threshold. A set with one class gives 0.5.
+    `probability` (N, K) or (N,); `labels` (N,) class indices, or (N, K) zeros and ones for one threshold a label,
+    UNKNOWN where a label is of no use. youden: the largest sensitivity + specificity - 1 (Youden 1950), the lower
+    threshold among equals. sensitivity: the highest threshold that reaches the target. specificity: the lowest that
+    does. cost: the least expected cost where one miss is worth `cost` false alarms and the finding has `prevalence`
+    (None: as in these cases), the lower threshold among equals. fixed: the target itself. More than one column with
+    labels (N,) is a multi-class study: no threshold. A set with one class gives 0.5.
     """
     selection = _Selection(rule, target, cost, prevalence)
     table = np.asarray(probability, dtype=np.float64).reshape(len(probability), -1)
     if labels.ndim == 2:
-        chosen = [_choose(column, truth == 1, selection) for column, truth in zip(table.T, labels.T, strict=True)]
+        columns = [(column[one != UNKNOWN], one[one != UNKNOWN]) for column, one in zip(table.T, labels.T, strict=True)]
+        chosen = [_choose(column, truth == 1, selection) for column, truth in columns]
         notes = [f"label {index}: {note}" for index, (_, note) in enumerate(chosen) if note]
         return OperatingPoint(tuple(threshold for threshold, _ in chosen), rule, "; ".join(notes))
     if table.shape[1] > 1:

@@ -6,20 +6,23 @@ gives named figures (B,), NaN where a draw does not define one (a class is missi
 `Estimate`, which never holds NaN. Where cases are many, they are dealt into groups of whole patients and the groups are
 drawn: weights are then (B, G), and `groups` says which group each case is in.
 
-Multi-class figures are macro averages of one class against the rest; multi-label figures are averages over labels.
+Multi-class figures are macro averages of one class against the rest; multi-label figures are averages over labels,
+each over the cases of which the label is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.int64]
+Truth = NDArray[np.bool_] | Floats
+"""True or false, or 1, 0 and NaN where it is not known."""
 Statistic = Callable[[Weights], dict[str, Floats]]
 Index = NDArray[np.intp]
 LEVELS = 500  # of a score, where cases are drawn in groups
@@ -106,15 +109,31 @@ def summed(table: Floats, groups: CaseGroups | None) -> Floats:
     return np.stack([np.bincount(groups.index, weights=column, minlength=groups.count) for column in table.T], axis=1)
 
 
-def ranking_statistic(score: Floats, target: NDArray[np.bool_], groups: CaseGroups | None = None) -> Statistic:
+def ranking_statistic(score: Floats, target: Truth, groups: CaseGroups | None = None) -> Statistic:
     """AUC (ties count one half) and average precision (step-wise, no interpolation) of scores and truth (N, K)."""
-    rankings = [ranked(column, truth, groups) for column, truth in zip(score.T, target.T, strict=True)]
+    columns = [_ranking_column(column, truth, groups) for column, truth in zip(score.T, target.T, strict=True)]
 
     def statistic(weights: Weights) -> dict[str, Floats]:
-        area, precision = np.mean([_area_and_precision(*ranking.counts(weights)) for ranking in rankings], axis=0)
+        area, precision = np.mean([column(weights) for column in columns], axis=0)
         return {"auc": area, "average_precision": precision}
 
     return statistic
+
+
+def _ranking_column(
+    score: Floats, truth: NDArray[Any], groups: CaseGroups | None
+) -> Callable[[Weights], tuple[Floats, Floats]]:
+    """From weights to AUC and average precision (B,) of one output, on the cases of which its truth is known."""
+    known = ~np.isnan(truth)
+    if not known.any():
+        return lambda weights: (np.full(len(weights), np.nan), np.full(len(weights), np.nan))
+    if known.all():
+        ranking = ranked(score, truth == 1, groups)
+        return lambda weights: _area_and_precision(*ranking.counts(weights))
+    ranking, rows = ranked(score[known], truth[known] == 1, groups and groups.where(known)), np.flatnonzero(known)
+    return lambda weights: _area_and_precision(
+        *ranking.counts(weights if groups is not None else weights.take(rows, axis=1))
+    )
 
 
 def _area_and_precision(true: Weights, called: Weights) -> tuple[Floats, Floats]:
@@ -134,21 +153,22 @@ def _area_and_precision(true: Weights, called: Weights) -> tuple[Floats, Floats]
 
 
 def decision_statistic(
-    decided: NDArray[np.bool_], target: NDArray[np.bool_], *, exclusive: bool, groups: CaseGroups | None = None
+    decided: NDArray[np.bool_], target: Truth, *, exclusive: bool, groups: CaseGroups | None = None
 ) -> Statistic:
     """Accuracy, sensitivity, specificity, PPV, NPV and F1 of decisions and truth (N, K).
 
     `exclusive`: the K columns are classes that exclude each other, so a case is right when its one class is.
     PPV and NPV hold at the prevalence of these cases.
     """
-    ones = np.ones((len(target), 1), dtype=bool)
-    columns = summed(np.hstack([ones, decided & target, target, decided]).astype(float), groups)
+    known, positive = ~np.isnan(target), target == 1
+    counted = [known[:, :1] if known.all() else known, decided & positive, positive, decided & known]
+    edges = np.cumsum([one.shape[1] for one in counted])[:-1]
+    columns = summed(np.hstack(counted).astype(float), groups)
 
     def statistic(weights: Weights) -> dict[str, Floats]:
-        counts = weights @ columns
-        total, (true, positives, called) = counts[:, :1], np.split(counts[:, 1:], 3, axis=1)
+        total, true, positives, called = np.split(weights @ columns, edges, axis=1)
         rejected = total - positives - called + true  # true negatives
-        right = true.sum(axis=1) / total[:, 0] if exclusive else ((true + rejected) / total).mean(axis=1)
+        right = true.sum(axis=1) / total[:, 0] if exclusive else _mean_ratio(true + rejected, total)
         return {
             "accuracy": right,
             "sensitivity": _mean_ratio(true, positives),
@@ -162,19 +182,22 @@ def decision_statistic(
 
 
 def brier_statistic(
-    probability: Floats, target: NDArray[np.bool_], *, exclusive: bool, groups: CaseGroups | None = None
+    probability: Floats, target: Truth, *, exclusive: bool, groups: CaseGroups | None = None
 ) -> Statistic:
     """Brier score (Brier 1950) of probabilities and truth (N, K): squared error, averaged over cases.
 
     Over columns it is summed where they are `exclusive` classes, else averaged.
     """
-    squared = (probability - target) ** 2
-    error = squared.sum(axis=1) if exclusive else squared.mean(axis=1)
-    columns = summed(np.stack([error, np.ones_like(error)], axis=1), groups)
+    squared, known = (probability - target) ** 2, ~np.isnan(target)
+    if known.all():
+        error = squared.sum(axis=1, keepdims=True) if exclusive else squared.mean(axis=1, keepdims=True)
+        known = known[:, :1]
+    else:
+        error = np.where(known, squared, 0)
+    columns = summed(np.hstack([error, known]), groups)
 
     def statistic(weights: Weights) -> dict[str, Floats]:
-        total = weights @ columns
-        return {"brier": total[:, 0] / total[:, 1]}
+        return {"brier": _mean_ratio(*np.split(weights @ columns, 2, axis=1))}
 
     return statistic
 
@@ -189,7 +212,7 @@ def _mean_ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0).mean(axis=1)
 
 
-def auc(score: Floats, target: NDArray[np.bool_], weights: Weights | None = None) -> Floats:
+def auc(score: Floats, target: Truth, weights: Weights | None = None) -> Floats:
     """AUC (B,) of scores and truth (N,) or (N, K) under weights (B, N), by default of the cases as they are.
 
     NaN where a class is missing.
@@ -197,12 +220,12 @@ def auc(score: Floats, target: NDArray[np.bool_], weights: Weights | None = None
     return _ranked(score, target, weights)["auc"]
 
 
-def average_precision(score: Floats, target: NDArray[np.bool_], weights: Weights | None = None) -> Floats:
+def average_precision(score: Floats, target: Truth, weights: Weights | None = None) -> Floats:
     """Average precision (B,), arguments as for `auc`."""
     return _ranked(score, target, weights)["average_precision"]
 
 
-def _ranked(score: Floats, target: NDArray[np.bool_], weights: Weights | None) -> dict[str, Floats]:
+def _ranked(score: Floats, target: Truth, weights: Weights | None) -> dict[str, Floats]:
     rows = len(score)
     statistic = ranking_statistic(score.reshape(rows, -1), target.reshape(rows, -1))
     return statistic(np.ones((1, rows), np.int64) if weights is None else weights)

@@ -260,7 +260,7 @@ def build_model(study: Study) -> nn.Module:
     """The study's network: (N, C, *size) to (N, outputs) logits, weights drawn from the study's seed."""
     return build_resnet(
         spatial_dims=study.spatial_dims,
-        channels=study.prepare.channels,
+        channels=study.prepare.input_channels,
         outputs=study.data.outputs,
         size=study.prepare.size,
         seed=study.seed,

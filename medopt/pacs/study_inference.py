@@ -28,7 +28,7 @@ from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
 from medopt.pacs.study_header import study_header
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
-from medopt.release.layout import SUMS, Kind
+from medopt.release.layout import SUMS, Kind, refuse_channels
 from medopt.release.predictor import Answer, Release
 
 _LATE_IMPORTS = ("pydicom.pixels.decoders", "skimage.transform", "PIL.ImageFont", "medopt.transforms.restore")
@@ -49,6 +49,7 @@ class StudyInference:
         """Open the release; raises ReleaseError. `rules` replace the release's own rules for series."""
         self._predictor = Release.open(release, precision)
         info = self._predictor.info
+        refuse_channels(info, "the node chooses one series a study")
         model = info.models[precision]
         self._rules, self._settings = rules or info.series, settings
         self._takes_volumes = len(info.prepare.size) == 3
@@ -60,7 +61,7 @@ class StudyInference:
 
         The scan is a blank one and leaves no trace.
         """
-        channels, size = self._predictor.info.prepare.channels, self._predictor.info.prepare.size
+        channels, size = self._predictor.info.prepare.input_channels, self._predictor.info.prepare.size
         blank_scan = np.zeros((channels, *size), np.float32)
         with suppress(Exception):  # whatever fails here shows with the first study, where it has a reason
             answer = self._predictor.predict_batch(blank_scan[None], [None])[0]

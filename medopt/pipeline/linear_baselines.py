@@ -15,7 +15,7 @@ from medopt.config import Study
 from medopt.core.records import Predictions, Split
 from medopt.core.reporter import Reporter
 from medopt.evaluation.analysis_results import StartRecord
-from medopt.metrics.calibration import targets
+from medopt.metrics.calibration import truth
 from medopt.models import build_model
 from medopt.models.starts.adapt import fit_start, table_of
 from medopt.pipeline.predict import labels_of, predictions_of, validation_score
@@ -105,8 +105,8 @@ def _fitted(study: Study, splits: Splits, features: Features, name: str, reads: 
     rows = features["train"].reshape(len(train.files) * views, -1).astype(np.float64)
     truth_of_rows = np.repeat(_targets(study, train), views, axis=0)
     fit = LinearFit(rows, truth_of_rows, study.data.task, np.full(len(rows), 1 / views))
-    score, truth, seen = validation_score(study, val), _targets(study, val), _plain(features, "val")
-    linear, auc = choose_strength(fit, lambda model: score(model.logits(seen), truth))
+    score, wanted, seen = validation_score(study, val), _targets(study, val), _plain(features, "val")
+    linear, auc = choose_strength(fit, lambda model: score(model.logits(seen), wanted))
     return LinearBaseline(name, reads, linear, features, auc)
 
 
@@ -117,4 +117,4 @@ def _plain(features: Features, split: Split) -> NDArray[np.float64]:
 
 
 def _targets(study: Study, part: PreparedSplit) -> NDArray[np.float64]:
-    return targets(labels_of(study, part), study.data.outputs, study.data.task).astype(np.float64)
+    return truth(labels_of(study, part), study.data.outputs, study.data.task)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.records import Case, Predictions, Split
+from medopt.core.records import UNKNOWN, Case, Predictions, Split, label_table
 from medopt.data.cache import load_facts
 from medopt.imaging.acquisition import Acquisition, age_band, sex_name
 from medopt.inference.engines import Engine, run_files
@@ -42,8 +42,9 @@ def predictions_of(
 
 
 def labels_of(study: Study, part: PreparedSplit) -> NDArray[np.int64]:
-    """(N,) class indices, or (N, K) zeros and ones for a multi-label study."""
-    labels = np.array([case.label for case in part.cases], np.int64)
+    """(N,) class indices, or (N, K) zeros, ones and UNKNOWN for a multi-label study."""
+    table = label_table(part.cases)
+    labels = np.where(np.isnan(table), UNKNOWN, table).astype(np.int64)
     return labels if study.data.task == "multilabel" else labels[:, 0]
 
 
@@ -70,6 +71,6 @@ def validation_score(study: Study, validation: PreparedSplit) -> Score:
     def score(logits: NDArray[np.float64], _targets: NDArray[np.float64]) -> float:
         blank = predictions_of(study, "float", "val", validation, logits)
         scored = CalibratedPredictions(blank, study.data.task)
-        return float(auc(scored.score, scored.target)[0]) if np.isfinite(logits).all() else float("nan")
+        return float(auc(scored.score, scored.truth)[0]) if np.isfinite(logits).all() else float("nan")
 
     return score

@@ -61,7 +61,7 @@ def probe_study(
 
 def _result(study: Study, splits: Splits, baseline: LinearBaseline, started: float) -> ProbeResult:
     scored = CalibratedPredictions(baseline.predictions(study, splits, ("val",)), study.data.task)
-    areas = auc_with_covariance(scored.score, scored.target, scored.patients)
+    areas = auc_with_covariance(scored.score, scored.truth, scored.patients)
     return ProbeResult(
         reads=baseline.reads,
         features=baseline.model.weight.shape[1],

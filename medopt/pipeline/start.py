@@ -40,7 +40,7 @@ def resolve_start(study: Study, near: Path) -> Study:
     if opened.entry is not None:
         refuse_use(opened.entry, study.intended_use)
     given = study.model.model_fields_set
-    own = opened.start.architecture() | {"scaled_channels": scaled_channels(opened.start, study.prepare.channels)}
+    own = opened.start.architecture() | {"scaled_channels": scaled_channels(opened.start, study.prepare.input_channels)}
     for key, value in own.items():
         said = getattr(study.model, key)
         if key in given and said not in (value, "auto"):
@@ -117,7 +117,7 @@ def _with_chosen(study: Study) -> Study:
 
 def best_on_disk(study: Study) -> Entry | None:
     """The start of the catalogue that lies on this disk, may be used, and fits best: see `fitting_starts`."""
-    fitting = fitting_starts(study.spatial_dims, study.prepare.channels)
+    fitting = fitting_starts(study.spatial_dims, study.prepare.input_channels)
     allowed = [entry for entry in fitting if not study.intended_use or "clinical" in entry.allows]
     return next((entry for entry in allowed if local_file(entry)), None)
 

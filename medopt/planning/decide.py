@@ -103,13 +103,21 @@ def _reduced(size: Any, max_voxels: int) -> list[float]:
 
 
 def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
+    prepare = fingerprint.prepare
+    names = list(prepare.channel_names) if prepare else []
     colour = sum(image.colour for image in fingerprint.sample)
     yield Decision(
         "prepare.channels",
-        3 if colour > len(fingerprint.sample) / 2 else 1,
-        f"{colour} of {len(fingerprint.sample)} sampled images have colour",
+        names or (3 if colour > len(fingerprint.sample) / 2 else 1),
+        f"{colour} of {len(fingerprint.sample)} sampled images have colour"
+        if not names
+        else "the manifest's columns image:NAME; each image is scaled by its own intensities",
     )
-    if modality == "CT":
+    if prepare and prepare.missing_channel == "zeros":
+        yield Decision("prepare.missing_channel", "zeros", "some cases lack an image; the network is told which")
+    if names:
+        how, why = {"method": "percentiles", "low": 0.5, "high": 99.5}, "each channel has a unit of its own"
+    elif modality == "CT":
         low = 50 * np.floor(np.median([image.low for image in fingerprint.sample]) / 50)
         high = 50 * np.ceil(np.median([image.high for image in fingerprint.sample]) / 50)
         how = {"method": "range", "low": float(max(low, -1024)), "high": float(max(high, low + 100))}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.config import Prepare
 from medopt.core.errors import DataError, listed
 from medopt.core.records import SPLITS, Case
 from medopt.core.reporter import Reporter, SilentReporter
@@ -29,6 +30,7 @@ class Fingerprint:
     """The data in numbers: `counts` are images by split and label, `sample` facts of some training images.
 
     `odd` says of sampled volumes that are not in `sample`, because their spacing or extent is far from all others.
+    `prepare` names the images of a case where there are several.
     """
 
     images: int
@@ -37,6 +39,7 @@ class Fingerprint:
     counts: dict[str, dict[str, int]]
     sample: tuple[ImageFacts, ...]
     odd: tuple[str, ...] = ()
+    prepare: Prepare | None = None
 
     @property
     def dims(self) -> int:
@@ -74,7 +77,12 @@ class Fingerprint:
 
 
 def take_fingerprint(
-    cases: Sequence[Case], labels: Sequence[str], task: str, folder: Path, reporter: Reporter | None = None
+    cases: Sequence[Case],
+    labels: Sequence[str],
+    task: str,
+    folder: Path,
+    reporter: Reporter | None = None,
+    prepare: Prepare | None = None,
 ) -> Fingerprint:
     """Read a sample of the training images below `folder`, spread over sites and labels.
 
@@ -84,7 +92,7 @@ def take_fingerprint(
     if not train:
         raise DataError("No case is in the split train, so there is nothing to plan with.")
     chosen = _sample(train)
-    sample = _read(chosen, folder, reporter or SilentReporter())
+    sample = _read(chosen, folder, reporter or SilentReporter(), prepare)
     dims = Counter(len(image.size) for image in sample)
     if len(dims) > 1:
         raise DataError(
@@ -102,6 +110,7 @@ def take_fingerprint(
         counts=counts,
         sample=tuple(sample),
         odd=tuple(odd),
+        prepare=prepare,
     )
 
 
@@ -125,9 +134,9 @@ def _without_odd(cases: Sequence[Case], sample: list[ImageFacts]) -> tuple[list[
 def _count_labels(cases: Sequence[Case], labels: Sequence[str], task: str) -> dict[str, int]:
     """Number of images by label; of all images under the empty name."""
     if task == "multilabel":
-        counts = {label: sum(case.label[at] for case in cases) for at, label in enumerate(labels)}
+        counts = {label: sum(case.label[at] == 1 for case in cases) for at, label in enumerate(labels)}
     else:
-        classes = Counter(case.label[0] for case in cases)
+        classes = Counter(case.class_index for case in cases)
         counts = {label: classes[at] for at, label in enumerate(labels)}
     return {"": len(cases)} | counts
 
@@ -136,13 +145,13 @@ def _sample(cases: Sequence[Case]) -> list[Case]:
     """At most SAMPLE cases, spread evenly over sites and labels; the same ones each time."""
     groups: dict[tuple[str, tuple[int, ...]], list[Case]] = defaultdict(list)
     for case in sorted(cases, key=lambda case: case.case_id):  # a pseudonym: as good as shuffled
-        groups[case.site, case.label].append(case)
+        groups[case.site, tuple(-1 if one is None else one for one in case.label)].append(case)
     turns = [(turn, name, case) for name, group in groups.items() for turn, case in enumerate(group)]
     return [case for _, _, case in sorted(turns, key=lambda turn: turn[:2])[:SAMPLE]]
 
 
-def _read(cases: Sequence[Case], folder: Path, reporter: Reporter) -> list[ImageFacts]:
-    facts = read_facts(cases, folder, reporter)
+def _read(cases: Sequence[Case], folder: Path, reporter: Reporter, prepare: Prepare | None) -> list[ImageFacts]:
+    facts = read_facts(cases, folder, reporter, prepare=prepare)
     if problems := sorted(image.problem for image in facts if image.problem):
         raise DataError(
             f"{len(problems)} of {len(cases)} sampled images cannot be used: {listed(problems, 3)} "

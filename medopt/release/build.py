@@ -40,7 +40,7 @@ def build_release(
             card = card_of(info)
             write_text(part / CARD, render_card(card))
             card.write(part / CARD_FACTS)
-            scans = draw_golden(part / "golden", len(info.prepare.size))
+            scans = draw_golden(part / "golden", info.prepare)
             write_sums(part)
             record_answers(part, open_every_model(part), scans)
             if reference is not None:

@@ -204,8 +204,11 @@ def _model(model: CardModel) -> Iterator[str]:
     prepare = model.input
     size, spacing = " x ".join(map(str, prepare.size)), prepare.spacing_mm
     yield from ("## Model and chain", "", f"- Labels: {', '.join(model.labels)} ({model.task}).")
+    if names := prepare.channel_names:
+        how = f"another grid: {prepare.channel_grid}; a missing one: {prepare.missing_channel}"
+        yield f"- Images of a case, in this order: {', '.join(names)} ({how})."
     yield (
-        f"- Input: {prepare.channels} x {size}{f', resampled to {spacing} mm' if spacing else ''}, fitted by "
+        f"- Input: {prepare.input_channels} x {size}{f', resampled to {spacing} mm' if spacing else ''}, fitted by "
         f"`{prepare.fit}`, intensities by `{prepare.intensity.method}`."
     )
     yield f"- Chain fingerprint: `{model.chain_fingerprint}`."

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from medopt.config import Prepare
 from medopt.core.errors import ReleaseError, listed
 from medopt.core.files import write_json
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
+from medopt.imaging.channels import read_channels
 from medopt.phantom import write_radiograph
 from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
 from medopt.release.predictor import Release
@@ -27,20 +29,28 @@ PROBABILITY_TOLERANCE = 0.02
 PIXEL_TOLERANCE = 1e-4
 
 
-def draw_golden(folder: Path, spatial_dims: int, seed: int = 0) -> list[Path]:
-    """Draw the scans: DICOM radiographs for a 2-D study, NIfTI volumes for a 3-D one."""
+def draw_golden(folder: Path, prepare: Prepare, seed: int = 0) -> list[Path]:
+    """Draw the scans: DICOM radiographs for a 2-D study, NIfTI volumes for a 3-D one.
+
+    Of a case of several images its path is what the names of their files begin with.
+    """
     import nibabel  # only building a release draws them
 
     folder.mkdir(parents=True, exist_ok=True)
+    names = prepare.channel_names
     paths = []
     for index in range(COUNT):
-        field = _blobs((48, 56, 52) if spatial_dims == 3 else (320, 288), np.random.default_rng((seed, index)))
-        if spatial_dims == 3:
-            path = folder / f"case-{index + 1}.nii.gz"
-            nibabel.save(nibabel.Nifti1Image((1000 * field).astype(np.int16), np.eye(4)), path)
-        else:
-            path = write_radiograph(folder / f"case-{index + 1}.dcm", field)
-        paths.append(path)
+        path = folder / f"case-{index + 1}"
+        for place, name in enumerate(names or ("",)):
+            random = np.random.default_rng((seed, index, place) if name else (seed, index))
+            file = folder / f"{path.name}-{name}" if name else path
+            if len(prepare.size) == 3:
+                file = file.with_name(f"{file.name}.nii.gz")
+                scan = nibabel.Nifti1Image((1000 * _blobs((48, 56, 52), random)).astype(np.int16), np.eye(4))
+                nibabel.save(scan, file)
+            else:
+                file = write_radiograph(file.with_name(f"{file.name}.dcm"), _blobs((320, 288), random))
+        paths.append(path if names else file)
     return paths
 
 
@@ -59,7 +69,7 @@ def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> 
     """Write `golden.json`: for every scan a summary of the prepared pixels, and the answer of each model and engine."""
     cases = []
     for path in scans:
-        scan = _read(path)
+        scan = _read(path, releases[0].info.prepare)
         answers = {f"{p.kind}/{p.engine.name}": p.predict(scan).probabilities for p in releases}
         name = path.relative_to(folder).as_posix()
         cases.append({"scan": name, "pixels": _pixels(releases[0], scan), "answers": answers})
@@ -67,20 +77,27 @@ def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> 
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
 
 
-def golden_scans(folder: Path) -> list[Volume]:
-    """The golden scans of a release, read."""
+def golden_scans(folder: Path, prepare: Prepare | None = None) -> list[Volume]:
+    """The golden scans of a release, read; `prepare` names the images of a case where there are several."""
     cases = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))["cases"]
-    return [_read(folder / case["scan"]) for case in cases]
+    return [_read(folder / case["scan"], prepare) for case in cases]
 
 
 def golden_batch(folder: Path, chain: PrepareChain) -> FloatArray:
     """The golden scans, prepared: (N, C, *size)."""
-    return np.stack([chain(scan).numpy() for scan in golden_scans(folder)])
+    return np.stack([chain(scan).numpy() for scan in golden_scans(folder, chain.config)])
 
 
-def _read(path: Path) -> Volume:
+def _read(path: Path, prepare: Prepare | None) -> Volume:
     """A golden scan. NIfTI has no window, so a study that uses the scan's own window gets the one it was drawn with."""
-    volume = read_scan(path)
+    if prepare is None or not prepare.channel_names:
+        return _with_window(read_scan(path))
+    files = [next(path.parent.glob(f"{path.name}-{name}.*")) for name in prepare.channel_names]
+    volume = read_channels(files, prepare.channel_names)
+    return replace(volume, channels=tuple(one and _with_window(one) for one in volume.channels))
+
+
+def _with_window(volume: Volume) -> Volume:
     return volume if volume.window else replace(volume, window=(500, 1000))
 
 
@@ -110,7 +127,7 @@ def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[Rep
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     replayed, faults = [], []
     for case in golden["cases"]:
-        scan = _read(folder / case["scan"])
+        scan = _read(folder / case["scan"], info.prepare)
         pixels = float(np.abs(np.subtract(_pixels(releases[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
             faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")

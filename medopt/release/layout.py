@@ -88,6 +88,15 @@ class ReleaseInfo(BaseModel):
         return self.labels[1:] if self.task == "binary" else self.labels
 
 
+def refuse_channels(info: ReleaseInfo, what: str) -> None:
+    """Raise ReleaseError where a case of the release has several images, which `what` does not do."""
+    if names := info.prepare.channel_names:
+        raise ReleaseError(
+            f"A case of the release {info.study} has {len(names)} images ({', '.join(names)}): {what}. "
+            "`medopt predict` answers such cases, from a CSV with the columns image:NAME."
+        )
+
+
 def read_info(folder: Path) -> ReleaseInfo:
     """Read `release.json`; raises ReleaseError where it is absent, malformed, or of another format."""
     try:

@@ -13,6 +13,7 @@ from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.core.run_paths import find_release
 from medopt.imaging.acquisition import Acquisition
+from medopt.imaging.channels import ScanPath, scan_name
 from medopt.inference.engines import Engine, Mode, unsupported_reason
 from medopt.inference.runtime import Setting
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
@@ -99,15 +100,18 @@ class Release:
         domain = OutOfDomainCheck.read(folder / info.domain) if info.domain else None
         return cls(info, kind, chain, opened, domain, setting, note)
 
-    def prepare(self, scan: str | Path | Volume) -> tuple[FloatArray, Acquisition]:
+    def prepare(self, scan: ScanPath | Volume) -> tuple[FloatArray, Acquisition]:
         """A scan's tensor (C, *size), and its acquisition as the out-of-domain check needs it; raises DataError."""
-        volume = scan if isinstance(scan, Volume) else self.chain.read(scan)
+        if isinstance(scan, Volume):
+            return self.chain(scan).numpy(), Acquisition.from_volume(scan)
+        volume = self.chain.read(scan)
         acquisition = Acquisition.from_volume(volume)
-        image = self.chain(volume) if volume is scan else self.chain.consume(volume, f"{scan}: ")
-        return image.numpy(), acquisition
+        return self.chain.consume(volume, f"{scan_name(scan)}: ").numpy(), acquisition
 
-    def predict(self, scan: str | Path | Volume) -> Answer:
+    def predict(self, scan: ScanPath | Volume) -> Answer:
         """Read, prepare and predict one scan: a file, a folder of DICOM slices, or a Volume.
+
+        Where a case has several images: a tuple of their paths, in the order of `info.prepare.channels`.
 
         Raises DataError naming the file and the reason where it cannot be read or prepared.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,21 @@ def _splits(path: Path, study: Study) -> dict[Split, SplitCounts]:
     for split in SPLITS:
         part = [row for row in rows if row["split"] == split]
         if study.data.task == "multilabel":
-            labels = {name: sum(row[name] == "1" for row in part) for name in study.data.labels}
+            labels = _label_counts(part, rows, study)
         else:
             labels = dict(Counter(row["label"] for row in part))
         sites = dict(sorted(Counter(row["site"] for row in part).items()))
         counts[split] = SplitCounts(len(part), len({row["patient_id"] for row in part}), labels, sites)
+    return counts
+
+
+def _label_counts(part: Sequence[Mapping[str, str]], rows: Sequence[Mapping[str, str]], study: Study) -> dict[str, int]:
+    """How many rows have each label; and how many are uncertain or missing, of the labels that any row has so."""
+    positive = ("1", "-1") if study.data.uncertain == "positive" else ("1",)
+    counts: dict[str, int] = {}
+    for name in study.data.labels:
+        counts[name] = sum(row[name] in positive for row in part)
+        for word, cell in (("uncertain", "-1"), ("missing", "")):
+            if any(row[name] == cell for row in rows):
+                counts[f"{name} {word}"] = sum(row[name] == cell for row in part)
     return counts

@@ -13,8 +13,10 @@ from medopt.core.jobs import Fleet, Job, connected, job_count, run_jobs
 from medopt.core.records import FloatArray, batches
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.acquisition import Acquisition
+from medopt.imaging.channels import ScanPath, scan_name
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.scan_path import files_below
+from medopt.manifest.csv_text import read_csv
 from medopt.release.layout import Kind
 from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
@@ -53,8 +55,39 @@ def _below(folder: Path, spatial_dims: int) -> list[Path]:
     return volumes + sorted({p.parent for p in set(files) - set(volumes)})
 
 
+def find_cases(paths: Sequence[Path], names: Sequence[str]) -> list[ScanPath]:
+    """Cases of several images: NAME=FILE for each image of one case, or tables (CSV) with the columns image:NAME.
+
+    Paths in a table start from its folder; an empty cell is a missing image. Raises DataError naming what is wrong.
+    """
+    given = dict(str(path).partition("=")[::2] for path in paths if "=" in str(path))
+    if unknown := sorted(given.keys() - set(names)):
+        raise DataError(f"{unknown[0]} is no image of this release; a case has {', '.join(names)}.")
+    cases: list[ScanPath] = [tuple(given.get(name, "") for name in names)] if given else []
+    for path in (path for path in paths if "=" not in str(path)):
+        if path.suffix.lower() != ".csv":
+            raise DataError(
+                f"A case of this release has {len(names)} images: give {' '.join(f'{name}=FILE' for name in names)} or "
+                f"a CSV with the columns {', '.join(f'image:{name}' for name in names)}; {path} is neither."
+            )
+        lines = read_csv(path, "The table of cases")
+        header = next(lines, (1, []))[1]
+        if missing := [name for name in names if f"image:{name}" not in header]:
+            raise DataError(f"The table of cases {path} has no column image:{missing[0]}; it has {', '.join(header)}.")
+        for number, cells in lines:
+            if len(cells) != len(header):
+                raise DataError(f"The table of cases {path}, row {number}: {len(cells)} cells under {len(header)}.")
+            row = dict(zip(header, cells, strict=True))
+            cases.append(
+                tuple(f"{path.parent / row[f'image:{name}']}" if row[f"image:{name}"] else "" for name in names)
+            )
+    if not cases:
+        raise DataError("There is no case in what was given.")
+    return cases
+
+
 def predict_scans(
-    release: Release, scans: Sequence[Path], reporter: Reporter | None = None, workers: int | None = None
+    release: Release, scans: Sequence[ScanPath], reporter: Reporter | None = None, workers: int | None = None
 ) -> Iterator[Row]:
     """Predict scans in order, in batches of the release's size, while `workers` processes decode the next ones.
 
@@ -68,18 +101,18 @@ def predict_scans(
             advance(1)
 
 
-def _rows(release: Release, paths: Sequence[Path], prepared: Sequence[Prepared]) -> list[Row]:
+def _rows(release: Release, paths: Sequence[ScanPath], prepared: Sequence[Prepared]) -> list[Row]:
     """Rows of one batch. Where the model has no answer, each scan is predicted alone: one of them is at fault."""
     readable = [scan for scan in prepared if not isinstance(scan, DataError)]
     try:
         answers = iter(_predict(release, readable) if readable else ())
     except DataError as error:  # a logit that is not a number
         if len(prepared) == 1:
-            return [Row(str(paths[0]), None, f"{paths[0]}: {error}")]
+            return [Row(scan_name(paths[0]), None, f"{scan_name(paths[0])}: {error}")]
         return [row for path, scan in zip(paths, prepared, strict=True) for row in _rows(release, [path], [scan])]
     return [
-        Row(str(path), None, str(scan)) if isinstance(scan, DataError) else Row(str(path), next(answers), facts=scan[1])
-        for path, scan in zip(paths, prepared, strict=True)
+        Row(name, None, str(scan)) if isinstance(scan, DataError) else Row(name, next(answers), facts=scan[1])
+        for name, scan in zip(map(scan_name, paths), prepared, strict=True)
     ]
 
 
@@ -88,7 +121,7 @@ def _predict(release: Release, prepared: Sequence[tuple[FloatArray, Acquisition]
     return release.predict_batch(np.stack(images), acquisitions)
 
 
-def _prepare(release: Release, path: Path) -> Prepared:
+def _prepare(release: Release, path: ScanPath) -> Prepared:
     try:
         return release.prepare(path)
     except DataError as error:
@@ -96,7 +129,7 @@ def _prepare(release: Release, path: Path) -> Prepared:
 
 
 def predict_archive(
-    release: Path, kind: Kind, engine: str | None, scans: Sequence[Path], fleet: Fleet, reporter: Reporter
+    release: Path, kind: Kind, engine: str | None, scans: Sequence[ScanPath], fleet: Fleet, reporter: Reporter
 ) -> Iterator[Row]:
     """Predict an archive in parts, each by a job of a cluster; rows come in the order of `scans`.
 
@@ -121,10 +154,10 @@ def predict_archive(
 
 
 def predict_part(
-    reporter: Reporter, release: Path, kind: Kind, engine: str | None, scans: Sequence[Path], threads: int
+    reporter: Reporter, release: Path, kind: Kind, engine: str | None, scans: Sequence[ScanPath], threads: int
 ) -> list[Row]:
     """One job: the rows of some scans. Raises DataError where this machine does not see them."""
-    absent = [path for path in scans if not path.exists() and ".npz#" not in str(path)]
+    absent = [name for name in map(scan_name, scans) if not Path(name).exists() and ".npz#" not in name]
     if absent:
         raise DataError(
             f"A machine of the cluster does not see {len(absent)} of {len(scans)} scans, as {absent[0]}. All of them "

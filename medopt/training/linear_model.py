@@ -35,7 +35,7 @@ class LinearFit:
 
     Args:
         features: (N, F).
-        targets: (N, K) zeros and ones: of a binary study K is 1, else one a label.
+        targets: (N, K) zeros and ones: of a binary study K is 1, else one a label; NaN where a label is not known.
         task: a multiclass study's outputs share one softmax; else each is a sigmoid of its own.
         weights: (N,) how much each row counts; None: 1.
 
@@ -53,7 +53,8 @@ class LinearFit:
             sizes = np.sqrt(values[kept])
             self.basis = (vectors[:, kept] / sizes).T @ standard
             standard = vectors[:, kept] * sizes
-        self.rows, self.targets, self.task = standard, targets, task
+        self.known = ~np.isnan(targets)
+        self.rows, self.targets, self.task = standard, np.where(self.known, targets, 0), task
         self.weights = np.ones(len(targets)) if weights is None else weights
 
     def model(self, strength: float) -> LinearModel:
@@ -78,9 +79,9 @@ class LinearFit:
             losses = -((shifted - total) * self.targets).sum(1)
             likely = np.exp(shifted - total)
         else:
-            losses = (np.logaddexp(0, logits) - self.targets * logits).sum(1)
+            losses = ((np.logaddexp(0, logits) - self.targets * logits) * self.known).sum(1)
             likely = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
-        slope = self.weights[:, None] * (likely - self.targets)
+        slope = self.weights[:, None] * (likely - self.targets) * self.known
         gradient = np.concatenate([self.rows.T @ slope + weight / strength, slope.sum(0, keepdims=True)])
         return float(self.weights @ losses + (weight**2).sum() / (2 * strength)), gradient.ravel()
 

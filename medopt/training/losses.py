@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medopt.config import Study
-from medopt.core.records import Case
+from medopt.core.records import Case, label_table
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -19,7 +19,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def build_loss(study: Study, cases: Sequence[Case]) -> Loss:
     """The study's loss: (logits (N, K), targets (N, K) in 0..1) to one value a case, (N,).
 
-    A value a case, so that micro-batches and processes of any size add up to the same step. Smoothing moves targets
+    A value a case, so that micro-batches and processes of any size add up to the same step. A target that is NaN is not
+    known: it adds nothing, and all others count alike, so that the mean over the training cases is that over their
+    known labels. Smoothing moves targets
     toward 1/2 (binary, multi-label) or 1/K (multi-class; Szegedy et al. 2016). The focal loss weighs a case by how far
     its probability is from its target, to the power of gamma (Lin et al. 2017; for soft targets Li et al. 2020).
     """
@@ -27,8 +29,12 @@ def build_loss(study: Study, cases: Sequence[Case]) -> Loss:
     smoothing, gamma = config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0
     exclusive = study.data.task == "multiclass"
     weights = torch.tensor(class_weights(study, cases), dtype=torch.float32)  # (2, K): of absence and of presence
+    given = ~np.isnan(label_table(cases))
+    share = float(given.mean()) if given.any() else 1.0  # of the training labels that are known
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
+        known = ~target.isnan()
+        target = target.nan_to_num()
         off, on = weights.to(logits.device)
         if exclusive:
             target = target * (1 - smoothing) + smoothing / logits.shape[1]
@@ -41,7 +47,7 @@ def build_loss(study: Study, cases: Sequence[Case]) -> Loss:
             likely = logits.sigmoid()
         if gamma:
             parts = parts * (target - likely).abs() ** gamma
-        return parts.sum(dim=1) if exclusive else parts.mean(dim=1)
+        return parts.sum(dim=1) if exclusive else (parts * known).mean(dim=1) / share
 
     return loss
 
@@ -49,10 +55,10 @@ def build_loss(study: Study, cases: Sequence[Case]) -> Loss:
 def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
     """(2, K) weights of a label's absence and presence, for the training `cases`.
 
-    balanced: the inverse of its share, 1 on average over the cases. Where the study names a weight for each label, a
-    binary study's first label is the absence of the second; otherwise absence weighs 1.
+    balanced: the inverse of its share, 1 on average over the cases of which it is known. Where the study names a weight
+    for each label, a binary study's first label is the absence of the second; otherwise absence weighs 1.
     """
-    labels, setting = np.array([case.label for case in cases]), study.training.class_weights
+    labels, setting = label_table(cases), study.training.class_weights
     weights = np.ones((2, study.data.outputs))
     if isinstance(setting, dict):
         named = [setting[label] for label in study.data.labels]
@@ -60,10 +66,11 @@ def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
         if study.data.task != "binary":
             weights[0] = 1
     elif setting == "balanced" and study.data.task == "multiclass":
-        counts = np.bincount(labels[:, 0], minlength=study.data.outputs)
+        counts = np.bincount(labels[:, 0].astype(np.int64), minlength=study.data.outputs)
         weights[1] = len(labels) / (len(counts) * np.maximum(counts, 1))
     elif setting == "balanced":
-        share = labels.mean(axis=0).clip(1e-6, 1 - 1e-6)
+        known = ~np.isnan(labels)
+        share = (np.nansum(labels, axis=0) / np.maximum(known.sum(axis=0), 1)).clip(1e-6, 1 - 1e-6)
         weights[0], weights[1] = 0.5 / (1 - share), 0.5 / share
     return weights
 
@@ -80,7 +87,7 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, image: Tensor, target: Tensor) -> Tensor:
-        """Targets (N, K) in 0..1 for images (N, C, *size) whose truth is `target` (N, K)."""
+        """Targets (N, K) in 0..1 for images (N, C, *size) whose truth is `target` (N, K); NaN stays NaN."""
         logits = self.network(image).float()
         answers = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
         return torch.lerp(target.float(), answers, self.share)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medopt.core.records import Case, Task
+from medopt.core.records import Case, Task, label_table
 from medopt.data.cache import as_tensor
 from medopt.metrics.nearest_neighbours import neighbour_scores
 from medopt.metrics.weighted import auc
@@ -53,15 +53,14 @@ class NeighbourProbe:
         voters, asked = (~judged, judged) if judged.any() and not judged.all() else (slice(None), slice(None))
         same = patients[asked][:, None] == patients[voters][None, :]
         scores = neighbour_scores(features[voters], targets[voters], features[asked], same)
-        value = float(auc(scores, targets[asked].astype(bool))[0])
+        value = float(auc(scores, targets[asked])[0])
         return value if np.isfinite(value) else None
 
     def _targets(self) -> NDArray[np.float64]:
-        """(N, K) zeros and ones; one column for a binary question."""
-        labels = np.array([case.label for case in self.cases])
+        """(N, K) zeros and ones, NaN where a label is not known; one column for a binary question."""
         if self.task == "multiclass":
-            return np.eye(len(self.labels))[labels[:, 0]]
-        return labels.astype(np.float64)
+            return np.eye(len(self.labels))[[case.class_index for case in self.cases]]
+        return label_table(self.cases)
 
     @torch.no_grad()
     def _features(self, backbone: nn.Module, device: torch.device) -> NDArray[np.float64]:

@@ -19,8 +19,9 @@ _COLOURS = (
 
 
 def displayed(volume: Volume, config: Prepare) -> FloatArray:
-    """A scan's own pixels (*space), 0 (black) to 1 (white)."""
-    own = replace(volume, array=volume.array.copy())
+    """A scan's own pixels (*space), 0 (black) to 1 (white); of a case of several images those of the first."""
+    shown = next((one for one in volume.channels if one is not None), volume)
+    own = replace(shown, array=shown.array.copy())
     grey = SetChannels(1)(nan_as_background(own) if config.nan == "background" else own)
     clipped = ClipIntensity(config.intensity)(grey)
     center, width = clipped.window or (0.5, 1.0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from medopt.core.records import FloatArray, Volume
 from medopt.core.telemetry import without_telemetry
 from medopt.imaging import read_scan
 from medopt.imaging.background import nan_as_background
+from medopt.imaging.channels import LUMINANCE, ScanPath, read_channels, scan_name, split_channels
 from medopt.transforms.resize import crop_or_pad, fitted, is_too_large, needed_part, resampled, resize
 
 with without_telemetry():
@@ -33,18 +33,29 @@ CHAIN_VERSION = 2
 WINDOW_VERSION = 2  # the same for intensity.method: window alone; 2: VOILUTFunction, and LINEAR's half pixel
 MIN_VOXELS = 4  # along an axis of a resampled scan
 LEVELS = 65535
-LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2 (YBR_FULL)
 _SORTED_BELOW = 200_000
 _SAMPLE = 2**14
 _BLOCK = 2**16
 
 
 class ReadScan(Transform):
-    """A path (file, series folder or `.npz` member) to a Volume."""
+    """A path (file, series folder or `.npz` member), or those of a case's channels, to a Volume."""
 
-    def __call__(self, path: str | Path) -> Volume:
+    def __init__(self, config: Prepare) -> None:
+        self.names, self.resample = config.channel_names, config.channel_grid == "resample"
+
+    def __call__(self, path: ScanPath) -> Volume:
         """Read the scan; raises DataError naming the file and the reason."""
+        if isinstance(path, tuple):
+            return read_channels(path, self.names, resample=self.resample)
+        if self.names:
+            raise DataError(f"{path} is one image, and a case of this study has {len(self.names)}: {self.names_text}.")
         return read_scan(path)
+
+    @property
+    def names_text(self) -> str:
+        """The names of the channels, for a sentence."""
+        return ", ".join(self.names)
 
 
 class CheckAxes(Transform):
@@ -240,23 +251,42 @@ class PrepareChain(Transform):
         steps: list[Transform] = [CheckAxes(len(config.size))]
         if config.nan == "background":
             steps.append(NanAsBackground())
-        steps += [SetChannels(config.channels), ClipIntensity(config.intensity)]
+        of_an_image = 1 if isinstance(config.channels, list) else config.channels
+        steps += [SetChannels(of_an_image), ClipIntensity(config.intensity)]
         if config.spacing_mm is not None:
             steps.append(ResampleSpacing(config))
-        self.read = ReadScan()
+        self.read = ReadScan(config)
         self._steps = Compose([*steps, Resize(config), ToUnitRange(), CropOrPad(config.size)])
 
-    def __call__(self, scan: str | Path | Volume) -> Tensor:
-        """Prepare one scan, of which a Volume stays as it is; raises DataError naming the file and the reason."""
+    def __call__(self, scan: ScanPath | Volume) -> Tensor:
+        """Prepare one scan, of which a Volume stays as it is; raises DataError naming the file and the reason.
+
+        Where a case has several images, `scan` is a tuple of their paths in the order of `prepare.channels`.
+        """
         if isinstance(scan, Volume):
             return self.consume(replace(scan, array=scan.array.copy()))
-        return self.consume(self.read(scan), f"{scan}: ")
+        return self.consume(self.read(scan), f"{scan_name(scan)}: ")
 
     def consume(self, volume: Volume, where: str = "") -> Tensor:
         """Prepare a Volume whose array is no longer needed: the steps work in place, and hold a large scan only once.
 
         Raises DataError, which begins with `where`.
         """
+        names = self.config.channel_names
+        if not names:
+            return self._one(volume, where)
+        parts: list[Tensor] = []
+        present = split_channels(volume, len(names))
+        for name, one in zip(names, present, strict=True):
+            if one is None and self.config.missing_channel == "refuse":
+                raise DataError(f"{where}The image {name} is missing (prepare.missing_channel: refuse).")
+            parts.append(torch.zeros(1, *self.config.size) if one is None else self._one(one, f"{where}{name}: "))
+        if self.config.missing_channel == "zeros":
+            parts += [torch.full((1, *self.config.size), float(one is not None)) for one in present]
+        return torch.cat(parts)
+
+    def _one(self, volume: Volume, where: str) -> Tensor:
+        """One image, (1, *size) or with the channels of the study."""
         try:
             return self._steps(volume)
         except RuntimeError as error:
@@ -268,7 +298,8 @@ class PrepareChain(Transform):
 
 def _fingerprint(config: Prepare) -> str:
     """A chain keeps its fingerprint where a later version of medopt gives the same values for its settings."""
-    later = {"nan"} if config.nan == "refuse" else None  # a setting that 0.1.0 did not have
+    later = {"nan"} if config.nan == "refuse" else set()  # settings that 0.1.0 did not have
+    later |= set() if config.channel_names else {"channel_grid", "missing_channel"}
     facts = {"chain": CHAIN_VERSION, "prepare": config.model_dump(mode="json", exclude=later)}
     return digest(facts | ({"window": WINDOW_VERSION} if config.intensity.method == "window" else {}))
 

@@ -1,4 +1,4 @@
-"""Back from the model's geometry to the scan's own grid."""
+"""Back from the model's geometry to the scan's own grid, and back to the masks that a change of an image must keep."""
 
 from __future__ import annotations
 
@@ -57,3 +57,11 @@ def _places(pixels: int, places: int) -> Tensor:
 def stride_of(pixels: int, places: int) -> int:
     """How many pixels lie between the places of a stage, a power of two."""
     return int(2 ** round(math.log2(pixels / places)))
+
+
+def restore_masks(config: Prepare, before: Tensor, after: Tensor) -> Tensor:
+    """A changed image (C, *size) whose masks are those from before, and whose missing channels are zeros again."""
+    if config.missing_channel == "refuse":
+        return after
+    masks = before[len(config.channel_names) :]
+    return torch.cat([after[: len(config.channel_names)] * masks, masks])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,22 @@ def test_prediction_is_shared_by_processes_each_case_once(
     parts = [list(predict_loader(study, cases.cases, cases.files, rank, 2)) for rank in range(2)]
     assert sorted(indices(parts[0]) + indices(parts[1])) == list(range(7))
     assert len(parts[0]) == len(parts[1])
+
+
+def test_a_label_that_is_not_known_is_nan_also_in_a_mix(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
+) -> None:
+    study = tiny_study(data={"task": "multilabel", "labels": ["a", "b"]}, training={"mixup": 0.4})
+    made = tiny_set(tmp_path, study, 8)
+    cases = [replace(case, label=(None, case.label[1])) for case in made.cases]
+    dataset = KeyedDataset(study, cases, made.files)
+    for epoch in (-1, 0, 1):
+        target = dataset[(epoch, 3, 0)][1]
+        assert target[0].isnan() and 0 <= target[1] <= 1
+
+
+def test_balanced_sampling_leaves_out_cases_without_a_known_label(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study(data={"task": "multilabel", "labels": ["a", "b"]}, training={"sampling": "balanced"})
+    rows: list[tuple[int | None, ...]] = [(1, None), (0, 1), (0, 0), (0, 0), (None, 0), (None, None)]
+    cases = [Case(str(k), str(k), "", row, "train") for k, row in enumerate(rows)]
+    assert balanced_chances(study, cases) == pytest.approx(np.array([3, 3, 1, 1, 1, 0]) / 9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions
+from medopt.core.records import UNKNOWN, Predictions
 from medopt.evaluation.patients import by_patient
 
 
@@ -51,3 +51,9 @@ def test_several_answers_are_refused():
 def test_nothing_stays_nothing(drawn):
     nothing = drawn(5).where(np.zeros(5, dtype=bool))
     assert len(by_patient(nothing, "binary", "max")) == 0
+
+
+def test_a_label_that_is_not_known_of_one_image_is_not_known_unless_another_has_it():
+    unknown = UNKNOWN
+    images = table([[0, unknown], [unknown, 0], [1, 0], [unknown, 0]], np.zeros((4, 2)))
+    assert by_patient(images, "multilabel", "mean").labels.tolist() == [[unknown, 0], [1, unknown]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions
+from medopt.core.records import UNKNOWN, Predictions
 from medopt.evaluation.predictions_io import read_labels, read_predictions, write_predictions
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, probabilities
 
@@ -178,3 +178,18 @@ def test_task_and_labels_are_told_by_the_header(written, task):
     assert read_labels(path) == (task, names)
     with pytest.raises(DataError, match="There is no prediction table"):
         read_labels(path.parent / "none.csv")
+
+
+def test_a_label_that_is_not_known_is_an_empty_cell(tmp_path, drawn):
+    table = drawn(6, 2, task="multilabel")
+    labels = table.labels.copy()
+    labels[2, 0] = labels[4, 1] = UNKNOWN
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, [replace(table, labels=labels)], ["a", "b"], "multilabel", {"float": UNCALIBRATED})
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["label_a"] == "" for row in rows] == [False, False, True, False, False, False]
+    assert np.array_equal(read_predictions(path)[0].labels, labels)
+    path.write_text(path.read_text().replace(",,", ",2,"))
+    with pytest.raises(DataError, match="row 4, column label_a"):
+        read_predictions(path)

@@ -14,7 +14,9 @@ from clinic import STAGES, STUDY, write_rows, write_study
 from clinic_fixtures import Done, call, only_folder
 from PIL import Image
 
+from medopt.core.records import UNKNOWN
 from medopt.evaluation.predictions_io import read_predictions
+from medopt.metrics import evaluate
 from medopt.metrics.figures import METRICS
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
@@ -120,6 +122,45 @@ def test_multilabel_study(tmp_path: Path, runs: Path) -> None:
     same_as_table(folder, tmp_path / "scans")
     again = call("run", tmp_path / "labels.yaml", "--data", tmp_path, "--runs", runs, "--json")
     assert again.stderr.count("unchanged, skipped") == len(STAGES)  # thresholds that were read back are the same facts
+
+
+def test_uncertain_and_missing_labels_are_left_out_of_loss_and_figures(tmp_path: Path, runs: Path) -> None:
+    """What stands in the cells of unknown labels changes neither the training nor a figure."""
+    names = ["upper", "lower"]
+    (tmp_path / "scans").mkdir()
+    listed = []
+    for at in range(2 * COUNT):
+        parts = [at % 2 == 1, at // 2 % 3 % 2 == 1]
+        Image.fromarray(drawn(at, parts, (20, 20)).T).save(tmp_path / "scans" / f"{at:03d}.png")
+        listed.append({name: int(on) for name, on in zip(names, parts, strict=True)})
+    for at in range(0, 2 * COUNT, 5):
+        listed[at]["upper"] = "-1.0"
+        listed[at + 3 if at + 3 < 2 * COUNT else at]["lower"] = ""
+    described = study("unknown", task="multilabel", labels=names)
+    described |= {
+        "training": described["training"] | {"mixup": 0.2, "sampling": "balanced", "class_weights": "balanced"}
+    }
+    described["evaluation"] = STUDY.get("evaluation", {}) | {"explain": 3, "nearest": 1}
+    done, folder = run(tmp_path, runs, described, rows(".png", listed))
+    float_table = read_predictions(folder / "predictions.csv")[0]
+    unknown = [sum(row[name] in ("-1.0", "") for row, split in zip(listed, splits(2 * COUNT), strict=True)
+                   if split != "train") for name in names]  # fmt: skip
+    assert (float_table.labels == UNKNOWN).sum(axis=0).tolist() == unknown and min(unknown) > 1
+    assert done.summary["test"]["int8"]["auc"]["value"] is not None
+    assert any("unknown_labels: " in note and "upper 20 uncertain" in note for note in done.summary["data_notes"])
+    assert "upper uncertain" in (folder / "report.html").read_text()
+    test = float_table.of_split("test")
+    truth = np.where(test.labels == UNKNOWN, np.nan, test.labels)
+    expected = evaluate(truth, test.logits, patients=test.patient_id, bootstrap=100)
+    assert done.summary["test"]["float"]["auc"]["value"] == pytest.approx(expected.auc.value)
+    again = call("evaluate", folder / "predictions.csv", "--json")
+    assert again.code == 0, again.stderr
+    figures = again.summary["models"]["float"]["figures"] if "models" in again.summary else again.summary
+    assert figures
+
+
+def splits(count: int) -> list[str]:
+    return [SPLITS[at // 2 % 8] for at in range(count)]
 
 
 def test_study_of_volumes(tmp_path: Path, runs: Path) -> None:

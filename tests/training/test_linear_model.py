@@ -70,3 +70,15 @@ def test_as_the_last_layer_it_answers_the_same(head: str, dropout: float) -> Non
         torch.testing.assert_close(
             network(images).double(), torch.from_numpy(linear.logits(read)), atol=1e-4, rtol=1e-4
         )
+
+
+def test_each_output_is_fitted_to_the_rows_of_which_its_label_is_known() -> None:
+    features, classes = drawn(80, 8)
+    truth = np.eye(3)[classes][:, :2]
+    truth[:40, 1] = np.nan
+    model = LinearFit(features, truth, "multilabel").model(1.0)
+    weights = np.repeat([0.0, 1.0], 40)
+    alone = LinearFit(features, np.nan_to_num(truth), "multilabel", weights).model(1.0)
+    whole = LinearFit(features, np.nan_to_num(truth), "multilabel").model(1.0)
+    np.testing.assert_allclose(model.logits(features)[:, 1], alone.logits(features)[:, 1], atol=1e-3)
+    np.testing.assert_allclose(model.logits(features)[:, 0], whole.logits(features)[:, 0], atol=1e-3)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medopt.config import Study
 from medopt.core.records import Case
-from medopt.training.losses import build_loss
+from medopt.training.losses import Teacher, build_loss, class_weights
 
 Build = Callable[..., Callable[[Tensor, Tensor], Tensor]]
 
@@ -118,3 +118,30 @@ def test_a_mixed_target_is_best_answered_by_its_share(build: Build) -> None:
     logit = torch.tensor([[np.log(0.7 / 0.3)]], dtype=torch.float32, requires_grad=True)
     build("binary", [0, 1])(logit, torch.tensor([[0.7]])).backward()
     assert logit.grad is not None and abs(float(logit.grad)) < 1e-6
+
+
+def test_a_label_that_is_not_known_adds_nothing_and_all_known_ones_count_alike(build: Build) -> None:
+    nan = float("nan")
+    rows = [[0, None, 1], [1, 1, None], [0, None, None], [1, 0, 1]]
+    target = torch.tensor([[0, nan, 1], [1, 1, nan], [0, nan, nan], [1, 0, 1]])
+    logits = torch.randn(4, 3, requires_grad=True)
+    for settings in ({}, {"loss": "focal"}, {"label_smoothing": 0.1}, {"class_weights": "balanced"}):
+        loss = build("multilabel", rows, 3, **settings)(logits, target)
+        (slope,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(loss) and (slope[target.isnan()] == 0).all() and (slope[~target.isnan()] != 0).all()
+    known = ~target.isnan()
+    expected = log_loss(target[known], logits.detach().sigmoid()[known].double())
+    assert float(build("multilabel", rows, 3)(logits, target)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_balanced_weights_count_known_labels_only(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study(data={"task": "multilabel", "labels": ["a", "b"]}, training={"class_weights": "balanced"})
+    rows: list[tuple[int | None, int]] = [(1, 1), (0, 0), (0, 1), (0, 0), (None, 1), (None, 0)]
+    cases = [Case(str(k), str(k), "", row, "train") for k, row in enumerate(rows)]
+    assert class_weights(study, cases) == pytest.approx(np.array([[0.5 / 0.75, 1], [0.5 / 0.25, 1]]))
+
+
+def test_a_teacher_says_nothing_of_labels_that_are_not_known() -> None:
+    teacher = Teacher(torch.nn.Flatten(), 0.5, exclusive=False)
+    found = teacher.targets(torch.zeros(1, 2), torch.tensor([[1.0, float("nan")]]))
+    assert found[0, 0] == 0.75 and found[0, 1].isnan()

@@ -108,9 +108,9 @@ def _labels(label: Any, names: Mapping[str, Any], place: str) -> tuple[str, ...]
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     if isinstance(label, list) and label:
-        return tuple(text for part in label for text in _labels(part, {}, place))
+        return tuple(text for part in label for text in (_labels(part, {}, place) or ("",)))
     if not isinstance(label, int | str):
-        raise DataError(f"{place}: a label must be a number, a name, or a list of 0 and 1.")
+        raise DataError(f"{place}: a label must be a number, a name, or a list of 0, 1, -1 and null.")
     return (str(names.get(str(label), label)),)
 
 
@@ -129,7 +129,11 @@ def write_datalist(path: Path, rows: Sequence[Mapping[str, str]], columns: Seque
 
 
 def _item(row: Mapping[str, str], columns: Sequence[str], classes: list[str]) -> dict[str, Any]:
-    label = classes.index(row[columns[0]]) if classes else [int(row[column]) for column in columns]
+    label = classes.index(row[columns[0]]) if classes else [_number(row[column]) for column in columns]
     item: dict[str, Any] = {"image": row["image"], "label": label, "patient_id": row["patient_id"]}
     item |= {"site": row["site"]} if row.get("site") else {}
     return item | ({"fold": int(row["fold"])} if row.get("fold") else {})
+
+
+def _number(cell: str) -> int | None:
+    return int(cell) if cell else None

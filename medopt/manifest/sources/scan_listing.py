@@ -71,6 +71,8 @@ class Scan:
     description: str = ""
     orientation: str = ""
     frames: int = 1
+    channels: tuple[str, ...] = ()
+    """The images of a case of several as the manifest writes them, "" for a missing one; `image` is the first."""
 
     @property
     def path(self) -> str:

@@ -141,7 +141,7 @@ def baselines_result(
             features=one.features,
             strength=one.strength,
             validation_auc=one.validation_auc if np.isfinite(one.validation_auc) else None,
-            auc=mean_auc(auc_with_covariance(own.score, own.target, own.patients), len(table), confidence),
+            auc=mean_auc(auc_with_covariance(own.score, own.truth, own.patients), len(table), confidence),
             gain=area_difference(own, trained, confidence)[0],
         )
     return BaselinesResult(models=models, start=fitted.start)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.files import file_digest
-from medopt.core.records import FloatArray, batches
+from medopt.core.records import Case, FloatArray, batches
 from medopt.evaluation.analysis_results import ExplainedCase, ExplanationResult, NearestCases
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
@@ -123,7 +123,7 @@ def _nearest(
         case = test.cases[one.row]
         images: list[tuple[str, FloatArray]] = [(one.why, _plain(test.files[one.row]))]
         for row in near:
-            words = f"{_label(study, train.cases[row].label)}, {apart[row]:.2g}"
+            words = f"{_label(study, train.cases[row])}, {apart[row]:.2g}"
             images.append((words, _plain(train.files[row])))
         rows.append((f"case {case.case_id}", images))
         nearest.append(NearestCases(case_id=case.case_id, nearest=tuple(train.cases[row].case_id for row in near)))
@@ -140,7 +140,7 @@ def _features(engine: Any, files: Sequence[Path]) -> NDArray[np.float64]:
     return np.concatenate([engine.run_both(load_batch(files[part]))[1] for part in batches(len(files), 16)])
 
 
-def _label(study: Study, label: tuple[int, ...]) -> str:
+def _label(study: Study, case: Case) -> str:
     if study.data.task == "multilabel":
-        return ";".join(name for name, yes in zip(study.data.labels, label, strict=True) if yes) or "none"
-    return study.data.labels[label[0]]
+        return ";".join(name for name, yes in zip(study.data.labels, case.label, strict=True) if yes) or "none"
+    return study.data.labels[case.class_index]

@@ -182,7 +182,7 @@ class GateEvaluator:
 
     def _auc(self, table: Predictions) -> float | None:
         scored = CalibratedPredictions(table, self.study.data.task)
-        value = float(auc(scored.score, scored.target)[0])
+        value = float(auc(scored.score, scored.truth)[0])
         return value if np.isfinite(value) else None
 
 
@@ -210,5 +210,5 @@ def against_float(
         latency_ms=times[0],
         float_ms=times[1],
         size_ratio=sizes[0] / sizes[1],
-        fewest=auc_with_covariance(ranked[0].score, ranked[0].target, ranked[0].patients).fewest,
+        fewest=auc_with_covariance(ranked[0].score, ranked[0].truth, ranked[0].patients).fewest,
     )

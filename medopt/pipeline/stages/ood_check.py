@@ -173,12 +173,12 @@ def alterations(study: Study) -> dict[str, Change]:
         found["turned by 90 degrees"] = lambda batch, _: _turned(batch)
     for family in study.evaluation.shift_families:
         for level in LEVELS:
-            found[f"{family}, level {level}"] = _worsening(family, level)
+            found[f"{family}, level {level}"] = _worsening(study, family, level)
     return found
 
 
-def _worsening(family: str, level: int) -> Change:
-    return lambda batch, names: worse_batch(batch, names, family, level)
+def _worsening(study: Study, family: str, level: int) -> Change:
+    return lambda batch, names: worse_batch(study.prepare, batch, names, family, level)
 
 
 def _turned(batch: FloatArray) -> FloatArray:

@@ -86,7 +86,8 @@ def refuse_duplicates(study: Study, splits: Mapping[Split, PreparedSplit]) -> li
     """Refuse pictures that stand in two splits or under two labels; what the study accepts comes back as notes."""
     cases = [case for split in SPLITS for case in splits[split].cases]
     files = [file for split in SPLITS for file in splits[split].files]
-    thumbnails = {row: thumbnail(load_prepared(file)) for row, file in enumerate(files)}
+    images = len(study.prepare.channel_names) or None  # masks behind them show nothing
+    thumbnails = {row: thumbnail(load_prepared(file)[:images]) for row, file in enumerate(files)}
     pairs = find_duplicates(thumbnails, lambda row: pixel_digest(load_prepared(files[row])))
     found = accept_findings(duplicate_findings(cases, pairs), study)
     refuse_findings(found, study)

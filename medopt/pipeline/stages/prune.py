@@ -90,7 +90,7 @@ class PruneStage(Stage[PruningStep]):
         before, pruned = (_score(study, splits, load_best(study, path)) for path in (source, start))
         trained = train(job, callbacks, Hardware(1) if has_launcher() else context.hardware)
         tuned = _score(study, splits, load_best(study, trained.weights))
-        channels, size = study.prepare.channels, study.prepare.size
+        channels, size = study.prepare.input_channels, study.prepare.size
         counts = [multiply_adds(net, channels, size) for net in (build_model(study), narrow)]
         left = MultiplyAdds(whole=counts[0], pruned=counts[1], share=counts[1] / counts[0])
         scores = ["not defined" if value is None else f"{value:.4f}" for value in (before, pruned, tuned)]
@@ -163,7 +163,7 @@ def _cut(study: Study, splits: PreparedSplits, weights: Path, target: float) -> 
     batches = ((image.to(device), truth.to(device)) for image, truth, _ in loader)
     scores = gradient_scores(model.to(device), batches, build_loss(study, train_set.cases))
     whole, model, size = build_model(study), model.to("cpu"), study.prepare.size
-    counts = [multiply_adds(net, study.prepare.channels, size) for net in (whole, model)]
+    counts = [multiply_adds(net, study.prepare.input_channels, size) for net in (whole, model)]
     remove = max(0.0, 1 - (1 - target) * counts[0] / counts[1])
     return prune_network(model, size, remove, scores, Widths.of(whole))
 

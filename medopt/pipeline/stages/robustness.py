@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medopt.config import Study
+from medopt.config import Prepare, Study
 from medopt.core.files import file_digest
 from medopt.core.provenance import usable_cores
 from medopt.core.records import KINDS, FloatArray, Predictions, batches
@@ -31,6 +31,7 @@ from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.training.job import PreparedSplit
 from medopt.transforms.corrupt import corrupt, corrupt_all
+from medopt.transforms.restore import restore_masks
 
 TABLE, RESULT, PICTURE = "shift_predictions.csv", "robustness.json", "robustness.png"
 MOST_WORKERS = 8
@@ -124,9 +125,7 @@ def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateRes
     def work(rows: slice) -> Logits:
         engines = free.get()
         try:
-            return _worse_rows(
-                PreparedSplit(part.cases[rows], part.files[rows]), study.evaluation.shift_families, engines
-            )
+            return _worse_rows(study, PreparedSplit(part.cases[rows], part.files[rows]), engines)
         finally:
             free.put(engines)
 
@@ -139,20 +138,21 @@ def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateRes
     return {key: np.concatenate([one[key] for one in found]) for key in found[0]}
 
 
-def _worse_rows(part: PreparedSplit, families: Sequence[str], engines: Mapping[str, Engine]) -> Logits:
+def _worse_rows(study: Study, part: PreparedSplit, engines: Mapping[str, Engine]) -> Logits:
     names = [case.case_id for case in part.cases]
     images = [torch.from_numpy(one) for one in load_batch(part.files)]
+    families = study.evaluation.shift_families
     worse = [corrupt_all(image, families, name) for image, name in zip(images, names, strict=True)]
     found = {}
     for family, level in worse[0]:
-        batch = np.stack([one[family, level].numpy() for one in worse])
+        pairs = zip(images, (one[family, level] for one in worse), strict=True)
+        batch = np.stack([restore_masks(study.prepare, image, bad).numpy() for image, bad in pairs])
         for kind, engine in engines.items():
             found[kind, family, level] = engine.run(batch)
     return found
 
 
-def worse_batch(batch: FloatArray, names: list[str], family: str, level: int) -> FloatArray:
+def worse_batch(prepare: Prepare, batch: FloatArray, names: list[str], family: str, level: int) -> FloatArray:
     """Prepared images (N, C, *size), each corrupted as its case name says."""
-    return np.stack(
-        [corrupt(torch.from_numpy(one), family, level, name).numpy() for one, name in zip(batch, names, strict=True)]
-    )
+    pairs = zip(map(torch.from_numpy, batch), names, strict=True)
+    return np.stack([restore_masks(prepare, one, corrupt(one, family, level, name)).numpy() for one, name in pairs])

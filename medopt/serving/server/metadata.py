@@ -71,7 +71,7 @@ def model_metadata(service: Service, name: str, version: str = "") -> ModelMetad
         versions,
         states,
         inputs=(
-            TensorMetadata(IMAGE, "FP32", (-1, info.prepare.channels, *info.prepare.size)),
+            TensorMetadata(IMAGE, "FP32", (-1, info.prepare.input_channels, *info.prepare.size)),
             TensorMetadata(SCAN, "BYTES", (-1,)),
         ),
         outputs=(

@@ -14,7 +14,7 @@ from pathlib import Path
 from medopt.core.errors import MedoptError, ReleaseError
 from medopt.core.files import file_digest
 from medopt.release.golden import replay
-from medopt.release.layout import INFO, SUMS, Kind
+from medopt.release.layout import INFO, SUMS, Kind, refuse_channels
 from medopt.release.predictor import Release
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.limits import Refused, ServerLimits
@@ -46,6 +46,7 @@ def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
     """Open a release as it will serve, and replay its golden cases; raises ReleaseError with the reason."""
     try:
         release = Release.open(folder, kind, mode="throughput")
+        refuse_channels(release.info, "the server takes one image a request")
         replay(folder, release.info, [release])
         model = release.info.models[kind]
         file = (folder / model.file).resolve()

@@ -237,7 +237,7 @@ def log_refusal(door: str, refused: Refused) -> None:
 def check_prepared(images: FloatArray, release: Release) -> None:
     """Raises Refused for images that the release's chain cannot have prepared."""
     prepare = release.info.prepare
-    shape = (prepare.channels, *prepare.size)
+    shape = (prepare.input_channels, *prepare.size)
     if images.shape[1:] != shape or not len(images):
         sides = ", ".join(map(str, shape))
         raise Refused("malformed", f"The input image must have the shape (N, {sides}); got {images.shape}.")

@@ -1,0 +1,154 @@
+"""Several images of a case on the grid of the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from medopt.config import Prepare
+from medopt.core.errors import DataError
+from medopt.imaging import read_scan
+from medopt.imaging.channels import read_channels, split_channels
+from medopt.transforms.prepare import PrepareChain
+from medopt.transforms.restore import restore_masks
+
+NAMES = ("t1", "t2", "adc")
+
+
+def nifti(path: Path, shape: tuple[int, ...], affine: np.ndarray, scale: float = 1.0) -> Path:
+    """A linear ramp in millimetres along each axis: interpolation gives it back exactly."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+    nibabel.save(nibabel.Nifti1Image((scale * (world @ [1.0, 2.0, 3.0] + 500)).astype(np.float32), affine), path)
+    return path
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> tuple[Path, ...]:
+    return tuple(
+        nifti(tmp_path / f"{n}.nii.gz", (20, 18, 12), np.diag([1, 1, 2, 1.0]), k) for k, n in enumerate(NAMES, 1)
+    )
+
+
+def test_images_of_one_grid_are_stacked_as_they_are_read_alone(case: tuple[Path, ...]) -> None:
+    volume = read_channels(case, NAMES)
+    assert volume.array.shape == (3, 12, 18, 20) and volume.spacing_mm == (2, 1, 1)
+    for at, path in enumerate(case):
+        assert np.array_equal(volume.array[at], read_scan(path).array[0])
+    assert [one is not None for one in split_channels(volume, 3)] == [True] * 3
+
+
+def moved(**changes: float) -> np.ndarray:
+    affine = np.diag([1, 1, 2, 1.0])
+    affine[0, 3] += changes.get("shift", 0)
+    affine[:3, 0] *= changes.get("spacing", 1)
+    angle = changes.get("turn", 0)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn @ affine
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "reason"),
+    [
+        ((20, 18, 12), {"shift": 0.3}, "other grids"),
+        ((20, 18, 12), {"spacing": 1.02}, "other grids"),
+        ((20, 18, 11), {}, "other grids: 11 x 18 x 20 of 2 x 1 x 1 mm and 12 x 18 x 20"),
+        ((20, 18, 12), {"turn": 0.1}, "oriented otherwise"),
+    ],
+)
+def test_other_grids_are_refused(
+    case: tuple[Path, ...], tmp_path: Path, shape: tuple[int, ...], changes: dict[str, float], reason: str
+) -> None:
+    other = nifti(tmp_path / "other.nii.gz", shape, moved(**changes))
+    with pytest.raises(DataError, match=f"other.nii.gz \\(t2\\) and t1.*{reason}"):
+        read_channels((case[0], other, case[2]), NAMES)
+
+
+def test_a_twentieth_of_a_voxel_is_the_same_grid_and_another_orientation_is_never(
+    case: tuple[Path, ...], tmp_path: Path
+) -> None:
+    near = nifti(tmp_path / "near.nii.gz", (20, 18, 12), moved(shift=0.05))
+    assert np.array_equal(read_channels((case[0], near, case[2]), NAMES).array[1], read_scan(near).array[0])
+    turned = nifti(tmp_path / "turned.nii.gz", (20, 18, 12), moved(turn=0.1))
+    with pytest.raises(DataError, match="oriented otherwise"):
+        read_channels((case[0], turned, case[2]), NAMES, resample=True)
+
+
+def test_another_spacing_and_extent_come_onto_the_firsts_grid_on_request(
+    case: tuple[Path, ...], tmp_path: Path
+) -> None:
+    fine = np.diag([0.5, 0.5, 1, 1.0])
+    fine[:3, 3] = [-3, -3, -4]
+    other = nifti(tmp_path / "fine.nii.gz", (60, 54, 24), fine)
+    volume = read_channels((case[0], other, case[2]), NAMES, resample=True)
+    part = volume.channels[1]
+    assert part is not None and part.background is not None and part.spacing_mm == (2, 1, 1)
+    covered = ~part.background
+    assert 0.5 < covered.mean() < 1
+    assert covered[:9].all() and not covered[11].any()  # the other ends 18 mm above the first's lowest slice
+    inside = covered.copy()
+    inside[9:] = inside[:, :, :2] = inside[:, :2] = inside[:1] = inside[:, :, -2:] = inside[:, -2:] = False
+    assert np.allclose(part.array[0][inside], volume.array[0][inside], atol=0.75)  # a ramp stays a ramp
+    far = nifti(tmp_path / "far.nii.gz", (20, 18, 12), moved(shift=15))
+    with pytest.raises(DataError, match="covers 25% of the first's grid"):
+        read_channels((case[0], far, case[2]), NAMES, resample=True)
+
+
+def test_pictures_of_other_sizes_and_colours(tmp_path: Path) -> None:
+    Image.new("L", (8, 6), 50).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 6), (50, 50, 50)).save(tmp_path / "b.png")
+    Image.new("L", (8, 7), 50).save(tmp_path / "c.png")
+    volume = read_channels((tmp_path / "a.png", tmp_path / "b.png"), ("cc", "mlo"))
+    assert volume.array.shape == (2, 6, 8) and np.allclose(volume.array, 50)
+    with pytest.raises(DataError, match="other grids"):
+        read_channels((tmp_path / "a.png", tmp_path / "c.png"), ("cc", "mlo"))
+    assert read_channels((tmp_path / "a.png", tmp_path / "c.png"), ("cc", "mlo"), resample=True).array.shape == (
+        2,
+        6,
+        8,
+    )
+
+
+def test_the_chain_scales_each_image_by_itself_and_stacks_them_in_order(case: tuple[Path, ...]) -> None:
+    size = {"size": [12, 16, 16], "fit": "crop_or_pad"}
+    chain = PrepareChain(Prepare.model_validate(size | {"channels": list(NAMES)}))
+    tensor = chain(case)
+    assert tensor.shape == (3, 12, 16, 16)
+    for at, path in enumerate(case):
+        assert np.array_equal(tensor[at], PrepareChain(Prepare.model_validate(size))(path)[0])
+    assert np.array_equal(chain(read_channels(case, NAMES)), tensor)
+    assert np.array_equal(chain(case[::-1]), tensor.flip(0))
+    other = PrepareChain(Prepare.model_validate(size | {"channels": ["t2", "t1", "adc"]}))
+    assert other.fingerprint != chain.fingerprint
+    with pytest.raises(DataError, match="is one image, and a case of this study has 3: t1, t2, adc"):
+        chain(case[0])
+    with pytest.raises(DataError, match="has 2 images, and this study takes 3"):
+        chain(case[:2])
+
+
+def test_a_missing_image_is_refused_or_becomes_zeros_with_a_mask(case: tuple[Path, ...]) -> None:
+    config = {"size": [12, 16, 16], "channels": list(NAMES)}
+    missing = (case[0], "", case[2])
+    with pytest.raises(DataError, match=r"t1.nii.gz: The image t2 is missing"):
+        PrepareChain(Prepare.model_validate(config))(missing)
+    prepare = Prepare.model_validate(config | {"missing_channel": "zeros"})
+    tensor = PrepareChain(prepare)(missing)
+    assert tensor.shape == (prepare.input_channels, 12, 16, 16) == (6, 12, 16, 16)
+    assert tensor[1].abs().max() == 0 and tensor[0].max() > 0.99
+    assert [float(mask.unique()) for mask in tensor[3:]] == [1, 0, 1]
+    changed = restore_masks(prepare, tensor, (tensor + 0.25).clamp(0, 1))
+    assert np.array_equal(changed[3:], tensor[3:]) and changed[1].abs().max() == 0 and changed[0].min() == 0.25
+    with pytest.raises(DataError, match="none of its images"):
+        PrepareChain(prepare)(("", "", ""))
+
+
+def test_settings_of_single_images_keep_their_fingerprint() -> None:
+    assert PrepareChain(Prepare(size=[96, 96])).fingerprint[:16] == "06b58ec76f3bb2ed"
+    for wrong in ({"channels": ["a", "A"]}, {"channels": ["a"]}, {"channels": 2}, {"missing_channel": "zeros"}):
+        with pytest.raises(ValueError):
+            Prepare.model_validate({"size": [32, 32]} | wrong)
