@@ -64,7 +64,7 @@ def logged(runs: Path) -> dict[str, list[tuple[int, float]]]:
     run_id = json.loads((only_folder(runs, "clinic") / "run.json").read_text())["mlflow_run_id"]
     client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
-    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith("system/")]
+    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(("system/", "headline/"))]
     return {
         name: [(point.step, 0 if name in TIMED else point.value) for point in client.get_metric_history(run_id, name)]
         for name in names
