@@ -16,7 +16,7 @@ QUICK = {
     "training": STUDY["training"] | {"epochs": 2},
     "evaluation": {"bootstrap": 100, "shift_cases": 0, "explain": 0},
     "domain": {"enabled": False},
-    "compression": STUDY["compression"] | {"engines": ["onnxruntime"], "pruning": {"epochs": 1, "steps": 1}},
+    "compression": STUDY["compression"] | {"engines": ["onnxruntime"], "pruning": {"epochs": 6, "steps": 1}},
 }
 
 
