@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from medopt.evaluation.predictions_io import read_predictions
 
 SHORT: dict[str, Any] = STUDY | {
-    "training": STUDY["training"] | {"epochs": 2},
+    "training": STUDY["training"] | {"epochs": 8},
     "compression": STUDY["compression"] | {"calibration_images": 8, "engines": ["onnxruntime"]},
 }
 
