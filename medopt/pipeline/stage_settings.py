@@ -37,11 +37,18 @@ READS: dict[str, tuple[str, ...]] = {
         *(f"evaluation.{key}" for key in ("prevalence", "aggregate", "smallest_group")),
         *(f"evaluation.{key}" for key in ("calibration", "operating_point", "target", "cost", "abstain")),  # patients
     ),
-    "robustness": (*_TASK, *_ENGINES, *_INTERVALS, "evaluation.shift_cases", "evaluation.shift_families"),
+    "robustness": (
+        *_TASK,
+        *_ENGINES,
+        *_INTERVALS,
+        "evaluation.shift_cases",
+        "evaluation.shift_families",
+        "prepare.missing_channel",
+    ),
     "explain": (*_NETWORK, *_ENGINES, "evaluation.explain", "evaluation.nearest"),
     "domain": (
         *("seed", *_ENGINES, "domain", "evaluation.confidence", "evaluation.shift_families"),
-        *("augment.flip", "augment.rotate_degrees"),
+        *("augment.flip", "augment.rotate_degrees", "prepare.missing_channel"),
     ),
     "release": (
         *("name", "question", "intended_use", "prepare", "compression.profile", "domain.enabled"),

@@ -139,8 +139,17 @@ def find_experiment(client: MlflowClient, study: Study, uri: str, runs: Path) ->
         raise deleted(uri, "experiment", str(found.experiment_id), study.name)
     for key, value in experiment_tags(study.question).items():
         if key not in found.tags or (key == VIEW_TAG and found.tags[key] != value):  # a colleague's words stay
-            client.set_experiment_tag(found.experiment_id, key, value)
+            _set_tag(client, str(found.experiment_id), key, value)
     return str(found.experiment_id)
+
+
+def _set_tag(client: MlflowClient, experiment: str, key: str, value: str) -> None:
+    """Set a tag of an experiment; another run that sets it at this moment does it for both."""
+    try:
+        client.set_experiment_tag(experiment, key, value)
+    except mlflow.MlflowException:
+        if key not in client.get_experiment(experiment).tags:
+            raise
 
 
 def is_known(client: MlflowClient, run_id: str) -> bool:

@@ -10,8 +10,8 @@ from predictions_drawn import draw
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import UNKNOWN, Predictions
+from medopt.evaluation.comparison import area_difference
 from medopt.metrics import evaluate
-from medopt.metrics.bootstrap import paired_difference
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import fit_calibration, refuse_few, targets
 from medopt.metrics.curves import roc_curve
@@ -90,9 +90,8 @@ def test_calibration_and_thresholds_are_fitted_on_known_labels() -> None:
 
 def test_a_paired_difference_is_that_of_known_labels() -> None:
     table = partly()
-    how = {"bootstrap": 100, "confidence": 0.95, "generator": np.random.default_rng(0)}
-    difference = paired_difference(table, otherwise(table), "multilabel", **how)
-    assert difference.value == 0
+    first, second = (CalibratedPredictions(one, "multilabel") for one in (table, otherwise(table)))
+    assert area_difference(first, second, 0.95)[0].value == 0
 
 
 def test_delongs_covariance_of_a_label_alone() -> None:

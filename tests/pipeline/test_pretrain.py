@@ -134,7 +134,7 @@ def test_a_study_s_test_images_are_left_out_by_content(
     saw = call(*words, "--out", "saw.safetensors")
     assert saw.code == 0, saw.stderr
     assert facts_of(tmp_path / "saw.safetensors")["images"] == 24
-    with pytest.raises(DataError, match="pretrained on 6 of the 6 images"):
+    with pytest.raises(DataError, match="trained on 6 of the 6 images"):
         refuse_seen(tmp_path / "saw.safetensors", test, tmp_path / "data")
 
 

@@ -47,7 +47,7 @@ def test_what_training_does_not_read_trains_nothing_again(again: Finished) -> No
     assert json.loads((again.folder / "metrics.json").read_text())["mlflow_run_id"] == again.metrics["mlflow_run_id"]
 
 
-@pytest.mark.parametrize("setting", ["compression.gate.auc_margin=0.9", "evaluation.confidence=0.9"])
+@pytest.mark.parametrize("setting", ["compression.gate.max_probability_shift=0.9", "evaluation.confidence=0.9"])
 def test_what_the_gate_reads_is_judged_anew(again: Finished, setting: str) -> None:
     assert redone(again, setting) == [*STAGES[STAGES.index("judge") :]]
 

@@ -97,6 +97,9 @@ def release_info(**changes: Any) -> ReleaseInfo:
     return ReleaseInfo(**(values | changes))
 
 
+FLAT, DEEP = Prepare(size=[32, 32]), Prepare(size=[8, 8, 8])
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The release, with its golden cases."""
@@ -105,7 +108,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (release / "release.json").write_text(info.model_dump_json())
     for kind, bias in BIAS.items():
         save_model(release / f"model.{kind}.onnx", bias)
-    scans = draw_golden(release / "golden", 2)
+    scans = draw_golden(release / "golden", FLAT)
     write_sums(release)
     record_answers(release, golden.open_every_model(release, 1), scans)
     write_sums(release)
@@ -224,15 +227,15 @@ def test_pixels_that_are_no_number_are_no_agreement(folder: Path) -> None:
 
 
 def test_radiographs_and_volumes_are_drawn_the_same_everywhere_and_differ(tmp_path: Path) -> None:
-    first, again, other = (draw_golden(tmp_path / name, 2, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    first, again, other = (draw_golden(tmp_path / name, FLAT, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert [path.name for path in first] == ["case-1.dcm", "case-2.dcm", "case-3.dcm"]
     arrays = [read_scan(path).array for path in (*first, *other)]
     assert {array.shape for array in arrays} == {(1, 320, 288)}
     assert len({array.tobytes() for array in arrays}) == 6
     for one, two in zip(first, again, strict=True):
         assert np.array_equal(read_scan(one).array, read_scan(two).array)
-    volumes = draw_golden(tmp_path / "d", 3)
-    assert draw_golden(tmp_path / "d", 3) == volumes  # a folder that is there already
+    volumes = draw_golden(tmp_path / "d", DEEP)
+    assert draw_golden(tmp_path / "d", DEEP) == volumes  # a folder that is there already
     assert [path.name for path in volumes] == ["case-1.nii.gz", "case-2.nii.gz", "case-3.nii.gz"]
     for index, path in enumerate(volumes):
         found = nibabel.load(path)
@@ -328,7 +331,7 @@ def test_a_release_of_another_format_or_chain_is_refused_with_the_key(tmp_path: 
 
 
 def test_a_volume_without_a_window_gets_that_of_its_drawing_alone(tmp_path: Path) -> None:
-    (path, *_) = draw_golden(tmp_path, 3)
+    (path, *_) = draw_golden(tmp_path, DEEP)
     volume = read_scan(path)
     assert volume.window is None
     assert golden._read(path).window == replace(volume, window=(500, 1000)).window
@@ -336,7 +339,7 @@ def test_a_volume_without_a_window_gets_that_of_its_drawing_alone(tmp_path: Path
 
 def test_one_model_alone_is_recorded_and_replayed(folder: Path) -> None:
     alone = Release.open(folder, "float", "onnxruntime", 1)
-    scans = draw_golden(folder / "more" / "golden", 2)
+    scans = draw_golden(folder / "more" / "golden", FLAT)
     record_answers(folder, [alone], scans)
     rows = replay(folder, read_info(folder), [alone])
     assert [(row.case, row.model) for row in rows] == [

@@ -124,7 +124,7 @@ def test_the_environment_takes_over_no_foreign_run(
     tracker.log_start(tiny_study(), "d" * 64, {"study": "tiny"}, {"train": 4})
     tracker.log_figures({"headline": {"auc_test": 0.5}})
     tracker.log_files({"tables": finished.folder / "predictions.csv", "figures": finished.folder / "figures"})
-    tracker.log_release(finished.release, passed=True)
+    tracker.log_release(finished.release)
     tracker.end("released")
     assert os.environ["MLFLOW_RUN_ID"] == theirs  # it stays for whom it is meant
     run = client.get_run(theirs)
