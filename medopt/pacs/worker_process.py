@@ -26,11 +26,11 @@ def serve(connection: Connection) -> None:
 
     try:
         inference = StudyInference(request.release, request.model, request.series, request.results)
+        inference.warm_up()
     except MedoptError as error:
         connection.send_bytes(ReleaseOpened(refusal=str(error)).to_json())
         return
     connection.send_bytes(ReleaseOpened(model_digest=inference.identity.model_digest).to_json())
-    inference.warm_up()  # after the node has begun to listen: on a busy machine this takes long
     while True:
         study = StudyRequest.model_validate_json(connection.recv_bytes())
         connection.send_bytes(inference.answer(study).to_json())

@@ -57,6 +57,9 @@ def use_store(uri: str) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the summary has the link
+    if model := os.environ.get("MLFLOW_ACTIVE_MODEL_ID"):  # metrics would be tied to the model that it names
+        mlflow.clear_active_model()
+        os.environ["MLFLOW_ACTIVE_MODEL_ID"] = model  # it stays for whom it is meant
     given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     if given is None:  # MLflow writes it there, where the next run of this process would find it

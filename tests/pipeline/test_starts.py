@@ -38,8 +38,7 @@ def words(clinic: Clinic, runs: Path, *settings: str) -> list[object]:
     path = runs.parent / "clinic.yaml"
     path.write_text(yaml.safe_dump(study))
     sets = [word for setting in chosen for word in ("--set", setting)]
-    named = ("--override-gate", "A. Tester", "--reason", "a start that has seen nothing")
-    return ["run", path, "--data", clinic.data, "--runs", runs, *sets, *named, "--json"]
+    return ["run", path, "--data", clinic.data, "--runs", runs, *sets, "--json"]
 
 
 @pytest.fixture(scope="module")

@@ -243,10 +243,10 @@ def test_radiographs_and_volumes_are_drawn_the_same_everywhere_and_differ(tmp_pa
         assert np.array_equal(found.affine, np.eye(4))
         field = golden._blobs((48, 56, 52), np.random.default_rng((0, index)))
         assert np.array_equal(np.asarray(found.dataobj), (1000 * field).astype(np.int16))
-        volume = golden._read(path)
+        volume = golden._read(path, DEEP)
         assert volume.window == (500, 1000)
     scan = read_scan(first[0])
-    assert scan.window and golden._read(first[0]).window == scan.window
+    assert scan.window and golden._read(first[0], FLAT).window == scan.window
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])
@@ -334,7 +334,7 @@ def test_a_volume_without_a_window_gets_that_of_its_drawing_alone(tmp_path: Path
     (path, *_) = draw_golden(tmp_path, DEEP)
     volume = read_scan(path)
     assert volume.window is None
-    assert golden._read(path).window == replace(volume, window=(500, 1000)).window
+    assert golden._read(path, DEEP).window == replace(volume, window=(500, 1000)).window
 
 
 def test_one_model_alone_is_recorded_and_replayed(folder: Path) -> None:
