@@ -26,6 +26,9 @@ from medopt.training.checkpoint import read_tensors
 BEST = "checkpoints/best.safetensors"
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     with two_nodes() as found:
@@ -115,7 +118,6 @@ def test_members_stand_below_one_finished_run_in_mlflow(killed: Killed) -> None:
         assert [one.step for one in client.get_metric_history(run.info.run_id, "curves/loss_val")] == [1, 2, 3, 4]
 
 
-@pytest.mark.long
 def test_archive_is_predicted_in_parts_as_it_is_in_one(
     killed: Killed, clinic: Clinic, cluster: Any, tmp_path: Path
 ) -> None:
@@ -127,7 +129,6 @@ def test_archive_is_predicted_in_parts_as_it_is_in_one(
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "one.csv").read_text()
 
 
-@pytest.mark.long
 def test_sweep_runs_on_the_cluster(clinic: Clinic, cluster: Any, tmp_path: Path) -> None:
     words = ["sweep", clinic.study_file, "--data", clinic.data, "--runs", tmp_path, "--set", "training.epochs=1"]
     words += ["--param", "training.optimizer.lr=1e-4..1e-2:log", "--trials", 2, "--on", "ray", "--json"]

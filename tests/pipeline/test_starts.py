@@ -110,6 +110,7 @@ def test_the_release_says_what_it_began_with(started: tuple[Done, Path]) -> None
     assert "teacher.safetensors" in (started[1] / "release" / "CARD.md").read_text()
 
 
+@pytest.mark.long
 def test_a_small_network_learns_from_a_teacher(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     small = ("model.width=0.0625", "model.stem=small", f"training.teacher={weights}", "training.batch_size=8")
