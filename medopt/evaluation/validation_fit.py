@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medopt.config import Evaluation
 from medopt.core.errors import DataError
 from medopt.core.records import Predictions, Task
-from medopt.manifest.splits import draw_parts, group_by_patient
+from medopt.manifest.stratified_draw import draw_parts, group_by_patient
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import fit_calibration
 from medopt.metrics.thresholds import choose_threshold, with_band

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import SPLITS
-from medopt.manifest.splits import SplitRules, assign_splits, draw_parts, group_by_patient, splits_of_folds
+from medopt.manifest.splits import SplitRules, assign_splits, splits_of_folds
+from medopt.manifest.stratified_draw import draw_parts, group_by_patient
 
 
 def one_hot(codes: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:

@@ -17,13 +17,11 @@ from medopt.manifest import balance
 from medopt.manifest.splits import (
     SplitAssignment,
     SplitRules,
-    _fill_gaps,
     apply_folds,
     assign_splits,
-    draw_parts,
-    group_by_patient,
     splits_of_folds,
 )
+from medopt.manifest.stratified_draw import _fill_gaps, draw_parts, group_by_patient
 
 Cohort = tuple[NDArray[Any], NDArray[np.bool_], NDArray[Any]]
 
