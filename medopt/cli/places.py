@@ -48,10 +48,14 @@ def _registered(uri: str) -> Path:
 
 
 def require_scans(paths: Iterable[Path]) -> None:
-    """Refuse scans that are not there, before a release is opened; raises DataError."""
+    """Refuse scans that are not there, before a release is opened; raises DataError.
+
+    A path may be NAME=FILE: an image of a case that has several.
+    """
     for path in paths:
-        if not _exists(path):
-            raise DataError(f"There is no file or folder {path}.")
+        _, named, file = str(path).partition("=")
+        if not (_exists(path) or (named and _exists(Path(file)))):
+            raise DataError(f"There is no file or folder {file if named else path}.")
 
 
 def study_data(study: Study, study_file: Path, given: Path | None) -> Path:

@@ -70,7 +70,7 @@ def predict(
     Example: medopt predict runs/phantom data/phantom/images/site_c --out answers.csv
     """
     folder = release_folder(release)
-    require_scans([Path(str(path).rpartition("=")[2]) for path in paths])
+    require_scans(paths)
     from medopt.cli.console import print_predictions
     from medopt.core.jobs import Fleet
     from medopt.release.predictor import Release

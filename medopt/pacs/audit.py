@@ -170,5 +170,5 @@ class Rejections:
             if self._lines[reason] > _FLOOD_LINES:
                 self._more[reason] = self._more.get(reason, 0) + 1
                 return
-        log.warning("rejected: %s", reason)
+        log.warning("peer turned away: %s", reason)
         self._audit("rejected", reason=reason)

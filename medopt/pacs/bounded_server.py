@@ -53,6 +53,8 @@ class BoundedSocket(AssociationSocket):
     on_turned_away: TurnAway
     reason = ""
     """Why this side ended the association; empty while it has not."""
+    serving = False
+    """Whether a request is being served."""
     first_bytes: bytearray
     """What was read before pynetdicom reads: the association request."""
     unfinished_bytes = 0
@@ -152,7 +154,7 @@ class _Handler(RequestHandler):
         socket.first_bytes, socket.on_turned_away = bytearray(server.request_bytes.data), server.turned_away
         socket.bounds, socket.total_unfinished_bytes = server.bounds, server.total_unfinished_bytes
         association.dimse.__class__ = _BlockingProvider
-        _guard_requests(association, socket.turned_away)
+        _guard_requests(association, socket)
         _guard_events(association)
         return association
 
@@ -171,16 +173,19 @@ def _guard_events(association: Association) -> None:
     association.dul.state_machine.do_action = guarded  # type: ignore[method-assign]
 
 
-def _guard_requests(association: Association, turned_away: TurnAway) -> None:
+def _guard_requests(association: Association, socket: BoundedSocket) -> None:
     """Abort where a request fails in pynetdicom: its thread would end, and leave the connection open."""
     serve = association._serve_request
 
     def guarded(message: Any, context_id: int) -> None:
+        socket.serving = True
         try:
             serve(message, context_id)
         except Exception:  # its text may quote the message
-            turned_away("a request could not be served")
+            socket.turned_away("a request could not be served")
             association.abort()
+        finally:
+            socket.serving = False
 
     association._serve_request = guarded  # type: ignore[method-assign, assignment]
 

@@ -133,8 +133,12 @@ class Receiver:
         """An association that pynetdicom aborts (PS3.8 9.3.8) leaves a line, too; not when the node itself ends."""
         if isinstance(event.pdu, A_ABORT_RQ) and self._server is not None:
             socket: Any = event.assoc.dul.socket
-            by_user = event.pdu.source == 0
-            socket.turned_away("it was silent for too long" if by_user else "a PDU is malformed or comes out of turn")
+            if event.pdu.source:
+                socket.turned_away("a PDU is malformed or comes out of turn")
+            elif socket.serving:  # in a context that was not accepted, for one
+                socket.turned_away("a request could not be served")
+            else:
+                socket.turned_away("it was silent for too long")
 
     def _on_c_echo(self, event: evt.Event) -> int:
         socket: Any = event.assoc.dul.socket

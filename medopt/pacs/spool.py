@@ -31,8 +31,9 @@ class Spool:
                 for number in range(256):
                     (root / name / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
                 sync(root / name)
-            for folder in (root, root.parent):  # else a power cut may take a new spool with all that is in it
-                sync(folder)
+            sync(root)  # else a power cut may take a new spool with all that is in it
+            with suppress(PermissionError):  # who may not read the parent has not made the spool in it
+                sync(root.parent)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -60,11 +60,16 @@ def find_cases(paths: Sequence[Path], names: Sequence[str]) -> list[ScanPath]:
 
     Paths in a table start from its folder; an empty cell is a missing image. Raises DataError naming what is wrong.
     """
-    given = dict(str(path).partition("=")[::2] for path in paths if "=" in str(path))
-    if unknown := sorted(given.keys() - set(names)):
-        raise DataError(f"{unknown[0]} is no image of this release; a case has {', '.join(names)}.")
+    named = [path for path in paths if "=" in str(path) and not path.exists()]
+    given: dict[str, str] = {}
+    for name, _, file in (str(path).partition("=") for path in named):
+        if name not in names:
+            raise DataError(f"{name} is no image of this release; a case has {', '.join(names)}.")
+        if name in given:
+            raise DataError(f"{name} is given twice; give each image of the case once.")
+        given[name] = file
     cases: list[ScanPath] = [tuple(given.get(name, "") for name in names)] if given else []
-    for path in (path for path in paths if "=" not in str(path)):
+    for path in (path for path in paths if path not in named):
         if path.suffix.lower() != ".csv":
             raise DataError(
                 f"A case of this release has {len(names)} images: give {' '.join(f'{name}=FILE' for name in names)} or "
@@ -72,15 +77,20 @@ def find_cases(paths: Sequence[Path], names: Sequence[str]) -> list[ScanPath]:
             )
         lines = read_csv(path, "The table of cases")
         header = next(lines, (1, []))[1]
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise DataError(f"The table of cases {path} has the column {twice[0]} twice.")
         if missing := [name for name in names if f"image:{name}" not in header]:
             raise DataError(f"The table of cases {path} has no column image:{missing[0]}; it has {', '.join(header)}.")
         for number, cells in lines:
             if len(cells) != len(header):
-                raise DataError(f"The table of cases {path}, row {number}: {len(cells)} cells under {len(header)}.")
+                raise DataError(
+                    f"The table of cases {path}, row {number} has {len(cells)} cells; the header has {len(header)}."
+                )
             row = dict(zip(header, cells, strict=True))
-            cases.append(
-                tuple(f"{path.parent / row[f'image:{name}']}" if row[f"image:{name}"] else "" for name in names)
-            )
+            images = [row[f"image:{name}"] for name in names]
+            if not any(images):
+                raise DataError(f"The table of cases {path}, row {number} has no image.")
+            cases.append(tuple(f"{path.parent / image}" if image else "" for image in images))
     if not cases:
         raise DataError("There is no case in what was given.")
     return cases
@@ -157,10 +167,11 @@ def predict_part(
     reporter: Reporter, release: Path, kind: Kind, engine: str | None, scans: Sequence[ScanPath], threads: int
 ) -> list[Row]:
     """One job: the rows of some scans. Raises DataError where this machine does not see them."""
-    absent = [name for name in map(scan_name, scans) if not Path(name).exists() and ".npz#" not in name]
+    paths = [str(path) for scan in scans for path in (scan if isinstance(scan, tuple) else (scan,)) if str(path)]
+    absent = [path for path in paths if not Path(path).exists() and ".npz#" not in path]
     if absent:
         raise DataError(
-            f"A machine of the cluster does not see {len(absent)} of {len(scans)} scans, as {absent[0]}. All of them "
+            f"A machine of the cluster does not see {len(absent)} of {len(paths)} scans, as {absent[0]}. All of them "
             "must see the archive and the release under the same paths."
         )
     return list(predict_scans(Release.open(release, kind, engine, threads, "throughput"), scans, reporter, threads))

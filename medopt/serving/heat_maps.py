@@ -33,7 +33,8 @@ def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: 
     count = 0
     for number, row in enumerate(rows, start=1):
         if row.answer is not None and mapped_labels(release, row.answer):
-            for label, picture in drawn(release, evidence, release.chain.read(row.path), row.answer, row.path):
+            volume = release.chain.read(row.path)
+            for label, picture in evidence_pictures(release, evidence, volume, row.answer, row.path):
                 with atomic(folder / f"{number:05}_{_plain(Path(row.path).stem)}_{_plain(label)}.png") as part:
                     Image.fromarray(picture).save(part, "PNG")
                 count += 1
@@ -41,7 +42,7 @@ def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: 
     return count
 
 
-def drawn(
+def evidence_pictures(
     release: Release, evidence: Evidence | DepthEvidence, volume: Volume, answer: Answer, name: str
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The findings of an answer that are present or undecided, each with its picture (H, W, 3).
@@ -59,11 +60,12 @@ def drawn(
 
 
 def mapped_labels(release: Release, answer: Answer) -> list[str]:
-    """The findings that get a picture; none of a declined scan."""
+    """The findings that get a picture, the most probable first; none of a declined scan."""
     if answer.declined:
         return []
     decided = answer.decision.split(";")
-    return [label for label in release.info.reported_labels if answer.decision == UNDECIDED or label in decided]
+    found = [label for label in release.info.reported_labels if answer.decision == UNDECIDED or label in decided]
+    return sorted(found, key=lambda label: -answer.probabilities[label])
 
 
 def _plain(text: str) -> str:

@@ -66,8 +66,8 @@ class Door:
         assert (self.told, self.audit) == (told, audit)  # a refused instance tells nobody and keeps no study waiting
         return found.value
 
-    def answer(self, late: Instance | None = None) -> None:
-        """The study is answered; `late` comes meanwhile."""
+    def answer(self) -> None:
+        """The study is answered."""
         self.ledger.complete(STUDY, 2)
         due = self.ledger.take(3)
         assert due is not None

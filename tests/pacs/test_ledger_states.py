@@ -224,13 +224,19 @@ def test_a_failing_study_does_not_keep_the_others_waiting(tmp_path: Path) -> Non
     assert order == [("1.1", 0), ("1.2", 0), ("1.2", 0), ("1.2", 0)]
 
 
-def test_what_was_asked_of_an_answered_study_changes_nothing(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
+def answered(path: Path) -> Ledger:
+    """One study of one image, answered."""
+    ledger = Ledger(path)
     ledger.record(instance("1.1", 1), 1, late=True)
     ledger.complete("1.1", 2)
     due = ledger.take(3)
     assert due is not None
     ledger.finish(due, "done", "", [], [], 4)
+    return ledger
+
+
+def test_what_was_asked_of_an_answered_study_changes_nothing(tmp_path: Path) -> None:
+    ledger = answered(tmp_path / "ledger.db")
     ledger.complete("1.1", 5)
     ledger.hand_back("1.1", 6, failure="too late")
     assert ledger.recover(7) == 0
@@ -295,12 +301,7 @@ def test_the_ledger_is_committed_with_full_flushes_in_a_log(tmp_path: Path) -> N
 
 
 def test_what_comes_for_a_study_whose_files_are_gone(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
-    ledger.record(instance("1.1", 1), 1, late=True)
-    ledger.complete("1.1", 2)
-    due = ledger.take(3)
-    assert due is not None
-    ledger.finish(due, "done", "", [], [], 4)
+    ledger = answered(tmp_path / "ledger.db")
     for emptied in (1, 2):
         with ledger.transaction() as db:
             db.execute("UPDATE studies SET emptied = ?", (emptied,))

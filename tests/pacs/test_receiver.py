@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import resource
+import select
 import shutil
 import socket
 import ssl
@@ -299,7 +300,7 @@ def association_request() -> bytes:
 
 
 def test_many_idle_connections_delay_nobody(listen: Callable[..., ListeningNode]) -> None:
-    """60 sockets that send nothing, 5 that send slowly, 100 associations: C-ECHO within a second."""
+    """60 sockets that send nothing, 5 that send slowly, 100 associations: C-ECHO is answered while all of them wait."""
     node, request = listen(limits={"free_mb": 0, "associations": 110}), association_request()
     idle, slow, open_ones = (
         [socket.create_connection(("127.0.0.1", node.port)) for _ in range(number)] for number in (60, 5, 100)
@@ -311,15 +312,13 @@ def test_many_idle_connections_delay_nobody(listen: Callable[..., ListeningNode]
     for each in open_ones:
         each.settimeout(20)
         assert each.recv(1) == b"\x02"  # accepted
-    times = []
     for number in range(3):
         slow[number].sendall(request[7 + number : 8 + number])
-        started = time.perf_counter()
         link = association(node.port)
         assert link.send_c_echo().Status == SUCCESS
-        times.append(time.perf_counter() - started)
+        ended, _, _ = select.select(slow, [], [], 0)
+        assert not ended, "the node answered only after it had ended a connection"
         link.release()
-    assert min(times) < 1, times  # of three: others share the machine
     for each in (*idle, *slow, *open_ones):
         each.close()
 

@@ -20,7 +20,9 @@ from http_node import HttpNode
 from peers import association
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1
 from pynetdicom import AE, AllStoragePresentationContexts, build_context
-from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.dimse_messages import C_ECHO_RQ
+from pynetdicom.dimse_primitives import C_ECHO
+from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -131,12 +133,25 @@ def test_a_sender_of_further_protocol_versions_is_accepted(listen: Callable[...,
     assert not rejections(node, 0)
 
 
+def echo_in(context: int) -> bytes:
+    """C-ECHO in a presentation context."""
+    asked, message = C_ECHO(), C_ECHO_RQ()
+    asked.MessageID, asked.AffectedSOPClassUID = 1, Verification
+    message.primitive_to_message(asked)
+    pdus = []
+    for part in message.encode_msg(context, 16382):
+        pdus.append(P_DATA_TF())
+        pdus[-1].from_primitive(part)
+    return b"".join(pdu.encode() for pdu in pdus)
+
+
 @pytest.mark.parametrize(
     ("then", "reason"),
     [
         (b"", "it was silent for too long"),
         (request(), "a PDU is malformed or comes out of turn"),
         (b"\x09\x00\x00\x00\x00\x04abcd", "a PDU is malformed or comes out of turn"),
+        (echo_in(99), "a request could not be served"),  # a context that was not accepted
     ],
 )
 def test_an_association_that_is_aborted_leaves_a_line(
@@ -174,7 +189,7 @@ def test_who_is_refused_over_http_leaves_a_line(listen: Callable[..., HttpNode],
     assert requests.get(f"{node.url}/favicon.ico", headers=key, timeout=9).status_code == 404
     reasons = rejections(node, 3)
     assert len(reasons) == 3 and not [reason for reason in reasons if "QUITTENBAUM" in reason]
-    assert "an HTTP request without the key" in reasons
+    assert "an HTTP request without a key" in reasons
 
 
 def test_one_too_many_is_told(listen: Callable[..., HttpNode]) -> None:

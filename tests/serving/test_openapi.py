@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,10 +29,8 @@ HEADERS = {"X-API-Key": KEY}
 
 
 @pytest.fixture(scope="module")
-def server(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    key = tmp_path_factory.mktemp("key") / "key"
-    key.write_text(KEY)
-    with served(finished.release, "--try", "--api-key-file", key) as found:
+def server(finished: Finished) -> Iterator[Server]:
+    with served(finished.release, "--try", MEDOPT_API_KEY=KEY) as found:
         yield found
 
 
@@ -143,8 +142,23 @@ def test_refusals_are_as_documented(server: Server, document: dict[str, Any]) ->
         answer = httpx.post(server.url(f"/v2/models/{name}/infer"), content=body, headers=HEADERS, timeout=60)
         assert answer.status_code == code
         check(document, infer, answer)
-    packed = httpx.post(server.url("/v2/models/clinic/infer"), headers=HEADERS | {"Content-Encoding": "gzip"})
-    check(document, infer, packed)
+    for (method, path), operation in table.items():
+        place = server.url(path.format(name="clinic", version="1"))
+        packed = httpx.request(method, place, headers=HEADERS | {"Content-Encoding": "gzip"})
+        assert packed.status_code == 415
+        check(document, operation, packed)
+
+
+def test_binary_outputs_are_in_the_document(server: Server, document: dict[str, Any], scans: list[Path]) -> None:
+    infer, place = operations(document)["POST", "/v2/models/{name}/infer"], server.url("/v2/models/clinic/infer")
+    scan = base64.b64encode(scans[0].read_bytes()).decode()
+    base64_scan = {"parameters": {"content_type": "base64"}, "data": [scan]}
+    tensor = {"name": "scan", "datatype": "BYTES", "shape": [1], **base64_scan}
+    body = {"inputs": [tensor], "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]}
+    answer = httpx.post(place, json=body, headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] in infer["responses"]["200"]["content"]
+    assert answer.headers["content-type"] == "application/octet-stream"
 
 
 def test_requests_of_the_protocol_are_of_its_schema(document: dict[str, Any]) -> None:

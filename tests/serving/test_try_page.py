@@ -22,7 +22,7 @@ from server_process import WHOLE, Server, arrays, served
 from medopt.inference.evidence_map import Evidence
 from medopt.release.layout import ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Release
-from medopt.serving.heat_maps import drawn
+from medopt.serving.heat_maps import evidence_pictures
 from medopt.serving.server.form_data import Form, is_form, parse_form
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.try_page import Sessions, label_rows, rule_of
@@ -49,10 +49,8 @@ def server(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def locked(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    key = tmp_path_factory.mktemp("key") / "key"
-    key.write_text(KEY)
-    with served(finished.release, "--try", "--api-key-file", key) as found:
+def locked(finished: Finished) -> Iterator[Server]:
+    with served(finished.release, "--try", MEDOPT_API_KEY=KEY) as found:
         yield found
         assert KEY not in "".join(found.raw)
 
@@ -95,7 +93,7 @@ def test_the_heat_map_is_that_of_predict(server: Server, finished: Finished, sca
     release = Release.open(finished.release, mode="throughput")
     evidence = Evidence.open(finished.release / "model.int8.onnx")
     assert evidence is not None
-    ((label, expected),) = drawn(release, evidence, release.chain.read(scan), release.predict(scan), "scan")
+    ((label, expected),) = evidence_pictures(release, evidence, release.chain.read(scan), release.predict(scan), "scan")
     assert label == "blob"
     np.testing.assert_array_equal(shown, expected)
 
@@ -175,10 +173,12 @@ def info(finished: Finished, **changes: Any) -> tuple[ReleaseInfo, ModelInfo]:
 def test_operating_points_are_told(finished: Finished) -> None:
     answer = Answer({"a": 0.2, "b": 0.3, "c": 0.5}, "c", (0.0,))
     classes = info(finished, task="multiclass", labels=["a", "b", "c"], threshold=None, band=(0.0, 0.4))
-    assert "most probable label" in rule_of(*classes) and "below 40.0 % the case is left undecided" in rule_of(*classes)
+    assert "most probable label" in rule_of(*classes) and "below 40.0 %, the case is left" in rule_of(*classes)
     assert [row.threshold for row in label_rows(*classes, answer)] == [None] * 3
     many = info(finished, task="multilabel", labels=["a", "b", "c"], threshold=(0.1, 0.2, 0.3))
     assert [row.threshold for row in label_rows(*many, answer)] == [0.1, 0.2, 0.3]
+    between = info(finished, labels=["a", "b"], threshold=0.3, band=(0.2, 0.42))
+    assert "is b from a probability of 42.0 % on and a below 20.0 %; between them" in rule_of(*between)
     binary = info(finished, labels=["a", "b"], threshold=0.25)
     assert [row.threshold for row in label_rows(*binary, answer)] == [None, 0.25] and "b from" in rule_of(*binary)
 

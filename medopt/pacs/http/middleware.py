@@ -46,7 +46,8 @@ class HttpGuard:
         try:
             self._key.check(_with_password(headers))
         except Refused:
-            self._rejected("an HTTP request without the key")
+            given = headers.keys() & {"authorization", "x-api-key"}
+            self._rejected(f"an HTTP request {'with a wrong' if given else 'without a'} key")
             challenge = {"WWW-Authenticate": 'Basic realm="medopt", charset="UTF-8"', "Connection": "close"}
             return PlainTextResponse("The key is missing or wrong.\n", 401, HEADERS | challenge)
         return None

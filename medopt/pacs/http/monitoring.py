@@ -164,7 +164,7 @@ class Metrics:
             yield CounterMetricFamily(f"medopt_pacs_{event}", description, value=counts.get((event, ""), 0))
         by_reason = {
             "refused": "Instances that were not accepted.",
-            "rejected": "Associations that were not accepted.",
+            "rejected": "Associations and HTTP requests that were turned away, and associations that the node ended.",
             "not sent": "Attempts to send a result that failed.",
             "not reconciled": "Attempts to ask the source that failed.",
             "not compared": "Comparisons in which something of the source could not be compared.",

@@ -138,9 +138,12 @@ class _Pages:
 
     async def retry(self, request: Request) -> Response:
         """Try everything that is parked again; only the page's own form may request it."""
-        form = parse_qs((await _form_body(request)).decode("ascii", "replace"), max_num_fields=10)
+        try:
+            form = parse_qs((await _form_body(request)).decode("ascii", "replace"), max_num_fields=10)
+        except ValueError:  # more fields than the page's own form has
+            form = {}
         if not self._form_token.is_valid(form.get("token", [""])[0], request.headers):
-            return PlainTextResponse("This form is not the page's own; load the page again.\n", 403, HEADERS)
+            raise HTTPException(403, "This form is not the page's own; load the page again.")
         studies, results = await run_in_threadpool(retry_parked, self._parts.ledger, self._parts.clock())
         self._parts.audit("retried", studies=studies, results=results)
         return RedirectResponse(f"./?studies={studies}&results={results}", 303, HEADERS)

@@ -25,7 +25,7 @@ class Key:
 
     @classmethod
     def read(cls, file: Path | None) -> Key:
-        """From a file's first line, else from the environment. Raises ConfigError."""
+        """From a file's first non-blank line, else from the environment. Raises ConfigError."""
         return cls(key_text(file))
 
     def __bool__(self) -> bool:

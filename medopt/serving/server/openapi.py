@@ -18,7 +18,7 @@ from medopt.serving.server.openapi_schemas import BODIES, SCHEMAS
 
 HTML, TEXT = "text/html", "text/plain"
 Body = Literal["", "infer", "index", "try", "key"]
-_INFER: tuple[Kind, ...] = ("malformed", "unknown", "size", "encoding", "busy", "internal", "not_ready", "slow")
+_INFER: tuple[Kind, ...] = ("malformed", "unknown", "size", "busy", "internal", "not_ready", "slow")
 _REFUSALS: dict[Kind, str] = {
     "malformed": "The request does not follow the protocol, or its scan cannot be read; the reason.",
     "encoding": "Content-Encoding is not taken.",
@@ -75,10 +75,10 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _operation(operation: Operation) -> dict[str, Any]:
     responses = {str(status): _answer(status, kind) for status, kind in operation.answers.items()}
-    refusals: tuple[Kind, ...] = operation.refusals if operation.without_key else ("key", *operation.refusals)
-    media_type = HTML if HTML in operation.answers.values() else "application/json"
-    for kind in refusals:
-        content = {media_type: {"schema": _schema(HTML if media_type == HTML else "Error")}}
+    first: tuple[Kind, ...] = () if operation.without_key else ("key",)
+    for kind in (*first, "encoding", *operation.refusals):
+        is_page = HTML in operation.answers.values() and kind != "encoding"  # which is refused before any route
+        content = {HTML: {"schema": _schema(HTML)}} if is_page else {"application/json": {"schema": _schema("Error")}}
         responses.setdefault(str(HTTP[kind]), {"description": _REFUSALS[kind], "content": content})
     described: dict[str, Any] = {
         "summary": (inspect.getdoc(operation.endpoint) or "").partition("\n")[0],
@@ -90,6 +90,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "responses": responses,
         "security": [] if operation.without_key else [{"key": []}, {"bearer": []}],
     }
+    if operation.body == "infer":  # where binary outputs are asked for
+        responses["200"]["content"]["application/octet-stream"] = {"schema": {"type": "string"}}
     if operation.body:
         body = BODIES[operation.body]
         described["requestBody"] = {"required": operation.body != "index", "content": body}

@@ -12,10 +12,11 @@ from PIL import Image
 
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
+from medopt.core.format import count_text
 from medopt.inference.depth_evidence import DepthEvidence
 from medopt.inference.evidence_map import Evidence
 from medopt.release.predictor import Answer
-from medopt.serving.heat_maps import drawn, mapped_labels
+from medopt.serving.heat_maps import evidence_pictures, mapped_labels
 from medopt.serving.server.decode_scan import read_bytes
 from medopt.serving.server.limits import ServerLimits
 from medopt.serving.server.releases import ServedRelease, VerifiedRelease
@@ -60,12 +61,13 @@ class PictureMaker:
         evidence = self._evidence(verified)
         volume = read_bytes(verified.release, scan, self._limits)
         pictures = []
-        for label, pixels in islice(drawn(verified.release, evidence, volume, answer, "the scan"), _MAX_PICTURES):
+        drawing = evidence_pictures(verified.release, evidence, volume, answer, "the scan")
+        for label, pixels in islice(drawing, _MAX_PICTURES):
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, "PNG")
             pictures.append((label, png.getvalue()))
         more = len(mapped_labels(verified.release, answer)) - len(pictures)
-        return Pictures(tuple(pictures), f"{more} more findings have no picture here." if more else "")
+        return Pictures(tuple(pictures), f"{count_text(more, 'more finding')} without a picture here." if more else "")
 
     def _evidence(self, verified: VerifiedRelease) -> Evidence | DepthEvidence:
         """The model opened as a network of places; raises DataError where there is none."""

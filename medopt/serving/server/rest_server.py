@@ -124,7 +124,7 @@ class _Protocol:
             ),
             Operation(
                 "POST", "/v2/repository/index", self.index, {200: "RepositoryIndex"},
-                ("malformed", "size", "encoding", "slow"), "index",
+                ("malformed", "size", "slow"), "index",
             ),
             Operation("POST", f"{repository}/load", self.load, {200: "Loaded"}, ("unknown", "not_ready")),
             Operation("POST", f"{repository}/unload", self.unload, {}, ("malformed", "unknown")),
@@ -198,10 +198,11 @@ class _Protocol:
             with service.uploading():
                 body = await read_body(request, service.limits, take)
             with service.admitted(1):
-                log.digest = await service.in_reader(content_digest, body)
+                if not is_form(content_type):
+                    log.digest = await service.in_reader(content_digest, body)
                 length = request.headers.get(JSON_LENGTH)
-                most = service.limits.max_queue
-                inputs, selection = await service.in_reader(parse_request, body, length, content_type, most)
+                max_scans = service.limits.max_queue
+                inputs, selection = await service.in_reader(parse_request, body, length, content_type, max_scans)
                 if is_form(content_type):  # its boundary is another each time
                     log.digest = await service.in_reader(content_digest, *inputs.scans)
                 del body

@@ -71,21 +71,13 @@ class TryPage:
 
     def operations(self) -> list[Operation]:
         """The routes; the page itself asks for the key."""
-        refusals: tuple[Kind, ...] = (
-            "key",
-            "malformed",
-            "unknown",
-            "size",
-            "encoding",
-            "busy",
-            "internal",
-            "not_ready",
-            "slow",
-        )
+        refusals: tuple[Kind, ...] = tuple(kind for kind in HTTP if kind != "encoding")
         return [
             Operation("GET", PATH, self.page, {200: HTML}, ("key",), without_key=True),
             Operation("POST", PATH, self.answer, {200: HTML}, refusals, "try", without_key=True),
-            Operation("POST", f"{PATH}/key", self.unlock, {303: ""}, ("malformed", "size"), "key", without_key=True),
+            Operation(
+                "POST", f"{PATH}/key", self.unlock, {303: ""}, ("malformed", "size", "slow"), "key", without_key=True
+            ),
         ]
 
     async def page(self, request: Request) -> Response:
@@ -126,7 +118,7 @@ class TryPage:
                 model, answer = await self._answer(request, log)
         except Refused as refused:
             log_refusal("page", refused)
-            if refused.kind == "size":
+            if refused.kind in ("size", "busy"):
                 await drain(request, self._service.limits)
             return self._rendered(request, error=refused)
         return self._rendered(request, model, answer)
@@ -235,13 +227,16 @@ def label_rows(info: ReleaseInfo, model: ModelInfo, answer: Answer) -> list[Labe
 def rule_of(info: ReleaseInfo, model: ModelInfo) -> str:
     """How the release decides, in a sentence or two."""
     point = model.operating_point
+    low, high = (f"{100 * side:.1f} %" for side in point.band or (0, 0))
     if point.threshold is None:
         text = "The most probable label is the decision."
+        if point.band is not None:
+            text = f"{text[:-1]}; where its probability is below {high}, the case is left {UNDECIDED}."
+    elif info.task == "binary" and point.band is not None:
+        text = f"The decision is {info.labels[1]} from a probability of {high} on and {info.labels[0]} below {low}; "
+        text += f"between them the case is left {UNDECIDED}."
     elif info.task == "binary":
         text = f"The decision is {info.labels[1]} from a probability of {100 * point.thresholds[0]:.1f} % on."
     else:
         text = "Each finding is decided from its own threshold on."
-    if point.band is not None:
-        low, high = (f"{100 * side:.1f} %" for side in point.band)
-        text += f" From {low} to below {high} the case is left {UNDECIDED}."
     return f"{text} The operating point ({point.rule}) was chosen on validation."
