@@ -26,7 +26,7 @@ def run(
 
     The same call goes on with a run that was interrupted, and returns at once where everything is done. Returns the
     run's figures as `metrics` (`metrics.test.int8.auc` is an Estimate: value, low, high, n), its `folder`, and its
-    `release` folder, which is None where a verdict is against the model.
+    `release` folder, which is None if a verdict did not pass the model.
 
     Args:
         study: path of a study file (YAML).
@@ -34,7 +34,7 @@ def run(
         runs: folder for the runs, the prepared images and MLflow's store.
         overrides: settings laid over the file's, as in `["training.epochs=3"]`.
         fresh: begin a new run even where there is one of the same study and data.
-        override: (name, reason) of who releases a model that a verdict is against; the card begins with both.
+        override: (name, reason) of who releases a model that a verdict did not pass; the card begins with both.
         reporter: hears of stages, messages and progress (`medopt.core.reporter.Reporter`); None: silence.
 
     Raises ConfigError, DataError, TrainingError: the `MedoptError` of the stage that refused.

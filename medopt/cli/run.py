@@ -68,7 +68,7 @@ def run(
         typer.Option(
             "--override-gate",
             metavar="NAME",
-            help="Release what a verdict is against (no better than chance, or int8 not past the gate), in this name.",
+            help="Release a model that a verdict did not pass; NAME is the person who takes responsibility.",
         ),
     ] = "",
     reason: Annotated[str, typer.Option("--reason", help="With --override-gate: why. The model card says both.")] = "",
@@ -175,7 +175,7 @@ def _print(finished: FinishedRun | FinishedGroup) -> None:
 
 
 def _refuse(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
-    """Exit code 5 where a verdict is against a model and nobody answers for it: there is no release of it then."""
+    """Raise GateRefused (exit code 5) if a run has no release: a verdict did not pass it, and nobody overrode that."""
     from medopt.pipeline.finished_run import FinishedRun
 
     groups = [end for end in finished if not isinstance(end, FinishedRun)]
@@ -194,8 +194,8 @@ def _refuse(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
         raise GateRefused(
             f"{run.metrics.study} is not released: {listed(list(run.metrics.refusals))}. The models and all figures "
             f"are in {run.folder}; there is no release. The same command trains nothing again and judges int8 anew, as "
-            "for a machine that was busy; its limits: compression.gate in the study file. Whoever will answer for the "
-            "model may release it all the same: --override-gate NAME --reason TEXT."
+            "for a machine that was busy; its limits: compression.gate in the study file. A person who takes "
+            "responsibility for the model can release it all the same: --override-gate NAME --reason TEXT."
         )
     if members:
         raise GateRefused(

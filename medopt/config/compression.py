@@ -36,7 +36,7 @@ class Gate(Section):
     min_speedup: float = Field(1.0, ge=0)
     """Speed relative to the float model in its fastest engine."""
     mend: bool = True
-    """Where int8 loses too much, keep the most harmful layers in float: as few as needed, at most a quarter of all."""
+    """Where int8 loses too much, keep the most harmful layers in float: 1, 2, 4 and so on, at most a quarter of all."""
 
 
 class Pruning(Section):

@@ -230,7 +230,7 @@ class PretrainingRecord:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Who releases a model that a verdict is against, why, and when (ISO 8601).
+    """Who releases a model that a verdict did not pass, why, and when (ISO 8601).
 
     `model` is the SHA-256 of the one file for which it was given.
     """

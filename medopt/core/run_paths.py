@@ -52,7 +52,7 @@ def find_release(path: str | Path) -> Path:
         )
     if not _is_release(run / _RELEASE):
         raise ReleaseError(
-            f"The run {run} has no release: it did not finish, or a verdict is against its model: not better than "
+            f"The run {run} has no release: it did not finish, or a verdict did not pass its model: not better than "
             "chance, or int8 did not pass the gate (metrics.json there has the reasons). The same `medopt run` goes on "
             "with it; or give another run's folder."
         )

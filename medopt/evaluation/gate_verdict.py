@@ -98,7 +98,7 @@ class GateVerdict(Result):
 class GateRecord(GateVerdict):
     """The verdict on the int8 model of a run: `in_float` names its layers that compute in float.
 
-    `override` is who released the model although a verdict is against it: the gate's, or that on the model itself.
+    `override` is who released the model although a verdict did not pass it: the gate's, or that on the model itself.
     """
 
     in_float: tuple[str, ...]

@@ -179,12 +179,12 @@ class RunMetrics(Result):
 
     @property
     def is_passed(self) -> bool:
-        """Whether both verdicts let the model pass, so that it needs nobody to answer for it."""
+        """Whether both verdicts passed the model, so that no override is needed."""
         return self.gate.passed and (self.verdict is None or self.verdict.better_than_chance)
 
     @property
     def is_released(self) -> bool:
-        """Whether there is a release: both verdicts let it pass, or somebody answers for it."""
+        """Whether there is a release: both verdicts passed the model, or a person overrode them."""
         return self.is_passed or self.gate.override is not None
 
     @property

@@ -33,7 +33,7 @@ class VerdictLine:
 
 
 def verdict_lines(figures: RunMetrics | ReleaseFigures, gate: GateRecord) -> list[VerdictLine]:
-    """What is said of the model, of int8 against float, and who answers for it against a verdict."""
+    """The verdict on the model, that of the gate on int8, and who overrode one of them."""
     return list(_lines(figures, gate))
 
 

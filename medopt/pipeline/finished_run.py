@@ -26,7 +26,7 @@ class FinishedRun:
 
     @property
     def release(self) -> Path | None:
-        """The release folder; None where a verdict is against it and nobody answers for it."""
+        """The release folder; None if a verdict did not pass the model and nobody overrode it."""
         path = self.folder / "release"
         return path if path.is_dir() else None
 

@@ -46,7 +46,7 @@ def summarize(
 ) -> RunMetrics:
     """All of `metrics.json`. `tables` are the validation and test predictions of the float and the int8 model.
 
-    `override` is who would answer for the model; it is kept where a verdict is against it.
+    `override` names who would release the model; it is kept if a verdict did not pass it.
     """
     settings, seed, confidence = study.evaluation, study.seed, study.evaluation.confidence
     table_of = {table.model: table for table in tables}

@@ -98,8 +98,8 @@ def run_study(
 ) -> FinishedRun:
     """Run a study, or go on with it, and return its figures, its folder and its link in MLflow.
 
-    `parent` is the id of the MLflow run above this one; `override` releases what a verdict is against, now and when the
-    run is gone on with. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or
+    `parent` is the id of the MLflow run above this one; `override` releases a model that a verdict did not pass, now
+    and when the run continues. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or
     KILLED after Ctrl-C.
     """
     cases = read_source(study, study_file, data)

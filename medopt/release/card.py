@@ -147,7 +147,7 @@ def render_card(card: ModelCard) -> str:
 def _head(card: ModelCard) -> Iterator[str]:
     yield from (f"# {card.name}", "", f"{card.question} {card.status}", "")
     gate = card.model.gate
-    if override := gate.override:  # first of all: somebody released what a verdict is against, and answers for it
+    if override := gate.override:  # first of all: a person released it although a verdict did not pass it
         model = card.verdict
         if model is not None and not model.better_than_chance:
             yield f"**This model is {model.word}** ({'; '.join(model.reasons)})."

@@ -176,7 +176,7 @@ class Tracker:
     def log_release(self, release: Path) -> str:
         """The release as a model that answers scans, registered under the study's name; returns its version.
 
-        With alias `candidate` where both verdicts let it pass; one that somebody answers for is there without.
+        It gets the alias `candidate` only if both verdicts passed it; an overridden one has no alias.
         """
         info = read_info(release)
         name, model = info.study, info.figures.verdict

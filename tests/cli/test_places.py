@@ -51,7 +51,7 @@ def test_a_release_that_was_copied_or_renamed_is_itself(study_folder: Path, tmp_
 
 def test_the_newest_run_without_a_release_is_refused_and_no_older_one_taken(study_folder: Path) -> None:
     (study_folder / NEW / "release" / "release.json").unlink()
-    with pytest.raises(ReleaseError, match=f"The run .*{NEW} has no release: .* a verdict is against its model"):
+    with pytest.raises(ReleaseError, match=f"The run .*{NEW} has no release: .* a verdict did not pass its model"):
         release_folder(study_folder)
     with pytest.raises(ReleaseError, match=f"The run .*{UNFINISHED} has no release: it did not finish"):
         release_folder(study_folder / UNFINISHED)

@@ -40,7 +40,7 @@ class EvaluateStage(Stage[NoResult]):
     inputs = ("prepare", "judge")
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
-        """The cases with their subgroups, the history, and who answers for a model that a verdict is against."""
+        """The cases with their subgroups, the history, and who overrode a verdict."""
         override = override_of(context)
         return {
             "cases": context.cases.digest,
@@ -110,7 +110,7 @@ def notes_of(context: RunContext) -> tuple[str, ...]:
 
 
 def override_of(context: RunContext) -> Override | None:
-    """Who answers for the model against a verdict. It holds for the model it was given for, and for no later one."""
+    """Who overrode a verdict. An override holds for the model that it was given for, and for no later one."""
     recorded = context.folder.facts().get("override")
     if recorded is None:
         return None

@@ -24,7 +24,7 @@ class Recorded:
 
 
 class RecordStage(Stage[Recorded]):
-    """Log the run's end; the release gets the alias `candidate` only where both verdicts let it pass."""
+    """Log the run's end; the release gets the alias `candidate` only if both verdicts passed it."""
 
     name = "record"
     inputs = ("prepare", "judge", "evaluate")

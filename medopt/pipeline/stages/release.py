@@ -1,4 +1,4 @@
-"""The stage `release`: the folder that goes into service, of what both verdicts pass or somebody answers for."""
+"""The stage `release`: it builds the folder that goes into service if both verdicts pass or a person overrides them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Released:
 
 
 class ReleaseStage(Stage[Released]):
-    """Build and verify the release, or take away that of a model which a verdict is against now."""
+    """Build and verify the release, or remove that of a model which no longer passes a verdict."""
 
     name = "release"
     inputs = ("prepare", "judge", "evaluate")
@@ -51,7 +51,7 @@ class ReleaseStage(Stage[Released]):
         return [folder.release]
 
     def complete(self, context: RunContext) -> None:
-        """Build nothing where a verdict is against the model and nobody answers for it."""
+        """Build nothing if a verdict did not pass the model and nobody overrode it."""
         if RunMetrics.read(context.folder.path).is_released:
             super().complete(context)
             return
