@@ -64,8 +64,8 @@ def serve(
     log, and the others go on.
 
     Inputs: scan (BYTES), each element a DICOM, NIfTI, PNG or JPEG file or a zip of a series, read as medopt predict
-    reads it; or image (FP32), prepared already. Outputs: probabilities, decision, declined (the reason; then all
-    others are empty), logits; and the hashes of release, model and chain.
+    reads it; or image (FP32), prepared already. Outputs: probabilities, logits, decision, declined (the reason; then
+    the numbers are null and the decision is empty); and the hashes of release, model and chain.
 
     Example: medopt serve runs/phantom
 

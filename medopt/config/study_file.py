@@ -191,7 +191,8 @@ def find_manifest(study: Study, study_file: Path, data: Path) -> Path:
     for place in places:
         if place.is_file():
             return place
+    source = "medopt phantom data/phantom draws it" if study.name == "phantom" else f"medopt fetch {study.name} gets it"
     raise ConfigError(
         f"The manifest of study {study.name} is not there; looked for {places[0]} and {places[1]}. "
-        f"Give the folder that holds the data with --data DIR or MEDOPT_DATA, or get it: medopt fetch {study.name}."
+        f"Give the folder that holds the data with --data DIR or MEDOPT_DATA; if the data are public, {source}."
     )
