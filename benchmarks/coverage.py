@@ -2,7 +2,8 @@
 
     python benchmarks/coverage.py [--studies 1000] [--json]
 
-A study has so many patients with and without the finding, with one image each or with one to five that are alike.
+A study has so many patients with and without the finding: with one image each, or with several that are alike: one to
+five, 40, a number that varies widely (lognormal), or one image each but for one patient who has half of all.
 """
 
 from __future__ import annotations
@@ -27,16 +28,24 @@ from medopt.metrics.weighted import ranking_statistic
 CONFIDENCE, DRAWS = 0.95, 400
 AUCS, SIZES = (0.7, 0.85, 0.93, 0.97, 0.99), ((8, 20), (15, 15), (15, 60), (40, 40), (30, 150), (100, 100))
 SHARES, PATIENTS = (0.6, 0.85, 0.95, 0.98), (15, 40, 150)
+IMAGES = ("1", "1 to 5", "40", "lognormal", "one big")
 Limits = dict[str, tuple[float, float]]
 
 
-def _owners(random: np.random.Generator, patients: int, images: int) -> np.ndarray:
-    return np.repeat(np.arange(patients), random.integers(1, images + 1, size=patients))
+def _owners(random: np.random.Generator, patients: int, images: str) -> np.ndarray:
+    counts = {
+        "1": lambda: np.ones(patients, dtype=np.int64),
+        "1 to 5": lambda: random.integers(1, 6, size=patients),
+        "40": lambda: np.full(patients, 40),
+        "lognormal": lambda: np.maximum(1, np.round(np.exp(random.normal(0.7, 1.3, patients)))).astype(np.int64),
+        "one big": lambda: np.where(np.arange(patients) == random.integers(patients), patients, 1),
+    }[images]()
+    return np.repeat(np.arange(patients), counts)
 
 
-def area_limits(random: np.random.Generator, auc: float, size: tuple[int, int], images: int) -> Limits:
+def area_limits(random: np.random.Generator, auc: float, size: tuple[int, int], images: str) -> Limits:
     """The intervals of one study: two normal scores, of whose variance 0.6 lies between patients with many images."""
-    owner, between = _owners(random, sum(size), images), 0.6 if images > 1 else 0.0
+    owner, between = _owners(random, sum(size), images), 0.0 if images == "1" else 0.6
     sick = (np.arange(sum(size)) < size[0])[owner]
     score = np.sqrt(between) * random.normal(size=sum(size))[owner] + np.sqrt(1 - between) * random.normal(
         size=len(owner)
@@ -53,10 +62,10 @@ def area_limits(random: np.random.Generator, auc: float, size: tuple[int, int], 
     return _limits({"percentile": guarded(drawn["auc"]), "DeLong logit, normal": plain, "DeLong logit, t": chosen})
 
 
-def share_limits(random: np.random.Generator, share: float, patients: int, images: int) -> Limits:
+def share_limits(random: np.random.Generator, share: float, patients: int, images: str) -> Limits:
     """The intervals of one study: a share that differs from patient to patient where they have many images."""
     owner = _owners(random, patients, images)
-    own = random.beta(3 * share, 3 * (1 - share), size=patients)[owner] if images > 1 else share
+    own = random.beta(3 * share, 3 * (1 - share), size=patients)[owner] if images != "1" else share
     hit = random.random(len(owner)) < own
     drawn = estimates(
         lambda weights: {"share": weights @ hit / weights.sum(axis=1)},
@@ -91,7 +100,7 @@ def covered(studies: int, draw: Callable[[np.random.Generator], Limits], truth: 
 
 def rows(studies: int) -> Iterator[dict[str, Any]]:
     """A row a setting."""
-    for images in (1, 5):
+    for images in IMAGES:
         for auc in AUCS:
             for size in SIZES:
                 found = covered(studies, lambda random, a=auc, s=size, i=images: area_limits(random, a, s, i), auc)
@@ -118,8 +127,7 @@ def main() -> None:
     table = Table("of", "patients", "images", *(f"{kind}: covers % (width)" for kind in kinds))
     for row in found:
         cells = (f"{row[kind]['covers']:.1f} ({row[kind]['width']:.3f})" if kind in row else "" for kind in kinds)
-        images = "1" if row["images"] == 1 else f"1 to {row['images']}"
-        table.add_row(row["of"], row["patients"], images, *cells)
+        table.add_row(row["of"], row["patients"], row["images"], *cells)
     Console(width=170).print(table)
 
 

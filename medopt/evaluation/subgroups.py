@@ -1,24 +1,26 @@
 """Figures of each site and each subgroup, and how far each one lies from all the others.
 
 A group is compared with all other cases, never with the whole, which holds its own cases too. Whoever looks at many
-groups finds an odd one by chance alone, which the report says beside the worst.
+groups finds an odd one by chance alone: so the intervals of all differences hold together (Bonferroni), and those that
+each difference has alone stand beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate, Predictions
+from medopt.evaluation.group_differences import difference_to_others, rates_of
 from medopt.evaluation.subgroup_results import GroupDifference, SubgroupFigures, SubgroupResults, WorstGroup
-from medopt.metrics.bootstrap import Resampling, guarded, resampled
+from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.delong import auc_with_covariance, mean_auc
-from medopt.metrics.estimates import falling, maker, shares_of
-from medopt.metrics.figures import RATES
-from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, distinct
+from medopt.metrics.estimates import falling
+from medopt.metrics.weighted import distinct
+
+Groups = dict[str, dict[str, SubgroupFigures]]
 
 
 def subgroup_figures(
@@ -30,17 +32,20 @@ def subgroup_figures(
     is not known are in no group, and in no comparison of that variable.
     """
     options = Resampling(bootstrap=bootstrap, confidence=confidence, seed=seed)
-    variables: dict[str, dict[str, SubgroupFigures]] = {}
     if len(scored.predictions):
         scored = scored.where(falling(scored.predictions))
         _ = scored.patients  # numbered once for all groups
-    for variable, column in _variables(scored.predictions):
-        known = scored.where(column != "")
-        groups = column[column != ""]
+    columns = dict(_variables(scored.predictions))
+    looks = sum(_comparisons(scored, column, smallest) for column in columns.values())
+    corrected = Resampling(bootstrap=bootstrap, confidence=1 - (1 - confidence) / max(1, looks), seed=seed)
+    variables: Groups = {}
+    for variable, column in columns.items():
+        known, groups = scored.where(column != ""), column[column != ""]
         variables[variable] = {
-            str(name): _group(known, groups == name, smallest, options) for name in np.unique(groups).tolist()
+            str(name): _group(known, groups == name, smallest, options, corrected)
+            for name in np.unique(groups).tolist()
         }
-    return _with_worst(variables, smallest, confidence)
+    return _with_worst(variables, smallest, confidence, looks)
 
 
 def _variables(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]]]:
@@ -50,93 +55,72 @@ def _variables(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]
             yield name, column
 
 
+def _comparisons(scored: CalibratedPredictions, column: NDArray[np.str_], smallest: int) -> int:
+    """How many differences of this variable are looked at: one for two groups, as each is the other's."""
+    known, groups = scored.where(column != ""), column[column != ""]
+    names = np.unique(groups)
+    compared = [
+        name
+        for name in names.tolist()
+        if not any(_too_small(known, side, smallest) for side in (groups == name, groups != name))
+    ]
+    return min(len(compared), 1) if len(names) == 2 else len(compared)
+
+
 def _group(
-    known: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int, options: Resampling
+    known: CalibratedPredictions,
+    rows: NDArray[np.bool_],
+    smallest: int,
+    options: Resampling,
+    corrected: Resampling,
 ) -> SubgroupFigures:
     here, patients = known.where(rows), distinct(known.patients[rows])
     counts = {"cases": int(rows.sum()), "patients": patients}
     if known.task == "binary":
         counts["positives"] = int(here.target.sum())
-    if reason := _too_small(here, patients, smallest):
+    if reason := _too_small(known, rows, smallest):
         return SubgroupFigures(**counts, note=reason)
-    rates = _rates(here, options)
-    if reason := _too_small(known.where(~rows), distinct(known.patients[~rows]), smallest):
+    rates = rates_of(here, options)
+    if reason := _too_small(known, ~rows, smallest):
         return SubgroupFigures(**counts, **rates, note=f"no difference to the others: {reason}")
-    return SubgroupFigures(**counts, **rates, difference=_difference(known, rows, options))
-
-
-def _too_small(scored: CalibratedPredictions, patients: int, smallest: int) -> str:
-    if patients < smallest:
-        return f"{patients} patients, fewer than {smallest}"
-    present = (scored.truth == 1).any(axis=0) & (scored.truth == 0).any(axis=0)
-    return "" if present.all() else "a class is missing"
-
-
-def _rates(scored: CalibratedPredictions, options: Resampling) -> dict[str, Estimate]:
-    """RATES with the intervals of the tables."""
-    patients, cases = scored.patients, len(scored.predictions)
-    found = {"auc": mean_auc(auc_with_covariance(scored.score, scored.truth, patients), cases, options["confidence"])}
-    if scored.task == "binary":
-        return found | {name: shares_of(scored, patients, options["confidence"])[name] for name in RATES[1:]}
-    drawn = _drawn(maker(scored), scored, options)
-    return found | {name: guarded(drawn[name]) for name in RATES[1:]}
-
-
-def _difference(known: CalibratedPredictions, rows: NDArray[np.bool_], options: Resampling) -> GroupDifference:
-    """Each of RATES in the group less that in all other cases; patients are drawn once for both."""
-
-    def make(groups: CaseGroups | None) -> Statistic:
-        sides = [(known.where(mask), mask) for mask in (rows, ~rows)]
-        statistics = [
-            (maker(part)(None if groups is None else groups.where(mask)), np.flatnonzero(mask)) for part, mask in sides
-        ]
-
-        def statistic(weights: Weights) -> dict[str, Floats]:
-            inside, outside = (
-                one(weights if groups is not None else weights.take(mask, axis=1)) for one, mask in statistics
-            )
-            return {name: inside[name] - outside[name] for name in RATES}
-
-        return statistic
-
-    drawn = _drawn(make, known, options)
-    return GroupDifference(**{name: guarded(one) for name, one in drawn.items()})
-
-
-def _drawn(
-    make: Callable[[CaseGroups | None], Statistic], scored: CalibratedPredictions, options: Resampling
-) -> dict[str, Estimate]:
-    return resampled(
-        make,
-        scored.patients,
-        bootstrap=options["bootstrap"],
-        confidence=options["confidence"],
-        generator=np.random.default_rng(options["seed"]),
+    return SubgroupFigures(
+        **counts,
+        **rates,
+        difference=difference_to_others(known, rows, corrected),
+        alone=difference_to_others(known, rows, options),
     )
 
 
+def _too_small(known: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int) -> str:
+    patients, truth = distinct(known.patients[rows]), known.truth[rows]
+    if patients < smallest:
+        return f"{patients} patients, fewer than {smallest}"
+    return "" if ((truth == 1).any(axis=0) & (truth == 0).any(axis=0)).all() else "a class is missing"
+
+
 def _with_worst(
-    variables: Mapping[str, Mapping[str, SubgroupFigures]], smallest: int, confidence: float
+    variables: Mapping[str, Mapping[str, SubgroupFigures]], smallest: int, confidence: float, looks: int
 ) -> SubgroupResults:
     """All groups with the one of the lowest AUC, and what looking at many does."""
-    looks = [
-        (one.auc.value, WorstGroup(variable=variable, group=name, auc=one.auc, difference=_auc_of(one.difference)))
-        for variable, groups in variables.items()
-        for name, one in groups.items()
+    groups = {variable: dict(one) for variable, one in variables.items()}
+    judged = [
+        (one.auc.value, WorstGroup(variable=variable, group=name, auc=one.auc, difference=_auc_of(one.difference)), one)
+        for variable, named in variables.items()
+        for name, one in named.items()
         if one.auc is not None and one.auc.value is not None
     ]
-    worst, note = None, "no group is large enough to be judged"
-    if looks:
-        worst = min(looks, key=lambda look: look[0])[1]
-        differences = [look.difference for _, look in looks if look.difference]
-        apart = [one for one in differences if one.excludes_zero]
-        note = (
-            f"{len(looks)} groups were looked at; the intervals of {len(apart)} AUC differences exclude 0, where "
-            f"chance alone would let {(1 - confidence) * len(differences):.1f} of {len(differences)} do so. The worst "
-            "of many is low by selection, too."
-        )
-    groups = {variable: dict(one) for variable, one in variables.items()}
-    return SubgroupResults(variables=groups, smallest_group=smallest, worst=worst, looks=len(looks), note=note)
+    if not judged:
+        note = "no group is large enough to be judged"
+        return SubgroupResults(variables=groups, smallest_group=smallest, worst=None, looks=0, note=note)
+    apart = sum(one.difference is not None and one.difference.auc.excludes_zero for _, _, one in judged)
+    alone = sum(one.alone is not None and one.alone.auc.excludes_zero for _, _, one in judged)
+    note = (
+        f"{len(judged)} groups were looked at. The intervals of their differences to the others hold together with "
+        f"{100 * confidence:g} % ({looks} comparisons, Bonferroni): {apart} AUC differences exclude 0. Each with its "
+        f"interval alone, {alone} would. The worst of many is low by selection, too."
+    )
+    worst = min(judged, key=lambda look: look[0])[1]
+    return SubgroupResults(variables=groups, smallest_group=smallest, worst=worst, looks=len(judged), note=note)
 
 
 def _auc_of(difference: GroupDifference | None) -> Estimate | None:

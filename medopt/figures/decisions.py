@@ -127,7 +127,7 @@ def subgroup_figure(
     rows = list(results.groups())
     names = [f"{variable}: {name} ({group.patients})" for variable, name, group in rows] or ["no groups"]
     caption = f"Bars: {confidence:.0%} intervals. Line: all cases. In brackets: patients. Filled: differs from all "
-    caption += "others by an interval\nthat excludes 0, as one of twenty such looks does by chance."
+    caption += "others by an interval\nthat excludes 0; these intervals hold together for all groups."
     with figure_page(path, 3, title, caption=caption, columns=3, height=1.6 + 0.26 * len(names)) as panels:
         for axes, figure in zip(panels, RATES, strict=True):
             for row, (_, _, group) in enumerate(rows):

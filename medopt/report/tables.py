@@ -83,7 +83,8 @@ def subgroups(run: RunRecords) -> ReportTable | None:
     rows = [_group_row(f"{variable}: {name}", group) for variable, name, group in results.groups()]
     if not rows:
         return None
-    columns = ["group", "patients / images", "AUC", "AUC less that of all others", "sensitivity", "specificity"]
+    less = "AUC less that of all others"
+    columns = ["group", "patients / images", "AUC", less, "looked at alone", "sensitivity", "specificity"]
     notes = [results.note] if results.note else []
     return ReportTable(f"Sites and subgroups, {run.served}, test", columns, rows, notes)
 
@@ -91,10 +92,10 @@ def subgroups(run: RunRecords) -> ReportTable | None:
 def _group_row(name: str, group: SubgroupFigures) -> list[str]:
     counts = f"{group.patients} / {group.cases}"
     if group.auc is None:
-        return [name, counts, group.note, "", "", ""]
-    apart = format_difference(group.difference.auc if group.difference else None)
+        return [name, counts, group.note, "", "", "", ""]
+    apart, alone = (format_difference(each.auc if each else None) for each in (group.difference, group.alone))
     rates = [format_estimate(rate, 2) for rate in (group.sensitivity, group.specificity)]
-    return [name, counts, format_estimate(group.auc), apart, *rates]
+    return [name, counts, format_estimate(group.auc), apart, alone, *rates]
 
 
 def robustness(run: RunRecords) -> ReportTable | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from medopt.core.records import Predictions
 from medopt.evaluation.subgroups import subgroup_figures
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.estimates import all_figures
@@ -60,7 +61,10 @@ def test_the_worst_group_is_named_and_many_looks_are_counted(drawn):
     found = subgroup_figures(replace(scored, predictions=replace(table, logits=broken)), smallest=10, **SETTINGS)
     assert (found.worst.variable, found.worst.group) == ("sex", "F")
     assert found.worst.difference.high < 0
-    assert found.looks == 5 and found.note.startswith("5 groups were looked at; the intervals of 2 AUC")
+    assert found.looks == 5 and found.note.startswith("5 groups were looked at. The intervals of their differences")
+    assert "(2 comparisons, Bonferroni): 2 AUC differences exclude 0" in found.note  # two sites, two sexes
+    alone, together = found.variables["sex"]["F"].alone.auc, found.variables["sex"]["F"].difference.auc
+    assert together.low < alone.low < alone.value == together.value < alone.high < together.high
 
 
 def test_a_group_without_a_class_and_no_cases_at_all(drawn):
@@ -89,3 +93,35 @@ def test_groups_of_many_cases_count_the_same(drawn, monkeypatch):
     many = subgroup_figures(scored, smallest=10, **SETTINGS).variables["sex"]["F"].difference.auc
     assert many.value == pytest.approx(alone.value)
     assert many.high - many.low == pytest.approx(alone.high - alone.low, rel=0.3)
+
+
+def a_study_without_differences(seed, patients, small, images=1):
+    """So many patients with one or more images; AUC .85 and the same threshold in all groups."""
+    random = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(patients), images)
+    labels = (random.random(patients) < 0.4).astype(np.int64)[owner]
+    own = random.normal(size=patients)[owner] if images > 1 else 0.0
+    logits = np.sqrt(0.5) * own + np.sqrt(0.5 if images > 1 else 1) * random.normal(size=len(owner)) + 1.47 * labels
+    blank = np.full(len(owner), "", dtype=np.str_)
+    group = np.where(owner < small, "few", "many") if images == 1 else np.array(["AP", "PA"])[np.arange(len(owner)) % 2]
+    names = np.array([f"p{number}" for number in owner])
+    table = Predictions("m", np.arange(len(owner)).astype(np.str_), names, blank, blank, labels, logits[:, None] - 0.7)
+    table = replace(table, subgroups={"group": group})
+    return CalibratedPredictions(table, "binary", operating_point=OperatingPoint(0.5, "fixed"))
+
+
+@pytest.mark.parametrize(("patients", "small", "images"), [(90, 15, 1), (60, 60, 2)])
+def test_groups_that_do_not_differ_seldom_seem_to(patients, small, images):
+    """In a group of 15 patients, and in two views of the same patients; percentiles alarm in 12 % and more of 15."""
+    alarms = dict.fromkeys(RATES, 0)
+    judged = 0
+    for seed in range(150):
+        scored = a_study_without_differences(seed, patients, small, images)
+        found = next(iter(subgroup_figures(scored, smallest=10, **SETTINGS).variables["group"].values()))
+        if found.alone is not None:
+            judged += 1
+            for name in RATES:
+                alarms[name] += getattr(found.alone, name).excludes_zero
+    assert judged > 120
+    assert all(count / judged < 0.09 for count in alarms.values()), alarms
+    assert sum(alarms.values()) > 2  # nor do intervals as wide as all differences alarm

@@ -49,13 +49,44 @@ def test_clustered_variance_is_obuchowskis_sums_written_out():
     for patient in sick | well:
         first = (above[owner[target] == patient] - area).sum()
         second = (below[owner[~target] == patient] - area).sum()
-        s10, s01, s11 = s10 + first**2, s01 + second**2, s11 + first * second
-    s10 *= len(sick) / ((len(sick) - 1) * m)
-    s01 *= len(well) / ((len(well) - 1) * n)
-    s11 *= len(sick | well) / (len(sick | well) - 1)
+        here = owner == patient
+        s10 += first**2 / (1 - (here & target).sum() / m)  # n / (n - 1) where all patients have as many cases
+        s01 += second**2 / (1 - (here & ~target).sum() / n)
+        s11 += first * second / (1 - here.mean())
     found = auc_with_covariance(score[:, :1], target[:, None], owner)
-    assert found.covariance[0, 0] == pytest.approx(s10 / m + s01 / n + 2 * s11 / (m * n))
+    assert found.covariance[0, 0] == pytest.approx(s10 / m**2 + s01 / n**2 + 2 * s11 / (m * n))
     assert found.fewest == min(len(sick), len(well))
+
+
+def test_with_equal_numbers_of_images_it_is_obuchowskis():
+    """25 patients with three images each, some sick and some not: her factors n / (n - 1)."""
+    score, target, _ = drawn_scores(3, cases=75)
+    owner = np.repeat(np.arange(25), 3)
+    target = owner % 2 == 0
+    psi = kernel(score[target, 0], score[~target, 0])
+    sums = [
+        np.bincount(owner[rows], weights=psi.mean(axis=axis) - psi.mean(), minlength=25)
+        for rows, axis in ((target, 1), (~target, 0))
+    ]
+    expected = 13 / 12 * (sums[0] ** 2).sum() / 39**2 + 12 / 11 * (sums[1] ** 2).sum() / 36**2
+    found = auc_with_covariance(score[:, :1], target[:, None], owner)
+    assert found.covariance[0, 0] == pytest.approx(expected)
+    squares = (sums[0] / 39 + sums[1] / 36) ** 2
+    freedom = 2 / ((squares**2).sum() / squares.sum() ** 2 - 1 / 25)
+    assert (found.equal, found.combined(np.ones(1))[2]) == (12, pytest.approx(freedom))
+
+
+def test_interval_holds_where_one_patient_has_half_of_the_images():
+    """AUC 0.85, 40 and 40 patients; 250 studies."""
+    held, separation = 0, np.sqrt(2) * NormalDist().inv_cdf(0.85)
+    for seed in range(250):
+        random = np.random.default_rng(seed)
+        owner = np.repeat(np.arange(80), [80, *[1] * 79])
+        target = (owner % 2 == seed % 2)[:, None]
+        noise = np.sqrt(0.6) * random.normal(size=80)[owner] + np.sqrt(0.4) * random.normal(size=len(owner))
+        one = mean_auc(auc_with_covariance(noise[:, None] + separation * target, target, owner), len(owner), 0.95)
+        held += one.low <= 0.85 <= one.high
+    assert held / 250 >= 0.93  # .79 where the patients count as if all were equal
 
 
 def test_placements_are_the_means_of_the_kernel():

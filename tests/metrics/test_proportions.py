@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from medopt.metrics.proportions import effective_cases, exact, proportion, wilson
 
@@ -63,14 +64,18 @@ def cases_of(counts):
 
 @pytest.mark.parametrize("patients", [2, 6, 15])
 def test_few_patients_by_the_formula_written_out(patients):
-    """Cochran 1977, 6.3: the variance of a ratio of sums; Korn & Graubard 1998: Student's t with patients - 1."""
+    """Cochran 1977, 6.3, each square over 1 - w; Korn & Graubard 1998: Student's t with the freedom of the weights."""
     counts = FEW[patients]
     hits, cases = sum(hits for hits, _ in counts), sum(cases for _, cases in counts)
     share = hits / cases
-    squares = sum((own_hits - own_cases * share) ** 2 for own_hits, own_cases in counts)
-    variance = patients / (patients - 1) * squares / cases**2
+    parts = [own / cases for _, own in counts]
+    residuals = [(own_hits - own_cases * share) / cases for own_hits, own_cases in counts]
+    variance = sum(each**2 / (1 - part) for each, part in zip(residuals, parts, strict=True))
     independent = share * (1 - share) / (cases - 1)
-    expected = (Z / T[patients - 1]) ** 2 * cases * independent / variance
+    freedom = max(1, sum(part**2 for part in parts) ** 2 / sum(part**4 for part in parts) - 1)
+    expected = (Z / student.ppf(0.975, freedom)) ** 2 * cases * independent / variance
+    as_equal = 1 / sum(part**2 for part in parts)
+    expected = max(expected, (Z / T[patients - 1]) ** 2 * (as_equal - 1))
     assert variance > independent  # else these patients would show nothing
     hit, owner = cases_of(counts)
     found = effective_cases(hit, owner, 0.95)
@@ -85,12 +90,32 @@ def test_few_patients_by_the_formula_written_out(patients):
 
 
 def test_six_patients_in_figures():
-    """10 hits of 16 cases: squares 6.890625 and so on, as a pocket calculator has it."""
-    hit, owner = cases_of([(2, 2), (0, 3), (2, 2), (3, 3), (1, 2), (2, 4)])
-    # share .625; deviations .75, -1.875, .75, 1.125, -.25, -.5; their squares sum to 6.21875
-    variance = 6 / 5 * 6.21875 / 256
-    expected = (1.959963985 / 2.570581836) ** 2 * 16 * (0.625 * 0.375 / 15) / variance
+    """10 hits of 18 cases, three of each patient, as a pocket calculator has it."""
+    hit, owner = cases_of([(2, 3), (0, 3), (2, 3), (3, 3), (1, 3), (2, 3)])
+    # share 5/9; deviations 1/3, -5/3, 1/3, 4/3, -2/3, 1/3
+    squares = (1 + 25 + 1 + 16 + 4 + 1) / 9
+    variance = 6 / 5 * squares / 324
+    expected = (1.959963985 / 2.570581836) ** 2 * 18 * (5 / 9 * 4 / 9 / 17) / variance
     assert effective_cases(hit, owner, 0.95) == pytest.approx(expected, rel=1e-7)
+
+
+def test_patients_with_very_different_numbers_of_cases_know_less():
+    """One patient with half of all cases: 400 studies of 40 patients whose shares vary around .85."""
+    held = 0
+    for seed in range(400):
+        random = np.random.default_rng(seed)
+        owner = np.repeat(np.arange(40), [40, *[1] * 39])
+        hit = random.random(len(owner)) < random.beta(2.55, 0.45, 40)[owner]
+        found = proportion(hit, owner, 0.95, len(hit))
+        held += found.low <= 0.85 <= found.high
+    assert held / 400 >= 0.93  # .82 where the patients count as if all were equal
+
+
+def test_all_alike_of_unequal_patients_are_worth_fewer():
+    """1 / sum w^2 of the parts 1/2, 1/4, 1/8, 1/8: 32/11 patients."""
+    found = proportion(np.ones(8, dtype=bool), np.repeat(np.arange(4), [4, 2, 1, 1]), 0.95, 8)
+    assert found.low == pytest.approx(0.025 ** (11 / 32))
+    assert found.note == "exact interval from patients worth 2.9 equal ones"
 
 
 def test_deviations_that_cancel_and_cases_that_disagree_count_fully():
