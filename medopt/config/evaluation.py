@@ -23,9 +23,10 @@ class Evaluation(Section):
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"
     """Fitted on validation. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
     operating_point: Literal["youden", "sensitivity", "specificity", "cost", "fixed"] = "youden"
-    """How the threshold is chosen on validation. youden: the largest sum of sensitivity and specificity."""
+    """How the threshold is chosen on validation. youden: the largest sum of sensitivity and specificity. sensitivity,
+    specificity: the target is kept on average by new patients, not by the validation cases alone."""
     target: Fraction = 0.5
-    """sensitivity, specificity: the minimum on validation; fixed: the probability itself."""
+    """sensitivity, specificity: the minimum; .95 takes 19 validation cases of the class. fixed: the probability."""
     cost: Positive = 1.0
     """operating_point cost: how many false alarms one miss is worth."""
     prevalence: float | None = Field(None, gt=0, lt=1)

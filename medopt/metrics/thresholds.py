@@ -6,6 +6,7 @@ error in service does not turn a case over. Around a threshold may lie a band in
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -110,10 +111,13 @@ def choose_threshold(
 
     `probability` (N, K) or (N,); `labels` (N,) class indices, or (N, K) zeros and ones for one threshold a label,
     UNKNOWN where a label is of no use. youden: the largest sensitivity + specificity - 1 (Youden 1950), the lower
-    threshold among equals. sensitivity: the highest threshold that reaches the target. specificity: the lowest that
-    does. cost: the least expected cost where one miss is worth `cost` false alarms and the finding has `prevalence`
-    (None: as in these cases), the lower threshold among equals. fixed: the target itself. More than one column with
-    labels (N,) is a multi-class study: no threshold. A set with one class gives 0.5.
+    threshold among equals. sensitivity: the highest threshold by which ceil((n + 1) * target) of the n positives are
+    found: so the next positive is found with the probability `target` or more (split conformal, Vovk et al. 2005),
+    where the highest that reaches the target on validation misses it on average. specificity: the lowest threshold,
+    likewise. Where n is too small for that, all n are found, and the note says so. cost: the least expected cost where
+    one miss is worth `cost` false alarms and the finding has `prevalence` (None: as in these cases), the lower
+    threshold among equals. fixed: the target itself. More than one column with labels (N,) is a multi-class study: no
+    threshold. A set with one class gives 0.5.
     """
     selection = _Selection(rule, target, cost, prevalence)
     table = np.asarray(probability, dtype=np.float64).reshape(len(probability), -1)
@@ -145,18 +149,32 @@ def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], selection: 
     if positive.all() or not positive.any():
         return 0.5, "validation holds one class only, so the threshold is 0.5"
     cuts, sensitivity, specificity = operating_characteristics(score, positive)
-    if rule == "sensitivity":
-        return float(cuts[sensitivity >= target][-1]), ""
-    if rule == "specificity":
-        return float(cuts[specificity >= target][0]), ""
-    # Rates are ratios of counts: compare Youden's index in whole numbers, where equals are equal.
     positives, negatives = int(positive.sum()), int((~positive).sum())
+    if rule == "sensitivity":
+        found, note = _promised(positives, target, rule)
+        return float(cuts[np.rint(sensitivity * positives) >= found][-1]), note
+    if rule == "specificity":
+        found, note = _promised(negatives, target, rule)
+        return float(cuts[np.rint(specificity * negatives) >= found][0]), note
+    # Rates are ratios of counts: compare Youden's index in whole numbers, where equals are equal.
     right = np.rint(sensitivity * positives) * negatives, np.rint(specificity * negatives) * positives
     if rule == "youden":
         return float(cuts[(right[0] + right[1]).argmax()]), ""
     share = positives / (positives + negatives) if selection.prevalence is None else selection.prevalence
     gain = selection.cost * share * right[0] + (1 - share) * right[1]
     return float(cuts[np.flatnonzero(gain >= gain.max() * (1 - 1e-12))[0]]), ""
+
+
+def _promised(cases: int, target: float, rule: str) -> tuple[int, str]:
+    """How many of the validation cases of a class must be right, so that the next one is with probability `target`."""
+    needed = math.ceil((cases + 1) * target - 1e-9)
+    if needed <= cases:
+        return needed, ""
+    enough = f"it takes {math.ceil(target / (1 - target) - 1e-9)}" if target < 1 else "no number is enough"
+    return cases, (
+        f"no threshold can promise a {rule} of {target:g} with {cases} such validation cases ({enough}); the threshold "
+        "is the one at which all of them are right"
+    )
 
 
 def operating_characteristics(

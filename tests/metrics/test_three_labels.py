@@ -51,7 +51,9 @@ def test_three_thresholds_are_those_of_three_binary_studies(rule, seed) -> None:
     found = choose_threshold(table, labels, rule, **how)
     alone = [choose_threshold(table[:, at], labels[:, at], rule, **how).threshold for at in range(3)]
     assert found.threshold == tuple(alone)
-    assert (found.rule, found.note) == (rule, "")
+    assert found.rule == rule
+    few = [at for at in range(3) if rule == "sensitivity" and labels[:, at].sum() < 4]  # .8 takes four
+    assert found.note.count("no threshold can promise") == len(few) and (few or found.note == "")
 
 
 def test_a_label_of_one_class_is_named_by_its_number() -> None:
