@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -54,6 +55,18 @@ class Study(Section):
         if isinstance(weights, dict) and set(weights) != set(self.data.labels):
             raise ValueError(
                 f"training.class_weights names {sorted(weights)}; it needs a weight for each of {self.data.labels}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_that_fall(self) -> Self:
+        schedule, training = self.training.schedule, self.training
+        rates = [training.optimizer.lr, *([training.switch.to.lr] if training.switch else [])]
+        low = min((rate for rate in rates if rate != "auto"), default=math.inf)
+        if schedule.name in ("cosine", "cosine_restarts", "plateau") and schedule.eta_min > low:
+            raise ValueError(
+                f"training.schedule.eta_min, the lowest rate, is {schedule.eta_min:g}, above a learning rate of "
+                f"{low:g}: the rate would rise"
             )
         return self
 

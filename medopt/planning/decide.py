@@ -187,8 +187,8 @@ def _training(fingerprint: Fingerprint, batch: int) -> Iterator[Decision]:
     yield Decision("training.ema_decay", ema, f"averages the last {round(1 / (1 - ema))} steps")
     classes = [count for label, count in fingerprint.counts["train"].items() if label]
     rare = min(classes) / max(1, fingerprint.train)
-    weights = "balanced" if rare < 0.2 else "none"
-    yield Decision("training.class_weights", weights, f"the rarest class is {rare:.0%} of the training images")
+    why = f"the rarest class is {rare:.0%} of the training images; weights would shift every probability"
+    yield Decision("training.class_weights", "none", why)
     yield Decision("training.optimizer", {"name": "adamw", "lr": 0.002, "weight_decay": 0.05}, "a sound start")
     yield Decision("training.schedule", {"name": "one_cycle", "warmup": 0.2}, "the rate rises, then falls to near zero")
 

@@ -22,7 +22,7 @@ from medopt.data.loaders import predict_loader, train_loader
 from medopt.training.fine_tuning import hold_statistics
 from medopt.training.job import TrainingJob
 from medopt.training.losses import Teacher, build_loss
-from medopt.training.optimizers import optimizer_in_force
+from medopt.training.optimizers import optimizer_in_force, scores_in_force
 from medopt.training.schedules import learning_rate
 from medopt.training.step import Stepper, TrainingState, take_optimizer
 
@@ -66,11 +66,12 @@ class Epochs:
         self.state.network.train()
         if self.state.tune is not None and self.state.tune.statistics == "frozen":
             hold_statistics(self.state.network)
+        told = scores_in_force(self.study, scores)
         check, waited, started = _Check(self.study, epoch, self.fabric.device), 0.0, time.perf_counter()
         mark, rate = started, 0.0
         for step, batch in enumerate(_grouped(self.loader, self.sampler.parts)):
             waited += time.perf_counter() - mark
-            rate = learning_rate(config.schedule, now.rate, epoch * steps + step, steps, config.epochs, scores)
+            rate = learning_rate(config.schedule, now.rate, epoch * steps + step, steps, config.epochs, told)
             check.take(*self.stepper.step(batch, rate, size, number=epoch * steps + step))
             advance(size, loss=f"{check.mean:.3f}")
             mark = time.perf_counter()

@@ -26,7 +26,7 @@ from medopt.training.checkpoint import read_tensors, restore_newest, save_best, 
 from medopt.training.early_stopping import best_epoch, should_stop
 from medopt.training.epoch import Epochs
 from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
-from medopt.training.losses import Teacher
+from medopt.training.losses import Teacher, build_loss
 from medopt.training.step import start_state, take_optimizer
 
 TEACHERS_MODEL = "model"  # the note of a teacher's file that says how its network is built, where not as the study's
@@ -88,7 +88,8 @@ def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
     own = read_tensors(job.teacher)[1].get(TEACHERS_MODEL)
     study = job.study.model_copy(update={"model": Model.model_validate(own)}) if own else job.study
     network = load_best(study, job.teacher).to(fabric.device)
-    return Teacher(network, job.teacher_share, exclusive=study.data.task == "multiclass")
+    loss = build_loss(job.study, job.train_set.cases, of_answers=True)
+    return Teacher(network, job.teacher_share, loss, exclusive=study.data.task == "multiclass")
 
 
 def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: TrainingCallbacks | None) -> EpochRecord:

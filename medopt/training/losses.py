@@ -1,4 +1,4 @@
-"""Cross-entropy and focal loss on logits, by task, for hard, smoothed and mixed targets; a teacher's answers."""
+"""Cross-entropy and focal loss on logits, by task: of hard, smoothed and mixed targets, and of a teacher's answers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from medopt.core.records import Case, label_table
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_loss(study: Study, cases: Sequence[Case]) -> Loss:
+def build_loss(study: Study, cases: Sequence[Case], *, of_answers: bool = False) -> Loss:
     """The study's loss: (logits (N, K), targets (N, K) in 0..1) to one value a case, (N,).
 
     A value a case, so that micro-batches and processes of any size add up to the same step. A target that is NaN is not
     known: it adds nothing, and all others count alike, so that the mean over the training cases is that over their
-    known labels. Smoothing moves targets
-    toward 1/2 (binary, multi-label) or 1/K (multi-class; Szegedy et al. 2016). The focal loss weighs a case by how far
-    its probability is from its target, to the power of gamma (Lin et al. 2017; for soft targets Li et al. 2020).
+    known labels. Smoothing moves targets toward 1/2 (binary, multi-label) or 1/K (multi-class; Szegedy et al. 2016).
+    The focal loss weighs a case by how far its probability is from its target, to the power of gamma (Lin et al. 2017;
+    for soft targets Li et al. 2020). `of_answers`: for the answers of a teacher, in which class weights and smoothing
+    are already; applied again they would shift every probability twice.
     """
     config = study.training
     smoothing, gamma = config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0
     exclusive = study.data.task == "multiclass"
     weights = torch.tensor(class_weights(study, cases), dtype=torch.float32)  # (2, K): of absence and of presence
+    if of_answers:
+        smoothing, weights = 0.0, torch.ones_like(weights)
     given = ~np.isnan(label_table(cases))
     share = float(given.mean()) if given.any() else 1.0  # of the training labels that are known
 
@@ -37,13 +40,17 @@ def build_loss(study: Study, cases: Sequence[Case]) -> Loss:
         target = target.nan_to_num()
         off, on = weights.to(logits.device)
         if exclusive:
+            weighted = on * target  # a label's weight is that of its class, also of the part that smoothing moves away
+            mass = weighted * (1 - smoothing) + weighted.sum(dim=1, keepdim=True) * smoothing / logits.shape[1]
             target = target * (1 - smoothing) + smoothing / logits.shape[1]
             log_p = F.log_softmax(logits, dim=1)
-            parts = -target * on * log_p
+            parts = -mass * log_p
             likely = log_p.exp()
         else:
-            target = target * (1 - smoothing) + smoothing / 2
-            parts = -(on * target * F.logsigmoid(logits) + off * (1 - target) * F.logsigmoid(-logits))
+            present, absent, moved = on * target, off * (1 - target), smoothing / 2
+            yes, no = present * (1 - moved) + absent * moved, absent * (1 - moved) + present * moved
+            target = target * (1 - smoothing) + moved
+            parts = -(yes * F.logsigmoid(logits) + no * F.logsigmoid(-logits))
             likely = logits.sigmoid()
         if gamma:
             parts = parts * (target - likely).abs() ** gamma
@@ -76,18 +83,24 @@ def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
 
 
 class Teacher:
-    """A trained network whose answers to the training images become part of a smaller network's targets.
+    """A trained network whose answers to the training images are the other part of a smaller network's loss.
 
-    At temperature 1, since the answers of a network that was trained with mixup are soft already.
+    At temperature 1, since the answers of a network that was trained with mixup are soft already. `loss` is that of its
+    answers; the loss of the labels counts 1 - `share`.
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (2015).
     """
 
-    def __init__(self, network: nn.Module, share: float, *, exclusive: bool) -> None:
-        self.network, self.share, self.exclusive = network.eval().requires_grad_(False), share, exclusive
+    def __init__(self, network: nn.Module, share: float, loss: Loss, *, exclusive: bool) -> None:
+        self.network, self.share, self.loss = network.eval().requires_grad_(False), share, loss
+        self.exclusive = exclusive
 
     @torch.no_grad()
-    def targets(self, image: Tensor, target: Tensor) -> Tensor:
-        """Targets (N, K) in 0..1 for images (N, C, *size) whose truth is `target` (N, K); NaN stays NaN."""
+    def answers(self, image: Tensor, target: Tensor) -> Tensor:
+        """Probabilities (N, K) of images (N, C, *size); NaN where the truth `target` (N, K) is not known."""
         logits = self.network(image).float()
-        answers = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
-        return torch.lerp(target.float(), answers, self.share)
+        found = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+        return torch.where(target.isnan(), target.float(), found)
+
+    def joined(self, of_labels: Tensor, logits: Tensor, image: Tensor, target: Tensor) -> Tensor:
+        """The loss (N,) of the labels and that of the answers, each by its share."""
+        return torch.lerp(of_labels, self.loss(logits, self.answers(image, target)), self.share)

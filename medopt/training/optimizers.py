@@ -54,3 +54,13 @@ def optimizer_in_force(study: Study, scores: Sequence[float]) -> Optimizer:
     if switch is None or first_plateau(scores, switch.patience) is None:
         return study.training.optimizer
     return switch.to
+
+
+def scores_in_force(study: Study, scores: Sequence[float]) -> Sequence[float]:
+    """The validation scores that a plateau of the rate is told by: those of the optimizer that is in force.
+
+    Else the second optimizer would begin at a rate that the first one's lack of progress has lowered already.
+    """
+    switch = study.training.switch
+    switched = first_plateau(scores, switch.patience) if switch else None
+    return scores if switched is None else scores[switched:]

@@ -154,10 +154,11 @@ class Stepper:
             with fabric.no_backward_sync(state.network, enabled=part < len(batch)):
                 on_device = image.to(fabric.device, non_blocking=True)
                 goal = target.to(fabric.device, non_blocking=True)
+                logits = state.network(on_device).float()  # (N, K)
+                losses = self.loss(logits, goal)
                 if self.teacher is not None:
-                    goal = self.teacher.targets(on_device, goal)
-                logits = state.network(on_device)  # (N, K)
-                share = self.loss(logits.float(), goal).sum() / images
+                    losses = self.teacher.joined(losses, logits, on_device, goal)
+                share = losses.sum() / images
                 fabric.backward(share * fabric.world_size)  # the processes' gradients are averaged, not summed
             total = share.detach() if total is None else total + share.detach()
         limit = self.config.clip_norm or math.inf

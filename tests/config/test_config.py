@@ -201,3 +201,18 @@ def test_labels_without_quotes_say_so(tmp_path, labels, said):
     with pytest.raises(ConfigError) as error:
         load_study(path)
     assert said in str(error.value)
+
+
+def test_a_lowest_rate_above_the_rate_is_refused() -> None:
+    study = {
+        "name": "s",
+        "question": "?",
+        "data": {"manifest": "m.csv", "labels": ["a", "b"]},
+        "prepare": {"size": [32, 32]},
+    }
+    for name in ("cosine", "cosine_restarts", "plateau"):
+        training = {"optimizer": {"lr": 1e-4}, "schedule": {"name": name, "eta_min": 1e-3}}
+        with pytest.raises(ValueError, match=r"eta_min, the lowest rate, is 0\.001, above a learning rate of 0\.0001"):
+            Study.model_validate({**study, "training": training})
+    training = {"optimizer": {"lr": 1e-4}, "schedule": {"name": "one_cycle", "eta_min": 1e-3}}  # which has none
+    assert Study.model_validate({**study, "training": training}).training.schedule.eta_min == 1e-3

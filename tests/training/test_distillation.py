@@ -2,18 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
 
 from medopt.config import Study
+from medopt.core.records import Case
 from medopt.models import build_model
 from medopt.training.losses import Teacher, build_loss
 from medopt.training.step import Stepper, start_state
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("multilabel", 3), ("multiclass", 3)])
-def test_targets_lie_between_the_truth_and_the_teachers_answers(
+def test_the_loss_lies_between_that_of_the_truth_and_that_of_the_teachers_answers(
     tiny_study: Callable[..., Study], task: str, outputs: int
 ) -> None:
     study = tiny_study(data={"labels": ["a", "b", "c"] if outputs == 3 else ["a", "b"], "task": task})
@@ -23,11 +25,31 @@ def test_targets_lie_between_the_truth_and_the_teachers_answers(
     with torch.no_grad():
         logits = network(images)
     answers = logits.softmax(1) if task == "multiclass" else logits.sigmoid()
+    loss, pupil = build_loss(study, []), torch.randn(4, outputs)
     for share in (0.0, 0.3, 1.0):
-        found = Teacher(network, share, exclusive=task == "multiclass").targets(images, truth)
-        torch.testing.assert_close(found, (1 - share) * truth + share * answers)
-        if task == "multiclass":
-            torch.testing.assert_close(found.sum(1), torch.ones(4))
+        teacher = Teacher(network, share, build_loss(study, [], of_answers=True), exclusive=task == "multiclass")
+        torch.testing.assert_close(teacher.answers(images, truth), answers)
+        found = teacher.joined(loss(pupil, truth), pupil, images, truth)
+        torch.testing.assert_close(found, loss(pupil, (1 - share) * truth + share * answers))
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_class_weights_do_not_count_twice(tiny_study: Callable[..., Study], task: str) -> None:
+    """A pupil of a balanced teacher ends where the teacher is, not at twice the shift; 4 of 100 have the finding."""
+    labels = ["a", "b"]
+    study = tiny_study(
+        data={"labels": labels, "task": task}, training={"class_weights": "balanced", "label_smoothing": 0.1}
+    )
+    count = 1 if task == "binary" else 2
+    table = np.arange(100)[:, None] < np.array([4, 50][:count])
+    cases = [Case(str(k), str(k), "", tuple(map(int, row)), "train") for k, row in enumerate(table)]
+    truth = torch.from_numpy(table).float()
+    balanced = torch.zeros(100, count)  # what balanced weights lead to where the images say nothing: 1/2
+    teacher = Teacher(torch.nn.Flatten(), 0.7, build_loss(study, cases, of_answers=True), exclusive=False)
+    logits = torch.zeros(100, count, requires_grad=True)
+    loss = build_loss(study, cases)(logits, truth)
+    (slope,) = torch.autograd.grad(teacher.joined(loss, logits, balanced, truth).sum(), logits)
+    assert slope.sum(0).abs().max() < 1e-4
 
 
 def test_a_network_comes_to_answer_as_its_teacher(tiny_study: Callable[..., Study]) -> None:
@@ -47,7 +69,7 @@ def test_a_network_comes_to_answer_as_its_teacher(tiny_study: Callable[..., Stud
     with torch.no_grad():
         for _ in range(60):  # the normalizations' statistics come to those of these weights
             trained.model(images)
-    teacher = Teacher(trained.model, 1.0, exclusive=False)
+    teacher = Teacher(trained.model, 1.0, build_loss(study, [], of_answers=True), exclusive=False)
     follows = {}
     for name, one in (("teacher", teacher), ("labels", None)):
         state = start_state(study, fabric)

@@ -141,7 +141,7 @@ def test_balanced_weights_count_known_labels_only(tiny_study: Callable[..., Stud
     assert class_weights(study, cases) == pytest.approx(np.array([[0.5 / 0.75, 1], [0.5 / 0.25, 1]]))
 
 
-def test_a_teacher_says_nothing_of_labels_that_are_not_known() -> None:
-    teacher = Teacher(torch.nn.Flatten(), 0.5, exclusive=False)
-    found = teacher.targets(torch.zeros(1, 2), torch.tensor([[1.0, float("nan")]]))
-    assert found[0, 0] == 0.75 and found[0, 1].isnan()
+def test_a_teacher_says_nothing_of_labels_that_are_not_known(build: Build) -> None:
+    teacher = Teacher(torch.nn.Flatten(), 0.5, build("multilabel", [[1, None]], 2), exclusive=False)
+    found = teacher.answers(torch.zeros(1, 2), torch.tensor([[1.0, float("nan")]]))
+    assert found[0, 0] == 0.5 and found[0, 1].isnan()

@@ -14,7 +14,8 @@ from medopt.core.records import Case
 from medopt.training.early_stopping import first_plateau
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
-from medopt.training.optimizers import optimizer_in_force
+from medopt.training.optimizers import optimizer_in_force, scores_in_force
+from medopt.training.schedules import learning_rate
 from medopt.training.step import Stepper, TrainingState, start_state
 
 CASES = [Case(str(k), str(k), "", (k % 2,), "train") for k in range(8)]
@@ -124,3 +125,15 @@ def test_the_optimizer_switches_once_and_for_good(tiny_study: Callable[..., Stud
     names = [optimizer_in_force(study, scores[:epoch]).name for epoch in range(len(scores) + 1)]
     assert names == ["adam"] * 4 + ["sgd"] * 3
     assert optimizer_in_force(study, scores) == Optimizer(name="sgd", lr=0.03)
+
+
+def test_the_second_optimizer_begins_at_its_own_rate(tiny_study: Callable[..., Study]) -> None:
+    """A plateau that made the optimizers change has not lowered the new one's rate."""
+    switch = {"to": {"name": "sgd", "lr": 0.03}, "patience": 3}
+    schedule = {"name": "plateau", "patience": 2, "factor": 0.1}
+    study = tiny_study(training={"optimizer": {"name": "adam", "lr": 0.001}, "switch": switch, "schedule": schedule})
+    scores, rates = [0.5, 0.7, 0.6, 0.6, 0.6, 0.8, 0.7, 0.7, 0.7], []
+    for epoch in range(len(scores) + 1):
+        now, told = optimizer_in_force(study, scores[:epoch]), scores_in_force(study, scores[:epoch])
+        rates.append(learning_rate(study.training.schedule, now.rate, epoch, 1, 9, told))
+    assert rates == pytest.approx([0.001] * 4 + [0.0001, 0.03, 0.03, 0.03, 0.003, 0.003])
