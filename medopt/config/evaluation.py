@@ -20,8 +20,9 @@ class Evaluation(Section):
     """Resamples of patients where an interval has no formula."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Level of all intervals."""
-    calibration: Literal["temperature", "isotonic", "none"] = "temperature"
-    """Fitted on validation. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
+    calibration: Literal["logistic", "temperature", "isotonic", "none"] = "logistic"
+    """Fitted on validation. logistic: a slope and a bias for each output (from 10 cases of each class on, else the
+    temperature). temperature: one number. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
     operating_point: Literal["youden", "sensitivity", "specificity", "cost", "fixed"] = "youden"
     """How the threshold is chosen on validation. youden: the largest sum of sensitivity and specificity. sensitivity,
     specificity: the target is kept on average by new patients, not by the validation cases alone."""

@@ -54,11 +54,13 @@ class CalibrationResult(Result):
     note: str
     before: CalibrationErrors | None
     after: CalibrationErrors | None
+    slopes: tuple[float, ...] = ()
+    biases: tuple[float, ...] = ()
 
     @property
     def calibration(self) -> Calibration:
         """The calibration itself."""
-        return Calibration(self.method, self.temperature, self.curves, self.note)
+        return Calibration(self.method, self.temperature, self.curves, self.note, self.slopes, self.biases)
 
 
 class ModelResult(Result):

@@ -156,12 +156,13 @@ def write_facts(folder: Path, source: ExportSource, exported: Mapping[Kind, str]
 def _meaning(info: ReleaseInfo) -> str:
     """How a reader without medopt turns logits into probabilities and decisions."""
     if info.task == "multiclass":
-        text = "probabilities = softmax(logits / temperature); decided: the most probable label"
+        text = "probabilities = softmax(calibrated logits); decided: the most probable label"
     elif info.task == "multilabel":
-        text = "probability of each label = sigmoid(logit / temperature); decided: those that reach their threshold"
+        text = "probability of each label = sigmoid(calibrated logit); decided: those that reach their threshold"
     else:
-        text = f"probability of {info.labels[1]} = sigmoid(logit / temperature); decided: it, from the threshold on"
-    return f"{text}; a probability within band (low <= p < high) is undecided; isotonic: curves map instead, linearly"
+        text = f"probability of {info.labels[1]} = sigmoid(calibrated logit); decided: it, from the threshold on"
+    scaled = "calibrated: logit / temperature, or with method logistic slopes * logit + biases"
+    return f"{text}; {scaled}; a probability within band (low <= p < high) is undecided; isotonic: curves map, linearly"
 
 
 def _not_carried(info: ReleaseInfo) -> list[str]:

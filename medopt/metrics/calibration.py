@@ -1,7 +1,7 @@
-"""Calibration: from logits to probabilities, by one temperature that is fitted on validation.
+"""Calibration: from logits to probabilities, by what is fitted on validation.
 
-Guo et al. 2017, On Calibration of Modern Neural Networks (ICML): the temperature divides all logits, so no decision
-of a multi-class model and no ranking of a binary one changes; only the confidence does.
+A slope and a bias for each output; or one temperature (Guo et al. 2017, On Calibration of Modern Neural Networks), by
+which all logits are divided, so that no decision of a multi-class model changes; or a rising curve.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import UNKNOWN, Task
+from medopt.metrics.logistic_calibration import LEAST, fit_binary, fit_classes
 from medopt.metrics.weighted import Floats
 
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -141,7 +142,7 @@ def fit_curve(position: Floats, positive: NDArray[np.bool_]) -> IsotonicCurve:
     return IsotonicCurve(tuple(levels[kept].tolist()), tuple(levelled[kept].tolist()))
 
 
-Method = Literal["temperature", "isotonic", "none"]
+Method = Literal["logistic", "temperature", "isotonic", "none"]
 LEAST_CASES, LEAST_OF_A_CLASS = 200, 50
 
 
@@ -149,9 +150,10 @@ LEAST_CASES, LEAST_OF_A_CLASS = 200, 50
 class Calibration:
     """How logits (N, K) become probabilities (N, K).
 
-    temperature: one number divides all logits (Guo et al. 2017). isotonic: a rising curve an output, of the logit, or
-    of the softmax's probability where classes exclude each other, which are then scaled to a sum of one (Zadrozny &
-    Elkan 2002). none: as the network gives them.
+    logistic: each output's logit times its slope plus its bias (Platt 1999); of classes that exclude each other all
+    slopes are equal. temperature: one number divides all logits (Guo et al. 2017). isotonic: a rising curve an output,
+    of the logit, or of the softmax's probability where classes exclude each other, which are then scaled to a sum of
+    one (Zadrozny & Elkan 2002). none: as the network gives them.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
@@ -160,9 +162,13 @@ class Calibration:
     temperature: float = 1.0
     curves: tuple[IsotonicCurve, ...] = ()
     note: str = ""
+    slopes: tuple[float, ...] = ()
+    biases: tuple[float, ...] = ()
 
     def probabilities(self, logits: NDArray[np.floating], task: Task) -> NDArray[np.float64]:
         """Calibrated probabilities (N, K); raises DataError where a logit is not a finite number."""
+        if self.method == "logistic":
+            return probabilities(self._moved(logits), 1.0, task)
         plain = probabilities(logits, self.temperature, task)
         if self.method != "isotonic":
             return plain
@@ -172,13 +178,23 @@ class Calibration:
 
     def logits(self, logits: NDArray[np.floating], task: Task) -> NDArray[np.float64]:
         """Logits whose sigmoid or softmax is the calibrated probability: what may be averaged over models."""
+        if self.method == "logistic":
+            return self._moved(logits)
         if self.method != "isotonic":
             return np.asarray(logits, dtype=np.float64) / self.temperature
         found = self.probabilities(logits, task)
         return np.asarray(np.log(found) if task == "multiclass" else logit(found))
 
+    def _moved(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.asarray(logits, dtype=np.float64) * np.asarray(self.slopes) + np.asarray(self.biases)
+
     def __str__(self) -> str:
-        """In a few words: temperature 1.34, isotonic (12 steps), none."""
+        """In a few words: logistic (slope 0.8, bias -1.2), temperature 1.34, isotonic (12 points), no calibration."""
+        if self.method == "logistic":
+            pairs = [
+                f"slope {slope:.3g}, bias {bias:.3g}" for slope, bias in zip(self.slopes, self.biases, strict=True)
+            ]
+            return f"logistic ({'; '.join(pairs)})"
         if self.method == "temperature":
             return f"temperature {self.temperature:.4g}"
         if self.method == "isotonic":
@@ -199,12 +215,15 @@ def fit_calibration(
 ) -> Calibration:
     """Fit a calibration on validation cases: logits (N, K), labels (N,) or (N, K).
 
+    logistic: an output with too few cases of a class gets the temperature and no bias, and the note says so.
     Raises ConfigError where isotonic is asked of too few cases (`refuse_few`), unless `enough` says that they are.
     """
     if method == "none":
         return UNCALIBRATED
     if method == "temperature":
         return Calibration("temperature", fit_temperature(logits, labels, task))
+    if method == "logistic":
+        return _fit_logistic(np.asarray(logits, dtype=np.float64), labels, task)
     if not enough:
         refuse_few(labels, logits.shape[1], task)
     known = truth(labels, logits.shape[1], task)
@@ -213,6 +232,25 @@ def fit_calibration(
         (column[~np.isnan(one)], one[~np.isnan(one)] == 1) for column, one in zip(position.T, known.T, strict=True)
     ]
     return Calibration("isotonic", 1.0, tuple(fit_curve(column, positive) for column, positive in columns))
+
+
+def _fit_logistic(logits: Floats, labels: NDArray[np.int64], task: Task) -> Calibration:
+    known, temperature = truth(labels, logits.shape[1], task), fit_temperature(logits, labels, task)
+    rarest = np.minimum((known == 1).sum(axis=0), (known == 0).sum(axis=0))
+    few = rarest < LEAST
+    if few.any() and (task == "multiclass" or few.all()):
+        note = f"one temperature without a bias: validation has {rarest.min()} cases of a class, fewer than {LEAST}"
+        return Calibration("temperature", temperature, note=note)
+    if task == "multiclass":
+        slope, shifts = fit_classes(logits, labels)
+        return Calibration("logistic", 1.0, slopes=(slope,) * len(shifts), biases=tuple(shifts.tolist()))
+    found = []
+    for column, value, scarce in zip(logits.T, known.T, few, strict=True):
+        given = ~np.isnan(value)
+        found.append((1 / temperature, 0.0) if scarce else fit_binary(column[given], value[given] == 1))
+    note = f"{few.sum()} of {len(few)} labels have fewer than {LEAST} validation cases of a class, and no bias"
+    slopes, biases = zip(*found, strict=True)
+    return Calibration("logistic", 1.0, (), note if few.any() else "", slopes, biases)
 
 
 def refuse_few(labels: NDArray[np.int64], outputs: int, task: Task) -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import expit
 
 from medopt.config import Evaluation
 from medopt.core.records import Predictions
@@ -44,7 +43,7 @@ def test_every_case_is_read_with_what_the_others_gave() -> None:
     for part in range(PARTS):
         here = parts == part
         fitted = fit_on(cases.where(~here), WANTED, "binary")
-        own = expit(cases.logits[here] / fitted.calibration.temperature)
+        own = fitted.calibration.probabilities(cases.logits[here], "binary")
         assert read.probability[here] == pytest.approx(own)
         assert np.array_equal(read.decision[here], fitted.operating_point.decide(own))
 
