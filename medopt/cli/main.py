@@ -50,7 +50,7 @@ app = typer.Typer(
     cls=Group,
     context_settings=CONTEXT,
     help="From a study's scans to a checked int8 release for the PACS, every step measured.",
-    epilog="Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 training failed, 5 gate refused, "
+    epilog="Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 training failed, 5 no release, "
     "6 release refused, 130 interrupted (the same command goes on).",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -84,7 +84,7 @@ add(app, phantom, "phantom", "Start")
 add(app, fetch, "fetch", "Start")
 add(app, plan, "plan", "Start")
 add(app, probe, "probe", "Train")
-add(app, run, "run", "Train", ON)
+add(app, run, "run", "Train", {**ON, "--override-gate": "--override"})
 add(app, sweep, "sweep", "Train", {**ON, "--prune": "--give-up", "--no-prune": "--no-give-up"})
 add(app, pretrain, "pretrain", "Train")
 add(app, compress, "compress", "Train")

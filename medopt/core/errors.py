@@ -58,7 +58,7 @@ class Pruned(TrainingError):
     """A trial of a sweep that was stopped early, because others were better at the same epoch."""
 
 
-class GateRefused(MedoptError):
+class ReleaseRefused(MedoptError):
     """There is no release: the model is not shown to be better than chance, or int8 did not pass the gate."""
 
     exit_code = 5

@@ -99,8 +99,8 @@ def run_study(
     """Run a study, or go on with it, and return its figures, its folder and its link in MLflow.
 
     `parent` is the id of the MLflow run above this one; `override` releases a model that a verdict did not pass, now
-    and when the run continues. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED, or
-    KILLED after Ctrl-C.
+    and when the run continues. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED,
+    or KILLED after Ctrl-C.
     """
     cases = read_source(study, study_file, data)
     with opened_run(cases, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:

@@ -86,7 +86,7 @@ def test_where_nothing_is_allowed_it_says_why_of_each(compressed: tuple[Path, Pa
     strict = copy / "study.yaml"
     strict.write_text(strict.read_text().replace("max_size_ratio: 1.0", "max_size_ratio: 0.01"))
     done = call("compress", copy, "--data", data, "--prune", "")
-    done.refused(5, "GateRefused", "No option of narrow", "whole, int8: the file has", "--within")
+    done.refused(5, "ReleaseRefused", "No option of narrow", "whole, int8: the file has", "--within")
 
 
 @pytest.mark.parametrize(

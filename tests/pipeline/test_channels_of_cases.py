@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
         "compression": STUDY["compression"] | {"engines": ["onnxruntime"]},
         "evaluation": STUDY.get("evaluation", {}) | {"explain": 2, "shift_cases": 8},
     }
-    named = ("--override-gate", "A. Tester", "--reason", "one epoch: what is tested is the way")
+    named = ("--override", "A. Tester", "--reason", "one epoch: what is tested is the way")
     done = call("run", write_study(folder, described), "--data", folder, "--runs", folder / "runs", *named, "--json")
     assert done.code == 0, done.stderr
     return folder, only_folder(folder / "runs", "channels"), rows
