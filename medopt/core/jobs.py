@@ -186,7 +186,7 @@ def _cluster() -> Iterator[Any]:
     except ModuleNotFoundError:
         raise ConfigError("--on ray needs Ray, which is not installed: pip install 'medopt[ray]'.") from None
     begun = not ray.is_initialized()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in signals.ending_signals()}
     try:
         if begun:
             _connect(ray)

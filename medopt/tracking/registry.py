@@ -43,7 +43,7 @@ class Registry:
 
     def __init__(self, runs: Path) -> None:
         self.uri = open_store(runs)
-        self._client = MlflowClient(self.uri)
+        self._client = MlflowClient(self.uri, self.uri)
 
     def versions(self, name: str) -> list[Listed]:
         """All versions of a model, the newest first. Raises ConfigError where there is no such model."""
