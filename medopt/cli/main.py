@@ -43,6 +43,7 @@ from medopt.cli.tune_runtime import tune_runtime
 from medopt.core import fast_monai_import, signals
 from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.extras import missing_package
+from medopt.core.files import local_disk
 from medopt.core.privacy import without_credentials
 from medopt.core.provenance import limit_threads
 
@@ -155,7 +156,9 @@ def main() -> NoReturn:
     limit_threads()
     fast_monai_import.install()
     try:
-        if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
+        with local_disk():
+            ended = app(standalone_mode=False)
+        if ended == 130:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
     except MedoptError as error:
         _leave(error, type(error).__name__, str(error), error.exit_code)
