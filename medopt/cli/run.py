@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -194,17 +194,8 @@ def refuse_unreleased(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
         texts.append(f"{count_text(len(members), 'member')} {verb} no release: {named}; metrics.json has the reasons.")
     if not texts:
         return
-    gates = [run.metrics.gate.passed for run in (*runs, *ensembles)] + [member.gate_passed for member in members]
-    if not all(gates):
-        texts.append(
-            "The same command trains nothing again and judges int8 anew, as for a machine that was busy; the limits of "
-            "the gate: compression.gate in the study file."
-        )
-    if any("cannot tell" in one.outcome for one in (*(run.metrics.gate for run in (*runs, *ensembles)), *members)):
-        texts.append(
-            "Where the cases are too few to tell, add validation patients, or set bounds that you can defend "
-            "(compression.gate.auc_bound, compression.gate.flips_bound)."
-        )
+    gates = [run.metrics.gate.outcome for run in (*runs, *ensembles)]
+    texts += _gate_hints([*gates, *(member.outcome for member in members if not member.gate_passed)])
     if runs:
         alone = "" if len(finished) == 1 else " (give that study alone)"
         texts.append(
@@ -212,6 +203,20 @@ def refuse_unreleased(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
             f"TEXT{alone}."
         )
     raise ReleaseRefused(" ".join(texts))
+
+
+def _gate_hints(outcomes: Sequence[str]) -> Iterator[str]:
+    """What helps where the gate did not pass int8; `outcomes` are the gate's, or those of members that it stopped."""
+    if any(outcome != "passed" for outcome in outcomes):
+        yield (
+            "The same command trains nothing again and judges int8 anew, as for a machine that was busy; the limits of "
+            "the gate: compression.gate in the study file."
+        )
+    if any("cannot tell" in outcome for outcome in outcomes):
+        yield (
+            "Where the cases are too few to tell, add validation patients, or set bounds that you can defend "
+            "(compression.gate.auc_bound, compression.gate.flips_bound)."
+        )
 
 
 def _why(run: FinishedRun) -> str:

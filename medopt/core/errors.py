@@ -79,7 +79,7 @@ def storage_error(error: OSError, place: object = None) -> StorageError | None:
     """
     what = place or error.filename
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = "The disk is full" if error.errno == errno.ENOSPC else "The disk quota is used up"
+        full = "The disk is full" if error.errno == errno.ENOSPC else "The disk is full for this user (quota)"
         return StorageError(
             f"{full}: writing {what or 'a file'} failed. Free some space, then give the same command again (a run "
             "continues where it was), or write to another disk."

@@ -165,7 +165,7 @@ def test_a_full_disk_that_no_command_expects_is_one_paragraph() -> None:
     ("number", "said"),
     [
         (errno.ENOSPC, "The disk is full: writing /scratch/a.npy failed"),
-        (errno.EDQUOT, "The disk quota is used up: writing /scratch/a.npy failed"),
+        (errno.EDQUOT, "The disk is full for this user (quota): writing /scratch/a.npy failed"),
         (errno.EACCES, "/scratch/a.npy may not be read or written (Permission denied)"),
         (errno.EROFS, "/scratch/a.npy may not be written to (Read-only file system)"),
         (errno.EIO, "[Errno 5] Input/output error"),
