@@ -84,10 +84,10 @@ def storage_error(error: OSError, place: object = None) -> StorageError | None:
             f"{full}: writing {what or 'a file'} failed. Free some space, then give the same command again (a run "
             "continues where it was), or write to another disk."
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if what and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # without a file: a port or a process
         may = "written to" if place or error.errno == errno.EROFS else "read or written"
         return StorageError(
-            f"{what or 'A file'} may not be {may} ({error.strerror}). Change its permissions or choose another folder."
+            f"{what} may not be {may} ({error.strerror}). Change its permissions or choose another folder."
         )
     return None
 

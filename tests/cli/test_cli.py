@@ -176,6 +176,11 @@ def test_what_the_disk_refuses_anywhere_is_said_in_words(number: int, said: str)
         raise OSError(number, os.strerror(number), "/scratch/a.npy")
 
 
+def test_a_port_that_may_not_be_used_is_no_matter_of_the_disk() -> None:
+    with pytest.raises(PermissionError), local_disk():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def test_a_job_that_the_disk_stops_leaves_the_others() -> None:
     def write(reporter: object, place: Path) -> int:
         with place.open("w") as stream:
