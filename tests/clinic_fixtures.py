@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from clinic import Clinic, make_clinic
 
+from medopt.core.signals import ending_signals
+
 MEDOPT = Path(sys.executable).with_name("medopt")
 
 
@@ -50,7 +52,7 @@ def call(*words: object) -> Done:
     from medopt.cli.main import main
 
     out, err, code = StringIO(), StringIO(), 0
-    argv, handler, interrupt = sys.argv, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    argv, handlers = sys.argv, {number: signal.getsignal(number) for number in ending_signals()}
     sys.argv = ["medopt", *map(str, words)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -59,8 +61,8 @@ def call(*words: object) -> Done:
         code = int(end.code or 0)
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
-        signal.signal(signal.SIGINT, interrupt)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Done(code, out.getvalue(), err.getvalue())
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,13 @@ def _no_setting_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as change:
         isolate(change, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "home")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _registry_of_no_other_test() -> None:
+    """MLflow keeps the registry that was named last for the whole process, and so for the next test."""
+    if "mlflow.tracking" in sys.modules:
+        sys.modules["mlflow"].set_registry_uri(None)  # type: ignore[attr-defined]
 
 
 TINY: dict[str, Any] = {

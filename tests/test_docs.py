@@ -220,7 +220,7 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_program() -> None
 
 def test_the_page_of_exit_codes_has_all_of_them() -> None:
     rows = re.findall(r"^\| (\d+) \|", (REPO / "docs/reference/exit-codes.md").read_text("utf-8"), re.MULTILINE)
-    kinds = (errors.ConfigError, errors.DataError, errors.TrainingError, errors.GateRefused, errors.ReleaseError)
+    kinds = (errors.ConfigError, errors.DataError, errors.TrainingError, errors.ReleaseRefused, errors.ReleaseError)
     assert [int(row) for row in rows] == [0, *(kind.exit_code for kind in kinds), 130]
 
 

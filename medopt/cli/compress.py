@@ -9,7 +9,7 @@ import typer
 from medopt.cli.command import print_json, reporting
 from medopt.cli.options import DataOption, DevicesOption, JsonOption, RunArgument
 from medopt.cli.places import run_folder
-from medopt.core.errors import ConfigError, GateRefused, listed
+from medopt.core.errors import ConfigError, ReleaseRefused, listed
 
 PRECISIONS = ("float32", "float16", "int8-weights", "int8")
 
@@ -62,9 +62,9 @@ def compress(
     print_summary(finished, name=f"compressed: {front.chosen}")
     print_json(as_json, finished.summary())
     if not finished.metrics.is_released:
-        raise GateRefused(
-            f"{front.chosen} was chosen, and is not released: {listed(list(finished.metrics.refusals))}. The same "
-            "command measures anew."
+        again = "" if finished.metrics.gate.passed else " The same command judges it anew, as for a busy machine."
+        raise ReleaseRefused(
+            f"{front.chosen} was chosen, and is not released: {listed(list(finished.metrics.refusals))}.{again}"
         )
 
 

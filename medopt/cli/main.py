@@ -43,6 +43,7 @@ from medopt.cli.tune_runtime import tune_runtime
 from medopt.core import fast_monai_import, signals
 from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.extras import missing_package
+from medopt.core.files import local_disk
 from medopt.core.privacy import without_credentials
 from medopt.core.provenance import limit_threads
 
@@ -50,7 +51,7 @@ app = typer.Typer(
     cls=Group,
     context_settings=CONTEXT,
     help="From a study's scans to a checked int8 release for the PACS, every step measured.",
-    epilog="Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 training failed, 5 gate refused, "
+    epilog="Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 training failed, 5 no release, "
     "6 release refused, 130 interrupted (the same command goes on).",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -84,7 +85,7 @@ add(app, phantom, "phantom", "Start")
 add(app, fetch, "fetch", "Start")
 add(app, plan, "plan", "Start")
 add(app, probe, "probe", "Train")
-add(app, run, "run", "Train", ON)
+add(app, run, "run", "Train", {**ON, "--override-gate": "--override"})
 add(app, sweep, "sweep", "Train", {**ON, "--prune": "--give-up", "--no-prune": "--no-give-up"})
 add(app, pretrain, "pretrain", "Train")
 add(app, compress, "compress", "Train")
@@ -155,7 +156,9 @@ def main() -> NoReturn:
     limit_threads()
     fast_monai_import.install()
     try:
-        if app(standalone_mode=False) == 130:  # what typer makes of a KeyboardInterrupt
+        with local_disk():
+            ended = app(standalone_mode=False)
+        if ended == 130:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
     except MedoptError as error:
         _leave(error, type(error).__name__, str(error), error.exit_code)

@@ -15,6 +15,7 @@ from medopt.cli import pacs_example, pacs_reconcile
 from medopt.cli.command import print_json
 from medopt.cli.options import JsonOption
 from medopt.cli.places import release_folder
+from medopt.core.signals import ending_signals
 
 if TYPE_CHECKING:
     from medopt.pacs.ledger import Ledger
@@ -38,7 +39,7 @@ def run(node_file: NodeFile) -> None:
     logging.getLogger("medopt.pacs").setLevel(logging.INFO)
     settings = load_node_settings(node_file)
     node = PacsNode(settings.model_copy(update={"release": release_folder(settings.release)}))
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, lambda *_: node.stop())
     node.run(typer.echo)
 

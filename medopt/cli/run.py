@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +25,8 @@ from medopt.cli.options import (
     WhereOption,
 )
 from medopt.cli.places import study_data
-from medopt.core.errors import ConfigError, GateRefused, listed
+from medopt.core.errors import ConfigError, ReleaseRefused, listed
+from medopt.core.format import count_text
 
 if TYPE_CHECKING:
     from medopt.config import Study, Training
@@ -63,15 +64,15 @@ def run(
         bool, typer.Option("--dry-run", help="Show the resolved study and the plan, do nothing.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with the same run.")] = False,
-    override_gate: Annotated[
+    override_by: Annotated[
         str,
         typer.Option(
-            "--override-gate",
+            "--override",
             metavar="NAME",
             help="Release a model that a verdict did not pass; NAME is the person who takes responsibility.",
         ),
     ] = "",
-    reason: Annotated[str, typer.Option("--reason", help="With --override-gate: why. The model card says both.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="With --override: why. The model card says both.")] = "",
 ) -> None:
     """Take a study's scans to a checked int8 release, all of it in MLflow.
 
@@ -104,8 +105,9 @@ def run(
         raise ConfigError(
             "--fresh starts one run anew; with several runs, or on a cluster, remove their folders instead."
         )
-    if bool(override_gate) != bool(reason) or (override_gate and several):
-        raise ConfigError("--override-gate NAME and --reason TEXT go together, for one run: who releases it, and why.")
+    if bool(override_by) != bool(reason) or (override_by and several):
+        raise ConfigError("--override NAME and --reason TEXT go together, for one run: who releases it, and why.")
+    override = Override.now(override_by, reason) if override_by else None
     hardware = Hardware.detect(devices, nodes, strategy.value)
     if several and (hardware.devices > 1 or hardware.nodes > 1):
         raise ConfigError(
@@ -114,13 +116,12 @@ def run(
         )
     if not several and _helped(plans[0].study.training, hardware):
         return
-    override = Override.now(override_gate, reason) if reason else None
     finished = _run(plans, folders, runs, fleet, fresh, hardware, override)
     for end in finished:
         _print(end)
     summaries = [end.summary() for end in finished]
     print_json(as_json, {"runs": summaries} if len(study_files) > 1 else summaries[0])
-    _refuse(finished)
+    refuse_unreleased(finished)
 
 
 def _helped(training: Training, hardware: Hardware) -> bool:
@@ -174,35 +175,54 @@ def _print(finished: FinishedRun | FinishedGroup) -> None:
         print_summary(finished.ensemble, name="ensemble")
 
 
-def _refuse(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
-    """Raise GateRefused (exit code 5) if a run has no release: a verdict did not pass it, and nobody overrode that."""
+def refuse_unreleased(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
+    """Raise ReleaseRefused (exit code 5) if a verdict did not pass a run and nobody overrode that.
+
+    All runs, ensembles and members without a release are named, with what helps these and no others.
+    """
     from medopt.pipeline.finished_run import FinishedRun
 
     groups = [end for end in finished if not isinstance(end, FinishedRun)]
-    single = [end for end in finished if isinstance(end, FinishedRun)] + [
-        end.ensemble for end in groups if end.ensemble
-    ]
-    refused = [run for run in single if not run.metrics.is_released]
-    members = [
-        f"{member.folder} ({member.outcome})"
-        for group in groups
-        for member in group.metrics.members
-        if not member.is_released
-    ]
-    if refused:
-        run = refused[0]
-        raise GateRefused(
-            f"{run.metrics.study} is not released: {listed(list(run.metrics.refusals))}. The models and all figures "
-            f"are in {run.folder}; there is no release. The same command trains nothing again and judges int8 anew, as "
-            "for a machine that was busy; its limits: compression.gate in the study file. A person who takes "
-            "responsibility for the model can release it all the same: --override-gate NAME --reason TEXT."
-        )
+    runs = [end for end in finished if isinstance(end, FinishedRun) and not end.metrics.is_released]
+    ensembles = [one.ensemble for one in groups if one.ensemble and not one.ensemble.metrics.is_released]
+    members = [member for group in groups for member in group.metrics.members if not member.is_released]
+    texts = [f"{run.metrics.study} is not released: {_why(run)}." for run in runs]
+    texts += [f"The ensemble of {run.metrics.study} is not released: {_why(run)}." for run in ensembles]
     if members:
-        raise GateRefused(
-            f"{len(members)} members have no release: {listed(members)}; each one's metrics.json has the reasons. All "
-            "figures above hold. The same command trains nothing again and judges int8 anew, as for a machine that was "
-            "busy; its limits: compression.gate in the study file."
+        named = listed([f"{member.folder} ({member.outcome})" for member in members])
+        verb = "has" if len(members) == 1 else "have"
+        texts.append(f"{count_text(len(members), 'member')} {verb} no release: {named}; metrics.json has the reasons.")
+    if not texts:
+        return
+    gates = [run.metrics.gate.outcome for run in (*runs, *ensembles)]
+    texts += _gate_hints([*gates, *(member.outcome for member in members if not member.gate_passed)])
+    if runs:
+        alone = "" if len(finished) == 1 else " (give that study alone)"
+        texts.append(
+            "A person who takes responsibility for the model can release it all the same: --override NAME --reason "
+            f"TEXT{alone}."
         )
+    raise ReleaseRefused(" ".join(texts))
+
+
+def _gate_hints(outcomes: Sequence[str]) -> Iterator[str]:
+    """What helps where the gate did not pass int8; `outcomes` are the gate's, or those of members that it stopped."""
+    if any(outcome != "passed" for outcome in outcomes):
+        yield (
+            "The same command trains nothing again and judges int8 anew, as for a machine that was busy; the limits of "
+            "the gate: compression.gate in the study file."
+        )
+    if any("cannot tell" in outcome for outcome in outcomes):
+        yield (
+            "Where the cases are too few to tell, add validation patients, or set bounds that you can defend "
+            "(compression.gate.auc_bound, compression.gate.flips_bound)."
+        )
+
+
+def _why(run: FinishedRun) -> str:
+    """The reasons, and where to look."""
+    reasons = listed(list(run.metrics.refusals))
+    return f"{reasons}. The models and all figures are in {run.folder}; there is no release"
 
 
 def _show_plan(studies: Sequence[tuple[Study, Path]], folders: Sequence[Path], runs: Path, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from medopt.metrics.proportions import proportion
 from medopt.metrics.weighted import Floats, Weights
 
 ENOUGH = 10  # patients of the smaller class from which on a ranking that does not change at all says something
+TOO_FEW = "too few cases to"  # in the line of each criterion that cannot tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +100,16 @@ def disagreement(
         return {"shift": weights @ mean / weights.sum(axis=1)}
 
     row, column = np.unravel_index(int(change.argmax()), change.shape)
-    moved = (float(one.probability[row, column]) for one in (before, after))
     how = {"bootstrap": bootstrap, "confidence": confidence, "generator": generator}
     return Disagreement(
         proportion(flips.ravel(), patients, confidence, len(flips)),
         estimates(shift, before.patients, **how)["shift"],  # type: ignore[arg-type]
         float(change.max()),
-        ShiftedCase(case_id=str(before.case_id[row]), before=next(moved), after=next(moved)),
+        ShiftedCase(
+            case_id=str(before.case_id[row]),
+            before=float(before.probability[row, column]),
+            after=float(after.probability[row, column]),
+        ),
     )
 
 
@@ -130,22 +134,23 @@ def criteria(item: GateMeasurement, limits: Gate) -> list[Criterion]:
     loss = replace(difference, value=_less(difference.value), low=_less(difference.high), high=_less(difference.low))
     if loss.value == 0 and loss.low is None and item.fewest >= ENOUGH:  # no patient is ranked otherwise
         loss = replace(loss, low=0.0, high=0.0)
-    changes = "difference is" if difference.value is None else "changes by"
     return [
         _estimated(
-            f"the AUC {changes} {format_difference(difference, 4)} on {_cases(difference)}",
+            _told("the AUC changes by {}", "the AUC difference", format_difference(difference, 4), difference),
             loss,
             (limits.auc_margin, _bound(limits, limits.auc_margin, limits.auc_bound)),
             lambda value: f"a loss of {value:g}",
         ),
         _estimated(
-            f"{format_share(flips)} of the decisions flip on {_cases(flips)}",
+            _told("{} of the decisions flip", "the share of decisions that flip", format_share(flips), flips),
             flips,
             (limits.max_decision_flips, _bound(limits, limits.max_decision_flips, limits.flips_bound)),
             lambda value: f"{100 * value:g} %",
         ),
         _estimated(
-            f"probabilities move by {format_estimate(shift)} on average on {_cases(shift)}",
+            _told(
+                "probabilities move by {} on average", "the mean shift of a probability", format_estimate(shift), shift
+            ),
             shift,
             (limits.max_probability_shift, limits.max_probability_shift),
             lambda value: f"{value:g}",
@@ -178,10 +183,10 @@ def _estimated(told: str, figure: Estimate, limits: tuple[float, float], shown: 
         return Criterion("refused", f"{told}, more than {shown(limit)}", used, lost)
     if value <= limit:
         return Criterion(
-            "cannot tell", f"{told}{why}: too few cases to rule out {shown(bound)} (limit: {shown(limit)})", used, lost
+            "cannot tell", f"{told}{why}: {TOO_FEW} rule out {shown(bound)} (limit: {shown(limit)})", used, lost
         )
     return Criterion(
-        "cannot tell", f"{told}{why}: too few cases to tell whether the limit, {shown(limit)}, is kept", used, lost
+        "cannot tell", f"{told}{why}: {TOO_FEW} tell whether the limit, {shown(limit)}, is kept", used, lost
     )
 
 
@@ -210,8 +215,10 @@ def _less(value: float | None) -> float | None:
     return None if value is None else -value
 
 
-def _cases(estimate: Estimate) -> str:
-    return count_text(estimate.n, "validation case")
+def _told(sentence: str, name: str, figure: str, estimate: Estimate) -> str:
+    """A figure in a sentence; without a value, that it is not defined."""
+    said = f"{name} is not defined" if estimate.value is None else sentence.format(figure)
+    return f"{said} on {count_text(estimate.n, 'validation case')}"
 
 
 def _ratio(value: float, limit: float) -> float:
@@ -255,8 +262,7 @@ def outcome_of(asked: Sequence[Criterion]) -> Outcome:
 
 def faults_of(asked: Sequence[Criterion]) -> list[str]:
     """What the gate has against a candidate, what is refused first; nothing where it passes."""
-    refused = [one.line for one in asked if one.outcome == "refused"]
-    return refused + [f"cannot tell: {one.line}" for one in asked if one.outcome == "cannot tell"]
+    return [one.line for outcome in ("refused", "cannot tell") for one in asked if one.outcome == outcome]
 
 
 def loses(item: GateMeasurement, limits: Gate) -> bool:

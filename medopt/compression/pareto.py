@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medopt.compression.gate import GateMeasurement
+from medopt.compression.gate import TOO_FEW, GateMeasurement
 from medopt.core.records import Estimate
 from medopt.evaluation.compression_front import CompressionOption, Precision
 
@@ -96,7 +96,8 @@ def reasons_against(option: Candidate, rule: Rule) -> list[str]:
     if option.precision != "int8":
         return ["a release is int8"]
     loss = option.candidate.auc_difference.value
-    if loss is None or not loss >= -rule.within:
-        told = "is not defined" if loss is None else f"falls by {-loss:.4f}"
-        return [f"the AUC {told}, more than {rule.within:g}", *option.faults]
+    if loss is None:  # the gate, which cannot tell either, says why
+        return list(option.faults) or [f"the AUC difference is not defined: {TOO_FEW} rule out {rule.within:g}"]
+    if not loss >= -rule.within:
+        return [f"the AUC falls by {-loss:.4f}, more than {rule.within:g}", *option.faults]
     return list(option.faults)

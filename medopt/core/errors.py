@@ -7,6 +7,8 @@ or a credential.
 
 from __future__ import annotations
 
+import errno
+
 from medopt.core.privacy import without_credentials
 
 
@@ -58,7 +60,7 @@ class Pruned(TrainingError):
     """A trial of a sweep that was stopped early, because others were better at the same epoch."""
 
 
-class GateRefused(MedoptError):
+class ReleaseRefused(MedoptError):
     """There is no release: the model is not shown to be better than chance, or int8 did not pass the gate."""
 
     exit_code = 5
@@ -68,6 +70,26 @@ class ReleaseError(MedoptError):
     """A release that was changed or is incomplete, or whose chain this version cannot reproduce."""
 
     exit_code = 6
+
+
+def storage_error(error: OSError, place: object = None) -> StorageError | None:
+    """What the disk refuses in words, with the way out; None for every other error of the system.
+
+    `place` is what was being written; without it the error says which file, and may come from reading as well.
+    """
+    what = place or error.filename
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = "The disk is full" if error.errno == errno.ENOSPC else "The disk is full for this user (quota)"
+        return StorageError(
+            f"{full}: writing {what or 'a file'} failed. Free some space, then give the same command again (a run "
+            "continues where it was), or write to another disk."
+        )
+    if what and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # without a file: a port or a process
+        may = "written to" if place or error.errno == errno.EROFS else "read or written"
+        return StorageError(
+            f"{what} may not be {may} ({error.strerror}). Change its permissions or choose another folder."
+        )
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from medopt.core.errors import StorageError
+from medopt.core.errors import StorageError, storage_error
 
 
 def file_digest(path: Path) -> str:
@@ -28,20 +28,24 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"The disk is full: writing {path} failed. Nothing half-written was left behind. Free some space, then "
-                "give the same command again (a run continues where it was), or write to another disk."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(
-                f"{path} may not be written to ({error.strerror}). Change its permissions or choose another folder."
-            ) from error
+        if known := storage_error(error, path):
+            raise known from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             raise StorageError(
                 f"{path} cannot be written: there is a file where a folder is needed, or a folder where a file is "
                 f"({error.filename}). Move it away or choose another name."
             ) from error
+        raise
+
+
+@contextmanager
+def local_disk() -> Iterator[None]:
+    """Turn what the disk refuses anywhere in the block into a StorageError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if known := storage_error(error):
+            raise known from error
         raise
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from medopt.core import signals
 from medopt.core.errors import BusyError, ConfigError, MedoptError, listed
+from medopt.core.files import local_disk
 from medopt.core.reporter import Reporter, SilentReporter
 
 Engine = Literal["local", "ray"]
@@ -92,7 +93,9 @@ def _here(jobs: Iterable[Job], reporter: Reporter, total: int) -> Iterator[Outco
         signals.raise_if_interrupted()
         reporter.stage(f"{number}/{total}", job.name)
         try:
-            yield Outcome(job, job.function(reporter, *job.arguments))
+            with local_disk():
+                result = job.function(reporter, *job.arguments)
+            yield Outcome(job, result)
         except MedoptError as error:
             reporter.message(f"{job.name}: {error}")
             yield Outcome(job, error=error)
@@ -186,7 +189,7 @@ def _cluster() -> Iterator[Any]:
     except ModuleNotFoundError:
         raise ConfigError("--on ray needs Ray, which is not installed: pip install 'medopt[ray]'.") from None
     begun = not ray.is_initialized()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in signals.ending_signals()}
     try:
         if begun:
             _connect(ray)
@@ -234,7 +237,8 @@ def _work(function: Callable[..., Any], arguments: tuple[Any, ...], cpus: int, s
     limit = time.monotonic() + PATIENCE
     while True:
         try:
-            return function(SilentReporter(), *arguments)
+            with local_disk():
+                return function(SilentReporter(), *arguments)
         except BusyError as error:  # the process of a node that was cut off may still be ending
             if time.monotonic() > limit:
                 return error

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.core.errors import ConfigError
+
 FloatArray = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
 Task = Literal["binary", "multiclass", "multilabel"]
@@ -244,8 +246,19 @@ class Override:
 
     @classmethod
     def now(cls, by: str, reason: str) -> Self:
-        """Given at this moment, for the model that the run has or makes."""
-        return cls(by, reason, datetime.now(UTC).isoformat(timespec="seconds"))
+        """Given at this moment, for the model that the run has or makes.
+
+        Raises ConfigError where the name or the reason has neither letter nor digit.
+
+        >>> Override.now(" A. Reader ", "for a reader study").by
+        'A. Reader'
+        """
+        for what, text in (("name", by), ("reason", reason)):
+            if not any(map(str.isalnum, text)):
+                raise ConfigError(
+                    f"An override takes the name of a person and a reason in words; the {what} is {text!r}."
+                )
+        return cls(by.strip(), reason.strip(), datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True, slots=True)

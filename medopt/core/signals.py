@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM are never lost: a KeyboardInterrupt that a library swallows is raised again at the next step.
+"""Ctrl-C, SIGTERM and SIGHUP are never lost: a KeyboardInterrupt that a library swallows is raised again later.
 
 Python drops an exception raised in a finalizer or a callback of the garbage collector, and an interrupt may come there,
 too. So the handler also records the signal, and long work checks for it between its steps.
@@ -12,10 +12,16 @@ from types import FrameType
 _received: list[int] = []  # signals; a process has one set of signal handlers, and so one such list
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Ctrl-C, SIGTERM with which a scheduler ends a job, and SIGHUP of a terminal that closes, unless under `nohup`."""
+    kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM) if kept else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def install_handlers() -> None:
-    """Let Ctrl-C, and SIGTERM with which a scheduler ends a job, interrupt this process."""
+    """Let the signals that end a process interrupt this one."""
     _received.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, _interrupt)
 
 

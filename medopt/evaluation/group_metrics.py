@@ -57,7 +57,8 @@ def verdict_counts(members: Sequence[GroupMember]) -> str:
     count = len(members)
     better = sum(member.better_than_chance is True for member in members)
     passed = sum(member.gate_passed for member in members)
-    return f"{better} of {count} models are shown to be better than chance; the gate passed int8 of {passed} of {count}"
+    shown = f"{better} of {count} models are shown to be better than chance"
+    return f"{shown}; {passed} of {count} int8 models passed the gate"
 
 
 class PooledFigures(Result):

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medopt.compression.gate import TOO_FEW
 from medopt.compression.pareto import Rule, on_front, pick, reasons_against
 from medopt.compression.prune import multiply_adds
 from medopt.config import Study
-from medopt.core.errors import ConfigError, GateRefused
+from medopt.core.errors import ConfigError, ReleaseRefused
 from medopt.core.files import file_digest
 from medopt.core.provenance import digest
 from medopt.core.reporter import Reporter
@@ -68,7 +69,7 @@ def compress_run(
     """Try the grid on a finished run's network, and release what its rule picks.
 
     `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow. Raises
-    GateRefused where the rule allows nothing.
+    ReleaseRefused where the rule allows nothing.
     """
     base = RunFolder(folder.resolve(), False)
     cases, runs, parent = read_run(base.path, data), base.path.parents[1], str(base.facts().get("mlflow_run_id") or "")
@@ -202,7 +203,7 @@ class TakeStage(Stage[NoResult]):
         return [folder.models / name for name in (FLOAT, QUANTIZED, NARROW)]
 
     def run(self, context: RunContext) -> NoResult:
-        """Copy the files; raises GateRefused where the rule allows no option."""
+        """Copy the files; raises ReleaseRefused where the rule allows no option."""
         chosen, models = self._chosen(context), context.folder.models
         models.mkdir(exist_ok=True)
         removed = chosen.removed
@@ -224,10 +225,14 @@ class TakeStage(Stage[NoResult]):
         if front.choice is not None:
             return front.choice
         reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in front.against.items())
-        raise GateRefused(
+        few = (
+            " Where the cases are too few to tell, add validation patients, or set bounds that you can defend "
+            "(compression.gate.auc_bound, compression.gate.flips_bound)."
+        )
+        raise ReleaseRefused(
             f"No option of {context.study.name} is {self.grid.rule.told()}: {reasons}. The table is in "
             f"{context.folder.path / TABLE}. Prune less (--prune), train longer after each step "
-            "(compression.pruning.epochs), or allow more (--within)."
+            f"(compression.pruning.epochs), or allow more (--within).{few if TOO_FEW in reasons else ''}"
         )
 
 

@@ -25,8 +25,8 @@ class Promoted:
 def promote(registry: Registry, name: str, version: str, reason: str, *, uncompared: bool = False) -> Promoted:
     """Make a version the champion and write down who, when, why, and the comparison with the champion until now.
 
-    Both are compared on the test cases that they share. Raises GateRefused for what a verdict did not pass, ConfigError
-    where the two cannot be compared and `uncompared` does not allow that.
+    Both are compared on the test cases that they share. Raises ReleaseRefused for what a verdict did not pass,
+    ConfigError where the two cannot be compared and `uncompared` does not allow that.
     """
     if not reason.strip():
         raise ConfigError("A promotion takes a reason, in words that a colleague understands next year: --reason TEXT.")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medopt.config import Study
 from medopt.core.errors import MedoptError, StorageError
+from medopt.core.files import local_disk
 from medopt.pipeline.run_folder import RunFolder, locked_folder
 from medopt.tracking.parent import ParentRun
 
@@ -42,7 +43,8 @@ def open_group(path: Path, study: Study, runs: Path, tags: Mapping[str, str]) ->
         folder.write_facts(mlflow_run_id=parent.run_id, outcome="running")
         group = RunGroup(folder, parent)
         try:
-            yield group
+            with local_disk():
+                yield group
         except KeyboardInterrupt:
             group.end("interrupted", "KILLED")
             raise

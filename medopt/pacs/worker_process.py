@@ -45,7 +45,7 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     """Serve the node. If this process fails, the node notices, and parks the study after some tries."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the node ends this process
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the node ends this process
         signal.signal(number, signal.SIG_IGN)
     for name in ("pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -17,7 +17,7 @@ from medopt.config.model import SCRATCH
 from medopt.config.study_file import parse_study
 from medopt.core import signals
 from medopt.core.errors import ConfigError, StorageError, TrainingError
-from medopt.core.files import write_text
+from medopt.core.files import local_disk, write_text
 from medopt.core.provenance import code_version, digest, machine
 from medopt.core.records import Case, PretrainingRecord
 from medopt.core.reporter import Reporter
@@ -196,8 +196,9 @@ def _opened(
         tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), run_name(study, folder.path))
         try:
             folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running", **{PRETRAINING: key})
-            tracker.log_start(study, images, _tags(study, folder), {"train": len(kept.learn)})
-            yield folder, tracker
+            with local_disk():
+                tracker.log_start(study, images, _tags(study, folder), {"train": len(kept.learn)})
+                yield folder, tracker
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             outcome = "interrupted" if interrupted else type(error).__name__

@@ -17,7 +17,7 @@ import yaml
 
 from medopt.config import Study
 from medopt.core.errors import MedoptError, Pruned, StorageError
-from medopt.core.files import write_text
+from medopt.core.files import local_disk, write_text
 from medopt.core.provenance import code_version, machine
 from medopt.core.records import EpochRecord, Override
 from medopt.core.reporter import Reporter
@@ -180,8 +180,9 @@ def opened_run(
             run = RunContext(
                 cases, folder, tracker, reporter, runs, weights, list(notes), hardware or Hardware(1), on_history
             )
-            _log_start(run)
-            yield run
+            with local_disk():
+                _log_start(run)
+                yield run
         except BaseException as error:
             outcome, status = _ending(error)
             tracker.end(outcome, status)

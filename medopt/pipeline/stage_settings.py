@@ -40,7 +40,7 @@ READS: dict[str, tuple[str, ...]] = {
     "robustness": (
         *_TASK,
         *_ENGINES,
-        *_INTERVALS,
+        "evaluation.confidence",
         "evaluation.shift_cases",
         "evaluation.shift_families",
         "prepare.missing_channel",

@@ -152,7 +152,7 @@ def _head(card: ModelCard) -> Iterator[str]:
         if model is not None and not model.better_than_chance:
             yield f"**This model is {model.word}** ({'; '.join(model.reasons)})."
         if not gate.passed:
-            said = "refused this int8 model" if gate.outcome == "refused" else "cannot tell of this int8 model"
+            said = "refused this int8 model" if gate.outcome == "refused" else "cannot tell whether int8 may be used"
             yield f"**The gate {said}** ({'; '.join(gate.reasons)})."
         yield from (f"**Released all the same by {override.by}** on {override.at[:10]}: {override.reason}", "")
     yield from (f"**Intended use**: {card.intended_use}.".replace("..", "."), "")
@@ -218,10 +218,11 @@ def _model(model: CardModel) -> Iterator[str]:
         yield f"- int8 is pruned: {left:.0f} % of the multiply-adds of the float network, trained on afterwards."
     if model.undecided_between:
         yield "- Undecided between {:.3f} and {:.3f}.".format(*model.undecided_between)
-    yield f"- Engines that passed the gate: {', '.join(model.engines)}."
     gate = model.gate
+    engines = "Engines that passed the gate" if gate.passed else "Engine that was judged"
+    yield f"- {engines}: {', '.join(model.engines)}."
     if gate.in_float:
-        yield f"- {len(gate.in_float)} layers of the int8 model compute in float, which the gate asked for."
+        yield f"- Layers in float: {len(gate.in_float)}; with all layers in int8 the gate did not pass it."
     word = gate.outcome if gate.passed else gate.outcome.upper()
     yield from (f"- Gate: {word}: {gate.decided_by}.", "")
 

@@ -163,7 +163,10 @@ def _int8(run: RunRecords) -> Iterator[str]:
         f"{format_share(metrics.int8_on_test.decision_flips)} of the decisions turn over."
     )
     if gate.in_float:
-        yield f"{len(gate.in_float)} of its layers compute in float: in int8 they harmed most, and the gate refused it."
+        yield (
+            f"Layers in float: {len(gate.in_float)}, those that harmed most in int8; with all layers in int8 the gate "
+            "did not pass the model."
+        )
     times, size = metrics.served_ms, metrics.size_bytes
     yield (
         f"An image takes {times.int8:.2g} ms instead of {times.float:.2g} ms in the faster engine, and the file has "

@@ -13,6 +13,7 @@ import mlflow
 from sqlalchemy.exc import SQLAlchemyError
 
 from medopt.core.errors import ConfigError, StorageError, first_line
+from medopt.core.signals import ending_signals
 
 _AGAIN = "Then give the same command again."
 _GONE = re.compile(r"The (?P<kind>experiment|run) (?P<id>\S+) must be in the 'active' state")
@@ -29,7 +30,7 @@ _DAMAGED = re.compile(r"malformed|not a database|no such (table|column)", re.IGN
 def answering(uri: str) -> Iterator[None]:
     """Turn what MLflow, its database and its artifact store raise into a ConfigError with the way out."""
     try:
-        with _uninterrupted():
+        with uninterrupted():
             yield
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         raise translated(error, uri) from error
@@ -117,8 +118,8 @@ def _of_server(error: Exception, uri: str, reason: str) -> ConfigError:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block is done.
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block is done.
 
     An SQLite session that is torn in the middle keeps the store locked, so that the run could not be closed.
     """
@@ -126,7 +127,7 @@ def _uninterrupted() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ending_signals()}
     for number in before:
         signal.signal(number, lambda found, _frame: held.append(found))
     try:

@@ -73,7 +73,7 @@ def migrate(runs: Path, to: str | None, reporter: Reporter) -> Migration:
         )
     with _alone(path.parent), answering(target):
         use_store(target)
-        migration = Migration(MlflowClient(origin), MlflowClient(target))
+        migration = Migration(MlflowClient(origin, origin), MlflowClient(target, target))
         _copy(migration, reporter)
     return migration
 

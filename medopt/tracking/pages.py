@@ -17,13 +17,15 @@ import time
 import urllib.request
 import webbrowser
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from mlflow.tracking import MlflowClient
 
 from medopt.core.errors import ConfigError
-from medopt.tracking.errors import answering
+from medopt.tracking.errors import answering, uninterrupted
 
 NOTE, KIND = "mlflow.note.content", "mlflow.experimentKind"
 VIEW = "results"  # the name of the saved view in an address
@@ -50,7 +52,11 @@ def list_of(uri: str, experiment_id: str) -> str:
 
 
 def _base(uri: str) -> str:
-    return uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    """The address of the pages without user and password, which would stand in reports and logs."""
+    if not uri.startswith("http"):
+        return "http://127.0.0.1:5000"
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def experiment_tags(question: str) -> dict[str, str]:
@@ -82,16 +88,17 @@ def _line(metric: str) -> dict[str, Any]:
 def serve_ui(runs: Path, uri: str, port: int, say: Callable[[str], None], *, open_page: bool) -> None:
     """MLflow's server on the runs' store, on the loopback address, job runners and telemetry off, until Ctrl-C.
 
-    Says the address of the newest study's runs, and opens it. Raises ConfigError where there is no store yet, where the
-    store is a server with pages of its own, and where the port is taken.
+    SIGTERM and the end of the terminal (SIGHUP) end it as well. Says the address of the newest study's runs, and opens
+    it. Raises ConfigError where there is no store yet, where the store is a server with pages of its own, where the
+    port is taken, and where the server ends by itself.
     """
     if uri.startswith("http"):
-        raise ConfigError(f"The store is a server: open {uri}/#/experiments?{MODE} in a browser.")
+        raise ConfigError(f"The store is a server: open {_base(uri)}/#/experiments?{MODE} in a browser.")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"There is no MLflow store in {runs} yet; run a study first, or name its folder with --runs.")
     _refuse_taken(port)
     address = _first_page(uri, port)
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+") as log, suppress(KeyboardInterrupt):  # this is how it ends
         server = _start(uri, port, log)
         try:
             _wait_until_ready(server, port, log)
@@ -99,16 +106,16 @@ def serve_ui(runs: Path, uri: str, port: int, say: Callable[[str], None], *, ope
             has_display = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
             if open_page and has_display:
                 webbrowser.open(address)
-            server.wait()
-        except KeyboardInterrupt:
-            pass  # this is how it ends
+            code = server.wait()
+            raise ConfigError(f"MLflow's server ended by itself (exit code {code}): {_last_line(log)}")
         finally:
-            _stop(server)
+            with uninterrupted():
+                _stop(server)
 
 
 def _first_page(uri: str, port: int) -> str:
     """The runs of the experiment that was worked in last, else the list of experiments."""
-    client, base = MlflowClient(uri), f"http://127.0.0.1:{port}"
+    client, base = MlflowClient(uri, uri), f"http://127.0.0.1:{port}"
     with answering(uri):
         known = {one.experiment_id: one.tags for one in client.search_experiments()}
         newest = client.search_runs(list(known), max_results=1, order_by=["attributes.start_time DESC"])
@@ -130,7 +137,8 @@ def _refuse_taken(port: int) -> None:
 
 
 def _start(uri: str, port: int, log: IO[str]) -> subprocess.Popen[bytes]:
-    words = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words = ["server", "--backend-store-uri", uri, "--registry-store-uri", uri]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     quiet: Mapping[str, str] = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 0.6 GB instead of 2.4 GB
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -148,15 +156,20 @@ def _start(uri: str, port: int, log: IO[str]) -> subprocess.Popen[bytes]:
 
 def _wait_until_ready(server: subprocess.Popen[bytes], port: int, log: IO[str]) -> None:
     limit = time.monotonic() + START_SECONDS
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's loopback
     while time.monotonic() < limit and server.poll() is None:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            direct.open(f"http://127.0.0.1:{port}/health", timeout=5).close()
             return
         except OSError:
             time.sleep(0.2)
+    raise ConfigError(f"MLflow's server did not start: {_last_line(log)}")
+
+
+def _last_line(log: IO[str]) -> str:
     log.seek(0)
     said = [line.strip() for line in log if line.strip()]
-    raise ConfigError(f"MLflow's server did not start: {said[-1] if said else 'it says nothing'}")
+    return said[-1] if said else "it says nothing"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -29,7 +29,7 @@ class ParentRun:
     def __init__(self, study: Study, runs: Path, run_id: str | None, run_name: str, tags: Mapping[str, str]) -> None:
         self.uri = open_store(runs)
         with answering(self.uri):
-            self._client = MlflowClient(self.uri)
+            self._client = MlflowClient(self.uri, self.uri)
             self.experiment_id = find_experiment(self._client, study, self.uri, runs)
             mark_crashed(self._client)
             if known := resumed(self._client, self.experiment_id, run_id, run_name):

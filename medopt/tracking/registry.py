@@ -13,7 +13,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from medopt.core.errors import ConfigError, GateRefused
+from medopt.core.errors import ConfigError, ReleaseRefused
 from medopt.tracking.errors import answering
 from medopt.tracking.store import open_store
 
@@ -43,7 +43,7 @@ class Registry:
 
     def __init__(self, runs: Path) -> None:
         self.uri = open_store(runs)
-        self._client = MlflowClient(self.uri)
+        self._client = MlflowClient(self.uri, self.uri)
 
     def versions(self, name: str) -> list[Listed]:
         """All versions of a model, the newest first. Raises ConfigError where there is no such model."""
@@ -72,19 +72,19 @@ class Registry:
             return self._aliases(name).get(CHAMPION)
 
     def passed(self, name: str, version: str) -> ModelVersion:
-        """A version that may be promoted. Raises ConfigError where there is none such, GateRefused for the others."""
+        """A version that may be promoted. Raises ConfigError where there is none, ReleaseRefused for the others."""
         with answering(self.uri):
             known = {str(one.version): one for one in self._client.search_model_versions(f"name = '{name}'")}
         if version not in known:
             raise ConfigError(f"The model {name!r} has no version {version}; it has {', '.join(known) or 'none'}.")
         found = known[version]
         if (gate := found.tags.get(GATE)) != PASSED:
-            raise GateRefused(
+            raise ReleaseRefused(
                 f"Version {version} of {name} did not pass the gate ({gate or 'nothing is known of it'}). Only what "
                 "passed can become the champion: train or compress anew."
             )
         if (model := found.tags.get(MODEL, "")).startswith(OVERRIDDEN):  # versions of 0.1.0 have no such tag
-            raise GateRefused(
+            raise ReleaseRefused(
                 f"Version {version} of {name} was released by name ({model}). Only what is shown to be better than "
                 "chance can become the champion: train anew."
             )

@@ -24,7 +24,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 import medopt
 from medopt.core.errors import ConfigError, DataError
 from medopt.imaging.redact import redacted
-from medopt.release.layout import ReleaseInfo, read_info
+from medopt.release.layout import ReleaseInfo, read_info, refuse_channels
 from medopt.release.predictor import Answer, Release
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import ServerLimits
@@ -41,9 +41,14 @@ class ReleaseModel(PythonModel):
     """Rows of scans in, rows of answers out. A scan that cannot be read or is declined has its reason instead."""
 
     def load_context(self, context: Any) -> None:
-        """Open both models of the release; raises ReleaseError where a byte changed or the chain is another."""
+        """Open both models of the release.
+
+        Raises ReleaseError where a byte changed, the chain is another, or a case has several images.
+        """
         folder = Path(context.artifacts[ARTIFACT])
-        self._opened = {kind: Release.open(folder, kind) for kind in read_info(folder).models}
+        info = read_info(folder)
+        refuse_channels(info, "a row of an MLflow model is one scan")
+        self._opened = {kind: Release.open(folder, kind) for kind in info.models}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`."""

@@ -60,12 +60,14 @@ def use_store(uri: str) -> None:
     if model := os.environ.get("MLFLOW_ACTIVE_MODEL_ID"):  # metrics would be tied to the model that it names
         mlflow.clear_active_model()
         os.environ["MLFLOW_ACTIVE_MODEL_ID"] = model  # it stays for whom it is meant
-    given = os.environ.get("MLFLOW_TRACKING_URI")
+    given = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
-    if given is None:  # MLflow writes it there, where the next run of this process would find it
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    else:
-        os.environ["MLFLOW_TRACKING_URI"] = given
+    mlflow.set_registry_uri(uri)  # a release stands in the registry of its run's store, whatever else is named
+    for name, value in given.items():
+        if value is None:  # MLflow writes it there, where the next run of this process would find it
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _make_whole(path: Path) -> None:

@@ -34,7 +34,7 @@ class Traces(logging.Handler):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"  # it has a thread of its own here
         mlflow.set_tracking_uri(store)
-        self._client = MlflowClient(store)
+        self._client = MlflowClient(store, store)
         self._places: dict[tuple[str, str], tuple[str, str]] = {}
         self._waiting: queue.Queue[tuple[int, Mapping[str, Any]] | None] = queue.Queue(_MOST)
         self.left_out = 0

@@ -55,7 +55,7 @@ class Tracker:
         self._early: list[list[Metric]] = []
         self._writer: Writer[Sequence[Epoch]] = Writer(self._write_history)
         with answering(self.uri):
-            self._client = MlflowClient(self.uri)
+            self._client = MlflowClient(self.uri, self.uri)
             self.experiment_id = find_experiment(self._client, study, self.uri, runs)
             mark_crashed(self._client)
             run = resumed(self._client, self.experiment_id, run_id, run_name)
@@ -153,6 +153,15 @@ class Tracker:
         if self._system is not None and self._system._process is not None and not self._system._process.is_alive():
             self._system = self._watch_system()
 
+    def _end_watching(self) -> None:
+        """Before the run ends, to which the monitor writes; where its store hangs, it is not waited for longer."""
+        monitor, self._system = self._system, None
+        if monitor is not None and (thread := monitor._process) is not None:
+            monitor._shutdown_event.set()
+            thread.join(LAST_WAIT)
+            if not thread.is_alive():
+                monitor.finish()
+
     def log_figures(self, figures: Mapping[str, object]) -> None:
         """Numbers of a nested mapping as metrics `a/b_c`; what is not a number is left out."""
         metrics = metrics_of(figures)
@@ -206,9 +215,8 @@ class Tracker:
                     self._writer.finish(None if status == "FINISHED" else LAST_WAIT)
                     self._client.set_tag(self.run_id, "outcome", outcome)
                 finally:
+                    self._end_watching()
                     self._client.set_terminated(self.run_id, status)
-                    if self._system is not None:
-                        self._system.finish()
         except ConfigError:
             if status == "FINISHED":
                 raise

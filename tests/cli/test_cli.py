@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from clinic import STUDY, Clinic, write_study
-from clinic_fixtures import Finished, call, start, wait
+from clinic_fixtures import MEDOPT, Finished, call, environment, start, wait
 
 import medopt
-from medopt.core.errors import DataError
+from medopt.core.errors import DataError, MedoptError, StorageError
+from medopt.core.files import local_disk
+from medopt.core.jobs import Fleet, Job, run_jobs
+from medopt.core.reporter import SilentReporter
 
 COMMANDS = ("run", "phantom", "fetch", "verify", "predict", "serve", "ui")
 
@@ -19,7 +26,7 @@ def test_help_names_every_command_and_exit_code() -> None:
     assert done.code == 0
     text = " ".join(done.stdout.split())
     assert all(f"│ {command} " in done.stdout for command in COMMANDS)
-    assert "Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 training failed, 5 gate refused," in text
+    assert "Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 training failed, 5 no release," in text
     assert "6 release refused, 130 interrupted" in text
 
 
@@ -142,3 +149,43 @@ def test_debug_shows_where_an_error_comes_from(clinic: Clinic, tmp_path: Path, m
     study_file = write_study(tmp_path, STUDY)
     with pytest.raises(DataError, match="has no column"):
         call("--debug", "run", study_file, "--data", clinic.data)
+
+
+def test_a_full_disk_that_no_command_expects_is_one_paragraph() -> None:
+    """/dev/full takes nothing, as a full disk does; here it is where the result is printed."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [MEDOPT, "config", "schema"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+    assert done.returncode == 2 and done.stderr.startswith("StorageError: The disk is full: writing a file failed.")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "The disk is full: writing /scratch/a.npy failed"),
+        (errno.EDQUOT, "The disk is full for this user (quota): writing /scratch/a.npy failed"),
+        (errno.EACCES, "/scratch/a.npy may not be read or written (Permission denied)"),
+        (errno.EROFS, "/scratch/a.npy may not be written to (Read-only file system)"),
+        (errno.EIO, "[Errno 5] Input/output error"),
+    ],
+)
+def test_what_the_disk_refuses_anywhere_is_said_in_words(number: int, said: str) -> None:
+    with pytest.raises(OSError if number == errno.EIO else StorageError, match=re.escape(said)), local_disk():
+        raise OSError(number, os.strerror(number), "/scratch/a.npy")
+
+
+def test_a_port_that_may_not_be_used_is_no_matter_of_the_disk() -> None:
+    with pytest.raises(PermissionError), local_disk():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_job_that_the_disk_stops_leaves_the_others() -> None:
+    def write(reporter: object, place: Path) -> int:
+        with place.open("w") as stream:
+            return stream.write("x")
+
+    jobs = [Job(name, write, (Path(name),)) for name in ("/dev/full", "/dev/null")]
+    full, other = run_jobs(jobs, Fleet("local", 1, None), SilentReporter(), 2, "writes")
+    assert isinstance(full.error, MedoptError) and "The disk is full" in str(full.error) and other.result == 1

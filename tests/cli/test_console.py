@@ -8,11 +8,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from clinic import STUDY, write_study
+from clinic_fixtures import call
 from results import both, figures, gate, run_metrics, verdict
 from rich.console import Console
 
 from medopt.cli.console import ConsoleReporter, print_predictions, print_rows, print_summary
+from medopt.cli.run import refuse_unreleased
+from medopt.core.errors import ConfigError, ReleaseRefused
 from medopt.core.records import Estimate, Override
+from medopt.evaluation.group_metrics import GroupMember, GroupMetrics
+from medopt.experiments.group_summary import FinishedGroup
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
@@ -217,3 +223,86 @@ def test_what_the_study_accepted_stands_beneath_the_scores(capsys: pytest.Captur
     assert "near_duplicates, accepted by the study: 42 of 156 test images leak" in text
     assert "a.png" not in text
     assert "two scanners" not in text
+
+
+NOT_BETTER = verdict(reasons=("int8: test AUC 0.644 (0.429 to 0.814)",))
+
+
+def group(*members: tuple[bool, bool, str], ensemble: FinishedRun | None = None) -> FinishedGroup:
+    """Members as (better than chance, passed by the gate, outcome)."""
+    rows = tuple(
+        GroupMember(
+            seed=seed,
+            fold=None,
+            folder=f"runs/clinic/{seed}",
+            mlflow_run_id=None,
+            gate_passed=passed,
+            outcome=outcome,
+            better_than_chance=better,
+        )
+        for seed, (better, passed, outcome) in enumerate(members)
+    )
+    metrics = GroupMetrics(
+        study="clinic",
+        seeds=tuple(range(len(rows))),
+        folds=0,
+        members=rows,
+        test=both({}),
+        sites={},
+        cases=18,
+        confidence=0.95,
+        data_notes=(),
+        mlflow_run_id=None,
+    )
+    return FinishedGroup(metrics, Path("runs/clinic/fleet-1"), "", ensemble)
+
+
+def refusal(*ends: FinishedRun | FinishedGroup) -> str:
+    with pytest.raises(ReleaseRefused) as caught:
+        refuse_unreleased(ends)
+    return str(caught.value)
+
+
+def test_a_refusal_names_what_helps_this_run_and_nothing_else() -> None:
+    refuse_unreleased([finished(), group((True, True, "released"), ensemble=finished())])
+    by_gate = refusal(finished(passed=False))
+    assert "clinic is not released: the decision flips." in by_gate and "judges int8 anew" in by_gate
+    assert by_gate.endswith("--override NAME --reason TEXT.") and "add validation patients" not in by_gate
+    by_model = refusal(finished(verdict=NOT_BETTER))
+    assert "better than chance" in by_model and "int8 anew" not in by_model and "compression.gate" not in by_model
+    unsure = refusal(finished(gate=gate(passed=False, undecided=True)))
+    assert "add validation patients" in unsure and "compression.gate.flips_bound" in unsure
+
+
+def test_a_refusal_of_several_studies_names_each_and_how_to_override_one() -> None:
+    text = refusal(finished(passed=False, study="first"), finished(), finished(verdict=NOT_BETTER, study="second"))
+    assert "first is not released: the decision flips." in text
+    assert "second is not released: the model is not shown to be better than chance" in text
+    assert text.endswith("--override NAME --reason TEXT (give that study alone).")
+
+
+def test_an_ensemble_and_members_are_refused_without_an_override_that_they_do_not_take() -> None:
+    members = ((True, True, "released"), (False, True, "model refused"))
+    text = refusal(group(*members, ensemble=finished(passed=False)))
+    assert "The ensemble of clinic is not released: the decision flips." in text
+    assert "1 member has no release: runs/clinic/1 (model refused); metrics.json has the reasons." in text
+    assert "judges int8 anew" in text and "--override" not in text
+    of_models = refusal(group((False, True, "model refused"), (False, True, "model refused")))
+    assert of_models.startswith("2 members have no release: ") and "int8" not in of_models
+    assert "judges int8 anew" in refusal(group((True, False, "gate refused")))
+    assert "add validation patients" in refusal(group((True, False, "gate cannot tell")))
+
+
+@pytest.mark.parametrize(("name", "reason"), [(" ", "a reader study"), ("A. Reader", "\t"), ("", "x"), ("-", "x")])
+def test_an_override_takes_a_name_and_a_reason_in_words(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match="takes the name of a person and a reason"):
+        Override.now(name, reason)
+
+
+def test_the_command_takes_no_blank_override(tmp_path: Path) -> None:
+    words = ("run", write_study(tmp_path, STUDY), "--data", tmp_path, "--runs", tmp_path)
+    call(*words, "--override", "  ", "--reason", "x").refused(2, "ConfigError", "takes the name of a person")
+    call(*words, "--override", "A. Reader", "--reason", " ").refused(2, "ConfigError", "takes the name of a person")
+    call(*words, "--override", "A. Reader").refused(2, "ConfigError", "--override NAME and --reason TEXT go together")
+    old = call(*words, "--override-gate", " ", "--reason", "x")
+    assert "--override-gate is now --override" in old.stderr and old.code == 2

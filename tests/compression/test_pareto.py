@@ -62,8 +62,11 @@ def test_an_auc_that_is_not_defined_is_not_allowed() -> None:
     one = option("blind", 0.9, 1)
     blind = GateMeasurement("openvino", estimate(None), one.candidate.disagreement, 1.0, 10.0, 0.3)
     assert reasons_against(Candidate("blind", "int8", 0, 1, 1, estimate(0.9), blind, (), 40.0), Rule()) == [
-        "the AUC is not defined, more than 0.005"
+        "the AUC difference is not defined: too few cases to rule out 0.005"
     ]
+    said = "the AUC difference is not defined on 80 validation cases (one class only): too few cases to tell"
+    judged = Candidate("blind", "int8", 0, 1, 1, estimate(0.9), blind, (said,), 40.0)
+    assert reasons_against(judged, Rule()) == [said]  # once
 
 
 def test_the_picture_is_drawn_with_and_without_intervals(tmp_path: Path) -> None:

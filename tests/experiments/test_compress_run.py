@@ -84,9 +84,11 @@ def test_where_nothing_is_allowed_it_says_why_of_each(compressed: tuple[Path, Pa
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("compressed"))
     shutil.copytree(runs / "cache", tmp_path / "runs" / "cache")
     strict = copy / "study.yaml"
-    strict.write_text(strict.read_text().replace("max_size_ratio: 1.0", "max_size_ratio: 0.01"))
+    text = strict.read_text().replace("max_size_ratio: 1.0", "max_size_ratio: 0.01")
+    strict.write_text(text.replace("max_decision_flips: 1.0", "max_decision_flips: 0.3"))  # too few of 9 cases
     done = call("compress", copy, "--data", data, "--prune", "")
-    done.refused(5, "GateRefused", "No option of narrow", "whole, int8: the file has", "--within")
+    said = ("No option of narrow", "whole, int8: the file has", "too few cases to", "compression.gate.flips_bound")
+    done.refused(5, "ReleaseRefused", *said, "--within")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from clinic import Clinic
-from clinic_fixtures import Done, call, start, wait
+from clinic_fixtures import Done, Finished, call, start, wait
 from mlflow import MlflowClient
 from ray_cluster import two_nodes
 
@@ -83,8 +83,10 @@ def killed(clinic: Clinic, cluster: Any, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_all_members_end_although_a_node_died(killed: Killed) -> None:
-    assert killed.done.code in (0, 5), killed.done.stderr  # four epochs may leave a member that has learned nothing
-    assert [one["gate_passed"] for one in killed.done.summary["members"]] == [True, True]
+    members = killed.done.summary["members"]  # four epochs may leave one that has learned nothing, and no release
+    is_released = all(one["outcome"].startswith("released") for one in members)
+    assert killed.done.code == (0 if is_released else 5), killed.done.stderr
+    assert [one["gate_passed"] for one in members] == [True, True]
     assert "2/2" in killed.done.stderr
 
 
@@ -119,9 +121,9 @@ def test_members_stand_below_one_finished_run_in_mlflow(killed: Killed) -> None:
 
 
 def test_archive_is_predicted_in_parts_as_it_is_in_one(
-    killed: Killed, clinic: Clinic, cluster: Any, tmp_path: Path
+    finished: Finished, clinic: Clinic, cluster: Any, tmp_path: Path
 ) -> None:
-    words = ["predict", killed.folder(0) / "release", clinic.data / "scans", "--engine", "onnxruntime", "--out"]
+    words = ["predict", finished.release, clinic.data / "scans", "--engine", "onnxruntime", "--out"]
     assert call(*words, tmp_path / "one.csv").code == 0
     done = wait(start(*words, tmp_path / "parts.csv", "--on", "ray", RAY_ADDRESS=cluster[0].address))
     assert done.code == 0, done.stderr

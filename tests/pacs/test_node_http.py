@@ -126,7 +126,7 @@ def test_studies_by_stow_through_a_killed_node_and_what_routing_lost(
             ):
                 assert str(word) not in output
         started = time.monotonic()
-        assert node.kill(signal.SIGTERM) == 0
+        assert node.kill(signal.SIGHUP) == 0
         assert time.monotonic() - started < 30
         assert call("pacs", "audit", "verify", node.file).code == 0
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -20,6 +21,7 @@ from medopt.pacs.study_inference import StudyInference
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
 from medopt.serving.server.releases import open_release
+from medopt.tracking.release import ARTIFACT, ReleaseModel
 
 SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
 COUNT = 48
@@ -61,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
         "compression": STUDY["compression"] | {"engines": ["onnxruntime"]},
         "evaluation": STUDY.get("evaluation", {}) | {"explain": 2, "shift_cases": 8},
     }
-    named = ("--override-gate", "A. Tester", "--reason", "one epoch: what is tested is the way")
+    named = ("--override", "A. Tester", "--reason", "one epoch: what is tested is the way")
     done = call("run", write_study(folder, described), "--data", folder, "--runs", folder / "runs", *named, "--json")
     assert done.code == 0, done.stderr
     return folder, only_folder(folder / "runs", "channels"), rows
@@ -116,6 +118,8 @@ def test_what_takes_one_image_refuses_such_a_release(finished: Any) -> None:
         StudyInference(run / "release", "int8", None, None)  # type: ignore[arg-type]
     with pytest.raises(ReleaseError, match=f"{said}: an export takes one image a case"):
         ExportSource.read(run / "release")
+    with pytest.raises(ReleaseError, match=f"{said}: a row of an MLflow model is one scan"):
+        ReleaseModel().load_context(SimpleNamespace(artifacts={ARTIFACT: str(run / "release")}))
     with pytest.raises(DataError, match="is one image, and a case of this study has 2"):
         Release.open(run / "release").predict("scan.nii.gz")
 

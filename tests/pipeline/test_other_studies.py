@@ -55,7 +55,7 @@ def rows(suffix: str, truth: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def run(folder: Path, runs: Path, described: dict[str, Any], listed: list[dict[str, Any]]) -> tuple[Done, Path]:
     """One or two epochs on 24 images may teach a model nothing, so the verdict is overridden."""
     write_rows(folder / "manifest.csv", listed)
-    named = ("--override-gate", "A. Tester", "--reason", "what is tested is the way")
+    named = ("--override", "A. Tester", "--reason", "what is tested is the way")
     done = call("run", write_study(folder, described), "--data", folder, "--runs", runs, "--json", *named)
     assert done.code == 0, done.stderr
     return done, only_folder(runs, described["name"])

@@ -129,6 +129,10 @@ def test_a_stage_reads_no_setting_that_its_key_leaves_out(
         if secret:
             secrets[stage] = secret
     assert secrets == {}
+    drawing = {stage for stage in read if "evaluation.bootstrap" in READS.get(stage, ())}
+    assert drawing == {stage for stage, names in read.items() if "evaluation.bootstrap" in names - sections} & set(
+        READS
+    )
 
 
 def test_mlflow_says_which_settings_changed(again: Finished) -> None:

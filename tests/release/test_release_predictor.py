@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from clinic_fixtures import Finished
 from numpy.typing import NDArray
-from results import both, figures
+from results import both, figures, gate
 
 from medopt.core.errors import DataError, ReleaseError
 from medopt.core.format import format_estimate
-from medopt.core.records import KINDS, Estimate, FloatArray, Kind
+from medopt.core.records import KINDS, Estimate, FloatArray, Kind, Override
 from medopt.core.run_paths import find_release
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.imaging import read_scan
@@ -179,6 +179,20 @@ def test_the_intended_use_is_never_guessed(finished: Finished, info: ReleaseInfo
     assert card.intended_use == MISSING and MISSING in (finished.release / "CARD.md").read_text()
     stated = card_of(info.model_copy(update={"intended_use": "Second reader of screening radiographs"}))
     assert "**Intended use**: Second reader of screening radiographs." in render_card(stated)
+
+
+@pytest.mark.parametrize(
+    ("undecided", "said"), [(True, "cannot tell whether int8 may be used"), (False, "refused this")]
+)
+def test_the_card_of_an_overridden_gate_claims_no_engine_that_passed(
+    info: ReleaseInfo, undecided: bool, said: str
+) -> None:
+    assert "- Engines that passed the gate: " in render_card(card_of(info))
+    somebody = Override("Dr. Winter", "for a reader study", "2026-11-23T12:00:00+00:00")
+    card = render_card(card_of(info.model_copy(update={"gate": gate(False, somebody, undecided=undecided)})))
+    assert f"**The gate {said}" in card and "passed the gate" not in card
+    assert f"- Engine that was judged: {', '.join(info.models['int8'].engines)}." in card
+    assert "- Layers in float: 1; with all layers in int8 the gate did not pass it." in card
 
 
 def test_the_card_tells_where_the_model_is_weak(finished: Finished) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +67,33 @@ def test_sites_with_any_name_can_be_recorded(tracker: Tracker, site: str, name: 
 def test_store_of_one_run_is_not_that_of_the_next(tracker: Tracker) -> None:
     """MLflow writes the address into the environment, where it would go before every other folder."""
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_the_monitor_of_the_machine_ends_before_the_run(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, alive = MlflowClient.set_terminated, []
+
+    def set_terminated(*words: object, **named: object) -> None:
+        alive.extend(thread.name for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor")
+        real(*words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", set_terminated)
+    assert any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
+    tracker.end("released")
+    assert alive == []
+
+
+def test_a_registry_that_the_environment_names_gets_no_release(
+    runs: Path, tiny_study: Callable[..., Study], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", other)
+    tracker = Tracker(tiny_study(), runs, None, "ours")
+    version = tracker.log_release(finished.release)
+    tracker.end("released")
+    name = finished.release.parent.parent.name
+    assert Registry(runs).versions(name)[0].run_id == tracker.run_id
+    assert MlflowClient(tracker.uri, tracker.uri).get_model_version(name, version).run_id == tracker.run_id
+    assert not (tmp_path / "other.db").exists() and os.environ["MLFLOW_REGISTRY_URI"] == other
 
 
 def test_ctrl_c_waits_until_the_store_has_been_told(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from browser import CHROMIUM, Page, browser
-from clinic_fixtures import call, start
+from clinic_fixtures import call, start, wait
 from mlflow import MlflowClient
 from ports import free_port
 
 from medopt.config import Study
 from medopt.core.records import EpochRecord
-from medopt.tracking.pages import COLUMNS, KIND, LOSSES, NOTE, VIEW_TAG, experiment_tags
+from medopt.tracking.pages import COLUMNS, KIND, LOSSES, NOTE, VIEW_TAG, experiment_tags, list_of, page_of
 from medopt.tracking.tracker import Tracker
 
 FIGURES = {name: 0.5 + number / 100 for number, name in enumerate(COLUMNS)}
@@ -67,6 +68,37 @@ def test_what_a_colleague_wrote_at_the_experiment_stays(
     Tracker(tiny_study(), tmp_path, None, "another").end("released")
     tags = client.get_experiment(number).tags
     assert tags[NOTE] == "see the wiki" and tags[VIEW_TAG] == experiment_tags("")[VIEW_TAG]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_server_ends_with_its_command_whatever_proxy_is_set(runs: Path, number: signal.Signals) -> None:
+    """A proxy has no way to this machine's loopback, and a terminal that closes leaves no server behind."""
+    port, nowhere = free_port(), "http://127.0.0.1:9"
+    process = start("ui", "--runs", runs, "--port", port, "--no-open", http_proxy=nowhere, HTTP_PROXY=nowhere)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("MLflow: http://127.0.0.1")
+    process.send_signal(number)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_server_that_ends_by_itself_is_no_normal_end(runs: Path) -> None:
+    process = start("ui", "--runs", runs, "--port", free_port(), "--no-open")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("MLflow: ")
+    (server,) = psutil.Process(process.pid).children()
+    server.kill()
+    wait(process).refused(2, "ConfigError", "MLflow's server ended by itself (exit code -9)")
+
+
+def test_user_and_password_of_a_server_stand_in_no_address() -> None:
+    links = [
+        page_of("https://ann:p@ss@mlflow.example:8443/team/", "1", "2"),
+        list_of("https://ann@mlflow.example", "1"),
+    ]
+    assert links[0].startswith("https://mlflow.example:8443/team/#/experiments/1/runs/2")
+    assert links[1].startswith("https://mlflow.example/#/experiments/1/runs")
 
 
 def test_a_port_that_is_taken_is_refused(runs: Path) -> None:

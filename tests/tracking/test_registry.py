@@ -20,7 +20,7 @@ from clinic_fixtures import Finished, call
 from mlflow import MlflowClient
 
 from medopt.config import Study
-from medopt.core.errors import ConfigError, GateRefused, ReleaseError
+from medopt.core.errors import ConfigError, ReleaseError, ReleaseRefused
 from medopt.experiments.promote import promote
 from medopt.models.starts.files import start_digest
 from medopt.pipeline.start import resolve_start
@@ -196,11 +196,11 @@ def test_the_next_one_is_compared_on_the_same_cases(store: MlflowClient, runs: P
 
 def test_what_did_not_pass_is_refused(store: MlflowClient, runs: Path, finished: Finished) -> None:
     version = second(store, runs, finished, gate="overridden")
-    with pytest.raises(GateRefused, match="did not pass the gate"):
+    with pytest.raises(ReleaseRefused, match="did not pass the gate"):
         promote(Registry(runs), "clinic", version, REASON)
     for key, value in {GATE: "passed", MODEL: "overridden: not shown to be better than chance"}.items():
         store.set_model_version_tag("clinic", version, key, value)
-    with pytest.raises(GateRefused, match=r"released by name .*not shown to be better than chance"):
+    with pytest.raises(ReleaseRefused, match=r"released by name .*not shown to be better than chance"):
         promote(Registry(runs), "clinic", version, REASON)
     assert Registry(runs).versions("clinic")[0].model.startswith("overridden")
     with pytest.raises(ConfigError, match="has no version 77"):

@@ -247,7 +247,7 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     words = [write_study(tmp_path, study), "--data", finished.clinic.data, "--runs", runs, "--json"]
     strict = ("--set", "training.epochs=1", "--set", "compression.gate.min_speedup=1000")
     done = call("run", *words, *strict)
-    done.refused(5, "GateRefused", "not faster", "wanted above 1000x", "there is no release")
+    done.refused(5, "ReleaseRefused", "not faster", "wanted above 1000x", "there is no release")
     folder, found = only_folder(runs, "strict"), only_run(runs, "strict")
     gate = json.loads((folder / "metrics.json").read_text())["gate"]
     assert gate["passed"] is False
@@ -263,8 +263,8 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     lines = [line.rstrip() for line in again.stderr.splitlines()]
     assert again.code == 5
     assert "train      unchanged, skipped" in lines and "judge" in lines  # the same command measures anew
-    call("run", *words, *strict, "--override-gate", "Dr. Winter").refused(2, "ConfigError", "go together")
-    named = ("--override-gate", "Dr. Winter", "--reason", "the server has another processor")
+    call("run", *words, *strict, "--override", "Dr. Winter").refused(2, "ConfigError", "go together")
+    named = ("--override", "Dr. Winter", "--reason", "the server has another processor")
     released = call("run", *words, *strict, *named)
     assert released.code == 0 and "released all the same by Dr. Winter" in released.stdout
     for text in ((folder / "release" / "CARD.md").read_text(), (folder / "report.html").read_text()):
@@ -273,12 +273,12 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
     found = only_run(runs, "strict")
     assert found.data.tags["outcome"] == "released against the gate"
     assert client.get_registered_model("strict").aliases == {}  # nobody's candidate
-    call("promote", "strict", "1", "--reason", "x", "--runs", runs).refused(5, "GateRefused", "overridden")
+    call("promote", "strict", "1", "--reason", "x", "--runs", runs).refused(5, "ReleaseRefused", "overridden")
     assert call("run", *words, *strict).code == 0  # the name stays with the run
     told = json.loads((folder / "run.json").read_text())
     told["override"]["model"] = "0" * 64  # as where the model is another one since
     (folder / "run.json").write_text(json.dumps(told))
-    call("run", *words, *strict).refused(5, "GateRefused", "not faster")
+    call("run", *words, *strict).refused(5, "ReleaseRefused", "not faster")
     assert not (folder / "release").exists()
 
 
@@ -300,7 +300,7 @@ def test_a_useless_model_has_no_release_and_no_alias_without_a_name(
     study = STUDY | quick | {"name": "useless", "compression": compression, "training": training}
     words = ["run", write_study(tmp_path, study), "--data", data, "--runs", runs, "--json"]
     done = call(*words)
-    done.refused(5, "GateRefused", "the model is not shown to be better than chance", "--override-gate NAME")
+    done.refused(5, "ReleaseRefused", "the model is not shown to be better than chance", "--override NAME")
     assert done.summary["gate"]["passed"] and done.summary["verdict"]["reasons"]
     assert done.stdout.startswith("the model is not shown to be better than chance: ")
     folder, found = only_folder(runs, "useless"), only_run(runs, "useless")
@@ -314,14 +314,14 @@ def test_a_useless_model_has_no_release_and_no_alias_without_a_name(
     assert again.code == 5 and "evaluate   unchanged, skipped" in again.stderr  # nothing is measured anew for it
     compared = call("compare", folder)
     assert "not shown to be better than chance" in compared.stdout.splitlines()[0]
-    released = call(*words, "--override-gate", "Dr. Winter", "--reason", "for a class on leaks")
+    released = call(*words, "--override", "Dr. Winter", "--reason", "for a class on leaks")
     assert released.code == 0, released.stderr
     card = (folder / "release" / "CARD.md").read_text()
     assert card.index("not shown to be better than chance") < card.index("Dr. Winter") < card.index("Intended use")
     assert client.get_registered_model("useless").aliases == {}
     (version,) = client.search_model_versions("name='useless'")
     assert (version.tags["gate"], version.tags["model verdict"].partition(":")[0]) == ("passed", "overridden")
-    call("promote", "useless", "1", "--reason", "x", "--runs", runs).refused(5, "GateRefused", "better than chance")
+    call("promote", "useless", "1", "--reason", "x", "--runs", runs).refused(5, "ReleaseRefused", "better than chance")
 
 
 def test_run_that_fails_is_marked_failed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,9 @@ def judge_models(
         write_mixed_precision(models / QUANTIZED, source, ranked[:count], models / INT8, PreparedImages(calibrating))
         mended = jury.judge()
         if mended.verdict.passed:
-            reporter.message(f"int8 lost too much; with {count} of {len(ranked)} layers in float it passes")
+            reporter.message(
+                f"the gate did not pass int8 alone; it passes with {count} of {len(ranked)} layers in float"
+            )
             return mended.model_copy(update={"in_float": tuple(ranked[:count])})
     shutil.copyfile(models / QUANTIZED, models / INT8)
     return judged

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from medopt.core.errors import ConfigError
+from medopt.core.signals import ending_signals
 from medopt.release.layout import Kind
 from medopt.serving.server import grpc_server, rest_server, try_page
 from medopt.serving.server.auth import LOOPBACK, Key
@@ -128,7 +128,7 @@ async def _serve(
     grpc_port = None if calls is None else _bind(calls, listeners)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         loop.add_signal_handler(number, stop.set)
     if calls is not None:
         await calls.start()
