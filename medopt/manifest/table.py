@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
         )
         faults.patients.add(case.patient_id)
         for column, path in zip(columns, images, strict=True):
-            faults.add_repeated(number, column, path, f"({path})")
+            faults.add_repeated(number, column, path, f"({path})", among=IMAGE)
         if "case_id" in cells:
             faults.add_repeated(number, "case_id", case.case_id)
         cases.append(case)
@@ -109,6 +109,11 @@ def image_columns(study: Study) -> list[str]:
     return [f"{IMAGE}:{name}" for name in study.prepare.channel_names] or [IMAGE]
 
 
+def single_images(case: Case) -> list[Case]:
+    """Each image of a case of several that is there, as a case of its own; else the case itself."""
+    return [replace(case, image=image, channels=()) for image in case.channels if image] or [case]
+
+
 def channels_of(header: Iterable[str]) -> list[str]:
     """The names of the channels whose columns, image:NAME, stand in a header."""
     return [name.removeprefix(f"{IMAGE}:") for name in header if name.startswith(f"{IMAGE}:")]
@@ -126,7 +131,7 @@ class _Faults:
     path: Path
     patients: set[str] = field(default_factory=set)
     by_column: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
-    first_row: dict[tuple[str, str], int] = field(default_factory=dict)
+    first: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
     def add(self, number: int, column: str, text: str, reason: str) -> None:
         self.by_column.setdefault(column, []).append((number, text, reason))
@@ -138,11 +143,12 @@ class _Faults:
         except ValueError as error:
             self.add(number, column, cells[column], str(error))
 
-    def add_repeated(self, number: int, column: str, value: str, text: str = "") -> None:
-        """Add a fault where an earlier row has the same value."""
-        earlier = self.first_row.setdefault((column, value), number)
-        if value and earlier != number:
-            self.add(number, column, "", f"the same as row {earlier} {text}".rstrip())
+    def add_repeated(self, number: int, column: str, value: str, text: str = "", among: str = "") -> None:
+        """Add a fault where an earlier cell of the column, or of the columns called `among`, has the same value."""
+        row, other = self.first.setdefault((among or column, value), (number, column))
+        if value and (row, other) != (number, column):
+            where = f"row {row}" if other == column else f"row {row}, column {other}"
+            self.add(number, column, "", f"the same as {where} {text}".rstrip())
 
     def refuse(self) -> None:
         """Raise DataError with the faults of each column, if there are any."""

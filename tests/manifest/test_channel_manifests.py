@@ -11,12 +11,14 @@ from PIL import Image
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError
-from medopt.manifest.build import BuildOptions, build_manifest
+from medopt.manifest.build import BuildOptions, BuiltManifest, build_manifest
 from medopt.manifest.check import missing_images
 from medopt.manifest.image_facts import read_facts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
+from medopt.manifest.splits import SplitRules
 from medopt.manifest.table import read_manifest
+from tests.scans_of_patients import mr_series
 
 HEADER = "image:cc,image:mlo,patient_id,label,split"
 
@@ -113,7 +115,7 @@ def test_build_takes_the_cases_from_a_table(pictures, tmp_path):
     ("row", "reason"),
     [
         ("0_cc.png,gone.png,P0,benign", "row 2, column image:mlo: gone.png names no scan"),
-        ("0_cc.png,1_mlo.png,P0,benign", "row 3, column image:mlo: this image is in row 2, too"),
+        ("0_cc.png,1_mlo.png,P0,benign", "row 3, column image:mlo: this image is in row 2, column image:mlo, too"),
         (",,P0,benign", "row 2 names no image"),
     ],
 )
@@ -121,5 +123,88 @@ def test_a_row_that_names_no_case_is_refused(pictures, tmp_path, row, reason):
     labels = table(tmp_path / "cases.csv", row)
     with pytest.raises(DataError, match=reason):
         build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=labels))
+    options = BuildOptions(labels=table(tmp_path / "cases.csv"), datalist=tmp_path / "d.json")
     with pytest.raises(ConfigError, match="--datalist writes one image a case"):
-        build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=labels, datalist=tmp_path / "d.json"))
+        build_manifest(pictures, tmp_path / "m.csv", options)
+
+
+def test_an_image_stands_in_one_cell(manifest, pictures, tmp_path):
+    path = manifest("a.png,a.png,A,benign,train", "c.png,d.png,B,malignant,test", header=HEADER)
+    with pytest.raises(DataError, match=r"image:mlo: row 2: the same as row 2, column image:cc \(a.png\)"):
+        read_manifest(path, views())
+    path = manifest("a.png,b.png,A,benign,train", "b.png,d.png,B,malignant,test", header=HEADER)
+    with pytest.raises(DataError, match=r"image:cc: row 3: the same as row 2, column image:mlo \(b.png\)"):
+        read_manifest(path, views())
+    for row in ("0_cc.png,0_cc.png,P0,benign", "0_cc.png,1_cc.png,P0,benign"):
+        labels = table(tmp_path / "cases.csv", row)
+        with pytest.raises(DataError, match=r"this image is in row 2, column image:(cc|mlo), too"):
+            build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=labels))
+
+
+def test_the_patient_of_a_pattern_is_that_of_every_image(pictures, tmp_path):
+    options = BuildOptions(labels=table(tmp_path / "cases.csv"), patient=r"(\d+)_")
+    rows = build_manifest(pictures, tmp_path / "m.csv", options).rows
+    assert len({row["patient_id"] for row in rows}) == 11
+    swapped = table(tmp_path / "cases.csv", "0_cc.png,1_mlo.png,P0,benign", "1_cc.png,0_mlo.png,P1,malignant")
+    with pytest.raises(DataError, match="finds another patient in the paths of one case, in 2 of 11 cases"):
+        build_manifest(pictures, tmp_path / "m.csv", replace(options, labels=swapped))
+
+
+def series(folder: Path, *patients: tuple[str, str]) -> Path:
+    """T1 and T2 of each case in folders of their own, with the patients that their headers give."""
+    for at, names in enumerate(patients):
+        for name, patient in zip(("t1", "t2"), names, strict=True):
+            mr_series(folder / f"case{at}" / name, patient, f"1.2.{at + 3}", name)
+    return folder
+
+
+def sequences(path: Path, *patients: str, header: str = "image:t1,image:t2,patient_id,label") -> BuildOptions:
+    rows = [f"case{at}/t1,case{at}/t2,{patient},{at % 2}" for at, patient in enumerate(patients)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return BuildOptions(labels=path)
+
+
+def test_the_patient_of_the_table_contradicts_no_header(tmp_path):
+    once = series(tmp_path / "once", *((f"H{at}", f"H{at}") for at in range(8)))
+    rows = build_manifest(once, tmp_path / "m.csv", sequences(tmp_path / "c.csv", *"ABCDEFGG")).rows
+    assert len({row["patient_id"] for row in rows}) == 7  # the table says that two identifiers are one person
+    torn = series(tmp_path / "torn", *((f"H{at // 2}", f"H{at // 2}") for at in range(8)))
+    options = sequences(tmp_path / "c.csv", *"ABCDEFGH")
+    with pytest.raises(DataError, match="Patients of the source that are several in the table of labels, 4"):
+        build_manifest(torn, tmp_path / "m.csv", options)
+    rows = build_manifest(torn, tmp_path / "m.csv", replace(options, patient="table")).rows
+    assert len({row["patient_id"] for row in rows}) == 8
+    mixed = series(tmp_path / "mixed", ("H0", "H1"), *((f"H{at}", "anonymous") for at in range(2, 9)))
+    with pytest.raises(DataError, match="The images of 1 of 8 cases are of several patients by their headers"):
+        build_manifest(mixed, tmp_path / "m.csv", options)
+
+
+def test_labels_of_cases_follow_the_rules_of_labels_of_images(pictures, tmp_path):
+    def built(header: str, *cells: str) -> BuiltManifest:
+        path = tmp_path / "cases.csv"
+        rows = [f"{at}_cc.png,{at}_mlo.png,P{at},{cell}" for at, cell in enumerate(cells)]
+        path.write_text("\n".join([f"image:cc,image:mlo,patient_id,{header}", *rows]) + "\n")
+        return build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=path))
+
+    rows = built("diagnosis", *("Benign", "benign", "Benign", "malignant", "malignant", "n/a") * 2)
+    assert {row["label"] for row in rows.rows} == {"Benign", "malignant"} and len(rows.rows) == 10
+    assert any("the only one that may be" in note for note in rows.warnings)
+    assert ("5_cc.png", "the label is missing: 'n/a'") in rows.left_out
+    options = BuildOptions(labels=tmp_path / "cases.csv", label_columns=("site", "age"))
+    built("label,site,age", *("a,0,1", "b,1,0") * 5)
+    with pytest.raises(ConfigError, match="--label-column site is a column of every manifest"):
+        build_manifest(pictures, tmp_path / "m.csv", options)
+    with pytest.raises(ConfigError, match="--key: a table with columns image:NAME"):
+        build_manifest(pictures, tmp_path / "m.csv", replace(options, label_columns=("label",), key="patient_id"))
+
+
+def test_images_of_a_case_in_two_splits_of_the_source_are_refused(pictures, tmp_path):
+    for at in range(12):
+        for name in ("cc", "mlo"):
+            split = "test" if at > 8 or (at == 0 and name == "mlo") else "val" if at > 5 else "train"
+            (pictures / split).mkdir(exist_ok=True)
+            (pictures / f"{at}_{name}.png").rename(pictures / split / f"{at}_{name}.png")
+    options = BuildOptions(labels=table(tmp_path / "cases.csv"))
+    with pytest.raises(DataError, match="images of 1 of 11 cases are in several splits of the source"):
+        build_manifest(pictures, tmp_path / "m.csv", options)
+    assert build_manifest(pictures, tmp_path / "m.csv", replace(options, rules=SplitRules(resplit=True))).rows
