@@ -63,7 +63,7 @@ def refuse_torn_cases(scans: Sequence[Scan]) -> None:
     torn = [scan for scan in scans if len({(image.split, image.fold) for image in scan.images}) > 1]
     if torn:
         raise DataError(
-            f"The images of {len(torn)} of {len(scans)} cases are in several splits of the source, such as those of "
-            f"{listed([public_path(scan.images[0].path) for scan in torn], 3)}. Correct the table of cases, or draw the "
-            "splits again: --resplit."
+            f"The images of {len(torn)} of {len(scans)} cases are in several splits of the source, such as "
+            f"{listed([public_path(scan.images[0].path) for scan in torn], 3)}. Correct the table of cases, or draw "
+            "the splits again: --resplit."
         )

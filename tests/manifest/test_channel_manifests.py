@@ -96,8 +96,9 @@ def test_every_image_of_a_case_is_looked_for_and_looked_at(manifest, pictures):
     assert facts[0].unreadable and "gone.png" in facts[0].problem
     assert facts[1].problem == "image 2 of the case is constant: all pixels are 3"
     Image.fromarray(np.arange(380, dtype=np.uint8).reshape(20, 19)).save(pictures / "1_mlo.png")
-    assert "other grids: 20 x 19" in read_facts(cases, pictures, prepare=views().prepare)[1].problem
-    assert not read_facts(cases, pictures, prepare=views(channel_grid="resample").prepare)[1].problem
+    assert "different grids: 20 x 19" in read_facts(cases, pictures, prepare=views().prepare)[1].problem
+    resample = views(channel_grid="resample").prepare
+    assert "Neither says where it lies" in read_facts(cases, pictures, prepare=resample)[1].problem
 
 
 def test_build_takes_the_cases_from_a_table(pictures, tmp_path):
