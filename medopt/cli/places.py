@@ -10,7 +10,7 @@ import typer
 
 from medopt.cli.command import note
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.run_paths import find_release, find_run
+from medopt.core.run_paths import find_release, find_run, require_registry
 
 if TYPE_CHECKING:
     from medopt.config import Study
@@ -41,6 +41,7 @@ def release_folder(given: Path) -> Path:
 def _registered(uri: str) -> Path:
     from medopt.tracking.fetch import registered_release
 
+    require_registry(Path("runs"))
     fetched = registered_release(uri)
     if fetched.note:
         typer.echo(f"{uri}: {fetched.note}", err=True)

@@ -27,7 +27,8 @@ from medopt.manifest.image_facts import ImageFacts, read_image
 from medopt.manifest.table import single_images
 
 SEEN = "images_seen"  # the fact of a start's file that holds them
-SEEN_FILE = "images_seen.txt"  # beside the checkpoints of a run
+SEEN_FILE = "images_seen.txt"  # beside the checkpoints of a run, in a release, and beside imported weights
+CONVERTED = "medopt_start"  # what a converted start says of itself, in its header
 _LENGTH = 8
 
 
@@ -107,11 +108,11 @@ def images_seen(path: Path) -> frozenset[bytes]:
 
 
 def _noted(path: Path) -> str:
-    """The list in the notes of a file of weights."""
+    """The list in the notes of a file of weights; also of one that was converted."""
     with safe_open(path, framework="pt") as stream:
-        notes = json.loads((stream.metadata() or {}).get("medopt", "{}"))
-    text: str = notes.get("facts", {}).get(SEEN, "")
-    return text
+        notes = stream.metadata() or {}
+    text: str = json.loads(notes.get("medopt", "{}")).get("facts", {}).get(SEEN, "")
+    return text or str(json.loads(notes.get(CONVERTED, "{}")).get(SEEN, ""))
 
 
 def refuse_seen(path: Path, test: Sequence[Case], root: Path, reporter: Reporter | None = None) -> None:
