@@ -15,7 +15,7 @@ from medopt.manifest.label_join import JoinedLabels, join_labels, labels_of_rows
 from medopt.manifest.label_table import read_labels
 from medopt.manifest.label_words import LabelSpellings, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
-from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT, channels_of
+from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT, read_channels_of
 
 FROM_TABLE = "table"
 """In place of a regular expression: the table of labels alone says whose a scan is."""
@@ -45,7 +45,7 @@ def label_scans(
     columns = _manifest_columns(label_columns)
     if rename and len(columns) > 1:
         raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
-    if names := channels_of(read.columns):
+    if names := read_channels_of(table, read.columns):
         if key:
             raise ConfigError("--key: a table with columns image:NAME says by them which scans a row means.")
         named = [read.column(name) for name in label_columns]

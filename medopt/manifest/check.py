@@ -243,13 +243,14 @@ def _unknown_label_findings(cases: Sequence[Case], study: Study) -> Iterable[Fin
         texts += [f"{name} {' and '.join(counts)}"] if counts else []
     if texts:
         policy = study.data.uncertain
-        meaning = "not known, too" if policy == "ignore" else policy
+        meaning = "unknown" if policy == "ignore" else policy
         empty = sum(all(label is None for label in case.label) for case in cases)
         text = (
-            f"Labels that are not known, of {count_text(len(cases), 'case')}: {listed(texts, 20)}. Missing ones are "
-            f"left out of the loss and of every figure; uncertain counts as {meaning} (data.uncertain: {policy})."
+            f"Unknown labels of {count_text(len(cases), 'case')}: {listed(texts, 20)}. Missing labels are left out of "
+            f"the loss and of every figure; uncertain labels count as {meaning} (data.uncertain: {policy})."
         )
-        yield Finding("unknown_labels", "note", text + (f" {empty} have no label that is known." if empty else ""))
+        without = f" {count_text(empty, 'case')} without any known label." if empty else ""
+        yield Finding("unknown_labels", "note", text + without)
 
 
 def site_label_association(sites: Sequence[str], labels: Sequence[int], cases: Sequence[Case]) -> Association | None:

@@ -12,6 +12,7 @@ from typing import Any
 from unicodedata import normalize
 
 from medopt.config import Study
+from medopt.config.data import CHANNEL_NAME, MAX_CHANNELS
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case, Label
@@ -117,6 +118,24 @@ def single_images(case: Case) -> list[Case]:
 def channels_of(header: Iterable[str]) -> list[str]:
     """The names of the channels whose columns, image:NAME, stand in a header."""
     return [name.removeprefix(f"{IMAGE}:") for name in header if name.startswith(f"{IMAGE}:")]
+
+
+def read_channels_of(path: Path, header: Iterable[str]) -> list[str]:
+    """The names of the channels in the header of a table; raises DataError for names that a study cannot have."""
+    names = channels_of(header)
+    reason = ""
+    if bad := [name for name in names if not re.fullmatch(CHANNEL_NAME, name)]:
+        reason = f"{bad[0]!r} is no name of an image; use at most 31 letters, digits, - and _, and begin with a letter"
+    elif len({name.lower() for name in names}) < len(names):
+        reason = "two of the names are the same, or differ in capitals alone"
+    elif len(names) == 1:
+        reason = "a case of several images needs two columns or more. If a case is one image, call the column image"
+    elif len(names) > MAX_CHANNELS:
+        reason = f"a case has at most {MAX_CHANNELS} images"
+    if reason:
+        columns = ", ".join(f"{IMAGE}:{name}" for name in names)
+        raise DataError(f"{path}, row 1: the columns {columns} cannot be used: {reason}.")
+    return names
 
 
 def label_columns(study: Study) -> list[str]:

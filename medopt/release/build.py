@@ -25,8 +25,9 @@ def build_release(
     """Write the release to `target`, replacing an earlier one of the same run.
 
     `models` are the ONNX files, `domain` the file of the out-of-domain check that `info` names; `reference` computes
-    the reference for drift with the opened int8 model; `texts` are further files by name. The folder is built beside `target`, verified, and renamed.
-    Raises ReleaseError where it does not verify, StorageError where it cannot be written.
+    the reference for drift with the opened int8 model; `texts` are further files by name. The folder is built beside
+    `target`, verified, and renamed. Raises ReleaseError where it does not verify, StorageError where it cannot be
+    written.
     """
     part = target.with_name(f".{target.name}.part")
     try:

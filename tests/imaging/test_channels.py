@@ -108,9 +108,9 @@ def test_pictures_of_other_sizes_and_colours(tmp_path: Path) -> None:
     volume = read_channels((tmp_path / "a.png", tmp_path / "b.png"), ("cc", "mlo"))
     assert volume.array.shape == (2, 6, 8) and np.allclose(volume.array, 50)
     for resample in (False, True):  # nothing says which of the pixels show the same place
-        with pytest.raises(DataError, match="different grids: 7 x 8 .* Neither says where it lies in the patient"):
+        with pytest.raises(DataError, match=r"different grids: 7 x 8 .* Neither says where it lies in the patient"):
             read_channels((tmp_path / "a.png", tmp_path / "c.png"), ("cc", "mlo"), resample=resample)
-    with pytest.raises(DataError, match="a.png is given as cc and as mlo"):
+    with pytest.raises(DataError, match=r"a.png is given as cc and as mlo"):
         read_channels((tmp_path / "a.png", tmp_path / "a.png"), ("cc", "mlo"))
 
 
@@ -124,7 +124,7 @@ def test_an_image_without_a_place_is_never_resampled(tmp_path: Path) -> None:
     beside = ct("beside.dcm", ImagePositionPatient=[1, 0, 0.1], **here)
     assert read_channels((first, beside), ("a", "b"), resample=True).array.shape == (2, 6, 6)
     above = ct("above.dcm", ImagePositionPatient=[1, 0, 3], **here)
-    with pytest.raises(DataError, match="different slices, 1.5 slice thicknesses apart"):
+    with pytest.raises(DataError, match=r"different slices, 1\.5 slice thicknesses apart"):
         read_channels((first, above), ("a", "b"), resample=True)
     with pytest.raises(DataError, match="only one of them says where it lies in the patient"):
         read_channels((first, ct("nowhere.dcm")), ("a", "b"), resample=True)

@@ -11,13 +11,16 @@ from PIL import Image
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError
+from medopt.core.records import Case, Split
 from medopt.manifest.build import BuildOptions, BuiltManifest, build_manifest
 from medopt.manifest.check import missing_images
 from medopt.manifest.image_facts import read_facts
 from medopt.manifest.infer_study import infer_study
+from medopt.manifest.quality import inspect_images, quality_findings
 from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
 from medopt.manifest.splits import SplitRules
 from medopt.manifest.table import read_manifest
+from tests.imaging.scans_made import radiograph, saved
 from tests.scans_of_patients import mr_series
 
 HEADER = "image:cc,image:mlo,patient_id,label,split"
@@ -197,6 +200,62 @@ def test_labels_of_cases_follow_the_rules_of_labels_of_images(pictures, tmp_path
         build_manifest(pictures, tmp_path / "m.csv", options)
     with pytest.raises(ConfigError, match="--key: a table with columns image:NAME"):
         build_manifest(pictures, tmp_path / "m.csv", replace(options, label_columns=("label",), key="patient_id"))
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("image:cc,image:m l o", "'m l o' is no name of an image"),
+        ("image:cc,image:CC", "two of the names are the same"),
+        ("image:cc", "needs two columns or more"),
+        (",".join(f"image:c{at}" for at in range(17)), "at most 16 images"),
+    ],
+)
+def test_names_that_no_image_can_have_are_refused_with_the_reason(pictures, tmp_path, header, reason):
+    path = tmp_path / "cases.csv"
+    cells = ",".join(["0_cc.png"] * (header.count(",") + 1))
+    path.write_text(f"{header},patient_id,split,label\n{cells},A,train,x\n{cells},B,test,y\n")
+    with pytest.raises(DataError, match=f"cases.csv, row 1: the columns image:.* cannot be used: .*{reason}"):
+        infer_study(path)
+    with pytest.raises(DataError, match=reason):
+        build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=path))
+
+
+def test_the_facts_of_a_case_are_those_of_all_its_images(tmp_path):
+    def scan(name: str, modality: str, seed: int, **elements: str) -> str:
+        pixels = np.random.default_rng(seed).integers(0, 900, (16, 16)).astype(np.uint16)
+        saved(radiograph(pixels, **{"Modality": modality} | elements), tmp_path / f"{name}.dcm")
+        return f"{name}.dcm"
+
+    def case(at: int, **second: str) -> Case:
+        modality = second.pop("Modality", "MR")
+        images = (scan(f"a{at}", "CT", 2 * at), scan(f"b{at}", modality, 2 * at + 1, **second))
+        return Case(f"c{at}", f"p{at}", images[0], (at % 2,), "train", channels=images)
+
+    cases = [case(at) for at in range(28)]
+    cases += [case(28, BurnedInAnnotation="YES", Modality="DX"), case(29, ConversionType="SD")]
+    single = replace(cases[0], channels=(cases[0].image, ""))
+    facts = read_facts([*cases, single], tmp_path)
+    assert facts[0].modality == "CT+MR" and facts[28].burned_in and facts[29].capture and facts[30].modality == "CT"
+    found = {one.name: one.text for one in quality_findings([*cases, single], facts, {})}
+    assert "1 images are of another modality than MR: b28.dcm (CR/DX)" in found["minority_modality"]
+    assert "b29.dcm" in found["secondary_captures"] and "a28" in found["burned_in"]
+    twice = replace(cases[0], channels=(cases[0].image, "copy.dcm"))
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / cases[0].image).read_bytes())
+    assert read_facts([twice], tmp_path)[0].problem.endswith("image 2 of the case has the same pixels as image 1.")
+
+
+def test_a_copy_of_one_image_of_a_case_is_a_copy(pictures):
+    names = [("0_cc.png", "0_mlo.png"), ("1_cc.png", "copy.png"), ("2_cc.png", "")]
+    (pictures / "copy.png").write_bytes((pictures / "0_mlo.png").read_bytes())
+    splits: tuple[Split, ...] = ("train", "test", "val")
+    cases = [
+        Case(images[0], images[0], images[0], (at % 2,), split, channels=images)
+        for at, (images, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    found = inspect_images(cases, read_facts(cases, pictures), pictures, views(missing_channel="zeros"))
+    assert [(pair.first, pair.second, pair.exact) for pair in found.pairs] == [(0, 1, True)]
+    assert "exact_duplicates" in {finding.name for finding in found.refused}
 
 
 def test_images_of_a_case_in_two_splits_of_the_source_are_refused(pictures, tmp_path):

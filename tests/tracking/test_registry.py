@@ -279,7 +279,7 @@ def test_a_registered_version_is_a_start(
     assert study.model.start == "models:/clinic@candidate"
     assert (study.model.start_digest, study.model.width) == (start_digest(float_model), 0.125)
     other = {"start": study.model.start, "start_digest": "0" * 64}
-    with pytest.raises(ConfigError, match="has changed: .* The registry gives another version under this name"):
+    with pytest.raises(ConfigError, match=r"has changed: .* The registry gives another version under this name"):
         resolve_start(Study.model_validate(given | {"model": other}), tmp_path)
     unknown = given | {"model": {"start": "models:/clinic@champion"}}
     with pytest.raises(ConfigError, match="has no clinic champion"):
@@ -297,7 +297,7 @@ def test_the_registry_of_a_start_is_that_of_the_runs_folder(
     assert resolve_start(Study.model_validate(given), tmp_path, runs).model.start_digest
     (tmp_path / "empty" / "runs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(ConfigError, match="No registry to ask: .* runs holds no mlflow.db"):
+    with pytest.raises(ConfigError, match=r"No registry to ask: .* runs holds no mlflow.db"):
         resolve_start(Study.model_validate(given), tmp_path)
     call("verify", "models:/clinic@candidate").refused(2, "No registry to ask")
     assert not [*Path("runs").iterdir()]

@@ -142,5 +142,6 @@ def _features(engine: Any, files: Sequence[Path]) -> NDArray[np.float64]:
 
 def _label(study: Study, case: Case) -> str:
     if study.data.task == "multilabel":
-        return ";".join(name for name, yes in zip(study.data.labels, case.label, strict=True) if yes) or "none"
+        present = ";".join(name for name, yes in zip(study.data.labels, case.label, strict=True) if yes)
+        return present or ("none" if None not in case.label else "none known")
     return study.data.labels[case.class_index]

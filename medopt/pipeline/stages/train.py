@@ -16,8 +16,8 @@ from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.baseline import BaselineStage, start_weights, teacher_weights
 from medopt.pipeline.stages.prepare import PrepareStage
-from medopt.pipeline.start import start_file
 from medopt.pipeline.stages.tune import resolved_study, training_identity
+from medopt.pipeline.start import start_file
 from medopt.training.job import TrainingCallbacks, TrainingJob
 from medopt.training.launch import dismiss, train
 
