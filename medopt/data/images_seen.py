@@ -61,7 +61,7 @@ def _content(case: Case, root: Path, digests: dict[str, str]) -> ImageContent:
     facts = read_image(case, root)
     if facts.problem:
         return ImageContent(frozenset(), facts)
-    pixels = {bytes.fromhex(image.digest)[:_LENGTH] for image in facts.images}
+    pixels = frozenset(bytes.fromhex(image.digest)[:_LENGTH] for image in facts.images)
     return ImageContent(pixels | _file_digests(case, root, digests), facts)
 
 

@@ -118,6 +118,9 @@ def test_every_setting_is_read_by_a_stage_and_every_stage_reads_settings_that_ex
         "record",
     )
     assert len({settings_digest(study, name) for name in ("train", "compress", "judge", "domain")}) == 4
+    named = tiny_study(prepare={"channels": ["t1", "t2"]})
+    for name in ("train", "judge", "robustness", "explain", "domain", "release"):  # what takes images
+        assert settings_digest(named, name) != settings_digest(study, name)
     paths = {path for name, reads in READS.items() if name not in ("report", "record") for path in reads}
     values = study.model_dump(exclude={"data": {"manifest"}})
     unread = [
