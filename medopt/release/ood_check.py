@@ -175,8 +175,9 @@ def _shown(image: FloatArray, images: int) -> FloatArray:
     """The images (K, *size) of a prepared case (C, *size) that are there: masks behind them tell which are missing."""
     if not images:
         return image
-    is_there = image[images:].any(axis=tuple(range(1, image.ndim)))
-    return image[:images][is_there] if len(is_there) else image
+    if len(image) == images:
+        return image
+    return image[:images][image[images:].any(axis=tuple(range(1, image.ndim)))]
 
 
 def texture(batch: FloatArray, images: int = 0) -> Floats:

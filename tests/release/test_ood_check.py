@@ -209,7 +209,7 @@ def test_the_gate_holds_no_image_and_no_patient(finished: Finished) -> None:
     text = (finished.release / "domain.json").read_text()
     assert (finished.release / "domain.json").stat().st_size < 200_000
     gate = json.loads(text)
-    assert set(gate) == {"format", "false_alarm", "rules", "content", "texture"}
+    assert set(gate) == {"format", "false_alarm", "rules", "content", "texture", "images"}
     width = len(gate["content"]["int8"]["mean"])
     assert all(len(one["directions"]) < 36 for one in gate["content"].values()) and width == 256
 
