@@ -131,7 +131,7 @@ def tiny_set() -> Callable[..., PreparedSplit]:
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(count):
             label = index % len(study.data.labels)
-            image = random.uniform(0, 0.6, (study.prepare.channels, *study.prepare.size)).astype(np.float32)
+            image = random.uniform(0, 0.6, (study.prepare.input_channels, *study.prepare.size)).astype(np.float32)
             width = study.prepare.size[-1] // 2
             image[..., :width] += 0.3 * label / (len(study.data.labels) - 1) + random.normal(0, 0.12)
             files.append(folder / f"{split}{index}.npy")

@@ -28,7 +28,8 @@ from pathlib import Path
 from mutants import mutants
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = (".*", "__pycache__", "runs", "data", "*.db", "build", "*.egg-info")
+LEFT_OUT = (".*", "__pycache__", "*.db", "*.egg-info")
+LEFT_OUT_ABOVE = ("runs", "data", "build")  # of the repository's own folder alone: medopt/data is code
 MIN_SECONDS, TIMES = 20.0, 6.0  # a mutant's tests may take as many times as long as without it
 
 
@@ -115,6 +116,19 @@ def score(tests: Tests, module: str, files: list[str], equal: list[str], options
     return [noticed, len(chosen)]
 
 
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """The names in a folder of the repository that are not copied."""
+    above = [name for name in names if name in LEFT_OUT_ABOVE] if Path(folder) == ROOT else []
+    return {*above, *shutil.ignore_patterns(*LEFT_OUT)(folder, names)}
+
+
+def chosen_modules(modules: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The modules with one of the words in their path, all without words; raises ValueError for a word in none."""
+    if unknown := [word for word in words if not any(word in module for module in modules)]:
+        raise ValueError(f"no module of mutation.toml has {unknown[0]!r} in its path: {', '.join(modules)}")
+    return [module for module in modules if not words or any(word in module for word in words)]
+
+
 def main() -> None:
     """Run the sample, and print the scores."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -123,13 +137,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another sample (default 0)")
     options = parser.parse_args()
     table, totals = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text()), []
+    try:
+        chosen = chosen_modules(list(table["modules"]), options.words)
+    except ValueError as error:
+        parser.error(str(error))
     memory = Path("/dev/shm")  # where fsync costs nothing
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        tests = Tests(Path(shutil.copytree(ROOT, f"{folder}/medopt", ignore=shutil.ignore_patterns(*LEFT_OUT))))
-        for module, files in table["modules"].items():
-            if not options.words or any(word in module for word in options.words):
-                equal = [row["change"] for row in table["equal"] if row["module"] == module]
-                totals.append(score(tests, module, files, equal, options))
+        tests = Tests(Path(shutil.copytree(ROOT, f"{folder}/medopt", ignore=left_out)))
+        for module in chosen:
+            equal = [row["change"] for row in table["equal"] if row["module"] == module]
+            totals.append(score(tests, module, table["modules"][module], equal, options))
         os.chdir(ROOT)
     noticed, counted = (sum(column) for column in zip(*totals, strict=True))
     print(f"all: {noticed} of {counted} noticed, {noticed / max(1, counted):.0%}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import typer
 
 from medopt.cli.command import note
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.run_paths import find_release, find_run
+from medopt.core.run_paths import find_release, find_run, require_registry
 
 if TYPE_CHECKING:
     from medopt.config import Study
@@ -41,7 +42,13 @@ def release_folder(given: Path) -> Path:
 def _registered(uri: str) -> Path:
     from medopt.tracking.fetch import registered_release
 
-    fetched = registered_release(uri)
+    runs = Path("runs")
+    require_registry(runs)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        from medopt.tracking.store import open_store
+
+        open_store(runs)  # MLflow downloads from the store that is in use
+    fetched = registered_release(uri, runs)
     if fetched.note:
         typer.echo(f"{uri}: {fetched.note}", err=True)
     return fetched.place

@@ -46,7 +46,7 @@ def prepare(
     fleet, rows = Fleet(where, job_cpus), []
     with reporting() as reporter, connected(fleet):
         for (study, path), folder in zip(studies, folders, strict=True):
-            source = read_source(study, path, folder)
+            source = read_source(study, path, folder, runs)
             started = time.perf_counter()
             count = fill_cache(source, runs, fleet, reporter)
             rows.append({"study": study.name, "images": count, "seconds": round(time.perf_counter() - started, 1)})

@@ -50,7 +50,7 @@ def _ready(study_file: Path, overrides: list[str] | None, data: Path | None, run
     from medopt.pipeline.study_cases import read_source
     from medopt.transforms.prepare import PrepareChain
 
-    source = read_source(study, path, folder)
+    source = read_source(study, path, folder, runs)
     cases = [case for case in source.cases if case.split == "train"]
     with reporting() as reporter:
         files = PreparedCache(runs / "cache", PrepareChain(study.prepare)).fill(cases, source.root, reporter)

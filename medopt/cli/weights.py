@@ -147,13 +147,18 @@ def import_file(
 
     Example: medopt weights import ours.pth --name ours --licence 'our own' --trained-on '2 million radiographs'
     """
+    from medopt.core.files import write_text
+    from medopt.data.images_seen import SEEN_FILE, encode_seen, images_seen
     from medopt.models.starts.catalogue import local_file
     from medopt.models.starts.importing import Provenance, import_start
 
     uses: tuple[Use, ...] = ("research", "clinical") if allows == "clinical" else ("research",)
     scaling = _scaling(mean, std, high, order)
     said = Provenance(licence, trained_on, uses, title, citation, variant or "", stem or "", scaling)
+    seen = images_seen(file)
     entry = import_start(file, name, said)
+    if seen and (kept := local_file(entry)):
+        write_text(kept.with_name(SEEN_FILE), encode_seen(seen))
     note(f"A study takes it with model.start: {name}. `medopt weights show {name}` shows what of it fits.")
     typer.echo(local_file(entry))
     print_json(as_json, _facts(entry))
@@ -171,6 +176,8 @@ def convert(
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: a converted start is a .safetensors file.")
     from medopt.core.files import file_digest
+    from medopt.data.images_seen import SEEN, encode_seen, images_seen
+    from medopt.models.starts.catalogue import local_file
     from medopt.models.starts.files import write_start
     from medopt.models.starts.opening import open_start
 
@@ -179,7 +186,9 @@ def convert(
     facts = {"from": entry.name if entry else Path(opened.name).name, "sha256_of_it": opened.digest}
     if entry:
         facts |= {"licence": entry.licence, "trained_on": entry.trained_on, "citation": entry.citation}
-    write_start(out, opened.start, facts.items())
+    file = local_file(entry) if entry else Path(opened.name)
+    seen = images_seen(file) if file else frozenset()
+    write_start(out, opened.start, (facts | ({SEEN: encode_seen(seen)} if seen else {})).items())
     if opened.start.assumed:
         note(f"assumed: {opened.start.assumed}")
     typer.echo(out)

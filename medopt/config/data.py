@@ -19,7 +19,8 @@ def _pattern(text: str) -> str:
     return text
 
 
-ChannelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")]
+CHANNEL_NAME, MAX_CHANNELS = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$", 16
+ChannelName = Annotated[str, Field(pattern=CHANNEL_NAME)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 
 
@@ -67,8 +68,8 @@ class Data(Section):
     labels: list[str] = Field(min_length=2)
     """Class names as in the manifest. Binary: the second is the finding. Multi-label: the names of the columns."""
     uncertain: Literal["ignore", "negative", "positive"] = "ignore"
-    """Multi-label: what a cell -1 (uncertain, as CheXpert writes it) counts as. ignore: the label of that case is not
-    known. An empty cell never is. What is not known is left out of the loss and of every figure, and is counted."""
+    """Multi-label: how a cell -1 (uncertain, as in CheXpert) counts. ignore: as an unknown label. An empty cell is
+    always unknown. Unknown labels are left out of the loss and of every figure, and their number is reported."""
     rename: dict[str, str] = {}
     """Labels as the manifest writes them, and what this study calls them: {"0": healthy, "1": nodule}."""
     accept: list[str] = []
@@ -149,15 +150,14 @@ class Prepare(Section):
 
     size: list[Annotated[int, Field(ge=8, le=4096)]] = Field(min_length=2, max_length=3)
     """(H, W) for images, (D, H, W) for volumes."""
-    channels: Literal[1, 3] | Annotated[list[ChannelName], Field(min_length=2, max_length=16)] = 1
+    channels: Literal[1, 3] | Annotated[list[ChannelName], Field(min_length=2, max_length=MAX_CHANNELS)] = 1
     """1: colour becomes luminance; 3: grey is repeated. Names, as in [t1, t2, adc]: a case has an image for each, in
-    the
-    manifest's columns image:t1, image:t2, ...; each is scaled by its own intensities, and they are stacked in this
-    order."""
+    the manifest's columns image:t1, image:t2, ...; each is scaled by its own intensities, and the network gets them in
+    this order."""
     channel_grid: Literal["same", "resample"] = "same"
-    """Images of a case: same refuses grids that differ by more than a tenth of a voxel; resample brings images of
-    another
-    spacing or extent onto the grid of the first. Another orientation is always refused."""
+    """Images of a case: same refuses grids that differ by more than a tenth of a voxel; resample interpolates images
+    of another spacing or extent on the grid of the first. Always refused: another orientation, another slice, and
+    different grids of images that do not say where they lie in the patient."""
     missing_channel: Literal["refuse", "zeros"] = "refuse"
     """A case without one of its images: refuse it, or take zeros; the network then gets a mask for each channel, too: 1
     where its image is there, 0 where it is missing."""

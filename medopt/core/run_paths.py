@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 
-from medopt.core.errors import DataError, ReleaseError
+from medopt.core.errors import ConfigError, DataError, ReleaseError
 
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")  # its time first, so that the last name is the newest run
 _RELEASE = "release"
@@ -57,6 +58,19 @@ def find_release(path: str | Path) -> Path:
             "with it; or give another run's folder."
         )
     return run / _RELEASE
+
+
+def require_registry(runs: Path) -> None:
+    """Raise ConfigError where nothing says which registry models:/NAME@ALIAS is of.
+
+    It is that of MLFLOW_TRACKING_URI, else that of the store in a runs folder; opening one that is not there would make
+    an empty one.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (runs / "mlflow.db").is_file():
+        raise ConfigError(
+            f"No registry to ask: MLFLOW_TRACKING_URI is not set, and {runs} holds no mlflow.db. Set "
+            "MLFLOW_TRACKING_URI, or give the runs folder (--runs, else ./runs)."
+        )
 
 
 def _is_release(folder: Path) -> bool:

@@ -95,7 +95,7 @@ class PreparedCache:
 
     def _entry(self, case: Case, root: Path, digests: dict[str, str]) -> Path:
         images = case.channels or (case.image,)
-        content = "+".join(_content(root, image, digests) if image else "missing" for image in images)
+        content = "+".join(image_digest(root, image, digests) if image else "missing" for image in images)
         key = hashlib.sha256(content.encode()).hexdigest()
         path = self.folder / key[:2] / f"{key[2:34]}.npy"
         if self._is_whole(path):
@@ -133,11 +133,14 @@ class PreparedCache:
                 excess -= size
 
 
-def _content(root: Path, image: str, digests: dict[str, str]) -> str:
-    """The digest of an image's file, and which part of it it is; raises DataError where it is not there."""
+def image_digest(root: Path, image: str, digests: dict[str, str]) -> str:
+    """The digest of an image's file, and which part of it it is; raises DataError where it is not there.
+
+    `digests` keeps the digest of each file, so that an archive is hashed once for all its members.
+    """
     place, part = split_part(root / image)
     series = part if place.is_dir() else ""
-    source = f"{place}#{series}"  # an archive is hashed once for all its members
+    source = f"{place}#{series}"
     try:
         digests[source] = digests.get(source) or content_digest(place, series)
     except OSError as error:

@@ -18,25 +18,31 @@ from safetensors import SafetensorError, safe_open
 
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.files import write_text
-from medopt.core.records import Case
+from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.data.cache import content_digest
+from medopt.data.cache import image_digest
 from medopt.imaging.parallel import parallel_map
-from medopt.imaging.scan_path import split_part
 from medopt.manifest.findings import display_name
 from medopt.manifest.image_facts import ImageFacts, read_image
+from medopt.manifest.table import single_images
 
 SEEN = "images_seen"  # the fact of a start's file that holds them
-SEEN_FILE = "images_seen.txt"  # beside the checkpoints of a run
+SEEN_FILE = "images_seen.txt"  # beside the checkpoints of a run, in a release, and beside imported weights
+CONVERTED = "medopt_start"  # what a converted start says of itself, in its header
 _LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ImageContent:
-    """One image by what it holds: its two digests, its facts, and its thumbnail in them."""
+    """One case by what it holds: the two digests of each of its images, and its facts with their thumbnails."""
 
     digests: frozenset[bytes]
     facts: ImageFacts
+
+    @property
+    def thumbnails(self) -> list[FloatArray]:
+        """The thumbnail of each of its images."""
+        return [image.thumbnail for image in self.facts.images if image.thumbnail is not None]
 
 
 def read_content(
@@ -44,28 +50,35 @@ def read_content(
 ) -> list[ImageContent]:
     """The content of every image below `root`, in the order of the cases; one that cannot be read has a `problem`."""
     advance, found = (reporter or SilentReporter()).progress(len(cases), "reading images"), []
-    for content in parallel_map(lambda case: _content(case, root), cases, workers):
+    digests: dict[str, str] = {}
+    for content in parallel_map(lambda case: _content(case, root, digests), cases, workers):
         found.append(content)
         advance(1)
     return found
 
 
-def _content(case: Case, root: Path) -> ImageContent:
+def _content(case: Case, root: Path, digests: dict[str, str]) -> ImageContent:
     facts = read_image(case, root)
     if facts.problem:
         return ImageContent(frozenset(), facts)
-    return ImageContent(frozenset({_file_digest(case, root), bytes.fromhex(facts.digest)[:_LENGTH]}), facts)
+    pixels = frozenset(bytes.fromhex(image.digest)[:_LENGTH] for image in facts.images)
+    return ImageContent(pixels | _file_digests(case, root, digests), facts)
 
 
-def _file_digest(case: Case, root: Path) -> bytes:
-    place, part = split_part(root / case.image)
-    content = content_digest(place, part if place.is_dir() else "")
-    return hashlib.sha256(f"{content}#{part}".encode()).digest()[:_LENGTH]
+def _file_digests(case: Case, root: Path, digests: dict[str, str]) -> frozenset[bytes]:
+    """Of the file of each image of a case; `digests` keeps those of whole files, which may hold many images."""
+    contents = [image_digest(root, image.image, digests) for image in single_images(case)]
+    return frozenset(hashlib.sha256(content.encode()).digest()[:_LENGTH] for content in contents)
 
 
-def write_seen(folder: Path, cases: Iterable[Case], root: Path) -> None:
-    """Write beside a run's checkpoints which files it trains on, so that the run can be another study's start."""
-    write_text(folder / SEEN_FILE, encode_seen(_file_digest(case, root) for case in cases))
+def write_seen(folder: Path, cases: Iterable[Case], root: Path, earlier: Iterable[bytes] = ()) -> None:
+    """Write beside a run's checkpoints which files it trains on, so that the run can be another study's start.
+
+    `earlier` are the digests of what its own start and its teacher have seen.
+    """
+    digests: dict[str, str] = {}
+    own = frozenset[bytes]().union(*(_file_digests(case, root, digests) for case in cases))
+    write_text(folder / SEEN_FILE, encode_seen(own.union(earlier)))
 
 
 def encode_seen(digests: Iterable[bytes]) -> str:
@@ -95,11 +108,11 @@ def images_seen(path: Path) -> frozenset[bytes]:
 
 
 def _noted(path: Path) -> str:
-    """The list in the notes of a file of weights."""
+    """The list in the notes of a file of weights; also of one that was converted."""
     with safe_open(path, framework="pt") as stream:
-        notes = json.loads((stream.metadata() or {}).get("medopt", "{}"))
-    text: str = notes.get("facts", {}).get(SEEN, "")
-    return text
+        notes = stream.metadata() or {}
+    text: str = json.loads(notes.get("medopt", "{}")).get("facts", {}).get(SEEN, "")
+    return text or str(json.loads(notes.get(CONVERTED, "{}")).get(SEEN, ""))
 
 
 def refuse_seen(path: Path, test: Sequence[Case], root: Path, reporter: Reporter | None = None) -> None:

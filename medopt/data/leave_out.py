@@ -29,10 +29,9 @@ def leave_out(
     """
     digests = frozenset[bytes]().union(*(one.digests for one in test_content))
     copies = {row for row, one in enumerate(content) if one.digests & digests}
-    thumbnails = [one.facts.thumbnail for one in test_content if one.facts.thumbnail is not None]
-    rows = [row for row, one in enumerate(content) if one.facts.thumbnail is not None and row not in copies]
-    own = [thumbnail for row in rows if (thumbnail := content[row].facts.thumbnail) is not None]
-    near = {rows[at] for at in copies_of(own, thumbnails)}
+    thumbnails = [thumbnail for one in test_content for thumbnail in one.thumbnails]
+    own = [(row, one) for row, image in enumerate(content) if row not in copies for one in image.thumbnails]
+    near = {own[at][0] for at in copies_of([thumbnail for _, thumbnail in own], thumbnails)}
     patients = {cases[row].patient_id for row in copies | near} | {case.patient_id for case in test}
     gone = copies | near
     related = {row for row, case in enumerate(cases) if case.patient_id in patients} - gone

@@ -23,6 +23,8 @@ class StartRecord(Result):
     trained_on: str
     tensors: dict[str, int]
     share: float
+    note: str = ""
+    """Why MLflow's registry was not asked for a registered version, where it did not answer."""
 
     @property
     def sentence(self) -> str:
@@ -31,6 +33,7 @@ class StartRecord(Result):
         return (
             f"Training began with {self.name} (SHA-256 {self.digest[:16]}..., licence {self.licence}; trained on "
             f"{self.trained_on}): {self.share:.0%} of the backbone's weights; tensors: {counts}."
+            + (f" {self.note}." if self.note else "")
         )
 
 

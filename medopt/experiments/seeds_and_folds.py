@@ -81,7 +81,7 @@ def run_plans(plans: Sequence[Plan], data: Path, runs: Path, fleet: Fleet, repor
 
     A member that fails stops no other; their groups are recorded, and the failures are raised together at the end.
     """
-    sources = [read_source(plan.study, plan.study_file, data) for plan in plans]
+    sources = [read_source(plan.study, plan.study_file, data, runs) for plan in plans]
     data, runs = data.resolve(), runs.resolve()
     with connected(fleet), ExitStack() as stack:
         groups = [_opened(stack, plan, source, runs) for plan, source in zip(plans, sources, strict=True)]

@@ -27,7 +27,7 @@ def run_sweep(sweep: Sweep, data: Path, runs: Path, fleet: Fleet, reporter: Repo
     Trials that were cut off go on from their checkpoints; finished ones are not repeated. A training that fails (a loss
     that is no number) is a failed trial and stops nothing; any other error ends the sweep, to be continued.
     """
-    source = read_source(sweep.study, sweep.study_file, data)
+    source = read_source(sweep.study, sweep.study_file, data, runs)
     data, runs = data.resolve(), runs.resolve()
     path = sweep.place(source, runs)
     tags = {"study": sweep.study.name, "kind": "sweep", "manifest_digest": source.digest}

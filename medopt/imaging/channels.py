@@ -30,24 +30,32 @@ def scan_name(scan: ScanPath) -> str:
 def read_channels(paths: Sequence[str | Path], names: Sequence[str], *, resample: bool = False) -> Volume:
     """Read the images of a case, in the order of `names`, into one Volume (K, *space) on the grid of the first.
 
-    An empty path is a missing channel: zeros, and None in `Volume.channels`. Colour becomes luminance. With `resample`,
-    an image of another spacing or extent is brought onto the first's grid, linearly; what it does not cover shows
-    nothing. Raises DataError where an image cannot be read, where orientations differ, and where grids differ beyond a
-    tenth of a voxel and `resample` is not asked for.
+    An empty path is a missing channel: zeros, and None in `Volume.channels`; the others share the memory of the array.
+    Colour becomes luminance. With `resample`, an image of another spacing or extent is interpolated linearly on the
+    first's grid; voxels that it does not cover become background. Raises DataError where an image cannot be read or is
+    given twice, where orientations differ, where grids differ by more than a tenth of a voxel and `resample` is false,
+    and where an image would have to be resampled whose place in the patient is not known.
     """
+    given = [(name, path) for name, path in zip(names, paths, strict=False) if str(path)]
     if len(paths) != len(names):
         raise DataError(f"A case has {len(paths)} images, and this study takes {len(names)}: {', '.join(names)}.")
-    read = [(name, path, read_scan(path) if str(path) else None) for name, path in zip(names, paths, strict=True)]
-    first = next(((name, volume) for name, _, volume in read if volume is not None), None)
-    if first is None:
+    if not given:
         raise DataError(f"A case has none of its images: {', '.join(names)}.")
-    parts = [
-        None if volume is None else _onto(first[1], volume, f"{path} ({name}) and {first[0]}", resample)
-        for name, path, volume in read
-    ]
-    empty = np.zeros((1, *first[1].array.shape[1:]), np.float32)
-    stack = np.concatenate([empty if part is None else part.array for part in parts])
-    return replace(first[1], array=stack, background=None, channels=tuple(parts))
+    for at, (name, path) in enumerate(given):
+        if same := [other for other, one in given[:at] if str(one) == str(path)]:
+            raise DataError(f"{path} is given as {same[0]} and as {name}. Give another image for each.")
+    first = read_scan(given[0][1])
+    stack = np.zeros((len(names), *first.array.shape[1:]), np.float32)
+    parts: list[Volume | None] = [None] * len(names)
+    for name, path in given:
+        volume = first if name == given[0][0] else read_scan(path)
+        at = names.index(name)
+        part = _onto(first, volume, f"{path} ({name}) and {given[0][0]}", resample)
+        stack[at] = part.array[0]
+        parts[at] = replace(part, array=stack[at : at + 1])
+        if volume is first:
+            first = replace(first, array=stack[at : at + 1])
+    return replace(first, array=stack, background=None, channels=tuple(parts))
 
 
 def split_channels(volume: Volume, count: int) -> list[Volume | None]:
@@ -72,21 +80,40 @@ def _onto(first: Volume, volume: Volume, what: str, resample: bool) -> Volume:
     if volume.spatial_dims != first.spatial_dims:
         raise DataError(f"{what}: one is a single image and the other a volume; they cannot be channels of one case.")
     if first.has_spacing != volume.has_spacing:
-        raise DataError(f"{what}: only one says how large its pixels are, so that they have no common grid.")
+        raise DataError(f"{what}: only one of them says how large its pixels are, so they have no common grid.")
+    if _has_place(first) != _has_place(volume):
+        raise DataError(f"{what}: only one of them says where it lies in the patient, so they have no common grid.")
     turn = float(np.abs(_directions(first) - _directions(volume)).max())
     if turn > MAX_TURN:
         raise DataError(
-            f"{what} are oriented otherwise (direction cosines differ by {turn:.2f}); they are no channels."
+            f"{what} have different orientations (direction cosines differ by {turn:.2f}), so they cannot be channels "
+            "of one case. Reformat one of them first."
         )
     step = np.linalg.inv(volume.affine) @ first.affine  # from an index of the first to one of the image
     if first.array.shape[1:] == volume.array.shape[1:] and _shift(step, first) <= MAX_SHIFT:
         return volume
+    grids = f"{what} have different grids: {_grid_text(volume)} and {_grid_text(first)}"
+    if not _has_place(first):
+        raise DataError(
+            f"{grids}. Neither says where it lies in the patient, so which pixels show the same place is not known. "
+            "Register them and save them on one grid first."
+        )
+    if first.spatial_dims == 2 and (apart := _slices_apart(step, first)) > MAX_SHIFT:
+        raise DataError(
+            f"{grids}. They are different slices, {apart:.2g} slice thicknesses apart, so they cannot be channels of "
+            "one case."
+        )
     if not resample:
         raise DataError(
-            f"{what} have other grids: {_grid_text(volume)} and {_grid_text(first)}, {_shift(step, first):.2g} voxels "
-            "apart. Register them, or bring them onto the first's grid with prepare.channel_grid: resample."
+            f"{grids}, {_shift(step, first):.2g} voxels apart. Register them, or resample them on the first's grid "
+            "with prepare.channel_grid: resample."
         )
     return _resampled(first, volume, step, what)
+
+
+def _has_place(volume: Volume) -> bool:
+    """Whether the file says where the scan lies in the patient; without that, its affine is made up."""
+    return volume.source.get("orientation", "unknown") != "unknown"
 
 
 def _directions(volume: Volume) -> NDArray[np.float64]:
@@ -96,9 +123,19 @@ def _directions(volume: Volume) -> NDArray[np.float64]:
 
 def _shift(step: NDArray[np.float64], first: Volume) -> float:
     """How many voxels lie between the two grids at most, at the corners of the first."""
+    return float(_offsets(step, first).max())
+
+
+def _slices_apart(step: NDArray[np.float64], first: Volume) -> float:
+    """How far the plane of a single image is from that of another at most, in slice thicknesses of the other."""
+    return float(_offsets(step, first)[:, 0].max())
+
+
+def _offsets(step: NDArray[np.float64], first: Volume) -> NDArray[np.float64]:
+    """(8, 3): between the two grids at the corners of the first, in voxels along each axis."""
     shape = (1, *first.array.shape[1:])[-3:]
     corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in shape), 1]
-    return float(np.abs((corners @ step.T - corners)[:, :3]).max())
+    return np.asarray(np.abs((corners @ step.T - corners)[:, :3]))
 
 
 def _grid_text(volume: Volume) -> str:
@@ -125,7 +162,8 @@ def _resampled(first: Volume, volume: Volume, step: NDArray[np.float64], what: s
     covered = moved(shows, 0, 0.0) > 0.5
     if covered.mean() < MIN_COVER:
         raise DataError(
-            f"{what}: it covers {covered.mean():.0%} of the first's grid; at least {MIN_COVER:.0%} is needed."
+            f"{what}: the former covers {covered.mean():.0%} of the grid of the latter; at least {MIN_COVER:.0%} is "
+            "needed."
         )
     coarser = np.maximum(np.abs(np.diag(matrix)) - 1, 0) / 2
     smooth = gaussian_filter(volume.array[0], coarser) if coarser.any() else volume.array[0]

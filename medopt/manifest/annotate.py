@@ -10,11 +10,12 @@ from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.privacy import pseudonym, public_path
-from medopt.manifest.label_join import JoinedLabels, join_labels
+from medopt.manifest.channel_cases import cases_of_table
+from medopt.manifest.label_join import JoinedLabels, join_labels, labels_of_rows
 from medopt.manifest.label_table import read_labels
 from medopt.manifest.label_words import LabelSpellings, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
-from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT
+from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT, read_channels_of
 
 FROM_TABLE = "table"
 """In place of a regular expression: the table of labels alone says whose a scan is."""
@@ -33,8 +34,9 @@ def label_scans(
 ) -> tuple[ScanListing, JoinedLabels | None]:
     """The scans that have a label, by a table or by the source itself; the others go to `left_out`.
 
-    Spellings of one class become one. Raises DataError where nothing gives a label, ConfigError for columns that the
-    table does not have and for names in `rename` that are no label.
+    A table with columns image:NAME makes cases of several images of the scans. Spellings of one class become one.
+    Raises DataError where nothing gives a label, ConfigError for columns that the table does not have and for names in
+    `rename` that are no label.
     """
     if table is None:
         return _labelled_by_source(listing, rename), None
@@ -43,7 +45,14 @@ def label_scans(
     columns = _manifest_columns(label_columns)
     if rename and len(columns) > 1:
         raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
-    joined = join_labels(read, listing.scans, label_columns, key, rename)
+    if names := read_channels_of(table, read.columns):
+        if key:
+            raise ConfigError("--key: a table with columns image:NAME says by them which scans a row means.")
+        named = [read.column(name) for name in label_columns]
+        listing, rows = cases_of_table(listing, read, names)
+        joined = labels_of_rows(read, rows, named, rename or {})
+    else:
+        joined = join_labels(read, listing.scans, label_columns, key, rename)
     if not joined.labels:
         raise DataError(f"No scan has a label: {table} leaves the cells of {', '.join(columns)} empty.")
     places = [at for at in range(len(listing.scans)) if at in joined.labels]
@@ -110,6 +119,7 @@ def find_patients(
     elif pattern:
         return _patients_by_pattern(listing.scans, pattern), ""
     else:
+        _refuse_mixed_cases(listing.scans)
         ignored = one_per_image and listing.patients_unknown  # folders that count as patients otherwise
         patients = _reconciled(["" if ignored else scan.patient for scan in listing.scans], from_table)
     pairs = list(zip(listing.scans, patients, strict=True))
@@ -128,6 +138,17 @@ def find_patients(
     patients = [scan.image if patient.lower() in UNKNOWN_PATIENT else patient for scan, patient in pairs]
     some = f"The patients of {len(unknown)} of {len(patients)} scans are not known"
     return patients, f"{'No patient is known' if all_unknown else some}: {_ASSUMED}"
+
+
+def _refuse_mixed_cases(scans: Sequence[Scan]) -> None:
+    """Refuse cases whose images are of several patients by their headers."""
+    mixed = [scan for scan in scans if len({_known(image.patient) for image in scan.images} - {""}) > 1]
+    if mixed:
+        raise DataError(
+            f"The images of {len(mixed)} of {len(scans)} cases are of several patients by their headers, such as those "
+            f"of {listed([public_path(scan.images[0].path) for scan in mixed], 3)}. Correct the table of cases. Where "
+            f"the header's identifier stands for no patient, --patient {FROM_TABLE} takes the table's."
+        )
 
 
 def _reconciled(from_source: Sequence[str], from_table: Mapping[int, str]) -> list[str]:
@@ -169,17 +190,26 @@ def _plain_patient(patient: str) -> str:
 
 
 def _patients_by_pattern(scans: Sequence[Scan], text: str) -> list[str]:
+    """The patient in the path of each scan; in the paths of all images of a case it has to be the same."""
     pattern = compile_pattern(text, "--patient")
     if pattern.groups != 1:
         raise ConfigError(
             f"--patient {text!r} needs one group in brackets, around the patient; it has {pattern.groups}."
         )
-    matches = [(scan, pattern.search(scan.path)) for scan in scans]
-    if without := [public_path(scan.path) for scan, match in matches if not (match and match[1])]:
+    paths = [[image.path for image in scan.images] for scan in scans]
+    matches = [[(path, pattern.search(path)) for path in images] for images in paths]
+    if without := [public_path(path) for images in matches for path, match in images if not (match and match[1])]:
+        count = sum(map(len, paths))
         raise DataError(
-            f"--patient {text!r} finds no patient in {len(without)} of {len(scans)} paths: {listed(without, 3)}."
+            f"--patient {text!r} finds no patient in {len(without)} of {count} paths: {listed(without, 3)}."
         )
-    return [match[1] for _, match in matches if match]
+    found = [{match[1] for _, match in images if match} for images in matches]
+    if torn := [public_path(images[0]) for images, patients in zip(paths, found, strict=True) if len(patients) > 1]:
+        raise DataError(
+            f"--patient {text!r} finds another patient in the paths of one case, in {len(torn)} of {len(scans)} cases: "
+            f"those of {listed(torn, 3)}. Correct the table of cases, or the expression."
+        )
+    return [patients.pop() for patients in found]
 
 
 def refuse_ambiguous_series(scans: Sequence[Scan], joined: JoinedLabels | None) -> None:

@@ -21,15 +21,14 @@ from medopt.core.records import SPLITS
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.annotate import find_patients, label_scans, refuse_ambiguous_series
 from medopt.manifest.card import Card, relative_root, write_card
-from medopt.manifest.channel_cases import cases_of_table, refuse_options
+from medopt.manifest.channel_cases import refuse_torn_cases
 from medopt.manifest.label_join import JoinedLabels
-from medopt.manifest.label_table import read_labels
 from medopt.manifest.sources.datalist import write_datalist
 from medopt.manifest.sources.dicom import site_of
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, class_sort_key, count_by_reason
 from medopt.manifest.splits import SplitAssignment, SplitRules, assign_splits, splits_of_folds
-from medopt.manifest.table import IMAGE, channels_of
+from medopt.manifest.table import IMAGE
 
 Row = dict[str, str]
 """One row of a manifest: its cells by column."""
@@ -98,17 +97,14 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     _refuse_overwriting(source, out, options)
     source_options = replace(options.source, labelled=options.labels is not None)
     listing = find_scans(source, out.with_name(f"{out.stem}_files"), source_options, reporter or SilentReporter())
-    table = read_labels(options.labels) if options.labels else None
-    names = channels_of(table.columns) if table else []
-    if table is not None and names:
-        refuse_options(options.key, options.datalist)
-        listing = cases_of_table(listing, table, names, options.label_columns)
-        listing, joined = label_scans(listing, None, (), "", options.rename)
-    else:
-        listing, joined = label_scans(listing, options.labels, options.label_columns, options.key, options.rename)
+    listing, joined = label_scans(listing, options.labels, options.label_columns, options.key, options.rename)
+    if not options.rules.resplit:
+        refuse_torn_cases(listing.scans)
+    if listing.channel_names and options.datalist is not None:
+        raise ConfigError("--datalist writes one image a case; this table has several.")
     patients, patient_warning = find_patients(listing, joined, options.patient, options.patient_per_image)
     refuse_ambiguous_series(listing.scans, joined)
-    rows, columns = _rows(listing, patients, names), listing.label_columns
+    rows, columns = _rows(listing, patients), listing.label_columns
     if len(columns) == 1 and len({row["label"] for row in rows}) < 2:
         raise _one_class_error(rows, joined)
     splits = _split(listing.scans, rows, columns, options.rules)
@@ -135,13 +131,13 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     return built
 
 
-def _rows(listing: ScanListing, patients: Sequence[str], names: Sequence[str]) -> list[Row]:
-    """The rows of the manifest, without splits; `names` are those of the images of a case where there are several."""
-    image_names = [f"{IMAGE}:{name}" for name in names] or [IMAGE]
+def _rows(listing: ScanListing, patients: Sequence[str]) -> list[Row]:
+    """The rows of the manifest, without splits."""
+    image_names = [f"{IMAGE}:{name}" for name in listing.channel_names] or [IMAGE]
     hide = lru_cache(maxsize=1 << 16)(pseudonym)
     return [
         {
-            **dict(zip(image_names, scan.channels or (scan.image,), strict=True)),
+            **dict(zip(image_names, [one.image if one else "" for one in scan.channels or (scan,)], strict=True)),
             "patient_id": hide(normalize("NFC", patient)),
             "study_uid": scan.study and hide(scan.study),
             "series_uid": scan.series and hide(scan.series),
@@ -218,9 +214,8 @@ def _missing_class_warnings(rows: Sequence[Row], columns: Sequence[str]) -> list
 
 def _label_source(listing: ScanListing, joined: JoinedLabels | None, options: BuildOptions) -> str:
     if joined is not None and options.labels is not None:
-        return f"{options.labels.name}, joined by {joined.key} (column {joined.column})"
-    if options.labels is not None:
-        return f"{options.labels.name}, a row a case"
+        how = f"joined by {joined.key} (column {joined.column})" if not listing.channel_names else "a row a case"
+        return f"{options.labels.name}, {how}"
     from_folders = listing.label_columns and listing.kind in ("DICOM", "NIfTI", "images")
     return "the names of the folders" if from_folders else listing.kind
 

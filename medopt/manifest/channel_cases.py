@@ -6,47 +6,46 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medopt.core.errors import ConfigError, DataError
-from medopt.manifest.label_join import FileIndex, row_labels
+from medopt.core.errors import DataError, listed
+from medopt.core.privacy import public_path
+from medopt.manifest.label_join import FileIndex, RowMatches
 from medopt.manifest.label_table import LabelTable
-from medopt.manifest.label_words import LabelSpellings
 from medopt.manifest.sources.scan_listing import Scan, ScanListing
-from medopt.manifest.table import IMAGE
+from medopt.manifest.table import IMAGE, UNKNOWN_PATIENT
 
 
-def cases_of_table(
-    listing: ScanListing, table: LabelTable, names: Sequence[str], label_columns: Sequence[str]
-) -> ScanListing:
-    """The rows of the table as the scans of the listing: each with its images in the order of `names`, and its labels.
+def cases_of_table(listing: ScanListing, table: LabelTable, names: Sequence[str]) -> tuple[ScanListing, RowMatches]:
+    """A case for each row of the table, with its images in the order of `names`; and which case a row means.
 
     An empty cell is a missing image. Scans that no row names are left out. Raises DataError naming the row and the
-    column where a cell names no scan or several, where a scan is in two rows, and where the images of a row are of
-    several patients; ConfigError for columns that the table does not have.
+    column where a cell names no scan or several, and where a scan is named twice.
     """
-    columns = tuple(table.column(name) for name in label_columns or ("label",))
-    patient_column, index = table.patient_column(), FileIndex(listing.scans)
-    used: dict[int, int] = {}
+    index, used = FileIndex(listing.scans), dict[int, tuple[int, str]]()
     cases = []
     for number, cells in table.rows:
         row = f"The table {table.path}, row {number}"
-        places = [_place(index, cells[f"{IMAGE}:{name}"], f"{row}, column {IMAGE}:{name}") for name in names]
-        for name, place in zip(names, places, strict=True):
-            if place is not None and used.setdefault(place, number) != number:
-                raise DataError(f"{row}, column {IMAGE}:{name}: this image is in row {used[place]}, too.")
-        present = [listing.scans[place] for place in places if place is not None]
-        if not present:
+        channels: list[Scan | None] = []
+        for column in (f"{IMAGE}:{name}" for name in names):
+            place = _place(index, cells[column], f"{row}, column {column}")
+            if place is not None:
+                first = used.setdefault(place, (number, column))
+                if first != (number, column):
+                    raise DataError(
+                        f"{row}, column {column}: this image is in row {first[0]}, column {first[1]}, too. Name each "
+                        "image once."
+                    )
+            channels.append(None if place is None else listing.scans[place])
+        images = [scan for scan in channels if scan is not None]
+        if not images:
             raise DataError(f"{row} names no image.")
-        if len({scan.patient for scan in present if scan.patient}) > 1:
-            raise DataError(f"{row}: its images are of several patients, by their headers. Correct the table.")
-        labels = tuple(cells[column] for column in columns)
-        if len(columns) > 1:
-            labels = row_labels(table, number, list(labels), columns, LabelSpellings({}))
-        case = _case(present, cells[patient_column] if patient_column else "", labels)
-        images = tuple("" if place is None else listing.scans[place].image for place in places)
-        cases.append(replace(case, channels=images))
+        patient = next((scan.patient for scan in images if scan.patient.strip().lower() not in UNKNOWN_PATIENT), "")
+        files = tuple(file for scan in images for file in scan.files)
+        cases.append(replace(images[0], files=files, patient=patient, channels=tuple(channels)))
     left = [(scan.path, "in no row of the table") for at, scan in enumerate(listing.scans) if at not in used]
-    named = ("label",) if len(columns) == 1 else columns
-    return replace(listing, scans=tuple(cases), left_out=(*listing.left_out, *left), label_columns=named)
+    listing = replace(
+        listing, scans=tuple(cases), left_out=(*listing.left_out, *left), channel_names=tuple(names), label_columns=()
+    )
+    return listing, RowMatches("file", f"{IMAGE}:{names[0]}", tuple((at,) for at in range(len(cases))))
 
 
 def _place(index: FileIndex, cell: str, where: str) -> int | None:
@@ -59,16 +58,12 @@ def _place(index: FileIndex, cell: str, where: str) -> int | None:
     return found[0]
 
 
-def _case(present: Sequence[Scan], patient: str, labels: tuple[str, ...]) -> Scan:
-    """The scan of a case: what the first image says, with the files of all."""
-    files = tuple(file for scan in present for file in scan.files)
-    known = patient or next((scan.patient for scan in present if scan.patient), "")
-    return replace(present[0], files=files, patient=known, labels=labels, volume=False)
-
-
-def refuse_options(key: str, datalist: Path | None) -> None:
-    """Raise ConfigError for options that cannot be followed where a table names the images of each case."""
-    if key:
-        raise ConfigError("--key: a table with columns image:NAME says by them which scans a row means.")
-    if datalist is not None:
-        raise ConfigError("--datalist writes one image a case; this table has several.")
+def refuse_torn_cases(scans: Sequence[Scan]) -> None:
+    """Raise DataError where the images of a case are in several splits or folds of the source."""
+    torn = [scan for scan in scans if len({(image.split, image.fold) for image in scan.images}) > 1]
+    if torn:
+        raise DataError(
+            f"The images of {len(torn)} of {len(scans)} cases are in several splits of the source, such as "
+            f"{listed([public_path(scan.images[0].path) for scan in torn], 3)}. Correct the table of cases, or draw "
+            "the splits again: --resplit."
+        )

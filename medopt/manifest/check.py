@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -23,6 +22,7 @@ from medopt.imaging.raster import npz_shapes
 from medopt.imaging.scan_path import npz_member, split_part
 from medopt.manifest.card import Card
 from medopt.manifest.findings import Finding, accept_findings, display_name
+from medopt.manifest.table import single_images
 
 CONFOUNDED, NOTED = 0.8, 0.3
 """Lowest Cramer's V of site and label (lower end of the interval) at which a study is refused, or gets a note."""
@@ -169,8 +169,8 @@ def missing_images(cases: Sequence[Case], folder: Path) -> dict[int, str]:
     shapes: dict[str, ArrayShapes | str] = {}
     faults: dict[int, str] = {}
     for index, case in enumerate(cases):
-        for image in filter(None, case.channels or (case.image,)):
-            if fault := _image_fault(folder, replace(case, image=image), shapes):
+        for image in single_images(case):
+            if fault := _image_fault(folder, image, shapes):
                 faults.setdefault(index, fault)
     return faults
 
@@ -243,13 +243,14 @@ def _unknown_label_findings(cases: Sequence[Case], study: Study) -> Iterable[Fin
         texts += [f"{name} {' and '.join(counts)}"] if counts else []
     if texts:
         policy = study.data.uncertain
-        meaning = "not known, too" if policy == "ignore" else policy
+        meaning = "unknown" if policy == "ignore" else policy
         empty = sum(all(label is None for label in case.label) for case in cases)
         text = (
-            f"Labels that are not known, of {count_text(len(cases), 'case')}: {listed(texts, 20)}. Missing ones are "
-            f"left out of the loss and of every figure; uncertain counts as {meaning} (data.uncertain: {policy})."
+            f"Unknown labels of {count_text(len(cases), 'case')}: {listed(texts, 20)}. Missing labels are left out of "
+            f"the loss and of every figure; uncertain labels count as {meaning} (data.uncertain: {policy})."
         )
-        yield Finding("unknown_labels", "note", text + (f" {empty} have no label that is known." if empty else ""))
+        without = f" {count_text(empty, 'case')} without any known label." if empty else ""
+        yield Finding("unknown_labels", "note", text + without)
 
 
 def site_label_association(sites: Sequence[str], labels: Sequence[int], cases: Sequence[Case]) -> Association | None:

@@ -96,7 +96,28 @@ def find_duplicates(
             pairs.append(replace(pair, first=first, second=second, exact=exact))
             if len(pairs) > MAX_PAIRS:
                 raise DataError(f"Over {MAX_PAIRS} pairs of images show the same: these are not images of a study.")
-    return sorted(pairs, key=lambda pair: (not pair.exact, -pair.correlation, pair.first, pair.second))
+    return sorted(pairs, key=_order)
+
+
+def find_case_duplicates(
+    columns: Sequence[Mapping[int, FloatArray]], digest: Callable[[int, int], str]
+) -> list[DuplicatePair]:
+    """All pairs of cases that show the same in one of their images, as `find_duplicates`.
+
+    `columns` holds for each place in a case (T1, T2, ...) the thumbnails by case; images of one place are compared.
+    `digest` gives the hash of the pixels of an image, by case and place.
+    """
+    found: dict[tuple[int, int], DuplicatePair] = {}
+    for place, thumbnails in enumerate(columns):
+        for pair in find_duplicates(thumbnails, lambda index, place=place: digest(index, place)):  # type: ignore[misc]
+            known = found.setdefault((pair.first, pair.second), pair)
+            if (pair.exact, pair.correlation) > (known.exact, known.correlation):
+                found[pair.first, pair.second] = pair
+    return sorted(found.values(), key=_order)
+
+
+def _order(pair: DuplicatePair) -> tuple[bool, float, int, int]:
+    return (not pair.exact, -pair.correlation, pair.first, pair.second)
 
 
 def _similar_pairs(thumbnails: Sequence[FloatArray], min_correlation: float) -> Iterator[DuplicatePair]:

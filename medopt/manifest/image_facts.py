@@ -28,6 +28,7 @@ from medopt.imaging.scan_path import files_below, split_part
 from medopt.imaging.series_index import is_capture, series_files
 from medopt.manifest.duplicates import thumbnail
 from medopt.manifest.findings import display_name
+from medopt.manifest.table import single_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,17 @@ class ImageFacts:
     high: float = 0.0
     digest: str = ""
     thumbnail: FloatArray | None = None
+    channels: tuple[ImageFacts | None, ...] = ()
+    """Of a case of several images: the facts of each, None for a missing one; the case has what one of them has."""
+
+    def at(self, place: int) -> ImageFacts | None:
+        """The facts of one image of a case of several, None where it is missing; else these facts."""
+        return self.channels[place] if self.channels else self
+
+    @property
+    def images(self) -> tuple[ImageFacts, ...]:
+        """The facts of each image of a case of several that is there; else these facts."""
+        return tuple(fact for fact in self.channels if fact is not None) or (self,)
 
 
 def read_facts(
@@ -81,25 +93,40 @@ def read_facts(
 
 
 def read_image(case: Case, folder: Path, prepare: Prepare | None = None) -> ImageFacts:
-    """Read one image and keep little of it; of a case of several images all of them, and keep the facts of the first.
+    """Read one image and keep little of it; of a case of several images read all of them.
 
-    A `problem` names the channel by its number. Grids are compared as `prepare` says.
+    The size, the spacing, the values and the thumbnail of a case are those of its first image. A `problem` names the
+    image by its number. `prepare` says how the grids of a case may differ.
     """
     if not case.channels:
         return _read_image(case, folder)
-    facts = [_read_image(replace(case, image=image, channels=()), folder) for image in case.channels if image]
-    for image, fact in zip(filter(None, case.channels), facts, strict=True):
-        if fact.problem:
-            number = f"image {case.channels.index(image) + 1} of the case"
-            return replace(fact, problem=fact.problem if fact.unreadable else f"{number} {fact.problem}")
+    single = {one.image: _read_image(one, folder) for one in single_images(case)}
+    channels = tuple(single.get(image) for image in case.channels)
+    seen: dict[str, int] = {}
+    for number, fact in enumerate(channels, start=1):
+        if fact is not None and fact.problem:
+            problem = fact.problem if fact.unreadable else f"image {number} of the case {fact.problem}"
+            return replace(fact, problem=problem)
+        if fact is not None and (other := seen.setdefault(fact.digest, number)) != number:
+            problem = f"{display_name(case)}: image {number} of the case has the same pixels as image {other}."
+            return ImageFacts(problem=problem, unreadable=True)
     if prepare is not None and (problem := _grid_problem(case, folder, prepare)):
         return ImageFacts(problem=problem, unreadable=True)
-    digest = hashlib.blake2b("".join(fact.digest for fact in facts).encode(), digest_size=16).hexdigest()
-    return replace(facts[0], digest=digest, burned_in=any(fact.burned_in for fact in facts))
+    facts = list(single.values())
+    return replace(
+        facts[0],
+        digest=hashlib.blake2b("".join(fact.digest for fact in facts).encode(), digest_size=16).hexdigest(),
+        nan=any(fact.nan for fact in facts),
+        modality="+".join(dict.fromkeys(fact.modality for fact in facts if fact.modality)),
+        burned_in=any(fact.burned_in for fact in facts),
+        capture=any(fact.capture for fact in facts),
+        colour=any(fact.colour for fact in facts),
+        channels=channels,
+    )
 
 
 def _grid_problem(case: Case, folder: Path, prepare: Prepare) -> str:
-    """Why the images of a case are no channels of one; empty where they are."""
+    """Why the images of a case cannot be stacked; empty where they can."""
     try:
         paths = tuple(f"{folder / image}" if image else "" for image in case.channels)
         read_channels(paths, prepare.channel_names, resample=prepare.channel_grid == "resample")
@@ -156,7 +183,7 @@ def pixel_digest(array: FloatArray) -> str:
 def _without_identifiers(text: str, case: Case, folder: Path) -> str:
     """An error of the reader, with the image by its display name; files of a series may be named by UIDs."""
     named = text
-    for one in (replace(case, image=image) for image in case.channels or (case.image,) if image):
+    for one in single_images(case):
         named = named.replace(str(folder / one.image), display_name(one)).replace(one.image, display_name(one))
     return re.sub(r"\b[0-9]+(\.[0-9]+){5,}\b", lambda match: pseudonym(match.group()), named)
 

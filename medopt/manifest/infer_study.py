@@ -13,7 +13,7 @@ from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.format import count_text
 from medopt.manifest.csv_text import read_csv
 from medopt.manifest.label_words import MISSING, absent_first, is_absence, label_key, label_spellings
-from medopt.manifest.table import IMAGE, RESERVED, UNCERTAIN, channels_of, read_header
+from medopt.manifest.table import IMAGE, RESERVED, UNCERTAIN, read_channels_of, read_header
 
 
 def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Study:
@@ -50,7 +50,7 @@ def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Stud
     changed = {cell: label for cell, label in classes.items() if cell != label}
     data = Data(manifest=manifest.name, labels=labels, task=task, rename=changed)
     prepare = Prepare(size=[32, 32])
-    if channels := channels_of(header):
+    if channels := read_channels_of(manifest, header):
         cells = _values(manifest, [f"{IMAGE}:{channel}" for channel in channels])
         empty = any("" in count for count in cells.values())
         prepare = Prepare(size=[32, 32], channels=channels, missing_channel="zeros" if empty else "refuse")

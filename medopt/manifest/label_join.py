@@ -54,26 +54,31 @@ def join_labels(
     {0: ('benign',)}
     """
     columns = [table.column(name) for name in label_columns]
-    best: _ColumnMatch | None = None
+    best: RowMatches | None = None
     for column, candidate in table.key_columns(key):
-        match = _ColumnMatch(table, column, candidate, scans)
+        index = FileIndex(scans) if candidate == "file" else _IdentifierIndex(scans, candidate)
+        match = RowMatches(candidate, column, tuple(index.find(cells[column]) for _, cells in table.rows))
         if best is None or len(match.scans) > len(best.scans):
             best = match
     if best is None or not best.scans:
         raise _no_match_error(table, scans, [column for column, _ in table.key_columns(key)])
-    return _collect(table, best, columns, rename or {})
+    return labels_of_rows(table, best, columns, rename or {})
 
 
-class _ColumnMatch:
-    """Which scans each row means, by one column."""
+@dataclass(frozen=True, slots=True)
+class RowMatches:
+    """The scans that each row of a table means, by index and by one column; None where a row may mean several."""
 
-    def __init__(self, table: LabelTable, column: str, key: Key, scans: Sequence[Scan]) -> None:
-        self.column, self.key = column, key
-        index = FileIndex(scans) if key == "file" else _IdentifierIndex(scans, key)
-        self.rows = [(number, cells, index.find(cells[column])) for number, cells in table.rows]
-        self.scans = {at for _, _, matches in self.rows if matches for at in matches}
+    key: Key
+    column: str
+    places: tuple[Sequence[int] | None, ...]
 
-    def row_text(self, number: int, cells: dict[str, str]) -> str:
+    @property
+    def scans(self) -> set[int]:
+        """The scans that a row means."""
+        return {at for matches in self.places if matches for at in matches}
+
+    def row_text(self, number: int, cells: Mapping[str, str]) -> str:
         """A row in words, without identifiers: files by name, all else by pseudonym."""
         value = cells[self.column]
         if self.key == "file":
@@ -135,23 +140,29 @@ def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[
     )
 
 
-def _collect(table: LabelTable, match: _ColumnMatch, columns: Sequence[str], rename: Mapping[str, str]) -> JoinedLabels:
+def labels_of_rows(
+    table: LabelTable, match: RowMatches, columns: Sequence[str], rename: Mapping[str, str]
+) -> JoinedLabels:
+    """The labels and the patients that the rows of a table give to the scans that they mean; raises as `join_labels`.
+
+    `columns` are the label columns by their names in the table.
+    """
     patient_column = table.patient_column("" if match.key != "patient" else match.column)
     spellings = LabelSpellings({})
     if len(columns) == 1:
-        spellings = label_spellings([cells[columns[0]] for _, cells, _ in match.rows], rename)
+        spellings = label_spellings([cells[columns[0]] for _, cells in table.rows], rename)
     labels: dict[int, tuple[str, ...]] = {}
     missing: dict[int, str] = {}
     patients: dict[int, str] = {}
     labelled_by: dict[int, int] = {}  # the first row that labels a scan
     orphans, ambiguous, conflicts, torn = [], [], [], []
-    for number, cells, matches in match.rows:
+    for (number, cells), matches in zip(table.rows, match.places, strict=True):
         if matches is None:
             ambiguous.append(match.row_text(number, cells))
             continue
         if not matches:
             orphans.append(match.row_text(number, cells))
-        label = row_labels(table, number, [cells[column] for column in columns], columns, spellings)
+        label = _row_labels(table, number, [cells[column] for column in columns], columns, spellings)
         for at in matches:
             if not label and cells[columns[0]]:
                 missing[at] = cells[columns[0]]
@@ -192,7 +203,7 @@ def _refuse_labels(
 _FINDING = {"0": "0", "1": "1", "-1": "-1", "false": "0", "true": "1", "no": "0", "yes": "1", "uncertain": "-1"}
 
 
-def row_labels(
+def _row_labels(
     table: LabelTable, number: int, values: list[str], columns: Sequence[str], spellings: LabelSpellings
 ) -> tuple[str, ...]:
     """The labels of a row; empty where the cells mean that there are none.

@@ -11,6 +11,7 @@ from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.manifest.csv_text import read_csv
+from medopt.manifest.table import IMAGE, channels_of
 
 Key = Literal["file", "series", "study", "accession", "patient"]
 KEYS: tuple[Key, ...] = ("file", "series", "study", "accession", "patient")  # from fine to coarse
@@ -53,8 +54,11 @@ class LabelTable:
         if any(_normalized(name) == "label" for name in self.columns):
             return ("label",), ""
         key_column = self.column(key, "--key") if key else ""
+        images = {f"{IMAGE}:{channel}" for channel in channels_of(self.columns)}
         others = [
-            name for name in self.columns if name != key_column and _normalized(name) not in {*_COLUMNS, *_NOT_LABELS}
+            name
+            for name in self.columns
+            if name != key_column and name not in images and _normalized(name) not in {*_COLUMNS, *_NOT_LABELS}
         ]
         if len(others) != 1 or not self._has_header():
             return ("label",), ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from medopt.core.errors import listed
 from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case, FloatArray
 from medopt.manifest.check import check_cases, missing_images
-from medopt.manifest.duplicates import DuplicatePair, duplicate_findings, find_duplicates
+from medopt.manifest.duplicates import DuplicatePair, duplicate_findings, find_case_duplicates
 from medopt.manifest.findings import Finding, accept_findings, display_name
 from medopt.manifest.image_facts import ImageFacts
 
@@ -60,7 +60,8 @@ def inspect_images(
     >>> inspect_images(cases, facts, folder, study).refused             # doctest: +SKIP
     []
     """
-    pairs = find_duplicates(_thumbnails(facts), lambda row: facts[row].digest)
+    columns = [_thumbnails(column) for column in _columns(facts)]
+    pairs = find_case_duplicates(columns, lambda row, place: _digest(facts[row], place))
     refuse_nan = study.prepare.nan == "refuse"
     of_pixels = quality_findings(cases, facts, missing_images(cases, folder), dims, refuse_nan)
     of_images = accept_findings([*duplicate_findings(cases, pairs), *of_pixels], study)
@@ -68,8 +69,24 @@ def inspect_images(
     return ImageInspection(tuple(cases), tuple(facts), tuple(pairs), tuple(findings))
 
 
-def _thumbnails(facts: Sequence[ImageFacts]) -> dict[int, FloatArray]:
-    return {row: fact.thumbnail for row, fact in enumerate(facts) if fact.thumbnail is not None}
+def _thumbnails(facts: Sequence[ImageFacts | None]) -> dict[int, FloatArray]:
+    return {row: fact.thumbnail for row, fact in enumerate(facts) if fact and fact.thumbnail is not None}
+
+
+def _digest(fact: ImageFacts, place: int) -> str:
+    image = fact.at(place)
+    return image.digest if image else ""
+
+
+def _columns(facts: Sequence[ImageFacts]) -> list[list[ImageFacts | None]]:
+    """The facts of the images of one place in a case, for each place; None where a case has none there.
+
+    There is one place where a case is one image.
+    """
+    places = max((len(fact.channels) for fact in facts), default=0)
+    if not places:
+        return [[*facts]]
+    return [[fact.channels[place] if fact.channels else None for fact in facts] for place in range(places)]
 
 
 def quality_findings(
@@ -99,16 +116,14 @@ def quality_findings(
         what = f"{count_text(len(flagged), 'image')} with text burned into the pixels"
         text = f"{what}, by their header: {listed(flagged)}. "
         findings.append(Finding("burned_in", "note", text + "It may name the patient, or give the label away."))
-    rare = _rare(_modalities(facts)[1])  # these have a finding of their own
-    if captures := [name for _, name, fact in named if fact.capture and fact.modality not in rare]:
-        text = f"Secondary captures or documents, {len(captures)} of {len(named)} images: {listed(captures)}. "
-        findings.append(Finding("secondary_captures", "note", text + "Do they show what a scanner measured?"))
-    return [
-        *findings,
-        *_intent_findings(cases, facts),
-        *_minority_findings(cases, facts, dims),
-        *_outlier_findings(cases, facts),
-    ]
+    findings += _dimension_findings(cases, facts, dims)
+    for place, column in enumerate(_columns(facts)):  # images of one place in a case are compared with each other
+        pairs = [(case, fact) for case, fact in zip(cases, column, strict=True) if fact is not None]
+        own = [replace(case, image=case.channels[place], channels=()) if case.channels else case for case, _ in pairs]
+        alike = [fact for _, fact in pairs]
+        for find in (_capture_findings, _intent_findings, _modality_findings, _outlier_findings):
+            findings += find(own, alike)
+    return findings
 
 
 def unusable_images(facts: Sequence[ImageFacts], dims: int | None = None) -> dict[int, str]:
@@ -141,19 +156,31 @@ def _rare(counts: Counter[str]) -> set[str]:
     return {modality for modality, count in counts.items() if count < MINORITY * sum(counts.values())}
 
 
-def _minority_findings(cases: Sequence[Case], facts: Sequence[ImageFacts], dims: int | None) -> Iterator[Finding]:
-    """Images with other dimensions, or of another modality, than the rest."""
+def _capture_findings(cases: Sequence[Case], facts: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Secondary captures and documents."""
+    rare = _rare(_modalities(facts)[1])  # these have a finding of their own
+    named = zip(cases, facts, strict=True)
+    if captures := [display_name(case) for case, fact in named if fact.capture and fact.modality not in rare]:
+        text = f"Secondary captures or documents, {len(captures)} of {len(facts)} images: {listed(captures)}. "
+        yield Finding("secondary_captures", "note", text + "Do they show what a scanner measured?")
+
+
+def _dimension_findings(cases: Sequence[Case], facts: Sequence[ImageFacts], dims: int | None) -> Iterator[Finding]:
+    """Images with other dimensions than the rest."""
     if rows := minority_dimensions(facts, dims):
         texts = [f"{display_name(cases[row])} ({' x '.join(map(str, facts[row].size))})" for row in rows]
         difference = "2-D where volumes" if len(facts[rows[0]].size) == 2 else "3-D where images"
         yield _refusal("mixed_dimensions", texts, f"images are {difference} are expected", "Drop them: --fix.")
+
+
+def _modality_findings(cases: Sequence[Case], facts: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Images of another modality than the rest."""
     modalities, counts = _modalities(facts)
     if rare := _rare(counts):
         named = zip(cases, modalities, strict=True)
         texts = [f"{display_name(case)} ({modality})" for case, modality in named if modality in rare]
         usual = counts.most_common(1)[0][0]
         yield _refusal("minority_modality", texts, f"images are of another modality than {usual}", "Do they belong?")
-
     elif len(counts) > 1:
         text = ", ".join(f"{modality} {count}" for modality, count in counts.most_common())
         yield Finding("mixed_modalities", "note", f"The images are of several modalities: {text}. Do they belong?")

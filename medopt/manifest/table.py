@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
 from medopt.config import Study
+from medopt.config.data import CHANNEL_NAME, MAX_CHANNELS
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
 from medopt.core.records import SPLITS, Case, Label
@@ -89,7 +90,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
         )
         faults.patients.add(case.patient_id)
         for column, path in zip(columns, images, strict=True):
-            faults.add_repeated(number, column, path, f"({path})")
+            faults.add_repeated(number, column, path, f"({path})", among=IMAGE)
         if "case_id" in cells:
             faults.add_repeated(number, "case_id", case.case_id)
         cases.append(case)
@@ -109,9 +110,32 @@ def image_columns(study: Study) -> list[str]:
     return [f"{IMAGE}:{name}" for name in study.prepare.channel_names] or [IMAGE]
 
 
+def single_images(case: Case) -> list[Case]:
+    """Each image of a case of several that is there, as a case of its own; else the case itself."""
+    return [replace(case, image=image, channels=()) for image in case.channels if image] or [case]
+
+
 def channels_of(header: Iterable[str]) -> list[str]:
     """The names of the channels whose columns, image:NAME, stand in a header."""
     return [name.removeprefix(f"{IMAGE}:") for name in header if name.startswith(f"{IMAGE}:")]
+
+
+def read_channels_of(path: Path, header: Iterable[str]) -> list[str]:
+    """The names of the channels in the header of a table; raises DataError for names that a study cannot have."""
+    names = channels_of(header)
+    reason = ""
+    if bad := [name for name in names if not re.fullmatch(CHANNEL_NAME, name)]:
+        reason = f"{bad[0]!r} is no name of an image; use at most 31 letters, digits, - and _, and begin with a letter"
+    elif len({name.lower() for name in names}) < len(names):
+        reason = "two of the names are the same, or differ in capitals alone"
+    elif len(names) == 1:
+        reason = "a case of several images needs two columns or more. If a case is one image, call the column image"
+    elif len(names) > MAX_CHANNELS:
+        reason = f"a case has at most {MAX_CHANNELS} images"
+    if reason:
+        columns = ", ".join(f"{IMAGE}:{name}" for name in names)
+        raise DataError(f"{path}, row 1: the columns {columns} cannot be used: {reason}.")
+    return names
 
 
 def label_columns(study: Study) -> list[str]:
@@ -126,7 +150,7 @@ class _Faults:
     path: Path
     patients: set[str] = field(default_factory=set)
     by_column: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
-    first_row: dict[tuple[str, str], int] = field(default_factory=dict)
+    first: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
     def add(self, number: int, column: str, text: str, reason: str) -> None:
         self.by_column.setdefault(column, []).append((number, text, reason))
@@ -138,11 +162,12 @@ class _Faults:
         except ValueError as error:
             self.add(number, column, cells[column], str(error))
 
-    def add_repeated(self, number: int, column: str, value: str, text: str = "") -> None:
-        """Add a fault where an earlier row has the same value."""
-        earlier = self.first_row.setdefault((column, value), number)
-        if value and earlier != number:
-            self.add(number, column, "", f"the same as row {earlier} {text}".rstrip())
+    def add_repeated(self, number: int, column: str, value: str, text: str = "", among: str = "") -> None:
+        """Add a fault where an earlier cell of the column, or of the columns called `among`, has the same value."""
+        row, other = self.first.setdefault((among or column, value), (number, column))
+        if value and (row, other) != (number, column):
+            where = f"row {row}" if other == column else f"row {row}, column {other}"
+            self.add(number, column, "", f"the same as {where} {text}".rstrip())
 
     def refuse(self) -> None:
         """Raise DataError with the faults of each column, if there are any."""

@@ -18,7 +18,7 @@ from medopt.manifest.infer_study import is_finding
 from medopt.manifest.label_words import label_key, label_spellings
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.scan_listing import SourceOptions, count_by_reason
-from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT
+from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT, channels_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,11 @@ def read_images(manifest: Path) -> UnlabelledImages:
     """
     lines = read_csv(manifest, "The manifest")
     header = next(lines, (1, []))[1]
+    if names := [] if "image" in header else channels_of(header):
+        raise DataError(
+            f"The manifest {manifest} has several images a case ({', '.join(names)}), and pretraining learns from "
+            "single images: write them below each other, in one column image."
+        )
     if "image" not in header:
         raise DataError(
             f"The manifest {manifest} has no column image; its first row has {', '.join(header) or 'none'}."

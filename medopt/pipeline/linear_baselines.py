@@ -59,13 +59,15 @@ def thumbnail_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) ->
 
 
 def start_baseline(
-    study: Study, splits: Splits, wanted: Sequence[Split], reporter: Reporter
+    study: Study, splits: Splits, wanted: Sequence[Split], reporter: Reporter, runs: Path
 ) -> tuple[LinearBaseline, nn.Module, StartRecord]:
     """On the features of the study's start; with the network whose last layer it is, and where the start comes from.
 
     Raises ConfigError where the start does not fill the study's network.
     """
-    opened, network = open_study_start(study), build_model(study)
+    opened, network = open_study_start(study, runs=runs), build_model(study)
+    if opened.note:
+        reporter.message(opened.note)
     loaded = fit_start(opened.start, network, opened.name, partial=study.model.partial)
     network.load_state_dict(loaded.state)
     device = open_fabric(study.training).device
@@ -86,6 +88,7 @@ def start_baseline(
         trained_on=entry.trained_on if entry else "not stated",
         tensors=dict(table_of(loaded)),
         share=loaded.share,
+        note=opened.note,
     )
     return baseline, network, record
 

@@ -28,7 +28,7 @@ def plan_run(study: Study, study_file: Path, data: Path, runs: Path) -> RunPlan:
 
     Preparing is no stage of a run: what was prepared is kept for all runs, and looked up by content.
     """
-    cases = read_source(study, study_file, data)
+    cases = read_source(study, study_file, data, runs)
     study = cases.study
     folder = find_run(runs, study, cases.training_digest)
     done = done_stages(study, RunFolder(folder, False)) if folder else set()

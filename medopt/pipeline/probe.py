@@ -37,7 +37,7 @@ def probe_study(
     """Of a study, and the same with other starts: one model on thumbnails, and one on the features of each start."""
     found: list[ProbeResult] = []
     for given in studies:
-        source = read_source(given, study_file, data)
+        source = read_source(given, study_file, data, runs)
         study = source.study
         cases = [case for case in source.cases if case.split in LOOKED_AT]
         files = PreparedCache(runs / "cache", PrepareChain(study.prepare)).fill(cases, source.root, reporter)
@@ -53,7 +53,7 @@ def probe_study(
             found.append(_result(study, splits, thumbnail_baseline(study, splits, LOOKED_AT), started))
         if study.model.has_start:
             started = time.perf_counter()
-            baseline, _, record = start_baseline(study, splits, LOOKED_AT, reporter)
+            baseline, _, record = start_baseline(study, splits, LOOKED_AT, reporter, runs)
             result = _result(study, splits, baseline, started)
             found.append(result.model_copy(update={"reads": f"features of {record.name}"}))
     return found

@@ -102,7 +102,7 @@ def run_study(
     and when the run continues. Raises the MedoptError of the stage that refused; the MLflow run is then marked FAILED,
     or KILLED after Ctrl-C.
     """
-    cases = read_source(study, study_file, data)
+    cases = read_source(study, study_file, data, runs)
     with opened_run(cases, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:
         if override:
             run.folder.write_facts(override=asdict(override))
@@ -131,7 +131,7 @@ def train_study(
     `on_history` hears of every epoch and may raise Pruned, which is no failure of the run. The folder is that of the
     same study's whole run, which would find its training done.
     """
-    cases = read_source(study, study_file, data)
+    cases = read_source(study, study_file, data, runs)
     with opened_run(cases, runs, reporter, parent=parent, on_history=on_history) as run:
         complete(training_stages(run.study, baseline=trains_from_baseline(run.study)), run)
         scores = [record.val_metric for record in run.result(TrainStage).history]

@@ -43,12 +43,13 @@ READS: dict[str, tuple[str, ...]] = {
         "evaluation.confidence",
         "evaluation.shift_cases",
         "evaluation.shift_families",
+        "prepare.channels",
         "prepare.missing_channel",
     ),
     "explain": (*_NETWORK, *_ENGINES, "evaluation.explain", "evaluation.nearest"),
     "domain": (
         *("seed", *_ENGINES, "domain", "evaluation.confidence", "evaluation.shift_families"),
-        *("augment.flip", "augment.rotate_degrees", "prepare.missing_channel"),
+        *("augment.flip", "augment.rotate_degrees", "prepare.channels", "prepare.missing_channel"),
     ),
     "release": (
         *("name", "question", "intended_use", "prepare", "compression.profile", "domain.enabled"),

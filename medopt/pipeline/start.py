@@ -10,13 +10,17 @@ from typing import Any
 from medopt.config import Model, Optimizer, Study
 from medopt.config.model import AUTO, SCRATCH
 from medopt.core.errors import ConfigError
+from medopt.core.run_paths import require_registry
 from medopt.models.starts.adapt import scaled_channels
-from medopt.models.starts.catalogue import Entry, entries, local_file, refuse_use
+from medopt.models.starts.catalogue import Entry, entries, entry_of, local_file, refuse_use
 from medopt.models.starts.opening import OpenedStart, open_start
 from medopt.planning.decide import Decision
 from medopt.release.layout import MODELS
-from medopt.tracking.fetch import PREFIX, registered_release
+from medopt.tracking.fetch import PREFIX, Fetched, registered_release
+from medopt.tracking.store import open_store
 
+RUNS = Path("runs")
+"""The runs folder of a command that is given none."""
 RECIPE: dict[str, Any] = {
     "epochs": 8,
     "patience": 8,
@@ -27,16 +31,17 @@ RECIPE: dict[str, Any] = {
 """How a start is tuned where the study says nothing else (benchmarks/transfer.py)."""
 
 
-def resolve_start(study: Study, near: Path) -> Study:
+def resolve_start(study: Study, near: Path, runs: Path = RUNS) -> Study:
     """The study with its start's digest, depth, width, stem and variant filled in; one from scratch as it is.
 
-    `near` is the folder of the study file. A resolved study comes back equal. Raises ConfigError where the start is not
-    there, is another than the study's, does not fit what the study says of its network, or may not be used for it.
+    `near` is the folder of the study file, `runs` the folder whose registry is asked for a registered version. A
+    resolved study comes back equal. Raises ConfigError where the start is not there, is another than the study's, does
+    not fit what the study says of its network, or may not be used for it.
     """
-    study = _with_teacher(_with_chosen(study), near)
+    study = _with_teacher(_with_chosen(study), near, runs)
     if not study.model.has_start:
         return study
-    opened = open_study_start(study, near)
+    opened = open_study_start(study, near, runs)
     if opened.entry is not None:
         refuse_use(opened.entry, study.intended_use)
     given = study.model.model_fields_set
@@ -55,13 +60,20 @@ def resolve_start(study: Study, near: Path) -> Study:
     )
 
 
-def open_study_start(study: Study, near: Path = Path()) -> OpenedStart:
+def open_study_start(study: Study, near: Path = Path(), runs: Path = RUNS) -> OpenedStart:
     """The start of a study whose `auto` is resolved; raises ConfigError as `resolve_start` does."""
-    opened = _opened(study.model.start, near)
+    opened = _opened(study.model.start, near, runs)
     if study.model.start_digest not in ("", opened.digest):
+        way_out = "Put the file back, or take model.start_digest out of the study."
+        if opened.name.startswith(PREFIX):
+            way_out = (
+                "The registry gives another version under this name than when the study was resolved. To go on with "
+                f"that one, name its version ({PREFIX}NAME/VERSION); to begin with the present one, take "
+                "model.start_digest out of the study, or give the command again."
+            )
         raise ConfigError(
             f"The start {opened.name} has changed: its SHA-256 is {opened.digest[:16]}..., the study's "
-            f"{study.model.start_digest[:16]}.... Put the file back, or take model.start_digest out of the study."
+            f"{study.model.start_digest[:16]}.... {way_out}"
         )
     dims = opened.start.spatial_dims
     if dims == 3 and study.spatial_dims == 2:
@@ -69,36 +81,46 @@ def open_study_start(study: Study, near: Path = Path()) -> OpenedStart:
     return opened
 
 
-def _opened(name: str, near: Path) -> OpenedStart:
+def _opened(name: str, near: Path, runs: Path) -> OpenedStart:
     """A start of the catalogue, a file, a run's or a release's folder; or models:/NAME@ALIAS of MLflow's registry.
 
     A registered one keeps that name; its digest in the study refuses another version.
     """
     if not name.startswith(PREFIX):
         return open_start(name, near)
-    return replace(open_start(str(registered_release(name).place), Path()), name=name)
+    fetched = _fetched(name, runs)
+    note = f"{name}: {fetched.note}" if fetched.note else ""
+    return replace(open_start(str(fetched.place), Path()), name=name, note=note)
 
 
-def start_file(name: str, near: Path = Path()) -> Path | None:
-    """The file of a resolved start; None for one of the catalogue."""
-    place = registered_release(name).place / MODELS["float"] if name.startswith(PREFIX) else near / name
-    return place if place.is_file() else None
+def _fetched(name: str, runs: Path) -> Fetched:
+    require_registry(runs)
+    open_store(runs)  # MLflow downloads from the store that is in use
+    return registered_release(name, runs)
 
 
-def teacher_study(study: Study) -> Study:
+def start_file(name: str, runs: Path = RUNS) -> Path | None:
+    """The file of a resolved start; None for one of the catalogue that is made of several."""
+    if name.startswith(PREFIX):
+        return _fetched(name, runs).place / MODELS["float"]
+    entry = entry_of(name)
+    return local_file(entry) if entry else Path(name)
+
+
+def teacher_study(study: Study, runs: Path = RUNS) -> Study:
     """The study with its teacher's network in place of its own; `training.teacher` and its digest are resolved."""
     training = study.training
     model = Model(start=training.teacher, start_digest=training.teacher_digest, partial=study.model.partial)
     alone = training.model_copy(update={"teacher": "", "teacher_digest": ""})
-    return resolve_start(study.model_copy(update={"model": model, "training": alone}), Path())
+    return resolve_start(study.model_copy(update={"model": model, "training": alone}), Path(), runs)
 
 
-def _with_teacher(study: Study, near: Path) -> Study:
+def _with_teacher(study: Study, near: Path, runs: Path) -> Study:
     """The study with the digest of its teacher, which is opened once to see that it is one."""
     if not study.training.teacher:
         return study
     model = Model(start=study.training.teacher, start_digest=study.training.teacher_digest)
-    opened = open_study_start(study.model_copy(update={"model": model}), near)
+    opened = open_study_start(study.model_copy(update={"model": model}), near, runs)
     if opened.entry is not None:
         refuse_use(opened.entry, study.intended_use)
     named = {"teacher": opened.name, "teacher_digest": opened.digest}

@@ -16,7 +16,7 @@ from medopt.manifest.findings import finding_text, refuse_findings
 from medopt.manifest.run_manifest import manifest_digest, training_digest
 from medopt.manifest.splits import apply_folds
 from medopt.manifest.table import read_manifest
-from medopt.pipeline.start import resolve_start
+from medopt.pipeline.start import RUNS, resolve_start
 from medopt.training.job import BEST
 
 
@@ -36,9 +36,12 @@ class StudyCases:
         return training_digest(self.cases)
 
 
-def read_source(study: Study, study_file: Path, data: Path) -> StudyCases:
-    """Read and check a study's manifest; raises ConfigError or DataError with every reason."""
-    study = resolve_start(study, study_file.parent)
+def read_source(study: Study, study_file: Path, data: Path, runs: Path = RUNS) -> StudyCases:
+    """Read and check a study's manifest; raises ConfigError or DataError with every reason.
+
+    `runs` is the folder whose registry is asked where the study begins with a registered version.
+    """
+    study = resolve_start(study, study_file.parent, runs)
     manifest = find_manifest(study, study_file, data)
     card = load_card(manifest)
     cases = read_manifest(manifest, study)

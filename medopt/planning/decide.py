@@ -185,10 +185,9 @@ def _training(fingerprint: Fingerprint, batch: int) -> Iterator[Decision]:
     yield Decision("training.patience", epochs, "the cycle ends near zero rate; its last third is where the gain is")
     ema = 0.99 if epochs * steps > 1000 else 0.98
     yield Decision("training.ema_decay", ema, f"averages the last {round(1 / (1 - ema))} steps")
-    classes = [count for label, count in fingerprint.counts["train"].items() if label]
-    rare = min(classes) / max(1, fingerprint.train)
-    why = f"the rarest class is {rare:.0%} of the training images; weights would shift every probability"
-    yield Decision("training.class_weights", "none", why)
+    where = " of which it is known" if fingerprint.rarest is not None else ""
+    why = f"the rarest class is {fingerprint.rarest_share:.0%} of the training images{where}"
+    yield Decision("training.class_weights", "none", f"{why}; weights would shift every probability")
     yield Decision("training.optimizer", {"name": "adamw", "lr": 0.002, "weight_decay": 0.05}, "a sound start")
     yield Decision("training.schedule", {"name": "one_cycle", "warmup": 0.2}, "the rate rises, then falls to near zero")
 

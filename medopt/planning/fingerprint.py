@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Prepare
 from medopt.core.errors import DataError, listed
-from medopt.core.records import SPLITS, Case
+from medopt.core.records import SPLITS, Case, label_table
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.manifest.findings import display_name
 from medopt.manifest.image_facts import ImageFacts, read_facts
@@ -40,6 +40,14 @@ class Fingerprint:
     sample: tuple[ImageFacts, ...]
     odd: tuple[str, ...] = ()
     prepare: Prepare | None = None
+    rarest: float | None = None
+    """Share of the rarest label among the training images of which it is known; None: as `counts` say."""
+
+    @property
+    def rarest_share(self) -> float:
+        """Share of the rarest label of the training images."""
+        classes = [count for label, count in self.counts["train"].items() if label]
+        return min(classes) / max(1, self.train) if self.rarest is None else self.rarest
 
     @property
     def dims(self) -> int:
@@ -111,7 +119,15 @@ def take_fingerprint(
         sample=tuple(sample),
         odd=tuple(odd),
         prepare=prepare,
+        rarest=_rarest_share(train) if task == "multilabel" else None,
     )
+
+
+def _rarest_share(cases: Sequence[Case]) -> float:
+    """The lowest share of images that have a label, of those of which it is known; 0 where it is known of none."""
+    labels = label_table(cases)
+    known = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
+    return float((np.nansum(labels, axis=0) / known).min())
 
 
 def _without_odd(cases: Sequence[Case], sample: list[ImageFacts]) -> tuple[list[ImageFacts], list[str]]:

@@ -20,12 +20,14 @@ def build_release(
     models: Mapping[Kind, Path],
     domain: Path | None = None,
     reference: Callable[[Release], Reference] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write the release to `target`, replacing an earlier one of the same run.
 
     `models` are the ONNX files, `domain` the file of the out-of-domain check that `info` names; `reference` computes
-    the reference for drift with the opened int8 model. The folder is built beside `target`, verified, and renamed.
-    Raises ReleaseError where it does not verify, StorageError where it cannot be written.
+    the reference for drift with the opened int8 model; `texts` are further files by name. The folder is built beside
+    `target`, verified, and renamed. Raises ReleaseError where it does not verify, StorageError where it cannot be
+    written.
     """
     part = target.with_name(f".{target.name}.part")
     try:
@@ -36,6 +38,8 @@ def build_release(
                 shutil.copyfile(path, part / info.models[kind].file)
             if domain is not None and info.domain is not None:
                 shutil.copyfile(domain, part / info.domain)
+            for name, text in (texts or {}).items():
+                write_text(part / name, text)
             write_text(part / INFO, info.model_dump_json(indent=2) + "\n")
             card = card_of(info)
             write_text(part / CARD, render_card(card))

@@ -117,6 +117,8 @@ class OutOfDomainCheck(_File):
     rules: HeaderRules
     content: dict[Kind, Distance]
     texture: Distance
+    images: int = 0
+    """How many images a case of several has; 0 where a case is one image."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -130,7 +132,7 @@ class OutOfDomainCheck(_File):
     def distances(self, kind: Kind, features: NDArray[np.floating], batch: FloatArray) -> Floats:
         """How far each image (N, 2) lies in content and in texture, in units of the limit."""
         content, detail = self.content[kind], self.texture
-        columns = content.of(features) / content.threshold, detail.of(texture(batch)) / detail.threshold
+        columns = content.of(features) / content.threshold, detail.of(texture(batch, self.images)) / detail.threshold
         return np.stack(columns, axis=1)
 
     def reasons(self, batch: FloatArray, distances: Floats, acquisitions: Sequence[Acquisition | None]) -> list[str]:
@@ -144,7 +146,7 @@ class OutOfDomainCheck(_File):
         ]
 
     def _reason(self, image: FloatArray, content: float, detail: float, acquisition: Acquisition | None) -> str:
-        if reason := blank(image) or (self.rules.refusal(acquisition) if acquisition else ""):
+        if reason := blank(image, self.images) or (self.rules.refusal(acquisition) if acquisition else ""):
             return reason
         if content > 1:
             return f"it is unlike the training images (distance {content:.2g} times the limit)"
@@ -156,21 +158,37 @@ class OutOfDomainCheck(_File):
         return ""
 
 
-def blank(image: FloatArray) -> str:
-    """Why a prepared image that is uniform or not finite is declined; empty for any other."""
+def blank(image: FloatArray, images: int = 0) -> str:
+    """Why a prepared image (C, *size) that is uniform or not finite is declined; empty for any other.
+
+    `images` is how many images a case of several has, each of which is looked at.
+    """
     if not np.isfinite(image).all():
         return "it holds values that are not finite numbers"
-    return "it is blank: every pixel has the same value" if image.min() == image.max() else ""
+    parts = _shown(image, images) if images else [image]
+    uniform = any(part.min() == part.max() for part in parts)
+    what = "one of its images" if images else "it"
+    return f"{what} is blank: every pixel has the same value" if uniform else ""
 
 
-def texture(batch: FloatArray) -> Floats:
+def _shown(image: FloatArray, images: int) -> FloatArray:
+    """The images (K, *size) of a prepared case (C, *size) that are there: masks behind them tell which are missing."""
+    if not images:
+        return image
+    if len(image) == images:
+        return image
+    return image[:images][image[images:].any(axis=tuple(range(1, image.ndim)))]
+
+
+def texture(batch: FloatArray, images: int = 0) -> Floats:
     """How much detail each image (N, C, *size) holds at four scales: (N, 4) logarithms of mean squares.
 
     A band is what is lost when pixels are averaged two by two (by two) and the image is then halved, as in a Laplacian
     pyramid (Burt & Adelson 1983) with the simplest filter. The chain's padding is left out: its edge would weigh more
-    than all of a small scan's noise.
+    than all of a small scan's noise. Of a case of several `images` it is that of their mean.
     """
-    return np.array([_bands(_inside(image)) for image in np.asarray(batch, np.float64).mean(axis=1)])
+    means = [_shown(image, images).mean(axis=0, dtype=np.float64) for image in batch]
+    return np.array([_bands(_inside(image)) for image in means])
 
 
 def _inside(image: Floats) -> Floats:

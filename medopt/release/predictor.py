@@ -126,8 +126,8 @@ class Release:
         Raises DataError where the model gives no finite logit.
         """
         if self.domain is None:
-            logits = self.engine.run(images)
-            return [self._answer(row, blank(image)) for row, image in zip(logits, images, strict=True)]
+            logits, count = self.engine.run(images), len(self.info.prepare.channel_names)
+            return [self._answer(row, blank(image, count)) for row, image in zip(logits, images, strict=True)]
         logits, features = self.engine.run_both(images)
         distances = self.domain.distances(self.kind, features, images)
         reasons = self.domain.reasons(images, distances, acquisitions or [None] * len(images))

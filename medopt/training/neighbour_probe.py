@@ -37,8 +37,8 @@ class NeighbourProbe:
     def of(
         cls, cases: Sequence[Case], files: Sequence[Path], labels: tuple[str, ...], task: Task, seed: int
     ) -> NeighbourProbe | None:
-        """The probe of those of the cases that have a label; None where they have no two of them."""
-        rows = [row for row, case in enumerate(cases) if case.label]
+        """The probe of those of the cases of which a label is known; None where no two of them differ."""
+        rows = [row for row, case in enumerate(cases) if any(label is not None for label in case.label)]
         if len(rows) > MAX_IMAGES:
             rows = sorted(np.random.default_rng(seed).choice(rows, MAX_IMAGES, replace=False).tolist())
         if len({cases[row].label for row in rows}) < 2:
@@ -46,15 +46,19 @@ class NeighbourProbe:
         return cls(tuple(cases[row] for row in rows), tuple(files[row] for row in rows), labels, task)
 
     def score(self, backbone: nn.Module, device: torch.device) -> float | None:
-        """AUC of the neighbours' votes; None where it is not defined. The network is left in the mode it came in."""
+        """AUC of the neighbours' votes, a mean over labels that have both answers; None where there is none.
+
+        The network is left in the mode it came in.
+        """
         features, targets = self._features(backbone, device), self._targets()
         patients = np.array([case.patient_id for case in self.cases])
         judged = np.array([case.split == "val" for case in self.cases])
         voters, asked = (~judged, judged) if judged.any() and not judged.all() else (slice(None), slice(None))
         same = patients[asked][:, None] == patients[voters][None, :]
         scores = neighbour_scores(features[voters], targets[voters], features[asked], same)
-        value = float(auc(scores, targets[asked])[0])
-        return value if np.isfinite(value) else None
+        wanted = targets[asked]
+        defined = (wanted == 0).any(0) & (wanted == 1).any(0)  # labels whose AUC can be computed
+        return float(auc(scores[:, defined], wanted[:, defined])[0]) if defined.any() else None
 
     def _targets(self) -> NDArray[np.float64]:
         """(N, K) zeros and ones, NaN where a label is not known; one column for a binary question."""

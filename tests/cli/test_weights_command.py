@@ -9,7 +9,9 @@ import torch
 from clinic_fixtures import call
 from published_resnets import PublishedResNet, trained
 
+from medopt.data.images_seen import SEEN, SEEN_FILE, encode_seen, images_seen
 from medopt.models.starts.files import read_start
+from medopt.pipeline.start import start_file
 
 
 @pytest.fixture
@@ -89,3 +91,15 @@ def test_a_converted_start_is_read_back(weights: Path, tmp_path: Path) -> None:
     assert start.scaling is not None and start.scaling.mean == pytest.approx((0.485, 0.456, 0.406))
     call("weights", "convert", weights, "--out", tmp_path / "start.pth").refused(2, "is a .safetensors file")
     call("weights", "convert", tmp_path / "none.pth", "--out", out).refused(2, "There is no start")
+
+
+def test_what_a_start_has_seen_goes_with_its_copies(weights: Path, tmp_path: Path) -> None:
+    (weights.parent / SEEN_FILE).write_text(encode_seen([b"12345678"]))
+    done = call("weights", "convert", weights, "--out", tmp_path / "start.safetensors", "--json")
+    assert done.code == 0 and SEEN not in done.summary
+    call("weights", "convert", tmp_path / "start.safetensors", "--out", tmp_path / "again.safetensors")
+    imported = call("weights", "import", weights, "--name", "ours", "--licence", "l", "--trained-on", "t", "--json")
+    kept = start_file("ours")
+    assert imported.code == 0 and kept is not None
+    for copy in (tmp_path / "start.safetensors", tmp_path / "again.safetensors", kept):
+        assert images_seen(copy) == {b"12345678"}

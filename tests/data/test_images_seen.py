@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Case
-from medopt.data.images_seen import SEEN, encode_seen, images_seen, read_content, refuse_seen
+from medopt.data.cache import image_digest
+from medopt.data.images_seen import SEEN, encode_seen, images_seen, read_content, refuse_seen, write_seen
 from medopt.data.leave_out import leave_out
 from medopt.training.checkpoint import write_tensors
 
@@ -33,6 +34,35 @@ def test_a_start_that_saw_a_test_image_is_refused(tmp_path: Path) -> None:
     saw = start(tmp_path / "saw.safetensors", [*train, test[2]], tmp_path)
     with pytest.raises(DataError, match=r"saw.safetensors was trained on 1 of the 6 images .* 020\.png"):
         refuse_seen(saw, test, tmp_path)
+
+
+def test_every_image_of_a_case_is_looked_at(tmp_path: Path) -> None:
+    """Of cases of two images; only the second one of the test case was seen before."""
+    cases = write_set(tmp_path)
+    pair = Case("c", "p", "018.png", (0,), "test", channels=("018.png", "002.png"))
+    saw = start(tmp_path / "s.safetensors", cases[:3], tmp_path)
+    with pytest.raises(DataError, match=r"1 of the 1 images"):
+        refuse_seen(saw, [pair], tmp_path)
+    trained = Case("t", "q", "003.png", (0,), "train", channels=("003.png", "004.png", ""))
+    write_seen(tmp_path / "run", [trained], tmp_path, earlier=[b"12345678"])
+    seen = images_seen(tmp_path / "run" / "best.safetensors")
+    assert len(seen) == 3 and b"12345678" in seen
+    assert seen & read_content([cases[4]], tmp_path)[0].digests
+    own = [cases[2], cases[5]]
+    left = leave_out(own, read_content(own, tmp_path), [pair], read_content([pair], tmp_path))
+    assert [own[row].image for row in left.kept] == ["005.png"]
+    Image.fromarray(noisy(picture(2))).save(tmp_path / "near.png")
+    own = [Case("n", "n", "near.png", (), "train")]
+    assert leave_out(own, read_content(own, tmp_path), [pair], read_content([pair], tmp_path)).near_copies == 1
+
+
+def test_an_archive_is_hashed_once_for_all_its_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
+    digests: dict[str, str] = {}
+    first = image_digest(tmp_path, "a.npz#images/0", digests)
+    (tmp_path / "a.npz").unlink()
+    second = image_digest(tmp_path, "a.npz#images/1", digests)
+    assert first != second and first.partition("#")[0] == second.partition("#")[0]
 
 
 def test_the_same_pixels_in_another_format_are_the_same_image(tmp_path: Path) -> None:

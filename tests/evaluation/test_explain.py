@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from medopt.config import Study
+from medopt.core.records import Case
 from medopt.evaluation.explain import (
     Explainer,
     check_sanity,
@@ -27,6 +28,7 @@ from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.models import build_model, build_resnet
+from medopt.pipeline.stages.explain import neighbour_label
 from medopt.transforms.display import most_active, overlay
 
 
@@ -180,3 +182,10 @@ def test_pictures_are_drawn_in_the_scans_own_shape(tmp_path) -> None:
     for name in ("cases", "nearest"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 600
+
+
+def test_a_label_that_is_not_known_is_not_called_absent(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study(data={"task": "multilabel", "labels": ["mass", "fluid"]})
+    labels = [(1, None), (0, 0), (0, None), (None, None), (1, 1)]
+    named = [neighbour_label(study, Case("c", "p", "x.png", label, "train")) for label in labels]
+    assert named == ["mass", "none", "none known", "none known", "mass;fluid"]

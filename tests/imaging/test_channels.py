@@ -15,6 +15,8 @@ from medopt.imaging import read_scan
 from medopt.imaging.channels import read_channels, split_channels
 from medopt.transforms.prepare import PrepareChain
 from medopt.transforms.restore import restore_masks
+from tests.imaging.scans_made import image as made_dicom
+from tests.imaging.scans_made import saved
 
 NAMES = ("t1", "t2", "adc")
 
@@ -55,10 +57,10 @@ def moved(**changes: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("shape", "changes", "reason"),
     [
-        ((20, 18, 12), {"shift": 0.3}, "other grids"),
-        ((20, 18, 12), {"spacing": 1.02}, "other grids"),
-        ((20, 18, 11), {}, "other grids: 11 x 18 x 20 of 2 x 1 x 1 mm and 12 x 18 x 20"),
-        ((20, 18, 12), {"turn": 0.1}, "oriented otherwise"),
+        ((20, 18, 12), {"shift": 0.3}, "different grids"),
+        ((20, 18, 12), {"spacing": 1.02}, "different grids"),
+        ((20, 18, 11), {}, "different grids: 11 x 18 x 20 of 2 x 1 x 1 mm and 12 x 18 x 20"),
+        ((20, 18, 12), {"turn": 0.1}, "different orientations"),
     ],
 )
 def test_other_grids_are_refused(
@@ -75,7 +77,7 @@ def test_a_twentieth_of_a_voxel_is_the_same_grid_and_another_orientation_is_neve
     near = nifti(tmp_path / "near.nii.gz", (20, 18, 12), moved(shift=0.05))
     assert np.array_equal(read_channels((case[0], near, case[2]), NAMES).array[1], read_scan(near).array[0])
     turned = nifti(tmp_path / "turned.nii.gz", (20, 18, 12), moved(turn=0.1))
-    with pytest.raises(DataError, match="oriented otherwise"):
+    with pytest.raises(DataError, match="different orientations"):
         read_channels((case[0], turned, case[2]), NAMES, resample=True)
 
 
@@ -95,7 +97,7 @@ def test_another_spacing_and_extent_come_onto_the_firsts_grid_on_request(
     inside[9:] = inside[:, :, :2] = inside[:, :2] = inside[:1] = inside[:, :, -2:] = inside[:, -2:] = False
     assert np.allclose(part.array[0][inside], volume.array[0][inside], atol=0.75)  # a ramp stays a ramp
     far = nifti(tmp_path / "far.nii.gz", (20, 18, 12), moved(shift=15))
-    with pytest.raises(DataError, match="covers 25% of the first's grid"):
+    with pytest.raises(DataError, match="covers 25% of the grid"):
         read_channels((case[0], far, case[2]), NAMES, resample=True)
 
 
@@ -105,13 +107,34 @@ def test_pictures_of_other_sizes_and_colours(tmp_path: Path) -> None:
     Image.new("L", (8, 7), 50).save(tmp_path / "c.png")
     volume = read_channels((tmp_path / "a.png", tmp_path / "b.png"), ("cc", "mlo"))
     assert volume.array.shape == (2, 6, 8) and np.allclose(volume.array, 50)
-    with pytest.raises(DataError, match="other grids"):
-        read_channels((tmp_path / "a.png", tmp_path / "c.png"), ("cc", "mlo"))
-    assert read_channels((tmp_path / "a.png", tmp_path / "c.png"), ("cc", "mlo"), resample=True).array.shape == (
-        2,
-        6,
-        8,
-    )
+    for resample in (False, True):  # nothing says which of the pixels show the same place
+        with pytest.raises(DataError, match=r"different grids: 7 x 8 .* Neither says where it lies in the patient"):
+            read_channels((tmp_path / "a.png", tmp_path / "c.png"), ("cc", "mlo"), resample=resample)
+    with pytest.raises(DataError, match=r"a.png is given as cc and as mlo"):
+        read_channels((tmp_path / "a.png", tmp_path / "a.png"), ("cc", "mlo"))
+
+
+def test_an_image_without_a_place_is_never_resampled(tmp_path: Path) -> None:
+    def ct(name: str, **elements: object) -> Path:
+        pixels = np.arange(36, dtype=np.uint16).reshape(6, 6)
+        return saved(made_dicom(pixels, PixelSpacing=[1, 1], **elements), tmp_path / name)
+
+    here = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "SliceThickness": 2}
+    first = ct("first.dcm", ImagePositionPatient=[0, 0, 0], **here)
+    beside = ct("beside.dcm", ImagePositionPatient=[1, 0, 0.1], **here)
+    assert read_channels((first, beside), ("a", "b"), resample=True).array.shape == (2, 6, 6)
+    above = ct("above.dcm", ImagePositionPatient=[1, 0, 3], **here)
+    with pytest.raises(DataError, match=r"different slices, 1\.5 slice thicknesses apart"):
+        read_channels((first, above), ("a", "b"), resample=True)
+    with pytest.raises(DataError, match="only one of them says where it lies in the patient"):
+        read_channels((first, ct("nowhere.dcm")), ("a", "b"), resample=True)
+
+
+def test_the_images_of_a_case_are_held_once(case: tuple[Path, ...]) -> None:
+    volume = read_channels((case[0], "", case[2]), NAMES)
+    parts = [part for part in volume.channels if part is not None]
+    assert len(parts) == 2 and all(np.shares_memory(part.array, volume.array) for part in parts)
+    assert volume.array[1].max() == 0 and np.array_equal(volume.array[2], read_scan(case[2]).array[0])
 
 
 def test_the_chain_scales_each_image_by_itself_and_stacks_them_in_order(case: tuple[Path, ...]) -> None:

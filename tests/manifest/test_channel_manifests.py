@@ -11,12 +11,17 @@ from PIL import Image
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError
-from medopt.manifest.build import BuildOptions, build_manifest
+from medopt.core.records import Case, Split
+from medopt.manifest.build import BuildOptions, BuiltManifest, build_manifest
 from medopt.manifest.check import missing_images
 from medopt.manifest.image_facts import read_facts
 from medopt.manifest.infer_study import infer_study
+from medopt.manifest.quality import inspect_images, quality_findings
 from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
+from medopt.manifest.splits import SplitRules
 from medopt.manifest.table import read_manifest
+from tests.imaging.scans_made import radiograph, saved
+from tests.scans_of_patients import mr_series
 
 HEADER = "image:cc,image:mlo,patient_id,label,split"
 
@@ -94,8 +99,9 @@ def test_every_image_of_a_case_is_looked_for_and_looked_at(manifest, pictures):
     assert facts[0].unreadable and "gone.png" in facts[0].problem
     assert facts[1].problem == "image 2 of the case is constant: all pixels are 3"
     Image.fromarray(np.arange(380, dtype=np.uint8).reshape(20, 19)).save(pictures / "1_mlo.png")
-    assert "other grids: 20 x 19" in read_facts(cases, pictures, prepare=views().prepare)[1].problem
-    assert not read_facts(cases, pictures, prepare=views(channel_grid="resample").prepare)[1].problem
+    assert "different grids: 20 x 19" in read_facts(cases, pictures, prepare=views().prepare)[1].problem
+    resample = views(channel_grid="resample").prepare
+    assert "Neither says where it lies" in read_facts(cases, pictures, prepare=resample)[1].problem
 
 
 def test_build_takes_the_cases_from_a_table(pictures, tmp_path):
@@ -113,7 +119,7 @@ def test_build_takes_the_cases_from_a_table(pictures, tmp_path):
     ("row", "reason"),
     [
         ("0_cc.png,gone.png,P0,benign", "row 2, column image:mlo: gone.png names no scan"),
-        ("0_cc.png,1_mlo.png,P0,benign", "row 3, column image:mlo: this image is in row 2, too"),
+        ("0_cc.png,1_mlo.png,P0,benign", "row 3, column image:mlo: this image is in row 2, column image:mlo, too"),
         (",,P0,benign", "row 2 names no image"),
     ],
 )
@@ -121,5 +127,144 @@ def test_a_row_that_names_no_case_is_refused(pictures, tmp_path, row, reason):
     labels = table(tmp_path / "cases.csv", row)
     with pytest.raises(DataError, match=reason):
         build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=labels))
+    options = BuildOptions(labels=table(tmp_path / "cases.csv"), datalist=tmp_path / "d.json")
     with pytest.raises(ConfigError, match="--datalist writes one image a case"):
-        build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=labels, datalist=tmp_path / "d.json"))
+        build_manifest(pictures, tmp_path / "m.csv", options)
+
+
+def test_an_image_stands_in_one_cell(manifest, pictures, tmp_path):
+    path = manifest("a.png,a.png,A,benign,train", "c.png,d.png,B,malignant,test", header=HEADER)
+    with pytest.raises(DataError, match=r"image:mlo: row 2: the same as row 2, column image:cc \(a.png\)"):
+        read_manifest(path, views())
+    path = manifest("a.png,b.png,A,benign,train", "b.png,d.png,B,malignant,test", header=HEADER)
+    with pytest.raises(DataError, match=r"image:cc: row 3: the same as row 2, column image:mlo \(b.png\)"):
+        read_manifest(path, views())
+    for row in ("0_cc.png,0_cc.png,P0,benign", "0_cc.png,1_cc.png,P0,benign"):
+        labels = table(tmp_path / "cases.csv", row)
+        with pytest.raises(DataError, match=r"this image is in row 2, column image:(cc|mlo), too"):
+            build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=labels))
+
+
+def test_the_patient_of_a_pattern_is_that_of_every_image(pictures, tmp_path):
+    options = BuildOptions(labels=table(tmp_path / "cases.csv"), patient=r"(\d+)_")
+    rows = build_manifest(pictures, tmp_path / "m.csv", options).rows
+    assert len({row["patient_id"] for row in rows}) == 11
+    swapped = table(tmp_path / "cases.csv", "0_cc.png,1_mlo.png,P0,benign", "1_cc.png,0_mlo.png,P1,malignant")
+    with pytest.raises(DataError, match="finds another patient in the paths of one case, in 2 of 11 cases"):
+        build_manifest(pictures, tmp_path / "m.csv", replace(options, labels=swapped))
+
+
+def series(folder: Path, *patients: tuple[str, str]) -> Path:
+    """T1 and T2 of each case in folders of their own, with the patients that their headers give."""
+    for at, names in enumerate(patients):
+        for name, patient in zip(("t1", "t2"), names, strict=True):
+            mr_series(folder / f"case{at}" / name, patient, f"1.2.{at + 3}", name)
+    return folder
+
+
+def sequences(path: Path, *patients: str, header: str = "image:t1,image:t2,patient_id,label") -> BuildOptions:
+    rows = [f"case{at}/t1,case{at}/t2,{patient},{at % 2}" for at, patient in enumerate(patients)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return BuildOptions(labels=path)
+
+
+def test_the_patient_of_the_table_contradicts_no_header(tmp_path):
+    once = series(tmp_path / "once", *((f"H{at}", f"H{at}") for at in range(8)))
+    rows = build_manifest(once, tmp_path / "m.csv", sequences(tmp_path / "c.csv", *"ABCDEFGG")).rows
+    assert len({row["patient_id"] for row in rows}) == 7  # the table says that two identifiers are one person
+    torn = series(tmp_path / "torn", *((f"H{at // 2}", f"H{at // 2}") for at in range(8)))
+    options = sequences(tmp_path / "c.csv", *"ABCDEFGH")
+    with pytest.raises(DataError, match="Patients of the source that are several in the table of labels, 4"):
+        build_manifest(torn, tmp_path / "m.csv", options)
+    rows = build_manifest(torn, tmp_path / "m.csv", replace(options, patient="table")).rows
+    assert len({row["patient_id"] for row in rows}) == 8
+    mixed = series(tmp_path / "mixed", ("H0", "H1"), *((f"H{at}", "anonymous") for at in range(2, 9)))
+    with pytest.raises(DataError, match="The images of 1 of 8 cases are of several patients by their headers"):
+        build_manifest(mixed, tmp_path / "m.csv", options)
+
+
+def test_labels_of_cases_follow_the_rules_of_labels_of_images(pictures, tmp_path):
+    def built(header: str, *cells: str) -> BuiltManifest:
+        path = tmp_path / "cases.csv"
+        rows = [f"{at}_cc.png,{at}_mlo.png,P{at},{cell}" for at, cell in enumerate(cells)]
+        path.write_text("\n".join([f"image:cc,image:mlo,patient_id,{header}", *rows]) + "\n")
+        return build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=path))
+
+    rows = built("diagnosis", *("Benign", "benign", "Benign", "malignant", "malignant", "n/a") * 2)
+    assert {row["label"] for row in rows.rows} == {"Benign", "malignant"} and len(rows.rows) == 10
+    assert any("the only one that may be" in note for note in rows.warnings)
+    assert ("5_cc.png", "the label is missing: 'n/a'") in rows.left_out
+    options = BuildOptions(labels=tmp_path / "cases.csv", label_columns=("site", "age"))
+    built("label,site,age", *("a,0,1", "b,1,0") * 5)
+    with pytest.raises(ConfigError, match="--label-column site is a column of every manifest"):
+        build_manifest(pictures, tmp_path / "m.csv", options)
+    with pytest.raises(ConfigError, match="--key: a table with columns image:NAME"):
+        build_manifest(pictures, tmp_path / "m.csv", replace(options, label_columns=("label",), key="patient_id"))
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("image:cc,image:m l o", "'m l o' is no name of an image"),
+        ("image:cc,image:CC", "two of the names are the same"),
+        ("image:cc", "needs two columns or more"),
+        (",".join(f"image:c{at}" for at in range(17)), "at most 16 images"),
+    ],
+)
+def test_names_that_no_image_can_have_are_refused_with_the_reason(pictures, tmp_path, header, reason):
+    path = tmp_path / "cases.csv"
+    cells = ",".join(["0_cc.png"] * (header.count(",") + 1))
+    path.write_text(f"{header},patient_id,split,label\n{cells},A,train,x\n{cells},B,test,y\n")
+    with pytest.raises(DataError, match=f"cases.csv, row 1: the columns image:.* cannot be used: .*{reason}"):
+        infer_study(path)
+    with pytest.raises(DataError, match=reason):
+        build_manifest(pictures, tmp_path / "m.csv", BuildOptions(labels=path))
+
+
+def test_the_facts_of_a_case_are_those_of_all_its_images(tmp_path):
+    def scan(name: str, modality: str, seed: int, **elements: str) -> str:
+        pixels = np.random.default_rng(seed).integers(0, 900, (16, 16)).astype(np.uint16)
+        saved(radiograph(pixels, **{"Modality": modality} | elements), tmp_path / f"{name}.dcm")
+        return f"{name}.dcm"
+
+    def case(at: int, **second: str) -> Case:
+        modality = second.pop("Modality", "MR")
+        images = (scan(f"a{at}", "CT", 2 * at), scan(f"b{at}", modality, 2 * at + 1, **second))
+        return Case(f"c{at}", f"p{at}", images[0], (at % 2,), "train", channels=images)
+
+    cases = [case(at) for at in range(28)]
+    cases += [case(28, BurnedInAnnotation="YES", Modality="DX"), case(29, ConversionType="SD")]
+    single = replace(cases[0], channels=(cases[0].image, ""))
+    facts = read_facts([*cases, single], tmp_path)
+    assert facts[0].modality == "CT+MR" and facts[28].burned_in and facts[29].capture and facts[30].modality == "CT"
+    found = {one.name: one.text for one in quality_findings([*cases, single], facts, {})}
+    assert "1 images are of another modality than MR: b28.dcm (CR/DX)" in found["minority_modality"]
+    assert "b29.dcm" in found["secondary_captures"] and "a28" in found["burned_in"]
+    twice = replace(cases[0], channels=(cases[0].image, "copy.dcm"))
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / cases[0].image).read_bytes())
+    assert read_facts([twice], tmp_path)[0].problem.endswith("image 2 of the case has the same pixels as image 1.")
+
+
+def test_a_copy_of_one_image_of_a_case_is_a_copy(pictures):
+    names = [("0_cc.png", "0_mlo.png"), ("1_cc.png", "copy.png"), ("2_cc.png", "")]
+    (pictures / "copy.png").write_bytes((pictures / "0_mlo.png").read_bytes())
+    splits: tuple[Split, ...] = ("train", "test", "val")
+    cases = [
+        Case(images[0], images[0], images[0], (at % 2,), split, channels=images)
+        for at, (images, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    found = inspect_images(cases, read_facts(cases, pictures), pictures, views(missing_channel="zeros"))
+    assert [(pair.first, pair.second, pair.exact) for pair in found.pairs] == [(0, 1, True)]
+    assert "exact_duplicates" in {finding.name for finding in found.refused}
+
+
+def test_images_of_a_case_in_two_splits_of_the_source_are_refused(pictures, tmp_path):
+    for at in range(12):
+        for name in ("cc", "mlo"):
+            split = "test" if at > 8 or (at == 0 and name == "mlo") else "val" if at > 5 else "train"
+            (pictures / split).mkdir(exist_ok=True)
+            (pictures / f"{at}_{name}.png").rename(pictures / split / f"{at}_{name}.png")
+    options = BuildOptions(labels=table(tmp_path / "cases.csv"))
+    with pytest.raises(DataError, match="images of 1 of 11 cases are in several splits of the source"):
+        build_manifest(pictures, tmp_path / "m.csv", options)
+    assert build_manifest(pictures, tmp_path / "m.csv", replace(options, rules=SplitRules(resplit=True))).rows

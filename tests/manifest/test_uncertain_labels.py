@@ -68,7 +68,7 @@ def test_check_counts_them_and_asks_for_known_ones_of_each_kind(manifest, severa
     note = findings["unknown_labels"]
     assert note.severity == "note"
     assert "of 4 cases: mass 1 uncertain and 1 missing; fluid 1 uncertain and 2 missing" in note.text
-    assert "1 have no label that is known" in note.text and "data.uncertain: ignore" in note.text
+    assert "1 case without any known label" in note.text and "data.uncertain: ignore" in note.text
     assert "split test (1 cases) has no case of mass = 0; mass = 1" in findings["class_absent"].text
     row = count_labels(cases, study)[0]
     assert row == {"split": "train", "site": "all", "images": 2, "mass": 1, "fluid": 0} | {
@@ -78,7 +78,7 @@ def test_check_counts_them_and_asks_for_known_ones_of_each_kind(manifest, severa
     assert "mass = 1 0" not in small_split_findings(cases, study)[0].text
     positive = several(uncertain="positive")
     told = check_cases(read_manifest(manifest(*ROWS, header=HEADER), positive), tmp_path, positive)
-    assert "uncertain counts as positive" in next(one.text for one in told if one.name == "unknown_labels")
+    assert "uncertain labels count as positive" in next(one.text for one in told if one.name == "unknown_labels")
 
 
 def test_a_label_that_is_not_known_contradicts_none():
@@ -103,6 +103,7 @@ def test_plan_and_folds_count_known_labels(several, tmp_path):
     cases = [Case(f"c{k}", f"p{k}", "x.png", label, "train") for k, label in enumerate(labels)]
     found = take_fingerprint(cases, ["mass", "fluid"], "multilabel", tmp_path)
     assert found.counts["train"] == {"": 24, "mass": 12, "fluid": 12}
+    assert found.rarest_share == pytest.approx(2 / 3)  # of the 18 cases of which each label is known
     for fold in range(3):
         folded = apply_folds(cases, several(folds=3, fold=fold))
         validating = label_table([case for case in folded if case.split == "val"])

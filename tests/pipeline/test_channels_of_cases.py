@@ -139,7 +139,7 @@ def test_check_and_plan_read_every_image(finished: Any, tmp_path: Path) -> None:
     )
     write_rows(tmp_path / "odd.csv", [rows[0] | {"image:adc": "odd.nii.gz"}, *rows[1:]])
     refused = call("manifest", "check", tmp_path / "odd.csv", "--data", folder / "scans", "--json")
-    assert refused.code == 3 and "other grids" in refused.stderr
+    assert refused.code == 3 and "different grids" in refused.stderr
     write_rows(tmp_path / "gone.csv", [rows[0] | {"image:adc": "gone.nii.gz"}, *rows[1:]])
     gone = call("manifest", "check", tmp_path / "gone.csv", "--data", folder / "scans", "--json")
     assert gone.code == 3 and "gone.nii.gz (not there)" in gone.stderr

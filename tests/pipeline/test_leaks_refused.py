@@ -66,3 +66,21 @@ def test_a_finished_run_says_what_was_accepted(finished: Finished) -> None:
     """Nothing, here; metrics and release say the same."""
     told = json.loads((finished.release / "release.json").read_text())["provenance"]["data_notes"]
     assert finished.metrics["data_notes"] == told == []
+
+
+def test_a_copy_of_one_image_of_a_case_is_refused(tmp_path: Path, tiny_study: Any, tiny_set: Any) -> None:
+    """The second image of a test case is that of a training case; the first ones and the masks differ, or are zeros."""
+    study = tiny_study(prepare={"channels": ["t1", "t2"], "missing_channel": "zeros"})
+    sets = {split: tiny_set(tmp_path, study, 4, split, seed) for seed, split in enumerate(("train", "val", "test"))}
+    random = np.random.default_rng(0)
+    for part in sets.values():
+        for file in part.files:
+            image = random.random((4, 16, 16)).astype(np.float32)
+            image[0], image[2], image[3] = 0, 0, 1
+            np.save(file, image)
+    assert refuse_duplicates(study, sets) == []
+    copied = np.load(sets["test"].files[1])
+    copied[0], copied[1], copied[2] = random.random((16, 16)), np.load(sets["train"].files[0])[1], 1
+    np.save(sets["test"].files[1], copied)
+    with pytest.raises(DataError, match="exact_duplicates: 1 of 4 test, 1 of 4 train"):
+        refuse_duplicates(study, sets)

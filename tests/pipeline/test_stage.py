@@ -118,15 +118,9 @@ def test_every_setting_is_read_by_a_stage_and_every_stage_reads_settings_that_ex
         "record",
     )
     assert len({settings_digest(study, name) for name in ("train", "compress", "judge", "domain")}) == 4
-
-
-def test_more_draws_repeat_only_the_stages_that_draw(tiny_study: Callable[..., Study]) -> None:
-    """The intervals of robustness are DeLong's, which take the confidence and no draws."""
-    study, more, wider = (tiny_study(evaluation=one) for one in ({}, {"bootstrap": 777}, {"confidence": 0.9}))
-    analyses = ("judge", "evaluate", "robustness", "explain", "domain")
-    changed = [[one for one in analyses if settings_digest(study, one) != settings_digest(other, one)]
-               for other in (more, wider)]  # fmt: skip
-    assert changed == [["judge", "evaluate"], ["judge", "evaluate", "robustness", "domain"]]
+    named = tiny_study(prepare={"channels": ["t1", "t2"]})
+    for name in ("train", "judge", "robustness", "explain", "domain", "release"):  # what takes images
+        assert settings_digest(named, name) != settings_digest(study, name)
     paths = {path for name, reads in READS.items() if name not in ("report", "record") for path in reads}
     values = study.model_dump(exclude={"data": {"manifest"}})
     unread = [
@@ -137,3 +131,12 @@ def test_more_draws_repeat_only_the_stages_that_draw(tiny_study: Callable[..., S
         if f"{section}.{key}" not in paths
     ]
     assert unread == []
+
+
+def test_more_draws_repeat_only_the_stages_that_draw(tiny_study: Callable[..., Study]) -> None:
+    """The intervals of robustness are DeLong's, which take the confidence and no draws."""
+    study, more, wider = (tiny_study(evaluation=one) for one in ({}, {"bootstrap": 777}, {"confidence": 0.9}))
+    analyses = ("judge", "evaluate", "robustness", "explain", "domain")
+    changed = [[one for one in analyses if settings_digest(study, one) != settings_digest(other, one)]
+               for other in (more, wider)]  # fmt: skip
+    assert changed == [["judge", "evaluate"], ["judge", "evaluate", "robustness", "domain"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from clinic import Clinic
 from clinic_fixtures import Done, call, only_folder
 from safetensors.torch import save_file
 
+from medopt.data.images_seen import images_seen
 from medopt.models import build_resnet
 from medopt.models.starts.opening import open_start
 from medopt.training.checkpoint import read_tensors
@@ -137,16 +139,35 @@ def test_weights_that_have_seen_a_test_image_are_refused(clinic: Clinic, tmp_pat
     done.refused(3, "18 of the 18 images of the test split")
 
 
-@pytest.mark.parametrize("inside", ["", "checkpoints/best.safetensors", "release/model.float.onnx"])
+@pytest.mark.parametrize("inside", ["", "checkpoints/best.safetensors", "release/model.float.onnx", "moved"])
 def test_a_run_that_has_trained_on_a_test_image_is_refused(
     started: tuple[Done, Path], clinic: Clinic, tmp_path: Path, inside: str
 ) -> None:
-    """Another study on the same files, that tests on what the first one trained on."""
+    """Another study on the same files, that tests on what the first one trained on; also by a release alone."""
+    folder = started[1]
+    if inside == "moved":
+        shutil.copytree(folder / "release", tmp_path / "moved")
+        folder = tmp_path
     text = (clinic.data / "manifest.csv").read_text()
     swapped = text.replace(",test,", ",TRAIN,").replace(",train,", ",test,").replace(",TRAIN,", ",train,")
     (tmp_path / "swapped.csv").write_text(swapped)
-    chosen = (f"model.start={started[1] / inside}", f"data.manifest={tmp_path / 'swapped.csv'}")
+    chosen = (f"model.start={folder / inside}", f"data.manifest={tmp_path / 'swapped.csv'}")
     call(*words(clinic, tmp_path / "runs", *chosen)).refused(3, "was trained on 36 of the 36 images of the test split")
+
+
+def test_what_a_run_has_seen_goes_on_with_the_next_one(
+    started: tuple[Done, Path], clinic: Clinic, tmp_path: Path
+) -> None:
+    """A run on some of the training images that begins with a run on all of them."""
+    lines = (clinic.data / "manifest.csv").read_text().splitlines()
+    some = [line for at, line in enumerate(lines) if at % 3 or ",train," not in line]
+    (tmp_path / "some.csv").write_text("\n".join(some) + "\n")
+    chosen = (f"model.start={started[1]}", f"data.manifest={tmp_path / 'some.csv'}", "training.fine_tune.freeze=all")
+    done = call(*words(clinic, tmp_path / "runs", *chosen))
+    assert done.code == 0, done.stderr
+    folder = only_folder(tmp_path / "runs", "clinic")
+    first, second = (images_seen(run / "checkpoints" / "best.safetensors") for run in (started[1], folder))
+    assert len(some) < len(lines) and first and second == first
 
 
 def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from clinic_fixtures import Finished
 from scipy.spatial.distance import mahalanobis
 
+from medopt.config import Study
 from medopt.core.errors import ReleaseError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.imaging.acquisition import Acquisition
+from medopt.pipeline.stages.ood_check import alterations
 from medopt.release.ood_check import (
     DIRECTIONS,
     HeaderRules,
@@ -206,7 +209,7 @@ def test_the_gate_holds_no_image_and_no_patient(finished: Finished) -> None:
     text = (finished.release / "domain.json").read_text()
     assert (finished.release / "domain.json").stat().st_size < 200_000
     gate = json.loads(text)
-    assert set(gate) == {"format", "false_alarm", "rules", "content", "texture"}
+    assert set(gate) == {"format", "false_alarm", "rules", "content", "texture", "images"}
     width = len(gate["content"]["int8"]["mean"])
     assert all(len(one["directions"]) < 36 for one in gate["content"].values()) and width == 256
 
@@ -216,3 +219,24 @@ def test_padding_is_no_texture() -> None:
     scan = np.random.default_rng(2).uniform(0.2, 1, (2, 1, 32, 40)).astype(np.float32)
     framed = np.pad(scan, ((0, 0), (0, 0), (5, 3), (0, 9)))
     assert texture(framed) == pytest.approx(texture(scan))
+
+
+def test_of_a_case_of_several_images_each_one_that_is_there_is_looked_at() -> None:
+    """Behind two images stand their masks; the second image is missing, or blank."""
+    random = np.random.default_rng(3)
+    scan = random.random((1, 8, 8)).astype(np.float32)
+    there, missing, even = np.ones_like(scan), np.zeros_like(scan), np.full_like(scan, 0.3)
+    alone = np.concatenate([scan, missing, there, missing])
+    assert not blank(alone, 2) and "one of its images is blank" in blank(np.concatenate([scan, even, there, there]), 2)
+    assert "blank" in blank(np.concatenate([scan, even]), 2) and not blank(np.concatenate([scan, scan]), 2)
+    assert texture(alone[None], 2) == pytest.approx(texture(scan[None]))
+
+
+def test_what_alters_a_case_leaves_its_masks_and_missing_images(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study(prepare={"channels": ["t1", "t2"], "missing_channel": "zeros"})
+    batch = np.zeros((1, 4, 16, 16), np.float32)
+    batch[0, 0], batch[0, 2] = np.random.default_rng(4).random((16, 16)), 1
+    for name, change in alterations(study).items():
+        changed = change(batch, ["c"])
+        assert np.array_equal(changed[:, 1:], batch[:, 1:]), name
+        assert not np.array_equal(changed[:, 0], batch[:, 0]) or "level" in name

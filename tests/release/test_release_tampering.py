@@ -31,6 +31,7 @@ FILES = (
         "domain.json",
         "reference.json",
         "golden.json",
+        "images_seen.txt",
         "model.float.onnx",
         "model.int8.onnx",
         "release.json",

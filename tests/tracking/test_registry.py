@@ -21,9 +21,10 @@ from mlflow import MlflowClient
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, ReleaseError, ReleaseRefused
+from medopt.data.images_seen import images_seen
 from medopt.experiments.promote import promote
 from medopt.models.starts.files import start_digest
-from medopt.pipeline.start import resolve_start
+from medopt.pipeline.start import open_study_start, resolve_start, start_file
 from medopt.release.layout import SUMS
 from medopt.release.predictor import Release
 from medopt.tracking.fetch import DIGEST, fetch_release
@@ -271,12 +272,32 @@ def test_a_registered_version_is_a_start(
     monkeypatch.setenv("MEDOPT_RELEASES", str(tmp_path / "kept"))
     given = yaml.safe_load(finished.clinic.study_file.read_text()) | {"model": {"start": "models:/clinic@candidate"}}
     study = resolve_start(Study.model_validate(given), tmp_path)
+    file = start_file(study.model.start)
+    seen = images_seen(finished.folder / "checkpoints" / "best.safetensors")
+    assert file is not None and seen and images_seen(file) == seen
     float_model = finished.release / "model.float.onnx"
     assert study.model.start == "models:/clinic@candidate"
     assert (study.model.start_digest, study.model.width) == (start_digest(float_model), 0.125)
     other = {"start": study.model.start, "start_digest": "0" * 64}
-    with pytest.raises(ConfigError, match="has changed"):
+    with pytest.raises(ConfigError, match=r"has changed: .* The registry gives another version under this name"):
         resolve_start(Study.model_validate(given | {"model": other}), tmp_path)
     unknown = given | {"model": {"start": "models:/clinic@champion"}}
     with pytest.raises(ConfigError, match="has no clinic champion"):
         resolve_start(Study.model_validate(unknown), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", GONE)
+    assert "the registry does not answer" in open_study_start(study).note
+
+
+def test_the_registry_of_a_start_is_that_of_the_runs_folder(
+    runs: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is not there is not made."""
+    monkeypatch.setenv("MEDOPT_RELEASES", str(tmp_path / "kept"))
+    given = yaml.safe_load(finished.clinic.study_file.read_text()) | {"model": {"start": "models:/clinic@candidate"}}
+    assert resolve_start(Study.model_validate(given), tmp_path, runs).model.start_digest
+    (tmp_path / "empty" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ConfigError, match=r"No registry to ask: .* runs holds no mlflow.db"):
+        resolve_start(Study.model_validate(given), tmp_path)
+    call("verify", "models:/clinic@candidate").refused(2, "No registry to ask")
+    assert not [*Path("runs").iterdir()]

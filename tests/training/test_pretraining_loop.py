@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,24 @@ def test_the_probe_takes_no_neighbour_of_the_same_patient_and_judges_validation_
     told = probe.score(Halves(), torch.device("cpu"))
     assert told is not None and told > 0.7
     assert NeighbourProbe.of(train.cases[:1], train.files[:1], ("no", "yes"), "binary", 0) is None
+
+
+def test_the_probe_counts_known_labels_alone(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
+) -> None:
+    """Of several findings: a case of which none is known is no labelled one; a finding that all have says nothing."""
+    part = tiny_set(tmp_path, tiny_study(), 12)
+
+    def probe(labels: Sequence[tuple[int | None, ...]]) -> NeighbourProbe | None:
+        cases = [replace(case, label=label) for case, label in zip(part.cases, labels, strict=True)]
+        return NeighbourProbe.of(cases, part.files, ("mass", "fluid"), "multilabel", 0)
+
+    class Pixels(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)
+
+    assert probe([(None, None)] * 11 + [(1, 0)]) is None
+    found = probe([(at % 2, 1) for at in range(12)])
+    assert found is not None and found.score(Pixels(), torch.device("cpu")) is not None
+    always = probe([(1, 1 if at % 2 else None) for at in range(12)])
+    assert always is not None and always.score(Pixels(), torch.device("cpu")) is None

@@ -71,8 +71,13 @@ class Scan:
     description: str = ""
     orientation: str = ""
     frames: int = 1
-    channels: tuple[str, ...] = ()
-    """The images of a case of several as the manifest writes them, "" for a missing one; `image` is the first."""
+    channels: tuple[Scan | None, ...] = ()
+    """The scans of a case of several images, None for a missing one; the other fields are those of the first."""
+
+    @property
+    def images(self) -> tuple[Scan, ...]:
+        """The scans of a case of several images that are there; else the scan itself."""
+        return tuple(scan for scan in self.channels if scan is not None) or (self,)
 
     @property
     def path(self) -> str:
@@ -97,6 +102,8 @@ class ScanListing:
     label_columns: tuple[str, ...] = ()
     patients_unknown: bool = False
     notes: tuple[str, ...] = ()
+    channel_names: tuple[str, ...] = ()
+    """The names of the images of each case, where a table says which scans make up a case."""
     no_labels: str = ""
     """Why the folders were not taken for labels, as a sentence with a blank behind it."""
 

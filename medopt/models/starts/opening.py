@@ -20,6 +20,8 @@ class OpenedStart:
     name: str
     digest: str
     entry: Entry | None = None
+    note: str = ""
+    """Why MLflow's registry was not asked for it, where it did not answer."""
 
 
 _INSIDE = (Path(), Path("checkpoints", "best.safetensors"), Path("model.float.onnx"))  # of a run's folder, a release's

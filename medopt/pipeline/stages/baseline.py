@@ -82,7 +82,7 @@ class BaselineStage(Stage[Baselines]):
             old.unlink(missing_ok=True)
         if study.model.has_start:
             _refuse_seen(context, study.model.start)
-            linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
+            linear, network, record = start_baseline(study, splits, SPLITS, context.reporter, context.runs)
             notes = {"start": record.digest, **architecture_note(study)}
             write_tensors(start_weights(folder), network.state_dict(), notes)
             fitted.append(linear)
@@ -100,7 +100,7 @@ class BaselineStage(Stage[Baselines]):
 
 def _refuse_seen(context: RunContext, start: str) -> None:
     """Raise DataError where the file of a start says that it has seen one of the study's test images."""
-    if path := start_file(start):
+    if path := start_file(start, context.runs):
         cases = context.cases
         test = [case for case in cases.cases if case.split == "test"]
         refuse_seen(path, test, cases.root, context.reporter)
@@ -108,9 +108,9 @@ def _refuse_seen(context: RunContext, start: str) -> None:
 
 def _teacher(context: RunContext, splits: Splits) -> LinearBaseline:
     """The teacher: its start with a linear layer, whose network is kept for the training."""
-    study = teacher_study(context.study)
+    study = teacher_study(context.study, context.runs)
     _refuse_seen(context, study.model.start)
-    linear, network, record = start_baseline(study, splits, SPLITS, context.reporter)
+    linear, network, record = start_baseline(study, splits, SPLITS, context.reporter, context.runs)
     notes = {"start": record.digest, TEACHERS_MODEL: study.model.model_dump(mode="json")}
     write_tensors(teacher_weights(context.folder), network.state_dict(), notes)
     return replace(linear, name="teacher", reads=f"the teacher's features ({record.name})")

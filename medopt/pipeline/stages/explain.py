@@ -123,7 +123,7 @@ def _nearest(
         case = test.cases[one.row]
         images: list[tuple[str, FloatArray]] = [(one.why, _plain(test.files[one.row]))]
         for row in near:
-            words = f"{_label(study, train.cases[row])}, {apart[row]:.2g}"
+            words = f"{neighbour_label(study, train.cases[row])}, {apart[row]:.2g}"
             images.append((words, _plain(train.files[row])))
         rows.append((f"case {case.case_id}", images))
         nearest.append(NearestCases(case_id=case.case_id, nearest=tuple(train.cases[row].case_id for row in near)))
@@ -140,7 +140,9 @@ def _features(engine: Any, files: Sequence[Path]) -> NDArray[np.float64]:
     return np.concatenate([engine.run_both(load_batch(files[part]))[1] for part in batches(len(files), 16)])
 
 
-def _label(study: Study, case: Case) -> str:
+def neighbour_label(study: Study, case: Case) -> str:
+    """What a training image shows, in words: its class, or the labels that are known to hold."""
     if study.data.task == "multilabel":
-        return ";".join(name for name, yes in zip(study.data.labels, case.label, strict=True) if yes) or "none"
+        present = ";".join(name for name, yes in zip(study.data.labels, case.label, strict=True) if yes)
+        return present or ("none" if None not in case.label else "none known")
     return study.data.labels[case.class_index]

@@ -27,6 +27,7 @@ from medopt.pipeline.stages.robustness import choose_cases, worse_batch
 from medopt.release.ood_check import Floats, OutOfDomainCheck, fit_distance, fit_rules, texture
 from medopt.training.job import PreparedSplit
 from medopt.transforms.resize import resize
+from medopt.transforms.restore import restore_masks
 
 RESULT = "domain.json"  # in the run folder what was measured, below models/ the gate itself
 SERVED: Kind = "int8"
@@ -71,7 +72,8 @@ def fit_check(
     picked = np.sort(np.random.default_rng(study.seed).permutation(len(train.files))[:MOST_TRAIN])
     learned = {kind: _features(served[kind], [train.files[row] for row in picked]) for kind in KINDS}
     held = {kind: [_features(engine, val.files) for engine in engines[kind]] for kind in KINDS}
-    textures = [_textures(files) for files in ([train.files[row] for row in picked], val.files)]
+    images = len(study.prepare.channel_names)
+    textures = [_textures(files, images) for files in ([train.files[row] for row in picked], val.files)]
     # Each of the two distances may decline half of the share: together they decline at most all of it.
     share = study.domain.false_alarm / 2
     domain = OutOfDomainCheck(
@@ -81,6 +83,7 @@ def fit_check(
         # No network has learned the training images' texture by heart, so they tell the limit as well as validation
         # does, and several times as many know the tail of it better.
         texture=fit_distance(textures[0], [np.concatenate(textures)], share),
+        images=images,
     )
     write_text(folder.models / RESULT, domain.model_dump_json() + "\n")
     result = DomainResult(
@@ -98,9 +101,9 @@ def _features(engine: Engine, files: Sequence[Path]) -> Floats:
     return np.concatenate([engine.run_both(load_batch(files[rows]))[1] for rows in batches(len(files), AT_ONCE)])
 
 
-def _textures(files: Sequence[Path]) -> Floats:
+def _textures(files: Sequence[Path], images: int) -> Floats:
     """Textures (N, 4) of prepared images."""
-    return np.concatenate([texture(load_batch(files[rows])) for rows in batches(len(files), AT_ONCE)])
+    return np.concatenate([texture(load_batch(files[rows]), images) for rows in batches(len(files), AT_ONCE)])
 
 
 def _declined(
@@ -160,7 +163,10 @@ def _altered(
 
 
 def alterations(study: Study) -> dict[str, Change]:
-    """What a prepared batch (N, C, *size) is made into; what the study's own augmentation does is left out."""
+    """What a prepared batch (N, C, *size) is made into; what the study's own augmentation does is left out.
+
+    The masks of a case of several images stay as they are, and missing images stay missing.
+    """
     random = np.random.default_rng(study.seed)
     found: dict[str, Change] = {
         "random noise": lambda batch, _: random.random(batch.shape, np.float32),
@@ -171,10 +177,20 @@ def alterations(study: Study) -> dict[str, Change]:
         found["upside down"] = lambda batch, _: batch[..., ::-1, :]
     if study.augment.rotate_degrees < 90:
         found["turned by 90 degrees"] = lambda batch, _: _turned(batch)
+    found = {name: _with_masks(study, change) for name, change in found.items()}
     for family in study.evaluation.shift_families:
         for level in LEVELS:
             found[f"{family}, level {level}"] = _worsening(study, family, level)
     return found
+
+
+def _with_masks(study: Study, change: Change) -> Change:
+    def changed(batch: FloatArray, names: list[str]) -> FloatArray:
+        after = np.ascontiguousarray(change(batch, names))
+        pairs = zip(map(torch.from_numpy, batch), map(torch.from_numpy, after), strict=True)
+        return np.stack([restore_masks(study.prepare, one, other).numpy() for one, other in pairs])
+
+    return changed
 
 
 def _worsening(study: Study, family: str, level: int) -> Change:

@@ -16,7 +16,7 @@ from medopt.core.provenance import digest
 from medopt.core.records import SPLITS, Split
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.inference.engines import unsupported_reason
-from medopt.manifest.duplicates import duplicate_findings, find_duplicates, thumbnail
+from medopt.manifest.duplicates import duplicate_findings, find_case_duplicates, thumbnail
 from medopt.manifest.findings import ACCEPTABLE, accept_findings, finding_text, refuse_findings
 from medopt.manifest.image_facts import pixel_digest
 from medopt.metrics.calibration import refuse_few
@@ -86,9 +86,10 @@ def refuse_duplicates(study: Study, splits: Mapping[Split, PreparedSplit]) -> li
     """Refuse pictures that stand in two splits or under two labels; what the study accepts comes back as notes."""
     cases = [case for split in SPLITS for case in splits[split].cases]
     files = [file for split in SPLITS for file in splits[split].files]
-    images = len(study.prepare.channel_names) or None  # masks behind them show nothing
-    thumbnails = {row: thumbnail(load_prepared(file)[:images]) for row, file in enumerate(files)}
-    pairs = find_duplicates(thumbnails, lambda row: pixel_digest(load_prepared(files[row])))
+    count = len(study.prepare.channel_names)
+    places = [slice(at, at + 1) for at in range(count)] or [slice(None)]  # masks behind the images show nothing
+    columns = [{row: thumbnail(load_prepared(file)[place]) for row, file in enumerate(files)} for place in places]
+    pairs = find_case_duplicates(columns, lambda row, at: pixel_digest(load_prepared(files[row])[places[at]]))
     found = accept_findings(duplicate_findings(cases, pairs), study)
     refuse_findings(found, study)
     return [finding_text(finding, study) for finding in found if finding.name in ACCEPTABLE]

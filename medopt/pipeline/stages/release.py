@@ -10,6 +10,7 @@ from pathlib import Path
 from medopt.core.provenance import code_version, digest, machine, package_versions
 from medopt.core.records import batches
 from medopt.data.cache import load_facts
+from medopt.data.images_seen import SEEN_FILE, encode_seen, images_seen
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.inference.engines import load_batch
 from medopt.pipeline.metrics_json import release_info
@@ -43,8 +44,8 @@ class ReleaseStage(Stage[Released]):
     result_type = Released
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
-        """All figures."""
-        return {"metrics": digest(RunMetrics.read(context.folder.path).json_values())}
+        """All figures, and the images that the networks have seen, where that is known."""
+        return {"metrics": digest(RunMetrics.read(context.folder.path).json_values())} | _seen(context)
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
         """The release folder."""
@@ -74,8 +75,20 @@ class ReleaseStage(Stage[Released]):
         judged, name = context.result(JudgeStage), DOMAIN if check else None
         info = release_info(study, judged, metrics, prepared.chain, provenance, name)
         models = {kind: folder.models / f"{kind}.onnx" for kind in MODELS}
-        build_release(folder.release, info, models, check, lambda predictor: reference_of(predictor, prepared["val"]))
+        build_release(
+            folder.release, info, models, check, lambda predictor: reference_of(predictor, prepared["val"]),
+            _seen(context),
+        )  # fmt: skip
         return Released(digest((folder.release / SUMS).read_text()))
+
+
+def _seen(context: RunContext) -> dict[str, str]:
+    """The list of the images that the networks have seen, by the name of its file; nothing for runs of 0.1.0.
+
+    With it a registered version or a copied release can be the start of another study.
+    """
+    digests = frozenset[bytes]().union(*map(images_seen, context.networks))
+    return {SEEN_FILE: encode_seen(digests)} if digests else {}
 
 
 def reference_of(predictor: Release, validation: PreparedSplit) -> Reference:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medopt.core import signals
 from medopt.core.records import EpochRecord, StageRecord
-from medopt.data.images_seen import write_seen
+from medopt.data.images_seen import images_seen, write_seen
 from medopt.pipeline.predict import validation_score
 from medopt.pipeline.run_0_1 import is_training_record
 from medopt.pipeline.run_folder import RunFolder
@@ -17,6 +17,7 @@ from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.baseline import BaselineStage, start_weights, teacher_weights
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.pipeline.stages.tune import resolved_study, training_identity
+from medopt.pipeline.start import start_file
 from medopt.training.job import TrainingCallbacks, TrainingJob
 from medopt.training.launch import dismiss, train
 
@@ -54,7 +55,7 @@ class TrainStage(Stage[Training]):
         """Raises TrainingError where the loss is not a number, or a process or all checkpoints are lost."""
         prepared, study = context.result(PrepareStage), resolved_study(context)
         learnt_from = [*prepared["train"].cases, *prepared["val"].cases]
-        write_seen(context.folder.best_weights.parent, learnt_from, context.cases.root)
+        write_seen(context.folder.best_weights.parent, learnt_from, context.cases.root, _seen_before(context))
         if study.model.has_start and study.training.fine_tune.freeze == "all":
             shutil.copyfile(start_weights(context.folder), context.folder.best_weights)
             return Training(LINEAR, "cpu", ())
@@ -90,6 +91,14 @@ def _start_identity(context: RunContext) -> dict[str, str]:
     if context.study.training.teacher:
         found["teacher"] = context.result(BaselineStage).teacher
     return found
+
+
+def _seen_before(context: RunContext) -> frozenset[bytes]:
+    """What the start and the teacher of the study have seen, and their own starts before them."""
+    starts = [context.study.model.start] if context.study.model.has_start else []
+    starts += [context.study.training.teacher] if context.study.training.teacher else []
+    files = [file for start in starts if (file := start_file(start, context.runs))]
+    return frozenset[bytes]().union(*map(images_seen, files))
 
 
 def _better(context: RunContext, trained: Training) -> Training:
