@@ -96,7 +96,7 @@ def print_summary(run: FinishedRun, name: str = "") -> None:
         detail = f": {line.detail}" if line.detail else ""
         console.print(Text.assemble((line.head, TONES[line.tone]), detail), soft_wrap=True)
     if shifted := gate.figures.chosen.shifted:
-        console.print(f"{shifted.sentence}: a case to look at", soft_wrap=True)
+        console.print(shifted.sentence, soft_wrap=True)
     console.print(_performance_table(metrics, name or f"seed {metrics.seed}"))
     console.print("seconds  " + ", ".join(f"{stage} {value:.0f}" for stage, value in run.seconds.items()))
     console.print(f"run      {run.folder}\nMLflow   {run.mlflow_link}", soft_wrap=True)

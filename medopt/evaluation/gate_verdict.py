@@ -26,9 +26,11 @@ class ShiftedCase(Result):
     def sentence(self) -> str:
         """In words, for whoever looks at that case."""
         points = 100 * abs(self.after - self.before)
+        if points < 0.5:
+            return "largest shift: no probability of a validation case moves by half a point"
         return (
             f"largest shift: a probability of validation case {self.case_id} moves by {points:.0f} points "
-            f"({self.before:.2f} to {self.after:.2f})"
+            f"({self.before:.2f} to {self.after:.2f}): a case to look at"
         )
 
 

@@ -173,7 +173,7 @@ def _int8(run: RunRecords) -> Iterator[str]:
         f"{size.int8 / 1e6:.2f} MB instead of {size.float / 1e6:.2f} MB."
     )
     if measured.shifted:
-        yield f"{measured.shifted.sentence[0].upper()}{measured.shifted.sentence[1:]}: a case to look at."
+        yield f"{measured.shifted.sentence[0].upper()}{measured.shifted.sentence[1:]}."
     told = {"passed": "It passed the gate", "refused": "The gate refused it", "cannot tell": "The gate cannot tell"}
     yield f"{told[gate.outcome]}: {gate.decided_by}."
     if override := gate.override:

@@ -42,7 +42,7 @@ def _verdict(run: RunRecords) -> Iterator[str]:
         f"{format_estimate(test.float.auc)}; changed by {format_difference(run.metrics.int8_on_test.auc_difference)}."
     )
     if shifted := gate.figures.chosen.shifted:
-        yield f"\n{shifted.sentence[0].upper()}{shifted.sentence[1:]}: a case to look at."
+        yield f"\n{shifted.sentence[0].upper()}{shifted.sentence[1:]}."
 
 
 def _table(run: RunRecords) -> Iterator[str]:

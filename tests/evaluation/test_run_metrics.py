@@ -13,6 +13,7 @@ from version_0_1_0 import ARCHIVE
 from medopt.core.errors import DataError
 from medopt.core.records import Estimate, NotDefined
 from medopt.evaluation.analysis_results import FamilyRobustness, ModelRobustness, RobustnessResult
+from medopt.evaluation.gate_verdict import ShiftedCase
 from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
 
 
@@ -27,6 +28,12 @@ def test_what_is_written_is_read_and_written_again_byte_for_byte(tmp_path: Path)
     assert again == run_metrics()
     again.write(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == first.read_bytes()
+
+
+def test_a_shift_that_nobody_would_see_is_no_case_to_look_at() -> None:
+    seen, unseen = ShiftedCase(case_id="c", before=0.5, after=0.32), ShiftedCase(case_id="c", before=0.5, after=0.4951)
+    assert seen.sentence.endswith("moves by 18 points (0.50 to 0.32): a case to look at")
+    assert unseen.sentence == "largest shift: no probability of a validation case moves by half a point"
 
 
 def test_attributes_have_the_names_of_the_keys_and_hold_records(tmp_path: Path) -> None:
