@@ -83,7 +83,7 @@ class PatientResult(Result):
 
 
 class Int8Change(Result):
-    """What int8 changes on the test split: the AUC (paired), and the share of decisions that turn over."""
+    """What int8 changes on the test split: the AUC (paired), and the share of decisions that change."""
 
     auc_difference: Estimate
     decision_flips: Estimate

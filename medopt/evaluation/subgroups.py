@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.core.format import count_text
 from medopt.core.records import Estimate, Predictions
 from medopt.evaluation.group_differences import difference_to_others, rates_of
 from medopt.evaluation.subgroup_results import GroupDifference, SubgroupFigures, SubgroupResults, WorstGroup
@@ -114,10 +115,11 @@ def _with_worst(
         return SubgroupResults(variables=groups, smallest_group=smallest, worst=None, looks=0, note=note)
     apart = sum(one.difference is not None and one.difference.auc.excludes_zero for _, _, one in judged)
     alone = sum(one.alone is not None and one.alone.auc.excludes_zero for _, _, one in judged)
+    differ = "differ" if apart > 1 else "differs"
     note = (
-        f"{len(judged)} groups were looked at. The intervals of their differences to the others hold together with "
-        f"{100 * confidence:g} % ({looks} comparisons, Bonferroni): {apart} AUC differences exclude 0. Each with its "
-        f"interval alone, {alone} would. The worst of many is low by selection, too."
+        f"{apart or 'None'} of {count_text(len(judged), 'subgroup')} {differ} significantly in the AUC "
+        f"({100 * confidence:g} % intervals, corrected for {count_text(looks, 'comparison')}); without the "
+        f"correction {alone or 'none'} would. The lowest of many groups is partly low by chance."
     )
     worst = min(judged, key=lambda look: look[0])[1]
     return SubgroupResults(variables=groups, smallest_group=smallest, worst=worst, looks=len(judged), note=note)

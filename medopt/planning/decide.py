@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medopt.core.format import count_text
 from medopt.planning.fingerprint import Fingerprint
 
 MAX_SIDE = {"cpu": 256, "cuda": 512}
@@ -160,7 +161,8 @@ def _model(fingerprint: Fingerprint, size: list[int]) -> Iterator[Decision]:
     stem = "small" if min(size) < 48 else "medium" if min(size) < 96 else "large"  # as model.stem: auto does
     if fingerprint.dims == 3:
         width, stem = width / 2, "large" if min(size) >= 64 else "medium"
-    yield Decision("model.depth", depth, f"{count} training images; a deeper one learns them by heart")
+    why = "a deeper network would overfit" if depth == 26 else "enough for 50 layers"
+    yield Decision("model.depth", depth, f"{count_text(count, 'training image')}: {why}")
     yield Decision("model.width", width, "of the published channels, for the same reason")
     yield Decision("model.stem", stem, f"the shortest side is {min(size)}: " + _STEMS[stem])
 

@@ -229,7 +229,7 @@ def _model(model: CardModel) -> Iterator[str]:
 
 def _origin(card: ModelCard) -> Iterator[str]:
     origin, guidelines = card.provenance, card.guidelines
-    yield from ("## Where it comes from", "", f"- Built {card.created} by {origin.code}.")
+    yield from ("## Provenance", "", f"- Built {card.created} by {origin.code}.")
     if card.start is not None:
         yield f"- {card.start.sentence}"
     yield f"- Manifest digest `{origin.manifest_digest}`, MLflow run `{origin.mlflow_run_id}`."

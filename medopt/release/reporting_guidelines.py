@@ -17,12 +17,12 @@ COVERED: Sequence[tuple[str, str, str]] = (
     ("TRIPOD+AI 14, 23a", "fairness: figures of subgroups with intervals", "Sites and subgroups"),
     ("TRIPOD+AI 15", "the answer: probability, threshold, how both were chosen", "Calibration and decisions"),
     ("TRIPOD+AI 16", "how training and test differ", "Data, Shift and noise"),
-    ("TRIPOD+AI 18f, CLAIM", "code version, packages, digests", "Where it comes from"),
+    ("TRIPOD+AI 18f, CLAIM", "code version, packages, digests", "Provenance"),
     ("TRIPOD+AI 23a, CLAIM performance", "discrimination, calibration, net benefit with intervals", "Performance"),
     ("TRIPOD+AI 23b", "heterogeneity between sites", "Sites and subgroups"),
-    ("CLAIM robustness", "figures on disturbed images", "Shift and noise"),
+    ("CLAIM robustness", "figures on degraded images", "Shift and noise"),
     ("CLAIM explainability", "saliency maps, and whether they depend on the model", "Explanation"),
-    ("CLAIM failure analysis", "the surest errors", "Explanation"),
+    ("CLAIM failure analysis", "the most confident errors", "Explanation"),
 )
 LEFT: Sequence[str] = (
     "title, abstract, background and objectives (TRIPOD+AI 1 to 4)",

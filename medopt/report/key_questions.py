@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from medopt.core.format import format_difference, format_estimate, format_share
+from medopt.core.format import count_text, format_difference, format_estimate, format_share
 from medopt.evaluation.model_verdict import CHANCE, NOT_SHOWN
 from medopt.report.format import joined, plain
 from medopt.report.run_records import RunRecords
@@ -98,39 +98,41 @@ def _for_whom_not(run: RunRecords) -> Iterator[str]:
     ]
     if groups and worst:
         yield (
-            f"Below all others, with an interval that excludes 0: {joined(below)}."
+            f"Significantly below all others: {joined(below)}."
             if below
-            else "No group lies below the others with an interval that excludes 0; small groups rarely could."
+            else "No group is significantly below the others; small groups rarely could be."
         )
     small = [f"{variable} {name}" for variable, name, group in groups if group.auc is None]
     if small:
-        yield f"Too few cases to say anything of {joined(small)}."
+        yield f"Too few cases for a statement about {joined(small)}."
     sites = list(run.splits["test"].sites)
-    places = f"the site{'s' if len(sites) > 1 else ''} {joined(sites)}"
-    yield f"Not looked at, as no case is known of it: anybody outside {places}."
+    yield (
+        "Not evaluated: patients from other sites (the site of these images is not recorded)."
+        if sites == ["unknown"]
+        else f"Not evaluated: patients from other sites than {joined(sites)}."
+    )
 
 
 def _how_sure(run: RunRecords) -> Iterator[str]:
     metrics = run.metrics
     level = f"{100 * metrics.confidence:g} %"
     yield (
-        f"Intervals are {level} and know that images of one patient belong together. They cover which patients came, "
-        "not another hospital and not another training."
+        f"Intervals are {level} and account for several images per patient. They reflect the choice of patients, not "
+        "another hospital or another training run."
     )
     calibration = metrics.calibration[run.served]
     if calibration.before and calibration.after:
-        yield (
-            f"A probability is off by {100 * calibration.after.ece:.1f} points on average after calibration on "
-            f"validation ({100 * calibration.before.ece:.1f} before)."
-        )
+        before, after = (100 * one.ece for one in (calibration.before, calibration.after))
+        worse = ": calibration made it worse" if round(after, 1) > round(before, 1) else ""
+        yield f"Calibration error {after:.1f} points ({before:.1f} before calibration{worse})."
     if metrics.robustness:
-        worse = metrics.robustness[run.served]
-        strongest = {name: family.auc[-1] for name, family in worse.families.items()}
+        degraded = metrics.robustness[run.served]
+        strongest = {name: family.auc[-1] for name, family in degraded.families.items()}
         weakest = min(strongest, key=lambda name: strongest[name].value or 0.0)
         yield (
-            f"On {metrics.robustness.cases} images made worse in {len(strongest)} ways at five levels each the AUC is "
-            f"{format_estimate(worse.mean)} on average, {format_estimate(worse.drop)} lower than on the clean ones; it "
-            f"is least at the strongest {plain(weakest)}: {format_estimate(strongest[weakest])}."
+            f"On {metrics.robustness.cases} images, degraded in {len(strongest)} ways at five levels each, the mean "
+            f"AUC is {format_estimate(degraded.mean)}, {format_estimate(degraded.drop)} lower than on clean images. It "
+            f"is lowest at the strongest {plain(weakest)}: {format_estimate(strongest[weakest])}."
         )
     if metrics.domain:
         declined = metrics.domain.declined[run.served]
@@ -148,24 +150,24 @@ def _int8(run: RunRecords) -> Iterator[str]:
     if metrics.pruning:
         last = list(metrics.pruning.values())[-1]
         yield (
-            f"It is pruned, too: its network has {100 * last.multiply_adds.share:.0f} % of the multiply-adds of "
-            "the float one and was trained on; all that follows is what both changed."
+            f"It is also pruned: its network has {100 * last.multiply_adds.share:.0f} % of the float network's "
+            "multiply-adds and was fine-tuned. The figures below show what pruning and int8 changed together."
         )
     yield (
         f"On the same validation images the AUC changes by {format_difference(measured.auc_difference)}, and "
-        f"{format_share(measured.decision_flips)} of the decisions turn over; a probability moves by "
-        f"{100 * (measured.probability_shift.value or 0.0):.1f} points on average, {100 * measured.largest_shift:.0f} "
-        "at most. Each image is judged with a calibration and a threshold fitted without it."
+        f"{format_share(measured.decision_flips)} of decisions change. Probabilities shift by "
+        f"{100 * (measured.probability_shift.value or 0.0):.1f} points on average. Each image is judged with a "
+        "calibration and a threshold that were fitted without it."
     )
     yield (
         f"On test: float {format_estimate(metrics.test.float.auc)}, int8 {format_estimate(metrics.test.int8.auc)}, a "
         f"change of {format_difference(metrics.int8_on_test.auc_difference)}; "
-        f"{format_share(metrics.int8_on_test.decision_flips)} of the decisions turn over."
+        f"{format_share(metrics.int8_on_test.decision_flips)} of decisions change."
     )
     if gate.in_float:
         yield (
-            f"Layers in float: {len(gate.in_float)}, those that harmed most in int8; with all layers in int8 the gate "
-            "did not pass the model."
+            f"{count_text(len(gate.in_float), 'layer')} stayed in float: the most sensitive ones, ranked on training "
+            "images. With all layers in int8 the gate did not pass the model."
         )
     times, size = metrics.served_ms, metrics.size_bytes
     yield (

@@ -121,7 +121,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
         ReportSection("Sites and subgroups", "", _tables(tables.subgroups(run)), ()),
         ReportSection(
             "Shift and noise",
-            "Test images made worse as other devices, motion and transmission would, from just visible (1) to severe.",
+            "Test images degraded as by other devices, motion and transmission, from just visible (1) to severe (5).",
             _tables(tables.robustness(run)),
             _wide(run, "robustness"),
         ),
@@ -133,8 +133,8 @@ def _sections(run: RunRecords) -> list[ReportSection]:
         ),
         ReportSection(
             "Explanation",
-            "Where the float network found the evidence for the answer it gave, in its surest errors and in a random "
-            f"sample. {sanity} Scans are shown as they are: text burned into the pixels can be read here.",
+            "Where the float network found the evidence for the answer it gave, in its most confident errors and in a "
+            f"random sample. {sanity} Scans are shown as they are: text burned into the pixels can be read here.",
             (),
             _wide(run, "explain/cases", "explain/nearest"),
         ),
@@ -152,6 +152,6 @@ def _sections(run: RunRecords) -> list[ReportSection]:
             (),
             _wide(run, "learning_curves"),
         ),
-        ReportSection("Where it comes from", "", _tables(tables.speed(run), tables.provenance(run)), ()),
+        ReportSection("Provenance", "", _tables(tables.speed(run), tables.provenance(run)), ()),
     ]
     return [section for section in found if section.tables or section.pictures]

@@ -84,7 +84,7 @@ def subgroups(run: RunRecords) -> ReportTable | None:
     if not rows:
         return None
     less = "AUC less that of all others"
-    columns = ["group", "patients / images", "AUC", less, "looked at alone", "sensitivity", "specificity"]
+    columns = ["group", "patients / images", "AUC", less, "uncorrected", "sensitivity", "specificity"]
     notes = [results.note] if results.note else []
     return ReportTable(f"Sites and subgroups, {run.served}, test", columns, rows, notes)
 
@@ -113,8 +113,8 @@ def robustness(run: RunRecords) -> ReportTable | None:
         f"{format_estimate(results[kind].mean)}, {format_estimate(results[kind].drop)} lower."
         for kind in KINDS
     ]
-    columns = ["made worse by", *(f"level {level}" for level in range(1, 6)), "mean lower by"]
-    return ReportTable(f"AUC of {results.cases} test images made worse", columns, rows, notes)
+    columns = ["degraded by", *(f"level {level}" for level in range(1, 6)), "mean lower by"]
+    return ReportTable(f"AUC on {results.cases} degraded test images", columns, rows, notes)
 
 
 def front(run: RunRecords) -> ReportTable | None:
@@ -181,7 +181,7 @@ def provenance(run: RunRecords) -> ReportTable:
         ["MLflow run", str(run.metrics.mlflow_run_id)],
         *([name, version] for name, version in run.metrics.packages.items()),
     ]
-    return ReportTable("Where it comes from", ["what", "value"], rows)
+    return ReportTable("Provenance", ["what", "value"], rows)
 
 
 def settings(study: Study) -> ReportTable:

@@ -45,14 +45,14 @@ def test_the_first_page_answers_four_questions_with_the_figures_of_the_records(f
         assert question in text
     assert format_estimate(test.auc) in text and format_estimate(test.brier) in text
     assert f"{metrics.size_bytes.int8 / 1e6:.2f} MB" in text
-    assert "made worse in 2 ways" in text and "The out-of-domain check before it declines" in text
+    assert "degraded in 2 ways" in text and "The out-of-domain check before it declines" in text
 
 
 def test_what_a_stage_did_not_write_is_left_out(copied: Path) -> None:
     for name in ("robustness.json", "domain.json", "explanations.json"):
         (copied / name).unlink()
     text = words(write_report(copied))
-    assert "made worse in" not in text and "Scans that are declined" not in text and "Performance" in text
+    assert "degraded in" not in text and "Scans that are declined" not in text and "Performance" in text
 
 
 def test_a_refused_model_is_called_refused(copied: Path) -> None:

@@ -1,4 +1,4 @@
-"""The stage `explain`: where the float network looked in its surest errors and in a random sample of the test split."""
+"""The stage `explain`: where the float network looked in its most confident errors and in a random test sample."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CAPTION = "Left the scan; right, where the evidence for the answer given lay (Gr
 
 
 class ExplainStage(Stage[NoResult]):
-    """Draw where the float network looked in its surest errors and in a random sample of the test split."""
+    """Draw where the float network looked in its most confident errors and in a random sample of the test split."""
 
     name = "explain"
     inputs = ("prepare", "judge")
