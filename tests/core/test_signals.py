@@ -12,6 +12,7 @@ from medopt.core import signals
 @pytest.fixture(autouse=True)
 def handlers_put_back() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup, which has it ignored
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

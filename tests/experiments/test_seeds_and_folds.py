@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score
 
 from medopt.evaluation.predictions_io import read_predictions
+from medopt.evaluation.run_metrics import RunMetrics
 
 SHORT: dict[str, Any] = STUDY | {
     "training": STUDY["training"] | {"epochs": 8},
@@ -169,11 +170,11 @@ def test_no_member_trained_on_what_it_validated(folds: Group) -> None:
 def test_logits_out_of_fold_are_the_members_calibrated_ones(folds: Group) -> None:
     found = dict(zip(*_cases(read_predictions(folds.folder / "out_of_fold.csv")[0]), strict=True))
     for member in folds.summary["members"]:
-        metrics = json.loads((Path(member["folder"]) / "metrics.json").read_text())
+        fitted = RunMetrics.read(Path(member["folder"])).calibration.float
         table = read_predictions(Path(member["folder"]) / "predictions.csv")[0].of_split("val")
         names, logits = _cases(table)
-        expected = np.array(logits) / metrics["calibration"]["float"]["temperature"]
-        assert [found[name] for name in names] == pytest.approx(expected)
+        move = (fitted.slopes[0], fitted.biases[0]) if fitted.method == "logistic" else (1 / fitted.temperature, 0.0)
+        assert [found[name] for name in names] == pytest.approx(np.array(logits) * move[0] + move[1])
 
 
 def _cases(table: Any) -> tuple[list[str], list[float]]:

@@ -63,8 +63,11 @@ def store(link: Association, scan: Path | Dataset) -> Dataset:
 
 
 def send(port: int, scans: Iterable[Path | Dataset], **options: Any) -> list[int]:
-    """All of them in one association; the status of each."""
+    """All of them in one association; the status of each. Asked again where a busy machine took too long to agree."""
     link = association(port, **options)
+    for _ in range(2):
+        if not (link.is_established or link.is_rejected):
+            link = association(port, **options)
     assert link.is_established
     statuses = [int(store(link, scan).Status) for scan in scans]
     link.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import shutil
 from collections.abc import Iterator
@@ -216,6 +217,8 @@ def test_files_are_what_their_names_say_and_no_pickle(finished: Finished) -> Non
             assert all(len(line.split("  ")[0]) == 64 for line in content.decode("ascii").splitlines())
         elif name.endswith(".dcm"):
             assert content[128:132] == b"DICM"
+        elif name.endswith(".txt"):
+            assert base64.b64decode(content, validate=True)  # digests
         else:
             assert content.startswith(heads[Path(name).suffix]), name
     checkpoints = [path for path in (finished.folder / "checkpoints").rglob("*") if path.is_file()]

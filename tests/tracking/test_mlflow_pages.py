@@ -74,7 +74,9 @@ def test_what_a_colleague_wrote_at_the_experiment_stays(
 def test_the_server_ends_with_its_command_whatever_proxy_is_set(runs: Path, number: signal.Signals) -> None:
     """A proxy has no way to this machine's loopback, and a terminal that closes leaves no server behind."""
     port, nowhere = free_port(), "http://127.0.0.1:9"
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # by nohup, and then by the processes that start from here
     process = start("ui", "--runs", runs, "--port", port, "--no-open", http_proxy=nowhere, HTTP_PROXY=nowhere)
+    signal.signal(signal.SIGHUP, ignored)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("MLflow: http://127.0.0.1")
     process.send_signal(number)
