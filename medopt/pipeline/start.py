@@ -49,7 +49,10 @@ def resolve_start(study: Study, near: Path, runs: Path = RUNS) -> Study:
     for key, value in own.items():
         said = getattr(study.model, key)
         if key in given and said not in (value, "auto"):
-            raise ConfigError(f"model.{key} is {said}, but the start {opened.name} has {value}; leave it out.")
+            raise ConfigError(
+                f"model.{key} is {said}, but the start {opened.name} has {value}; leave it out of the study file, or "
+                f"give the section anew: --set 'model={{start: {opened.name}}}'."
+            )
     training = {key: value for key, value in RECIPE.items() if key not in study.training.model_fields_set}
     model = {"start": opened.name, "start_digest": opened.digest, "head": study.model.architecture()["head"], **own}
     return study.model_copy(
