@@ -3,4 +3,4 @@
 set -eu
 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1 \
     --window-size=1000,760 --screenshot=docs/pictures/report.png "file://$(realpath "$1")"
-python3 -c 'from PIL import Image; p = "docs/pictures/report.png"; Image.open(p).convert("P", palette=1, colors=64).save(p, optimize=True)'
+${PYTHON:-.venv/bin/python} -c 'from PIL import Image; p = "docs/pictures/report.png"; Image.open(p).convert("P", palette=1, colors=64).save(p, optimize=True)'
