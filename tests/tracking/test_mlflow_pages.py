@@ -152,7 +152,7 @@ def test_the_page_that_opens_has_the_results_in_view(ui: Ui, tmp_path: Path) -> 
 def charts(page: Page, address: str) -> None:
     """Both losses are lines of one chart, and the headline stands above them."""
     page.open(address)
-    page.shows("loss, training and validation", seconds=90)
+    page.shows("curves/loss_train vs curves/loss_val", seconds=90)
     limit = time.monotonic() + 60
     lines = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.querySelectorAll('.js-line').length)"
     while 2 not in (page.run(lines) or []):
