@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -32,7 +31,7 @@ from medopt.data.cache import PreparedCache
 from medopt.figures.style import COLOURS, figure_page, legend, style_axes
 from medopt.pipeline.linear_baselines import start_baseline
 from medopt.pipeline.predict import validation_score
-from medopt.pipeline.study_cases import read_source
+from medopt.pipeline.study_cases import StudyCases, read_source
 from medopt.training.checkpoint import write_tensors
 from medopt.training.hardware import open_fabric
 from medopt.training.job import PreparedSplit, TrainingCallbacks, TrainingJob
@@ -81,7 +80,7 @@ def score(study: Study, labelled: PreparedSplit, count: int, test: PreparedSplit
     return trained.history[-1].val_metric
 
 
-def splits_of(source: Any, files: Sequence[Path]) -> tuple[PreparedSplit, PreparedSplit]:
+def splits_of(source: StudyCases, files: Sequence[Path]) -> tuple[PreparedSplit, PreparedSplit]:
     """The labelled images, train and val, and those of the test split."""
     tested = [case.split == "test" for case in source.cases]
     both = []

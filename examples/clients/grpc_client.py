@@ -28,7 +28,7 @@ def main(server: str, model: str, *paths: str) -> None:
     labels = result.get_response().parameters["labels"].string_param.split(";")
     outputs = {name: result.as_numpy(name) for name in ("decision", "declined", "probabilities")}
     for path, decision, declined, probabilities in zip(paths, *outputs.values(), strict=True):
-        if declined:  # then there is no decision, and the numbers are NaN
+        if declined:  # a declined scan has no decision, and its numbers are NaN
             print(f"{path}: declined, {declined.decode()}")
             continue
         shares = ", ".join(f"{label} {value:.3f}" for label, value in zip(labels, probabilities, strict=True))

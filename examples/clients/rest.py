@@ -44,7 +44,7 @@ def infer(server: str, model: str, files: list[bytes]) -> dict[str, list]:
 def main(server: str, model: str, *paths: str) -> None:
     outputs = infer(server, model, [Path(path).read_bytes() for path in paths])
     for row, path in enumerate(paths):
-        if reason := outputs["declined"][row][0]:  # then there is no decision, and the numbers are null
+        if reason := outputs["declined"][row][0]:  # a declined scan has no decision, and its numbers are null
             print(f"{path}: declined, {reason}")
             continue
         pairs = zip(outputs["labels"], outputs["probabilities"][row], strict=True)

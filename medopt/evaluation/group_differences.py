@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.records import Estimate
 from medopt.evaluation.subgroup_results import GroupDifference
-from medopt.metrics.bootstrap import Resampling, guarded, resampled
+from medopt.metrics.bootstrap import Resampling, draw_figures_of, guarded, interval
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.metrics.differences import difference
@@ -15,34 +17,43 @@ from medopt.metrics.estimates import maker, shares_of
 from medopt.metrics.figures import RATES
 from medopt.metrics.weighted import Floats
 
+Rates = dict[str, Estimate]
 
-def rates_of(scored: CalibratedPredictions, options: Resampling) -> dict[str, Estimate]:
-    """RATES with the intervals of the tables."""
-    patients, confidence = scored.patients, options["confidence"]
+
+def rates_of(scored: CalibratedPredictions, options: Resampling, levels: Sequence[float]) -> list[Rates]:
+    """RATES with the intervals of the tables, at each of some levels of confidence."""
+    patients, cases = scored.patients, len(scored.predictions)
     areas = auc_with_covariance(scored.score, scored.truth, patients)
-    found = {"auc": mean_auc(areas, len(scored.predictions), confidence)}
+    found: list[Rates] = [{"auc": mean_auc(areas, cases, level)} for level in levels]
     if scored.task == "binary":
-        shares = shares_of(scored, patients, confidence)
-        return found | {name: shares[name] for name in RATES[1:]}
-    generator = np.random.default_rng(options["seed"])
-    drawn = resampled(
-        maker(scored), patients, bootstrap=options["bootstrap"], confidence=confidence, generator=generator
-    )
-    return found | {name: guarded(drawn[name]) for name in RATES[1:]}
+        others = [shares_of(scored, patients, level) for level in levels]
+    else:
+        generator = np.random.default_rng(options["seed"])
+        point, draws = draw_figures_of(maker(scored), patients, options["bootstrap"], generator)
+        others = [
+            {name: guarded(interval(point[name], draws[name], level, cases)) for name in RATES[1:]} for level in levels
+        ]
+    return [rates | {name: more[name] for name in RATES[1:]} for rates, more in zip(found, others, strict=True)]
 
 
-def difference_to_others(known: CalibratedPredictions, rows: NDArray[np.bool_], options: Resampling) -> GroupDifference:
-    """Each of RATES in the group `rows` (N,) less that in all other cases.
+def differences_to_others(
+    known: CalibratedPredictions,
+    rows: NDArray[np.bool_],
+    here: Sequence[Rates],
+    options: Resampling,
+    levels: Sequence[float],
+) -> list[GroupDifference]:
+    """Each of RATES in the group `rows` (N,) less that in all other cases, at each level; `here` are the group's.
 
     Where a patient has cases on both sides (one image of each view), the two figures vary together: by so much the
     interval is narrower.
     """
-    here, others = known.where(rows), known.where(~rows)
-    first, second = rates_of(here, options), rates_of(others, options)
-    together = _correlations(known, rows)
-    return GroupDifference(
-        **{name: difference(first[name], second[name], len(known.predictions), together[name]) for name in RATES}
-    )
+    others, together = rates_of(known.where(~rows), options, levels), _correlations(known, rows)
+    cases = len(known.predictions)
+    return [
+        GroupDifference(**{name: difference(own[name], rest[name], cases, together[name]) for name in RATES})
+        for own, rest in zip(here, others, strict=True)
+    ]
 
 
 def _correlations(known: CalibratedPredictions, rows: NDArray[np.bool_]) -> dict[str, float]:

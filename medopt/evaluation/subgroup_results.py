@@ -20,8 +20,8 @@ class SubgroupFigures(Result):
     """One group of cases. A group that is too small, or lacks a class, has a note in the place of figures.
 
     `positives` are the cases with the finding, None where the study has several outputs. The intervals of `difference`
-    hold together for all groups that are looked at; `alone` is the same difference with the interval that it would have
-    if no other had been looked at. Both are None where the other cases are too few to compare with.
+    hold together for all groups that are looked at; `uncorrected` is the same difference with the interval that it
+    would have if no other had been looked at. Both are None where the other cases are too few to compare with.
     """
 
     cases: int
@@ -31,7 +31,7 @@ class SubgroupFigures(Result):
     sensitivity: Estimate | None = None
     specificity: Estimate | None = None
     difference: GroupDifference | None = None
-    alone: GroupDifference | None = None
+    uncorrected: GroupDifference | None = None
     note: str = ""
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medopt.core.format import count_text
 from medopt.core.records import Estimate, Predictions
-from medopt.evaluation.group_differences import difference_to_others, rates_of
+from medopt.evaluation.group_differences import differences_to_others, rates_of
 from medopt.evaluation.subgroup_results import GroupDifference, SubgroupFigures, SubgroupResults, WorstGroup
 from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -38,13 +38,12 @@ def subgroup_figures(
         _ = scored.patients  # numbered once for all groups
     columns = dict(_variables(scored.predictions))
     looks = sum(_comparisons(scored, column, smallest) for column in columns.values())
-    corrected = Resampling(bootstrap=bootstrap, confidence=1 - (1 - confidence) / max(1, looks), seed=seed)
+    levels = confidence, 1 - (1 - confidence) / max(1, looks)
     variables: Groups = {}
     for variable, column in columns.items():
         known, groups = scored.where(column != ""), column[column != ""]
         variables[variable] = {
-            str(name): _group(known, groups == name, smallest, options, corrected)
-            for name in np.unique(groups).tolist()
+            str(name): _group(known, groups == name, smallest, options, levels) for name in np.unique(groups).tolist()
         }
     return _with_worst(variables, smallest, confidence, looks)
 
@@ -73,7 +72,7 @@ def _group(
     rows: NDArray[np.bool_],
     smallest: int,
     options: Resampling,
-    corrected: Resampling,
+    levels: tuple[float, float],
 ) -> SubgroupFigures:
     here, patients = known.where(rows), distinct(known.patients[rows])
     counts = {"cases": int(rows.sum()), "patients": patients}
@@ -81,15 +80,11 @@ def _group(
         counts["positives"] = int(here.target.sum())
     if reason := _too_small(known, rows, smallest):
         return SubgroupFigures(**counts, note=reason)
-    rates = rates_of(here, options)
+    found = rates_of(here, options, levels)
     if reason := _too_small(known, ~rows, smallest):
-        return SubgroupFigures(**counts, **rates, note=f"no difference to the others: {reason}")
-    return SubgroupFigures(
-        **counts,
-        **rates,
-        difference=difference_to_others(known, rows, corrected),
-        alone=difference_to_others(known, rows, options),
-    )
+        return SubgroupFigures(**counts, **found[0], note=f"no difference to the others: {reason}")
+    uncorrected, corrected = differences_to_others(known, rows, found, options, levels)
+    return SubgroupFigures(**counts, **found[0], difference=corrected, uncorrected=uncorrected)
 
 
 def _too_small(known: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int) -> str:
@@ -114,7 +109,7 @@ def _with_worst(
         note = "no group is large enough to be judged"
         return SubgroupResults(variables=groups, smallest_group=smallest, worst=None, looks=0, note=note)
     apart = sum(one.difference is not None and one.difference.auc.excludes_zero for _, _, one in judged)
-    alone = sum(one.alone is not None and one.alone.auc.excludes_zero for _, _, one in judged)
+    alone = sum(one.uncorrected is not None and one.uncorrected.auc.excludes_zero for _, _, one in judged)
     differ = "differ" if apart > 1 else "differs"
     note = (
         f"{apart or 'None'} of {count_text(len(judged), 'subgroup')} {differ} significantly in the AUC "

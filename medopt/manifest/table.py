@@ -125,7 +125,8 @@ def read_channels_of(path: Path, header: Iterable[str]) -> list[str]:
     names = channels_of(header)
     reason = ""
     if bad := [name for name in names if not re.fullmatch(CHANNEL_NAME, name)]:
-        reason = f"{bad[0]!r} is no name of an image; use at most 31 letters, digits, - and _, and begin with a letter"
+        form = "at most 31 letters, digits, - and _, the first of them a letter or a digit"
+        reason = f"{bad[0]!r} is no name of an image; use {form}"
     elif len({name.lower() for name in names}) < len(names):
         reason = "two of the names are the same, or differ in capitals alone"
     elif len(names) == 1:

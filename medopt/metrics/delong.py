@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from medopt.core.records import Estimate
-from medopt.metrics.proportions import equal_patients, exact, freedom_of, wilson
+from medopt.metrics.proportions import degrees_of_freedom, effective_patients, exact, wilson
 from medopt.metrics.weighted import Floats, Index, Truth, distinct
 
 ROUNDING = 1e-13  # of a sum of AUCs under weights
@@ -35,15 +35,15 @@ class AucWithCovariance:
     """K AUCs of the same cases, with their `covariance` (K, K); NaN where a class is missing or one patient is all.
 
     `shares` (K, P) is what each patient adds to each AUC's deviation. `fewest` are the patients of the smaller class;
-    `equal` is how many with equal numbers of cases know as much (0: as many as they are). `sides` are the covariances
-    (K, K) of the positive and of the negative cases, with the most degrees of freedom that the patients' parts allow.
+    `effective` is the effective number of these (0: as many as they are). `sides` are the covariances (K, K) of the
+    positive and of the negative cases, with the most degrees of freedom that the patients' parts allow.
     """
 
     value: Floats
     covariance: Floats
     shares: Floats
     fewest: int
-    equal: float = 0
+    effective: float = 0
     sides: tuple[tuple[Floats, float], ...] = ()
 
     def combined(self, weights: Floats) -> tuple[float, float, float]:
@@ -84,9 +84,9 @@ def auc_with_covariance(score: Floats, target: Truth, patients: Index) -> AucWit
     both = (above * any_) @ (below * any_).T
     ups, downs = (above * up) @ (above * up).T, (below * down) @ (below * down).T
     value = np.array([part.value for part in parts])
-    fewest, equal = min(part.fewest for part in parts), min(part.equal for part in parts)
+    fewest, effective = min(part.fewest for part in parts), min(part.effective for part in parts)
     sides = tuple((found, min(part.freedom[side] for part in parts)) for side, found in enumerate((ups, downs)))
-    return AucWithCovariance(value, ups + downs + both + both.T, above + below, fewest, equal, sides)
+    return AucWithCovariance(value, ups + downs + both + both.T, above + below, fewest, effective, sides)
 
 
 def mean_auc(found: AucWithCovariance, cases: int, confidence: float, weights: Floats | None = None) -> Estimate:
@@ -101,11 +101,11 @@ def mean_auc(found: AucWithCovariance, cases: int, confidence: float, weights: F
     if np.isnan(variance):
         return Estimate(value, None, None, cases, "no interval: one patient only")
     if value in (0, 1) or variance <= 0:
-        return _separated(value, found.equal or found.fewest, cases, confidence)
+        return _separated(value, found.effective or found.fewest, cases, confidence)
     from scipy.stats import t  # its import takes a second that predicting need not wait
 
     half = t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance) / (value * (1 - value))
-    widest = wilson(value, found.equal or found.fewest, confidence)
+    widest = wilson(value, found.effective or found.fewest, confidence)
     low, high = max(expit(logit(value) - half), widest[0]), min(expit(logit(value) + half), widest[1])
     return Estimate(value, float(low), float(high), cases)
 
@@ -146,7 +146,7 @@ class _Parts:
     """One AUC, and each patient's (P,) share in what it deviates by: of its positive and of its negative cases.
 
     `inflation` (P,) is what makes the squares of the shares unbiased: of positive, of negative and of all cases.
-    `fewest` and `equal` are those of `AucWithCovariance`; `freedom` is that of its sides.
+    `fewest` and `effective` are those of `AucWithCovariance`; `freedom` is that of its sides.
     """
 
     value: float
@@ -154,7 +154,7 @@ class _Parts:
     negative: Floats
     inflation: tuple[Floats, Floats, Floats]
     fewest: int
-    equal: float
+    effective: float
     freedom: tuple[float, float]
 
 
@@ -174,13 +174,13 @@ def _parts(score: Floats, truth: NDArray[Any], patients: Index, count: int) -> _
         np.bincount(patients[rows], weights=places[rows] - value, minlength=count) / rows.sum() for rows in sides[:2]
     ]
     up, down = (each[each > 0].astype(np.float64) for each in counts[:2])
-    equal, freedom = min(equal_patients(up), equal_patients(down)), (_freedom(up), _freedom(down))
-    return _Parts(value, shares[0], shares[1], inflation, fewest, equal, freedom)
+    effective, freedom = min(effective_patients(up), effective_patients(down)), (_freedom(up), _freedom(down))
+    return _Parts(value, shares[0], shares[1], inflation, fewest, effective, freedom)
 
 
 def _freedom(counts: Floats) -> float:
     """The most degrees of freedom that a class's patients allow; no bound where they have equal numbers of cases."""
-    return np.inf if np.ptp(counts) == 0 else freedom_of(counts)
+    return np.inf if np.ptp(counts) == 0 else degrees_of_freedom(counts)
 
 
 def _inflation(counts: Index) -> Floats:

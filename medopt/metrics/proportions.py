@@ -36,12 +36,12 @@ def cases_of_patients(patients: Index) -> Floats:
     return counts[counts > 0].astype(np.float64)
 
 
-def equal_patients(counts: Floats) -> float:
-    """How many patients with equal numbers of cases know as much as patients with `counts` (P,) cases."""
+def effective_patients(counts: Floats) -> float:
+    """The effective number of patients with `counts` (P,) cases: as many with equal numbers know as much."""
     return float(counts.sum() ** 2 / (counts**2).sum())
 
 
-def freedom_of(counts: Floats) -> float:
+def degrees_of_freedom(counts: Floats) -> float:
     """Degrees of freedom of a variance over patients with `counts` (P,) cases: P - 1 where all are equal, 1 or more."""
     return max(1.0, float((counts**2).sum() ** 2 / (counts**4).sum()) - 1)
 
@@ -50,9 +50,8 @@ def exact(value: float, patients: float, cases: int, confidence: float) -> Estim
     """A share of 0 or 1 of so many patients of equal size, with the interval of Clopper & Pearson (1934)."""
     reach = ((1 - confidence) / 2) ** (1 / patients)
     low, high = (reach, 1.0) if value == 1 else (0.0, 1 - reach)
-    whole = float(patients).is_integer()
-    worth = f"{patients:.0f} patients" if whole else f"patients worth {patients:.1f} equal ones"
-    return Estimate(value, low, high, cases, f"exact interval from {worth}")
+    count = f"{patients:.0f}" if float(patients).is_integer() else f"effectively {patients:.1f}"
+    return Estimate(value, low, high, cases, f"exact interval from {count} patients")
 
 
 def effective_cases(hit: NDArray[np.bool_], patients: Index, confidence: float) -> float:
@@ -65,7 +64,7 @@ def effective_cases(hit: NDArray[np.bool_], patients: Index, confidence: float) 
     share = float(hit.mean())
     counts = cases_of_patients(patients)
     if share in (0, 1) or names < 2:
-        return equal_patients(counts)
+        return effective_patients(counts)
     deviations = np.bincount(patients, weights=hit - share)[np.bincount(patients) > 0] / cases
     variance = float((deviations**2 / (1 - counts / cases)).sum())
     independent = share * (1 - share) / (cases - 1)
@@ -74,9 +73,9 @@ def effective_cases(hit: NDArray[np.bool_], patients: Index, confidence: float) 
     from scipy.stats import t  # its import takes a second that predicting need not wait
 
     middle = (1 + confidence) / 2
-    known, known_of_equal = (ndtri(middle) / t.ppf(middle, [freedom_of(counts), names - 1])) ** 2
+    known, known_of_equal = (ndtri(middle) / t.ppf(middle, [degrees_of_freedom(counts), names - 1])) ** 2
     # However few patients own most cases, the share varies no more than if all cases of a patient were alike.
-    floor = known_of_equal * (equal_patients(counts) - 1)
+    floor = known_of_equal * (effective_patients(counts) - 1)
     return float(max(1.0, floor, known * cases * independent / variance))
 
 
@@ -86,7 +85,7 @@ def proportion(hit: NDArray[np.bool_], patients: Index, confidence: float, cases
         return Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
     value = float(hit.mean())
     if value in (0, 1):
-        return exact(value, equal_patients(cases_of_patients(patients)), cases, confidence)
+        return exact(value, effective_patients(cases_of_patients(patients)), cases, confidence)
     if distinct(patients) < 2:
         return Estimate(value, None, None, cases, "no interval: one patient only")
     low, high = wilson(value, effective_cases(hit, patients, confidence), confidence)

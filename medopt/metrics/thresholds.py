@@ -151,10 +151,10 @@ def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], selection: 
     cuts, sensitivity, specificity = operating_characteristics(score, positive)
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if rule == "sensitivity":
-        found, note = _promised(positives, target, rule)
+        found, note = _conformal_rank(positives, target, rule)
         return float(cuts[np.rint(sensitivity * positives) >= found][-1]), note
     if rule == "specificity":
-        found, note = _promised(negatives, target, rule)
+        found, note = _conformal_rank(negatives, target, rule)
         return float(cuts[np.rint(specificity * negatives) >= found][0]), note
     # Rates are ratios of counts: compare Youden's index in whole numbers, where equals are equal.
     right = np.rint(sensitivity * positives) * negatives, np.rint(specificity * negatives) * positives
@@ -165,7 +165,7 @@ def _choose(score: NDArray[np.float64], positive: NDArray[np.bool_], selection: 
     return float(cuts[np.flatnonzero(gain >= gain.max() * (1 - 1e-12))[0]]), ""
 
 
-def _promised(cases: int, target: float, rule: str) -> tuple[int, str]:
+def _conformal_rank(cases: int, target: float, rule: str) -> tuple[int, str]:
     """How many of the validation cases of a class must be right, so that the next one is with probability `target`."""
     needed = math.ceil((cases + 1) * target - 1e-9)
     if needed <= cases:

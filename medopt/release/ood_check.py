@@ -173,9 +173,7 @@ def blank(image: FloatArray, images: int = 0) -> str:
 
 def _shown(image: FloatArray, images: int) -> FloatArray:
     """The images (K, *size) of a prepared case (C, *size) that are there: masks behind them tell which are missing."""
-    if not images:
-        return image
-    if len(image) == images:
+    if not images or len(image) == images:
         return image
     return image[:images][image[images:].any(axis=tuple(range(1, image.ndim)))]
 

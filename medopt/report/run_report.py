@@ -103,7 +103,14 @@ def _tables(*tables: ReportTable | None) -> tuple[ReportTable, ...]:
 
 def _sections(run: RunRecords) -> list[ReportSection]:
     point, explanations = run.metrics.operating_point[run.served], run.metrics.explanations
-    decided = f"Operating point: {point.rule}, chosen on validation. {point.note}"
+    calibration = run.metrics.calibration[run.served].calibration
+    decided = " ".join(
+        f"{text}{f' ({note})' if note else ''}."
+        for text, note in (
+            (f"Calibration, fitted on validation: {calibration}", calibration.note),
+            (f"Operating point: {point.rule}, chosen on validation", point.note),
+        )
+    )
     sanity = explanations.sanity.said if explanations else ""
     found = [
         ReportSection(

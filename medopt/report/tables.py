@@ -93,7 +93,7 @@ def _group_row(name: str, group: SubgroupFigures) -> list[str]:
     counts = f"{group.patients} / {group.cases}"
     if group.auc is None:
         return [name, counts, group.note, "", "", "", ""]
-    apart, alone = (format_difference(each.auc if each else None) for each in (group.difference, group.alone))
+    apart, alone = (format_difference(each.auc if each else None) for each in (group.difference, group.uncorrected))
     rates = [format_estimate(rate, 2) for rate in (group.sensitivity, group.specificity)]
     return [name, counts, format_estimate(group.auc), apart, alone, *rates]
 

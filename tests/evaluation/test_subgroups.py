@@ -63,7 +63,7 @@ def test_the_worst_group_is_named_and_many_looks_are_counted(drawn):
     assert found.worst.difference.high < 0
     said = "2 of 5 subgroups differ significantly in the AUC (95 % intervals, corrected for 2 comparisons)"
     assert found.looks == 5 and found.note.startswith(said)  # two sites, two sexes
-    alone, together = found.variables["sex"]["F"].alone.auc, found.variables["sex"]["F"].difference.auc
+    alone, together = found.variables["sex"]["F"].uncorrected.auc, found.variables["sex"]["F"].difference.auc
     assert together.low < alone.low < alone.value == together.value < alone.high < together.high
 
 
@@ -118,10 +118,10 @@ def test_groups_that_do_not_differ_seldom_seem_to(patients, small, images):
     for seed in range(150):
         scored = a_study_without_differences(seed, patients, small, images)
         found = next(iter(subgroup_figures(scored, smallest=10, **SETTINGS).variables["group"].values()))
-        if found.alone is not None:
+        if found.uncorrected is not None:
             judged += 1
             for name in RATES:
-                alarms[name] += getattr(found.alone, name).excludes_zero
+                alarms[name] += getattr(found.uncorrected, name).excludes_zero
     assert judged > 120
     assert all(count / judged < 0.09 for count in alarms.values()), alarms
     assert sum(alarms.values()) > 2  # nor do intervals as wide as all differences alarm

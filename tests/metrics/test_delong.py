@@ -73,7 +73,7 @@ def test_with_equal_numbers_of_images_it_is_obuchowskis():
     assert found.covariance[0, 0] == pytest.approx(expected)
     squares = (sums[0] / 39 + sums[1] / 36) ** 2
     freedom = 2 / ((squares**2).sum() / squares.sum() ** 2 - 1 / 25)
-    assert (found.equal, found.combined(np.ones(1))[2]) == (12, pytest.approx(freedom))
+    assert (found.effective, found.combined(np.ones(1))[2]) == (12, pytest.approx(freedom))
 
 
 def test_interval_holds_where_one_patient_has_half_of_the_images():

@@ -115,7 +115,7 @@ def test_all_alike_of_unequal_patients_are_worth_fewer():
     """1 / sum w^2 of the parts 1/2, 1/4, 1/8, 1/8: 32/11 patients."""
     found = proportion(np.ones(8, dtype=bool), np.repeat(np.arange(4), [4, 2, 1, 1]), 0.95, 8)
     assert found.low == pytest.approx(0.025 ** (11 / 32))
-    assert found.note == "exact interval from patients worth 2.9 equal ones"
+    assert found.note == "exact interval from effectively 2.9 patients"
 
 
 def test_deviations_that_cancel_and_cases_that_disagree_count_fully():

@@ -45,6 +45,7 @@ def test_the_first_page_answers_four_questions_with_the_figures_of_the_records(f
         assert question in text
     assert format_estimate(test.auc) in text and format_estimate(test.brier) in text
     assert f"{metrics.size_bytes.int8 / 1e6:.2f} MB" in text
+    assert "Calibration, fitted on validation: " in text
     assert "degraded in 2 ways" in text and "The out-of-domain check before it declines" in text
 
 

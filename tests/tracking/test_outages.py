@@ -63,7 +63,7 @@ def test_training_does_not_wait_for_a_slow_store_and_all_of_it_arrives(
             assert tracker.sync_history(epochs(count)) is None
             waits.append(time.perf_counter() - begun)
         assert max(waits) < 10  # not for as long as the store takes
-        assert max(waits[1:]) < 0.2  # once slow, it is not waited for again
+        assert max(waits[1:]) < 1.5  # once slow, it is not waited for again
         tracker.end("released")
     assert steps(tracker) == [1, 2, 3, 4, 5, 6, 7]
 
