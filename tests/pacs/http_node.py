@@ -24,7 +24,9 @@ SR = "1.2.840.10008.5.1.4.1.1.88.34"
 
 
 class HttpNode:
-    def __init__(self, folder: Path, *, web: dict[str, Any] | None = None, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, *, web: dict[str, Any] | None = None, idle_seconds: float = 30, **changes: Any
+    ) -> None:
         values: dict[str, Any] = {
             "aet": "MEDOPT",
             "host": "127.0.0.1",
@@ -33,7 +35,7 @@ class HttpNode:
             "spool": folder / "spool",
             "accept": [{"aet": "SENDER", "addresses": ["127.0.0.1"]}],
             "destinations": [{"aet": "PACS", "host": "127.0.0.1", "port": 104}],
-            "limits": {"free_mb": 0, "instance_mb": 20, "idle_seconds": 1},
+            "limits": {"free_mb": 0, "instance_mb": 20, "idle_seconds": idle_seconds},
             "web": {"port": free_port(), "stow": True} | (web or {}),
         }
         self.settings = NodeSettings.model_validate(values | changes)

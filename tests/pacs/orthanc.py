@@ -48,7 +48,7 @@ class Orthanc:
             self.process = subprocess.Popen(
                 [str(PROGRAM), str(self.folder / "orthanc.json")], stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             try:
                 requests.get(f"{self.url}/system", timeout=2)
@@ -66,13 +66,13 @@ class Orthanc:
             self.process = None
 
     def get(self, path: str) -> Any:
-        return requests.get(self.url + path, timeout=10).json()
+        return requests.get(self.url + path, timeout=60).json()
 
     def file(self, instance: str) -> bytes:
-        return requests.get(f"{self.url}/instances/{instance}/file", timeout=10).content
+        return requests.get(f"{self.url}/instances/{instance}/file", timeout=60).content
 
     def upload(self, path: Path) -> None:
-        answer = requests.post(f"{self.url}/instances", data=path.read_bytes(), timeout=10)
+        answer = requests.post(f"{self.url}/instances", data=path.read_bytes(), timeout=60)
         assert answer.status_code == 200, answer.text
 
     def instances(self) -> list[str]:

@@ -61,7 +61,7 @@ class Committing:
         return {row["reason"] for row in self.ledger.rows("SELECT reason FROM sends WHERE state != 'sent'")}
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < deadline, (state_counts(self.ledger), self.reasons(), self.events)
             time.sleep(0.05)

@@ -122,7 +122,7 @@ def stow(node: HttpNode, image: Dataset, folder: Path) -> requests.Response:
     image.save_as(folder / "part.dcm")
     body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + (folder / "part.dcm").read_bytes() + b"\r\n--b--\r\n"
     headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}
-    return requests.post(f"{node.url}/dicom-web/studies", body, headers=headers, timeout=10)
+    return requests.post(f"{node.url}/dicom-web/studies", body, headers=headers, timeout=60)
 
 
 class InThisProcess:

@@ -93,7 +93,7 @@ def each(work: Callable[[int], bytes], at_once: int = 48) -> list[bytes]:
 
 def lines(node: HttpNode, least: int = 0) -> int:
     """Lines of peers that were turned away and of images that were refused, once there are at least so many."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while True:
         count = sum(n for (event, _), n in node.audit.counts().items() if event in ("rejected", "refused"))
         if count >= least or time.monotonic() > until:
@@ -102,7 +102,7 @@ def lines(node: HttpNode, least: int = 0) -> int:
 
 
 def nothing_is_left(node: HttpNode, before: Held, crashes: list[str], scan: Path, more_threads: int = 0) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while True:
         with suppress(RuntimeError):  # on a busy machine it may still be closing the last of them
             assert send(node.settings.port, [scan]) == [0]
@@ -144,7 +144,7 @@ def node(listen: Callable[..., HttpNode], monkeypatch: pytest.MonkeyPatch) -> Ht
     monkeypatch.setattr("medopt.pacs.association_request._LINGER_SECONDS", 0.05)
     monkeypatch.setattr("medopt.pacs.bounded_server._PDU_SECONDS", 0.5)
     monkeypatch.setattr("medopt.pacs.audit._FLOOD_LINES", 10**6)
-    return listen()
+    return listen(idle_seconds=1)
 
 
 def test_association_requests(node: HttpNode, crashes: list[str], tmp_path: Path) -> None:

@@ -109,10 +109,10 @@ def test_studies_by_stow_through_a_killed_node_and_what_routing_lost(
         assert sorted(str(report.StudyInstanceUID) for report in reports) == sorted(2 * studies)
         for uid in orthanc.instances():
             check_report(orthanc, uid, tmp_path / "one.dcm")
-        health = requests.get(f"{url}/health", timeout=10)
+        health = requests.get(f"{url}/health", timeout=60)
         assert (health.status_code, health.json()["healthy"]) == (200, True)
         output = (
-            node.log_text() + requests.get(f"{url}/", timeout=10).text + requests.get(f"{url}/metrics", timeout=10).text
+            node.log_text() + requests.get(f"{url}/", timeout=60).text + requests.get(f"{url}/metrics", timeout=60).text
         )
         output += (tmp_path / "spool" / "audit.jsonl").read_text()
         for scan in [*scans, lost]:

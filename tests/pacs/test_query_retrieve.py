@@ -109,7 +109,7 @@ def test_a_running_node_asks_by_itself(start_node: Callable[..., HttpNode], way:
     node, stop = start_node(way), threading.Event()
     pull = PeriodicPull(node.settings, node.spool, node.intake, node.audit, stop)
     pull.start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while len(node.files()) < 4 and time.monotonic() < until:
         time.sleep(0.05)
     time.sleep(0.5)  # it asks once more

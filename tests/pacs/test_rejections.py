@@ -61,7 +61,7 @@ def retitled(called: bytes = b"MEDOPT", calling: bytes = b"SENDER") -> bytes:
     return data[:10] + called.ljust(16) + calling.ljust(16) + data[42:]
 
 
-def reply(port: int, data: bytes, seconds: float = 12) -> bytes:
+def reply(port: int, data: bytes, seconds: float = 60) -> bytes:
     """The first PDU that comes back, b'' if the connection is closed without one."""
     with closing(socket.create_connection(("127.0.0.1", port), seconds)) as link:
         link.sendall(data)
@@ -72,7 +72,7 @@ def reply(port: int, data: bytes, seconds: float = 12) -> bytes:
 
 
 def rejections(node: HttpNode, count: int = 1) -> Counter[str]:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         found = Counter({reason: n for (event, reason), n in node.audit.counts().items() if event == "rejected"})
         if found.total() >= count:
@@ -159,8 +159,8 @@ def test_an_association_that_is_aborted_leaves_a_line(
 ) -> None:
     crashes: list[object] = []
     monkeypatch.setattr("threading.excepthook", crashes.append)
-    node = listen()
-    with closing(socket.create_connection(("127.0.0.1", node.settings.port), 12)) as link:
+    node = listen(idle_seconds=1)
+    with closing(socket.create_connection(("127.0.0.1", node.settings.port), 60)) as link:
         link.sendall(request())
         assert link.recv(4096)[:1] == b"\x02"
         link.sendall(then)
@@ -183,10 +183,10 @@ def test_who_is_refused_over_http_leaves_a_line(listen: Callable[..., HttpNode],
     node = listen(web={"key_file": str(tmp_path / "key")})
     url, key = f"{node.url}/dicom-web/studies", {"X-API-Key": "0123456789abcdef-key"}
     body = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}
-    assert requests.post(url, b"x", timeout=9).status_code == 401
-    assert requests.post(url, b"x", headers=key | {"Content-Type": "text/plain"}, timeout=9).status_code == 415
-    assert requests.post(url, b"QUITTENBAUM", headers=key | body, timeout=9).status_code == 400
-    assert requests.get(f"{node.url}/favicon.ico", headers=key, timeout=9).status_code == 404
+    assert requests.post(url, b"x", timeout=60).status_code == 401
+    assert requests.post(url, b"x", headers=key | {"Content-Type": "text/plain"}, timeout=60).status_code == 415
+    assert requests.post(url, b"QUITTENBAUM", headers=key | body, timeout=60).status_code == 400
+    assert requests.get(f"{node.url}/favicon.ico", headers=key, timeout=60).status_code == 404
     reasons = rejections(node, 3)
     assert len(reasons) == 3 and not [reason for reason in reasons if "QUITTENBAUM" in reason]
     assert "an HTTP request without a key" in reasons

@@ -42,7 +42,7 @@ def start_http_node(start_http_node: Callable[..., HttpNode], certificates: Path
 
 def test_the_certificate_is_checked(start_http_node: Callable[[str], HttpNode], certificates: Path) -> None:
     node = start_http_node("here")
-    assert requests.get(f"{node.url}/health", verify=str(certificates / "ca.pem"), timeout=5).status_code == 200
+    assert requests.get(f"{node.url}/health", verify=str(certificates / "ca.pem"), timeout=60).status_code == 200
     for authority, reason in (("ca.pem", "HTTP 405"), ("other.pem", "not trusted"), (None, "not trusted")):
         values: dict[str, Any] = {
             "url": f"{node.url}/dicom-web",
