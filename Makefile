@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 DATA ?= data
 RUNS ?= runs
 PYTEST_WORKERS ?= 3  # on 2 cores: many tests wait for processes
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --no-loadscope-reorder -m 'not long'
 MLFLOW_STORE ?= runs/mlflow-server
 MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo pacs-demo test test-fast test-long lint mutation docs docs-reference mlflow-server clean
+.PHONY: help setup demo pacs-demo test test-fast test-long coverage lint mutation docs docs-reference mlflow-server clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -38,9 +39,12 @@ lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: lint  ## all checks, and all tests but the longest, with line coverage over 90 % (about 45 minutes on 2 cores)
+test: lint  ## all checks, and all tests but the longest (about 25 minutes on 2 cores)
+	$(TESTS)
+
+coverage: $(READY)  ## the same tests with line coverage, over 90 % (counting lines takes 40 % longer)
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90 -m 'not long'
+	$(TESTS) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-fast: $(READY)  ## the inner loop: no whole runs, trained networks, servers (under 3 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m fast

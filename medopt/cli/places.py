@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,10 +43,6 @@ def _registered(uri: str) -> Path:
 
     runs = Path("runs")
     require_registry(runs)
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        from medopt.tracking.store import open_store
-
-        open_store(runs)  # MLflow downloads from the store that is in use
     fetched = registered_release(uri, runs)
     if fetched.note:
         typer.echo(f"{uri}: {fetched.note}", err=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medopt.config import Study
     from medopt.training.init_study import InitResult
 
-Depth = Literal[26, 50, 101, 152]
+Depth = Literal[14, 26, 50, 101, 152]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def initialization(
     images: Annotated[int, typer.Option("--images", min=2, help="Training images of the one batch.")] = 8,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps on that batch.")] = 10,
     depths: Annotated[
-        list[int] | None, typer.Option("--depth", help="26, 50, 101 or 152; else the study's and 152. Repeatable.")
+        list[int] | None, typer.Option("--depth", help="14, 26, 50, 101 or 152; else the study's and 152. Repeatable.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -177,7 +177,7 @@ def initialization(
 
 def _depth(given: int) -> Depth:
     if given not in get_args(Depth):
-        raise ConfigError(f"--depth takes 26, 50, 101 or 152; got {given}.")
+        raise ConfigError(f"--depth takes 14, 26, 50, 101 or 152; got {given}.")
     return cast(Depth, given)
 
 

@@ -54,7 +54,7 @@ def describe_key(key: str, root: type[BaseModel] = Study) -> tuple[KeyDescriptio
     """One key, and where it is a section all keys below it; raises ConfigError naming the nearest known key.
 
     >>> describe_key("model.depth")[0].type
-    '26, 50, 101 or 152'
+    '14, 26, 50, 101 or 152'
     """
     plain = key.replace("[]", "")
     named = [(one.path.replace("[]", ""), one) for one in describe_keys(root)]

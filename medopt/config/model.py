@@ -27,7 +27,7 @@ class Model(Section):
     """SHA-256 of the start's file: filled in by the run; weights with another digest are refused."""
     partial: bool = False
     """Take a start although under 90 % of the backbone's weights are in it."""
-    depth: Literal[26, 50, 101, 152] = 26
+    depth: Literal[14, 26, 50, 101, 152] = 26
     """Layers of the network; a deeper one needs more training images."""
     width: Width = 0.25
     """Factor on all channel counts; 1 is the published ResNet. Five numbers: of the stem and of the four stages."""

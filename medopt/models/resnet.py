@@ -1,4 +1,4 @@
-"""Bottleneck ResNets of 26, 50, 101 and 152 layers on MONAI's ResNet, 2-D and 3-D."""
+"""Bottleneck ResNets of 14, 26, 50, 101 and 152 layers on MONAI's ResNet, 2-D and 3-D."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _StemArguments(TypedDict):
     no_max_pool: bool
 
 
-LAYERS = {26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
+LAYERS = {14: [1, 1, 1, 1], 26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 CHANNELS = [64, 128, 256, 512]
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 EXPANSION = 4
@@ -186,7 +186,7 @@ def build_resnet(
     length: global average pooling ends it. The logits are neither sigmoid nor softmax.
 
     Args:
-        depth: layers: 26, 50, 101 or 152.
+        depth: layers: 14, 26, 50, 101 or 152.
         spatial_dims: 2 for images (N, C, H, W), 3 for volumes (N, C, D, H, W).
         channels: channels of the input, 1 for grey values.
         outputs: logits; 1 for a binary question, else one for each label.

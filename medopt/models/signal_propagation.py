@@ -26,7 +26,7 @@ from medopt.config import Study
 from medopt.models.bottleneck import BottleneckLayer
 from medopt.models.resnet import build_model
 
-Depth = Literal[26, 50, 101, 152]
+Depth = Literal[14, 26, 50, 101, 152]
 Init = Literal["he", "xavier"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)

@@ -17,7 +17,6 @@ from medopt.models.starts.opening import OpenedStart, open_start
 from medopt.planning.decide import Decision
 from medopt.release.layout import MODELS
 from medopt.tracking.fetch import PREFIX, Fetched, registered_release
-from medopt.tracking.store import open_store
 
 RUNS = Path("runs")
 """The runs folder of a command that is given none."""
@@ -98,7 +97,6 @@ def _opened(name: str, near: Path, runs: Path) -> OpenedStart:
 
 def _fetched(name: str, runs: Path) -> Fetched:
     require_registry(runs)
-    open_store(runs)  # MLflow downloads from the store that is in use
     return registered_release(name, runs)
 
 

@@ -113,9 +113,9 @@ def _download(store: str, name: str, version: str, digest: str, kept: Path) -> N
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".part-") as part:
         try:
             with redirect_stderr(StringIO()):
-                got = mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{PREFIX}{name}/{version}", dst_path=part, tracking_uri=store, registry_uri=store
-                )
+                # `models:/` itself would be looked up in the store that this process uses, whatever is given here
+                place = mlflow.MlflowClient(store, store).get_model_version_download_uri(name, version)
+                got = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=part, tracking_uri=store)
         except Exception as error:  # each kind of store has its own
             raise _Unreachable(first_line(error)) from None
         sums = sorted(Path(got).rglob(SUMS))

@@ -75,6 +75,6 @@ def test_init_compares_what_the_net_is_made_of(study_file: Path) -> None:
 
 
 def test_what_cannot_be_meant_is_refused(study_file: Path) -> None:
-    call("tune", "init", study_file, "--depth", 30).refused(2, "--depth takes 26, 50, 101 or 152; got 30")
+    call("tune", "init", study_file, "--depth", 30).refused(2, "--depth takes 14, 26, 50, 101 or 152; got 30")
     call("tune", "lr", *places(study_file), "--low", 1, "--high", 0.1).refused(2, "from a lower to a higher rate")
     call("tune", "lr", study_file.with_name("none.yaml")).refused(2, "There is no study file")

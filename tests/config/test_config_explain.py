@@ -23,7 +23,7 @@ def by_path(root: type = Study) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize(
     ("key", "takes", "default"),
     [
-        ("model.depth", "26, 50, 101 or 152", "26"),
+        ("model.depth", "14, 26, 50, 101 or 152", "26"),
         ("model.width", "number > 0 or list of number > 0 (5)", "0.25"),
         ("data.labels", "list of text (2 or more)", "required"),
         ("data.series.slices", "[whole number, whole number] or null", "null"),

@@ -38,7 +38,7 @@ def test_full_width_has_the_published_parameters(depth: int, on_paper: Callable[
     assert parameters == BACKBONE[depth] + 2048 + 1
 
 
-@pytest.mark.parametrize("depth", [26, 50, 101, 152])
+@pytest.mark.parametrize("depth", [14, 26, 50, 101, 152])
 def test_the_depth_counts_convolutions_and_the_classifier(depth: int, on_paper: Callable[..., nn.Module]) -> None:
     model = on_paper(depth=depth)
     projections = sum(len(convolutions(m.skip)) for m in model.modules() if isinstance(m, BottleneckLayer))

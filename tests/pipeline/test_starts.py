@@ -22,8 +22,8 @@ RENAMED = {"reduce": "conv1", "spatial": "conv2", "expand": "conv3", "norm1": "b
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grey ResNet-26 of 1/8 width as torchvision names one."""
-    network = build_resnet(26, channels=1, width=0.125, stem="large", variant="v1.5", seed=7)
+    """A grey ResNet-14 of 1/8 width as torchvision names one."""
+    network = build_resnet(14, channels=1, width=0.125, stem="large", variant="v1.5", seed=7)
     named = {}
     for name, value in network.state_dict().items():
         parts = [RENAMED.get(part, "downsample" if part == "skip" else part) for part in name.split(".")]
@@ -34,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(clinic: Clinic, runs: Path, *settings: str) -> list[object]:
-    chosen = ("model.depth=26", "evaluation.shift_cases=0", "evaluation.explain=0", "training.epochs=1", *settings)
+    chosen = ("model.depth=14", "evaluation.shift_cases=0", "evaluation.explain=0", "training.epochs=1", *settings)
     study = yaml.safe_load(clinic.study_file.read_text())
     del study["model"]  # the start decides it
     path = runs.parent / "clinic.yaml"
@@ -61,7 +61,7 @@ def test_the_study_of_the_run_says_which_weights_and_which_network(started: tupl
     model = study["model"]
     assert model["start"] == str(weights) and len(model["start_digest"]) == 64
     kept = {key: model[key] for key in ("depth", "width", "stem", "variant", "head")}
-    assert kept == {"depth": 26, "width": 0.125, "stem": "large", "variant": "v1.5", "head": "every_depth"}
+    assert kept == {"depth": 14, "width": 0.125, "stem": "large", "variant": "v1.5", "head": "every_depth"}
     assert study["training"]["mixup"] == 0  # the recipe of starts, where the study says nothing else
 
 
@@ -131,7 +131,7 @@ def test_a_small_network_learns_from_a_teacher(clinic: Clinic, weights: Path, tm
 def test_weights_that_have_seen_a_test_image_are_refused(clinic: Clinic, tmp_path: Path) -> None:
     """Pretrained on the clinic's whole folder, its test images among them."""
     start = tmp_path / "own.safetensors"
-    pairs = ("model.depth=26", "model.width=0.125", "training.epochs=1", "prepare.size=[32,32]")
+    pairs = ("model.depth=14", "model.width=0.125", "training.epochs=1", "prepare.size=[32,32]")
     small = [word for pair in pairs for word in ("--set", pair)]
     learned = call("pretrain", clinic.data / "scans", "--out", start, "--runs", tmp_path / "pre", *small)
     assert learned.code == 0, learned.stderr
@@ -172,7 +172,7 @@ def test_what_a_run_has_seen_goes_on_with_the_next_one(
 
 def test_a_network_that_is_not_the_starts_is_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
     done = call(*words(clinic, tmp_path / "runs", f"model.start={weights}", "model.depth=50"))
-    done.refused(2, "model.depth is 50", "has 26")
+    done.refused(2, "model.depth is 50", "has 14")
 
 
 def test_weights_that_have_changed_are_refused(clinic: Clinic, weights: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_run_is_a_start_as_its_network_was_built(started: tuple[Done, Path], c
     assert done.code == 0, done.stderr
     opened = open_start(str(started[1]), tmp_path)
     built = opened.start
-    assert (built.layout, built.depth, built.variant, built.stem) == ("medopt", 26, "v1.5", "large")
+    assert (built.layout, built.depth, built.variant, built.stem) == ("medopt", 14, "v1.5", "large")
 
 
 def test_probe_looks_at_validation_alone(clinic: Clinic, weights: Path, tmp_path: Path) -> None:

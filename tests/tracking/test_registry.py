@@ -226,7 +226,9 @@ def test_a_release_is_fetched_checked_and_kept(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = Registry(runs).uri
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'another.db'}")  # the store in use is another
     found = fetch_release("models:/clinic@candidate", uri, tmp_path / "kept")
+    assert mlflow.get_tracking_uri().endswith("another.db")
     assert found.place.is_symlink() and found.note == ""
     assert (found.place / SUMS).read_bytes() == (finished.release / SUMS).read_bytes()
     Release.open(found.place)
