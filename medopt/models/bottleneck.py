@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ def _of_axes(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     return (value,) * dims if isinstance(value, int) else tuple(value)
 
 
-def _means(stride: tuple[int, ...], window: Literal["pooled", "averaged"]) -> list[nn.Module]:
+def _means(stride: Any, window: Literal["pooled", "averaged"]) -> list[nn.Module]:
     """Layers that take means of 3x3 places ("pooled") or 2x2 ("averaged"), a stride apart, of what lies in the image.
 
     An axis without a stride is left alone. Torch does not pool a volume's axis of one or two places, padded or not:
@@ -81,8 +81,9 @@ def _means(stride: tuple[int, ...], window: Literal["pooled", "averaged"]) -> li
     if window == "averaged":
         pool = nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d
         return [pool(stride, stride, ceil_mode=True, count_include_pad=False)]
-    sides, edges = tuple(3 if step > 1 else 1 for step in stride), tuple(int(step > 1) for step in stride)
+    sides: Any = tuple(3 if step > 1 else 1 for step in stride)
+    edges: Any = tuple(int(step > 1) for step in stride)
     if len(stride) == 2:
         return [nn.AvgPool2d(sides, stride, edges, count_include_pad=False)]
-    both = tuple(edge for edge in reversed(edges) for _ in range(2))  # torch counts the axes from the last one
+    both: Any = tuple(edge for edge in reversed(edges) for _ in range(2))  # torch counts the axes from the last one
     return [nn.ReplicationPad3d(both), nn.AvgPool3d(sides, stride)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,13 @@ def multiply_adds(model: nn.Module, channels: int, size: Sequence[int]) -> int:
 
 def layer_costs(model: nn.Module, channels: int, size: Sequence[int]) -> dict[str, int]:
     """Multiply-adds of each convolution and linear layer by name, counted in one forward pass."""
-    shapes = _output_shapes(model, channels, size, _LAYERS)
-    weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in shapes}
-    return {name: weights[name].numel() * math.prod(shape[2:]) for name, shape in shapes.items()}
+    return _layer_costs(model, _output_shapes(model, channels, size, _LAYERS))
+
+
+def _layer_costs(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in shapes}
+    weights = {name: layer.weight.numel() for name, layer in layers.items() if isinstance(layer, _LAYERS)}
+    return {name: count * math.prod(shapes[name][2:]) for name, count in weights.items()}
 
 
 def study_cost(study: Study) -> Cost:
@@ -44,11 +48,11 @@ def study_cost(study: Study) -> Cost:
 
     Training keeps what each convolution, normalization and pooling gives; activations work in place.
     """
-    model = build_model(study).to("meta")
-    channels, size = study.prepare.input_channels, study.prepare.size
-    shapes = _output_shapes(model, channels, size, _KEPT)
+    with torch.device("meta"):
+        model = build_model(study)
+    shapes = _output_shapes(model, study.prepare.input_channels, study.prepare.size, _KEPT)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(multiply_adds(model, channels, size), sum(map(math.prod, shapes.values())), parameters)
+    return Cost(sum(_layer_costs(model, shapes).values()), sum(map(math.prod, shapes.values())), parameters)
 
 
 def _output_shapes(

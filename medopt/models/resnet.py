@@ -80,7 +80,9 @@ class BottleneckResNet(ResNet):
         if head == "every_depth":
             self.fc = DepthHeads(self.depths(widths), outputs, dropout)  # type: ignore[assignment]
 
-    def _make_layer(self, _block: Any, planes: int, blocks: int, spatial_dims: int, *_args: Any, **_monai: Any) -> Any:
+    def _make_layer(
+        self, block: Any, planes: int, blocks: int, spatial_dims: int, *_args: Any, **_monai: Any
+    ) -> nn.Sequential:
         """A stage of our blocks in place of MONAI's; its __init__ asks for them in order."""
         number = next(number for number, name in enumerate(STAGES) if name not in self._modules)
         kinds: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +140,7 @@ def _image_size(
         reason = effort.allows(found)
         if not reason or limit <= MIN_SIDE:
             break
-        against, limit = against or f"at {max(size)} {reason}", max(MIN_SIDE, min(limit, max(size)) - 32)
+        against, limit = against or f"at {max(size)} {reason}", max(MIN_SIDE, min(limit, max(size)) - 64)
     if same:
         why = "all images have this size already"
         fit = "stretch"
@@ -193,7 +194,7 @@ def _volume_size(
         reason = effort.allows(found)
         if not reason or voxels <= 32**3:
             break
-        against, voxels = against or reason, int(0.8 * min(voxels, np.prod(size)))
+        against, voxels = against or reason, int(0.8 * min(voxels, math.prod(size)))
     bound = f"at most {voxels} voxels are kept on {effort.device_text}" + (f": with more {against}" if against else "")
     if step is None or spacing is None:
         why = f"not all volumes give a spacing; the median is {joined(fingerprint.sizes(0.5))} voxels, {bound}"
