@@ -23,6 +23,7 @@ from medopt.models.resnet import network_note
 from medopt.models.starts.adapt import fit_start
 from medopt.models.starts.files import read_start, write_start
 from medopt.models.starts.layouts import recognise
+from medopt.pipeline.start import resolve_start
 from medopt.transforms.restore import stride_of
 
 THICK, STEP = (20, 64, 64), (5.0, 0.5, 0.5)
@@ -214,3 +215,24 @@ def test_its_onnx_is_a_start_and_shows_its_evidence(head: Any, variant: Any, tmp
 def test_a_stride_follows_from_pixels_and_places(pixels: int, stride: int) -> None:
     places = -(-pixels // stride)
     assert places == 1 or stride_of(pixels, places) == stride
+
+
+def test_a_start_decides_the_kernels_and_the_study_may_halve_otherwise(tmp_path: Path) -> None:
+    geometry, path = fit_geometry(THICK, STEP), tmp_path / "start.safetensors"
+    write_start(path, recognise(thick().state_dict(), "w", {"variant": "pooled", **geometry.settings()}))
+
+    def resolved(**model: Any) -> Study:
+        prepare = {"size": [20, 64, 64], "spacing_mm": [5, 0.5, 0.5]}
+        data = {"manifest": "m.csv", "labels": ["no", "yes"]}
+        raw = {"name": "s", "question": "?", "data": data, "prepare": prepare, "model": {"start": str(path), **model}}
+        return resolve_start(Study.model_validate(raw), tmp_path)
+
+    settings, plain = geometry.settings(), resolved()
+    assert (plain.model.strides, plain.model.kernels) == (settings["strides"], settings["kernels"])
+    assert resolve_start(plain, tmp_path) == plain
+    otherwise = [[1, 2, 2], [1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 2, 2]]
+    chosen = resolved(strides=otherwise, kernels="auto")
+    assert (chosen.model.strides, chosen.model.kernels) == (otherwise, settings["kernels"])
+    fit_start(read_start(path), build_model(chosen), "w")
+    with pytest.raises(ConfigError, match=r"model\.kernels is isotropic, but the start"):
+        resolved(kernels="isotropic")
