@@ -95,7 +95,7 @@ def fit_geometry(size: Sequence[int], spacing: Sequence[float] | None = None, st
     """
     dims = len(size)
     steps = [float(step) for step in spacing] if spacing else [1 / side if dims == 3 else 1.0 for side in size]
-    own = isotropic(choose_stem([max(size)]) if stem == "auto" else stem, dims)
+    own = isotropic(_fitted_stem(size) if stem == "auto" else stem, dims)
     left, mixes = [float(side) for side in size], [False] * dims
     strides: list[Axes] = []
     kernels = [_kernel(own.kernels[0], steps, mixes)]
@@ -108,6 +108,12 @@ def fit_geometry(size: Sequence[int], spacing: Sequence[float] | None = None, st
         if level:  # of layer1 behind the pooling, and of the stages that follow
             kernels.append(_kernel(own.kernels[level], steps, mixes))
     return Geometry(own.stem, tuple(strides), tuple(kernels))
+
+
+def _fitted_stem(size: Sequence[int]) -> str:
+    """The stem for the longest side; a volume's halves at least once, as without it the work is eight times as much."""
+    stem = choose_stem([max(size)])
+    return "medium" if stem == "small" and len(size) == 3 else stem
 
 
 def _kernel(whole: Axes, steps: Sequence[float], mixes: list[bool]) -> Axes:
@@ -152,7 +158,7 @@ def _stem_of(strides: PerAxis, size: Sequence[int] | None) -> str:
     if not isinstance(strides, str):
         halved = [max([1, *step]) > 1 for step in strides]
         return "large" if halved[1:2] == [True] else "medium" if halved[:1] == [True] else "small"
-    return choose_stem([max(size)] if strides == "auto" and size else size)
+    return _fitted_stem(size) if strides == "auto" and size else choose_stem(size)
 
 
 def _chosen(

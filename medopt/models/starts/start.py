@@ -57,8 +57,8 @@ class Start:
             "width": self.width[0] if even else list(self.width),
             "stem": self.stem,
             "variant": self.variant,
-            "strides": self.strides,
-            "kernels": self.kernels,
+        } | {
+            key: value for key, value in (("strides", self.strides), ("kernels", self.kernels)) if value != "isotropic"
         }
 
 
