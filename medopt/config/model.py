@@ -40,7 +40,7 @@ class Model(Section):
     stem: Literal["auto", "small", "medium", "large", "deep", "full", "slices"] = "auto"
     """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one; deep: three
     3x3 in place of the 7x7; full and slices: as starts of MONAI and I3ResNet have it. auto: by the shortest side of the
-    image, so that the last blocks still see 3 x 3 positions or more."""
+    image, so that the last blocks still see 3 x 3 positions or more; with strides: auto by the longest."""
     strides: PerAxis = "isotropic"
     """isotropic: the network halves all axes alike. auto: by prepare.size and prepare.spacing_mm, so that an axis of
     thick slices is not halved before the others have caught up (nnU-Net's rule), and none of which fewer than 3
