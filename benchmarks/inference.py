@@ -43,7 +43,7 @@ from medopt.core.records import FloatArray
 from medopt.inference.engines import ENGINES, Engine, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.models import build_model
-from medopt.models.resnet import choose_stem
+from medopt.models.geometry import choose_stem
 
 EAGER, BATCH, PAUSE = "torch eager float32", 8, 0.02
 SHARES = {"30": 1 - 1 / 2.14, "50": 1 - 1 / 3.9}  # of the multiply-adds, for that percentage of the channels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -36,12 +37,16 @@ def plan(
     rename: RenameOption = "",
     name: Annotated[str, typer.Option("--name", help="Name of the study; else that of the manifest.")] = "",
     question: Annotated[str, typer.Option("--question", help="What the study asks of a scan, for its report.")] = "",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="What will train.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option("--device", help="What will train: cuda plans for a GPU of 16 GB where this machine has none."),
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Look at a manifest's scans and write a study file for them that runs as it is.
 
-    Sizes, spacings, intensities, colours, classes and their number decide; each choice stands there with its reason.
+    Sizes, spacings, intensities, colours, classes and their number decide, and this machine's memory; each choice
+    stands there with its reason. A measured step tells how long training will take here.
 
     Example: medopt plan manifest.csv --data images --out lesions.yaml && medopt run lesions.yaml
     """
@@ -52,6 +57,7 @@ def plan(
     from medopt.manifest.table import read_manifest
     from medopt.pipeline.start import with_start
     from medopt.planning.decide import decide
+    from medopt.planning.duration import duration_notes
     from medopt.planning.fingerprint import take_fingerprint
     from medopt.planning.write import describe_fingerprint, write_plan
 
@@ -60,16 +66,20 @@ def plan(
     cases = read_manifest(manifest, guessed)
     folder = _folder(manifest, guessed, data)
     with reporting() as reporter:
-        labels, task = guessed.data.labels, guessed.data.task
+        labels, task, started = guessed.data.labels, guessed.data.task, time.perf_counter()
         fingerprint = take_fingerprint(cases, labels, task, folder, reporter, guessed.prepare)
-    decided = decide(fingerprint, _device(device), modality.upper())
+        read_seconds = time.perf_counter() - started
+    trains = _device(device)
+    decided = decide(fingerprint, trains, modality.upper(), _memory(trains))
     channels = guessed.prepare.input_channels
     if not guessed.prepare.channel_names:
         channels = next(one.value for one in decided if one.key == "prepare.channels")
     decisions = with_start(decided, fingerprint.dims, channels)
-    study = write_plan(out, manifest, folder.resolve(), guessed, fingerprint, decisions)
+    plan = (out, manifest, folder.resolve(), guessed, fingerprint, decisions)
+    notes = duration_notes(write_plan(*plan), fingerprint, trains, read_seconds)
+    study = write_plan(*plan, notes)
     console = plain_console()
-    for line in describe_fingerprint(fingerprint):
+    for line in (*describe_fingerprint(fingerprint), *notes):
         console.print(line)
     table = Table("setting", "value", "why", title=f"{out}", title_justify="left")
     for decision in decisions:
@@ -109,6 +119,17 @@ def _folder(manifest: Path, guessed: Study, data: Path | None) -> Path:
         f"The manifest's images are not below {looked} (looked for the first of them). Give the folder that its paths "
         "start from with --data DIR: for a manifest that was built, the folder it was built of."
     )
+
+
+def _memory(device: str) -> int | None:
+    """Bytes that training may have here; None for a GPU that this machine does not have."""
+    if device == "cpu":
+        from medopt.training.step_bench import available_bytes
+
+        return available_bytes()
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _device(name: str) -> str:

@@ -15,7 +15,6 @@ does not load beside the CPU build of torch.
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,9 @@ from torch import Tensor, nn
 
 from medopt.core.errors import ConfigError
 from medopt.models.channel_widths import ChannelGroup, Kept, Widths, channel_groups, module_of, take_channels
+from medopt.models.cost import layer_costs, multiply_adds
+
+__all__ = ["gradient_scores", "multiply_adds", "prune_network", "weight_scores"]
 
 Scores = Mapping[str, Tensor]
 """Of each group by name how much each channel matters (C,), in the units of the loss."""
@@ -32,36 +34,6 @@ MIN_CHANNELS, SHARE = 4, 8
 STEPS = {128: 16, 32: 8, 16: 4}
 """Groups of so many channels keep a multiple of so many, as int8 kernels work in such steps: a ResNet-50 with 53 % of
 its multiply-adds gone is 1.6 to 1.8 times as fast so as with any widths, one of a quarter width 1.4 times."""
-_LAYERS = (nn.Conv2d, nn.Conv3d, nn.Linear)
-
-
-def multiply_adds(model: nn.Module, channels: int, size: Sequence[int]) -> int:
-    """Multiply-adds of one image (channels, *size): those of the convolutions and linear layers."""
-    return sum(_costs(model, channels, size).values())
-
-
-def _costs(model: nn.Module, channels: int, size: Sequence[int]) -> dict[str, int]:
-    """Multiply-adds of each convolution and linear layer by name, counted in one forward pass."""
-    costs: dict[str, int] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            costs[name] = weight.numel() * math.prod(output.shape[2:])
-
-        return hook
-
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _LAYERS)}
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    weight, mode = next(model.parameters()), model.training
-    try:
-        with torch.no_grad():
-            model.eval()(weight.new_zeros((1, channels, *size)))
-    finally:
-        model.train(mode)
-        for hook in hooks:
-            hook.remove()
-    return costs
 
 
 def prune_network(
@@ -75,7 +47,7 @@ def prune_network(
     width of a group is taken. Raises ConfigError where that leaves too much.
     """
     first = "conv1.0" if isinstance(model.conv1, nn.Sequential) else "conv1"
-    costs = _costs(model, module_of(model, first).in_channels, size)
+    costs = layer_costs(model, module_of(model, first).in_channels, size)
     ladder = _Ladder(model, costs, scores, (whole or Widths.of(model)).by_group())
     target = (1 - remove) * sum(costs.values())
     smallest = ladder.cost(ladder.widths(len(ladder.order)))

@@ -9,13 +9,19 @@ from pydantic import Field, model_validator
 from medopt.config.section import Fraction, Positive, Section
 
 SCRATCH, AUTO = "scratch", "auto"
+_Counts = list[Annotated[int, Field(ge=1, le=7)]]
+PerAxis = (
+    Literal["isotropic", "auto"]
+    | Annotated[list[Annotated[_Counts, Field(min_length=2, max_length=3)]], Field(min_length=5, max_length=5)]
+)
 Width = Positive | Annotated[list[Positive], Field(min_length=5, max_length=5)]
 
 
 class Model(Section):
     """A bottleneck ResNet (He et al. 2016): 1x1 reduce, 3x3, 1x1 expand, skip, global average pooling.
 
-    With a `start` its depth, width, stem, variant and scaled_channels are those of the start: leave them out.
+    With a `start` its depth, width, stem, variant and scaled_channels are those of the start: leave them out. Of a 3-D
+    start it has the kernels, too.
     """
 
     start: str = SCRATCH
@@ -34,7 +40,16 @@ class Model(Section):
     stem: Literal["auto", "small", "medium", "large", "deep", "full", "slices"] = "auto"
     """small: 3x3 stride 1; medium: 3x3 stride 2; large: 7x7 stride 2 and max pooling, the published one; deep: three
     3x3 in place of the 7x7; full and slices: as starts of MONAI and I3ResNet have it. auto: by the shortest side of the
-    image, so that the last blocks still see 3 x 3 positions or more."""
+    image, so that the last blocks still see 3 x 3 positions or more; with strides: auto by the longest."""
+    strides: PerAxis = "isotropic"
+    """isotropic: the network halves all axes alike. auto: by prepare.size and prepare.spacing_mm, so that an axis of
+    thick slices is not halved before the others have caught up (nnU-Net's rule), and none of which fewer than 3
+    positions would be left. Or five lists of a number an axis: of the stem's convolution, its pooling, and of layer2,
+    layer3 and layer4."""
+    kernels: PerAxis = "isotropic"
+    """isotropic: as far along all axes. auto: one slice wide along an axis of thick slices, until the others have
+    caught up. Or five lists of a number an axis: of the stem's convolution and of the four stages' 3x3. A 3-D start
+    decides them."""
     variant: Literal["pooled", "v1", "caffe", "v1.5", "d", "dilated"] = "pooled"
     """Where the stride of a block sits, and what its skip projects. pooled: on the 3x3; means of 3x3 positions. v1.5:
     on the 3x3; every second position (torchvision). v1: on the first 1x1 (2016, Keras). caffe: v1, and the stem pools

@@ -59,6 +59,15 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _numbers_of_each_axis(self) -> Self:
+        for name, lists in (("strides", self.model.strides), ("kernels", self.model.kernels)):
+            if not isinstance(lists, str) and any(len(each) != self.spatial_dims for each in lists):
+                raise ValueError(
+                    f"model.{name} has lists of {len(lists[0])} numbers; prepare.size has {self.spatial_dims} axes"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _rates_that_fall(self) -> Self:
         schedule, training = self.training.schedule, self.training
         rates = [training.optimizer.lr, *([training.switch.to.lr] if training.switch else [])]
@@ -94,6 +103,9 @@ class Study(Section):
         sections = self.model_dump(mode="json", include={"seed", "prepare", "augment", "model", "training"})
         if self.model.start_digest:
             del sections["model"]["start"]  # a file by its content, wherever it lies
+        for key in ("strides", "kernels"):  # trainings from before there were any are found again
+            if sections["model"][key] == "isotropic":
+                del sections["model"][key]
         return digest(sections | {"data": data})
 
     def digest(self) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 from medopt.compression.gate import TOO_FEW
 from medopt.compression.pareto import Rule, on_front, pick, reasons_against
-from medopt.compression.prune import multiply_adds
 from medopt.config import Study
 from medopt.core.errors import ConfigError, ReleaseRefused
 from medopt.core.files import file_digest
@@ -23,6 +22,7 @@ from medopt.core.reporter import Reporter
 from medopt.evaluation.compression_front import CompressionFront, CompressionOption, Precision
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
+from medopt.models.cost import multiply_adds
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import complete_run, opened_run, stages_of_models
 from medopt.pipeline.run_folder import FLOAT, NARROW, QUANTIZED, RunFolder

@@ -78,12 +78,13 @@ class Evidence:
             return None
         sides = own.shape[2:]
         strides = [stride_of(*axis) for axis in zip(image.shape[1:], sides, strict=True)]
-        between = next((n for n in (1, 2) if min(sides) * n >= _MIN_POSITIONS), 4 if len(sides) == 2 else 2)
-        fine = np.empty((each.shape[1], *[side * between for side in sides]))
-        for part in product(range(between), repeat=len(sides)):
-            steps = [stride * at // between for stride, at in zip(strides, part, strict=True)]
+        wanted = next((n for n in (1, 2) if min(sides) * n >= _MIN_POSITIONS), 4 if len(sides) == 2 else 2)
+        between = [min(wanted, stride) for stride in strides]  # an axis that is not halved has all its places
+        fine = np.empty((each.shape[1], *[side * n for side, n in zip(sides, between, strict=True)]))
+        for part in product(*map(range, between)):
+            steps = [stride * at // n for stride, at, n in zip(strides, part, between, strict=True)]
             moved = self._logits(self._body({INPUT: _shifted(image, steps)[None]}).to_tuple()[0], bias)
-            fine[(slice(None), *[slice(at, None, between) for at in part])] = moved[0]
+            fine[(slice(None), *[slice(at, None, n) for at, n in zip(part, between, strict=True)])] = moved[0]
         return fine
 
     def _logits(self, places: FloatArray, bias: FloatArray) -> NDArray[np.float64]:

@@ -30,6 +30,11 @@ from medopt.manifest.duplicates import thumbnail
 from medopt.manifest.findings import display_name
 from medopt.manifest.table import single_images
 
+AIR = -950.0
+"""HU below which there is air, and no lung that holds blood."""
+MIN_TISSUE = 0.01
+"""Share of the values below which percentiles of tissue say nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
@@ -58,6 +63,8 @@ class ImageFacts:
     eight_bit: bool = False
     low: float = 0.0
     high: float = 0.0
+    tissue: tuple[float, float] | None = None
+    """Of a CT the 0.5 and 99.5 percentiles of what is no air outside or in a gut: above AIR."""
     digest: str = ""
     thumbnail: FloatArray | None = None
     channels: tuple[ImageFacts | None, ...] = ()
@@ -152,6 +159,7 @@ def _read_image(case: Case, folder: Path) -> ImageFacts:
         return ImageFacts(problem=f"is constant: all pixels are {content.flat[0]:g}", size=size)
     sample = content.reshape(-1)[:: content.size // 100_000 + 1]
     low, high = np.percentile(sample, [0.5, 99.5])
+    body = sample[sample > AIR] if volume.modality == "CT" else sample[:0]
     whole = bool((sample == np.rint(sample)).all())
     headers = _headers(case, folder) if volume.source.get("format") == "DICOM" else []
     intents = {str(header.get("PresentationIntentType") or "").upper().removeprefix("FOR ") for header in headers}
@@ -168,6 +176,7 @@ def _read_image(case: Case, folder: Path) -> ImageFacts:
         eight_bit=whole and bool(content.min() >= 0 and content.max() <= 255),
         low=float(low),
         high=float(high),
+        tissue=tuple(np.percentile(body, [0.5, 99.5]).tolist()) if body.size > MIN_TISSUE * sample.size else None,
         digest=pixel_digest(array),
         thumbnail=thumbnail(array),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from medopt.core.errors import ConfigError
 from medopt.core.telemetry import without_telemetry
 from medopt.models.bottleneck import BottleneckLayer
 from medopt.models.depth_heads import DepthHeads, InputScaling
+from medopt.models.geometry import STEMS, Geometry, PerAxis, Stem, resolve_geometry
 from medopt.models.initialization import initialize
 from medopt.models.variants import VARIANTS, Variant, dilate
 
@@ -20,41 +21,10 @@ with without_telemetry():
     from monai.networks.layers.factories import Conv, Norm, Pool
     from monai.networks.nets.resnet import ResNet
 
-Stem = Literal["auto", "small", "medium", "large", "deep", "full", "slices"]
-
-
-class _StemArguments(TypedDict):
-    conv1_t_size: Any  # a number, or one for each axis: MONAI's own hint knows only one
-    conv1_t_stride: Any
-    no_max_pool: bool
-
-
 LAYERS = {14: [1, 1, 1, 1], 26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 CHANNELS = [64, 128, 256, 512]
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 EXPANSION = 4
-# MONAI's own default is a 7x7 stem of stride 1: four times the work of the published network. So it is always said.
-STEMS: dict[str, _StemArguments] = {
-    "small": {"conv1_t_size": 3, "conv1_t_stride": 1, "no_max_pool": True},
-    "medium": {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": True},
-    "large": {"conv1_t_size": 7, "conv1_t_stride": 2, "no_max_pool": False},
-    "deep": {"conv1_t_size": 3, "conv1_t_stride": 2, "no_max_pool": False},
-    "full": {"conv1_t_size": 7, "conv1_t_stride": 1, "no_max_pool": False},
-    "slices": {"conv1_t_size": (3, 7, 7), "conv1_t_stride": (1, 2, 2), "no_max_pool": False},
-}
-
-
-def _block(variant: Variant) -> type[BottleneckLayer]:
-    """Our block under the signature that MONAI's ResNet builds its stages with."""
-
-    class Block(BottleneckLayer):
-        expansion = EXPANSION
-
-        def __init__(self, in_planes: int, planes: int, spatial_dims: int = 3, stride: int = 1, **_monai: Any) -> None:
-            kinds: dict[str, Any] = {"projects": variant.skip, "stride_on": variant.stride_on}
-            super().__init__(in_planes, planes, planes * EXPANSION, spatial_dims=spatial_dims, stride=stride, **kinds)
-
-    return Block
 
 
 class _Stage(nn.Sequential):
@@ -68,6 +38,12 @@ class _Stage(nn.Sequential):
         return x
 
 
+class _Expansion:
+    """What MONAI asks of a kind of block: by how much its outputs are wider than its bottleneck."""
+
+    expansion = EXPANSION
+
+
 class BottleneckResNet(ResNet):
     """MONAI's ResNet of our blocks: with a stem as wide as is asked for, and a head on one depth or on all."""
 
@@ -75,35 +51,49 @@ class BottleneckResNet(ResNet):
 
     def __init__(
         self, variant: Variant, layers: list[int], channels: int, outputs: int, dims: int, widths: Sequence[int],
-        stem: str, scaled: int, head: str, dropout: float,
+        geometry: Geometry, scaled: int, head: str, dropout: float,
     ) -> None:  # fmt: skip
-        block = _block(variant)
+        self.variant, self.geometry, self.widths = variant, geometry, tuple(widths)  # the stages read them
+        shape = STEMS[geometry.stem]
         super().__init__(
-            block=block,  # type: ignore[arg-type]  # MONAI names its own classes only, but calls any block
+            block=_Expansion,  # type: ignore[arg-type]  # our own stages build our own blocks
             layers=layers,
             block_inplanes=[*widths[1:]],
             spatial_dims=dims,
             n_input_channels=scaled or channels,
             num_classes=outputs,
-            **STEMS[stem],
+            conv1_t_size=geometry.kernels[0],  # type: ignore[arg-type]  # MONAI's own hint knows only one number
+            conv1_t_stride=geometry.strides[0],  # type: ignore[arg-type]
+            no_max_pool=not shape.pools,
         )
-        if stem == "deep":
-            self.conv1 = _deep_stem(scaled or channels, widths[0], dims)  # type: ignore[assignment]
+        if geometry.stem == "deep":
+            self.conv1 = _deep_stem(scaled or channels, widths[0], geometry)  # type: ignore[assignment]
         if widths[0] != widths[1]:
-            if stem != "deep":
+            if geometry.stem != "deep":
                 self.conv1 = _like(self.conv1, widths[0], dims)
             self.bn1 = Norm[Norm.BATCH, dims](widths[0])
-            self.layer1[0] = block(widths[0], widths[1], dims)
-        if not variant.pads_pool:
-            self.maxpool = Pool[Pool.MAX, dims](kernel_size=3, stride=2, ceil_mode=True)
-        for name in STAGES:
-            setattr(self, name, _Stage(*getattr(self, name)))
+        self.maxpool = _max_pool(geometry.strides[1], pads=variant.pads_pool)
         if variant.dilated:
             dilate(self.layer3, 2, dims)
             dilate(self.layer4, 4, dims)
         self.scaling = InputScaling(scaled, dims) if scaled else nn.Identity()
         if head == "every_depth":
             self.fc = DepthHeads(self.depths(widths), outputs, dropout)  # type: ignore[assignment]
+
+    def _make_layer(
+        self, block: Any, planes: int, blocks: int, spatial_dims: int, *_args: Any, **_monai: Any
+    ) -> nn.Sequential:
+        """A stage of our blocks in place of MONAI's; its __init__ asks for them in order."""
+        number = next(number for number, name in enumerate(STAGES) if name not in self._modules)
+        kinds: dict[str, Any] = {
+            "spatial_dims": spatial_dims, "kernel": self.geometry.kernels[1 + number],
+            "projects": self.variant.skip, "stride_on": self.variant.stride_on,
+        }  # fmt: skip
+        inputs, outputs = self.widths[0] if number == 0 else self.in_planes, planes * EXPANSION
+        stride = self.geometry.strides[1 + number] if number else 1
+        first = BottleneckLayer(inputs, planes, outputs, stride=stride, **kinds)
+        self.in_planes = outputs
+        return _Stage(first, *(BottleneckLayer(outputs, planes, outputs, **kinds) for _ in range(1, blocks)))
 
     def depths(self, widths: Sequence[int]) -> list[int]:
         """Channels of the stem and of each block's output, in the order of the data."""
@@ -152,14 +142,25 @@ def _like(conv: Any, outputs: int, dims: int) -> Any:
     return Conv[Conv.CONV, dims](conv.in_channels, outputs, kernel, stride=stride, padding=padding, bias=False)
 
 
-def _deep_stem(inputs: int, outputs: int, dims: int) -> nn.Sequential:
+def _deep_stem(inputs: int, outputs: int, geometry: Geometry) -> nn.Sequential:
     """Three 3x3 convolutions in place of one of 7x7, the first with the stride (He et al. 2019, ResNet-C)."""
+    dims, sides, stride = len(geometry.kernels[0]), geometry.kernels[0], geometry.strides[0]
     conv, norm, half = Conv[Conv.CONV, dims], Norm[Norm.BATCH, dims], outputs // 2
+    padding = tuple(side // 2 for side in sides)
     return nn.Sequential(
-        *(conv(inputs, half, 3, stride=2, padding=1, bias=False), norm(half), nn.ReLU(inplace=True)),
-        *(conv(half, half, 3, padding=1, bias=False), norm(half), nn.ReLU(inplace=True)),
-        conv(half, outputs, 3, padding=1, bias=False),
+        *(conv(inputs, half, sides, stride=stride, padding=padding, bias=False), norm(half), nn.ReLU(inplace=True)),
+        *(conv(half, half, sides, padding=padding, bias=False), norm(half), nn.ReLU(inplace=True)),
+        conv(half, outputs, sides, padding=padding, bias=False),
     )
+
+
+def _max_pool(stride: tuple[int, ...], *, pads: bool) -> Any:
+    """The stem's pooling of 3x3 places, along the axes that it halves."""
+    sides = tuple(3 if step > 1 else 1 for step in stride)
+    pool = Pool[Pool.MAX, len(stride)]
+    if not pads:  # Caffe begins at the edge of the image
+        return pool(kernel_size=sides, stride=stride, ceil_mode=True)
+    return pool(kernel_size=sides, stride=stride, padding=tuple(side // 2 for side in sides))
 
 
 def build_resnet(
@@ -171,6 +172,9 @@ def build_resnet(
     width: float | Sequence[float] = 0.25,
     stem: Stem = "auto",
     size: Sequence[int] | None = None,
+    spacing: Sequence[float] | None = None,
+    strides: PerAxis = "isotropic",
+    kernels: PerAxis = "isotropic",
     variant: Literal["pooled", "v1", "caffe", "v1.5", "d", "dilated"] = "pooled",
     head: Literal["last", "every_depth"] = "last",
     scaled_channels: int = 0,
@@ -196,7 +200,14 @@ def build_resnet(
             1 and max pooling, MONAI's default) and "slices" (3x7x7 on a volume, stride 2 within the slices only and max
             pooling, I3ResNet). "auto": by the shortest side of `size`, so that the last blocks still see 3 x 3 places
             or more; "large" where no `size` is given.
-        size: length of each axis of space that the network is meant for; only `stem="auto"` looks at it.
+        size: length of each axis of space that the network is meant for; only what is "auto" looks at it.
+        spacing: the step along each axis, in mm; only what is "auto" looks at it.
+        strides: "isotropic", the same along all axes, as published. "auto": fitted to `size` and `spacing`, so that an
+            axis of thick slices is not halved before the others have caught up, and none below 3 places (see
+            `medopt.models.geometry`). Or five lists of a number an axis: of the stem's convolution, its pooling, and of
+            layer2, layer3 and layer4.
+        kernels: the same for the sides of the kernels: of the stem's convolution, and of the 3x3 convolutions of the
+            four stages. Weights made with other kernels do not fit; strides change no shape.
         variant: where the stride of a block sits, what its skip projects and how the stem pools: see
             `medopt.models.variants`.
         head: "last", a linear layer on the means of the last block, or "every_depth", on those of the stem and of all
@@ -216,6 +227,9 @@ def build_resnet(
     >>> network = build_resnet(depth=26, spatial_dims=2, channels=1, outputs=2, size=(32, 32))
     >>> network(torch.zeros(4, 1, 32, 32)).shape
     torch.Size([4, 2])
+    >>> thick = build_resnet(spatial_dims=3, size=(20, 96, 96), spacing=(5, 0.8, 0.8), strides="auto", kernels="auto")
+    >>> thick.conv1.kernel_size, thick.conv1.stride
+    ((1, 7, 7), (1, 2, 2))
     """
     _refuse("depth", depth, LAYERS)
     _refuse("spatial_dims", spatial_dims, (2, 3))
@@ -229,9 +243,10 @@ def build_resnet(
     if len(factors) != 5:
         raise ConfigError(f"width has {len(factors)} numbers; give one, or five: of the stem and of the four stages.")
     widths = [int(count * factor) for count, factor in zip([CHANNELS[0], *CHANNELS], factors, strict=True)]
-    chosen = choose_stem(size) if stem == "auto" else stem
+    dilated = VARIANTS[variant].dilated
+    geometry = resolve_geometry(spatial_dims, stem, strides, kernels, size, spacing, dilated=dilated)
     model = BottleneckResNet(
-        *(VARIANTS[variant], LAYERS[depth], channels, outputs, spatial_dims, widths, chosen, scaled_channels, head),
+        *(VARIANTS[variant], LAYERS[depth], channels, outputs, spatial_dims, widths, geometry, scaled_channels, head),
         dropout,
     )
     model.mirrored = mirrored
@@ -246,14 +261,20 @@ def _refuse(name: str, value: object, choices: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; give one of {', '.join(map(str, choices))}.")
 
 
-def choose_stem(size: Sequence[int] | None) -> Literal["small", "medium", "large"]:
-    """The stem that reduces the shortest side as far as the last blocks bear; without a size the published one.
+def network_note(study: Study) -> dict[str, Any]:
+    """What the shapes of the weights do not tell of a study's network, for a file of them."""
+    geometry = study_geometry(study).settings()
+    return {"variant": study.model.variant} | {key: value for key, value in geometry.items() if value != "isotropic"}
 
-    The blocks halve the image three times more.
-    """
-    if not size:
-        return "large"
-    return "small" if min(size) < 48 else "medium" if min(size) < 96 else "large"
+
+def study_geometry(study: Study) -> Geometry:
+    """The stem, strides and kernels of a study's network, with `auto` resolved by its prepared images."""
+    model, prepare = study.model, study.prepare
+    dilated = VARIANTS[model.variant].dilated
+    return resolve_geometry(
+        *(study.spatial_dims, model.stem, model.strides, model.kernels, prepare.size, prepare.spacing_mm),
+        dilated=dilated,
+    )
 
 
 def build_model(study: Study) -> nn.Module:
@@ -263,6 +284,7 @@ def build_model(study: Study) -> nn.Module:
         channels=study.prepare.input_channels,
         outputs=study.data.outputs,
         size=study.prepare.size,
+        spacing=study.prepare.spacing_mm,
         seed=study.seed,
         **study.model.architecture(),
     )

@@ -40,8 +40,9 @@ def dilate(stage: nn.Sequential, factor: int, dims: int) -> None:
     """Take the stride of a stage away, and let its 3x3 convolutions reach `factor` places far instead."""
     for module in stage:
         block = cast(BottleneckLayer, module)
+        padding = tuple(factor * (side // 2) for side in block.spatial.kernel_size)
         block.spatial.stride, block.spatial.dilation = (1,) * dims, (factor,) * dims
-        block.spatial.padding = (factor,) * dims
-        block.spatial._reversed_padding_repeated_twice = [factor] * (2 * dims)
+        block.spatial.padding = padding
+        block.spatial._reversed_padding_repeated_twice = [pad for pad in reversed(padding) for _ in range(2)]
         if isinstance(block.skip, nn.Sequential):
             cast(nn.Conv2d, block.skip[0]).stride = (1,) * dims

@@ -24,7 +24,7 @@ from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedCache
 from medopt.data.images_seen import SEEN, encode_seen
 from medopt.manifest.unlabelled import UnlabelledImages
-from medopt.models.resnet import choose_stem
+from medopt.models.resnet import network_note
 from medopt.models.starts.files import ARCHITECTURE
 from medopt.pipeline.mlflow_summary import model_name, run_name
 from medopt.pipeline.pretrain_images import Kept
@@ -41,7 +41,7 @@ PRETRAINING = "pretraining"  # in run.json: the key by which the folder is found
 MIN_BATCH = 4
 STEPS = 2000
 """Steps of the default recipe, by judgement and not by a search; more images make fewer epochs of as many steps."""
-NETWORK = ("depth", "width", "stem", "variant", "init", "zero_init_residual")
+NETWORK = ("depth", "width", "stem", "strides", "kernels", "variant", "init", "zero_init_residual")
 """What is taken of a study's `model` section; the rest is of its last layer, or of another start."""
 
 
@@ -149,14 +149,13 @@ def run_pretraining(
 def write_start(path: Path, study: Study, made: Pretrained, kept: Kept, chain: PrepareChain, key: str) -> None:
     """Write the backbone as a start, with what it was made of: its settings, and which images it has seen."""
     network = study.model.architecture()
-    stem = choose_stem(study.prepare.size) if study.model.stem == "auto" else study.model.stem
     facts = {
         PRETRAINING: key,
         "method": "VICReg",
         "medopt": __version__,
         "images": len(kept.learn),
         "epochs": len(made.history),
-        ARCHITECTURE: {name: network[name] for name in ("depth", "width", "variant")} | {"stem": stem},
+        ARCHITECTURE: {name: network[name] for name in ("depth", "width")} | network_note(study),
         "prepare": study.prepare.model_dump(mode="json"),
         "chain": chain.fingerprint,
         "neighbours": made.history[-1].neighbours,

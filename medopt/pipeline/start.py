@@ -44,7 +44,12 @@ def resolve_start(study: Study, near: Path, runs: Path = RUNS) -> Study:
     if opened.entry is not None:
         refuse_use(opened.entry, study.intended_use)
     given = study.model.model_fields_set
-    own = opened.start.architecture() | {"scaled_channels": scaled_channels(opened.start, study.prepare.input_channels)}
+    own = {"strides": opened.start.strides, "kernels": opened.start.kernels} | opened.start.architecture()
+    own["scaled_channels"] = scaled_channels(opened.start, study.prepare.input_channels)
+    if "strides" in given or opened.start.spatial_dims < study.spatial_dims:
+        del own["strides"]  # they change no weight: the study may halve its axes otherwise
+    if opened.start.spatial_dims < study.spatial_dims:
+        del own["kernels"]  # those of images become as deep as the study wants them
     for key, value in own.items():
         said = getattr(study.model, key)
         if key in given and said not in (value, "auto"):

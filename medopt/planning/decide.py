@@ -3,104 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from medopt.config import Training
 from medopt.core.format import count_text
+from medopt.models.geometry import fit_geometry
 from medopt.planning.fingerprint import Fingerprint
+from medopt.planning.size import EXPOSED, MAX_SIDE, MAX_VOXELS, Decision, Effort, Network, plan_size
 
-MAX_SIDE = {"cpu": 256, "cuda": 512}
-"""Longest side of an image in pixels, so that training takes minutes to an hour."""
-MAX_VOXELS = {"cpu": 64**3, "cuda": 128**3}
-_EXPOSED = {"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"}
-SHIFTS = dict.fromkeys(_EXPOSED, "radiograph") | {"CT": "ct", "MR": "mr", "US": "ultrasound", "IVUS": "ultrasound"}
-STEPS = 1400
+__all__ = ["MAX_SIDE", "MAX_STEPS", "MAX_VOXELS", "SHIFTS", "Decision", "decide"]
+
+SHIFTS = dict.fromkeys(EXPOSED, "radiograph") | {"CT": "ct", "MR": "mr", "US": "ultrasound", "IVUS": "ultrasound"}
+MIN_STEPS = 1000
 """Training steps that a small network needs, as measured."""
+MAX_STEPS = {"cpu": 10_000, "cuda": 30_000}
+"""Steps after which large data bring little more, or a CPU takes too long."""
+MEMORY = {"cpu": 8 * 10**9, "cuda": 16 * 10**9}
+"""Bytes that are taken for free where nobody says how many are."""
+_USUAL = Training()
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One setting of the study file, and the reason for it."""
-
-    key: str
-    value: Any
-    reason: str
-
-
-def decide(fingerprint: Fingerprint, device: str, modality: str = "") -> list[Decision]:
+def decide(fingerprint: Fingerprint, device: str, modality: str = "", memory: int | None = None) -> list[Decision]:
     """Settings for the data, in the order of the study file.
 
-    `device` is cpu or cuda; `modality` (CT, MR, DX, ...) replaces that of the scans.
+    `device` is cpu or cuda, and `memory` the bytes that are free there; `modality` (CT, MR, DX, ...) replaces that of
+    the scans.
 
     >>> decisions = decide(take_fingerprint(cases, labels, "binary", folder), "cpu")  # doctest: +SKIP
     """
-    size, decisions = _size(fingerprint, device)
-    batch = _batch(fingerprint)
+    modality = modality or fingerprint.modality
+    values = list(_values(fingerprint, modality))
+    network, effort = _network(fingerprint, device), _effort(fingerprint, device, memory)
+    prepare = {one.key.partition(".")[2]: one.value for one in values}
+    plan = plan_size(fingerprint, modality, prepare, network, effort)
     return [
-        *decisions,
-        *_values(fingerprint, modality or fingerprint.modality),
-        *_augmentation(fingerprint, modality or fingerprint.modality),
-        *_model(fingerprint, size),
-        *_training(fingerprint, batch),
+        *plan.decisions,
+        *values,
+        *_augmentation(fingerprint, modality),
+        *_model(fingerprint, network, plan.size, plan.spacing),
+        *_training(fingerprint, effort, plan.micro_batch),
     ]
-
-
-def _size(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
-    return _image_size(fingerprint, device) if fingerprint.dims == 2 else _volume_size(fingerprint, device)
-
-
-def _image_size(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
-    """Images keep their size where it is small enough; else the longest side is reduced."""
-    shapes = fingerprint.square_sizes()
-    low, middle, high = (tuple(np.quantile(shapes, quantile, axis=0).tolist()) for quantile in (0, 0.5, 1))
-    max_side = MAX_SIDE[device]
-    if low == high and max(middle) <= max_side:
-        size, fit = [round(side) for side in middle], "stretch"
-        why = "all images have this size already"
-    else:
-        aspect = float(np.median(shapes[:, 1] / shapes[:, 0]))
-        longest = min(max_side, _multiple(max(middle), 32))
-        size = [_multiple(longest * min(1, 1 / aspect), 32), _multiple(longest * min(1, aspect), 32)]
-        same = float(np.ptp(shapes[:, 1] / shapes[:, 0])) < 0.05
-        fit = "stretch" if same and 0.95 < aspect / (size[1] / size[0]) < 1.05 else "pad"
-        span = f"{_joined(low)} to {_joined(high)}" if low != high else _joined(low)
-        square = " square" if any(image.aspect != 1 for image in fingerprint.sample) else ""
-        why = f"images are {span}{square} pixels; at most {max_side} on a side for {_device_text(device)}"
-    shape_why = "all have one shape" if fit == "stretch" else "shapes differ: the aspect is kept, the rest is filled"
-    return size, [Decision("prepare.size", size, why), Decision("prepare.fit", fit, shape_why)]
-
-
-def _volume_size(fingerprint: Fingerprint, device: str) -> tuple[list[int], list[Decision]]:
-    """Volumes keep their median spacing where they fit as a whole; else the finest axes become coarser first."""
-    spacing, max_voxels = fingerprint.spacing_mm(), MAX_VOXELS[device]
-    if spacing is None:
-        size = [_multiple(side, 4) for side in _reduced(np.array(fingerprint.sizes(0.5)), max_voxels)]
-        median = _joined(fingerprint.sizes(0.5))
-        why = f"not all volumes give a spacing; the median is {median} voxels, at most {max_voxels} are kept"
-        return size, [
-            Decision("prepare.size", size, why),
-            Decision("prepare.fit", "stretch", "without a spacing, volumes are only comparable as a whole"),
-        ]
-    extent, step = np.array(fingerprint.extents_mm(0.95)), np.array(spacing)
-    while np.prod(np.ceil(extent / step)) > max_voxels:
-        finest = step < 1.05 * step.min()
-        step[finest] *= 1.03
-    rounded = [float(f"{value:.3g}") for value in step]
-    size = [_multiple(np.ceil(side), 4) for side in extent / rounded]
-    coarser = "" if np.allclose(rounded, spacing, rtol=0.01) else f", made coarser to stay near {max_voxels} voxels"
-    return size, [
-        Decision("prepare.size", size, f"19 of 20 volumes fit: they span {_joined(extent.tolist())} mm"),
-        Decision("prepare.spacing_mm", rounded, f"the median is {_joined(spacing)} mm{coarser}"),
-        Decision("prepare.fit", "crop_or_pad", "a millimetre stays a millimetre in all volumes"),
-    ]
-
-
-def _reduced(size: Any, max_voxels: int) -> list[float]:
-    while np.prod(size) > max_voxels:
-        size = np.where(size > 0.95 * size.max(), size * 0.97, size)
-    return [float(side) for side in size]
 
 
 def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
@@ -119,10 +62,12 @@ def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
     if names:
         how, why = {"method": "percentiles", "low": 0.5, "high": 99.5}, "each channel has a unit of its own"
     elif modality == "CT":
-        low = 50 * np.floor(np.median([image.low for image in fingerprint.sample]) / 50)
-        high = 50 * np.ceil(np.median([image.high for image in fingerprint.sample]) / 50)
+        tissue = [image.tissue or (image.low, image.high) for image in fingerprint.sample]
+        low, high = np.median(tissue, axis=0)
+        low, high = 50 * np.floor(low / 50), 50 * np.ceil(high / 50)
         how = {"method": "range", "low": float(max(low, -1024)), "high": float(max(high, low + 100))}
         why = "HU mean the same on every scanner: one range for all, from the 0.5 to the 99.5 percentile"
+        why += " of what is no air" if any(image.tissue for image in fingerprint.sample) else ""
     elif all(image.eight_bit and not image.modality for image in fingerprint.sample):
         how, why = {"method": "range", "low": 0.0, "high": 255.0}, "8-bit images as they are"
     else:
@@ -154,17 +99,45 @@ def _augmentation(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]
         yield Decision("augment.shift", "none", why)
 
 
-def _model(fingerprint: Fingerprint, size: list[int]) -> Iterator[Decision]:
+def _network(fingerprint: Fingerprint, device: str) -> Network:
+    """Depth and width for so many training images; of volumes half the width. A CPU has no time for a wide network."""
     count = fingerprint.train
-    depth = 26 if count < 10_000 else 50
-    width = 0.25 if count < 2_000 else 0.5 if count < 50_000 else 1.0
-    stem = "small" if min(size) < 48 else "medium" if min(size) < 96 else "large"  # as model.stem: auto does
-    if fingerprint.dims == 3:
-        width, stem = width / 2, "large" if min(size) >= 64 else "medium"
-    why = "a deeper network would overfit" if depth == 26 else "enough for 50 layers"
-    yield Decision("model.depth", depth, f"{count_text(count, 'training image')}: {why}")
-    yield Decision("model.width", width, "of the published channels, for the same reason")
-    yield Decision("model.stem", stem, f"the shortest side is {min(size)}: " + _STEMS[stem])
+    width = 0.25 if count < 2_000 else 0.5 if count < 50_000 or device == "cpu" else 1.0
+    return Network(26 if count < 10_000 else 50, width / 2 if fingerprint.dims == 3 else width)
+
+
+def _effort(fingerprint: Fingerprint, device: str, memory: int | None) -> Effort:
+    """Images of a step, and how often training goes through all: medopt's own recipe within bounds of steps."""
+    largest = 8 if fingerprint.dims == 3 else int(_USUAL.batch_size)
+    batch = int(np.clip(fingerprint.train // 8, 2, largest))
+    steps = max(1, fingerprint.train // batch)
+    least = min(-(-MIN_STEPS // steps), 200 if fingerprint.dims == 2 else 100)
+    epochs = max(1, min(max(_USUAL.epochs, least), MAX_STEPS[device] // steps))
+    return Effort(device, memory or MEMORY[device], fingerprint.train, batch, epochs)
+
+
+def _model(
+    fingerprint: Fingerprint, network: Network, size: list[int], spacing: list[float] | None
+) -> Iterator[Decision]:
+    why = "a deeper network would overfit" if network.depth == 26 else "enough for 50 layers"
+    yield Decision("model.depth", network.depth, f"{count_text(fingerprint.train, 'training image')}: {why}")
+    yield Decision("model.width", network.width, "of the published channels, for the same reason")
+    geometry = fit_geometry(size, spacing)
+    chosen = geometry.settings()
+    yield Decision("model.stem", geometry.stem, f"the longest side is {max(size)}: {_STEMS[geometry.stem]}")
+    if chosen["strides"] != "isotropic":
+        last = " x ".join(str(round(side)) for side in np.divide(size, np.prod(geometry.strides, axis=0)))
+        why = f"stem, its pooling, layer2 to layer4, an axis: {_coarse(size, spacing)}; {last} positions are left"
+        yield Decision("model.strides", chosen["strides"], why)
+    if chosen["kernels"] != "isotropic":
+        why = "stem, layer1 to layer4, an axis: slices are mixed once the plane is as coarse"
+        yield Decision("model.kernels", chosen["kernels"], why)
+
+
+def _coarse(size: list[int], spacing: list[float] | None) -> str:
+    if spacing and max(spacing) >= 2 * min(spacing):
+        return f"a step of {max(spacing):g} mm is not halved before those of {min(spacing):g} mm have caught up"
+    return f"an axis of {min(size)} is halved less often than one of {max(size)}"
 
 
 _STEMS = {
@@ -174,33 +147,27 @@ _STEMS = {
 }
 
 
-def _batch(fingerprint: Fingerprint) -> int:
-    most = 8 if fingerprint.dims == 3 else 32 if fingerprint.train >= 5_000 else 16
-    return int(np.clip(fingerprint.train // 8, 2, most))
-
-
-def _training(fingerprint: Fingerprint, batch: int) -> Iterator[Decision]:
-    steps = max(1, fingerprint.train // batch)
-    epochs = int(np.clip(round(STEPS / steps), 10, 100 if fingerprint.dims == 2 else 60))
-    yield Decision("training.batch_size", batch, f"{steps} steps an epoch")
-    yield Decision("training.epochs", epochs, f"about {epochs * steps} steps")
-    yield Decision("training.patience", epochs, "the cycle ends near zero rate; its last third is where the gain is")
-    ema = 0.99 if epochs * steps > 1000 else 0.98
+def _training(fingerprint: Fingerprint, effort: Effort, micro_batch: int | None) -> Iterator[Decision]:
+    total = effort.epochs * effort.steps
+    yield Decision("training.batch_size", effort.batch, f"{effort.steps} steps an epoch")
+    if micro_batch is not None:
+        why = f"so many images at once fit into {effort.memory / 1e9:.0f} GB; gradients add up to the same step"
+        yield Decision("training.micro_batch", micro_batch, why)
+    bound = MAX_STEPS[effort.device] // effort.steps
+    why = f"{total} steps"
+    if effort.epochs > _USUAL.epochs:
+        why += f", as {_USUAL.epochs} epochs of so few images have less than {MIN_STEPS}"
+    elif effort.epochs == max(1, bound):
+        more = "take a CPU too long" if effort.device == "cpu" else "bring little"
+        why += f"; more than {MAX_STEPS[effort.device]} {more}, however many images there are"
+    yield Decision("training.epochs", effort.epochs, why)
+    yield Decision("training.patience", effort.epochs, "the cycle ends near zero rate; its last third brings the gain")
+    ema = _USUAL.ema_decay if total >= MIN_STEPS else 0.98
     yield Decision("training.ema_decay", ema, f"averages the last {round(1 / (1 - ema))} steps")
     where = " of which it is known" if fingerprint.rarest is not None else ""
     why = f"the rarest class is {fingerprint.rarest_share:.0%} of the training images{where}"
     yield Decision("training.class_weights", "none", f"{why}; weights would shift every probability")
-    yield Decision("training.optimizer", {"name": "adamw", "lr": 0.002, "weight_decay": 0.05}, "a sound start")
-    yield Decision("training.schedule", {"name": "one_cycle", "warmup": 0.2}, "the rate rises, then falls to near zero")
-
-
-def _multiple(value: float, of: int) -> int:
-    return max(8, of * round(value / of)) if value >= of else max(8, round(value))
-
-
-def _joined(values: Any) -> str:
-    return " x ".join(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values)
-
-
-def _device_text(device: str) -> str:
-    return "training on a CPU" if device == "cpu" else "training on a GPU"
+    optimizer = _USUAL.optimizer.model_dump(include={"name", "lr", "weight_decay"})
+    yield Decision("training.optimizer", optimizer, "medopt's own recipe, as in its benchmarks")
+    schedule = _USUAL.schedule.model_dump(include={"name", "warmup"})
+    yield Decision("training.schedule", schedule, "the rate rises, then falls to near zero")

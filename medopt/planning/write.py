@@ -15,33 +15,33 @@ from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError
 from medopt.core.files import write_text
 from medopt.core.format import count_text
-from medopt.planning.decide import Decision
 from medopt.planning.fingerprint import Fingerprint
+from medopt.planning.size import Decision
 
 _COLUMN = 56
 
 
 def write_plan(
-    out: Path, manifest: Path, root: Path, inferred: Study, fingerprint: Fingerprint, decisions: Sequence[Decision]
-) -> Study:
-    """Write the study file, and return the study read back from it.
+    out: Path, manifest: Path, root: Path, inferred: Study, fingerprint: Fingerprint, decisions: Sequence[Decision],
+    notes: Sequence[str] = (),
+) -> Study:  # fmt: skip
+    """Write the study file with `notes` at its head, and return the study read back from it.
 
     Raises ConfigError where `out` exists and was not planned: a study file may contain somebody's work.
     """
     head = "# Planned by medopt from "
     if out.exists() and not out.read_text(encoding="utf-8", errors="replace").startswith(head):
         raise ConfigError(f"{out} is there already and was not planned, so it is not written over. Give another --out.")
-    write_text(
-        out,
-        f"{head}{manifest.name}.\n" + "\n".join(_lines(out, manifest, root, inferred, fingerprint, decisions)) + "\n",
-    )
+    lines = _lines(out, manifest, root, inferred, fingerprint, decisions, notes)
+    write_text(out, f"{head}{manifest.name}.\n" + "\n".join(lines) + "\n")
     return load_study(out)
 
 
 def _lines(
-    out: Path, manifest: Path, root: Path, inferred: Study, fingerprint: Fingerprint, decisions: Sequence[Decision]
-) -> list[str]:
-    lines = [f"# {line}" for line in describe_fingerprint(fingerprint)]
+    out: Path, manifest: Path, root: Path, inferred: Study, fingerprint: Fingerprint, decisions: Sequence[Decision],
+    notes: Sequence[str],
+) -> list[str]:  # fmt: skip
+    lines = [f"# {line}" for line in (*describe_fingerprint(fingerprint), *notes)]
     lines += [
         "# Every choice can be changed; medopt run STUDY --dry-run shows the settings that are not listed here.",
         f"name: {inferred.name}",

@@ -20,7 +20,7 @@ from medopt.core.records import EpochRecord
 from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
-from medopt.models.resnet import choose_stem
+from medopt.models.resnet import network_note
 from medopt.models.starts.files import ARCHITECTURE
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
 from medopt.training.early_stopping import best_epoch, should_stop
@@ -70,8 +70,7 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
 
 def architecture_note(study: Study) -> dict[str, Any]:
     """What the shapes of the weights do not tell of the network, for studies that begin with it."""
-    stem = choose_stem(study.prepare.size) if study.model.stem == "auto" else study.model.stem
-    return {ARCHITECTURE: {"variant": study.model.variant, "stem": stem}}
+    return {ARCHITECTURE: network_note(study)}
 
 
 def _is_kept(job: TrainingJob, scores: Sequence[float]) -> bool:

@@ -55,8 +55,16 @@ def _places(pixels: int, places: int) -> Tensor:
 
 
 def stride_of(pixels: int, places: int) -> int:
-    """How many pixels lie between the places of a stage, a power of two."""
-    return int(2 ** round(math.log2(pixels / places)))
+    """How many pixels lie between the places of a stage, a power of two, of which there is one that gives so many.
+
+    >>> stride_of(224, 7), stride_of(20, 20), stride_of(40, 2)
+    (32, 1, 32)
+    """
+    stride = int(2 ** max(0, math.ceil(math.log2(pixels / places))))
+    if -(-pixels // stride) == places:
+        return stride
+    # A pooling that does not pad has a place less, and a finer grid may have some behind the image's edge.
+    return int(2 ** max(0, round(math.log2(pixels / places))))
 
 
 def restore_masks(config: Prepare, before: Tensor, after: Tensor) -> Tensor:

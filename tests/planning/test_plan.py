@@ -11,17 +11,21 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from clinic import Clinic
 from clinic_fixtures import call
 from PIL import Image
 
+from medopt.config import Study, Training
 from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
 from medopt.core.records import Case
 from medopt.manifest.image_facts import ImageFacts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.table import read_manifest
-from medopt.planning.decide import MAX_SIDE, MAX_VOXELS, decide
+from medopt.models.cost import study_cost
+from medopt.planning.decide import MAX_SIDE, MAX_STEPS, MAX_VOXELS, decide
+from medopt.planning.duration import duration_notes, seconds_an_image
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
 from medopt.planning.write import describe_fingerprint
 
@@ -42,8 +46,25 @@ def data(looks: Sequence[ImageFacts], train: int = 400, **counts: int) -> Finger
     return Fingerprint(train, train, ("a",), {"train": part, "val": part, "test": part}, tuple(looks))
 
 
-def settings(found: Fingerprint, device: str = "cpu", modality: str = "") -> dict[str, Any]:
-    return {one.key: one.value for one in decide(found, device, modality)}
+GB = 10**9
+
+
+def settings(found: Fingerprint, device: str = "cpu", modality: str = "", memory: int | None = None) -> dict[str, Any]:
+    return {one.key: one.value for one in decide(found, device, modality, memory)}
+
+
+def study_of(decided: dict[str, Any]) -> Study:
+    """The study that a plan makes."""
+    raw: dict[str, Any] = {
+        "name": "s",
+        "question": "Is it?",
+        "data": {"manifest": "m.csv", "labels": ["no", "yes"]},
+        "prepare": {},
+    }
+    for key, value in decided.items():
+        section, _, name = key.partition(".")
+        raw.setdefault(section, {})[name] = value
+    return Study.model_validate(raw)
 
 
 def test_every_decision_has_a_reason() -> None:
@@ -69,6 +90,79 @@ def test_a_small_volume_keeps_its_spacing() -> None:
     assert (found["prepare.spacing_mm"], found["prepare.size"]) == ([1, 1, 1], [40, 52, 36])
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_thick_slices_stay_thick_and_the_plane_keeps_its_detail(device: str) -> None:
+    found = settings(data([replace(CT, size=(60, 512, 512), spacing_mm=(5.0, 0.78, 0.78))]), device)
+    thick, *plane = found["prepare.spacing_mm"]
+    assert thick >= 1.9 * max(plane) and max(plane) < 3.5  # not 5 mm on each side
+    assert found["model.strides"][0] == [1, 2, 2] and found["model.kernels"][0] == [1, 7, 7]
+
+
+def test_plan_and_model_have_one_rule_for_the_network_of_volumes() -> None:
+    for scan in (CT, MR, look((20, 320, 320), (5.0, 0.5, 0.5), "MR", 0, 9), look((40, 52, 36), (1, 1, 1), "MR", 0, 9)):
+        planned = study_of(settings(data([scan])))
+        by_itself = planned.model.model_copy(update={"stem": "auto", "strides": "auto", "kernels": "auto"})
+        assert study_cost(planned) == study_cost(planned.model_copy(update={"model": by_itself}))
+
+
+def test_a_radiograph_is_as_large_as_its_findings_need_and_memory_holds() -> None:
+    images = data([DX], 78_000)
+    sides = [settings(images, "cuda", memory=size * GB)["prepare.size"][0] for size in (8, 16, 80)]
+    assert 512 <= sides[0] < sides[1] < sides[2] == 1024
+    assert settings(data([replace(DX, modality="US")]), "cuda")["prepare.size"][0] == 512
+    assert settings(data([DX]), "cpu")["prepare.size"][0] == 256
+    reasons = {one.key: one.reason for one in decide(data([DX]), "cpu")}
+    assert "on a CPU" in reasons["prepare.size"] and "512 to 1024 on a GPU" in reasons["prepare.size"]
+
+
+@pytest.mark.parametrize(("device", "memory"), [("cuda", 8), ("cuda", 16), ("cuda", 140), ("cpu", 8)])
+@pytest.mark.parametrize("train", [60, 400, 3_000, 78_000])
+def test_a_step_fits_into_memory(device: str, memory: int, train: int) -> None:
+    found = settings(data([DX], train), device, memory=memory * GB)
+    cost, training = study_cost(study_of(found)), study_of(found).training
+    at_once = training.resolved_sizes[1]
+    assert at_once * cost.kept_values * 2 + 16 * cost.parameters < memory * GB
+    assert at_once >= 2 and training.resolved_sizes[0] % at_once == 0
+
+
+def test_epochs_follow_from_steps() -> None:
+    for device in ("cpu", "cuda"):
+        for train in (60, 140, 400, 2_000, 78_000, 1_000_000):
+            found = settings(data([PNG], train), device)
+            steps = max(1, train // found["training.batch_size"])
+            total = found["training.epochs"] * steps
+            assert total >= min(1000, 200 * steps)
+            assert total <= MAX_STEPS[device] or found["training.epochs"] == 1
+    assert settings(data([PNG], 78_000), "cuda")["training.epochs"] == 12
+
+
+def test_the_recipe_is_medopts_own() -> None:
+    found = settings(data([replace(PNG, size=(28, 28))], 546))
+    usual = study_of({"prepare.size": [28, 28]})
+    planned = study_of(found).training
+    assert planned.model_copy(update={"patience": Training().patience}) == usual.training
+    assert study_of(found).model.architecture() == usual.model.architecture() | {"stem": "small"}
+
+
+def test_a_ct_is_mapped_by_what_is_no_air() -> None:
+    scan = replace(CT, tissue=(-880.0, 410.0))
+    assert settings(data([scan]))["prepare.intensity"] == {"method": "range", "low": -900, "high": 450}
+    assert any("no air" in one.reason for one in decide(data([scan]), "cpu"))
+
+
+def test_how_long_it_takes_is_an_estimate_from_a_step() -> None:
+    found = data([replace(PNG, size=(32, 32))], 400)
+    study = study_of(settings(found))
+    read, trained = duration_notes(study, found, "cpu", 1.2)
+    assert "estimate" in trained and "CPU thread" in trained
+    assert "about 8 min here (estimate" in read  # a sample of one image took 1.2 s
+    assert seconds_an_image(study, "cpu") > 0
+    if not torch.cuda.is_available():
+        assert duration_notes(study, found, "cuda", 1.2) == [
+            "How long training takes on a GPU is not estimated: this machine has none."
+        ]
+
+
 def test_a_volume_without_spacing_is_fitted_as_a_whole() -> None:
     found = settings(data([replace(CT, spacing_mm=())]))
     assert found["prepare.fit"] == "stretch" and "prepare.spacing_mm" not in found
@@ -92,7 +186,7 @@ def test_an_image_keeps_its_size_or_its_aspect() -> None:
     tiny = settings(data([replace(PNG, size=(28, 28))]))
     assert (tiny["prepare.size"], tiny["model.stem"]) == ([28, 28], "small")
     large = settings(data([DX]), "cuda")
-    assert large["prepare.size"] == [MAX_SIDE["cuda"], 416]  # 2000 x 1600 in steps of 32
+    assert large["prepare.size"] == [MAX_SIDE["cuda"], 832]  # 2000 x 1600 in steps of 32
     mixed = settings(data([DX, replace(DX, size=(1600, 2000))]))
     assert mixed["prepare.fit"] == "pad"
 
@@ -141,6 +235,7 @@ def test_a_planned_study_runs_as_it_is(clinic: Clinic, tmp_path: Path) -> None:
     assert done.summary["study"] == study.model_dump(mode="json")
     text = out.read_text()
     assert text.count("#") > 15 and "the second is the finding" in text
+    assert "(estimate: " in text and "# Training takes " in text and "Training takes " in done.stdout
     assert call("run", out, "--dry-run", "--runs", tmp_path / "runs").code == 0
 
 

@@ -111,15 +111,15 @@ def _tensors_in(raw: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in raw.items() if isinstance(value, Tensor)}
 
 
-def _said(path: Path) -> dict[str, str]:
-    """What a start that medopt wrote says of itself: its variant and its stem."""
+def _said(path: Path) -> dict[str, Any]:
+    """What a start that medopt wrote says of itself: its variant, its stem, and strides that are not the stem's own."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as stream:
         notes = stream.metadata() or {}
     said = json.loads(notes.get(_NOTE, "{}")) or json.loads(notes.get("medopt", "{}")).get("facts", {})
     said = said.get(ARCHITECTURE, said)
-    return {key: str(said[key]) for key in ("variant", "stem") if said.get(key)}
+    return {key: said[key] for key in ("variant", "stem", "strides") if said.get(key)}
 
 
 def write_start(path: Path, start: Start, facts: Iterable[tuple[str, str]] = ()) -> None:
@@ -129,6 +129,7 @@ def write_start(path: Path, start: Start, facts: Iterable[tuple[str, str]] = ())
     """
     tensors = {name: value.contiguous() for name, value in in_rgb(start).items()} | scaling_tensors(start)
     note = {"variant": start.variant, "stem": start.stem, "layout": start.layout} | dict(facts)
+    note |= {} if start.strides == "isotropic" else {"strides": start.strides}
     data = save(tensors, {_NOTE: json.dumps(note, sort_keys=True)})
     with atomic(path) as part:
         part.write_bytes(data)

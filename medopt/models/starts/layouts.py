@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from medopt.core.errors import ConfigError, listed
+from medopt.models.geometry import SIDES, isotropic
 from medopt.models.resnet import CHANNELS, LAYERS, STAGES
 from medopt.models.starts.start import IMAGENET, Scaling, Start
 
@@ -101,8 +103,8 @@ LAYOUTS = [
 ]  # fmt: skip
 
 
-def recognise(tensors: Tensors, where: str, said: Mapping[str, str] | None = None) -> Start:
-    """The start in the tensors of a file, by its names; `said` are its variant and stem where the file says them.
+def recognise(tensors: Tensors, where: str, said: Mapping[str, Any] | None = None) -> Start:
+    """The start in the tensors of a file, by its names; `said`: its variant, stem and strides, if the file says them.
 
     Raises ConfigError naming what is not understood or is missing.
     """
@@ -155,7 +157,7 @@ def _by_children(tensors: Tensors) -> dict[str, Tensor]:
     return renamed
 
 
-def _own(tensors: Tensors, left_out: list[str], where: str, said: Mapping[str, str]) -> Start:
+def _own(tensors: Tensors, left_out: list[str], where: str, said: Mapping[str, Any]) -> Start:
     known = ("conv1.", "bn1.", "scaling.")
     heads = [name for name in tensors if name.startswith("fc.")]
     unknown = [n for n in tensors if n not in heads and not n.startswith(known) and not _BLOCK.fullmatch(n)]
@@ -168,7 +170,10 @@ def _own(tensors: Tensors, left_out: list[str], where: str, said: Mapping[str, s
         scale, shift = (ours[f"scaling.{name}"].double().flatten() for name in ("scale", "shift"))
         scaling = Scaling(tuple((-shift / scale).tolist()), tuple((1 / scale).tolist()))
     assumed = "" if said else "its variant and stem: a weights' file of a run does not say them"
-    return describe(ours, "medopt", variant, scaling, (*left_out, *heads), where, said.get("stem", ""), assumed)
+    return describe(
+        *(ours, "medopt", variant, scaling, (*left_out, *heads), where, said.get("stem", ""), assumed),
+        said.get("strides", "isotropic"),
+    )
 
 
 def _second_projects(tensors: Tensors, skip: str) -> bool:
@@ -265,9 +270,9 @@ def _norm_after(conv: str) -> str:
 
 def describe(
     tensors: Tensors, layout: str, variant: str, scaling: Scaling | None, left_out: tuple[str, ...], where: str,
-    stem: str = "", assumed: str = "",
+    stem: str = "", assumed: str = "", strides: Any = "isotropic",
 ) -> Start:  # fmt: skip
-    """A start from tensors by our names: depth and widths follow from their shapes, and the stem unless it is given."""
+    """A start from tensors by our names: depth, widths and kernels follow from their shapes; the stem if not given."""
     counts = [len({name.split(".")[1] for name in tensors if name.startswith(f"{stage}.")}) for stage in STAGES]
     depth = next((depth for depth, layers in LAYERS.items() if layers == counts), None)
     first = tensors.get("conv1.weight", tensors.get("conv1.0.weight"))
@@ -284,8 +289,22 @@ def describe(
     planes = [tensors[name].shape[0] for name in names]
     width = (last.shape[0] / CHANNELS[0], *(own / whole for own, whole in zip(planes, CHANNELS, strict=True)))
     return Start(
-        *(tensors, layout, depth, width, stem, variant, first.ndim - 2, first.shape[1], scaling, left_out, assumed)
+        *(tensors, layout, depth, width, stem, variant, first.ndim - 2, first.shape[1], scaling, left_out, assumed),
+        *(strides, _kernels_of(tensors, stem, first, where)),
     )
+
+
+def _kernels_of(tensors: Tensors, stem: str, first: Tensor, where: str) -> Any:
+    """The kernels of the stem and of the stages' 3x3 convolutions, by their shapes; "isotropic" where all are usual."""
+    own = isotropic(stem, first.ndim - 2).kernels
+    spatial = [tensors.get(f"{stage}.0.spatial.weight") for stage in STAGES]  # a missing one is told of later
+    kernels = tuple(
+        usual if weight is None else tuple(int(side) for side in weight.shape[2:])
+        for weight, usual in zip((first, *spatial), own, strict=True)
+    )
+    if any(side not in SIDES for kernel in kernels for side in kernel):
+        raise ConfigError(f"{where} has kernels of {kernels}; medopt builds sides of {', '.join(map(str, SIDES))}.")
+    return "isotropic" if kernels == own else [list(kernel) for kernel in kernels]
 
 
 def _stem_of(tensors: Tensors, kernel: tuple[int, ...], where: str) -> str:
@@ -293,6 +312,6 @@ def _stem_of(tensors: Tensors, kernel: tuple[int, ...], where: str) -> str:
         return "deep"
     if kernel == (3, 7, 7):
         return "slices"
-    if set(kernel) not in ({7}, {3}):
+    if {*kernel} - {1} not in ({7}, {3}):
         raise ConfigError(f"{where} begins with a convolution of {'x'.join(map(str, kernel))}; medopt knows 7 and 3.")
-    return "large" if kernel[0] == 7 else "small"
+    return "large" if max(kernel) == 7 else "small"

@@ -39,8 +39,8 @@ class ConvLayer:
 
     @property
     def kernel(self) -> int:
-        """Places on the last axis."""
-        return int(self.weight.shape[-1])
+        """Places along the axis on which it reaches furthest."""
+        return int(max(self.weight.shape[2:]))
 
 
 class OnnxGraph:
@@ -59,16 +59,29 @@ class OnnxGraph:
         """Every convolution in the order of the graph."""
         return [self._layer(node) for node in self.nodes if node.op_type == "Conv"]
 
+    def pool_strides(self) -> tuple[int, ...] | None:
+        """The strides of the max pooling, an axis; None: there is none."""
+        node = self._max_pool()
+        return (
+            None
+            if node is None
+            else tuple(_attribute(node, "strides", [1] * len(_attribute(node, "kernel_shape", []))))
+        )
+
+    def _max_pool(self) -> onnx.NodeProto | None:
+        return next((node for node in self.nodes if node.op_type == "MaxPool"), None)
+
     def pool(self) -> tuple[int, int] | None:
         """By how much the max pooling is padded before and behind; None: there is none."""
-        node = next((node for node in self.nodes if node.op_type == "MaxPool"), None)
+        node = self._max_pool()
         if node is None:
             return None
         before, behind = self._padding(node)
         if _attribute(node, "ceil_mode", 0) and (before, behind) == (0, 0):
             behind = 1
-        kernel, strides = _attribute(node, "kernel_shape", []), _attribute(node, "strides", [])
-        if {*kernel} != {3} or {*strides} != {2} or (before, behind) not in ((1, 1), (0, 1)):
+        kernel, strides = _attribute(node, "kernel_shape", []), self.pool_strides() or ()
+        usual = {*zip(kernel, strides, strict=True)} <= {(3, 2), (1, 1)} and (before, behind) in ((1, 1), (0, 1))
+        if not (usual or {*kernel} == {1} == {*strides}):
             raise ConfigError(f"{self.where} pools with another window or padding than a ResNet ({node.name}).")
         return before, behind
 
@@ -177,7 +190,7 @@ class OnnxGraph:
         window = 0
         while (node := self.makers.get(name)) is not None and node.op_type in (*_PASSED, "Pad", "AveragePool"):
             if node.op_type == "AveragePool":
-                window = int(_attribute(node, "kernel_shape", [0])[0])
+                window = int(max(_attribute(node, "kernel_shape", [0])))
             name = node.input[0]
         return name, window
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medopt.core.errors import ConfigError
+from medopt.models.geometry import isotropic
 from medopt.models.starts.layouts import BATCH_EPSILON, describe
 from medopt.models.starts.onnx_graph import ConvLayer, OnnxGraph
 from medopt.models.starts.start import Scaling, Start
@@ -49,24 +51,38 @@ def read_onnx(path: Path) -> Start:
     return describe(
         *(tensors, "ONNX", _variant(seen, graph.pool(), path.name), scaling, left_out, path.name, stem),
         "" if scaling else "images in 0..1: the graph does not scale them",
+        _strides(stem, layers[0], graph.pool_strides(), seen),
     )
+
+
+def _strides(stem: str, first: ConvLayer, pool: tuple[int, ...] | None, blocks: list[list[ConvLayer]]) -> Any:
+    """The strides of the stem, its pooling and the last three stages; "isotropic" where they are the stem's own."""
+    dims = len(first.strides)
+    starts = [block for block in blocks if len(block) == 4][1:]
+    stages = [tuple(map(max, zip(block[0].strides, block[1].strides, strict=True))) for block in starts]
+    found = (first.strides, pool or (1,) * dims, *stages)
+    dilated = any(max(block[1].dilations) > 1 for block in starts)
+    own = isotropic(stem, dims).strides
+    if found == ((*own[:3], (1,) * dims, (1,) * dims) if dilated else own):
+        return "isotropic"
+    return [list(step) for step in found]
 
 
 def _stem(layers: list[ConvLayer], pools: bool, where: str) -> str:
     """Which of our stems the first convolutions are; raises ConfigError where none."""
     first = layers[0]
     shape, stride = first.weight.shape[2:], first.strides
-    if len(layers) == 3 and {layer.kernel for layer in layers} == {3} and set(stride) == {2} and pools:
+    most = max(stride) if {*stride} <= {1, 2} else 0
+    if len(layers) == 3 and {layer.kernel for layer in layers} == {3} and most == 2 and pools:
         return "deep"
     if len(layers) == 1:
-        known: dict[tuple[tuple[int, ...], tuple[int, ...], bool], str] = {
-            ((7,), (2,), True): "large", ((7,), (1,), True): "full",
-            ((3,), (1,), False): "small", ((3,), (2,), False): "medium",
-        }  # fmt: skip
-        if name := known.get((tuple({*shape}), tuple({*stride}), pools)):
-            return name
         if (shape, stride, pools) == ((3, 7, 7), (1, 2, 2), True):
             return "slices"
+        known: dict[tuple[tuple[int, ...], int, bool], str] = {
+            ((7,), 2, True): "large", ((7,), 1, True): "full", ((3,), 1, False): "small", ((3,), 2, False): "medium",
+        }  # fmt: skip
+        if name := known.get((tuple({*shape} - {1}), most, pools)):
+            return name
     raise ConfigError(
         f"{where} begins with {len(layers)} convolutions, the first of {'x'.join(map(str, shape))} with the stride "
         f"{'x'.join(map(str, stride))}, {'' if pools else 'not '}then max pooling; medopt has no such stem."
@@ -98,7 +114,7 @@ def _blocks(layers: list[ConvLayer], where: str) -> tuple[dict[str, Tensor], lis
         for (conv, norm), layer in zip(_PARTS, block, strict=False):
             tensors |= _layer_tensors(f"{name}.{conv}", f"{name}.{norm}", layer)
         if len(block) == 4:
-            skip = 1 if block[3].window else 0  # behind a layer that takes means
+            skip = _layers_of_means(block)
             tensors |= _layer_tensors(f"{name}.skip.{skip}", f"{name}.skip.{skip + 1}", block[3])
         blocks.append(block)
         number += 1
@@ -109,6 +125,12 @@ def _blocks(layers: list[ConvLayer], where: str) -> tuple[dict[str, Tensor], lis
             f"{sum(map(len, blocks))} are in {len(blocks)} blocks, and {len(starts)} of them project."
         )
     return tensors, blocks
+
+
+def _layers_of_means(block: list[ConvLayer]) -> int:
+    """How many layers of ours take the means that a projection reads: a volume's 3x3 are padded by one of their own."""
+    window, dims = block[3].window, block[3].weight.ndim - 2
+    return (2 if dims == 3 and _POOLS.get(window) == "pooled" else 1) if window else 0
 
 
 def _block_of(layers: list[ConvLayer], at: int) -> list[ConvLayer]:
@@ -125,8 +147,9 @@ def _block_of(layers: list[ConvLayer], at: int) -> list[ConvLayer]:
 def _variant(blocks: list[list[ConvLayer]], pool: tuple[int, int] | None, where: str) -> str:
     """Which of our variants it is, by where the strides sit, what the skips read and how the stem's pooling pads."""
     starts = [block for block in blocks if len(block) == 4][1:]
-    on = {(max(block[0].strides) > 1, max(block[1].strides) > 1) for block in starts}
-    skips = {_POOLS.get(block[3].window, "other") for block in starts}
+    halving = [block for block in starts if max(block[0].strides + block[1].strides) > 1]
+    on = {(max(block[0].strides) > 1, max(block[1].strides) > 1) for block in halving}
+    skips = {_POOLS.get(block[3].window, "other") for block in halving}
     dilations = [max(block[1].dilations) for block in blocks if len(block) == 4]
     unpadded = pool == (0, 1)
     known = {
@@ -134,7 +157,7 @@ def _variant(blocks: list[list[ConvLayer]], pool: tuple[int, int] | None, where:
         (False, True): {"strided": "v1.5", "averaged": "d", "pooled": "pooled"},
     }
     dilated = max(dilations) > 1
-    if dilated and dilations == [1, 1, 2, 4] and on == {(False, True), (False, False)} and skips == {"strided"}:
+    if dilated and dilations == [1, 1, 2, 4] and on <= {(False, True)} and skips == {"strided"}:
         return "dilated"
     variant = ""
     if not dilated and len(on) == len(skips) == 1:

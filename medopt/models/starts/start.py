@@ -31,8 +31,8 @@ class Start:
     """Weights of a bottleneck ResNet without its last layer.
 
     tensors: by the names of `medopt.build_resnet`'s network. layout: by which rules they were recognised. depth to
-    variant: as in a study's `model` section; width is of the stem and of the four stages. left_out: the names in the
-    file that no layer of ours takes. assumed: what the file does not say, in words.
+    variant, strides and kernels: as in a study's `model` section; width is of the stem and of the four stages.
+    left_out: the names in the file that no layer of ours takes. assumed: what the file does not say, in words.
     """
 
     tensors: Mapping[str, Tensor]
@@ -46,15 +46,19 @@ class Start:
     scaling: Scaling | None = None
     left_out: tuple[str, ...] = ()
     assumed: str = ""
+    strides: Any = "isotropic"
+    kernels: Any = "isotropic"
 
     def architecture(self) -> dict[str, Any]:
-        """The keys of a study's `model` section that the start decides."""
+        """The keys of a study's `model` section that the start decides; strides are those it was trained with."""
         even = set(self.width) == {self.width[0]}
         return {
             "depth": self.depth,
             "width": self.width[0] if even else list(self.width),
             "stem": self.stem,
             "variant": self.variant,
+        } | {
+            key: value for key, value in (("strides", self.strides), ("kernels", self.kernels)) if value != "isotropic"
         }
 
 

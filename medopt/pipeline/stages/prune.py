@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from medopt.compression.prune import gradient_scores, multiply_adds, prune_network
+from medopt.compression.prune import gradient_scores, prune_network
 from medopt.compression.quantize import choose_calibration
 from medopt.config import Schedule, Study
 from medopt.core import signals
@@ -24,6 +24,7 @@ from medopt.data.loaders import predict_loader
 from medopt.evaluation.analysis_results import ChannelCounts, MultiplyAdds, PruningAuc, PruningStep
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths
+from medopt.models.cost import multiply_adds
 from medopt.pipeline.predict import validation_score
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
