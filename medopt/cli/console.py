@@ -98,6 +98,8 @@ def print_summary(run: FinishedRun, name: str = "") -> None:
     if shifted := gate.figures.chosen.shifted:
         console.print(shifted.sentence, soft_wrap=True)
     console.print(_performance_table(metrics, name or f"seed {metrics.seed}"))
+    if metrics.kept:
+        console.print(metrics.kept.sentence, soft_wrap=True)
     console.print("seconds  " + ", ".join(f"{stage} {value:.0f}" for stage, value in run.seconds.items()))
     console.print(f"run      {run.folder}\nMLflow   {run.mlflow_link}", soft_wrap=True)
     if not metrics.is_released:

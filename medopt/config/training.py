@@ -111,9 +111,15 @@ class Training(Section):
     switch: Switch | None = None
     schedule: Schedule = Schedule()
     metric: Literal["auc", "loss"] = "auc"
-    """The validation figure by which the best weights are chosen and training stops early."""
+    """The validation figure by which training stops early, and by which `keep: best` chooses."""
+    keep: Literal["auto", "last", "best"] = "auto"
+    """Which epoch's (averaged) weights are kept. last: the last one's. best: the one with the best metric, as the mean
+    of five epochs: its own and the four before; of equal ones the one with the lower loss. auto: last where the
+    schedule lowers the rate to its end and training gets there, else best. One epoch's metric is noise: the highest of
+    sixty flatters itself and predicts no better than the last."""
     patience: int = Field(60, ge=1)
-    """Epochs without progress before training stops. A cycle ends near zero rate, and its end brings the gain."""
+    """Epochs without progress before training stops, to save time. A cycle ends near zero rate, and its end brings the
+    gain."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Exponential moving average of the weights, used for validation and release; 0 is off."""
     clip_norm: float = Field(1.0, ge=0)

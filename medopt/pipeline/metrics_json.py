@@ -18,7 +18,7 @@ from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.evaluate import evaluate_model, figures_of, patient_result
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.model_verdict import judge_model
-from medopt.evaluation.run_metrics import Int8Change, ModelResult, RunMetrics
+from medopt.evaluation.run_metrics import Int8Change, KeptWeights, ModelResult, RunMetrics
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.figures import Figures
@@ -41,6 +41,7 @@ def summarize(
     *,
     override: Override | None = None,
     baselines: BaselinesResult | None = None,
+    kept: KeptWeights | None = None,
     mlflow_run_id: str | None = None,
     data_notes: Sequence[str] = (),
 ) -> RunMetrics:
@@ -83,6 +84,7 @@ def summarize(
         size_bytes=sizes,
         confidence=confidence,
         gate=GateRecord(**dict(judged.verdict), in_float=judged.in_float, override=None if is_passed else override),
+        kept=kept,
         verdict=verdict,
         machine=machine(),
         packages=package_versions(),
@@ -116,7 +118,8 @@ def draw_figures(
     paths = [folder / f"{name}.png" for name in FIGURES[:4]]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
     if history:  # an ensemble is not trained
-        learning_curves(history, paths[0], metric=metric)
+        kept = metrics.kept.epoch if metrics.kept else None
+        learning_curves(history, paths[0], metric=metric, kept=kept)
     models = [scored_as_judged(study, table, judged).where(table.split == "test") for table in tables]
     labels, confidence = study.data.labels, study.evaluation.confidence
     draws = study.evaluation.bootstrap

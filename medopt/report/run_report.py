@@ -155,7 +155,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
         ReportSection("Data", "", _tables(tables.data(run)), ()),
         ReportSection(
             "Training",
-            "",
+            run.metrics.kept.sentence if run.metrics.kept else "",
             (),
             _wide(run, "learning_curves"),
         ),

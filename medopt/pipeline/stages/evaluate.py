@@ -13,7 +13,7 @@ from medopt.core.records import KINDS, SPLITS, Override, Predictions
 from medopt.core.result import by_kind
 from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.evaluation.run_metrics import METRICS_FILE
+from medopt.evaluation.run_metrics import METRICS_FILE, KeptWeights
 from medopt.inference.engines import open_engine
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, summarize
@@ -36,7 +36,7 @@ class EvaluateStage(Stage[NoResult]):
     """Predict validation and test with both models, and write predictions.csv, metrics.json and the pictures."""
 
     name = "evaluate"
-    revision = 2  # the verdict on the model
+    revision = 3  # the verdict on the model; which weights were kept
     inputs = ("prepare", "judge")
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
@@ -75,6 +75,7 @@ class EvaluateStage(Stage[NoResult]):
             by_kind(lambda kind: (folder.models / f"{kind}.onnx").stat().st_size),
             override=override_of(context),
             baselines=baselines,
+            kept=_kept(context),
             mlflow_run_id=context.tracker.run_id,
             data_notes=notes_of(context),
         )
@@ -102,6 +103,15 @@ def _baselines(context: RunContext, tables: Sequence[Predictions]) -> BaselinesR
     linear = {table.model: table.of_split("test") for table in read_predictions(context.folder.path / BASELINES)}
     compared = baselines_result(context.study, network, linear, fitted)
     return compared.model_copy(update={"linear_goes_on": trained.best_epoch == LINEAR})
+
+
+def _kept(context: RunContext) -> KeptWeights | None:
+    """Which weights training kept; None of an ensemble, and where version 0.1.0 trained and did not say why."""
+    trained = context.results.get(TrainStage.name)
+    if trained is None or not trained.reason:
+        return None
+    epoch = None if trained.best_epoch == LINEAR else trained.best_epoch + 1
+    return KeptWeights(epoch=epoch, epochs=len(trained.history), reason=trained.reason)
 
 
 def notes_of(context: RunContext) -> tuple[str, ...]:
