@@ -84,7 +84,7 @@ def _rates(figures: Figures) -> dict[str, float | None]:
 
 
 def final_tags(run: RunRecords) -> dict[str, str]:
-    """What is known at the end: the description, the two verdicts in a word, the weights that were kept, and the device."""
+    """What is known at the end: the description, the verdicts in a word, the epoch that was kept, and the device."""
     gate, model = run.metrics.gate, run.metrics.verdict
     by_name = ", released by name" if gate.override else ""
     tags = {"mlflow.note.content": first_page(run), "gate": gate.outcome + ("" if gate.passed else by_name)}

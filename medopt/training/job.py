@@ -32,8 +32,8 @@ class TrainingJob:
     `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused. `start` are the
     weights to begin with, of the study's network or of a pruned one, whose widths then have to be among the facts;
     without it they are drawn from the study's seed. `teacher` are those of a network whose answers are targets, too, to
-    the share `teacher_share`. `tunes_start`: `start` are pretrained weights, which the study's `training.fine_tune` says
-    how to tune.
+    the share `teacher_share`. `tunes_start`: `start` are pretrained weights; the study's `training.fine_tune` says how
+    to tune them.
     """
 
     study: Study

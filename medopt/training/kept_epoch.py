@@ -1,7 +1,7 @@
-"""Which epoch's weights a training keeps: the last one's after an annealed schedule, else the best by a smoothed metric.
+"""Which epoch's weights a training keeps: the last one's after an annealed schedule, else the best by a smooth metric.
 
-The highest of many noisy figures is mostly noise: chosen by the AUC of a small validation split, the best epoch predicts
-new patients no better than the last one, and its own AUC flatters it.
+The highest of many noisy figures is mostly noise: chosen by the AUC of a small validation split, the best epoch
+predicts new patients no better than the last one, and its own AUC flatters it.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _kept_at_the_end(
 ) -> KeptEpoch:
     """The epoch whose weights are kept, and what is left to do for that.
 
-    Another one than the rule's only where version 0.1.0 chose it, whose weights no file holds but that of the kept ones.
+    It is another one than the rule's only where version 0.1.0 chose it: no file holds the weights of other epochs.
     Raises TrainingError where no epoch has a defined metric.
     """
     kept = kept_epoch(job.study.training, state.history)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ NAN = math.nan
 
 def history(scores: Sequence[float], losses: Sequence[float] | None = None) -> list[EpochRecord]:
     losses = losses or [1.0] * len(scores)
-    return [EpochRecord(n, 1, loss, score, 0.1, 1, 1, 0) for n, (score, loss) in enumerate(zip(scores, losses))]
+    return [
+        EpochRecord(n, 1, loss, score, 0.1, 1, 1, 0) for n, (score, loss) in enumerate(zip(scores, losses, strict=True))
+    ]
 
 
 def training(schedule: str, epochs: int = 8, keep: str = "auto", **more: object) -> Training:
@@ -94,7 +97,7 @@ def test_the_choice_of_a_prefix_is_never_overturned_by_an_earlier_epoch() -> Non
     for _ in range(200):
         scores, losses = draws.integers(0, 3, 12) / 3, draws.integers(0, 3, 12) / 3
         chosen = [smoothed_best(scores[:end].tolist(), losses[:end].tolist()) for end in range(1, 13)]
-        assert all(new in (old, place) for place, (old, new) in enumerate(zip(chosen, chosen[1:]), start=1))
+        assert all(new in (old, place) for place, (old, new) in enumerate(pairwise(chosen), start=1))
 
 
 def test_choosing_by_a_small_validation_split_flatters_and_gains_nothing() -> None:
@@ -108,7 +111,7 @@ def test_choosing_by_a_small_validation_split_flatters_and_gains_nothing() -> No
         noise, moving = draws.normal(size=66), draws.normal(size=(60, 66))
         scores = [
             float(roc_auc_score(labels, distance * labels + 0.8 * noise + 0.6 * own))
-            for distance, own in zip(distances, moving)
+            for distance, own in zip(distances, moving, strict=True)
         ]
         true = [0.5 * (1 + math.erf(distance / 2)) for distance in distances]
         common = float(np.mean(scores[40:])) - float(np.mean(true[40:]))  # the luck of the split, the same for all
