@@ -126,9 +126,10 @@ class RunMetrics(Result):
 
     `validation`, `test`, `sites` (by name), `calibration`, `net_benefit` (by output), `selective`, `subgroups` and
     `patients` hold a result of each model: `metrics.test.int8.auc`. All but `validation` are of the test split, which
-    is scored once. `kept` says which epoch's weights these are (None for an ensemble, and in version 0.1.0). `verdict` is
-    on the model itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms` are medians of one image by
-    engine and model. `baselines`, `pruning`, `robustness`, `explanations` and `domain` lie in files of their own beside
+    is scored once. `kept` says which epoch's weights these are (None for an ensemble, and in version 0.1.0),
+    `prior_shift` what class weights and balanced sampling added to each output's logits. `verdict` is on the model
+    itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms` are medians of one image by engine and
+    model. `baselines`, `pruning`, `robustness`, `explanations` and `domain` lie in files of their own beside
     `metrics.json`, and are None where the study does not ask for them.
     """
 
@@ -155,6 +156,7 @@ class RunMetrics(Result):
     machine: Machine
     packages: dict[str, str]
     kept: KeptWeights | None = None
+    prior_shift: tuple[float, ...] = ()
     verdict: ModelVerdict | None = None
     baselines: BaselinesResult | None = None
     pruning: dict[str, PruningStep] | None = None

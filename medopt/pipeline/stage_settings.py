@@ -31,6 +31,7 @@ READS: dict[str, tuple[str, ...]] = {
         *(*_NETWORK, *_ENGINES, *_INTERVALS),
         *(f"compression.{key}" for key in ("gate", "engines", "calibration_images")),
         *(f"evaluation.{key}" for key in ("calibration", "operating_point", "target", "cost", "prevalence", "abstain")),
+        *(f"training.{key}" for key in ("class_weights", "sampling", "teacher", "teacher_share")),
     ),
     "evaluate": (
         *("name", *_TASK, *_ENGINES, *_INTERVALS, "training.metric"),
