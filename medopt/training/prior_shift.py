@@ -35,7 +35,7 @@ def prior_shift(study: Study, cases: Sequence[Case]) -> tuple[float, ...]:
 
 
 def _sampling_ratios(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
-    """How much more often (2, K) a label's absence and presence are drawn than by shuffling; 1 for the more frequent."""
+    """How much more often a label's absence and presence are drawn (2, K) than by shuffling; the more frequent is 1."""
     labels, chances = label_table(cases), balanced_chances(study, cases)
     if study.data.task == "multiclass":
         counts = np.bincount(labels[:, 0].astype(np.int64), minlength=study.data.outputs)
