@@ -102,8 +102,8 @@ class Schedule(Section):
         default = type(self).model_fields["warmup"].default  # which stands in every resolved study file
         if self.name in ("cosine_restarts", "plateau") and self.warmup not in (0, default):
             raise ValueError(
-                f"warmup is {self.warmup:g}, but the schedule {self.name} has no rising rate and would leave it unread: "
-                "leave it out, or take constant, cosine or one_cycle"
+                f"warmup is {self.warmup:g}, but the schedule {self.name} has no rising rate and would leave it "
+                "unread: leave it out, or take constant, cosine or one_cycle"
             )
         return self
 

@@ -24,11 +24,12 @@ from medopt.imaging.channels import read_channels
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan import read_scan
-from medopt.imaging.scan_path import files_below, split_part
+from medopt.imaging.scan_path import files_below, npz_member, split_part
 from medopt.imaging.series_index import is_capture, series_files
 from medopt.manifest.duplicates import thumbnail
 from medopt.manifest.findings import display_name
 from medopt.manifest.table import single_images
+from medopt.manifest.trivial_facts import KEYWORDS, TrivialFacts, trivial_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class ImageFacts:
     high: float = 0.0
     digest: str = ""
     thumbnail: FloatArray | None = None
+    trivial: TrivialFacts | None = None
     channels: tuple[ImageFacts | None, ...] = ()
     """Of a case of several images: the facts of each, None for a missing one; the case has what one of them has."""
 
@@ -170,6 +172,7 @@ def _read_image(case: Case, folder: Path) -> ImageFacts:
         high=float(high),
         digest=pixel_digest(array),
         thumbnail=thumbnail(array),
+        trivial=trivial_facts(volume, headers, _file_size(case, folder)),
     )
 
 
@@ -195,7 +198,17 @@ def _files(case: Case, folder: Path) -> Sequence[Path]:
     return series_files(container, series) if series else list(map(container.joinpath, files_below(container)))
 
 
-_KEYWORDS = ("BurnedInAnnotation", "SOPClassUID", "Modality", "ConversionType", "PresentationIntentType")
+def _file_size(case: Case, folder: Path) -> int | None:
+    """The bytes of an image's files; None for one of several images of an archive, and where it cannot be told."""
+    if npz_member(case.image) is not None:
+        return None
+    try:
+        return sum(path.stat().st_size for path in _files(case, folder))
+    except OSError:
+        return None
+
+
+_KEYWORDS = ("BurnedInAnnotation", "SOPClassUID", "Modality", "ConversionType", "PresentationIntentType", *KEYWORDS)
 
 
 def _headers(case: Case, folder: Path) -> list[Dataset]:
