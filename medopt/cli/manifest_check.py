@@ -58,6 +58,7 @@ def check(
     from medopt.manifest.infer_study import infer_study
     from medopt.manifest.quality import inspect_images
     from medopt.manifest.table import read_manifest
+    from medopt.manifest.trivial_facts import moments_of
 
     files = outputs(out or (), {".csv": "the repaired manifest", ".png": "the contact sheet"})
     sheet, fix = files.get(".png"), files.get(".csv")
@@ -69,7 +70,7 @@ def check(
     with reporting() as reporter:
         facts = read_facts(cases, folder, reporter, prepare=study.prepare)
     found = inspect_images(cases, facts, folder, study, dims)
-    shortcuts = find_shortcuts(cases, [fact.trivial for fact in facts], study)
+    shortcuts = find_shortcuts(cases, [fact.trivial for fact in facts], study, moments_of(manifest))
     more = (*small_split_findings(cases, study), *shortcut_findings(shortcuts, study))
     found = replace(found, findings=(*found.findings, *more))
     _print(manifest, found, study)

@@ -7,7 +7,8 @@ the facts that were looked at (Bonferroni), lies above one half, and that is hig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from medopt.core.format import format_estimate
 from medopt.core.records import Case, Predictions
 from medopt.core.reporter import Reporter
 from medopt.evaluation.analysis_results import Shortcut, ShortcutsResult
-from medopt.evaluation.validation_fit import parts_of
+from medopt.evaluation.validation_fit import PARTS, parts_of
 from medopt.manifest.findings import Finding
 from medopt.manifest.image_facts import read_facts
-from medopt.manifest.trivial_facts import TrivialFacts
+from medopt.manifest.trivial_facts import TrivialFacts, moment
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.training.linear_model import LinearFit
@@ -40,27 +41,36 @@ Floats = NDArray[np.float64]
 
 
 def find_shortcuts(
-    cases: Sequence[Case], facts: Sequence[TrivialFacts | None], study: Study, level: float = 0.95
+    cases: Sequence[Case],
+    facts: Sequence[TrivialFacts | None],
+    study: Study,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    level: float = 0.95,
 ) -> ShortcutsResult:
     """The cross-validated AUC of each trivial fact, the highest first. Cases whose facts are None do not count.
 
-    The columns of the manifest (age, sex and what data.subgroups names) are facts, too.
+    The columns of the manifest (age, sex and what data.subgroups names) are facts, too, and further `columns`, with a
+    text for each case.
     """
+    if columns:
+        given = [tuple((name, cells[row]) for name, cells in columns.items()) for row in range(len(cases))]
+        cases = [replace(case, groups=(*case.groups, *more)) for case, more in zip(cases, given, strict=True)]
     known = [(case, fact) for case, fact in zip(cases, facts, strict=True) if fact is not None]
     patients = len({case.patient_id for case, _ in known})
     nothing = ShortcutsResult(images=len(known), patients=patients, level=level, looks=())
     if patients < FEWEST:
         return nothing
-    table = _table([case for case, _ in known], study)
+    table, looks = _table([case for case, _ in known], study), dict(_features(known))
     scored = CalibratedPredictions(table, study.data.task)
-    parts, looks = parts_of(table, study.data.task, study.seed), dict(_features(known))
-    if len(np.unique(parts)) < 2 or not looks:
+    both = ((scored.truth == 1).any(axis=0)) & ((scored.truth == 0).any(axis=0))  # outputs that have an AUC
+    if not looks or not both.any():
         return nothing
+    parts = _parts(table, scored, study)
     corrected = 1 - (1 - level) / len(looks)
     found = []
     for name, features in looks.items():
         score = _out_of_fold(features, scored, parts)
-        areas = auc_with_covariance(score, scored.truth, scored.patients)
+        areas = auc_with_covariance(score[:, both], scored.truth[:, both], scored.patients)
         wide = mean_auc(areas, len(known), corrected)
         is_one = wide.low is not None and wide.low > 0.5 and (wide.value or 0) >= MATTERS
         found.append(Shortcut(name=name, auc=mean_auc(areas, len(known), level), corrected=wide, is_shortcut=is_one))
@@ -112,6 +122,15 @@ def shortcut_findings(found: ShortcutsResult, study: Study) -> list[Finding]:
     return [Finding("shortcuts", "refuse" if study.data.shortcuts == "refuse" else "note", text)]
 
 
+def _parts(table: Predictions, scored: CalibratedPredictions, study: Study) -> NDArray[np.int64]:
+    """The parts (N,) by patient, with each class in each; where a class is too rare for that, drawn at random."""
+    parts = parts_of(table, study.data.task, study.seed)
+    if len(np.unique(parts)) > 1:
+        return parts
+    order = np.random.default_rng(study.seed).permutation(int(scored.patients.max()) + 1)
+    return np.asarray(order[scored.patients] % PARTS)
+
+
 def _table(cases: Sequence[Case], study: Study) -> Predictions:
     """The cases as a table without predictions, for the draw of the parts and the truth."""
     unknown = [[-1 if label is None else label for label in case.label] for case in cases]
@@ -146,8 +165,11 @@ def _features(known: Sequence[tuple[Case, TrivialFacts]]) -> Iterator[tuple[str,
 
 
 def _as_numbers(column: Sequence[str]) -> Floats | None:
-    """A column of many different numbers (an age) as numbers; None where it holds words or few values."""
+    """A column of dates, times or many different numbers (an age) as numbers; None for words and few values."""
     given = [text for text in column if text]
+    moments = {text: moment(text) for text in set(given)}
+    if given and None not in moments.values():
+        return np.array([np.nan if not text else moments[text] for text in column], np.float64)
     try:
         values = np.array([float(text) if text else np.nan for text in column])
     except ValueError:

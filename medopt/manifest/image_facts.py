@@ -29,7 +29,7 @@ from medopt.imaging.series_index import is_capture, series_files
 from medopt.manifest.duplicates import thumbnail
 from medopt.manifest.findings import display_name
 from medopt.manifest.table import single_images
-from medopt.manifest.trivial_facts import KEYWORDS, TrivialFacts, trivial_facts
+from medopt.manifest.trivial_facts import KEYWORDS, TrivialFacts, trivial_facts, with_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,7 @@ def read_image(case: Case, folder: Path, prepare: Prepare | None = None) -> Imag
     facts = list(single.values())
     return replace(
         facts[0],
+        trivial=with_missing(facts[0].trivial, case.channels),
         digest=hashlib.blake2b("".join(fact.digest for fact in facts).encode(), digest_size=16).hexdigest(),
         nan=any(fact.nan for fact in facts),
         modality="+".join(dict.fromkeys(fact.modality for fact in facts if fact.modality)),

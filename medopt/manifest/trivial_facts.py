@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, time
 from math import nan
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
 from medopt.core.records import FloatArray, Volume
+from medopt.manifest.csv_text import read_csv
 
 CORNER = 5  # a corner is a fifth of each side, where markers and text stand
 BRIGHT = 0.98  # of the range of an image: what is burned in is as bright as can be
@@ -69,6 +72,43 @@ def trivial_facts(volume: Volume, headers: Sequence[Dataset], file_size: int | N
     return TrivialFacts(numbers, words)
 
 
+def with_missing(facts: TrivialFacts | None, channels: Sequence[str]) -> TrivialFacts | None:
+    """The facts of the first image of a case of several, with which of them are there."""
+    if facts is None:
+        return None
+    there = " ".join("there" if image else "missing" for image in channels)
+    return TrivialFacts(facts.numbers, {**facts.words, "which images are missing": there})
+
+
+def moments_of(manifest: Path) -> dict[str, tuple[str, ...]]:
+    """The columns of a manifest, by name and in the order of its rows, that hold nothing but dates or times."""
+    (_, head), *rows = read_csv(manifest, "the manifest")
+    found = {}
+    for at, name in enumerate(head):
+        cells = tuple(row[at] if at < len(row) else "" for _, row in rows)
+        if any(cells) and all(moment(cell) is not None for cell in cells if cell):
+            found[name] = cells
+    return found
+
+
+def moment(text: str) -> float | None:
+    """A date as a day's number, a time of day in hours; None for another text.
+
+    >>> moment("2020-01-02") == moment("02.01.2020") == moment("20200102"), moment("12:30"), moment("12")
+    (True, 12.5, None)
+    """
+    for form in ("%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d"):
+        with suppress(ValueError):
+            return float(datetime.strptime(text, form).toordinal())
+    with suppress(ValueError):
+        hour = time.fromisoformat(text) if ":" in text else None
+        return hour.hour + hour.minute / 60 if hour else None
+    with suppress(ValueError):
+        day = datetime.fromisoformat(text) if len(text) > len("2020-01-02") else None
+        return day.toordinal() + day.hour / 24 if day else None
+    return None
+
+
 def _padding(array: FloatArray, background: NDArray[np.bool_] | None) -> tuple[float, ...]:
     """The share of the image with the values of its first corner, that of its constant margins, and that of padding."""
     corner = array[(slice(None), *(slice(0, 1),) * (array.ndim - 1))]
@@ -100,6 +140,7 @@ def _earliest(headers: Sequence[Dataset], what: str) -> float:
 
 
 def _number(text: str, what: str) -> float | None:
+    """An element of VR DA or TM (PS3.5 6.2), as `moment` gives it."""
     digits = re.sub(r"[.:-]", "", text)[: 8 if what == "date" else 6]
     if not digits.isdigit():
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from medopt.config import Study
 from medopt.core.records import Case, Volume
 from medopt.evaluation.analysis_results import ShortcutsResult
 from medopt.evaluation.shortcuts import find_shortcuts, shortcut_findings, shortcut_lines
-from medopt.manifest.trivial_facts import TrivialFacts, trivial_facts
+from medopt.manifest.trivial_facts import TrivialFacts, moments_of, trivial_facts, with_missing
 
 Draw = Callable[[np.random.Generator, int], Volume]
 
@@ -178,3 +180,24 @@ def test_dates_that_are_none_and_volumes() -> None:
     found = facts_of(np.random.default_rng(0).normal(size=(4, 10, 10)), [header(StudyDate=""), header()], None)
     assert np.isnan(found.numbers["the date of the scan"][0]) and "the size of the file" not in found.numbers
     assert found.numbers["the size of the image"] == (4, 10, 10, 400, 1)
+
+
+def test_dates_of_the_manifest_and_a_class_of_one_patient(tmp_path: Path, tiny_study: Callable[..., Study]) -> None:
+    """A column of dates is told from others; a rare class leaves a draw of parts, if not one of each class in each."""
+    rows = [f"{n}.png,p{n},{n % 2},20{10 + n % 2}-0{1 + n % 9}-11,{n},word" for n in range(60)]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("\n".join(["image,patient_id,label,acquired,number,text", *rows]))
+    columns = moments_of(manifest)
+    assert list(columns) == ["acquired"] and columns["acquired"][1] == "2011-02-11"
+    draws = np.random.default_rng(0)
+    facts = [trivial_facts(noise(draws, 0), [], None) for _ in range(60)]
+    cases = [Case(f"c{n}", f"p{n}", f"{n}.png", (n % 2,), "train") for n in range(60)]
+    assert names(find_shortcuts(cases, facts, tiny_study(), columns)) == ["the column acquired"]
+    three = tiny_study(data={"task": "multiclass", "labels": ["a", "b", "c"]})
+    rare = [*cases[:-1], replace(cases[-1], label=(2,))]
+    assert find_shortcuts(rare, facts, three, columns).looks[0].name == "the column acquired"
+
+
+def test_a_missing_image_of_a_case_is_a_fact() -> None:
+    facts = with_missing(TrivialFacts({}, {"the file format": "PNG"}), ("a.png", "", "c.png"))
+    assert facts is not None and facts.words["which images are missing"] == "there missing there"
