@@ -22,7 +22,7 @@ from medopt.core.reporter import Reporter
 from medopt.evaluation.analysis_results import Shortcut, ShortcutsResult
 from medopt.evaluation.validation_fit import PARTS, parts_of
 from medopt.manifest.findings import Finding
-from medopt.manifest.image_facts import read_facts
+from medopt.manifest.image_facts import file_size, read_facts
 from medopt.manifest.trivial_facts import TrivialFacts, moment
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
@@ -35,6 +35,8 @@ MATTERS = 0.6
 STRENGTH = 1.0
 SAMPLE = 500
 """Images that a run reads for this at most: their interval is narrow enough."""
+AT_LEAST, BYTES = 60, 2_000_000_000
+"""So many images are read whatever their size; more only while all their files together are no larger than that."""
 RARE = 5  # cases: a rarer word is read as "other"
 
 Floats = NDArray[np.float64]
@@ -85,12 +87,21 @@ def read_shortcuts(
 
     The test split is not looked at; an image that cannot be read does not count.
     """
-    chosen = [case for case in cases if case.split != "test"]
-    if len(chosen) > most:
-        rows = np.sort(np.random.default_rng(study.seed).choice(len(chosen), most, replace=False))
-        chosen = [chosen[row] for row in rows]
+    chosen = _affordable([case for case in cases if case.split != "test"], folder, study.seed, most)
     facts = read_facts(chosen, folder, reporter, prepare=study.prepare)
     return find_shortcuts(chosen, [one.trivial for one in facts], study)
+
+
+def _affordable(cases: Sequence[Case], folder: Path, seed: int, most: int) -> list[Case]:
+    """At most so many cases, drawn at random, as many of them as can be read in about a minute."""
+    order = np.random.default_rng(seed).permutation(len(cases))[:most].tolist()
+    total, chosen = 0, []
+    for row in order:
+        total += file_size(cases[row], folder) or 0
+        if total > BYTES and len(chosen) >= AT_LEAST:
+            break
+        chosen.append(row)
+    return [cases[row] for row in sorted(chosen)]
 
 
 def shortcut_lines(found: ShortcutsResult) -> list[str]:

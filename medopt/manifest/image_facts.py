@@ -173,7 +173,7 @@ def _read_image(case: Case, folder: Path) -> ImageFacts:
         high=float(high),
         digest=pixel_digest(array),
         thumbnail=thumbnail(array),
-        trivial=trivial_facts(volume, headers, _file_size(case, folder)),
+        trivial=trivial_facts(volume, headers, file_size(case, folder)),
     )
 
 
@@ -199,7 +199,7 @@ def _files(case: Case, folder: Path) -> Sequence[Path]:
     return series_files(container, series) if series else list(map(container.joinpath, files_below(container)))
 
 
-def _file_size(case: Case, folder: Path) -> int | None:
+def file_size(case: Case, folder: Path) -> int | None:
     """The bytes of an image's files; None for one of several images of an archive, and where it cannot be told."""
     if npz_member(case.image) is not None:
         return None

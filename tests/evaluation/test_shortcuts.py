@@ -13,6 +13,7 @@ from pydicom import Dataset
 
 from medopt.config import Study
 from medopt.core.records import Case, Volume
+from medopt.evaluation import shortcuts
 from medopt.evaluation.analysis_results import ShortcutsResult
 from medopt.evaluation.shortcuts import find_shortcuts, shortcut_findings, shortcut_lines
 from medopt.manifest.trivial_facts import TrivialFacts, moments_of, trivial_facts, with_missing
@@ -201,3 +202,15 @@ def test_dates_of_the_manifest_and_a_class_of_one_patient(tmp_path: Path, tiny_s
 def test_a_missing_image_of_a_case_is_a_fact() -> None:
     facts = with_missing(TrivialFacts({}, {"the file format": "PNG"}), ("a.png", "", "c.png"))
     assert facts is not None and facts.words["which images are missing"] == "there missing there"
+
+
+def test_a_run_reads_no_more_than_it_can_afford(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [Case(f"c{n}", f"p{n}", f"{n}.nii", (n % 2,), "train") for n in range(300)]
+    for case in cases:
+        (tmp_path / case.image).write_bytes(bytes(100))
+    assert len(shortcuts._affordable(cases, tmp_path, 0, 200)) == 200
+    monkeypatch.setattr(shortcuts, "BYTES", 9_050)
+    few = shortcuts._affordable(cases, tmp_path, 0, 200)
+    assert len(few) == 90 and few == shortcuts._affordable(cases, tmp_path, 0, 200)
+    monkeypatch.setattr(shortcuts, "BYTES", 100)
+    assert len(shortcuts._affordable(cases, tmp_path, 0, 200)) == shortcuts.AT_LEAST
