@@ -89,7 +89,8 @@ def open_table(path: Path, study_file: Path | None = None, changes: Mapping[str,
     if settings.prevalence is not None and task != "binary":
         raise ConfigError(f"--prevalence is the share of one finding; {path} holds {task} predictions.")
     metrics = path.parent / METRICS_FILE
-    shift = RunMetrics.read(metrics).prior_shift if metrics.is_file() else ()
+    is_runs_own = path.name == TABLE and metrics.is_file()  # other tables hold calibrated logits, or a group's
+    shift = RunMetrics.read(metrics).prior_shift if is_runs_own else ()
     return OpenTable(path, read_predictions(path), task, labels, settings, seed, shift)
 
 
