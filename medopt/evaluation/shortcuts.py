@@ -28,6 +28,7 @@ from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.training.linear_model import LinearFit
 
+NAME = "shortcuts"
 FEWEST = 20
 """Patients; of fewer nothing can be said."""
 MATTERS = 0.6
@@ -121,16 +122,21 @@ def shortcut_lines(found: ShortcutsResult) -> list[str]:
 
 def shortcut_findings(found: ShortcutsResult, study: Study) -> list[Finding]:
     """A finding for all shortcuts, which refuses where `data.shortcuts` says so."""
+    text = shortcut_text(found)
+    return [Finding(NAME, "refuse" if study.data.shortcuts == "refuse" else "note", text)] if text else []
+
+
+def shortcut_text(found: ShortcutsResult) -> str:
+    """All shortcuts in words, and what to do; empty where there is none."""
     texts = [f"{one.name} alone reaches AUC {format_estimate(one.auc)}" for one in found.looks if one.is_shortcut]
     if not texts:
-        return []
-    text = (
+        return ""
+    return (
         f"{'; '.join(texts)} ({found.images} images, scored by models of other patients). A network can learn this "
         "instead of the finding, and its AUC means little unless it is clearly higher. Take cases of each label that "
         "are alike in this, or remove it: crop markers, resample to one spacing (prepare.spacing_mm), or crop to one "
         "extent instead of padding (prepare.fit)."
     )
-    return [Finding("shortcuts", "refuse" if study.data.shortcuts == "refuse" else "note", text)]
 
 
 def _parts(table: Predictions, scored: CalibratedPredictions, study: Study) -> NDArray[np.int64]:

@@ -14,9 +14,8 @@ from medopt.core.result import by_kind
 from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.run_metrics import METRICS_FILE, KeptWeights
-from medopt.evaluation.shortcuts import shortcut_findings
+from medopt.evaluation.shortcuts import NAME, shortcut_text
 from medopt.inference.engines import open_engine
-from medopt.manifest.findings import finding_text
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, summarize
 from medopt.pipeline.predict import predict, subgroups
@@ -121,7 +120,8 @@ def notes_of(context: RunContext) -> tuple[str, ...]:
     notes = (*context.notes, *context.result(PrepareStage).notes)
     if BaselineStage.name not in context.results or not (found := context.result(BaselineStage).shortcuts):
         return notes
-    return (*notes, *(finding_text(one, context.study) for one in shortcut_findings(found, context.study)))
+    text = shortcut_text(found)
+    return (*notes, f"{NAME}: {text}") if text else notes
 
 
 def override_of(context: RunContext) -> Override | None:
