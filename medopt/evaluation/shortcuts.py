@@ -96,7 +96,7 @@ def read_shortcuts(
 def _affordable(cases: Sequence[Case], folder: Path, seed: int, most: int) -> list[Case]:
     """At most so many cases, drawn at random, as many of them as can be read in about a minute."""
     order = np.random.default_rng(seed).permutation(len(cases))[:most].tolist()
-    total, chosen = 0, []
+    total, chosen = 0, list[int]()
     for row in order:
         total += file_size(cases[row], folder) or 0
         if total > BYTES and len(chosen) >= AT_LEAST:
