@@ -18,6 +18,7 @@ from medopt.manifest.findings import ACCEPTED
 from medopt.metrics.figures import HEADLINE
 
 if TYPE_CHECKING:  # a command that only reads headers does not wait for the engines
+    from medopt.evaluation.analysis_results import ShortcutsResult
     from medopt.evaluation.run_metrics import RunMetrics
     from medopt.pipeline.finished_run import FinishedRun
     from medopt.release.predictor import Release
@@ -98,6 +99,8 @@ def print_summary(run: FinishedRun, name: str = "") -> None:
     if shifted := gate.figures.chosen.shifted:
         console.print(shifted.sentence, soft_wrap=True)
     console.print(_performance_table(metrics, name or f"seed {metrics.seed}"))
+    if metrics.kept:
+        console.print(metrics.kept.sentence, soft_wrap=True)
     console.print("seconds  " + ", ".join(f"{stage} {value:.0f}" for stage, value in run.seconds.items()))
     console.print(f"run      {run.folder}\nMLflow   {run.mlflow_link}", soft_wrap=True)
     if not metrics.is_released:
@@ -173,6 +176,19 @@ def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -
     rule = ", ".join(rules) or "the most probable label"
     band = f"; left undecided: from {model.band[0]:.4f} up to {model.band[1]:.4f}" if model.band else ""
     console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}{band}", soft_wrap=True)
+
+
+def print_shortcuts(found: ShortcutsResult) -> None:
+    """How far size, padding, brightness and header of the images alone tell the label."""
+    if not found.looks:
+        plain_console().print(f"shortcuts: {found.patients} patients with images are too few to look for them")
+        return
+    title = f"What tells the label without the image: {found.images} images of {found.patients} patients"
+    table = Table("known of an image", "AUC alone", f"corrected for {len(found.looks)} looks", "", title=title)
+    for one in found.looks:
+        mark = Text("shortcut", "bold yellow") if one.is_shortcut else ""
+        table.add_row(one.name, format_estimate(one.auc), format_estimate(one.corrected), mark)
+    plain_console().print(table)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:

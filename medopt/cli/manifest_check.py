@@ -41,19 +41,24 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every image of a manifest and look for what would make a score wrong: leaks, copies, damage.
+    """Read every image of a manifest and look for what would make a score wrong: leaks, copies, damage, shortcuts.
+
+    A shortcut is what tells the label without the image: its size, padding, brightness, bright corners, file or header.
 
     Exit code 0 where nothing is refused (there may be notes) or --out FILE.csv wrote a manifest that passes, else 3.
 
     Example: medopt manifest check manifest.csv --data images --out sheet.png --out repaired.csv
     """
+    from medopt.cli.console import print_shortcuts
     from medopt.config.shipped import study_path
     from medopt.config.study_file import load_study
+    from medopt.evaluation.shortcuts import find_shortcuts, shortcut_findings
     from medopt.manifest.check import small_split_findings
     from medopt.manifest.image_facts import read_facts
     from medopt.manifest.infer_study import infer_study
     from medopt.manifest.quality import inspect_images
     from medopt.manifest.table import read_manifest
+    from medopt.manifest.trivial_facts import moments_of
 
     files = outputs(out or (), {".csv": "the repaired manifest", ".png": "the contact sheet"})
     sheet, fix = files.get(".png"), files.get(".csv")
@@ -65,12 +70,16 @@ def check(
     with reporting() as reporter:
         facts = read_facts(cases, folder, reporter, prepare=study.prepare)
     found = inspect_images(cases, facts, folder, study, dims)
-    found = replace(found, findings=(*found.findings, *small_split_findings(cases, study)))
+    shortcuts = find_shortcuts(cases, [fact.trivial for fact in facts], study, moments_of(manifest))
+    more = (*small_split_findings(cases, study), *shortcut_findings(shortcuts, study))
+    found = replace(found, findings=(*found.findings, *more))
     _print(manifest, found, study)
+    print_shortcuts(shortcuts)
     if sheet:
         _draw(sheet, found, study, dims)
     repair = _fix(manifest, fix, found, folder, study, dims) if fix else None
-    print_json(as_json, _result(manifest, found, study, repair))
+    result = _result(manifest, found, study, repair) | {"shortcuts": shortcuts.model_dump(mode="json")}
+    print_json(as_json, result)
     if found.refused and repair is None:
         names = ", ".join(dict.fromkeys(finding.name for finding in found.refused))
         raise DataError(

@@ -52,13 +52,14 @@ def plan(
     """
     from rich.table import Table
 
-    from medopt.cli.console import plain_console
+    from medopt.cli.console import plain_console, print_shortcuts
+    from medopt.evaluation.shortcuts import read_shortcuts
     from medopt.manifest.infer_study import infer_study, with_finding
     from medopt.manifest.table import read_manifest
     from medopt.pipeline.start import with_start
     from medopt.planning.decide import decide
     from medopt.planning.duration import duration_notes
-    from medopt.planning.fingerprint import take_fingerprint
+    from medopt.planning.fingerprint import SAMPLE, take_fingerprint
     from medopt.planning.write import describe_fingerprint, write_plan
 
     guessed = with_finding(infer_study(manifest, renaming(rename)), positive)
@@ -69,6 +70,7 @@ def plan(
         labels, task, started = guessed.data.labels, guessed.data.task, time.perf_counter()
         fingerprint = take_fingerprint(cases, labels, task, folder, reporter, guessed.prepare)
         read_seconds = time.perf_counter() - started
+        shortcuts = read_shortcuts(cases, folder, guessed, reporter, SAMPLE)
     trains = _device(device)
     decided = decide(fingerprint, trains, modality.upper(), _memory(trains))
     channels = guessed.prepare.input_channels
@@ -85,8 +87,16 @@ def plan(
     for decision in decisions:
         table.add_row(decision.key, json.dumps(decision.value), decision.reason)
     console.print(table)
+    print_shortcuts(shortcuts)
     typer.echo(f"written to {out}; next: medopt run {quote(str(out))}")
-    print_json(as_json, {"study_file": str(out), "study": study.model_dump(mode="json")})
+    print_json(
+        as_json,
+        {
+            "study_file": str(out),
+            "study": study.model_dump(mode="json"),
+            "shortcuts": shortcuts.model_dump(mode="json"),
+        },
+    )
 
 
 def _named(study: Study, name: str, question: str) -> Study:

@@ -74,6 +74,8 @@ class Data(Section):
     """Labels as the manifest writes them, and what this study calls them: {"0": healthy, "1": nodule}."""
     accept: list[str] = []
     """Names of findings of the data check that this study accepts."""
+    shortcuts: Literal["report", "refuse"] = "report"
+    """Where size, padding, brightness, corners, file or header of an image tell the label: say so, or do not train."""
     folds: int = Field(0, ge=0)
     """Cross-validation: train and val are divided by patient into this many folds; test stays. 0: off."""
     fold: int = Field(0, ge=0)

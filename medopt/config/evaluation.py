@@ -22,7 +22,8 @@ class Evaluation(Section):
     """Level of all intervals."""
     calibration: Literal["logistic", "temperature", "isotonic", "none"] = "logistic"
     """Fitted on validation. logistic: a slope and a bias for each output (from 10 cases of each class on, else the
-    temperature). temperature: one number. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
+    temperature). temperature: one number, after the shift that class weights or balanced sampling are known to give is
+    subtracted. isotonic: a rising curve; needs 200 validation cases and 50 of each class."""
     operating_point: Literal["youden", "sensitivity", "specificity", "cost", "fixed"] = "youden"
     """How the threshold is chosen on validation. youden: the largest sum of sensitivity and specificity. sensitivity,
     specificity: the target is kept on average by new patients, not by the validation cases alone."""

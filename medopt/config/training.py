@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medopt.config.model import FineTune
 from medopt.config.section import Fraction, Positive, Section
@@ -84,7 +84,8 @@ class Schedule(Section):
 
     name: Literal["constant", "cosine", "cosine_restarts", "one_cycle", "plateau"] = "one_cycle"
     warmup: Fraction = 0.2
-    """cosine, constant: share of the steps with a rising rate. one_cycle: share before the peak."""
+    """cosine, constant: share of the steps with a rising rate. one_cycle: share before the peak. The other schedules
+    have none, and refuse it."""
     t_0: int = Field(10, ge=1)
     """cosine_restarts: epochs of the first cycle (Loshchilov & Hutter 2017)."""
     t_mult: int = Field(2, ge=1)
@@ -95,6 +96,16 @@ class Schedule(Section):
     """plateau: the rate is multiplied by this."""
     patience: int = Field(5, ge=1)
     """plateau: epochs without progress before the rate falls."""
+
+    @model_validator(mode="after")
+    def _warmup_is_read(self) -> Self:
+        default = type(self).model_fields["warmup"].default  # which stands in every resolved study file
+        if self.name in ("cosine_restarts", "plateau") and self.warmup not in (0, default):
+            raise ValueError(
+                f"warmup is {self.warmup:g}, but the schedule {self.name} has no rising rate and would leave it "
+                "unread: leave it out, or take constant, cosine or one_cycle"
+            )
+        return self
 
 
 class Training(Section):
@@ -111,9 +122,15 @@ class Training(Section):
     switch: Switch | None = None
     schedule: Schedule = Schedule()
     metric: Literal["auc", "loss"] = "auc"
-    """The validation figure by which the best weights are chosen and training stops early."""
+    """The validation figure by which training stops early, and by which `keep: best` chooses."""
+    keep: Literal["auto", "last", "best"] = "auto"
+    """Which epoch's (averaged) weights are kept. last: the last one's. best: the one with the best metric, as the mean
+    of five epochs: its own and the four before; of equal ones the one with the lower loss. auto: last where the
+    schedule lowers the rate to its end and training gets there, else best. One epoch's metric is noise: the highest of
+    sixty flatters itself and predicts no better than the last."""
     patience: int = Field(60, ge=1)
-    """Epochs without progress before training stops. A cycle ends near zero rate, and its end brings the gain."""
+    """Epochs without progress before training stops, to save time. A cycle ends near zero rate, and its end brings the
+    gain."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Exponential moving average of the weights, used for validation and release; 0 is off."""
     clip_norm: float = Field(1.0, ge=0)

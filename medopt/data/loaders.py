@@ -144,7 +144,7 @@ def train_loader(
 ) -> tuple[DataLoader[tuple[Tensor, Tensor, int]], StepSampler]:
     """A loader of micro-batches and the sampler whose `epoch` says which epoch comes next.
 
-    Raises ConfigError where a step has fewer images than two a process.
+    Raises ConfigError where a process would get a single image at once: batch normalization needs two.
     """
     size, micro = study.training.resolved_sizes
     if min(size, len(cases)) < 2 * world and world > 1:
@@ -153,7 +153,18 @@ def train_loader(
             "fewer --devices, or a larger training.batch_size."
         )
     sampler = StepSampler(study, cases, size, micro, rank, world)
+    if sampler.size // world // sampler.parts < 2 and sampler.size > 1:
+        raise ConfigError(
+            f"A step of {sampler.size} images, at most {micro} at once on {_processes(world)}, leaves a single image "
+            "to batch normalization, which needs two. Let training.batch_size be a multiple of "
+            f"{micro * world} (training.micro_batch times the processes), or training.micro_batch at least "
+            f"{-(-sampler.size // world)}."
+        )
     return _loader(study, cases, files, sampler), sampler
+
+
+def _processes(world: int) -> str:
+    return "one process" if world == 1 else f"each of {world} processes"
 
 
 def predict_loader(

@@ -48,15 +48,35 @@ class BaselineResult(Result):
     gain: Estimate
 
 
+class Shortcut(Result):
+    """The AUC that a fact of the images alone reaches in cross-validation; `corrected` for all that were looked at."""
+
+    name: str
+    auc: Estimate
+    corrected: Estimate
+    is_shortcut: bool
+
+
+class ShortcutsResult(Result):
+    """How far each trivial fact of the images alone tells the label, the highest AUC first."""
+
+    images: int
+    patients: int
+    level: float
+    looks: tuple[Shortcut, ...]
+
+
 class BaselinesResult(Result):
     """`baselines.json`: the linear models by name (thumbnail, start), and the start; None where it was scratch.
 
     `linear_goes_on`: training did not beat the linear model on the start's features, which was released instead.
+    `shortcuts` are the models that see nothing but size, padding, brightness or header of an image.
     """
 
     models: dict[str, BaselineResult]
     start: StartRecord | None = None
     linear_goes_on: bool = False
+    shortcuts: ShortcutsResult | None = None
 
 
 class FamilyRobustness(Result):

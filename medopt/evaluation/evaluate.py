@@ -74,7 +74,9 @@ def _errors(scored: CalibratedPredictions) -> CalibrationErrors | None:
     return None if np.isnan(ece) else CalibrationErrors(ece=ece, ace=ace)
 
 
-def patient_result(table: Predictions, settings: Evaluation, task: Task, seed: int) -> PatientResult:
+def patient_result(
+    table: Predictions, settings: Evaluation, task: Task, seed: int, shift: Sequence[float] = ()
+) -> PatientResult:
     """The test figures of patients instead of images: calibrated and decided anew on the validation split's patients.
 
     A note stands instead where each patient has one image, or where a patient's images have no common answer.
@@ -84,7 +86,7 @@ def patient_result(table: Predictions, settings: Evaluation, task: Task, seed: i
         return PatientResult(note="every patient has one image")
     try:
         validation, test = (by_patient(part, task, settings.aggregate) for part in splits)
-        fitted = fit_on(validation, settings, task)
+        fitted = fit_on(validation, settings, task, shift=shift)
     except MedoptError as error:
         return PatientResult(note=str(error))
     return PatientResult(

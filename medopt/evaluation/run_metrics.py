@@ -89,6 +89,20 @@ class Int8Change(Result):
     decision_flips: Estimate
 
 
+class KeptWeights(Result):
+    """The epoch (from 1, of `epochs`) whose weights a training kept, and why; None: a linear model's, of no epoch."""
+
+    epoch: int | None
+    epochs: int
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        which = f"those of epoch {self.epoch} of {self.epochs}" if self.epoch else "not tuned"
+        return f"The network's weights are {which}: {self.reason}."
+
+
 class ReleaseFigures(Result):
     """What a release tells of itself: those results of the run, under the same names."""
 
@@ -112,10 +126,11 @@ class RunMetrics(Result):
 
     `validation`, `test`, `sites` (by name), `calibration`, `net_benefit` (by output), `selective`, `subgroups` and
     `patients` hold a result of each model: `metrics.test.int8.auc`. All but `validation` are of the test split, which
-    is scored once. `verdict` is on the model itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms`
-    are medians of one image by engine and model. `baselines`, `pruning`, `robustness`,
-    `explanations` and `domain` lie in files of their own beside `metrics.json`, and are None where the study does not
-    ask for them.
+    is scored once. `kept` says which epoch's weights these are (None for an ensemble, and in version 0.1.0),
+    `prior_shift` what class weights and balanced sampling added to each output's logits. `verdict` is on the model
+    itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms` are medians of one image by engine and
+    model. `baselines`, `pruning`, `robustness`, `explanations` and `domain` lie in files of their own beside
+    `metrics.json`, and are None where the study does not ask for them.
     """
 
     schema_version: Literal[1]
@@ -140,6 +155,8 @@ class RunMetrics(Result):
     gate: GateRecord
     machine: Machine
     packages: dict[str, str]
+    kept: KeptWeights | None = None
+    prior_shift: tuple[float, ...] = ()
     verdict: ModelVerdict | None = None
     baselines: BaselinesResult | None = None
     pruning: dict[str, PruningStep] | None = None

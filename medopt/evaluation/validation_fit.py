@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,9 +49,9 @@ def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64
 
 
 def read_crossed(
-    validation: Predictions, wanted: Evaluation, task: Task, parts: NDArray[np.int64]
+    validation: Predictions, wanted: Evaluation, task: Task, parts: NDArray[np.int64], shift: Sequence[float] = ()
 ) -> CrossFittedDecisions:
-    """Each case read with a calibration and an operating point that the other parts gave.
+    """Each case read with a calibration and an operating point that the other parts gave; `shift` as in `fit_on`.
 
     So the cases judge what was fitted without them. With one part only they judge what they were fitted to.
     """
@@ -58,7 +59,8 @@ def read_crossed(
     for part in np.unique(parts):
         here = parts == part
         rest = here if here.all() else ~here
-        read = replace(fit_on(validation.where(rest), wanted, task, enough=True), predictions=validation.where(here))
+        fitted = fit_on(validation.where(rest), wanted, task, enough=True, shift=shift)
+        read = replace(fitted, predictions=validation.where(here))
         decided = read.operating_point.decide(read.probability)
         if probability is None or decision is None:
             probability = np.empty((len(validation), read.probability.shape[1]))
@@ -68,12 +70,16 @@ def read_crossed(
     return CrossFittedDecisions(validation.case_id, patients, probability, decision)
 
 
-def fit_on(validation: Predictions, wanted: Evaluation, task: Task, *, enough: bool = False) -> CalibratedPredictions:
+def fit_on(
+    validation: Predictions, wanted: Evaluation, task: Task, *, enough: bool = False, shift: Sequence[float] = ()
+) -> CalibratedPredictions:
     """The validation cases with the calibration and the operating point that they give.
 
-    Raises ConfigError where isotonic calibration is asked of too few cases, unless `enough` says that they are.
+    `shift` (K,) is what training is known to have added to the logits (`medopt.training.prior_shift`). Raises
+    ConfigError where isotonic calibration is asked of too few cases, unless `enough` says that they are.
     """
-    calibration = fit_calibration(validation.logits, validation.labels, task, wanted.calibration, enough=enough)
+    logits, labels = validation.logits, validation.labels
+    calibration = fit_calibration(logits, labels, task, wanted.calibration, enough=enough, shift=shift)
     probability = calibration.probabilities(validation.logits, task)
     point = choose_threshold(
         probability,

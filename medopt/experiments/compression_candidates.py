@@ -59,7 +59,12 @@ def write_options(
 
 
 def measure_options(
-    study: Study, validation: PreparedSplit, widths: Sequence[Width], precisions: Sequence[Precision], place: Path
+    study: Study,
+    validation: PreparedSplit,
+    widths: Sequence[Width],
+    precisions: Sequence[Precision],
+    place: Path,
+    shift: Sequence[float] = (),
 ) -> list[Candidate]:
     """Every option in its fastest engine, against the whole float model in its own; times interleaved in one go."""
     keys = [(one, precision) for one in widths for precision in ("float32", *precisions)]
@@ -87,7 +92,7 @@ def measure_options(
         after = predict(study, "int8", "val", validation, engines[engine])
         sizes = [(place / file_of(*one)).stat().st_size for one in ((width.removed, kind), (0, "float32"))]
         times = (latency[engine], latency[base])
-        candidate = against_float(study, before, after, fastest[width, kind], times, (sizes[0], sizes[1]))
+        candidate = against_float(study, before, after, fastest[width, kind], times, (sizes[0], sizes[1]), shift)
         scored = CalibratedPredictions(after, study.data.task)
         auc = mean_auc(
             auc_with_covariance(scored.score, scored.truth, scored.patients), len(after), study.evaluation.confidence

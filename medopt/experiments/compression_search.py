@@ -35,6 +35,7 @@ from medopt.pipeline.study_cases import read_run
 from medopt.tracking.parent import ParentRun
 from medopt.training.hardware import Hardware
 from medopt.training.loop import load_best
+from medopt.training.prior_shift import prior_shift
 
 PLACE, TABLE, PICTURE, OPTIONS = "compressed", "front.json", "front.png", "front"
 _LABELS = {"name", "faults", "precision", "engine"}  # of an option: tags in MLflow, not figures
@@ -114,7 +115,8 @@ class MeasureStage(Stage[CompressionFront]):
         for width in widths:
             write_options(study, width, files, place, self.grid.precisions)
             context.say(f"exported, {width.removed:.0%} of the multiply-adds taken away")
-        options = measure_options(study, splits["val"], widths, self.grid.precisions, place)
+        shift = prior_shift(study, splits["train"].cases)
+        options = measure_options(study, splits["val"], widths, self.grid.precisions, place, shift)
         chosen = pick(options, rule)
         front = CompressionFront(
             rule=rule.told(),

@@ -30,7 +30,8 @@ from medopt.report.markdown_summary import members_page
 CAPTION = "Bars: as in the tables. That of the mean scores the same patients by every member; it does not\n"
 CAPTION += "cover what another seed would change, which the members' own dots show."
 OUT_OF_FOLD_NOTE = (
-    "each member's best epoch and calibration were chosen on the fold that it predicts, so these figures flatter"
+    "each member's calibration, and its epoch where the schedule is not annealed, were chosen on the fold that it "
+    "predicts, so these figures flatter"
 )
 
 

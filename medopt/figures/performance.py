@@ -40,9 +40,14 @@ def _unit_square(axes: Axes, bottom: float = -0.02) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(bottom, 1.02), aspect="equal", xticks=ticks, yticks=ticks)
 
 
-def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str = "auc") -> None:
-    """Loss, validation metric, learning rate and images per second against the epoch. `metric`: auc or loss."""
-    epochs = [one.epoch for one in history]
+def learning_curves(
+    history: Sequence[EpochRecord], path: Path, *, metric: str = "auc", kept: int | None = None
+) -> None:
+    """Loss, validation metric, learning rate and images per second against the epoch, from 1.
+
+    `metric` is auc or loss, `kept` the epoch whose weights were kept.
+    """
+    epochs = [one.epoch + 1 for one in history]
     scores = np.array([one.val_metric for one in history], dtype=float)
     with figure_page(path, 4, f"Training, {len(history)} epochs", columns=2, height=3.2) as (loss, score, rate, speed):
         loss.plot(epochs, [one.train_loss for one in history], color=COLOURS[0], linestyle=LINES[0], label="training")
@@ -53,10 +58,9 @@ def learning_curves(history: Sequence[EpochRecord], path: Path, *, metric: str =
         speed.plot(epochs, [one.images_per_second for one in history], color=COLOURS[0])
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
         speed.set_ylim(bottom=0)
-        if np.isfinite(scores).any():
-            best = int(np.nanargmin(scores) if metric == "loss" else np.nanargmax(scores))
-            score.plot(epochs[best], scores[best], "o", color=COLOURS[1])
-            score.set_title(f"best {scores[best]:.3f} in epoch {epochs[best]}", fontsize=10)
+        if kept is not None:
+            score.plot(kept, scores[kept - 1], "o", color=COLOURS[1])
+            score.set_title(f"{scores[kept - 1]:.3f} in epoch {kept}, which was kept", fontsize=10)
         style_axes(loss, "epoch", "loss")
         style_axes(score, "epoch", "validation AUC" if metric == "auc" else "validation loss", score.get_title())
         style_axes(rate, "epoch", "learning rate")

@@ -24,11 +24,12 @@ from medopt.imaging.channels import read_channels
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan import read_scan
-from medopt.imaging.scan_path import files_below, split_part
+from medopt.imaging.scan_path import files_below, npz_member, split_part
 from medopt.imaging.series_index import is_capture, series_files
 from medopt.manifest.duplicates import thumbnail
 from medopt.manifest.findings import display_name
 from medopt.manifest.table import single_images
+from medopt.manifest.trivial_facts import KEYWORDS, TrivialFacts, trivial_facts, with_missing
 
 AIR = -950.0
 """HU below which there is air, and no lung that holds blood."""
@@ -67,6 +68,7 @@ class ImageFacts:
     """Of a CT the 0.5 and 99.5 percentiles of what is no air outside or in a gut: above AIR."""
     digest: str = ""
     thumbnail: FloatArray | None = None
+    trivial: TrivialFacts | None = None
     channels: tuple[ImageFacts | None, ...] = ()
     """Of a case of several images: the facts of each, None for a missing one; the case has what one of them has."""
 
@@ -122,6 +124,7 @@ def read_image(case: Case, folder: Path, prepare: Prepare | None = None) -> Imag
     facts = list(single.values())
     return replace(
         facts[0],
+        trivial=with_missing(facts[0].trivial, case.channels),
         digest=hashlib.blake2b("".join(fact.digest for fact in facts).encode(), digest_size=16).hexdigest(),
         nan=any(fact.nan for fact in facts),
         modality="+".join(dict.fromkeys(fact.modality for fact in facts if fact.modality)),
@@ -179,6 +182,7 @@ def _read_image(case: Case, folder: Path) -> ImageFacts:
         tissue=tuple(np.percentile(body, [0.5, 99.5]).tolist()) if body.size > MIN_TISSUE * sample.size else None,
         digest=pixel_digest(array),
         thumbnail=thumbnail(array),
+        trivial=trivial_facts(volume, headers, file_size(case, folder)),
     )
 
 
@@ -204,7 +208,17 @@ def _files(case: Case, folder: Path) -> Sequence[Path]:
     return series_files(container, series) if series else list(map(container.joinpath, files_below(container)))
 
 
-_KEYWORDS = ("BurnedInAnnotation", "SOPClassUID", "Modality", "ConversionType", "PresentationIntentType")
+def file_size(case: Case, folder: Path) -> int | None:
+    """The bytes of an image's files; None for one of several images of an archive, and where it cannot be told."""
+    if npz_member(case.image) is not None:
+        return None
+    try:
+        return sum(path.stat().st_size for path in _files(case, folder))
+    except OSError:
+        return None
+
+
+_KEYWORDS = ("BurnedInAnnotation", "SOPClassUID", "Modality", "ConversionType", "PresentationIntentType", *KEYWORDS)
 
 
 def _headers(case: Case, folder: Path) -> list[Dataset]:

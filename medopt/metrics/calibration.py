@@ -6,7 +6,8 @@ which all logits are divided, so that no decision of a multi-class model changes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -212,18 +213,21 @@ def fit_calibration(
     method: Method = "temperature",
     *,
     enough: bool = False,
+    shift: Sequence[float] = (),
 ) -> Calibration:
     """Fit a calibration on validation cases: logits (N, K), labels (N,) or (N, K).
 
-    logistic: an output with too few cases of a class gets the temperature and no bias, and the note says so.
+    logistic: an output with too few cases of a class gets the temperature and no bias, and the note says so. `shift`
+    (K,) is what training is known to have added to the logits: it is subtracted before a temperature is fitted, which
+    could not take it back.
     Raises ConfigError where isotonic is asked of too few cases (`refuse_few`), unless `enough` says that they are.
     """
     if method == "none":
         return UNCALIBRATED
     if method == "temperature":
-        return Calibration("temperature", fit_temperature(logits, labels, task))
+        return _fit_scale(np.asarray(logits, dtype=np.float64), labels, task, shift)
     if method == "logistic":
-        return _fit_logistic(np.asarray(logits, dtype=np.float64), labels, task)
+        return _fit_logistic(np.asarray(logits, dtype=np.float64), labels, task, shift)
     if not enough:
         refuse_few(labels, logits.shape[1], task)
     known = truth(labels, logits.shape[1], task)
@@ -234,21 +238,35 @@ def fit_calibration(
     return Calibration("isotonic", 1.0, tuple(fit_curve(column, positive) for column, positive in columns))
 
 
-def _fit_logistic(logits: Floats, labels: NDArray[np.int64], task: Task) -> Calibration:
-    known, temperature = truth(labels, logits.shape[1], task), fit_temperature(logits, labels, task)
+def _fit_scale(logits: Floats, labels: NDArray[np.int64], task: Task, shift: Sequence[float]) -> Calibration:
+    """One temperature, after what training added to the logits is subtracted: then a slope and a bias say the same."""
+    if not shift:
+        return Calibration("temperature", fit_temperature(logits, labels, task))
+    temperature = fit_temperature(logits - np.asarray(shift), labels, task)
+    slopes, biases = (1 / temperature,) * len(shift), tuple(-one / temperature for one in shift)
+    note = "the shift of class weights or balanced sampling is subtracted as known from training"
+    return Calibration("logistic", 1.0, (), note, slopes, biases)
+
+
+def _fit_logistic(logits: Floats, labels: NDArray[np.int64], task: Task, shift: Sequence[float]) -> Calibration:
+    known, scaled = truth(labels, logits.shape[1], task), _fit_scale(logits, labels, task, shift)
     rarest = np.minimum((known == 1).sum(axis=0), (known == 0).sum(axis=0))
     few = rarest < LEAST
     if few.any() and (task == "multiclass" or few.all()):
-        note = f"one temperature without a bias: validation has {rarest.min()} cases of a class, fewer than {LEAST}"
-        return Calibration("temperature", temperature, note=note)
+        note = (
+            f"one temperature without a fitted bias: validation has {rarest.min()} cases of a class, fewer than {LEAST}"
+        )
+        return replace(scaled, note=f"{note}; {scaled.note}" if scaled.note else note)
     if task == "multiclass":
         slope, shifts = fit_classes(logits, labels)
         return Calibration("logistic", 1.0, slopes=(slope,) * len(shifts), biases=tuple(shifts.tolist()))
-    found = []
-    for column, value, scarce in zip(logits.T, known.T, few, strict=True):
+    found, outputs = [], range(logits.shape[1])
+    for output, column, value, scarce in zip(outputs, logits.T, known.T, few, strict=True):
         given = ~np.isnan(value)
-        found.append((1 / temperature, 0.0) if scarce else fit_binary(column[given], value[given] == 1))
-    note = f"{few.sum()} of {len(few)} labels have fewer than {LEAST} validation cases of a class, and no bias"
+        alone = (scaled.slopes[output], scaled.biases[output]) if shift else (1 / scaled.temperature, 0.0)
+        found.append(alone if scarce else fit_binary(column[given], value[given] == 1))
+    bias = "the bias that training is known to give" if shift else "no bias"
+    note = f"{few.sum()} of {len(few)} labels have fewer than {LEAST} validation cases of a class, and {bias}"
     slopes, biases = zip(*found, strict=True)
     return Calibration("logistic", 1.0, (), note if few.any() else "", slopes, biases)
 

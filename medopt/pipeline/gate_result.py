@@ -11,7 +11,8 @@ from medopt.metrics.thresholds import OperatingPoint
 class GateResult(Result):
     """Calibration, operating point and engines of each model, and the gate's verdict.
 
-    `in_float` names the layers of the int8 model that compute in float.
+    `in_float` names the layers of the int8 model that compute in float. `shift` is what class weights and balanced
+    sampling are known to have added to each output's logits.
     """
 
     calibrations: dict[str, Calibration]
@@ -20,3 +21,4 @@ class GateResult(Result):
     latency_ms: dict[str, float]
     verdict: GateVerdict
     in_float: tuple[str, ...] = ()
+    shift: tuple[float, ...] = ()

@@ -18,7 +18,7 @@ from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.evaluate import evaluate_model, figures_of, patient_result
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.model_verdict import judge_model
-from medopt.evaluation.run_metrics import Int8Change, ModelResult, RunMetrics
+from medopt.evaluation.run_metrics import Int8Change, KeptWeights, ModelResult, RunMetrics
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.figures import Figures
@@ -41,6 +41,7 @@ def summarize(
     *,
     override: Override | None = None,
     baselines: BaselinesResult | None = None,
+    kept: KeptWeights | None = None,
     mlflow_run_id: str | None = None,
     data_notes: Sequence[str] = (),
 ) -> RunMetrics:
@@ -71,7 +72,7 @@ def summarize(
         validation=by_kind(lambda kind: figures(scored[kind], scored[kind].predictions.split == "val")),
         test=by_kind(lambda kind: results[kind].figures),
         sites={site: at_site(site) for site in np.unique(test.float.predictions.site).tolist()},
-        patients=by_kind(lambda kind: patient_result(table_of[kind], settings, study.data.task, seed)),
+        patients=by_kind(lambda kind: patient_result(table_of[kind], settings, study.data.task, seed, judged.shift)),
         calibration=by_kind(lambda kind: results[kind].calibration),
         net_benefit=by_kind(lambda kind: results[kind].net_benefit),
         selective=by_kind(lambda kind: results[kind].selective),
@@ -83,6 +84,8 @@ def summarize(
         size_bytes=sizes,
         confidence=confidence,
         gate=GateRecord(**dict(judged.verdict), in_float=judged.in_float, override=None if is_passed else override),
+        kept=kept,
+        prior_shift=judged.shift,
         verdict=verdict,
         machine=machine(),
         packages=package_versions(),
@@ -116,7 +119,8 @@ def draw_figures(
     paths = [folder / f"{name}.png" for name in FIGURES[:4]]
     metric = "auc" if study.training.metric == "auc" else "negative loss"
     if history:  # an ensemble is not trained
-        learning_curves(history, paths[0], metric=metric)
+        kept = metrics.kept.epoch if metrics.kept else None
+        learning_curves(history, paths[0], metric=metric, kept=kept)
     models = [scored_as_judged(study, table, judged).where(table.split == "test") for table in tables]
     labels, confidence = study.data.labels, study.evaluation.confidence
     draws = study.evaluation.bootstrap

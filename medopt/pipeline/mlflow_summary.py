@@ -84,12 +84,14 @@ def _rates(figures: Figures) -> dict[str, float | None]:
 
 
 def final_tags(run: RunRecords) -> dict[str, str]:
-    """What is known at the end: the description, the two verdicts in a word, and where it was trained."""
+    """What is known at the end: the description, the verdicts in a word, the epoch that was kept, and the device."""
     gate, model = run.metrics.gate, run.metrics.verdict
     by_name = ", released by name" if gate.override else ""
     tags = {"mlflow.note.content": first_page(run), "gate": gate.outcome + ("" if gate.passed else by_name)}
     if model:
         tags["model verdict"] = model.word + ("" if model.better_than_chance else by_name)
+    if kept := run.metrics.kept:
+        tags["kept epoch"] = kept.sentence
     trained = run.stages.get("train")
     device = trained.facts.get("device") if trained else None
     return tags | ({"device": str(device)} if device else {})

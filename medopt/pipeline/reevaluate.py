@@ -40,6 +40,8 @@ class OpenTable:
     labels: Sequence[str]
     settings: Evaluation
     seed: int
+    shift: tuple[float, ...] = ()
+    """What class weights and balanced sampling added to each output's logits, as the run beside the table knows."""
 
 
 class EvaluatedModel(ModelResult):
@@ -86,7 +88,10 @@ def open_table(path: Path, study_file: Path | None = None, changes: Mapping[str,
         raise ConfigError(f"The settings cannot be used: {error.errors()[0]['msg']}.") from None  # type: ignore[attr-defined]
     if settings.prevalence is not None and task != "binary":
         raise ConfigError(f"--prevalence is the share of one finding; {path} holds {task} predictions.")
-    return OpenTable(path, read_predictions(path), task, labels, settings, seed)
+    metrics = path.parent / METRICS_FILE
+    is_runs_own = path.name == TABLE and metrics.is_file()  # other tables hold calibrated logits, or a group's
+    shift = RunMetrics.read(metrics).prior_shift if is_runs_own else ()
+    return OpenTable(path, read_predictions(path), task, labels, settings, seed, shift)
 
 
 def evaluate_table(
@@ -124,7 +129,7 @@ def scored_of(table: OpenTable, one: Predictions, patients: bool = False) -> tup
         one = by_patient(one, table.task, table.settings.aggregate)
     validation = one.of_split("val")
     if len(validation):
-        return replace(fit_on(validation, table.settings, table.task), predictions=one), []
+        return replace(fit_on(validation, table.settings, table.task, shift=table.shift), predictions=one), []
     beside = table.path.parent / METRICS_FILE
     kind = next((kind for kind in KINDS if kind == one.model), None)
     if kind and beside.is_file():

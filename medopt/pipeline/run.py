@@ -5,7 +5,6 @@ A run is a list of stages, one a file in `medopt/pipeline/stages`.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -41,7 +40,7 @@ from medopt.pipeline.stages.record import RecordStage
 from medopt.pipeline.stages.release import ReleaseStage
 from medopt.pipeline.stages.report import ReportStage
 from medopt.pipeline.stages.robustness import RobustnessStage
-from medopt.pipeline.stages.train import TrainStage
+from medopt.pipeline.stages.train import LINEAR, TrainStage
 from medopt.pipeline.stages.tune import TuneStage
 from medopt.pipeline.study_cases import StudyCases, read_source
 from medopt.tracking.tracker import Tracker
@@ -51,7 +50,7 @@ from medopt.transforms.prepare import PrepareChain
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A run that only trained: its best score on validation (None: none was defined), that epoch, and where it is."""
+    """A run that only trained: its score on validation (None: not defined), the epoch kept for it, and where it is."""
 
     score: float | None
     best_epoch: int | None
@@ -134,15 +133,19 @@ def train_study(
     cases = read_source(study, study_file, data, runs)
     with opened_run(cases, runs, reporter, parent=parent, on_history=on_history) as run:
         complete(training_stages(run.study, baseline=trains_from_baseline(run.study)), run)
-        scores = [record.val_metric for record in run.result(TrainStage).history]
-        best = max((score for score in scores if not math.isnan(score)), default=None)
-        epoch = scores.index(best) + 1 if best is not None else None
-        if not scores:  # nothing was tuned: the linear model on the start's features is the network
-            best = run.result(BaselineStage).models["start"].validation_auc
+        score, epoch = _score(run)
         if run.study.training.metric == "auc":
-            run.tracker.log_figures({"headline": {"auc_val": best}})
+            run.tracker.log_figures({"headline": {"auc_val": score}})
         end_run(run, "trained")
-        return TrainedRun(best, epoch, run.folder.path, run.tracker.run_id)
+        return TrainedRun(score, epoch, run.folder.path, run.tracker.run_id)
+
+
+def _score(run: RunContext) -> tuple[float | None, int | None]:
+    """The validation score of the epoch that training kept, which by its highest epoch would flatter itself; and it."""
+    trained = run.result(TrainStage)
+    if trained.best_epoch == LINEAR:  # the linear model on the start's features is the network
+        return run.result(BaselineStage).models["start"].validation_auc, None
+    return trained.history[trained.best_epoch].val_metric, trained.best_epoch + 1
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class RunFolder:
 
     @property
     def best_weights(self) -> Path:
-        """The weights of the best epoch."""
+        """The weights that training kept."""
         return self.path / "checkpoints" / BEST
 
     @property

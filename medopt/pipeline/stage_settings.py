@@ -23,7 +23,13 @@ _ALL = tuple(Study.model_fields)
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "data"),
     "tune": _TRAINING,
-    "baseline": (*_NETWORK, "augment.flip", *(f"training.{key}" for key in _BASELINE)),
+    "baseline": (
+        *_NETWORK,
+        "augment.flip",
+        "data.shortcuts",
+        "data.subgroups",
+        *(f"training.{key}" for key in _BASELINE),
+    ),
     "train": _TRAINING,
     PRUNED: (*_TRAINING, "compression.pruning"),
     "compress": (*_NETWORK, *(f"compression.{key}" for key in ("profile", "opset", "calibration_images"))),
@@ -31,6 +37,7 @@ READS: dict[str, tuple[str, ...]] = {
         *(*_NETWORK, *_ENGINES, *_INTERVALS),
         *(f"compression.{key}" for key in ("gate", "engines", "calibration_images")),
         *(f"evaluation.{key}" for key in ("calibration", "operating_point", "target", "cost", "prevalence", "abstain")),
+        *(f"training.{key}" for key in ("class_weights", "sampling", "teacher", "teacher_share")),
     ),
     "evaluate": (
         *("name", *_TASK, *_ENGINES, *_INTERVALS, "training.metric"),

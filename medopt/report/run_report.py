@@ -152,10 +152,10 @@ def _sections(run: RunRecords) -> list[ReportSection]:
             _tables(tables.domain(run)),
             (),
         ),
-        ReportSection("Data", "", _tables(tables.data(run)), ()),
+        ReportSection("Data", "", _tables(tables.data(run), tables.shortcuts(run)), ()),
         ReportSection(
             "Training",
-            "",
+            run.metrics.kept.sentence if run.metrics.kept else "",
             (),
             _wide(run, "learning_curves"),
         ),

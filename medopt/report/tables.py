@@ -65,6 +65,24 @@ def baselines(run: RunRecords) -> ReportTable | None:
     return ReportTable("What training brought", ["model", "AUC, test", "network less this one"], rows, notes)
 
 
+def shortcuts(run: RunRecords) -> ReportTable | None:
+    """How far size, padding, brightness and header of an image alone tell the label."""
+    found = run.metrics.baselines.shortcuts if run.metrics.baselines else None
+    if found is None or not found.looks:
+        return None
+    rows = [
+        [one.name, format_estimate(one.auc), format_estimate(one.corrected), "shortcut" if one.is_shortcut else ""]
+        for one in found.looks
+    ]
+    notes = [
+        f"{found.images} training and validation images of {found.patients} patients, each scored by a logistic "
+        "model of other patients that knows this fact alone. A shortcut is one whose corrected interval lies above "
+        "0.5, with an AUC of at least 0.6: a network can learn it instead of the finding."
+    ]
+    columns = ["known of an image", "AUC", f"corrected for {len(rows)} looks", ""]
+    return ReportTable("What tells the label without the image", columns, rows, notes)
+
+
 def patients(run: RunRecords) -> ReportTable | None:
     """The figures of patients instead of images, where a patient has several."""
     results = [run.metrics.patients[kind].test for kind in KINDS]

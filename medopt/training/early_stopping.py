@@ -17,12 +17,6 @@ def improvements(scores: Sequence[float]) -> list[bool]:
     return marks
 
 
-def best_epoch(scores: Sequence[float]) -> int | None:
-    """Index of the best score, the first of equals; None where none is a number."""
-    marks = improvements(scores)
-    return max((index for index, better in enumerate(marks) if better), default=None)
-
-
 def should_stop(scores: Sequence[float], patience: int) -> bool:
     """Whether the last `patience` scores brought no new best."""
     marks = improvements(scores)

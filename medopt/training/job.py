@@ -32,8 +32,8 @@ class TrainingJob:
     `facts` (study, chain and data digests) go into every checkpoint; one with other facts is refused. `start` are the
     weights to begin with, of the study's network or of a pruned one, whose widths then have to be among the facts;
     without it they are drawn from the study's seed. `teacher` are those of a network whose answers are targets, too, to
-    the share `teacher_share`. `to_the_end` keeps those of the last epoch, not the best.
-    `tunes_start`: `start` are pretrained weights, which the study's `training.fine_tune` says how to tune.
+    the share `teacher_share`. `tunes_start`: `start` are pretrained weights; the study's `training.fine_tune` says how
+    to tune them.
     """
 
     study: Study
@@ -44,7 +44,6 @@ class TrainingJob:
     start: Path | None = None
     teacher: Path | None = None
     teacher_share: float = 0.0
-    to_the_end: bool = False
     tunes_start: bool = False
 
 
@@ -63,9 +62,10 @@ class TrainingCallbacks:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The best weights' file, and what every epoch measured."""
+    """The file of the kept weights, what every epoch measured, and which epoch (from 0) was kept and why."""
 
     weights: Path
     history: tuple[EpochRecord, ...]
     best: int
     device: str
+    reason: str = ""

@@ -6,7 +6,6 @@ index), the learning rate, the optimizer and early stopping from the history, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
 from medopt.models.resnet import network_note
 from medopt.models.starts.files import ARCHITECTURE
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
-from medopt.training.early_stopping import best_epoch, should_stop
+from medopt.training.early_stopping import should_stop
 from medopt.training.epoch import Epochs
 from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
+from medopt.training.kept_epoch import KeptEpoch, kept_epoch
 from medopt.training.losses import Teacher, build_loss
-from medopt.training.step import start_state, take_optimizer
+from medopt.training.step import TrainingState, start_state, take_optimizer
 
 TEACHERS_MODEL = "model"  # the note of a teacher's file that says how its network is built, where not as the study's
 
@@ -35,7 +35,7 @@ TEACHERS_MODEL = "model"  # the note of a teacher's file that says how its netwo
 def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -> Trained:
     """Train, or go on training, as one of Fabric's processes; only the first of them has `callbacks`.
 
-    Raises TrainingError where the loss is not a number or no epoch gave a defined metric.
+    Raises TrainingError where the loss is not a number, or no epoch gave a defined metric.
     """
     study, facts = job.study, job.facts
     reporter = callbacks.reporter if callbacks else SilentReporter()
@@ -53,31 +53,58 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
             break
         record = _one_epoch(job, fabric, epochs, callbacks)
         state.history.append(record)
-        is_best = _is_kept(job, state.scores)
-        reporter.message(_epoch_line(study, record, is_best))
-        if is_best:
-            save_best(job.folder / BEST, state, {**facts, **architecture_note(study)}, write=callbacks is not None)
+        kept = kept_epoch(study.training, state.history)
+        is_kept = kept is not None and kept.index == len(state.history) - 1
+        reporter.message(_epoch_line(study, record, is_kept))
+        if is_kept:
+            _keep(job, state, callbacks)
         save_epoch(job.folder, state, facts, write=callbacks is not None)
         if callbacks:
             callbacks.on_epoch(state.history)
-    best = best_epoch(state.scores)
-    if best is not None and job.to_the_end:
-        best = len(state.history) - 1
-    if best is None:
+    kept = _kept_at_the_end(job, fabric, state, callbacks)
+    reporter.message(f"The weights of epoch {kept.index + 1} of {len(state.history)} are kept: {kept.reason}.")
+    return Trained(job.folder / BEST, tuple(state.history), kept.index, str(fabric.device), kept.reason)
+
+
+def _keep(job: TrainingJob, state: TrainingState, callbacks: TrainingCallbacks | None) -> None:
+    """Keep the weights of the epoch that the history ends with."""
+    facts = {**job.facts, **architecture_note(job.study)}
+    save_best(job.folder / BEST, state, facts, write=callbacks is not None)
+
+
+def _kept_at_the_end(
+    job: TrainingJob, fabric: Fabric, state: TrainingState, callbacks: TrainingCallbacks | None
+) -> KeptEpoch:
+    """The epoch whose weights are kept, and what is left to do for that.
+
+    It is another one than the rule's only where version 0.1.0 chose it: no file holds the weights of other epochs.
+    Raises TrainingError where no epoch has a defined metric.
+    """
+    kept = kept_epoch(job.study.training, state.history)
+    if kept is None:
         raise TrainingError("No epoch gave a defined validation metric; is one class absent from validation?")
-    return Trained(job.folder / BEST, tuple(state.history), best, str(fabric.device))
+    noted = fabric.broadcast(_noted_epoch(job.folder / BEST) if callbacks else None)
+    if noted == kept.index:
+        return kept
+    if kept.index == len(state.history) - 1:
+        _keep(job, state, callbacks)
+        return kept
+    if noted is None:  # the linear model of a start took their place; or the file is damaged, which its reader says
+        return kept
+    return KeptEpoch(noted, "the best by the metric of that epoch alone, as an earlier version chose it")
+
+
+def _noted_epoch(weights: Path) -> int | None:
+    """The epoch, from 0, that a file of kept weights is of; None where there is none that can be read."""
+    try:
+        return int(read_tensors(weights)[1]["epoch"])
+    except (TrainingError, KeyError):
+        return None
 
 
 def architecture_note(study: Study) -> dict[str, Any]:
     """What the shapes of the weights do not tell of the network, for studies that begin with it."""
     return {ARCHITECTURE: network_note(study)}
-
-
-def _is_kept(job: TrainingJob, scores: Sequence[float]) -> bool:
-    """Whether the weights of the last of these epochs are kept, so far at least."""
-    if job.to_the_end:
-        return len(scores) == job.study.training.epochs
-    return best_epoch(scores) == len(scores) - 1
 
 
 def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
@@ -107,8 +134,8 @@ def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: Trai
     return shared
 
 
-def _epoch_line(study: Study, record: EpochRecord, is_best: bool) -> str:
-    score = f"val {study.training.metric} {abs(record.val_metric):.4f}{' *' if is_best else '  '}"
+def _epoch_line(study: Study, record: EpochRecord, is_kept: bool) -> str:
+    score = f"val {study.training.metric} {abs(record.val_metric):.4f}{' *' if is_kept else '  '}"
     return (
         f"epoch {record.epoch + 1:>3}/{study.training.epochs}  train loss {record.train_loss:.4f}  "
         f"val loss {record.val_loss:.4f}  {score}  lr {record.learning_rate:.1e}  "
@@ -117,7 +144,7 @@ def _epoch_line(study: Study, record: EpochRecord, is_best: bool) -> str:
 
 
 def load_best(study: Study, weights: Path) -> nn.Module:
-    """The study's network with its best weights, on the CPU, in evaluation mode.
+    """The study's network with the weights that were kept, on the CPU, in evaluation mode.
 
     Those of a pruned network say how wide its layers are. Raises TrainingError where the weights are not the study's.
     """

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from clinic_fixtures import call
+from results import run_metrics
 
 from medopt.config import Study
 from medopt.config.study_file import load_study
@@ -19,7 +20,7 @@ from medopt.evaluation.predictions_io import write_predictions
 from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibration import Calibration
 from medopt.metrics.estimates import all_figures
-from medopt.pipeline.reevaluate import EvaluatedTable
+from medopt.pipeline.reevaluate import EvaluatedTable, open_table
 
 
 def drawn(model: str, task: str = "binary", cases: int = 160, seed: int = 0, noise: float = 1.0) -> Predictions:
@@ -150,3 +151,12 @@ def test_unshared_cases_need_to_be_asked_for(run: Path, tmp_path: Path) -> None:
     call("compare", run, tmp_path / "fewer").refused(3, "first 80, fewer 72, and 72 are shared by all", "--shared")
     done = call("compare", run, tmp_path / "fewer", "--shared")
     assert done.code == 0 and "72 cases" in done.stdout
+
+
+def test_the_known_shift_of_a_run_is_for_its_own_table_alone(run: Path) -> None:
+    """A group's `metrics.json` beside its table out of fold has no shift, and its logits are calibrated already."""
+    run_metrics(prior_shift=(2.0,)).write(run / "metrics.json")
+    assert open_table(run).shift == (2.0,)
+    (run / "out_of_fold.csv").write_bytes((run / "predictions.csv").read_bytes())
+    (run / "metrics.json").write_text("{}")
+    assert open_table(run / "out_of_fold.csv").shift == ()

@@ -173,6 +173,7 @@ def test_json_is_one_object_on_the_last_line(leaking: Path) -> None:
         "pairs",
         "images_with_a_copy_in_another_split",
         "balance",
+        "shortcuts",
         "changes",
     }
 
@@ -184,3 +185,37 @@ def test_images_beside_the_manifest_are_found_where_medopt_data_lacks_them(
     assert call("manifest", "check", sound).code == 0
     done = call("manifest", "check", sound, "--data", tmp_path / "elsewhere")
     done.refused(3, "24 of 24 images", str(tmp_path / "elsewhere"))
+
+
+@pytest.fixture
+def sized(tmp_path: Path) -> Path:
+    """A manifest of 60 pictures; those of the second label are larger."""
+    for at in range(60):
+        image = Image.fromarray(picture(at))
+        larger = (image.width + 20 * (at % 2) + at % 7, image.height + 20 * (at % 2))
+        folder = tmp_path / ("normal", "lesion")[at % 2]
+        folder.mkdir(exist_ok=True)
+        image.resize(larger).save(folder / f"{at}.png")
+    done = call("manifest", "build", tmp_path, "--out", tmp_path / "m.csv")
+    assert done.code == 0, done.stderr
+    return tmp_path / "m.csv"
+
+
+def test_a_size_that_tells_the_label_is_reported_and_refused_where_the_study_says_so(sized: Path) -> None:
+    done = call("manifest", "check", sized, "--json")
+    assert done.code == 0, done.stderr
+    (finding,) = [one for one in done.summary["findings"] if one["name"] == "shortcuts"]
+    assert finding["severity"] == "note" and "the size of the image alone reaches AUC 1.000 (0." in finding["text"]
+    looks = {one["name"]: one["is_shortcut"] for one in done.summary["shortcuts"]["looks"]}
+    assert looks["the size of the image"] and "corrected for" in done.stdout
+    study = sized.with_name("s.yaml")
+    done = call("plan", sized, "--out", study, "--json")
+    assert done.code == 0, done.stderr
+    assert (
+        any(one["is_shortcut"] for one in done.summary["shortcuts"]["looks"]) and "the size of the image" in done.stdout
+    )
+    study.write_text(study.read_text().replace("data:\n", "data:\n  shortcuts: refuse\n", 1))
+    done = call("manifest", "check", sized, "--study", study, "--json")
+    assert done.code == 3 and "shortcuts: " not in done.stdout and "the size of the image alone" in done.stderr
+    done = call("run", study, "--runs", sized.parent / "runs")
+    assert done.code == 3 and "the size of the image alone reaches AUC" in done.stderr and "epoch 1" not in done.stderr

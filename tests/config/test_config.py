@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from medopt.config import Study
+from medopt.config import Schedule, Study
 from medopt.config.study_file import data_folder, find_manifest, load_study
 from medopt.core.errors import ConfigError
 
@@ -216,3 +216,23 @@ def test_a_lowest_rate_above_the_rate_is_refused() -> None:
             Study.model_validate({**study, "training": training})
     training = {"optimizer": {"lr": 1e-4}, "schedule": {"name": "one_cycle", "eta_min": 1e-3}}  # which has none
     assert Study.model_validate({**study, "training": training}).training.schedule.eta_min == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "is_refused"),
+    [
+        ("cosine_restarts", 0.1, True),
+        ("plateau", 0.1, True),
+        ("cosine_restarts", 0.2, False),  # a resolved file has every default
+        ("plateau", 0.0, False),  # none is what there is
+        ("constant", 0.1, False),
+        ("cosine", 0.1, False),
+        ("one_cycle", 0.1, False),
+    ],
+)
+def test_a_warmup_that_the_schedule_does_not_read_is_refused(name: str, warmup: float, is_refused: bool) -> None:
+    if not is_refused:
+        assert Schedule.model_validate({"name": name, "warmup": warmup}).warmup == warmup
+        return
+    with pytest.raises(ValidationError, match=f"warmup is 0.1, but the schedule {name} .*take constant, cosine or one"):
+        Schedule.model_validate({"name": name, "warmup": warmup})

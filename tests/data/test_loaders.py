@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from medopt.config import Study
+from medopt.core.errors import ConfigError
 from medopt.core.records import Case
 from medopt.data.loaders import KeyedDataset, StepSampler, balanced_chances, predict_loader, train_loader
 from medopt.training.job import PreparedSplit
@@ -162,6 +163,35 @@ def test_processes_and_micro_batches_share_each_step_without_loss_or_double(
         shared = [key for part in parts for one in part[step * per_step : (step + 1) * per_step] for key in one]
         assert sorted(shared) == sorted(batch) and len(batch) == 12
     assert all(2 <= len(one) <= micro for part in parts for one in part)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "micro", "world", "refused"),
+    [
+        (40, 5, 2, 2, "5 images, at most 2 at once on each of 2 processes.*multiple of 4 .*at least 3"),
+        (40, 3, 2, 1, "3 images, at most 2 at once on one process.*multiple of 2 .*at least 3"),
+        (40, 7, 3, 2, "7 images, at most 3 .*multiple of 6 .*at least 4"),
+        (5, 32, 2, 2, "5 images, at most 2"),  # fewer images than a step
+        (40, 5, None, 2, None),  # three and two
+        (40, 4, 2, 2, None),
+        (40, 7, 3, 1, None),
+        (40, 5, 3, 2, None),
+        (1, 8, None, 1, None),
+    ],
+)
+def test_no_single_image_comes_to_batch_normalization(
+    tiny_study: Callable[..., Study], count: int, size: int, micro: int | None, world: int, refused: str | None
+) -> None:
+    study, cases = tiny_study(training={"batch_size": size, "micro_batch": micro}), rare(count, count // 2)
+    files = [Path("none.npy")] * count
+    for rank in range(world):
+        if refused:
+            with pytest.raises(ConfigError, match=refused):
+                train_loader(study, cases, files, rank, world)
+        else:
+            sampler = train_loader(study, cases, files, rank, world)[1]
+            sampler.epoch = 0
+            assert all(len(batch) >= min(2, count) for batch in sampler)
 
 
 def test_mixup_mixes_image_and_target_in_the_same_share(

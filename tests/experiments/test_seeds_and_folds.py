@@ -21,7 +21,7 @@ from medopt.evaluation.predictions_io import read_predictions
 from medopt.evaluation.run_metrics import RunMetrics
 
 SHORT: dict[str, Any] = STUDY | {
-    "training": STUDY["training"] | {"epochs": 8},
+    "training": STUDY["training"] | {"epochs": 24},
     "compression": STUDY["compression"] | {"calibration_images": 8, "engines": ["onnxruntime"]},
 }
 

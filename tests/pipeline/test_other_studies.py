@@ -16,6 +16,7 @@ from PIL import Image
 
 from medopt.core.records import UNKNOWN
 from medopt.evaluation.predictions_io import read_predictions
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.metrics import evaluate
 from medopt.metrics.figures import METRICS
 from medopt.release.layout import read_info
@@ -186,3 +187,38 @@ def test_study_of_volumes(tmp_path: Path, runs: Path) -> None:
     with out.open(newline="") as stream:
         assert len(list(csv.DictReader(stream))) == COUNT
     assert call("verify", folder / "release").code == 0
+
+
+def test_the_known_shift_of_class_weights_is_in_the_release(tmp_path: Path, runs: Path) -> None:
+    """Validation has 6 of each label: too few for a bias, which is known from the weights."""
+    (tmp_path / "scans").mkdir()
+    for at in range(COUNT):
+        Image.fromarray(drawn(at, [at % 2 == 1], (18, 24))).save(tmp_path / "scans" / f"{at:03d}.png")
+    described = study("weighted", labels=["dark", "bright"], accept=["near_duplicates"])
+    described["training"] = described["training"] | {"class_weights": {"dark": 1, "bright": 9}}
+    listed = rows(".png", [{"label": ("dark", "bright")[at % 2]} for at in range(COUNT)])
+    done, folder = run(tmp_path, runs, described, listed)
+    metrics = RunMetrics.read(folder)
+    assert metrics.prior_shift == pytest.approx((np.log(9),))
+    calibration = metrics.calibration.int8.calibration
+    assert calibration.method == "logistic" and calibration.biases[0] == pytest.approx(
+        -np.log(9) * calibration.slopes[0]
+    )
+    assert "known from training" in calibration.note
+    assert read_info(folder / "release").models["int8"].calibration == calibration
+    table = next(one for one in read_predictions(folder / "predictions.csv") if one.model == "int8").of_split("test")
+    evaluated = calibration.probabilities(table.logits, "binary")[:, 0]
+    with (folder / "manifest.csv").open(newline="") as stream:
+        images = {row["case_id"]: row["image"] for row in csv.DictReader(stream)}
+    predictor = Release.open(folder / "release", "int8", threads=1)
+    served = [predictor.predict(tmp_path / "scans" / images[case]) for case in table.case_id]
+    assert [one.probabilities["bright"] for one in served if not one.declined] == pytest.approx(
+        [value for value, one in zip(evaluated.tolist(), served, strict=True) if not one.declined], abs=1e-4
+    )
+    assert metrics.kept is not None and (metrics.kept.epoch, metrics.kept.epochs) == (2, 2)
+    assert metrics.kept.sentence in done.stdout
+    assert "those of epoch 2 of 2: the last one, as the schedule one_cycle" in (folder / "report.html").read_text()
+    again = call("evaluate", folder, "--json")
+    assert again.code == 0, again.stderr
+    told = again.summary["models"]["int8"]["calibration"]
+    assert told["biases"] == pytest.approx(list(calibration.biases), abs=1e-4)

@@ -4,24 +4,23 @@ import math
 
 import pytest
 
-from medopt.training.early_stopping import best_epoch, first_plateau, improvements, should_stop
+from medopt.training.early_stopping import first_plateau, improvements, should_stop
 
 NAN = math.nan
 
 
 @pytest.mark.parametrize(
-    ("scores", "marks", "best"),
+    ("scores", "marks"),
     [
-        ([], [], None),
-        ([NAN, NAN], [False, False], None),
-        ([NAN, 0.5, NAN, 0.5, 0.6], [False, True, False, False, True], 4),
-        ([0.7, 0.7, 0.6], [True, False, False], 0),
-        ([-math.inf, -2.0, -1.0], [False, True, True], 2),
+        ([], []),
+        ([NAN, NAN], [False, False]),
+        ([NAN, 0.5, NAN, 0.5, 0.6], [False, True, False, False, True]),
+        ([0.7, 0.7, 0.6], [True, False, False]),
+        ([-math.inf, -2.0, -1.0], [False, True, True]),
     ],
 )
-def test_only_a_higher_number_is_progress(scores: list[float], marks: list[bool], best: int | None) -> None:
+def test_only_a_higher_number_is_progress(scores: list[float], marks: list[bool]) -> None:
     assert improvements(scores) == marks
-    assert best_epoch(scores) == best
 
 
 @pytest.mark.parametrize(

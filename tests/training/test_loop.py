@@ -104,7 +104,7 @@ def test_a_gradient_that_is_not_a_number_is_found_though_the_loss_is_one(
 
 
 def test_a_metric_that_is_not_a_number_is_no_progress(run: Callable[..., Trained]) -> None:
-    trained = run({"epochs": 4}, scores(math.nan, 0.6, math.nan, 0.5))
+    trained = run({"epochs": 4, "keep": "best"}, scores(math.nan, 0.6, math.nan, 0.5))
     assert trained.best == 1 and math.isnan(trained.history[2].val_metric)
 
 
@@ -118,8 +118,12 @@ def test_it_stops_early_and_stays_stopped(run: Callable[..., Trained], monkeypat
     listener = Listener()
     settings = {"epochs": 9, "patience": 2}
     trained = run(settings, scores(0.5, 0.7, 0.6, 0.7), reporter=listener)
-    assert len(trained.history) == 4 and trained.best == 1
-    assert "Stopped early: no progress in 2 epochs." in listener.said
+    assert len(trained.history) == 4 and trained.best == 3  # the highest mean of so many epochs as there are
+    assert listener.said[-2] == "Stopped early: no progress in 2 epochs."
+    assert listener.said[-1] == (
+        "The weights of epoch 4 of 4 are kept: the best by validation AUC as the mean of 5 epochs, as training stopped "
+        "before the schedule one_cycle ended."
+    )
     monkeypatch.setattr(epoch_module.Epochs, "train", lambda *args: pytest.fail("trained again"))
     assert run(settings, scores()).history == trained.history
 

@@ -17,7 +17,7 @@ from medopt.core.errors import StorageError, TrainingError
 from medopt.core.records import EpochRecord
 from medopt.core.reporter import SilentReporter
 from medopt.training import loop
-from medopt.training.checkpoint import read_tensors
+from medopt.training.checkpoint import read_tensors, write_tensors
 from medopt.training.epoch import Epochs
 from medopt.training.job import PreparedSplit, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.launch import train
@@ -240,26 +240,61 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(
     assert all(read_tensors(path) for path in files)
 
 
-def test_the_best_weights_are_those_that_validation_saw(
-    runs: Callable[..., Runs], stacked: Callable[[PreparedSplit], np.ndarray]
+@pytest.mark.parametrize(
+    ("training", "kept", "epochs"),
+    [
+        ({"epochs": 3}, 2, 3),  # the last of an annealed schedule
+        ({"epochs": 3, "keep": "best"}, 1, 3),
+        ({"epochs": 4, "patience": 1, "keep": "last"}, 2, 3),  # stopped early, and yet the last
+        ({"epochs": 3, "schedule": {"name": "constant"}}, 1, 3),
+    ],
+)
+def test_the_kept_weights_are_those_that_validation_saw(
+    runs: Callable[..., Runs],
+    stacked: Callable[[PreparedSplit], np.ndarray],
+    training: dict[str, Any],
+    kept: int,
+    epochs: int,
 ) -> None:
-    made = runs({"epochs": 3, "ema_decay": 0.5})
+    made = runs({"ema_decay": 0.5} | training)
     seen: list[np.ndarray] = []
 
     def score(logits: np.ndarray, targets: np.ndarray) -> float:
         seen.append(logits)
-        return [0.6, 0.9, 0.7][len(seen) - 1]
+        return [0.6, 0.9, 0.2][len(seen) - 1]
 
     trained = made.run("whole", score=score)
-    assert trained.best == 1 and read_tensors(trained.weights)[1]["epoch"] == 1
+    assert (trained.best, len(trained.history)) == (kept, epochs)
+    assert read_tensors(trained.weights)[1]["epoch"] == kept
     model = load_best(made.study, trained.weights)
     with torch.inference_mode():
         logits = model(torch.from_numpy(stacked(made.sets[1]))).numpy()
-    np.testing.assert_allclose(logits, seen[1], atol=1e-5)
-    assert np.abs(logits - seen[2]).max() > 1e-3
+    np.testing.assert_allclose(logits, seen[kept], atol=1e-5)
+    assert min(np.abs(logits - seen[other]).max() for other in range(epochs) if other != kept) > 1e-3
     wider = made.study.model_copy(update={"model": made.study.model.model_copy(update={"width": 0.25})})
     with pytest.raises(TrainingError, match=r"tensors differ.*Train it anew"):
         load_best(wider, trained.weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "words"), [("constant", 1, "as an earlier version chose it"), ("one_cycle", 5, "the last one")]
+)
+def test_a_run_goes_on_whose_epoch_was_chosen_by_its_own_metric_alone(
+    runs: Callable[..., Runs], name: str, kept: int, words: str
+) -> None:
+    """Version 0.1.0 kept epoch 2, whose metric was the highest; no file has the weights that would be chosen today."""
+    made, scores = runs({"epochs": 6, "schedule": {"name": name}}), [0.5, 0.9, 0.6, 0.8, 0.8, 0.1]
+    chosen = made.run("chosen", kill_after=None, score=lambda *_: scores[0])
+
+    def score(*_: Any) -> float:
+        return scores.pop(0)
+
+    with pytest.raises(Killed):
+        made.run("old", kill_after=5, score=score)
+    tensors, notes = read_tensors(chosen.weights)
+    write_tensors(made.folder / "old" / "best.safetensors", tensors, {**notes, "epoch": 1})
+    trained = made.run("old", score=score)
+    assert trained.best == kept == read_tensors(trained.weights)[1]["epoch"] and words in trained.reason
 
 
 def test_the_second_optimizer_takes_over_when_the_plateau_says_so_and_again_after_a_kill(
@@ -288,6 +323,6 @@ def test_each_epoch_learns_and_the_run_stops_where_it_must(runs: Callable[..., R
     scores = [0.5, 0.7, 0.6, 0.7, 0.9, 0.95]
     whole = made.run("whole", score=lambda logits, targets: scores.pop(0))
     assert [epoch.val_metric for epoch in whole.history] == [0.5, 0.7, 0.6, 0.7]  # a tie is no progress
-    assert whole.best == 1
+    assert whole.best == 3
     weights = [read_tensors(whole.weights.parent / f"epoch-000{n}.safetensors")[0] for n in (3, 4)]
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -1,6 +1,8 @@
-"""The stage `baseline`: two linear models that training has to beat, of thumbnails and of the start's own features.
+"""The stage `baseline`: linear models that training has to beat, of thumbnails and of the start's own features.
 
-The second one is where the training of a start begins: a network with a linear layer at its end.
+Before them it looks for shortcuts: what tells the label without the image.
+
+The model of the start's features is where the training of a start begins: a network with a linear layer at its end.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from medopt.config import Study
 from medopt.core.files import file_digest
 from medopt.core.records import SPLITS, Predictions
 from medopt.data.images_seen import refuse_seen
-from medopt.evaluation.analysis_results import BaselineResult, BaselinesResult, StartRecord
+from medopt.evaluation.analysis_results import BaselineResult, BaselinesResult, ShortcutsResult, StartRecord
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.predictions_io import write_predictions
+from medopt.evaluation.shortcuts import read_shortcuts, shortcut_findings, shortcut_lines
+from medopt.manifest.findings import refuse_findings
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.delong import auc_with_covariance, mean_auc
@@ -61,12 +65,14 @@ class Baselines:
     start: StartRecord | None
     weights: str
     teacher: str = ""
+    shortcuts: ShortcutsResult | None = None
 
 
 class BaselineStage(Stage[Baselines]):
     """Fit both on training images, choose their penalty on validation, and predict validation and test."""
 
     name = "baseline"
+    revision = 2  # shortcuts
     inputs = ("prepare",)
     result_type = Baselines
 
@@ -77,6 +83,7 @@ class BaselineStage(Stage[Baselines]):
     def run(self, context: RunContext) -> Baselines:
         """Raises ConfigError where the start does not fill the study's network."""
         study, splits, folder = context.study, context.result(PrepareStage).splits, context.folder
+        shortcuts = _shortcuts(context)
         fitted, record = [thumbnail_baseline(study, splits, SPLITS)], None
         for old in (start_weights(folder), teacher_weights(folder)):
             old.unlink(missing_ok=True)
@@ -95,7 +102,16 @@ class BaselineStage(Stage[Baselines]):
             context.say(f"a linear model on {one.reads}: validation AUC {one.validation_auc:.4f}")
         digest = file_digest(start_weights(folder)) if record else ""
         teacher = file_digest(teacher_weights(folder)) if study.training.teacher else ""
-        return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest, teacher)
+        return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest, teacher, shortcuts)
+
+
+def _shortcuts(context: RunContext) -> ShortcutsResult:
+    """What the images tell of the label without being looked at; raises DataError where the study refuses that."""
+    found = read_shortcuts(context.cases.cases, context.cases.root, context.study, context.reporter)
+    for line in shortcut_lines(found):
+        context.say(line)
+    refuse_findings(shortcut_findings(found, context.study), context.study)
+    return found
 
 
 def _refuse_seen(context: RunContext, start: str) -> None:
@@ -144,4 +160,4 @@ def baselines_result(
             auc=mean_auc(auc_with_covariance(own.score, own.truth, own.patients), len(table), confidence),
             gain=area_difference(own, trained, confidence)[0],
         )
-    return BaselinesResult(models=models, start=fitted.start)
+    return BaselinesResult(models=models, start=fitted.start, shortcuts=fitted.shortcuts)

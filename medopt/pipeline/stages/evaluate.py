@@ -13,7 +13,8 @@ from medopt.core.records import KINDS, SPLITS, Override, Predictions
 from medopt.core.result import by_kind
 from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
-from medopt.evaluation.run_metrics import METRICS_FILE
+from medopt.evaluation.run_metrics import METRICS_FILE, KeptWeights
+from medopt.evaluation.shortcuts import NAME, shortcut_text
 from medopt.inference.engines import open_engine
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, summarize
@@ -36,7 +37,7 @@ class EvaluateStage(Stage[NoResult]):
     """Predict validation and test with both models, and write predictions.csv, metrics.json and the pictures."""
 
     name = "evaluate"
-    revision = 2  # the verdict on the model
+    revision = 3  # the verdict on the model; which weights were kept
     inputs = ("prepare", "judge")
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
@@ -75,6 +76,7 @@ class EvaluateStage(Stage[NoResult]):
             by_kind(lambda kind: (folder.models / f"{kind}.onnx").stat().st_size),
             override=override_of(context),
             baselines=baselines,
+            kept=_kept(context),
             mlflow_run_id=context.tracker.run_id,
             data_notes=notes_of(context),
         )
@@ -104,9 +106,22 @@ def _baselines(context: RunContext, tables: Sequence[Predictions]) -> BaselinesR
     return compared.model_copy(update={"linear_goes_on": trained.best_epoch == LINEAR})
 
 
+def _kept(context: RunContext) -> KeptWeights | None:
+    """Which weights training kept; None of an ensemble, and where version 0.1.0 trained and did not say why."""
+    trained = context.results.get(TrainStage.name)
+    if trained is None or not trained.reason:
+        return None
+    epoch = None if trained.best_epoch == LINEAR else trained.best_epoch + 1
+    return KeptWeights(epoch=epoch, epochs=len(trained.history), reason=trained.reason)
+
+
 def notes_of(context: RunContext) -> tuple[str, ...]:
     """What a reader of the figures has to know: how the models came about, and what was accepted of the data."""
-    return (*context.notes, *context.result(PrepareStage).notes)
+    notes = (*context.notes, *context.result(PrepareStage).notes)
+    if BaselineStage.name not in context.results or not (found := context.result(BaselineStage).shortcuts):
+        return notes
+    text = shortcut_text(found)
+    return (*notes, f"{NAME}: {text}") if text else notes
 
 
 def override_of(context: RunContext) -> Override | None:

@@ -37,6 +37,7 @@ from medopt.pipeline.stages.compress import calibration_files
 from medopt.pipeline.stages.prepare import PrepareStage
 from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
+from medopt.training.prior_shift import prior_shift
 
 RANKED_ON = 16  # training images that tell which layers harm
 
@@ -58,7 +59,8 @@ class JudgeStage(Stage[GateResult]):
         splits = context.result(PrepareStage)
         calibrating = calibration_files(context.study, splits)
         networks, models = context.networks, context.folder.models
-        return judge_models(context.study, splits["val"], networks, models, calibrating, context.reporter)
+        shift = prior_shift(context.study, splits["train"].cases)
+        return judge_models(context.study, splits["val"], networks, models, calibrating, context.reporter, shift)
 
     def finish(self, context: RunContext, result: GateResult, *, skipped: bool) -> None:
         """Let a model that did not pass be judged anew by the same command: times differ from call to call."""
@@ -73,13 +75,14 @@ def judge_models(
     models: Path,
     calibrating: Sequence[Path],
     reporter: Reporter,
+    shift: tuple[float, ...] = (),
 ) -> GateResult:
     """Write models/int8.onnx out of models/quantized.onnx, and let the gate decide on it.
 
     `networks` are the weights of the network, of each member's where the models are an ensemble; `calibrating` are the
-    prepared training images that int8 was calibrated on.
+    prepared training images that int8 was calibrated on; `shift` is what training is known to have added to the logits.
     """
-    jury = GateEvaluator(study, validation, networks, models)
+    jury = GateEvaluator(study, validation, networks, models, shift)
     shutil.copyfile(models / QUANTIZED, models / INT8)
     judged = jury.judge()
     if judged.verdict.passed or not study.compression.gate.mend or not jury.lost:
@@ -114,6 +117,7 @@ class GateEvaluator:
     validation: PreparedSplit
     networks: Sequence[Path]
     models: Path
+    shift: tuple[float, ...] = ()
     lost: bool = False
     """Whether the last model lost accuracy in an engine, beyond the limits."""
 
@@ -153,7 +157,9 @@ class GateEvaluator:
         tables = {name: self._table("int8", engine) for name, engine in engines.items()}
         sizes = ((self.models / INT8).stat().st_size, (self.models / FLOAT).stat().st_size)
         candidates = [
-            against_float(study, before, after, name, (latency[f"{name}_int8"], latency[f"{fastest}_float"]), sizes)
+            against_float(
+                study, before, after, name, (latency[f"{name}_int8"], latency[f"{fastest}_float"]), sizes, self.shift
+            )
             for name, after in tables.items()
         ]
         limits = study.compression.gate
@@ -161,14 +167,17 @@ class GateEvaluator:
         chosen = min(names, key=lambda name: latency[f"{name}_int8"])
         verdict = judge(candidates, limits, (self._auc(before), self._auc(tables[chosen])))
         passed = list(verdict.figures.engines_passed) or [verdict.figures.engine]
-        fitted = {"float": fit_on(before, study.evaluation, study.data.task)}
-        fitted["int8"] = fit_on(tables[passed[0]], study.evaluation, study.data.task)
+        fitted = {
+            kind: fit_on(table, study.evaluation, study.data.task, shift=self.shift)
+            for kind, table in (("float", before), ("int8", tables[passed[0]]))
+        }
         return GateResult(
             calibrations={kind: one.calibration for kind, one in fitted.items()},
             points={kind: one.operating_point for kind, one in fitted.items()},
             engines={"float": sorted(names, key=lambda name: latency[f"{name}_float"]), "int8": passed},
             latency_ms=latency,
             verdict=verdict,
+            shift=self.shift,
         )
 
     def _latencies(self, engines: Mapping[str, Engine]) -> dict[str, float]:
@@ -195,6 +204,7 @@ def against_float(
     engine: str,
     times: tuple[float, float],
     sizes: tuple[int, int],
+    shift: Sequence[float] = (),
 ) -> GateMeasurement:
     """What the gate looks at: a model's validation predictions, time and file size, and those of the float model.
 
@@ -202,7 +212,7 @@ def against_float(
     """
     task, wanted = study.data.task, study.evaluation
     parts, generator = parts_of(before, task, study.seed), np.random.default_rng(study.seed)
-    old, new = (read_crossed(one, wanted, task, parts) for one in (before, after))
+    old, new = (read_crossed(one, wanted, task, parts, shift) for one in (before, after))
     apart = disagreement(old, new, bootstrap=wanted.bootstrap, confidence=wanted.confidence, generator=generator)
     ranked = [CalibratedPredictions(one, task) for one in (before, after)]
     return GateMeasurement(

@@ -117,7 +117,7 @@ class PruneStage(Stage[PruningStep]):
         optimizer = training.optimizer.model_copy(update={"lr": pruning.lr * training.optimizer.rate})
         changed = {
             "epochs": pruning.epochs, "patience": pruning.epochs, "optimizer": optimizer, "switch": None,
-            "schedule": Schedule(),
+            "schedule": Schedule(), "keep": "last",
         }  # fmt: skip
         tuned = study.model_copy(update={"training": training.model_copy(update=changed)})
         cases = [case.case_id for split in (splits["train"], splits["val"]) for case in split.cases]
@@ -130,7 +130,7 @@ class PruneStage(Stage[PruningStep]):
             "imitate": f"{pruning.imitate:g} of {file_digest(teacher)}",
         }
         folder = self.weights(context.folder).parent
-        job = TrainingJob(tuned, splits["train"], splits["val"], folder, facts, to_the_end=True)
+        job = TrainingJob(tuned, splits["train"], splits["val"], folder, facts)
         return replace(job, teacher=teacher, teacher_share=pruning.imitate)
 
 

@@ -1,4 +1,4 @@
-"""The stage `train`: the network's best weights, a checkpoint an epoch, and the history."""
+"""The stage `train`: the network's weights, a checkpoint an epoch, and the history."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ LINEAR = -1  # in place of an epoch
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training came to: its best epoch, counted from 0, the device, and the record of every epoch.
+    """What a training came to: the epoch whose weights are kept, counted from 0, and why; the device; every epoch.
 
-    The best epoch is LINEAR where the linear model on the start's features was not beaten.
+    The epoch is LINEAR where the linear model on the start's features was not beaten. `reason` is "" in version 0.1.0.
     """
 
     best_epoch: int
     device: str
     history: tuple[EpochRecord, ...]
+    reason: str = ""
 
 
 class TrainStage(Stage[Training]):
@@ -44,7 +45,7 @@ class TrainStage(Stage[Training]):
     result_type = Training
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
-        """The best weights."""
+        """The weights that are kept."""
         return [folder.best_weights]
 
     def is_current(self, record: StageRecord, context: RunContext, key: str) -> bool:
@@ -58,7 +59,7 @@ class TrainStage(Stage[Training]):
         write_seen(context.folder.best_weights.parent, learnt_from, context.cases.root, _seen_before(context))
         if study.model.has_start and study.training.fine_tune.freeze == "all":
             shutil.copyfile(start_weights(context.folder), context.folder.best_weights)
-            return Training(LINEAR, "cpu", ())
+            return Training(LINEAR, "cpu", (), "the linear model on the start's features, as all stages are frozen")
         folder = context.folder.best_weights.parent
         facts = training_identity(context) | _start_identity(context)
         job = TrainingJob(study, prepared["train"], prepared["val"], folder, facts)
@@ -70,7 +71,7 @@ class TrainStage(Stage[Training]):
         score = validation_score(study, prepared["val"])
         callbacks = TrainingCallbacks(score, lambda history: _on_epoch(context, history), context.reporter)
         trained = train(job, callbacks, context.hardware)
-        return _better(context, Training(trained.best, trained.device, trained.history))
+        return _better(context, Training(trained.best, trained.device, trained.history, trained.reason))
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The weights that it begins with."""
@@ -113,7 +114,8 @@ def _better(context: RunContext, trained: Training) -> Training:
             f"training did not beat the linear model on the start's features (validation AUC {tuned:.4f}, not above "
             f"{linear:.4f}): the linear model goes on"
         )
-        return replace(trained, best_epoch=LINEAR)
+        reason = "the linear model on the start's features, which training did not beat on validation"
+        return replace(trained, best_epoch=LINEAR, reason=reason)
     return trained
 
 
