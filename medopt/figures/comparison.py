@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from medopt.core.format import UNDEFINED
 from medopt.core.records import Estimate
 from medopt.evaluation.comparison import COMPARED, Comparison, PairedFigures
-from medopt.figures.style import COLOURS, GREY, figure_page, style_axes
+from medopt.figures.style import COLOURS, GREY, SIZE, figure_page, style_axes
 
 
 def comparison_figure(compared: Comparison, path: Path, *, title: str = "") -> None:
@@ -35,13 +35,13 @@ def comparison_figure(compared: Comparison, path: Path, *, title: str = "") -> N
             axes.xaxis.set_major_locator(MaxNLocator(5))
             better = "less is better" if figure == "brier" else "more is better"
             style_axes(axes, f"{'AUC' if figure == 'auc' else figure.capitalize()}: difference ({better})", "")
-            axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
+            axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=SIZE)
             axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
 def _difference_row(axes: Axes, place: int, one: Estimate, marker: str) -> None:
     if one.value is None:
-        axes.text(0.02, place, UNDEFINED, fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
+        axes.text(0.02, place, UNDEFINED, fontsize=SIZE, color=GREY, va="center", transform=axes.get_yaxis_transform())
         return
     _row(axes, place, one, COLOURS[1] if one.excludes_zero else COLOURS[0], marker)
 
@@ -67,7 +67,7 @@ def forest_figure(
             if mean.value is not None:
                 axes.axvline(mean.value, color=GREY, linewidth=0.8, linestyle=":")
             style_axes(axes, figure, "")
-            axes.set_yticks(range(len(names) + 1), [*names, "mean"], fontsize=8)
+            axes.set_yticks(range(len(names) + 1), [*names, "mean"], fontsize=SIZE)
             axes.set_ylim(len(names) + 0.6, -0.6)
 
 

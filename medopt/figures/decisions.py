@@ -17,7 +17,7 @@ from medopt.core.records import Estimate, NotDefined
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.subgroup_results import SubgroupFigures, SubgroupResults
 from medopt.figures.fonts import drawn_labels
-from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
+from medopt.figures.style import COLOURS, GREY, LINES, SIZE, figure_page, legend, style_axes
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.figures import RATES, Figures
 from medopt.metrics.net_benefit import DecisionCurve
@@ -135,7 +135,7 @@ def subgroup_figure(
             if (value := overall[figure].value) is not None:
                 axes.axvline(value, color=GREY, linewidth=0.8, linestyle=":")
             style_axes(axes, figure if figure != "auc" else "AUC", "")
-            axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names), fontsize=8)
+            axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names), fontsize=SIZE)
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.set_xlim(right=1.005)
 
@@ -145,7 +145,7 @@ def _group_row(axes: Axes, row: int, group: SubgroupFigures, figure: str) -> Non
     if estimate is None or estimate.value is None:
         if figure == "auc":
             reason = group.note or (estimate.note if estimate else "")
-            axes.text(0.02, row, reason, fontsize=7, color=GREY, va="center", transform=axes.get_yaxis_transform())
+            axes.text(0.02, row, reason, fontsize=SIZE, color=GREY, va="center", transform=axes.get_yaxis_transform())
         return
     differs = group.difference is not None and getattr(group.difference, figure).excludes_zero
     colour = COLOURS[1] if differs else COLOURS[0]

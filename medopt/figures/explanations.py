@@ -38,7 +38,7 @@ def explain_figure(
     cases: Sequence[Explained], path: Path, *, caption: str, title: str = "Where the network looked"
 ) -> None:
     """One panel a case: the scan, and the scan with the map, side by side. The lightest colour is the map's highest."""
-    with figure_page(path, len(cases), title, caption=caption, columns=3, height=2.9) as panels:
+    with figure_page(path, len(cases), title, caption=caption, columns=3, height=2.9, is_chart=False) as panels:
         for axes, shown in zip(panels, cases, strict=True):
             image, values = (_fewer(one) for one in most_active(shown.image, shown.map))
             plain = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
@@ -54,9 +54,8 @@ def nearest_figure(rows: Sequence[tuple[str, Sequence[tuple[str, FloatArray]]]],
     caption = (
         "First of a row: the error. Then the training images whose features are nearest, as the network sees them."
     )
-    with figure_page(
-        path, across * len(rows), "Nearest training images", caption=caption, columns=across, height=2.6
-    ) as panels:
+    title, count = "Nearest training images", across * len(rows)
+    with figure_page(path, count, title, caption=caption, columns=across, height=2.6, is_chart=False) as panels:
         for axes in panels:
             axes.axis("off")
         for row, (name, images) in enumerate(rows):

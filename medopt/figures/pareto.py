@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from medopt.evaluation.compression_front import CompressionFront, CompressionOption
-from medopt.figures.style import COLOURS, GREY, figure_page, style_axes
+from medopt.figures.style import COLOURS, GREY, SIZE, figure_page, style_axes
 
 MARKS = {"float32": "o", "float16": "s", "int8-weights": "^", "int8": "D"}
 
@@ -60,7 +60,7 @@ def _point(axes: Axes, one: CompressionOption, x: float, *, is_chosen: bool, nam
         xytext=(0, 9),
         textcoords="offset points",
         ha="center",
-        fontsize=8,
+        fontsize=SIZE,
         color=colour,
     )
 
@@ -75,4 +75,4 @@ def _explain(axes: Axes, known: Sequence[CompressionOption], *, marks: bool) -> 
         axes.plot([], [], "o", color=COLOURS[1], label="chosen")
         axes.plot([], [], "o", color=COLOURS[0], label="passes the gate")
         axes.plot([], [], "o", color=GREY, label="refused, or for comparison")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize=8, frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize=SIZE, frameon=False)

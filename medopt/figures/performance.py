@@ -19,7 +19,7 @@ from medopt.core.format import format_estimate
 from medopt.core.records import EpochRecord
 from medopt.evaluation.evaluate import output_names
 from medopt.figures.fonts import drawn_labels
-from medopt.figures.style import COLOURS, GREY, LINES, figure_page, legend, style_axes
+from medopt.figures.style import COLOURS, GREY, LINES, SIZE, figure_page, legend, style_axes
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
@@ -60,7 +60,7 @@ def learning_curves(
         speed.set_ylim(bottom=0)
         if kept is not None:
             score.plot(kept, scores[kept - 1], "o", color=COLOURS[1])
-            score.set_title(f"{scores[kept - 1]:.3f} in epoch {kept}, which was kept", fontsize=10)
+            score.set_title(f"{scores[kept - 1]:.3f} in epoch {kept}, which was kept", fontsize=SIZE)
         style_axes(loss, "epoch", "loss")
         style_axes(score, "epoch", "validation AUC" if metric == "auc" else "validation loss", score.get_title())
         style_axes(rate, "epoch", "learning rate")
@@ -159,7 +159,7 @@ def confusion_figure(
     with figure_page(path, len(tables), title, columns=each if each > 1 else 2) as panels:
         for axes, (name, words, counts) in zip(panels, tables, strict=True):
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-            size = 10 if len(words) <= 5 else 6
+            size = SIZE if len(words) <= 5 else 6
             axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
             for (row, column), count in np.ndenumerate(counts):
                 ink = "white" if share[row, column] > 0.5 else "black"

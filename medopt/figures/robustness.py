@@ -31,7 +31,7 @@ def robustness_figure(
     lowest = min((e.value if e.low is None else e.low for e in every if e.value is not None), default=0.5)
     floor = min(0.45, np.floor(20 * lowest) / 20)
     families, styles = last.families, list(zip((6, 3.5, 2.5), cycle(COLOURS), cycle(LINES), strict=False))
-    with figure_page(path, len(families), title, caption=caption, columns=min(4, len(families)), height=3.2) as panels:
+    with figure_page(path, len(families), title, caption=caption, columns=min(3, len(families)), height=2.9) as panels:
         for axes, (family, reference) in zip(panels, families.items(), strict=True):
             for (size, colour, line), (name, one) in zip(styles, models.items(), strict=False):
                 estimates = (one.clean, *one.families[family].auc)

@@ -10,12 +10,12 @@ from medopt.core.format import UNDEFINED, format_difference
 from medopt.evaluation.comparison import COMPARED, Comparison, PairedFigures
 from medopt.release.drift_reference import DRIFTED, WATCH, Shift
 from medopt.report.format import plain
-from medopt.report.html import picture, write_page
+from medopt.report.html import chart, write_page
 from medopt.report.tables import ReportTable
 
 
 def write_comparison(path: Path, compared: Comparison, drawn: Path) -> None:
-    """Write the page of a comparison; `drawn` is the picture of it.
+    """Write the page of a comparison; `drawn` is its picture, with an SVG beside it.
 
     Raises StorageError where it cannot be written.
     """
@@ -27,7 +27,8 @@ def write_comparison(path: Path, compared: Comparison, drawn: Path) -> None:
         for site, figures in run.sites.items()
     ]
     table = ReportTable(f"Against {compared.reference}", columns, rows, [compared.note])
-    write_page(path, "compare.html", compared=compared, table=table, source=picture(drawn))
+    alt = "Differences with intervals, over all cases and at each site"
+    write_page(path, "compare.html", compared=compared, table=table, drawing=chart(drawn.with_suffix(".svg"), alt))
 
 
 def _cells(figures: PairedFigures) -> list[str]:

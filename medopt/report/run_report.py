@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from markupsafe import Markup
 
 from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.release.reporting_guidelines import COVERED, LEFT
 from medopt.report import tables
-from medopt.report.html import picture, write_page
+from medopt.report.glossary import GLOSSARY
+from medopt.report.html import chart, picture, write_page
 from medopt.report.key_questions import key_answers
 from medopt.report.run_records import RunRecords, read_run
 from medopt.report.tables import ReportTable
@@ -28,15 +32,35 @@ ALT = {
     "front": "AUC on validation with its interval against time and size of every width and precision",
     "learning_curves": "Loss, validation AUC, learning rate and speed by epoch",
 }
+READING = {
+    "roc": "The nearer to the upper left corner, the better; the diagonal is chance.",
+    "subgroups": "A group left of the dotted line does worse than all cases together. A wide bar means few patients, "
+    "not a worse group.",
+    "precision_recall": "How many of the cases called positive are positive, for each share of positives found.",
+    "confusion": "Correct decisions are on the diagonal from the upper left to the lower right.",
+    "reliability": "On the diagonal, a probability of 30 % means that 30 of 100 such cases are positive. Below it, "
+    "probabilities are too high.",
+    "decision_curve": "The model is of use at thresholds where its line is above both others.",
+    "coverage_risk": "The further a line falls to the left, the better the model knows which cases it is unsure of.",
+    "robustness": "A line that falls steeply marks a change of image quality that the model does not tolerate.",
+    "explain/cases": "Warm colours mark the places that spoke for the answer. A radiologist may look at others.",
+    "explain/nearest": "If the nearest training images look alike but have another label, check the labels.",
+    "front": "The best options are in the upper left: accurate, fast, small.",
+    "learning_curves": "Overfitting shows where the validation loss rises while the training loss still falls.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with what it shows, for those who cannot see it; `source` is its data address."""
+    """A figure with what it shows, for those who cannot see it, and how it is read.
 
+    `drawing` is an SVG element; `source` the data address of a picture that has none.
+    """
+
+    drawing: Markup
     source: str
     alt: str
-    wide: bool = False
+    reading: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +84,7 @@ def write_report(folder: Path) -> Path:
     Raises DataError where the folder holds no evaluated run, StorageError where the page cannot be written.
     """
     run = read_run(folder)
-    target = folder / REPORT
+    target, sections = folder / REPORT, _sections(run)
     write_page(
         target,
         "run.html",
@@ -68,19 +92,41 @@ def write_report(folder: Path) -> Path:
         verdicts=verdict_lines(run.metrics, run.metrics.gate),
         answers=key_answers(run),
         front=_pictures(run, "roc", "subgroups"),
-        sections=_sections(run),
+        sections=sections,
         settings=tables.settings(run.study),
-        covered=COVERED,
+        covered=_covered(run, sections),
+        glossary=GLOSSARY,
         left=LEFT,
     )
     return target
 
 
+def _covered(run: RunRecords, sections: Sequence[ReportSection]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Item of a guideline, what it asks for, and the parts of this report that have it, with their anchors."""
+    known = {one.title: one.anchor for one in sections} | {"Settings": "settings"}
+    if run.metrics.data_notes:
+        known["Known of the data"] = "known-of-the-data"
+    return [
+        (
+            item,
+            what,
+            [(name, known[title]) for name in where.split(", ") if (title := name.partition(" (")[0]) in known],
+        )
+        for item, what, where in COVERED
+    ]
+
+
 def _pictures(run: RunRecords, *names: str) -> tuple[Picture, ...]:
-    """Those of the named pictures that the run has."""
+    """Those of the named pictures that the run has; one of an older version as it was drawn then."""
     names = tuple(name for name in names if name != "subgroups" or tables.subgroups(run) is not None)
-    found = [(picture(run.figures / f"{name}.png"), ALT.get(name, "")) for name in names]
-    return tuple(Picture(source, alt) for source, alt in found if source)
+    found = []
+    for name in names:
+        alt, drawn = ALT[name], run.figures / f"{name}.svg"
+        drawing = chart(drawn, alt) if drawn.is_file() else Markup()
+        source = "" if drawing else picture(run.figures / f"{name}.png")
+        if drawing or source:
+            found.append(Picture(drawing, source, alt, READING[name]))
+    return tuple(found)
 
 
 def _legend(run: RunRecords) -> str:
@@ -90,11 +136,6 @@ def _legend(run: RunRecords) -> str:
     from medopt.figures.fonts import label_legend
 
     return label_legend(run.study.data.labels)
-
-
-def _wide(run: RunRecords, *names: str) -> tuple[Picture, ...]:
-    """The same, over the whole width of the page."""
-    return tuple(replace(one, wide=True) for one in _pictures(run, *names))
 
 
 def _tables(*tables: ReportTable | None) -> tuple[ReportTable, ...]:
@@ -130,20 +171,21 @@ def _sections(run: RunRecords) -> list[ReportSection]:
             "Shift and noise",
             "Test images degraded as by other devices, motion and transmission, from just visible (1) to severe (5).",
             _tables(tables.robustness(run)),
-            _wide(run, "robustness"),
+            _pictures(run, "robustness"),
         ),
         ReportSection(
             "Compression",
             f"Chosen of these options: {run.front.rule if run.front else ''}.",
             _tables(tables.front(run)),
-            _wide(run, "front"),
+            _pictures(run, "front"),
         ),
         ReportSection(
             "Explanation",
             "Where the float network found the evidence for the answer it gave, in its most confident errors and in a "
-            f"random sample. {sanity} Scans are shown as they are: text burned into the pixels can be read here.",
+            f"random sample. {sanity} Scans are shown as they are: text burned into the pixels can be read here. A "
+            "case's file stands in the run folder's manifest.csv, in the row of its case_id.",
             (),
-            _wide(run, "explain/cases", "explain/nearest"),
+            _pictures(run, "explain/cases", "explain/nearest"),
         ),
         ReportSection(
             "Scans unlike those of training",
@@ -157,7 +199,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
             "Training",
             run.metrics.kept.sentence if run.metrics.kept else "",
             (),
-            _wide(run, "learning_curves"),
+            _pictures(run, "learning_curves"),
         ),
         ReportSection("Provenance", "", _tables(tables.speed(run), tables.provenance(run)), ()),
     ]

@@ -27,7 +27,7 @@ def test_ranges_and_choices(study_file: Path) -> None:
         "training.optimizer.lr=1e-4..1e-2:log",
         "training.ema_decay=0..0.99",
         "training.patience=5..20",
-        "model.depth=26, 50",
+        "model.depth=14, 50",
         "augment.flip=[],[left_right, up_down]",
     )
     assert found[0] == Parameter("training.optimizer.lr", (), 1e-4, 1e-2, is_log=True)
@@ -48,8 +48,8 @@ def test_number_written_is_the_number_read(study_file: Path) -> None:
 
 def test_own_value_is_found_in_the_space(study_file: Path) -> None:
     study = load_study(study_file)
-    space = parsed(study_file, "training.optimizer.lr=1e-4..1e-2:log", "model.depth=26,50", "training.patience=1..9")
-    assert [one.near(value_of(study, one.path)) for one in space] == [0.003, "26", None]
+    space = parsed(study_file, "training.optimizer.lr=1e-4..1e-2:log", "model.depth=14,50", "training.patience=1..9")
+    assert [one.near(value_of(study, one.path)) for one in space] == [0.003, "14", None]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,6 @@ def test_what_no_study_takes_is_refused(study_file: Path, text: str, words: str)
 
 
 def test_path_given_twice_or_none_is_refused(study_file: Path) -> None:
-    for texts in ((), ("model.depth=26,50", "model.depth=26,101")):
+    for texts in ((), ("model.depth=14,50", "model.depth=26,101")):
         with pytest.raises(ConfigError, match="once or more, each for another path"):
             parsed(study_file, *texts)
