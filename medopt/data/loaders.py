@@ -114,9 +114,9 @@ def _neighbours(count: int) -> list[int]:
 class StepSampler(Sampler[list[Key]]):
     """The micro-batches of one epoch for one of `world` processes; `epoch` says which comes next.
 
-    Every `size` images make one step of the optimizer. They are dealt out to the processes in pairs, which may be mixed,
-    and each one's share is cut into `parts` micro-batches of at most `micro` images, as many for each process; where
-    `micro` is 2 or 3 and a step cannot be shared evenly, one may have a few more, and none is a single image. Training
+    Every `size` images make one step of the optimizer. They are dealt out to the processes in pairs, which mixup mixes,
+    and each process's share is cut into `parts` micro-batches of at most `micro` images, as many for each. None is a
+    single image: where `micro` is 2 or 3 and a step cannot be shared evenly, one has up to two images more. Training
     leaves out the last incomplete step (batch statistics of one or two images are noise), unless it is the only one.
     """
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scipy.special import erf
 from torch import Tensor
 
-from medopt.transforms.noise import normal
+from medopt.transforms.noise import Random, normal
 from medopt.transforms.resize import resize
 
 
@@ -53,9 +53,7 @@ def apply_appearance(images: Tensor, looks: Sequence[Appearance]) -> Tensor:
     Channels that are equal, as those of a grey scan are, get equal noise and stay equal. `images` is never changed, and
     returned itself where nothing is to be done to any.
     """
-    if not any(is_visible(look) for look in looks):
-        return images
-    return _rendered(images.clone(), looks)
+    return render(images.clone(), looks) if any(map(is_visible, looks)) else images
 
 
 def is_visible(look: Appearance) -> bool:
@@ -67,8 +65,8 @@ Effect = Callable[[Tensor, Tensor, Sequence[Appearance]], Tensor]
 """Images that it may change, strengths of the same number of axes, all that was drawn; returns images."""
 
 
-def _rendered(out: Tensor, looks: Sequence[Appearance]) -> Tensor:
-    """Changes `out` itself where it can: a CPU has it in its cache."""
+def render(out: Tensor, looks: Sequence[Appearance]) -> Tensor:
+    """What `apply_appearance` does, in the memory of the images where it can."""
     for name, off, effect in _EFFECTS:
         rows = [row for row, look in enumerate(looks) if getattr(look, name) != off]
         if not rows:
@@ -230,18 +228,18 @@ _EFFECTS: tuple[tuple[str, float | tuple[float, ...], Effect], ...] = (
 """The fields of Appearance in the order in which they happen, each with the value that does nothing."""
 
 
-def draw_field(random: np.random.Generator, spatial_dims: int, largest: float) -> tuple[float, ...]:
+def draw_field(random: Random, spatial_dims: int, largest: float) -> tuple[float, ...]:
     """Coefficients of a smooth field that deviates from 1 by at most the fraction `largest`, and often by less."""
     drawn = random.uniform(-1, 1, 2 * spatial_dims)
     peak = np.abs(drawn[::2]).sum() + 2 / 3 * np.abs(drawn[1::2]).sum()
     return tuple(float(value) for value in drawn * random.uniform(0, math.log1p(largest)) / peak)
 
 
-def log_uniform(random: np.random.Generator, low: float, high: float) -> float:
+def log_uniform(random: Random, low: float, high: float) -> float:
     """A draw between two positive bounds, even on a logarithmic scale."""
     return float(math.exp(random.uniform(math.log(low), math.log(high))))
 
 
-def draw_seed(random: np.random.Generator) -> int:
+def draw_seed(random: Random) -> int:
     """A seed for the noise of one appearance."""
-    return int(random.integers(2**31))
+    return int(random.uniform(0, 2**31))

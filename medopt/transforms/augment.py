@@ -11,7 +11,8 @@ from torch import Tensor
 
 from medopt.config import Augment
 from medopt.core.telemetry import without_telemetry
-from medopt.transforms.appearance import Appearance, apply_appearance, draw_field, draw_seed, is_visible, log_uniform
+from medopt.transforms.appearance import Appearance, draw_field, draw_seed, is_visible, log_uniform, render
+from medopt.transforms.noise import Random, Uniforms
 from medopt.transforms.shift import draw_scanner
 from medopt.transforms.spatial import Geometry, apply_geometry, draw_geometry
 
@@ -31,8 +32,9 @@ class AugmentParams:
     box: tuple[tuple[float, float], ...] = ()
 
 
-def draw(config: Augment, spatial_dims: int, random: np.random.Generator) -> AugmentParams:
+def draw(config: Augment, spatial_dims: int, generator: np.random.Generator) -> AugmentParams:
     """Draw one image's changes; the same generator state gives the same changes."""
+    random = Uniforms(generator)
     geometry = draw_geometry(config, spatial_dims, random)
     if config.shift != "none" and random.uniform() < config.shift_probability:
         look = draw_scanner(config.shift, spatial_dims, random)
@@ -46,7 +48,7 @@ def draw(config: Augment, spatial_dims: int, random: np.random.Generator) -> Aug
     return AugmentParams(geometry, look, box)
 
 
-def _draw_look(config: Augment, spatial_dims: int, random: np.random.Generator) -> Appearance:
+def _draw_look(config: Augment, spatial_dims: int, random: Random) -> Appearance:
     """The single effects, each with its own probability, each up to the configured strength."""
 
     def drawn(strength: float, low: float, high: float, off: float) -> float:
@@ -93,7 +95,7 @@ def _apply(images: Tensor, drawn: Sequence[AugmentParams]) -> Tensor:
     if any(rendered):
         moved = apply_geometry(_lifted(images, rendered), geometries)
         inside = moved.clamp(max=_LEAST).mul_(1 / _LEAST)
-        out = apply_appearance(moved, looks).mul_(inside)
+        out = render(moved, looks).mul_(inside)
     else:
         out = apply_geometry(images, geometries)
     boxes = [(row, one.box) for row, one in enumerate(drawn) if one.box]
@@ -101,7 +103,7 @@ def _apply(images: Tensor, drawn: Sequence[AugmentParams]) -> Tensor:
         out = out.clone()
     for row, box in boxes:
         spans = zip(box, images.shape[2:], strict=True)
-        out[(row, slice(None), *(slice(round(a * n), round(b * n)) for (a, b), n in spans))] = out[row].mean()
+        out[row][(slice(None), *(slice(round(a * n), round(b * n)) for (a, b), n in spans))] = out[row].mean()
     return out
 
 

@@ -1,7 +1,7 @@
-"""Normal noise that is a function of (seed, channel, pixel) alone: the same in any batch, process and order.
+"""Random numbers: normal noise that is a function of (seed, channel, pixel) alone, and uniform draws, fast.
 
-A counter is hashed instead of drawing from a stream (Salmon et al. 2011), two pixels a hash: each takes 15 bits of it to
-one of 32,768 quantiles of the normal distribution.
+For noise a counter is hashed instead of drawing from a stream (Salmon et al. 2011), once for two pixels: each takes 15
+bits of the hash to one of 32,768 quantiles of the normal distribution. It is the same in any batch, process and order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 _LEVELS = 2**15
+_AT_ONCE = 64
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B  # the multipliers of lowbias32 (C. Wellons, public domain)
 
 
@@ -35,6 +37,36 @@ def normal(seeds: Sequence[int], stream: int, channels: int, space: Sequence[int
     places = x.bitwise_and_(0x7FFF7FFF).view(torch.int16).long()
     values = _quantiles(device).index_select(0, places.view(-1)).view(len(seeds), channels, -1)
     return values[..., : math.prod(space)].reshape(len(seeds), channels, *space)
+
+
+class Uniforms:
+    """What a numpy generator's `uniform` would give in turn, drawn many at a time: several times as fast."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self._random, self._left = random, iter(random.random(_AT_ONCE).tolist())
+
+    @overload
+    def uniform(self, low: float = ..., high: float = ...) -> float: ...
+
+    @overload
+    def uniform(self, low: float, high: float, size: int | tuple[int, ...]) -> NDArray[np.float64]: ...
+
+    def uniform(
+        self, low: float = 0.0, high: float = 1.0, size: int | tuple[int, ...] | None = None
+    ) -> float | NDArray[np.float64]:
+        """A number from `low` to `high`, or an array of them."""
+        if size is not None:
+            return low + (high - low) * np.array([self._next() for _ in range(np.prod(size))]).reshape(size)
+        return low + (high - low) * self._next()
+
+    def _next(self) -> float:
+        for value in self._left:
+            return value
+        self._left = iter(self._random.random(_AT_ONCE).tolist())
+        return self._next()
+
+
+Random = np.random.Generator | Uniforms
 
 
 def mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:

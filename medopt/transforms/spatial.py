@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medopt.config import Augment
+from medopt.transforms.noise import Random
 
 # Positions of the axes in torch's (x, y, z) grid order, for 2-D and 3-D alike.
 _FLIP_AXIS = {"left_right": 0, "up_down": 1, "slice": 2}
@@ -33,14 +34,18 @@ class Geometry:
     @property
     def flipped(self) -> tuple[int, ...] | None:
         """The axes of (N, C, *space) that it flips, where it does nothing else; None where it interpolates."""
-        dims = len(self.matrix)
-        signs = np.sign(self.matrix.diagonal())
-        if self.elastic is not None or not np.array_equal(self.matrix, np.eye(dims, dims + 1) * signs[:, None]):
+        rows, dims = self.matrix.tolist(), len(self.matrix)
+        signs = [row[axis] for axis, row in enumerate(rows)]
+        if self.elastic is not None or any(abs(sign) != 1 for sign in signs) or sum(map(_nonzero, rows)) != dims:
             return None
         return tuple(dims + 1 - axis for axis in range(dims) if signs[axis] < 0)
 
 
-def draw_geometry(config: Augment, spatial_dims: int, random: np.random.Generator) -> Geometry:
+def _nonzero(values: Sequence[float]) -> int:
+    return len(values) - values.count(0)
+
+
+def draw_geometry(config: Augment, spatial_dims: int, random: Random) -> Geometry:
     """Draw flips, rotation (degrees), scale, shear, translation (fractions) and elastic displacements.
 
     Each effect happens with the configured probability, flips with one half.
@@ -71,7 +76,7 @@ def draw_geometry(config: Augment, spatial_dims: int, random: np.random.Generato
     return Geometry(matrix, elastic)
 
 
-def _rotation(spatial_dims: int, degrees: float, random: np.random.Generator) -> NDArray[np.float64]:
+def _rotation(spatial_dims: int, degrees: float, random: Random) -> NDArray[np.float64]:
     out = np.eye(spatial_dims)
     planes = [(0, 1)] if spatial_dims == 2 else [(0, 1), (0, 2), (1, 2)]
     for first, second in planes:

@@ -188,16 +188,13 @@ def test_a_batch_of_geometries_is_scipys_linear_interpolation(space: tuple[int, 
     found = apply_geometries(images, geometries).numpy()
     lengths = np.array(space)
     unit = [(2 * np.arange(n) + 1) / n - 1 for n in space]
-    places = (
-        np.stack(np.meshgrid(*unit, indexing="ij")) * lengths.reshape(-1, *[1] * dims) / 2
-    )  # pixels, from the centre
+    # In pixels, from the centre.
+    places = np.stack(np.meshgrid(*unit, indexing="ij")) * lengths.reshape(-1, *[1] * dims) / 2
     for row, geometry in enumerate(geometries):
         matrix = geometry.matrix[:, :dims][::-1, ::-1]  # from x, y, z to the order of the axes
         shift = geometry.matrix[::-1, dims] * lengths / 2
         where = np.tensordot(matrix, places, 1) + (shift + (lengths - 1) / 2).reshape(-1, *[1] * dims)
         for channel in range(2):
-            padded = np.pad(
-                images[row, channel].numpy(), 1
-            )  # scipy's own constant mode does not blend into the outside
+            padded = np.pad(images[row, channel].numpy(), 1)  # scipy does not blend into what is outside
             expected = map_coordinates(padded, where + 1, order=1, mode="constant")
             np.testing.assert_allclose(found[row, channel], expected, atol=2e-4)
