@@ -19,7 +19,7 @@ from medopt.transforms.spatial import Geometry, apply_geometry, draw_geometry
 with without_telemetry():
     from monai.transforms import Randomizable, Transform
 
-_AT_ONCE = 2**20  # numbers that a CPU changes at once: what fits its cache
+_AT_ONCE = 2**18  # numbers that a CPU changes at once: what fits its cache
 _LEAST = 2.0**-64  # what the black of a scan is raised to
 
 
