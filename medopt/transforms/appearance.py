@@ -125,7 +125,7 @@ def _gaussian_noise(images: Tensor, deviation: Tensor, looks: Sequence[Appearanc
 
 def _sharpened(images: Tensor, weight: Tensor, looks: Sequence[Appearance]) -> Tensor:
     """An unsharp mask of one pixel."""
-    return images.add_((images - gaussian_blur(images, torch.ones_like(weight))).mul_(weight))
+    return images.add_((images - gaussian_blur(images, [1.0] * len(images))).mul_(weight))
 
 
 def _power(images: Tensor, exponent: Tensor, looks: Sequence[Appearance]) -> Tensor:
@@ -133,12 +133,12 @@ def _power(images: Tensor, exponent: Tensor, looks: Sequence[Appearance]) -> Ten
     return images.clamp_(0, 1).log_().mul_(exponent).exp_()
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Sequence[float]) -> Tensor:
     """Blur the spatial axes of (N, C, *space) by Gaussians of N standard deviations in pixels, edges replicated.
 
     The mean is kept. A weight is the Gaussian's integral over a pixel, up to three standard deviations.
     """
-    width = sigma.flatten().double().cpu().numpy()[:, None]
+    width = np.array(sigma, np.float64)[:, None]
     reach = np.floor(np.maximum(3 * width, 0.5) + 0.5)
     offsets = np.arange(-reach.max(), reach.max() + 1)
     edges = erf((np.append(offsets, offsets[-1] + 1) - 0.5) / (width * math.sqrt(2)))
@@ -215,7 +215,7 @@ def smooth_fields(space: Sequence[int], coefficients: Sequence[Sequence[float]],
 
 
 _EFFECTS: tuple[tuple[str, float | tuple[float, ...], Effect], ...] = (
-    ("blur", 0.0, lambda images, sigma, _: gaussian_blur(images, sigma)),
+    ("blur", 0.0, lambda images, _, looks: gaussian_blur(images, [look.blur for look in looks])),
     ("low_resolution", 1.0, _lower_resolution),
     ("bias_field", (), _uneven),
     ("photons", 0.0, _photon_noise),

@@ -42,7 +42,7 @@ def apply_appearance(image: torch.Tensor, look: Appearance) -> torch.Tensor:
 
 
 def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    return gaussian_blurs(image[None], torch.tensor([sigma]))[0]
+    return gaussian_blurs(image[None], [sigma])[0]
 
 
 def smooth_field(size: tuple[int, ...], coefficients: tuple[float, ...]) -> torch.Tensor:
@@ -210,10 +210,10 @@ def test_a_lower_resolution_is_resizing_there_and_back_for_each_image(space: tup
 
 def test_blurs_of_one_batch_have_each_their_own_width() -> None:
     images = torch.rand(3, 1, 30, 26, generator=torch.Generator().manual_seed(1))
-    sigmas = torch.tensor([0.4, 2.5, 1.1])
+    sigmas = [0.4, 2.5, 1.1]
     found = gaussian_blurs(images, sigmas)
     for image, out, sigma in zip(images, found, sigmas, strict=True):
-        kernel = gaussian_1d(sigma, truncated=3.0, normalize=True)
+        kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True)
         expected = torch.nn.functional.pad(image[None], [len(kernel) // 2] * 4, mode="replicate")
         for view in ((1, 1, -1, 1), (1, 1, 1, -1)):
             expected = torch.nn.functional.conv2d(expected, kernel.reshape(view))

@@ -242,3 +242,13 @@ def test_grey_scans_with_three_channels_get_grey_noise_and_coloured_ones_coloure
     assert torch.equal(out[::2], out[::2, :1].expand_as(out[::2])) and torch.equal(out[0, :1], alone[0])
     change = (out[1] - coloured).flatten(1)
     assert abs(np.corrcoef(change.numpy())[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("shift", PRESETS)
+@pytest.mark.parametrize("shape", [(1, 20, 24), (1, 10, 12, 14)])
+def test_all_is_done_on_the_device_of_the_images(shift: str, shape: tuple[int, ...]) -> None:
+    """torch's device without memory refuses, as a GPU does, what mixes its tensors with those of another."""
+    config, dims = augment(**STRONG, probability=0.7, shift=shift), len(shape) - 1
+    drawn = [draw(config, dims, np.random.default_rng(seed)) for seed in range(8)]
+    out = apply(torch.empty(8, *shape, device="meta"), drawn)
+    assert out.device.type == "meta" and out.shape == (8, *shape)
