@@ -230,7 +230,8 @@ def test_images_do_not_depend_on_their_batch_nor_on_where_they_are_changed(
     cases = tiny_set(tmp_path, study, 14)
 
     def images(batch_size: int, micro: int | None, world: int, later: bool = False) -> dict[int, torch.Tensor]:
-        changed = study.training.model_copy(update={"batch_size": batch_size, "micro_batch": micro})
+        settings = {"batch_size": batch_size, "micro_batch": micro, "workers": int(later)}
+        changed = study.training.model_copy(update=settings)
         own, found = study.model_copy(update={"training": changed}), {}
         for rank in range(world):
             loader, sampler = train_loader(own, cases.cases, cases.files, rank, world)
