@@ -11,7 +11,8 @@ from medopt.config.section import Fraction, Positive, Section
 
 
 class Augment(Section):
-    """Random changes of training images only. Strengths are maxima; each effect is drawn with `probability`."""
+    """Random changes of training images only, on the GPU where there is one. Strengths are maxima; each effect is drawn
+    with `probability`. Padding stays black."""
 
     probability: Fraction = 0.5
     """The share of images that get each of the effects below."""
@@ -146,7 +147,8 @@ class Training(Section):
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """balanced: each class is drawn equally often, rare ones several times per epoch."""
     mixup: float = Field(0.3, ge=0)
-    """Mix images and targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et al. 2018); 0 is off."""
+    """Mix the augmented images of a step and their targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et
+    al. 2018); 0 is off."""
     fine_tune: FineTune = FineTune()
     teacher: str = ""
     """A larger network whose answers this one learns, too (Hinton et al. 2015): a start, as `model.start` names it,
@@ -160,7 +162,8 @@ class Training(Section):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What trains. auto: a GPU where torch sees one."""
     workers: int = Field(0, ge=0, le=64)
-    """Processes that augment ahead of the model; 0 augments in the training process, between steps."""
+    """Processes that read ahead of the model and, where no GPU does it, augment; 0 does it in the training process,
+    between steps."""
 
     @property
     def has_auto(self) -> bool:

@@ -93,7 +93,7 @@ class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
         image, case = as_tensor(self.files[index]), self.cases[index]
         if self.augment:
             random = np.random.default_rng((self.study.seed, self.epoch, index % len(self)))
-            changed = apply(image, draw(self.study.augment, self.study.spatial_dims, random))
+            changed = apply(image[None], [draw(self.study.augment, self.study.spatial_dims, random)])[0]
             image = restore_masks(self.study.prepare, image, changed)
         if self.study.data.task == "multilabel":
             return image, from_numpy(label_table([case])[0]).to(image.dtype)

@@ -13,12 +13,11 @@ import torch.distributed
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.reporter import Reporter
-from medopt.data.loaders import predict_loader, train_loader
+from medopt.data.loaders import Batch, predict_loader, train_loader
 from medopt.training.fine_tuning import hold_statistics
 from medopt.training.job import TrainingJob
 from medopt.training.losses import Teacher, build_loss
@@ -44,7 +43,7 @@ class Epochs:
             raise ConfigError(f"{len(job.val_set.cases)} validation images are fewer than {world} processes.")
         self.loss = build_loss(job.study, job.train_set.cases)
         train, val = job.train_set, job.val_set
-        self.loader, self.sampler = train_loader(job.study, train.cases, train.files, rank, world)
+        self.loader, self.sampler = train_loader(job.study, train.cases, train.files, rank, world, fabric.device)
         self.val_loader = predict_loader(job.study, val.cases, val.files, rank, world)
         self.stepper = Stepper(job.study, fabric, state, self.loss, teacher)
 
@@ -90,7 +89,7 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _grouped(loader: DataLoader[tuple[Tensor, Tensor, int]], parts: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _grouped(loader: Iterable[Batch], parts: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The micro-batches of each step."""
     batches = iter(loader)
     while batch := [(image, target) for image, target, _ in islice(batches, parts)]:

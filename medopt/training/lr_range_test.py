@@ -111,14 +111,16 @@ def _train(
     torch.manual_seed(study.seed)
     stepper = Stepper(study, fabric, start_state(study, fabric), build_loss(study, cases))
     stepper.state.network.train()
-    for rate, batch in zip(rates.tolist(), _batches(study, cases, files), strict=False):
+    for rate, batch in zip(rates.tolist(), _batches(study, cases, files, fabric.device), strict=False):
         loss, _ = stepper.step(batch, rate)
         yield rate, float(loss)
 
 
-def _batches(study: Study, cases: Sequence[Case], files: Sequence[Path]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _batches(
+    study: Study, cases: Sequence[Case], files: Sequence[Path], device: torch.device
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Micro-batches of one step after the other, over as many epochs as are asked for."""
-    loader, sampler = train_loader(study, cases, files)
+    loader, sampler = train_loader(study, cases, files, device=device)
     for epoch in count():
         sampler.epoch = epoch
         batch: list[tuple[Tensor, Tensor]] = []

@@ -13,18 +13,18 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from medopt.config import Study
 from medopt.core.errors import TrainingError
 from medopt.core.records import PretrainingRecord
 from medopt.core.reporter import Reporter, SilentReporter
+from medopt.data.loaders import Finished, batch_loader
 from medopt.training.checkpoint import KEPT, read_tensors, write_tensors
 from medopt.training.hardware import open_fabric
 from medopt.training.neighbour_probe import NeighbourProbe
 from medopt.training.optimizers import build_optimizer
 from medopt.training.schedules import learning_rate
-from medopt.training.self_supervised import Embedder, Spread, TwoViews, ViewSampler, spread_of, vicreg
+from medopt.training.self_supervised import Embedder, Spread, TwoViews, ViewSampler, both_views, spread_of, vicreg
 
 LOOKED_AT = 8  # steps between two looks at the spread of the embeddings
 SETTLED = 2  # epochs that a pretraining has before it may be called collapsed
@@ -96,12 +96,9 @@ class _Epochs:
     def __init__(self, job: Pretraining, fabric: Fabric, model: Embedder, optimizer: torch.optim.Optimizer) -> None:
         self.job, self.fabric, self.model, training = job, fabric, model, job.study.training
         self.sampler = ViewSampler(job.study.seed, len(job.files), training.resolved_sizes[0])
-        self.loader = DataLoader(
-            TwoViews(job.study, job.files),
-            batch_sampler=self.sampler,
-            num_workers=training.workers,
-            pin_memory=fabric.device.type == "cuda",
-        )
+        is_cuda = fabric.device.type == "cuda"
+        loader = batch_loader(job.study, TwoViews(job.study, job.files, changes=not is_cuda), self.sampler)
+        self.loader = Finished(loader, lambda views: both_views(views, fabric.device)) if is_cuda else loader
         self.network = fabric.setup_module(model)
         self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from medopt.config import Augment, Study
 from medopt.data.cache import as_tensor
 from medopt.models import build_model
-from medopt.transforms.augment import apply, draw
+from medopt.transforms.augment import AugmentParams, apply, draw
 
 AGREEMENT, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
 """Weights of the loss's three terms, those of the paper."""
@@ -42,11 +42,18 @@ def view_augment(augment: Augment) -> Augment:
     return augment.model_copy(update={name: max(value, getattr(augment, name)) for name, value in least.items()})
 
 
-class TwoViews(Dataset[tuple[Tensor, Tensor]]):
-    """Two views of prepared images, by (epoch, index): what is drawn follows from the seed and the key alone."""
+Views = tuple[Tensor, tuple[AugmentParams, ...], tuple[AugmentParams, ...]]
+"""Prepared images (N, C, *size), and what was drawn for the one view of each and for the other."""
 
-    def __init__(self, study: Study, files: Sequence[Path]) -> None:
-        self.seed, self.dims, self.files = study.seed, study.spatial_dims, files
+
+class TwoViews(Dataset[tuple[Tensor, Tensor]]):
+    """Two views of prepared images, by (epoch, index): what is drawn follows from the seed and the key alone.
+
+    Where `changes` is False, `__getitems__` reads and draws only, for `both_views` to go on with on another device.
+    """
+
+    def __init__(self, study: Study, files: Sequence[Path], changes: bool = True) -> None:
+        self.seed, self.dims, self.files, self.changes = study.seed, study.spatial_dims, files, changes
         self.augment = view_augment(study.augment)
 
     def __len__(self) -> int:
@@ -54,11 +61,26 @@ class TwoViews(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Both views (C, *size) of an image."""
-        image = as_tensor(self.files[key[1]])
-        return self._view(image, *key, 0), self._view(image, *key, 1)
+        first, second = both_views(self._read([key]))
+        return first[0], second[0]
 
-    def _view(self, image: Tensor, *key: int) -> Tensor:
-        return apply(image, draw(self.augment, self.dims, np.random.default_rng((self.seed, *key))))
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor] | Views:
+        """Both views (N, C, *size) of several images."""
+        return both_views(self._read(keys)) if self.changes else self._read(keys)
+
+    def _read(self, keys: Sequence[tuple[int, int]]) -> Views:
+        images = torch.stack([as_tensor(self.files[index]) for _, index in keys])
+        first, second = (tuple(self._drawn(*key, view) for key in keys) for view in (0, 1))
+        return images, first, second
+
+    def _drawn(self, *key: int) -> AugmentParams:
+        return draw(self.augment, self.dims, np.random.default_rng((self.seed, *key)))
+
+
+def both_views(views: Views, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Apply what was drawn, on `device` or where the images lie."""
+    images = views[0].to(device, non_blocking=True)
+    return apply(images, views[1]), apply(images, views[2])
 
 
 class ViewSampler(Sampler[list[tuple[int, int]]]):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from medopt.config import Augment
 from medopt.core.telemetry import without_telemetry
-from medopt.transforms.appearance import Appearance, apply_appearance, draw_field, draw_seed, log_uniform
+from medopt.transforms.appearance import Appearance, draw_field, draw_seed, is_visible, log_uniform, render
+from medopt.transforms.noise import Random, Uniforms
 from medopt.transforms.shift import draw_scanner
 from medopt.transforms.spatial import Geometry, apply_geometry, draw_geometry
 
 with without_telemetry():
     from monai.transforms import Randomizable, Transform
+
+_AT_ONCE = 2**18  # numbers that a CPU changes at once: what fits its cache
+_LEAST = 2.0**-64  # what the black of a scan is raised to
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,9 @@ class AugmentParams:
     box: tuple[tuple[float, float], ...] = ()
 
 
-def draw(config: Augment, spatial_dims: int, random: np.random.Generator) -> AugmentParams:
+def draw(config: Augment, spatial_dims: int, generator: np.random.Generator) -> AugmentParams:
     """Draw one image's changes; the same generator state gives the same changes."""
+    random = Uniforms(generator)
     geometry = draw_geometry(config, spatial_dims, random)
     if config.shift != "none" and random.uniform() < config.shift_probability:
         look = draw_scanner(config.shift, spatial_dims, random)
@@ -41,7 +48,7 @@ def draw(config: Augment, spatial_dims: int, random: np.random.Generator) -> Aug
     return AugmentParams(geometry, look, box)
 
 
-def _draw_look(config: Augment, spatial_dims: int, random: np.random.Generator) -> Appearance:
+def _draw_look(config: Augment, spatial_dims: int, random: Random) -> Appearance:
     """The single effects, each with its own probability, each up to the configured strength."""
 
     def drawn(strength: float, low: float, high: float, off: float) -> float:
@@ -65,14 +72,53 @@ def _draw_look(config: Augment, spatial_dims: int, random: np.random.Generator) 
     )
 
 
-def apply(image: Tensor, drawn: AugmentParams) -> Tensor:
-    """Apply drawn changes to (C, *space) in 0..1: the same shape, again in 0..1; the image itself is left as it was."""
-    out = apply_appearance(apply_geometry(image, drawn.geometry), drawn.look)
-    if drawn.box:
-        out = out.clone()
-        spans = zip(drawn.box, image.shape[1:], strict=True)
-        out[(slice(None), *(slice(round(a * n), round(b * n)) for (a, b), n in spans))] = out.mean()
+def apply(images: Tensor, drawn: Sequence[AugmentParams]) -> Tensor:
+    """Change each of (N, C, *space) in 0..1 as drawn: the same shape, again in 0..1; `images` is left as it was.
+
+    Runs on the device of the images, and an image's result is the same alone and in any batch. Padding, which is rows
+    and columns of zeros at the edges and what a geometry brings in from outside, stays zero: a model meets black
+    padding in service, too.
+    """
+    at_once = max(1, _AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
+    if len(images) <= at_once:
+        return _apply(images, drawn)
+    out = torch.empty_like(images)
+    for start in range(0, len(images), at_once):
+        part = slice(start, start + at_once)
+        out[part] = _apply(images[part], drawn[part])
     return out
+
+
+def _apply(images: Tensor, drawn: Sequence[AugmentParams]) -> Tensor:
+    geometries, looks = [one.geometry for one in drawn], [one.look for one in drawn]
+    rendered = [is_visible(look) for look in looks]
+    if any(rendered):
+        moved = apply_geometry(_lifted(images, rendered), geometries)
+        inside = moved.clamp(max=_LEAST).mul_(1 / _LEAST)
+        out = render(moved, looks).mul_(inside)
+    else:
+        out = apply_geometry(images, geometries)
+    boxes = [(row, one.box) for row, one in enumerate(drawn) if one.box]
+    if boxes and out is images:
+        out = out.clone()
+    for row, box in boxes:
+        spans = zip(box, images.shape[2:], strict=True)
+        out[row][(slice(None), *(slice(round(a * n), round(b * n)) for (a, b), n in spans))] = out[row].mean()
+    return out
+
+
+def _lifted(images: Tensor, rows: Sequence[bool]) -> Tensor:
+    """Black within the scan is raised by far less than a grey level, so that only padding is zero.
+
+    The scan is the smallest box that holds all that is not zero. `rows` says for each image whether to raise it.
+    """
+    dims = images.ndim
+    floor = torch.tensor(rows, device=images.device).float().mul_(_LEAST).reshape(-1, *[1] * (dims - 1))
+    for axis in range(2, dims):
+        filled = images.amax([other for other in range(1, dims) if other != axis]) > 0
+        inside = filled.float().cummax(1)[0] * filled.flip(1).float().cummax(1)[0].flip(1)
+        floor = floor * inside.reshape(len(images), *[-1 if other == axis else 1 for other in range(1, dims)])
+    return torch.maximum(images, floor)
 
 
 class RandomAugment(Randomizable, Transform):
@@ -84,4 +130,4 @@ class RandomAugment(Randomizable, Transform):
     def __call__(self, image: Tensor) -> Tensor:
         """Draw from MONAI's random state and apply."""
         random = np.random.default_rng(int(self.R.randint(2**31)))
-        return apply(image, draw(self.config, image.ndim - 1, random))
+        return apply(image[None], [draw(self.config, image.ndim - 1, random)])[0]

@@ -70,7 +70,7 @@ def _corrupted(image: Tensor, box: tuple[slice, ...], family: str, strength: flo
     elif family == "motion":
         out[box] = _motion(inside, strength * _scale(image), random)
     else:
-        out[box] = apply_appearance(inside, _look(family, strength, image, random))
+        out[box] = apply_appearance(inside[None], [_look(family, strength, image, random)])[0]
     return out
 
 

@@ -68,8 +68,9 @@ def stride_of(pixels: int, places: int) -> int:
 
 
 def restore_masks(config: Prepare, before: Tensor, after: Tensor) -> Tensor:
-    """A changed image (C, *size) whose masks are those from before, and whose missing channels are zeros again."""
+    """Changed images (C, *size) or (N, C, *size) with the masks from before, and missing channels zeros again."""
     if config.missing_channel == "refuse":
         return after
-    masks = before[len(config.channel_names) :]
-    return torch.cat([after[: len(config.channel_names)] * masks, masks])
+    axis, count = before.ndim - len(config.size) - 1, len(config.channel_names)
+    masks = before.narrow(axis, count, before.shape[axis] - count)
+    return torch.cat([after.narrow(axis, 0, count) * masks, masks], axis)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from medopt.transforms.appearance import Appearance, draw_field, draw_seed, log_uniform
+from medopt.transforms.noise import Random
 
 
-def _radiograph(random: np.random.Generator, dims: int) -> Appearance:
+def _radiograph(random: Random, dims: int) -> Appearance:
     """Computed and digital radiography: scintillator blur against quantum noise, and the vendor's processing.
 
     Photons are those of a prepared pixel, which gathers those of many of the detector's.
@@ -33,7 +32,7 @@ def _radiograph(random: np.random.Generator, dims: int) -> Appearance:
     )
 
 
-def _ct(random: np.random.Generator, dims: int) -> Appearance:
+def _ct(random: Random, dims: int) -> Appearance:
     """CT: kernel (soft to sharp) against noise, and slice thickness. HU are calibrated: no response curve."""
     blur = random.uniform(0.0, 1.5)
     return Appearance(
@@ -44,7 +43,7 @@ def _ct(random: np.random.Generator, dims: int) -> Appearance:
     )
 
 
-def _mr(random: np.random.Generator, dims: int) -> Appearance:
+def _mr(random: Random, dims: int) -> Appearance:
     """MR: coil sensitivity, field strength (noise is Rician), resolution, and contrast of another sequence timing."""
     return Appearance(
         blur=random.uniform(0.0, 0.8),
@@ -57,7 +56,7 @@ def _mr(random: np.random.Generator, dims: int) -> Appearance:
     )
 
 
-def _ultrasound(random: np.random.Generator, dims: int) -> Appearance:
+def _ultrasound(random: Random, dims: int) -> Appearance:
     """Ultrasound: probe frequency (blur), speckle, time-gain compensation, dynamic range of the log compression."""
     return Appearance(
         blur=random.uniform(0.0, 1.0),
@@ -72,7 +71,7 @@ def _ultrasound(random: np.random.Generator, dims: int) -> Appearance:
     )
 
 
-SCANNERS: dict[str, Callable[[np.random.Generator, int], Appearance]] = {
+SCANNERS: dict[str, Callable[[Random, int], Appearance]] = {
     "radiograph": _radiograph,
     "ct": _ct,
     "mr": _mr,
@@ -80,6 +79,6 @@ SCANNERS: dict[str, Callable[[np.random.Generator, int], Appearance]] = {
 }
 
 
-def draw_scanner(modality: str, spatial_dims: int, random: np.random.Generator) -> Appearance:
+def draw_scanner(modality: str, spatial_dims: int, random: Random) -> Appearance:
     """One other scanner of `modality` (radiograph, ct, mr, ultrasound)."""
     return SCANNERS[modality](random, spatial_dims)

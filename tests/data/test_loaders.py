@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from medopt.config import Study
-from medopt.core.errors import ConfigError
 from medopt.core.records import Case
-from medopt.data.loaders import KeyedDataset, StepSampler, balanced_chances, predict_loader, train_loader
+from medopt.data import loaders
+from medopt.data.loaders import (
+    KeyedDataset,
+    StepSampler,
+    balanced_chances,
+    on_device,
+    predict_loader,
+    train_loader,
+)
 from medopt.training.job import PreparedSplit
 
 
@@ -165,36 +172,7 @@ def test_processes_and_micro_batches_share_each_step_without_loss_or_double(
     assert all(2 <= len(one) <= micro for part in parts for one in part)
 
 
-@pytest.mark.parametrize(
-    ("count", "size", "micro", "world", "refused"),
-    [
-        (40, 5, 2, 2, "5 images, at most 2 at once on each of 2 processes.*multiple of 4 .*at least 3"),
-        (40, 3, 2, 1, "3 images, at most 2 at once on one process.*multiple of 2 .*at least 3"),
-        (40, 7, 3, 2, "7 images, at most 3 .*multiple of 6 .*at least 4"),
-        (5, 32, 2, 2, "5 images, at most 2"),  # fewer images than a step
-        (40, 5, None, 2, None),  # three and two
-        (40, 4, 2, 2, None),
-        (40, 7, 3, 1, None),
-        (40, 5, 3, 2, None),
-        (1, 8, None, 1, None),
-    ],
-)
-def test_no_single_image_comes_to_batch_normalization(
-    tiny_study: Callable[..., Study], count: int, size: int, micro: int | None, world: int, refused: str | None
-) -> None:
-    study, cases = tiny_study(training={"batch_size": size, "micro_batch": micro}), rare(count, count // 2)
-    files = [Path("none.npy")] * count
-    for rank in range(world):
-        if refused:
-            with pytest.raises(ConfigError, match=refused):
-                train_loader(study, cases, files, rank, world)
-        else:
-            sampler = train_loader(study, cases, files, rank, world)[1]
-            sampler.epoch = 0
-            assert all(len(batch) >= min(2, count) for batch in sampler)
-
-
-def test_mixup_mixes_image_and_target_in_the_same_share(
+def test_mixup_mixes_neighbours_of_a_step_image_and_target_in_the_same_share(
     tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit]
 ) -> None:
     still = {"probability": 0, "flip": []}
@@ -205,13 +183,81 @@ def test_mixup_mixes_image_and_target_in_the_same_share(
         np.save(path, np.full((1, 16, 16), 0.5 * k, np.float32))
     dataset, shares = KeyedDataset(study, cases.cases, flat), []
     for epoch in range(30):
-        image, target, index = dataset[(epoch, 1, 0)]
-        assert index == 1 and float(target.sum()) == pytest.approx(1) and float(target[1]) >= 0
-        assert float(image.mean()) == pytest.approx(float(target @ torch.tensor([0.0, 0.5, 1.0])), abs=1e-6)
-        shares.append(float(target[1]))
-    assert 0.3 < np.mean(shares) < 1 and len(set(shares)) > 10
+        images, targets, indices = dataset.__getitems__([(epoch, 1, 0), (epoch, 2, 0), (epoch, 0, 0)])
+        assert indices.tolist() == [1, 2, 0]
+        torch.testing.assert_close(targets.sum(1), torch.ones(3))
+        torch.testing.assert_close(images.mean((1, 2, 3)), targets @ torch.tensor([0.0, 0.5, 1.0]))
+        assert (
+            not targets[0, 0] and not targets[1, 1] and not targets[2, 2]
+        )  # a ring of three: 1 with 2, 2 with 0, 0 with 1
+        shares.append(float(targets[0, 1]))
+    assert 0.3 < np.mean(shares) < 0.7 and len(set(shares)) > 10
     untouched = dataset[(-1, 1, 0)]
     assert untouched[1].tolist() == [0, 1, 0] and float(untouched[0].mean()) == 0.5
+
+
+def test_mixup_reads_and_changes_each_image_once_and_keeps_the_balance_of_the_classes(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit], monkeypatch: Any
+) -> None:
+    study = tiny_study(training={"sampling": "balanced", "mixup": 0.4, "batch_size": 16})
+    one = tiny_set(tmp_path, study, 1).files[0]
+    loader, sampler = train_loader(study, rare(400, 20), [one] * 400)
+    read: list[Path] = []
+    original = loaders.as_tensor
+    monkeypatch.setattr(loaders, "as_tensor", lambda path: (read.append(path), original(path))[1])
+    targets = []
+    for sampler.epoch in range(4):
+        targets += [target for _, target, _ in loader]
+    assert len(read) == sum(map(len, targets)) == 1600
+    assert float(torch.cat(targets).mean()) == pytest.approx(0.5, abs=0.04)
+    assert ((torch.cat(targets) > 0.02) & (torch.cat(targets) < 0.98)).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("sections", [{}, {"training": {"mixup": 0.4}}, {"prepare": {"size": [8, 10, 12]}}])
+def test_images_do_not_depend_on_their_batch_nor_on_where_they_are_changed(
+    tmp_path: Path, tiny_study: Callable[..., Study], tiny_set: Callable[..., PreparedSplit], sections: dict[str, Any]
+) -> None:
+    """Over one process and two, over large micro-batches and small ones, where read and after, all images are equal."""
+    strong = {
+        "probability": 0.8,
+        "elastic": 0.03,
+        "shift": "mr",
+        "erase": 0.3,
+        "low_resolution": 2,
+        "flip": ["up_down"],
+    }
+    study = tiny_study(augment=strong, **sections)
+    cases = tiny_set(tmp_path, study, 14)
+
+    def images(batch_size: int, micro: int | None, world: int, later: bool = False) -> dict[int, torch.Tensor]:
+        settings = {"batch_size": batch_size, "micro_batch": micro, "workers": int(later)}
+        changed = study.training.model_copy(update=settings)
+        own, found = study.model_copy(update={"training": changed}), {}
+        for rank in range(world):
+            loader, sampler = train_loader(own, cases.cases, cases.files, rank, world)
+            sampler.epoch = 1
+            if later:
+                data = KeyedDataset(own, cases.cases, cases.files, changes=False)
+                loader = on_device(own, data, sampler, torch.device("cpu"))
+            for batch in loader:
+                found |= {int(index): image for image, index in zip(batch[0], batch[2], strict=True)}
+        return found
+
+    whole = images(14, None, 1)
+    assert len(whole) == 14
+    for other in (images(14, 2, 1), images(14, 4, 2), images(14, None, 1, later=True)):
+        assert other.keys() == whole.keys()
+        for index, image in whole.items():
+            torch.testing.assert_close(other[index], image, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "world", "micro"), [(5, 2, 4), (5, 1, 2), (7, 3, 2), (6, 2, 2), (2, 1, 2), (9, 1, 4)])
+def test_no_micro_batch_is_a_single_image(tiny_study: Callable[..., Study], size: int, world: int, micro: int) -> None:
+    study = tiny_study(training={"batch_size": size})
+    parts = [keys(study, rare(size, 1), 0, rank, world, micro) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(key for part in parts for one in part for key in one) == [(0, index, 0) for index in range(size)]
+    assert all(len(one) >= 2 for part in parts for one in part)
 
 
 def test_prediction_is_shared_by_processes_each_case_once(
@@ -232,8 +278,8 @@ def test_a_label_that_is_not_known_is_nan_also_in_a_mix(
     cases = [replace(case, label=(None, case.label[1])) for case in made.cases]
     dataset = KeyedDataset(study, cases, made.files)
     for epoch in (-1, 0, 1):
-        target = dataset[(epoch, 3, 0)][1]
-        assert target[0].isnan() and 0 <= target[1] <= 1
+        targets = dataset.__getitems__([(epoch, index, 0) for index in range(8)])[1]
+        assert targets[:, 0].isnan().all() and (targets[:, 1] >= 0).all() and (targets[:, 1] <= 1).all()
 
 
 def test_balanced_sampling_leaves_out_cases_without_a_known_label(tiny_study: Callable[..., Study]) -> None:

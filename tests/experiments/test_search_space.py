@@ -33,7 +33,7 @@ def test_ranges_and_choices(study_file: Path) -> None:
     assert found[0] == Parameter("training.optimizer.lr", (), 1e-4, 1e-2, is_log=True)
     assert found[1] == Parameter("training.ema_decay", (), 0.0, 0.99)
     assert found[2] == Parameter("training.patience", (), 5.0, 20.0, is_whole=True)
-    assert found[3].choices == ("26", "50")
+    assert found[3].choices == ("14", "50")
     assert found[4].choices == ("[]", "[left_right, up_down]")
 
 
@@ -76,6 +76,6 @@ def test_what_no_study_takes_is_refused(study_file: Path, text: str, words: str)
 
 
 def test_path_given_twice_or_none_is_refused(study_file: Path) -> None:
-    for texts in ((), ("model.depth=14,50", "model.depth=26,101")):
+    for texts in ((), ("model.depth=14,50", "model.depth=14,101")):
         with pytest.raises(ConfigError, match="once or more, each for another path"):
             parsed(study_file, *texts)

@@ -54,7 +54,13 @@ def pair(
 ) -> Callable[..., Pair]:
     def make(**training: Any) -> Pair:
         # Plain SGD: Adam divides by a gradient's own size, and would make a rounding of a tiny one as large as any.
-        settings = {"epochs": 3, "batch_size": 8, "ema_decay": 0.5, "optimizer": {"name": "sgd", "lr": 0.05}}
+        settings = {
+            "epochs": 3,
+            "batch_size": 8,
+            "ema_decay": 0.5,
+            "optimizer": {"name": "sgd", "lr": 0.05},
+            "mixup": 0.4,
+        }
         study = tiny_study(training=settings | training, augment={"elastic": 0.02, "shift": "mr"})
         return Pair(tmp_path, study, tiny_set)
 

@@ -161,8 +161,8 @@ def test_the_plateau_hears_the_scores_of_validation(run: Callable[..., Trained])
 
 def test_every_epoch_shuffles_and_augments_anew(run: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[tuple[int, int, int]] = []
-    original = KeyedDataset.__getitem__
-    monkeypatch.setattr(KeyedDataset, "__getitem__", lambda self, key: (keys.append(key), original(self, key))[1])
+    original = KeyedDataset.__getitems__
+    monkeypatch.setattr(KeyedDataset, "__getitems__", lambda self, some: (keys.extend(some), original(self, some))[1])
     run({"epochs": 2})
     first, second = ([index for epoch, index, _ in keys if epoch == wanted] for wanted in (0, 1))
     assert sorted(first) == sorted(second) == list(range(12)) and first != second

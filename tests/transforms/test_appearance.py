@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.networks.layers import gaussian_1d
 from scipy.ndimage import gaussian_filter
 
 from medopt.transforms.appearance import (
     Appearance,
-    apply_appearance,
     draw_field,
     draw_seed,
-    gaussian_blur,
     log_uniform,
-    smooth_field,
+    smooth_fields,
 )
+from medopt.transforms.appearance import apply_appearance as apply_appearances
+from medopt.transforms.appearance import gaussian_blur as gaussian_blurs
+from medopt.transforms.resize import resize
 
 EFFECTS: list[dict[str, Any]] = [
     {"blur": 1.5},
@@ -32,6 +34,20 @@ EFFECTS: list[dict[str, Any]] = [
     {"sharpen": 0.8},
     {"brightness": -0.2},
 ]
+
+
+def apply_appearance(image: torch.Tensor, look: Appearance) -> torch.Tensor:
+    """To one image (C, *space)."""
+    return apply_appearances(image[None], [look])[0]
+
+
+def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    return gaussian_blurs(image[None], [sigma])[0]
+
+
+def smooth_field(size: tuple[int, ...], coefficients: tuple[float, ...]) -> torch.Tensor:
+    lines = smooth_fields(size, [coefficients], torch.device("cpu"))
+    return torch.stack(torch.broadcast_tensors(*lines)).prod(0)[0, 0]
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -60,7 +76,8 @@ def test_noise_follows_from_the_seed(name: str) -> None:
 
 def test_an_appearance_that_does_nothing_gives_the_image_itself() -> None:
     image = noise(1, 8, 8)
-    assert apply_appearance(image, Appearance(seed=9)) is image
+    images = image[None]
+    assert apply_appearances(images, [Appearance(seed=9)]) is images
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.5, 1.2, 1.49, 2.5])
@@ -179,3 +196,25 @@ def test_log_uniform_is_even_between_powers() -> None:
 def test_seeds_come_from_the_generator() -> None:
     assert draw_seed(np.random.default_rng(1)) == draw_seed(np.random.default_rng(1))
     assert draw_seed(np.random.default_rng(1)) != draw_seed(np.random.default_rng(2))
+
+
+@pytest.mark.parametrize("space", [(40, 33), (12, 20, 24)])
+def test_a_lower_resolution_is_resizing_there_and_back_for_each_image(space: tuple[int, ...]) -> None:
+    factors = [1.3, 2.6, 1.0, 7.0]
+    images = torch.rand(4, 2, *space, generator=torch.Generator().manual_seed(1))
+    found = apply_appearances(images, [Appearance(low_resolution=factor) for factor in factors])
+    for image, out, factor in zip(images, found, factors, strict=True):
+        small = [max(4, round(n / factor)) for n in space]
+        torch.testing.assert_close(out, resize(resize(image, small), space), atol=2e-6, rtol=0)
+
+
+def test_blurs_of_one_batch_have_each_their_own_width() -> None:
+    images = torch.rand(3, 1, 30, 26, generator=torch.Generator().manual_seed(1))
+    sigmas = [0.4, 2.5, 1.1]
+    found = gaussian_blurs(images, sigmas)
+    for image, out, sigma in zip(images, found, sigmas, strict=True):
+        kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True)
+        expected = torch.nn.functional.pad(image[None], [len(kernel) // 2] * 4, mode="replicate")
+        for view in ((1, 1, -1, 1), (1, 1, 1, -1)):
+            expected = torch.nn.functional.conv2d(expected, kernel.reshape(view))
+        torch.testing.assert_close(out, expected[0], atol=1e-6, rtol=0)

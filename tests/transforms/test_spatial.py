@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 from medopt.config import Augment
-from medopt.transforms.spatial import Geometry, apply_geometry, draw_geometry
+from medopt.transforms.spatial import Geometry, draw_geometry
+from medopt.transforms.spatial import apply_geometry as apply_geometries
 
 STILL: dict[str, Any] = {"probability": 1, "flip": [], "rotate_degrees": 0, "scale": 0, "translate": 0}
 
@@ -23,6 +25,11 @@ def turn(dims: int, first: int, second: int, degrees: float) -> np.ndarray:
     matrix[first, first] = matrix[second, second] = math.cos(angle)
     matrix[first, second], matrix[second, first] = -math.sin(angle), math.sin(angle)
     return matrix
+
+
+def apply_geometry(image: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """To one image (C, *space)."""
+    return apply_geometries(image[None], [geometry])[0]
 
 
 def centroid(image: torch.Tensor) -> np.ndarray:
@@ -65,7 +72,7 @@ def test_flips_by_name_turn_half_of_the_volumes_around_their_own_axis(name: str,
 
 def test_a_slice_flip_means_nothing_for_an_image() -> None:
     config = Augment.model_validate(STILL | {"flip": ["slice"]})
-    assert draw_geometry(config, 2, np.random.default_rng(0)).flipped == []
+    assert draw_geometry(config, 2, np.random.default_rng(0)).flipped == ()
 
 
 def test_a_flip_of_both_axes_resampled_agrees_with_the_exact_one() -> None:
@@ -141,7 +148,8 @@ def test_equal_control_points_shift_the_whole_image() -> None:
 def test_nothing_drawn_gives_the_image_itself() -> None:
     image = noise(1, 6, 6, 6)
     geometry = draw_geometry(Augment.model_validate(STILL), 3, np.random.default_rng(0))
-    assert apply_geometry(image, geometry) is image
+    images = image[None]
+    assert apply_geometries(images, [geometry]) is images
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -169,3 +177,24 @@ def test_each_effect_happens_with_its_probability() -> None:
     random = np.random.default_rng(0)
     happened = [draw_geometry(config, 2, random).flipped is None for _ in range(1000)]
     assert np.mean(happened) == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("space", [(40, 31), (17, 20, 23)])
+def test_a_batch_of_geometries_is_scipys_linear_interpolation(space: tuple[int, ...]) -> None:
+    dims, random = len(space), np.random.default_rng(3)
+    config = Augment(rotate_degrees=25, scale=0.3, shear=0.2, translate=0.1, probability=0.9, flip=["up_down"])
+    geometries = [draw_geometry(config, dims, random) for _ in range(5)]
+    images = noise(5, 2, *space)
+    found = apply_geometries(images, geometries).numpy()
+    lengths = np.array(space)
+    unit = [(2 * np.arange(n) + 1) / n - 1 for n in space]
+    # In pixels, from the centre.
+    places = np.stack(np.meshgrid(*unit, indexing="ij")) * lengths.reshape(-1, *[1] * dims) / 2
+    for row, geometry in enumerate(geometries):
+        matrix = geometry.matrix[:, :dims][::-1, ::-1]  # from x, y, z to the order of the axes
+        shift = geometry.matrix[::-1, dims] * lengths / 2
+        where = np.tensordot(matrix, places, 1) + (shift + (lengths - 1) / 2).reshape(-1, *[1] * dims)
+        for channel in range(2):
+            padded = np.pad(images[row, channel].numpy(), 1)  # scipy does not blend into what is outside
+            expected = map_coordinates(padded, where + 1, order=1, mode="constant")
+            np.testing.assert_allclose(found[row, channel], expected, atol=2e-4)

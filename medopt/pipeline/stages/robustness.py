@@ -42,7 +42,7 @@ class RobustnessStage(Stage[NoResult]):
     """Measure how much of each model's AUC is left under each corruption."""
 
     name = "robustness"
-    revision = 2  # the intervals of the tables
+    revision = 3  # hashed noise
     inputs = ("prepare", "judge")
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
