@@ -61,8 +61,10 @@ def figure_page(
         figure.savefig(part, format="png", dpi=150)
     if is_chart:
         # text as text, and the same bytes for the same chart
-        settings = {"svg.fonttype": "none", "svg.hashsalt": "medopt"}
-        with rc_context(settings), atomic(path.with_suffix(".svg")) as part:
+        with (
+            rc_context({"svg.fonttype": "none", "svg.hashsalt": "medopt"}),
+            atomic(path.with_suffix(".svg")) as part,
+        ):
             figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
 
 

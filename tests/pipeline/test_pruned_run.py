@@ -196,7 +196,7 @@ def run(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> PrunedRun:
     changed["evaluation"] |= {"explain": 0}
     changed |= {"domain": {"enabled": False}}
     changed |= {"data": STUDY["data"] | {"manifest": str(clinic.data / "manifest.csv")}}
-    changed |= {"training": STUDY["training"] | {"epochs": 2}, "prepare": STUDY["prepare"] | {"size": [16, 16]}}
+    changed |= {"training": STUDY["training"] | {"epochs": 6}, "prepare": STUDY["prepare"] | {"size": [16, 16]}}
     words = ("run", write_study(base, STUDY | changed), "--data", clinic.data, "--runs", base / "runs", "--json")
     done = call(*words)
     assert done.code == 0, done.stderr

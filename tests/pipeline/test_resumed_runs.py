@@ -75,7 +75,7 @@ def test_images_changed_under_a_begun_run_are_not_mixed(bench: Bench, tmp_path: 
 @pytest.mark.usefixtures("only_trained")
 def test_run_goes_on_when_the_disk_has_room_again(bench: Bench, tiny_disk: Callable[[int], Path]) -> None:
     """Full after an epoch; the checkpoint that was not whole is not there, and none before it is lost."""
-    place = tiny_disk(8000)
+    place = tiny_disk(6000)
     bench.run(place / "runs").refused(2, "The disk is full", "safetensors", "continues where it was")
     checkpoints = only_folder(place / "runs", "clinic") / "checkpoints"
     whole = sorted(path.name for path in checkpoints.glob("epoch-*"))
