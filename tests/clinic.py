@@ -40,7 +40,7 @@ STUDY: dict[str, Any] = {
     "augment": {"rotate_degrees": 5},
     "model": {"depth": 14, "width": 0.125, "stem": "small"},
     "training": {"epochs": 4, "batch_size": 8, "optimizer": {"lr": 0.003}, "ema_decay": 0, "mixup": 0},
-    "evaluation": {"bootstrap": 100, "explain": 4, "shift_cases": 12, "shift_families": ["noise", "compression"]},
+    "evaluation": {"bootstrap": 100, "shift_cases": 12, "shift_families": ["noise", "compression"]},
     # Limits that no machine's speed and no small model's noise decides about.
     "compression": {
         "calibration_images": 16,

@@ -21,6 +21,7 @@ from medopt.models import build_model
 from medopt.training.fine_tuning import freeze, pull_toward
 from medopt.training.hardware import shard
 from medopt.training.losses import Loss, Teacher
+from medopt.training.norm_statistics import EarlyStatistics
 from medopt.training.optimizers import build_optimizer, optimizer_in_force
 from medopt.training.sync_batch_norm import share_statistics
 
@@ -133,6 +134,7 @@ class Stepper:
     ) -> None:
         self.config, self.fabric, self.state, self.loss = study.training, fabric, state, loss
         self.teacher = teacher
+        self.statistics = EarlyStatistics(state.model) if state.tune is None else None  # a start has its own
 
     def step(
         self, batch: Sequence[tuple[Tensor, Tensor]], rate: float, images: int | None = None, number: int = 0
@@ -154,6 +156,8 @@ class Stepper:
             with fabric.no_backward_sync(state.network, enabled=part < len(batch)):
                 on_device = image.to(fabric.device, non_blocking=True)
                 goal = target.to(fabric.device, non_blocking=True)
+                if self.statistics is not None:
+                    self.statistics.before_batch()
                 logits = state.network(on_device).float()  # (N, K)
                 losses = self.loss(logits, goal)
                 if self.teacher is not None:

@@ -90,7 +90,7 @@ def test_explained_cases_are_of_the_test_split_and_the_sanity_check_is_told(fini
     assert found == finished.done.summary["explanations"]
     test = next(iter(read_predictions(finished.folder / "predictions.csv"))).of_split("test")
     shown = [case["case_id"] for case in found["cases"]]
-    assert len(shown) == len(set(shown)) == 4
+    assert len(shown) == len(set(shown)) == 9  # one image of each of nine patients
     assert set(shown) <= set(test.case_id)
     assert {case["why"] for case in found["cases"]} >= {"drawn at random"}
     assert "the learned weights" in found["sanity"]["said"]

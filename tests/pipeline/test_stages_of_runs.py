@@ -113,7 +113,7 @@ def test_a_stage_reads_no_setting_that_its_key_leaves_out(
     monkeypatch.setattr(Section, "__getattribute__", watched)
     monkeypatch.setattr(Stage, "complete", completing)
     done = call(*run_words(clinic, tmp_path / "runs"), "--set", "compression.pruning.target=0.3", "--set",
-                "compression.pruning.epochs=1", "--override", "Dr. Winter", "--reason", "a test of what is read")  # fmt: skip
+                "compression.pruning.epochs=1", "--set", "training.epochs=1")  # fmt: skip
     assert done.code == 0, done.stderr
     assert set(read) >= {"train", "pruned-1", "compress", "judge", "evaluate", "robustness", "explain", "domain"}
     sections = {name for name, value in study if isinstance(value, Section)}
