@@ -9,6 +9,7 @@ set.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ def figure_page(
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
     figure.suptitle(title, fontsize=SIZE + 2)
-    figure.supxlabel(caption, fontsize=SIZE, color=GREY)
+    figure.supxlabel(_wrapped(caption, figure.get_figwidth()), fontsize=SIZE, color=GREY)
     panels = [figure.add_subplot(down, across, index + 1) for index in range(count)]
     for axes in panels:
         axes.tick_params(labelsize=SIZE)
@@ -66,6 +67,12 @@ def figure_page(
             atomic(path.with_suffix(".svg")) as part,
         ):
             figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _wrapped(text: str, inches: float) -> str:
+    """The text in lines that fit into a width."""
+    letters = int(inches * 72 / (0.56 * SIZE))
+    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, letters))
 
 
 def style_axes(axes: Axes, x: str, y: str, title: str = "") -> None:

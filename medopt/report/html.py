@@ -39,16 +39,14 @@ def chart(path: Path, alt: str) -> Markup:
     text = text[text.index("<svg") :]
     head, body = text.split(">", 1)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    used, own = set(re.findall(r"#([\w-]+)", body)), path.stem
-    body = re.sub(r' id="([\w-]+)"', lambda found: f' id="{own}-{found[1]}"' if found[1] in used else "", body)
+    used, own = set(re.findall(r"#([\w.-]+)", body)), path.stem
+    body = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{own}-{found[1]}"' if found[1] in used else "", body)
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{own}-", body)
-    width, box = (re.search(rf'{name}="([^"]+)"', head) for name in ("width", "viewBox"))
-    assert width is not None and box is not None  # matplotlib writes both
-    pixels = round(float(width[1].removesuffix("pt")) * 4 / 3)
-    return Markup(
-        f'<svg role="img" aria-label="{escape(alt)}" viewBox="{box[1]}" style="width: {pixels}px"'
-        f' xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
-    )
+    box = re.search(r'viewBox="([^"]+)"', head)
+    assert box is not None  # matplotlib writes it
+    pixels = round(float(box[1].split()[2]) * 4 / 3)
+    size = f'viewBox="{box[1]}" width="{pixels}" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return Markup(f'<svg role="img" aria-label="{escape(alt)}" {size}>{body}')
 
 
 def write_page(path: Path, template: str, **records: Any) -> None:

@@ -34,8 +34,41 @@ def words(page: Path) -> str:
 def test_the_run_wrote_it_and_it_needs_no_network(finished: Finished) -> None:
     page = (finished.folder / "report.html").read_text()
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:image/png;base64,|#)", page)
-    assert "<script" not in page and "@import" not in page and "url(" not in page
-    assert page.count("data:image/png") >= 8
+    assert "<script" not in page and "@import" not in page and not re.search(r"url\((?!#)", page)
+
+
+def test_charts_are_drawings_with_readable_text_and_a_sentence_on_how_to_read_each(finished: Finished) -> None:
+    page = (finished.folder / "report.html").read_text()
+    charts = re.findall(r"<figure><svg .*?</figure>", page, flags=re.DOTALL)
+    assert len(charts) == 9
+    for chart in charts:
+        assert re.search(r'aria-label="[^"]{20,}"', chart) and re.search(r"<figcaption>[^\n]{20,}</figcaption>", chart)
+        sizes = [float(one) for one in re.findall(r"font-size: ([0-9.]+)px", chart)]
+        # in points, of which three are four pixels: text is at least 12 pixels high, save an axis's power of ten
+        assert len(sizes) > 5 and sum(size < 9 for size in sizes) <= 2
+        (width,) = re.findall(r'<svg [^>]*?width="(\d+)"', chart)
+        (box,) = re.findall(r'<svg [^>]*?viewBox="0 0 ([0-9.]+) ', chart)
+        assert int(width) == round(float(box) * 4 / 3) <= 1100
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', page)) <= set(ids)
+
+
+def test_terms_are_explained_and_guidelines_point_to_sections_that_are_there(finished: Finished, copied: Path) -> None:
+    page = (finished.folder / "report.html").read_text()
+    assert re.search(r'<abbr title="the share of the cases with the finding[^"]+">sensitivity</abbr>', page)
+    assert '<h2 id="glossary">' in page and '<a href="#explanation">Explanation</a></td>' in page
+    (copied / "explanations.json").unlink()
+    shutil.rmtree(copied / "figures" / "explain")
+    without = write_report(copied).read_text()
+    assert "#explanation" not in without and "not in this report" in without
+
+
+def test_a_run_without_drawings_shows_its_pictures(copied: Path) -> None:
+    for path in (copied / "figures").glob("*.svg"):
+        path.unlink()
+    page = write_report(copied).read_text()
+    assert "<svg" not in page and page.count('<img src="data:image/png;base64,') == 10
 
 
 def test_the_first_page_answers_four_questions_with_the_figures_of_the_records(finished: Finished) -> None:
