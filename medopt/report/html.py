@@ -45,8 +45,7 @@ def chart(path: Path, alt: str) -> Markup:
     box = re.search(r'viewBox="([^"]+)"', head)
     assert box is not None  # matplotlib writes it
     pixels = round(float(box[1].split()[2]) * 4 / 3)
-    size = f'viewBox="{box[1]}" width="{pixels}" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return Markup(f'<svg role="img" aria-label="{escape(alt)}" {size}>{body}')
+    return Markup(f'<svg role="img" aria-label="{escape(alt)}" viewBox="{box[1]}" width="{pixels}">{body}')
 
 
 def write_page(path: Path, template: str, **records: Any) -> None:

@@ -18,7 +18,8 @@ class EarlyStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._norms = [one for one in model.modules() if isinstance(one, _BatchNorm)]
+        # a momentum of 0 keeps statistics as they are, None counts all batches alike already
+        self._norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.momentum]
         counts = [int(one.num_batches_tracked) for one in self._norms if one.num_batches_tracked is not None]
         self._seen = min(counts, default=0)
 

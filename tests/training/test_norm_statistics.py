@@ -41,3 +41,8 @@ def test_a_network_that_goes_on_does_so_from_where_it_was() -> None:
     resumed.load_state_dict(parts.state_dict())
     seen(resumed, 12, begin=4)
     assert torch.equal(whole.running_mean, resumed.running_mean) and torch.equal(whole.running_var, resumed.running_var)
+
+
+@pytest.mark.parametrize("momentum", [0.0, None])
+def test_statistics_that_are_fixed_or_counted_otherwise_are_left_alone(momentum: float | None) -> None:
+    assert seen(nn.BatchNorm2d(3, momentum=momentum), 3).momentum == momentum
