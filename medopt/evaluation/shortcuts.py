@@ -1,4 +1,4 @@
-"""Shortcuts: how far the label is told by what can be known of an image without looking at what it shows.
+"""Shortcuts: how well facts about an image that do not show its content predict the label.
 
 Each fact (the size, the padding, the brightness, the header, ...) alone feeds a logistic model; a case is scored by a
 model of other patients, so that the AUC is one of new patients. A shortcut is an AUC whose interval, widened for all
@@ -30,9 +30,9 @@ from medopt.training.linear_model import LinearFit
 
 NAME = "shortcuts"
 FEWEST = 20
-"""Patients; of fewer nothing can be said."""
+"""Patients needed; with fewer, no AUC is estimated."""
 MATTERS = 0.6
-"""AUC below which a fact that is told from chance is no shortcut yet."""
+"""Facts with a lower AUC are not reported as shortcuts, even if they differ significantly from chance."""
 STRENGTH = 1.0
 SAMPLE = 500
 """Images that a run reads for this at most: their interval is narrow enough."""

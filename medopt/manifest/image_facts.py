@@ -65,7 +65,7 @@ class ImageFacts:
     low: float = 0.0
     high: float = 0.0
     tissue: tuple[float, float] | None = None
-    """Of a CT the 0.5 and 99.5 percentiles of what is no air outside or in a gut: above AIR."""
+    """Of a CT the 0.5 and 99.5 percentiles of the voxels above AIR, without air around the patient and in the gut."""
     digest: str = ""
     thumbnail: FloatArray | None = None
     trivial: TrivialFacts | None = None

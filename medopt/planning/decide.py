@@ -67,7 +67,7 @@ def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
         low, high = 50 * np.floor(low / 50), 50 * np.ceil(high / 50)
         how = {"method": "range", "low": float(max(low, -1024)), "high": float(max(high, low + 100))}
         why = "HU mean the same on every scanner: one range for all, from the 0.5 to the 99.5 percentile"
-        why += " of what is no air" if any(image.tissue for image in fingerprint.sample) else ""
+        why += " of the voxels that are not air" if any(image.tissue for image in fingerprint.sample) else ""
     elif all(image.eight_bit and not image.modality for image in fingerprint.sample):
         how, why = {"method": "range", "low": 0.0, "high": 255.0}, "8-bit images as they are"
     else:

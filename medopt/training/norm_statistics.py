@@ -11,10 +11,11 @@ MOMENTUM = 0.1  # torch's
 class EarlyStatistics:
     """Lets the first batches of a fresh network count alike in its running statistics.
 
-    These begin with mean 0 and variance 1, of which a tenth is forgotten with each batch: after 20 of them an eighth of
-    the statistics is made up, and evaluation, which reads them, gives logits that training never saw (drawn study of 36
-    training images, 20 steps: test AUC .51, so 1.00). With batch k the momentum is 1 / k until that is below torch's,
-    so nothing is left of the beginning. A network that has seen batches before goes on where it was.
+    These begin with mean 0 and variance 1, of which a tenth is forgotten with each batch. After 20 batches an eighth of
+    that beginning is left, and evaluation, which reads the statistics, gives logits that training never saw. In a drawn
+    study of 36 training images and 20 steps the test AUC was .51 with torch's statistics and is 1.00 with these. With
+    batch k the momentum is 1 / k until that is below torch's, so nothing is left of the beginning. A network that has
+    seen batches before goes on where it was.
     """
 
     def __init__(self, model: nn.Module) -> None:

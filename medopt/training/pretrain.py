@@ -22,6 +22,7 @@ from medopt.data.loaders import Finished, batch_loader
 from medopt.training.checkpoint import KEPT, read_tensors, write_tensors
 from medopt.training.hardware import open_fabric
 from medopt.training.neighbour_probe import NeighbourProbe
+from medopt.training.norm_statistics import EarlyStatistics
 from medopt.training.optimizers import build_optimizer
 from medopt.training.schedules import learning_rate
 from medopt.training.self_supervised import Embedder, Spread, TwoViews, ViewSampler, both_views, spread_of, vicreg
@@ -99,7 +100,7 @@ class _Epochs:
         is_cuda = fabric.device.type == "cuda"
         loader = batch_loader(job.study, TwoViews(job.study, job.files, changes=not is_cuda), self.sampler)
         self.loader = Finished(loader, lambda views: both_views(views, fabric.device)) if is_cuda else loader
-        self.network = fabric.setup_module(model)
+        self.network, self.statistics = fabric.setup_module(model), EarlyStatistics(model)
         self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
 
     def run(self, epoch: int) -> PretrainingRecord:
@@ -139,13 +140,19 @@ class _Epochs:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        first, second = (self.network(view.to(self.fabric.device, non_blocking=True)).float() for view in views)
+        first, second = map(self._embedded, views)
         loss = self.job.loss(first, second)
         self.fabric.backward(loss)
         limit = self.job.study.training.clip_norm or math.inf
         self.fabric.clip_gradients(self.network, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         return loss.detach(), first.detach()
+
+    def _embedded(self, view: Tensor) -> Tensor:
+        """One view's embeddings (N, E)."""
+        self.statistics.before_batch()
+        embedded: Tensor = self.network(view.to(self.fabric.device, non_blocking=True))
+        return embedded.float()
 
     def _finite(self, loss: Tensor, epoch: int, step: int) -> float:
         value = loss.item()

@@ -147,7 +147,7 @@ def test_the_recipe_is_medopts_own() -> None:
 def test_a_ct_is_mapped_by_what_is_no_air() -> None:
     scan = replace(CT, tissue=(-880.0, 410.0))
     assert settings(data([scan]))["prepare.intensity"] == {"method": "range", "low": -900, "high": 450}
-    assert any("no air" in one.reason for one in decide(data([scan]), "cpu"))
+    assert any("not air" in one.reason for one in decide(data([scan]), "cpu"))
 
 
 def test_how_long_it_takes_is_an_estimate_from_a_step() -> None:

@@ -136,3 +136,11 @@ def test_the_probe_counts_known_labels_alone(
     assert found is not None and found.score(Pixels(), torch.device("cpu")) is not None
     always = probe([(1, 1 if at % 2 else None) for at in range(12)])
     assert always is not None and always.score(Pixels(), torch.device("cpu")) is None
+
+
+def test_nothing_is_left_of_the_variance_that_normalizations_begin_with(run: Callable[..., Pretrained]) -> None:
+    """A start is read in evaluation; after these 18 batches a seventh of that 1 would be left."""
+    weights = run().weights
+    batches = int(weights["bn1.num_batches_tracked"])
+    assert batches == 18
+    assert float(weights["bn1.running_var"].min()) < 0.9**batches
