@@ -157,7 +157,7 @@ def show(results: dict[str, dict[str, dict[str, object]]]) -> None:
         for plugin, one in decoders.items():
             asked = f" ({', '.join(ORDER[CODINGS[name][0]])})" if plugin == PLUGIN else ""
             refuses = one.get("refuses") or []
-            said = "all" if len(refuses) == 5 else ", ".join(refuses) or "nothing"  # type: ignore[arg-type]
+            said = "all" if len(refuses) == 5 else ", ".join(refuses) or "nothing"
             ms = "fails" if one["ms"] is None else f"{one['ms']:.0f}"
             table.add_row(name, plugin + asked, ms, "right" if one["right"] else "wrong", said if one["ms"] else "")
     Console(width=140).print(table)

@@ -61,7 +61,7 @@ def score(study: Study, labelled: PreparedSplit, count: int, test: PreparedSplit
     """AUC on `test` after the last epoch; of a start that is not tuned, of the linear model on its features."""
     with TemporaryDirectory() as folder:
         everything = patients_drawn(labelled, 0, count, study.seed)
-        job = TrainingJob(study, everything, test, Path(folder), {}, to_the_end=True)
+        job = TrainingJob(study, everything, test, Path(folder), {})
         if study.model.has_start:
             kept = count - count // 5
             splits: dict[Split, PreparedSplit] = {
@@ -69,7 +69,9 @@ def score(study: Study, labelled: PreparedSplit, count: int, test: PreparedSplit
                 "val": patients_drawn(labelled, kept, count, study.seed),
                 "test": test,
             }
-            baseline, network, _ = start_baseline(study, splits, ("train", "val", "test"), SilentReporter())
+            baseline, network, _ = start_baseline(
+                study, splits, ("train", "val", "test"), SilentReporter(), Path("runs")
+            )
             if not tunes:
                 table = baseline.predictions(study, splits, ["test"])
                 return float(roc_auc_score(table.labels, table.logits[:, 0]))

@@ -113,7 +113,7 @@ class Orthanc:
 
     def results(self) -> dict[str, list[str]]:
         """The IDs of its instances, by study UID."""
-        instances = defaultdict(list)
+        instances: dict[str, list[str]] = defaultdict(list)
         for study in self.ask("/studies?expand"):
             uid = study["MainDicomTags"]["StudyInstanceUID"]
             instances[uid] += [instance["ID"] for instance in self.ask(f"/studies/{study['ID']}/instances")]
@@ -401,7 +401,8 @@ def measure_crowd(node: Node, batch: Iterator[list[Dataset]], senders: int) -> d
     for number, each in enumerate(crowd[60:]):
         each.sendall(request[:7] if number < 5 else request)
     accepted = sum(each.recv(1) == b"\x02" for each in crowd[65:])
-    log, echoes = SendLog(), []
+    log = SendLog()
+    echoes: list[float] = []
     threads = send_all(node, batch, senders, log)
     ae = AE("SENDER")
     ae.add_requested_context(Verification)

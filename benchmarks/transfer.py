@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from medopt.config import FineTune, Study
 from medopt.config.shipped import study_path
 from medopt.config.study_file import load_study
 from medopt.core.provenance import machine
-from medopt.core.records import Case
+from medopt.core.records import Case, Split
 from medopt.core.reporter import SilentReporter
 from medopt.data.cache import PreparedCache, load_prepared
 from medopt.manifest.duplicates import find_duplicates, thumbnail
@@ -37,7 +38,7 @@ from medopt.training.job import PreparedSplit, TrainingCallbacks, TrainingJob
 from medopt.training.loop import fit
 from medopt.transforms.prepare import PrepareChain
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "scratch": {},
     "layer4": {"freeze": "layer3"},
     "layer4-gentle": {"freeze": "layer3", "lr": 3e-5},
@@ -76,20 +77,27 @@ def tuned(study: Study, recipe: str, epochs: int, seed: int) -> Study:
     values = dict(RECIPES[recipe])
     training = study.training
     optimizer = training.optimizer.model_copy(update={"lr": values.pop("lr", training.optimizer.lr)})
-    changed = {"epochs": epochs, "patience": epochs, "optimizer": optimizer, "fine_tune": FineTune(**values)}
+    changed = {
+        "epochs": epochs,
+        "patience": epochs,
+        "keep": "last",
+        "optimizer": optimizer,
+        "fine_tune": FineTune(**values),
+    }
     return study.model_copy(update={"seed": seed, "training": training.model_copy(update=changed)})
 
 
 def run_fold(study: Study, recipe: str, train: PreparedSplit, held: PreparedSplit, fold: int, epochs: int) -> Row:
     """Fit on `train`, score on `held`."""
-    started, splits = time.perf_counter(), {"train": train, "val": held}
+    started = time.perf_counter()
+    splits: dict[Split, PreparedSplit] = {"train": train, "val": held}
     if recipe == "thumbnail":
         auc = (thumbnail_baseline(study, splits, ("train", "val")).validation_auc,)
         return Row(recipe, fold, study.seed, auc, time.perf_counter() - started)
     with TemporaryDirectory() as folder:
-        job = TrainingJob(study, train, held, Path(folder), {"fold": str(fold)}, to_the_end=True)
+        job = TrainingJob(study, train, held, Path(folder), {"fold": str(fold)})
         if study.model.has_start:
-            baseline, network, _ = start_baseline(study, splits, ("train", "val"), SilentReporter())
+            baseline, network, _ = start_baseline(study, splits, ("train", "val"), SilentReporter(), Path("runs"))
             if recipe == "probe":
                 return Row(recipe, fold, study.seed, (baseline.validation_auc,), time.perf_counter() - started)
             weights = Path(folder) / "start.safetensors"
@@ -126,7 +134,7 @@ def main() -> None:
         def part(
             mask: NDArray[np.bool_], cases: Sequence[Case] = cases, files: Sequence[Path] = files
         ) -> PreparedSplit:
-            chosen = np.flatnonzero(mask)
+            chosen = np.flatnonzero(mask).tolist()
             return PreparedSplit([cases[row] for row in chosen], [files[row] for row in chosen])
 
         for seed in range(arguments.seeds):

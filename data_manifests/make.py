@@ -28,7 +28,9 @@ HERE = Path(__file__).resolve().parent
 COLUMNS = ("image", "patient_id", "site", "label", "split")
 BREASTMNIST_LABELS = ("malignant", "normal_or_benign")  # as MedMNIST numbers them
 
-Row = tuple[str, str, str, str, str]
+FURTHER = {"hippocampus": ("volume_mm3",)}  # columns behind these
+
+Row = tuple[str, ...]
 
 
 def busi(data: Path) -> list[Row]:
@@ -75,7 +77,8 @@ def breastmnist(data: Path) -> list[Row]:
 
 
 def hippocampus(data: Path) -> list[Row]:
-    """Whether a hippocampus is larger than the training split's median; both sides of a person stay together."""
+    """The volume of a hippocampus, and whether it is above the training split's median; both sides of a person stay
+    together."""
     volumes = {}
     for path in sorted((data / "hippocampus" / "labels").glob("hippocampus_*.nii.gz")):
         mask = nib.Nifti1Image.from_filename(path)
@@ -84,7 +87,10 @@ def hippocampus(data: Path) -> list[Row]:
     split = stratified({name: _pair(name) for name in volumes}, volumes)
     median = statistics.median(volume for name, volume in volumes.items() if split[name] == "train")
     size = {name: "large" if volume > median else "small" for name, volume in volumes.items()}
-    return [(f"images/{name}", _pair(name), "vanderbilt", size[name], split[name]) for name in volumes]
+    return [
+        (f"images/{name}", _pair(name), "vanderbilt", size[name], split[name], f"{volume:g}")
+        for name, volume in volumes.items()
+    ]
 
 
 def _pair(name: str) -> str:
@@ -111,7 +117,7 @@ def write(name: str, rows: list[Row]) -> None:
     manifest, card = HERE / f"{name}.csv", HERE / f"{name}.card.yaml"
     with manifest.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([COLUMNS, *rows])
+        writer.writerows([(*COLUMNS, *FURTHER.get(name, ())), *rows])
     text = card.read_text(encoding="utf-8")
     write_text(card, re.sub(r"(?m)^manifest_sha256: .*$", f"manifest_sha256: {file_digest(manifest)}", text))
 

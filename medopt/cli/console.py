@@ -12,14 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from medopt.core.format import format_difference, format_estimate
+from medopt.core.format import amount_text, format_amount, format_difference, format_estimate, unit_text
 from medopt.core.records import KINDS
 from medopt.manifest.findings import ACCEPTED
 from medopt.metrics.figures import HEADLINE
+from medopt.metrics.thresholds import MEDIAN
 
 if TYPE_CHECKING:  # a command that only reads headers does not wait for the engines
     from medopt.evaluation.analysis_results import ShortcutsResult
     from medopt.evaluation.run_metrics import RunMetrics
+    from medopt.metrics.number_figures import NumberFigures
     from medopt.pipeline.finished_run import FinishedRun
     from medopt.release.predictor import Release
     from medopt.serving.prediction_table import Row
@@ -127,6 +129,8 @@ def _performance_table(metrics: RunMetrics, name: str) -> Table:
         table.add_column(f"{kind} ({metrics.engine[kind]})", justify="right")
     for figure in HEADLINE:
         table.add_row(figure.replace("_", " "), *(format_estimate(metrics.test[kind][figure]) for kind in KINDS))
+    for row in _further_rows(metrics).items():
+        table.add_row(row[0], *row[1])
     for one in metrics.baselines.models.values() if metrics.baselines else ():
         table.add_row(f"auc over linear model, {one.reads}", format_difference(one.gain), "")
     if len(metrics.sites) > 1:
@@ -138,6 +142,29 @@ def _performance_table(metrics: RunMetrics, name: str) -> Table:
     table.add_row("speed over float", "", f"{times.float / times.int8:.1f}x")
     table.add_row("size", *(f"{metrics.size_bytes[kind] / 1e6:.2f} MB" for kind in KINDS))
     return table
+
+
+def _further_rows(metrics: RunMetrics) -> dict[str, list[str]]:
+    """Figures of a number or of grades, of both models."""
+    if number := metrics.number:
+        unit = unit_text(number.float.unit)
+        return {
+            f"mean absolute error{unit}": [format_amount(number[kind].mae) for kind in KINDS],
+            f"limits of agreement{unit}": [agreement_text(number[kind]) for kind in KINDS],
+            "R2": [format_estimate(number[kind].r2) for kind in KINDS],
+        }
+    if grades := metrics.grades:
+        return {
+            "weighted kappa": [format_estimate(grades[kind].kappa) for kind in KINDS],
+            "grades off on average": [format_estimate(grades[kind].distance) for kind in KINDS],
+        }
+    return {}
+
+
+def agreement_text(figures: NumberFigures) -> str:
+    """Bland and Altman's limits."""
+    ends = [one.value for one in (figures.lower, figures.upper)]
+    return " to ".join("not defined" if end is None else amount_text(end) for end in ends)
 
 
 def runs_of(folder: Path) -> Path:
@@ -154,7 +181,8 @@ def caption_of(notes: Sequence[str]) -> str | None:
 def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -> None:
     """A table of answers and how they were decided; why a scan was refused stands in the CSV and in the error."""
     labels, model = predictor.info.labels, predictor.info.models[predictor.kind]
-    table = Table("scan", "decision", *labels)
+    scale = predictor.info.number
+    table = Table("scan", "decision", *labels, *([scale.quantity] if scale else []))
     for row in rows[:most]:
         if row.answer is None:
             table.add_row(row.path, Text("refused", "red"))
@@ -162,7 +190,8 @@ def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -
             table.add_row(row.path, Text("declined", "yellow"))
         else:
             values = [f"{row.answer.probabilities[label]:.3f}" for label in labels]
-            table.add_row(row.path, row.answer.decision, *values)
+            numbers = [row.answer.number.text] if row.answer.number else []
+            table.add_row(row.path, row.answer.decision, *values, *numbers)
     console = plain_console()
     console.print(table)
     if len(rows) > most:
@@ -173,7 +202,7 @@ def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -
         console.print(text, soft_wrap=True)
     limits = model.threshold if isinstance(model.threshold, tuple) else (model.threshold,)
     rules = [f"{name} from {limit:.4f} on" for name, limit in zip(labels[-len(limits) :], limits, strict=True) if limit]
-    rule = ", ".join(rules) or "the most probable label"
+    rule = ", ".join(rules) or ("the median grade" if model.rule == MEDIAN else "the most probable label")
     band = f"; left undecided: from {model.band[0]:.4f} up to {model.band[1]:.4f}" if model.band else ""
     console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}{band}", soft_wrap=True)
 

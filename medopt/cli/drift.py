@@ -35,7 +35,7 @@ def drift(
 
     check_sums(folder)
     info, reference = read_info(folder), Reference.read(folder)
-    scans, observed = read_observed(answers, info.labels)
+    scans, observed = read_observed(answers, info.labels, has_number=info.number is not None)
     shifts = compare(reference, observed)
     if not shifts:
         raise DataError(

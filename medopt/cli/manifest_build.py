@@ -37,6 +37,9 @@ def build(
             help="Label column; several make a multi-label study. Else the column label, or the only one that may be.",
         ),
     ] = None,
+    numbers: Annotated[
+        bool, typer.Option("--numbers", help="The label column is a measurement, as an age: for a regression study.")
+    ] = False,
     rename: RenameOption = "",
     key: Annotated[str, typer.Option("--key", help="Key column of the labels; else the one that fits best.")] = "",
     patient: Annotated[
@@ -111,6 +114,7 @@ def build(
         labels=labels,
         label_columns=tuple(label_column or ()),
         rename=renaming(rename),
+        numbers=numbers,
         key=key,
         patient=patient,
         patient_per_image=patient_per_image,
@@ -149,15 +153,28 @@ def _tally(built: BuiltManifest) -> list[dict[str, Any]]:
     from medopt.manifest.sources.scan_listing import class_sort_key
 
     single = len(built.label_columns) == 1
+    sides = _sides([row["label"] for row in built.rows]) if built.numbers else {}
     found: Counter[tuple[str, str]] = Counter()
     for row in built.rows:
-        named = [row["label"]] if single else [column for column in built.label_columns if row[column] == "1"]
+        named = (
+            [sides.get(row["label"], row["label"])]
+            if single
+            else [column for column in built.label_columns if row[column] == "1"]
+        )
         found.update((name, row["split"]) for name in named)
     names = sorted({name for name, _ in found}, key=class_sort_key) if single else list(built.label_columns)
     rows = [{"label": name, **{split: found[name, split] for split in SPLITS}} for name in names]
     total = Counter(row["split"] for row in built.rows)
     patients = {split: len({row["patient_id"] for row in built.rows if row["split"] == split}) for split in SPLITS}
     return [*rows, {"label": "(rows)", **{s: total[s] for s in SPLITS}}, {"label": "(patients)", **patients}]
+
+
+def _sides(cells: list[str]) -> dict[str, str]:
+    """On which side of the median each measurement lies."""
+    from statistics import median
+
+    middle = median(map(float, cells))
+    return {cell: f"{'above' if float(cell) > middle else 'up to'} {middle:g} (median)" for cell in cells}
 
 
 def _show(built: BuiltManifest, datalist: Path | None) -> None:

@@ -34,6 +34,14 @@ def plan(
         str,
         typer.Option("--positive", metavar="LABEL", help="Which of two labels is the finding; else its name says it."),
     ] = "",
+    number: Annotated[
+        str,
+        typer.Option("--number", metavar="COLUMN", help="Predict the number in this column; else told by the labels."),
+    ] = "",
+    ordered: Annotated[
+        str,
+        typer.Option("--ordered", metavar="GRADE,...", help="The labels are grades; name them all, the lowest first."),
+    ] = "",
     rename: RenameOption = "",
     name: Annotated[str, typer.Option("--name", help="Name of the study; else that of the manifest.")] = "",
     question: Annotated[str, typer.Option("--question", help="What the study asks of a scan, for its report.")] = "",
@@ -62,7 +70,8 @@ def plan(
     from medopt.planning.fingerprint import SAMPLE, take_fingerprint
     from medopt.planning.write import describe_fingerprint, write_plan
 
-    guessed = with_finding(infer_study(manifest, renaming(rename)), positive)
+    grades = [grade.strip() for grade in ordered.split(",") if grade.strip()]
+    guessed = with_finding(infer_study(manifest, renaming(rename), number, grades), positive)
     guessed = _named(guessed, name, question)
     cases = read_manifest(manifest, guessed)
     folder = _folder(manifest, guessed, data)

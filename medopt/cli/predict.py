@@ -90,7 +90,7 @@ def predict(
             answers = predict_scans(predictor, scans, reporter)
         else:
             answers = predict_archive(folder, predictor.kind, engine, scans, fleet, reporter)
-        rows = write_answers(out, answers, predictor.info.labels)
+        rows = write_answers(out, answers, predictor.info.labels, has_number=predictor.info.number is not None)
     print_predictions(rows, predictor)
     declined = sum(row.answer is not None and bool(row.answer.declined) for row in rows)
     refused = [row.refused for row in rows if row.answer is None]

@@ -44,7 +44,8 @@ class GateMeasurement:
     """What was measured of one compressed model in one engine, against the float model.
 
     Latencies are medians at batch 1 of interleaved runs, in milliseconds; `float_ms` is the fastest float engine's.
-    `fewest` are the patients of the smaller class.
+    `fewest` are the patients of the smaller class. `error_change` is of a number: how much larger its mean absolute
+    error is, as a share of the standard deviation of the truth.
     """
 
     engine: str
@@ -54,6 +55,7 @@ class GateMeasurement:
     float_ms: float
     size_ratio: float
     fewest: int = 0
+    error_change: Estimate | None = None
 
     @property
     def speedup(self) -> float:
@@ -73,6 +75,7 @@ class GateMeasurement:
             size_ratio=self.size_ratio,
             speedup=self.speedup,
             shifted=self.disagreement.shifted,
+            error_change=self.error_change,
         )
 
 
@@ -134,7 +137,18 @@ def criteria(item: GateMeasurement, limits: Gate) -> list[Criterion]:
     loss = replace(difference, value=_less(difference.value), low=_less(difference.high), high=_less(difference.low))
     if loss.value == 0 and loss.low is None and item.fewest >= ENOUGH:  # no patient is ranked otherwise
         loss = replace(loss, low=0.0, high=0.0)
+    change = item.error_change
+    of_number = [] if change is None else [
+        _estimated(
+            _told("the mean absolute error grows by {} standard deviations", "the change of the mean absolute error",
+                  format_estimate(change), change),
+            change,
+            (limits.error_margin, _bound(limits, limits.error_margin, limits.error_bound)),
+            lambda value: f"{value:g}",
+        )
+    ]  # fmt: skip
     return [
+        *of_number,
         _estimated(
             _told("the AUC changes by {}", "the AUC difference", format_difference(difference, 4), difference),
             loss,

@@ -30,6 +30,10 @@ class Gate(Section):
     """Share of flips that the interval must rule out; a larger max_decision_flips takes its place."""
     max_probability_shift: Fraction = 0.1
     """Mean absolute change of the probability, its interval included."""
+    error_margin: Fraction = 0.02
+    """Of a number: largest increase of the mean absolute error, as a share of the standard deviation of the truth."""
+    error_bound: Fraction = 0.1
+    """The increase that the interval must rule out; a larger error_margin takes its place."""
     strict: bool = False
     """True: no interval may reach beyond its limit, which a small validation set rarely shows."""
     max_size_ratio: Fraction = 0.5

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from medopt.config.section import Positive, Section
-from medopt.core.records import Task
+from medopt.core.number_scale import NumberScale
+from medopt.core.records import Task, has_one_output
 
 
 def _pattern(text: str) -> str:
@@ -19,6 +20,8 @@ def _pattern(text: str) -> str:
     return text
 
 
+SIDES = ("lower", "higher")
+"""What numbers up to the threshold, and above it, are called where a study does not say."""
 CHANNEL_NAME, MAX_CHANNELS = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$", 16
 ChannelName = Annotated[str, Field(pattern=CHANNEL_NAME)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
@@ -57,6 +60,44 @@ class SeriesRules(Section):
         return self
 
 
+class Number(Section):
+    """task regression: the number that is asked for, and the threshold that makes a yes-or-no question of it."""
+
+    column: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_. -]{0,62}$")] = "label"
+    """The column of the manifest that holds it."""
+    quantity: str = ""
+    """What it is, as in hippocampal volume; shown in answers, report and DICOM results. "": the name of the column."""
+    unit: Annotated[str, Field(pattern=r"^[!-~]{1,20}$")] = "1"
+    """Its unit as a UCUM code: a (years), mm3, mL, mm, [hnsf'U], kg/m2, %, or 1 for none."""
+    code: Annotated[str, Field(pattern=r"^$|^[^\^]{1,16}\^[^\^]{1,16}\^[^\^]{1,64}$")] = ""
+    """Its concept in DICOM results, VALUE^SCHEME^MEANING, as in 118565006^SCT^Volume (PS3.16 CID 7469 and others); "":
+    Quantity."""
+    scale: Literal["linear", "log"] = "linear"
+    """log: errors count in proportion, for numbers above 0 that spread over a wide range."""
+    threshold: float | None = None
+    """Cases above it have the second of `labels`, the others the first. None: the median of the training cases."""
+    spread: Positive | None = None
+    """The unit of the network's output, on the scale: the standard deviation of the training cases, which the run fills
+    in."""
+
+    @model_validator(mode="after")
+    def _above_zero(self) -> Self:
+        if self.scale == "log" and self.threshold is not None and self.threshold <= 0:
+            raise ValueError(f"scale log takes numbers above 0; threshold is {self.threshold:g}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.quantity or self.column
+
+    def as_scale(self) -> NumberScale:
+        """How the network's output becomes this number; threshold and spread must be resolved before."""
+        if self.threshold is None or self.spread is None:
+            raise ValueError("the threshold and the spread come from the training cases, which were not looked at")
+        return NumberScale(self.scale, self.threshold, self.spread, self.unit, self.name, self.code)
+
+
 class Data(Section):
     """Which images, and what the study asks of them."""
 
@@ -65,8 +106,14 @@ class Data(Section):
     root: str = "."
     """Folder below the data folder (--data, else MEDOPT_DATA, else ./data) that the image paths start from."""
     task: Task = "binary"
+    """What is asked for. binary: one of two labels. multiclass: one of several. multilabel: each of several, yes or no.
+    ordinal: one of several grades in order. regression: a number."""
     labels: list[str] = Field(min_length=2)
-    """Class names as in the manifest. Binary: the second is the finding. Multi-label: the names of the columns."""
+    """Class names as in the manifest. Binary: the second is the finding. Multi-label: the names of the columns.
+    Ordinal: the grades, the lowest first. Regression: what numbers up to the threshold and above it are called, lower
+    and higher if left out."""
+    number: Number = Number()
+    """task regression: which number."""
     uncertain: Literal["ignore", "negative", "positive"] = "ignore"
     """Multi-label: how a cell -1 (uncertain, as in CheXpert) counts. ignore: as an unknown label. An empty cell is
     always unknown. Unknown labels are left out of the loss and of every figure, and their number is reported."""
@@ -86,6 +133,14 @@ class Data(Section):
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study to use; `medopt series DIR --rules THIS.yaml` shows what is chosen."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sides_of_the_threshold(cls, raw: Any) -> Any:
+        """A number needs no names of classes."""
+        if isinstance(raw, dict) and raw.get("task") == "regression" and "labels" not in raw:
+            return {**raw, "labels": list(SIDES)}
+        return raw
+
     @field_validator("rename", mode="before")
     @classmethod
     def _numbers_as_texts(cls, value: Any) -> Any:
@@ -96,7 +151,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _renamed_to_labels(self) -> Self:
         for old, new in self.rename.items():
-            if new not in self.labels or new in self.rename or self.task == "multilabel":
+            if new not in self.labels or new in self.rename or self.task in ("multilabel", "regression"):
                 raise ValueError(f"rename: {old} becomes {new}, which has to be one of labels {self.labels} and no key")
         return self
 
@@ -104,8 +159,12 @@ class Data(Section):
     def _distinct(self) -> Self:
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"a label occurs twice in {self.labels}")
-        if self.task == "binary" and len(self.labels) != 2:
-            raise ValueError(f"a binary study has two labels, not {len(self.labels)}; multiclass takes more")
+        if has_one_output(self.task) and len(self.labels) != 2:
+            raise ValueError(f"a {self.task} study has two labels, not {len(self.labels)}; multiclass takes more")
+        if self.task == "ordinal" and len(self.labels) < 3:
+            raise ValueError(f"an ordinal study has three grades or more, not {self.labels}; two are a binary one")
+        if self.task != "regression" and self.number != Number():
+            raise ValueError(f"number is of a regression study, not of a {self.task} one")
         return self
 
     @model_validator(mode="after")
@@ -124,8 +183,8 @@ class Data(Section):
 
     @property
     def outputs(self) -> int:
-        """Number of logits: one for a binary study, else one for each label."""
-        return 1 if self.task == "binary" else len(self.labels)
+        """Number of outputs: one for a binary study or a number, else one for each label."""
+        return 1 if has_one_output(self.task) else len(self.labels)
 
 
 class Intensity(Section):

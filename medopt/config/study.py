@@ -13,7 +13,12 @@ from medopt.config.evaluation import Domain, Evaluation
 from medopt.config.model import Model
 from medopt.config.section import Section
 from medopt.config.training import Augment, Training
+from medopt.core.number_scale import NumberScale
 from medopt.core.provenance import digest
+from medopt.core.records import has_one_output, is_exclusive
+
+LOSSES = {"ordinal": ("cumulative", "cross_entropy"), "regression": ("huber", "absolute", "squared")}
+"""The losses of tasks other than labels without an order; the first takes the place of the default."""
 
 
 class Study(Section):
@@ -82,15 +87,49 @@ class Study(Section):
     @model_validator(mode="after")
     def _answers_of_the_task(self) -> Self:
         task, evaluation = self.data.task, self.evaluation
-        if evaluation.prevalence is not None and task != "binary":
+        if evaluation.prevalence is not None and not has_one_output(task):
             raise ValueError(f"evaluation.prevalence is the share of one finding; a {task} study has several")
-        if evaluation.operating_point == "cost" and task == "multiclass":
+        if evaluation.operating_point == "cost" and is_exclusive(task):
             raise ValueError("evaluation.operating_point cost weighs one finding's misses; a multiclass study has none")
         if evaluation.abstain and task == "multilabel":
             raise ValueError("evaluation.abstain leaves whole cases undecided; a multilabel study decides each label")
         if evaluation.abstain and "undecided" in self.data.labels:
             raise ValueError("with evaluation.abstain no label may be called undecided: such cases get this answer")
         return self
+
+    @model_validator(mode="after")
+    def _loss_of_the_task(self) -> Self:
+        task, training = self.data.task, self.training
+        if self.loss not in LOSSES.get(task, ("cross_entropy", "focal")):
+            raise ValueError(f"training.loss {training.loss} is not one of a {task} study")
+        if task == "regression":
+            unread = {
+                "class_weights": training.class_weights != "none",
+                "sampling": training.sampling != "shuffled",
+                "label_smoothing": training.label_smoothing > 0,
+                "teacher": bool(training.teacher),
+            }
+            if asked := [name for name, is_set in unread.items() if is_set]:
+                raise ValueError(f"training.{asked[0]} is for labels; a regression study has a number")
+        elif task == "ordinal" and training.class_weights != "none":
+            raise ValueError("training.class_weights is for labels without an order; leave it out, or take multiclass")
+        return self
+
+    @property
+    def loss(self) -> str:
+        """What training lowers: `training.loss`, where that is not of labels, the usual one of the task."""
+        given = self.training.loss
+        return LOSSES[self.data.task][0] if given == "cross_entropy" and self.data.task in LOSSES else given
+
+    @property
+    def metric_name(self) -> str:
+        """What the validation figure of `training.metric` is called."""
+        return "R2" if self.data.task == "regression" and self.training.metric == "auc" else self.training.metric
+
+    @property
+    def number_scale(self) -> NumberScale | None:
+        """How the output of a regression study becomes a number; None for all others."""
+        return self.data.number.as_scale() if self.data.task == "regression" else None
 
     @property
     def spatial_dims(self) -> int:
@@ -100,6 +139,8 @@ class Study(Section):
     def training_digest(self) -> str:
         """SHA-256 of the settings that training reads; what is measured, judged or written after it is left out."""
         data = self.data.model_dump(mode="json", include={"root", "task", "labels", "folds", "fold", "series"})
+        if self.data.task == "regression":
+            data["number"] = self.data.number.model_dump(mode="json")
         sections = self.model_dump(mode="json", include={"seed", "prepare", "augment", "model", "training"})
         if self.model.start_digest:
             del sections["model"]["start"]  # a file by its content, wherever it lies

@@ -123,7 +123,8 @@ class Training(Section):
     switch: Switch | None = None
     schedule: Schedule = Schedule()
     metric: Literal["auc", "loss"] = "auc"
-    """The validation figure by which training stops early, and by which `keep: best` chooses."""
+    """The validation figure by which training stops early, and by which `keep: best` chooses; of a number, auc means
+    R2."""
     keep: Literal["auto", "last", "best"] = "auto"
     """Which epoch's (averaged) weights are kept. last: the last one's. best: the one with the best metric, as the mean
     of five epochs: its own and the four before; of equal ones the one with the lower loss. auto: last where the
@@ -136,8 +137,10 @@ class Training(Section):
     """Exponential moving average of the weights, used for validation and release; 0 is off."""
     clip_norm: float = Field(1.0, ge=0)
     """Gradients longer than this are shortened to it; 0 is off."""
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
-    """What training lowers."""
+    loss: Literal["cross_entropy", "focal", "cumulative", "huber", "absolute", "squared"] = "cross_entropy"
+    """What training lowers. cross_entropy, focal: of labels. cumulative: of grades, so that the next grade is less
+    wrong than the last; an ordinal study takes it in place of the cross-entropy. huber, absolute, squared: of a number;
+    a regression study takes huber in place of the cross-entropy."""
     focal_gamma: float = Field(2.0, ge=0)
     """focal: how much less easy cases count (Lin et al. 2017); 0 is the cross-entropy."""
     label_smoothing: Fraction = 0.0

@@ -52,6 +52,34 @@ def format_difference(estimate: Estimate | None, digits: int = 3) -> str:
     return _written(estimate, lambda value: f"{round(value, digits) + 0.0:+.{digits}f}")  # never -0.000
 
 
+def format_amount(estimate: Estimate | None) -> str:
+    """A quantity of any size, to four digits.
+
+    >>> from medopt.core.records import Estimate
+    >>> format_amount(Estimate(249.44, 180.3, 1320.6, 39))
+    '249.4 (180.3 to 1321)'
+    """
+    return _written(estimate, amount_text)
+
+
+def amount_text(value: float) -> str:
+    """A number to four digits, without an exponent.
+
+    >>> amount_text(12345.6), amount_text(0.012345)
+    ('12346', '0.01234')
+    """
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def unit_text(code: str) -> str:
+    """A UCUM code as it stands behind a number, with the blank before it; nothing for numbers without a unit.
+
+    >>> unit_text("mm3"), unit_text("a"), unit_text("1")
+    (' mm3', ' years', '')
+    """
+    return {"1": "", "a": " years", "[hnsf'U]": " HU"}.get(code, f" {code}")
+
+
 def _written(estimate: Estimate | None, number: Callable[[float], str], unit: str = "") -> str:
     if estimate is None or estimate.value is None:
         return UNDEFINED

@@ -18,7 +18,7 @@ from medopt.core.errors import ConfigError
 
 FloatArray = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
-Task = Literal["binary", "multiclass", "multilabel"]
+Task = Literal["binary", "multiclass", "multilabel", "ordinal", "regression"]
 Kind = Literal["float", "int8"]
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -31,6 +31,16 @@ Label = int | None
 COLUMNS = ("case_id", "patient_id", "site", "split", "labels", "logits")
 
 
+def is_exclusive(task: Task) -> bool:
+    """Whether a case has one of several classes, and the outputs share a softmax."""
+    return task in ("multiclass", "ordinal")
+
+
+def has_one_output(task: Task) -> bool:
+    """Whether the network has one output, which answers yes or no: a finding, or a number above its threshold."""
+    return task in ("binary", "regression")
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One row of a manifest: an image (or a series) with its label.
@@ -40,7 +50,8 @@ class Case:
     in the study's order, "" for a missing one, and `image` is the first that is there. `label` holds one 0/1 entry for
     each label of a multi-label study (None where it is not known), else a single class index. `uncertain` are the
     places of the labels that the manifest calls uncertain, whatever the study made of them. `groups` are (column, cell)
-    pairs, by which figures of subgroups are computed.
+    pairs, by which figures of subgroups are computed. `number` is what a regression study asks for; its label then says
+    whether that lies above the threshold.
 
     >>> Case("c1", "p1", "images/0001.dcm", label=(1,), split="train").site
     'unknown'
@@ -57,6 +68,7 @@ class Case:
     groups: tuple[tuple[str, str], ...] = ()
     uncertain: tuple[int, ...] = ()
     channels: tuple[str, ...] = ()
+    number: float | None = None
 
     @property
     def class_index(self) -> int:
@@ -128,7 +140,8 @@ class Predictions:
     `labels` is (N,) class indices, or (N, K) zeros and ones for a multi-label study, UNKNOWN where one is not known:
     read them as `medopt.metrics.calibration.truth` or `targets` does. `logits` is (N, K):
     K = 1 for a binary study. `subgroups` holds a column (N,) a variable (sex, scanner, ...): the group of each case,
-    "" where it is not known.
+    "" where it is not known. `numbers` (N,) are the true numbers of a regression study, whose logits are numbers in the
+    unit of `medopt.core.number_scale.NumberScale`.
     """
 
     model: str
@@ -139,6 +152,7 @@ class Predictions:
     labels: NDArray[np.int64]
     logits: NDArray[np.float64]
     subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    numbers: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.case_id)
@@ -146,7 +160,8 @@ class Predictions:
     def where(self, mask: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
         """The rows at which `mask` (N,) is true, or the rows of an index array, in its order."""
         groups = {name: column[mask] for name, column in self.subgroups.items()}
-        return replace(self, subgroups=groups, **{name: getattr(self, name)[mask] for name in COLUMNS})
+        numbers = None if self.numbers is None else self.numbers[mask]
+        return replace(self, subgroups=groups, numbers=numbers, **{name: getattr(self, name)[mask] for name in COLUMNS})
 
     @classmethod
     def joined(cls, model: str, parts: Sequence[Self]) -> Self:
@@ -160,7 +175,9 @@ class Predictions:
             for name in variables
         }
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
-        return cls(model=model, subgroups=groups, **columns)
+        numbers = [part.numbers for part in parts if part.numbers is not None]
+        whole = np.concatenate(numbers) if len(numbers) == len(parts) else None
+        return cls(model=model, subgroups=groups, numbers=whole, **columns)
 
     def of_split(self, split: Split) -> Self:
         """The rows of one split."""

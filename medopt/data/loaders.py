@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
-from medopt.core.records import Case, label_table
+from medopt.core.records import Case, is_exclusive, label_table
 from medopt.data.cache import as_tensor
 from medopt.transforms.augment import AugmentParams, apply, draw
 from medopt.transforms.restore import restore_masks
@@ -44,8 +44,9 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Prepared images by key; an item is (image (C, *size), target (K,), index), and `__getitems__` makes batches.
 
     K is 1 for a binary study, else one number a label: zeros and a one for a class; NaN where a label is not known,
-    also where it is not of one of two images that are mixed. Where `changes` is False, images are read untouched and
-    their changes are drawn only, for `change` to do them on another device.
+    also where it is not of one of two images that are mixed. Of a number it is the output that it would be. Where
+    `changes` is False, images are read untouched and their changes are drawn only, for `change` to do them on another
+    device.
     """
 
     def __init__(self, study: Study, cases: Sequence[Case], files: Sequence[Path], changes: bool = True) -> None:
@@ -82,7 +83,9 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
 
     def _target(self, index: int) -> Tensor:
         case = self.cases[index]
-        if self.study.data.task == "multiclass":
+        if self.study.data.task == "regression":
+            return torch.from_numpy(self.study.data.number.as_scale().outputs([case.number])).float()
+        if is_exclusive(self.study.data.task):
             return torch.eye(self.study.data.outputs)[case.class_index]
         return torch.from_numpy(label_table([case])[0]).float()
 

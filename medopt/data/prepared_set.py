@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, from_numpy
 from torch.utils.data import Dataset
 
@@ -31,7 +32,8 @@ class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
     An item is `(image, label)`. `image` is a float32 tensor (C, H, W), or (C, D, H, W) for a study of volumes, with
     values in 0..1 and C and the size of the study's `prepare` section: what the study's release makes of the same scan,
     to the bit. `label` is the class as an int, or for a multi-label study a float32 tensor (K,) of zeros and ones, NaN
-    where a label is not known: leave it out of your loss (`loss[~target.isnan()].mean()`).
+    where a label is not known: leave it out of your loss (`loss[~target.isnan()].mean()`). For a regression study it is
+    the number, a float32 tensor ().
 
     Every image is read and prepared once, when the set is made, and kept in the folder `cache` by its content; later
     sets of the same images and the same `prepare` section read it from there.
@@ -97,7 +99,7 @@ class PreparedSet(Dataset[tuple[Tensor, int | Tensor]]):
             image = restore_masks(self.study.prepare, image, changed)
         if self.study.data.task == "multilabel":
             return image, from_numpy(label_table([case])[0]).to(image.dtype)
-        return image, case.class_index
+        return image, (torch.tensor(case.number) if self.study.data.task == "regression" else case.class_index)
 
 
 def _read_checked(manifest: Path, study: Study, root: Path) -> tuple[Case, ...]:

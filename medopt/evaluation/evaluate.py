@@ -9,7 +9,7 @@ import numpy as np
 
 from medopt.config import Evaluation
 from medopt.core.errors import MedoptError
-from medopt.core.records import NotDefined, Predictions, Task
+from medopt.core.records import NotDefined, Predictions, Task, has_one_output
 from medopt.evaluation.patients import by_patient
 from medopt.evaluation.run_metrics import CalibrationErrors, CalibrationResult, ModelResult, PatientResult
 from medopt.evaluation.subgroups import subgroup_figures
@@ -20,13 +20,15 @@ from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.calibration_error import adaptive_calibration_error, expected_calibration_error
 from medopt.metrics.estimates import all_figures
 from medopt.metrics.figures import Figures
+from medopt.metrics.grade_figures import GradeFigures, grade_figures
 from medopt.metrics.net_benefit import decision_curve
+from medopt.metrics.number_figures import NumberFigures, number_figures
 from medopt.metrics.selective import coverage_risk
 
 
-def output_names(task: str, labels: Sequence[str]) -> Sequence[str]:
+def output_names(task: Task, labels: Sequence[str]) -> Sequence[str]:
     """What each output answers: of a binary study only the finding, the second label."""
-    return labels[1:] if task == "binary" else labels
+    return labels[1:] if has_one_output(task) else labels
 
 
 def resampling(settings: Evaluation, seed: int) -> Resampling:
@@ -49,7 +51,25 @@ def evaluate_model(
         net_benefit={name: curve or NotDefined("one class only") for name, curve in curves.items()},
         selective=coverage_risk(scored, **options) or NotDefined("no cases"),
         subgroups=subgroup_figures(scored, smallest=settings.smallest_group, **options),
+        number=numbers_result(scored, options),
+        grades=grades_result(scored, options),
     )
+
+
+def numbers_result(scored: CalibratedPredictions, how: Resampling) -> NumberFigures | None:
+    """Figures of the number of a regression study; None of another one, and where there are no cases."""
+    numbers = scored.numbers
+    if numbers is None or scored.scale is None or len(numbers[0]) == 0:
+        return None
+    return number_figures(*numbers, scored.patients, scored.inside, scored.scale.unit, how)
+
+
+def grades_result(scored: CalibratedPredictions, how: Resampling) -> GradeFigures | None:
+    """Figures of the grades of an ordinal study; None of another one, and where there are no cases."""
+    if scored.task != "ordinal" or len(scored.predictions) == 0:
+        return None
+    decided = scored.operating_point.decide(scored.probability)
+    return grade_figures(decided, scored.predictions.labels, scored.patients, how)
 
 
 def figures_of(scored: CalibratedPredictions, settings: Evaluation, seed: int) -> Figures:

@@ -21,7 +21,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from medopt.config import Study
-from medopt.core.records import FloatArray
+from medopt.core.records import FloatArray, is_exclusive
 from medopt.core.telemetry import without_telemetry
 from medopt.evaluation.analysis_results import MapSimilarity, Reason, SanityCheck
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -69,7 +69,7 @@ def choose(scored: CalibratedPredictions, most: int, seed: int) -> list[Chosen]:
                 room -= 1
 
     take(_sorted(decided & (truth == 0), -probability), "false positive", each)
-    if scored.task != "multiclass":
+    if not is_exclusive(scored.task):
         take(_sorted(~decided & (truth == 1), probability), "false negative", each)
     random = np.random.default_rng(seed).permutation(len(probability)).tolist()
     take([(row, int(probability[row].argmax())) for row in random], "drawn at random", max(0, most - len(found)))

@@ -39,7 +39,8 @@ class EngineFigures(Result):
 
     `decision_flips` is the share of decisions that change, `probability_shift` the mean and `largest_shift` the largest
     change of a probability: that of the case `shifted` (None in version 0.1.0). Times are medians at batch 1 in
-    milliseconds; `size_ratio` is the file over the float file.
+    milliseconds; `size_ratio` is the file over the float file. `error_change` is of a number: by how many standard
+    deviations of the truth its mean absolute error grows.
     """
 
     auc_difference: Estimate
@@ -51,6 +52,7 @@ class EngineFigures(Result):
     size_ratio: float
     speedup: float
     shifted: ShiftedCase | None = None
+    error_change: Estimate | None = None
 
 
 class GateFigures(Result):

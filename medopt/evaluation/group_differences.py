@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.core.records import Estimate
+from medopt.core.records import Estimate, has_one_output
 from medopt.evaluation.subgroup_results import GroupDifference
 from medopt.metrics.bootstrap import Resampling, draw_figures_of, guarded, interval
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -25,7 +25,7 @@ def rates_of(scored: CalibratedPredictions, options: Resampling, levels: Sequenc
     patients, cases = scored.patients, len(scored.predictions)
     areas = auc_with_covariance(scored.score, scored.truth, patients)
     found: list[Rates] = [{"auc": mean_auc(areas, cases, level)} for level in levels]
-    if scored.task == "binary":
+    if has_one_output(scored.task):
         others = [shares_of(scored, patients, level) for level in levels]
     else:
         generator = np.random.default_rng(options["seed"])
@@ -65,7 +65,7 @@ def _correlations(known: CalibratedPredictions, rows: NDArray[np.bool_]) -> dict
     if not np.isin(patients[rows], patients[~rows]).any():
         return none
     found = none | {"auc": _correlation(_area_shares(known, rows), _area_shares(known, ~rows))}
-    if known.task == "binary":
+    if has_one_output(known.task):
         target, right = known.target[:, 0], known.target[:, 0] == known.decided[:, 0]
         for name, side in (("sensitivity", target), ("specificity", ~target)):
             parts = [_deviations(right, side & group, patients) for group in (rows, ~rows)]

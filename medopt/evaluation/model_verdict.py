@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medopt.core.format import format_difference, format_estimate
-from medopt.core.records import KINDS, Estimate
+from medopt.core.records import KINDS, Estimate, has_one_output
 from medopt.core.result import ByKind, Result
 from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -47,12 +47,20 @@ class ModelVerdict(Result):
 
 
 def judge_model(
-    test: ByKind[CalibratedPredictions], auc: ByKind[Estimate], labels: Sequence[str], linear: BaselinesResult | None
+    test: ByKind[CalibratedPredictions],
+    auc: ByKind[Estimate],
+    labels: Sequence[str],
+    linear: BaselinesResult | None,
+    kappa: ByKind[Estimate] | None = None,
 ) -> ModelVerdict:
-    """Judge both models of a run, as a release serves both. `auc` is theirs on `test`, as `metrics.json` has it."""
+    """Judge both models of a run, as a release serves both. `auc` is theirs on `test`, as `metrics.json` has it.
+
+    Grades are judged by their weighted kappa, which is 0 by chance.
+    """
     chosen = ByKind[dict[str, int]](float=_chosen(test.float, labels), int8=_chosen(test.int8, labels))
     constant = [kind for kind in KINDS if _is_constant(test[kind])]
-    reasons = [f"{kind}: test AUC {_told(auc[kind])}" for kind in KINDS if not _above_chance(auc[kind])]
+    name, shown, chance = ("AUC", auc, CHANCE) if kappa is None else ("weighted kappa", kappa, 0.0)
+    reasons = [f"{kind}: test {name} {_told(shown[kind], chance)}" for kind in KINDS if not _above(shown[kind], chance)]
     for kind in constant:
         answer = ", ".join(label for label, count in chosen[kind].items() if count) or "none of the labels"
         reasons.append(f"{kind}: it answers {answer} for all {len(test[kind].predictions)} test cases")
@@ -69,22 +77,22 @@ def judge_model(
     return ModelVerdict(reasons=tuple(reasons), remarks=tuple(remarks), chosen=chosen, over_linear=over)
 
 
-def _above_chance(auc: Estimate) -> bool:
-    return auc.low is not None and auc.low > CHANCE
+def _above(figure: Estimate, chance: float) -> bool:
+    return figure.low is not None and figure.low > chance
 
 
-def _told(auc: Estimate) -> str:
+def _told(figure: Estimate, chance: float) -> str:
     """The figure, and what stands in the way."""
-    if auc.low is None or auc.high is None:
-        return f"{format_estimate(auc)}{f' ({auc.note})' if auc.note else ''}"
-    side = "lies below" if auc.high < CHANCE else "holds"
-    return f"{format_estimate(auc)}, whose interval {side} {CHANCE}, which is chance"
+    if figure.low is None or figure.high is None:
+        return f"{format_estimate(figure)}{f' ({figure.note})' if figure.note else ''}"
+    side = "lies below" if figure.high < chance else "holds"
+    return f"{format_estimate(figure)}, whose interval {side} {chance:g}, which is chance"
 
 
 def _chosen(scored: CalibratedPredictions, labels: Sequence[str]) -> dict[str, int]:
     """How many cases are decided for each label; of a binary study also those decided against the finding."""
     counts = scored.decided.sum(axis=0).tolist()
-    if scored.task == "binary":
+    if has_one_output(scored.task):
         counts = [len(scored.decided) - counts[0], *counts]
     return dict(zip(labels, counts, strict=True))
 

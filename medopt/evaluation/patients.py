@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.errors import DataError
-from medopt.core.records import UNKNOWN, Predictions, Task
+from medopt.core.records import UNKNOWN, Predictions, Task, is_exclusive
 
 Aggregate = Literal["mean", "max"]
 
@@ -18,13 +18,15 @@ def by_patient(predictions: Predictions, task: Task, how: Aggregate) -> Predicti
 
     A patient has a finding where any image has it, and is without it where all images are. Site and subgroups are ""
     where a patient's images differ. Raises DataError where a patient's images have several classes of a multi-class
-    study, or lie in several splits.
+    study or several numbers, or lie in several splits.
     """
     if len(predictions) == 0:
         return predictions
     _, first, index = np.unique(predictions.patient_id, return_index=True, return_inverse=True)
     _refuse_several(predictions.split, first, index, "splits")
-    if task == "multiclass":
+    if predictions.numbers is not None:
+        _refuse_several(predictions.numbers, first, index, "numbers")
+    if is_exclusive(task):
         _refuse_several(predictions.labels, first, index, "classes")
     order = np.where(predictions.labels == UNKNOWN, 0.5, predictions.labels)  # 1 goes before what is not known
     highest = order[first]
@@ -46,6 +48,7 @@ def by_patient(predictions: Predictions, task: Task, how: Aggregate) -> Predicti
         labels=labels,
         logits=logits,
         subgroups={name: _common(column, first, index) for name, column in predictions.subgroups.items()},
+        numbers=found.numbers,
     )
 
 

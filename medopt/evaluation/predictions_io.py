@@ -1,9 +1,9 @@
 """predictions.csv: the one table of a run, from which every figure can be computed again.
 
 One row a model and case: model, split, case_id, patient_id, site, subgroup_<variable> for each that is known, label,
-logit, probability. A study with several
-outputs has logit_<name> and probability_<name> for each, a multi-label study also label_<name>, empty where the label
-is not known. Logits are written in
+logit, probability. A study with several outputs has logit_<name> and probability_<name> for each, a multi-label study
+also label_<name>, empty where the label is not known. A regression study has the true number and number_predicted, too;
+its label and probability are of a number above the threshold. Logits are written in
 the shortest form that reads back as the same number; probabilities are the calibrated ones, for people and other tools.
 """
 
@@ -18,13 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.config.data import SIDES
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
-from medopt.core.records import SPLITS, UNKNOWN, Predictions, Task
+from medopt.core.number_scale import NumberScale
+from medopt.core.records import SPLITS, UNKNOWN, Predictions, Task, has_one_output
 from medopt.metrics.calibration import Calibration
 
 SUBGROUP = "subgroup_"
 UNNAMED = ("negative", "positive")  # what a binary table, which does not name its labels, is said to hold
+NUMBER, PREDICTED = "number", "number_predicted"
 IDENTITY = ("model", "split", "case_id", "patient_id", "site")
 
 
@@ -34,13 +37,15 @@ def write_predictions(
     labels: Sequence[str],
     task: Task,
     calibrations: Mapping[str, Calibration],
+    scale: NumberScale | None = None,
 ) -> None:
     """Write all models' predictions into one CSV, whole or not at all.
 
-    `labels` are the class or label names, `calibrations` the calibration of each model by its name.
+    `labels` are the class or label names, `calibrations` the calibration of each model by its name, `scale` is that of
+    a regression study.
     """
     variables = list(dict.fromkeys(name for table in tables for name in table.subgroups))
-    several = [""] if task == "binary" else [f"_{name}" for name in labels]
+    several = [""] if has_one_output(task) else [f"_{name}" for name in labels]
     truth = [f"label{end}" for end in (several if task == "multilabel" else [""])]
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -51,12 +56,18 @@ def write_predictions(
                 *truth,
                 *(f"logit{end}" for end in several),
                 *(f"probability{end}" for end in several),
+                *((NUMBER, PREDICTED) if scale else ()),
             ]
         )
         for table in tables:
             probability = calibrations[table.model].probabilities(table.logits, task)
             groups = table.subgroups
-            columns = (_cells(table.labels.reshape(len(table), -1)), table.logits, probability)
+            columns = (
+                _cells(table.labels.reshape(len(table), -1)),
+                table.logits,
+                probability,
+                _numbers_of(table, scale),
+            )
             names = zip(
                 table.split.tolist(),
                 table.case_id.tolist(),
@@ -66,8 +77,15 @@ def write_predictions(
                 strict=True,
             )
             numbers = zip(*(column.tolist() for column in columns), strict=True)
-            for identity, (label, logit, calibrated) in zip(names, numbers, strict=True):
-                writer.writerow([table.model, *identity, *label, *logit, *calibrated])
+            for identity, (label, logit, calibrated, number) in zip(names, numbers, strict=True):
+                writer.writerow([table.model, *identity, *label, *logit, *calibrated, *number])
+
+
+def _numbers_of(table: Predictions, scale: NumberScale | None) -> NDArray[np.float64]:
+    """True and predicted numbers (N, 2) of a regression study, else (N, 0)."""
+    if scale is None or table.numbers is None:
+        return np.empty((len(table), 0))
+    return np.stack([table.numbers, scale.numbers(table.logits[:, 0])], axis=1)
 
 
 def read_predictions(path: Path) -> list[Predictions]:
@@ -91,6 +109,8 @@ def read_labels(path: Path) -> tuple[Task, list[str]]:
     with _opened(path) as (header, _):
         pass
     names = [name.removeprefix("logit_") for name in _of_kind(header, "logit")]
+    if NUMBER in header:
+        return "regression", list(SIDES)
     if "label" not in header:
         return "multilabel", names
     return ("binary", list(UNNAMED)) if len(names) == 1 else ("multiclass", names)
@@ -163,6 +183,7 @@ def _whole(path: Path, columns: Mapping[str, Sequence[str]]) -> Predictions:
         split=texts["split"],
         labels=truth[:, 0] if "label" in columns else truth,
         logits=logits,
+        numbers=_numbers(path, NUMBER, columns) if NUMBER in columns else None,
         subgroups={
             name.removeprefix(SUBGROUP): np.array(column, dtype=np.str_)
             for name, column in columns.items()

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions, Task
+from medopt.core.records import Predictions, Task, is_exclusive
 from medopt.evaluation.group_metrics import FigureSpread, PooledFigures
 from medopt.metrics.bootstrap import estimates, guarded
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
@@ -84,7 +84,7 @@ def pooled_figures(table: Predictions, task: Task, *, bootstrap: int, confidence
     scored = CalibratedPredictions(table, task)
     statistic = together(
         ranking_statistic(scored.score, scored.truth),
-        brier_statistic(scored.probability, scored.truth, exclusive=task == "multiclass"),
+        brier_statistic(scored.probability, scored.truth, exclusive=is_exclusive(task)),
     )
     generator = np.random.default_rng(seed)
     found = estimates(statistic, table.patient_id, bootstrap=bootstrap, confidence=confidence, generator=generator)

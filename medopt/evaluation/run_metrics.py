@@ -23,7 +23,10 @@ from medopt.evaluation.model_verdict import NOT_SHOWN, ModelVerdict
 from medopt.evaluation.subgroup_results import SubgroupResults
 from medopt.metrics.calibration import Calibration, IsotonicCurve, Method
 from medopt.metrics.figures import Figures
+from medopt.metrics.grade_figures import GradeFigures
 from medopt.metrics.net_benefit import DecisionCurve
+from medopt.metrics.number_figures import NumberFigures
+from medopt.metrics.numbers import Margin
 from medopt.metrics.selective import CoverageRisk
 from medopt.metrics.thresholds import OperatingPoint
 
@@ -64,13 +67,18 @@ class CalibrationResult(Result):
 
 
 class ModelResult(Result):
-    """All results of one model on one set of cases; the net benefit by output."""
+    """All results of one model on one set of cases; the net benefit by output.
+
+    `number` are the figures of a regression study's number, `grades` those of an ordinal study's grades.
+    """
 
     figures: Figures
     calibration: CalibrationResult
     net_benefit: dict[str, DecisionCurve | NotDefined]
     selective: CoverageRisk | NotDefined
     subgroups: SubgroupResults
+    number: NumberFigures | None = None
+    grades: GradeFigures | None = None
 
 
 class PatientResult(Result):
@@ -119,6 +127,8 @@ class ReleaseFigures(Result):
     explanations: ExplanationResult | None = None
     pruning: dict[str, PruningStep] | None = None
     verdict: ModelVerdict | None = None
+    number: ByKind[NumberFigures] | None = None
+    grades: ByKind[GradeFigures] | None = None
 
 
 class RunMetrics(Result):
@@ -129,8 +139,9 @@ class RunMetrics(Result):
     is scored once. `kept` says which epoch's weights these are (None for an ensemble, and in version 0.1.0),
     `prior_shift` what class weights and balanced sampling added to each output's logits. `verdict` is on the model
     itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms` are medians of one image by engine and
-    model. `baselines`, `pruning`, `robustness`, `explanations` and `domain` lie in files of their own beside
-    `metrics.json`, and are None where the study does not ask for them.
+    model. Of a regression study `number` are the figures of its number and `margin` is how far it may be from the
+    truth; of an ordinal study `grades` are those of its grades. `baselines`, `pruning`, `robustness`, `explanations`
+    and `domain` lie in files of their own beside `metrics.json`, and are None where the study does not ask for them.
     """
 
     schema_version: Literal[1]
@@ -157,6 +168,9 @@ class RunMetrics(Result):
     packages: dict[str, str]
     kept: KeptWeights | None = None
     prior_shift: tuple[float, ...] = ()
+    number: ByKind[NumberFigures] | None = None
+    margin: ByKind[Margin] | None = None
+    grades: ByKind[GradeFigures] | None = None
     verdict: ModelVerdict | None = None
     baselines: BaselinesResult | None = None
     pruning: dict[str, PruningStep] | None = None
@@ -224,6 +238,8 @@ class RunMetrics(Result):
             net_benefit=self.net_benefit[kind],
             selective=self.selective[kind],
             subgroups=self.subgroups[kind],
+            number=self.number[kind] if self.number else None,
+            grades=self.grades[kind] if self.grades else None,
         )
 
     def for_release(self) -> ReleaseFigures:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.format import count_text
-from medopt.core.records import Estimate, Predictions
+from medopt.core.records import Estimate, Predictions, has_one_output
 from medopt.evaluation.group_differences import differences_to_others, rates_of
 from medopt.evaluation.subgroup_results import GroupDifference, SubgroupFigures, SubgroupResults, WorstGroup
 from medopt.metrics.bootstrap import Resampling
@@ -76,7 +76,7 @@ def _group(
 ) -> SubgroupFigures:
     here, patients = known.where(rows), distinct(known.patients[rows])
     counts = {"cases": int(rows.sum()), "patients": patients}
-    if known.task == "binary":
+    if has_one_output(known.task):
         counts["positives"] = int(here.target.sum())
     if reason := _too_small(known, rows, smallest):
         return SubgroupFigures(**counts, note=reason)

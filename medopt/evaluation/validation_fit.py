@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from medopt.config import Evaluation
 from medopt.core.errors import DataError
-from medopt.core.records import Predictions, Task
+from medopt.core.number_scale import NumberScale
+from medopt.core.records import Predictions, Task, is_exclusive
 from medopt.manifest.stratified_draw import draw_parts, group_by_patient
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import fit_calibration
-from medopt.metrics.thresholds import choose_threshold, with_band
+from medopt.metrics.numbers import Margin, conformal_margin
+from medopt.metrics.thresholds import MEDIAN, OperatingPoint, choose_threshold, with_band
 from medopt.metrics.weighted import Index
 
 PARTS = 4
@@ -37,7 +39,7 @@ def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64
     out.
     """
     truth = CalibratedPredictions(validation, task).truth
-    classes = truth == 1 if task == "multiclass" else np.concatenate([truth == 1, truth == 0], axis=1)
+    classes = truth == 1 if is_exclusive(task) else np.concatenate([truth == 1, truth == 0], axis=1)
     classes = classes[:, classes.any(axis=0)]
     groups = group_by_patient(validation.patient_id, classes, validation.site)
     for count in range(min(PARTS, int(groups.has.sum(axis=0).min())), 1, -1):
@@ -70,6 +72,13 @@ def read_crossed(
     return CrossFittedDecisions(validation.case_id, patients, probability, decision)
 
 
+def margin_of(validation: Predictions, scale: NumberScale, coverage: float) -> Margin:
+    """How far a number may be from the truth, by the errors on the validation cases of a regression study."""
+    assert validation.numbers is not None
+    errors = np.abs(validation.logits[:, 0] - scale.outputs(validation.numbers))
+    return conformal_margin(errors, validation.patient_id, coverage)
+
+
 def fit_on(
     validation: Predictions, wanted: Evaluation, task: Task, *, enough: bool = False, shift: Sequence[float] = ()
 ) -> CalibratedPredictions:
@@ -89,4 +98,6 @@ def fit_on(
         cost=wanted.cost,
         prevalence=wanted.prevalence,
     )
+    if task == "ordinal":
+        point = OperatingPoint(None, MEDIAN)
     return CalibratedPredictions(validation, task, calibration, with_band(point, probability, wanted.abstain))

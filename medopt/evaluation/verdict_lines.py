@@ -40,8 +40,10 @@ def verdict_lines(figures: RunMetrics | ReleaseFigures, gate: GateRecord) -> lis
 def _lines(figures: RunMetrics | ReleaseFigures, gate: GateRecord) -> Iterator[VerdictLine]:
     verdict, override = figures.verdict, gate.override
     if verdict is not None:
-        auc = f"test AUC of int8 {format_estimate(figures.test.int8.auc)}"
-        detail = auc if verdict.better_than_chance else "; ".join(verdict.reasons)
+        grades = figures.grades
+        figure = ("AUC", figures.test.int8.auc) if grades is None else ("weighted kappa", grades.int8.kappa)
+        shown = f"test {figure[0]} of int8 {format_estimate(figure[1])}"
+        detail = shown if verdict.better_than_chance else "; ".join(verdict.reasons)
         yield VerdictLine(f"the model is {verdict.word}", detail, "good" if verdict.better_than_chance else "bad")
         yield from (VerdictLine(remark, "", "unsure") for remark in verdict.remarks)
     head, tone = _GATE[gate.outcome]

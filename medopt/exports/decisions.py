@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medopt.core.errors import ReleaseError
-from medopt.core.records import Task
+from medopt.core.records import Task, has_one_output
 from medopt.core.telemetry import without_telemetry
 from medopt.exports.folder import FACTS
 from medopt.metrics.calibration import Calibration
@@ -46,7 +46,7 @@ class Decider:
     def probabilities(self, logits: ArrayLike) -> NDArray[np.float64]:
         """Probabilities of the labels (N, labels) from logits (N, K)."""
         table = self.calibration.probabilities(np.asarray(logits, np.float64), self.task)
-        return np.hstack([1 - table, table]) if self.task == "binary" else table
+        return np.hstack([1 - table, table]) if has_one_output(self.task) else table
 
     def decisions(self, logits: ArrayLike) -> list[str]:
         """The label of each case, those of a multi-label case joined by semicolons, or "undecided"."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medopt import __version__
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.files import file_digest, storage, write_json
-from medopt.core.records import FloatArray
+from medopt.core.records import FloatArray, is_exclusive
 from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.golden import golden_batch
@@ -155,12 +155,18 @@ def write_facts(folder: Path, source: ExportSource, exported: Mapping[Kind, str]
 
 def _meaning(info: ReleaseInfo) -> str:
     """How a reader without medopt turns logits into probabilities and decisions."""
-    if info.task == "multiclass":
-        text = "probabilities = softmax(calibrated logits); decided: the most probable label"
+    if is_exclusive(info.task):
+        grade = "the lowest grade up to which half of the probability lies"
+        which = grade if info.task == "ordinal" else "the most probable label"
+        text = f"probabilities = softmax(calibrated logits); decided: {which}"
     elif info.task == "multilabel":
         text = "probability of each label = sigmoid(calibrated logit); decided: those that reach their threshold"
     else:
         text = f"probability of {info.labels[1]} = sigmoid(calibrated logit); decided: it, from the threshold on"
+    if scale := info.number:
+        steps = f"{scale.spread:g} * output"
+        value = f"{scale.threshold:g} * exp({steps})" if scale.scale == "log" else f"{scale.threshold:g} + {steps}"
+        text = f"the output, not calibrated, is the {scale.quantity} in {scale.unit}: {value}; {text}"
     scaled = "calibrated: logit / temperature, or with method logistic slopes * logit + biases"
     return f"{text}; {scaled}; a probability within band (low <= p < high) is undecided; isotonic: curves map, linearly"
 

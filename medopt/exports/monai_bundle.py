@@ -23,6 +23,7 @@ from torch import nn
 from medopt import __version__
 from medopt.core.errors import ReleaseError
 from medopt.core.files import write_json, write_text
+from medopt.core.records import has_one_output
 from medopt.core.telemetry import without_telemetry
 from medopt.exports.decisions import Decider
 from medopt.exports.folder import ExportResult, ExportSource, compare, whole_folder, write_facts
@@ -82,7 +83,7 @@ def export_monai(
 def bundle_metadata(source: ExportSource) -> dict[str, Any]:
     """`metadata.json`; what the study does not state is given as unknown."""
     info = source.info
-    channels = [info.labels[1]] if info.task == "binary" else info.labels
+    channels = [info.labels[1]] if has_one_output(info.task) else info.labels
     return {
         "schema": SCHEMA,
         "version": "1.0.0",

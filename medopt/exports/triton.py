@@ -16,6 +16,7 @@ import onnxruntime
 
 from medopt.core.errors import ReleaseError
 from medopt.core.files import write_text
+from medopt.core.records import has_one_output
 from medopt.exports.folder import ExportResult, ExportSource, compare, whole_folder, write_facts
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.layout import Kind
@@ -62,7 +63,7 @@ def model_name(study: str) -> str:
 def _output_labels(source: ExportSource) -> list[str]:
     """A label for each logit: a binary study has one, that of the finding."""
     info = source.info
-    return info.labels[1:] if info.task == "binary" else info.labels
+    return info.labels[1:] if has_one_output(info.task) else info.labels
 
 
 def configuration(source: ExportSource, model: Path, name: str, engine: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from medopt.core.format import format_estimate
-from medopt.core.records import EpochRecord
+from medopt.core.records import EpochRecord, has_one_output, is_exclusive
 from medopt.evaluation.evaluate import output_names
 from medopt.figures.fonts import drawn_labels
 from medopt.figures.style import COLOURS, GREY, LINES, SIZE, figure_page, legend, style_axes
@@ -45,10 +45,10 @@ def learning_curves(
 ) -> None:
     """Loss, validation metric, learning rate and images per second against the epoch, from 1.
 
-    `metric` is auc or loss, `kept` the epoch whose weights were kept.
+    `metric` is auc, R2 or loss, `kept` the epoch whose weights were kept.
     """
     epochs = [one.epoch + 1 for one in history]
-    scores = np.array([one.val_metric for one in history], dtype=float)
+    scores = np.array([one.val_metric for one in history], dtype=float) * (-1 if metric == "loss" else 1)
     with figure_page(path, 4, f"Training, {len(history)} epochs", columns=2, height=3.2) as (loss, score, rate, speed):
         loss.plot(epochs, [one.train_loss for one in history], color=COLOURS[0], linestyle=LINES[0], label="training")
         loss.plot(epochs, [one.val_loss for one in history], color=COLOURS[1], linestyle=LINES[1], label="validation")
@@ -62,7 +62,7 @@ def learning_curves(
             score.plot(kept, scores[kept - 1], "o", color=COLOURS[1])
             score.set_title(f"{scores[kept - 1]:.3f} in epoch {kept}, which was kept", fontsize=SIZE)
         style_axes(loss, "epoch", "loss")
-        style_axes(score, "epoch", "validation AUC" if metric == "auc" else "validation loss", score.get_title())
+        style_axes(score, "epoch", f"validation {'AUC' if metric == 'auc' else metric}", score.get_title())
         style_axes(rate, "epoch", "learning rate")
         style_axes(speed, "epoch", "images per second")
         for axes in (loss, score, rate, speed):
@@ -192,14 +192,14 @@ def _confusions(
 ) -> Iterator[tuple[str, Sequence[str], NDArray[np.int64]]]:
     """Title, class names and counts (C, C) of each table that a model's decisions make."""
     model = scored.predictions.model
-    if scored.task == "multiclass":
+    if is_exclusive(scored.task):
         yield model, labels, scored.target.astype(int).T @ scored.decided.astype(int)
         return
     for output, name in enumerate(output_names(scored.task, labels)):
         known, positive = scored.of_output(output)
         pairs = (positive, known.decided[:, output])
         rows, columns = (np.stack([~one, one]).astype(int) for one in pairs)
-        if scored.task == "binary":
+        if has_one_output(scored.task):
             yield model, labels, rows @ columns.T
         else:
             yield f"{model}, {name}", ("no", "yes"), rows @ columns.T

@@ -31,13 +31,18 @@ def label_scans(
     label_columns: Sequence[str],
     key: str,
     rename: Mapping[str, str] | None = None,
+    *,
+    numbers: bool = False,
 ) -> tuple[ScanListing, JoinedLabels | None]:
     """The scans that have a label, by a table or by the source itself; the others go to `left_out`.
 
-    A table with columns image:NAME makes cases of several images of the scans. Spellings of one class become one.
+    A table with columns image:NAME makes cases of several images of the scans. Spellings of one class become one;
+    `numbers` says that the label is a measurement.
     Raises DataError where nothing gives a label, ConfigError for columns that the table does not have and for names in
     `rename` that are no label.
     """
+    if numbers and (table is None or rename or len(label_columns) > 1):
+        raise ConfigError("--numbers: one column of the table of --labels is a measurement, with no --rename.")
     if table is None:
         return _labelled_by_source(listing, rename), None
     read = read_labels(table)
@@ -50,9 +55,9 @@ def label_scans(
             raise ConfigError("--key: a table with columns image:NAME says by them which scans a row means.")
         named = [read.column(name) for name in label_columns]
         listing, rows = cases_of_table(listing, read, names)
-        joined = labels_of_rows(read, rows, named, rename or {})
+        joined = labels_of_rows(read, rows, named, rename or {}, numbers=numbers)
     else:
-        joined = join_labels(read, listing.scans, label_columns, key, rename)
+        joined = join_labels(read, listing.scans, label_columns, key, rename, numbers=numbers)
     if not joined.labels:
         raise DataError(f"No scan has a label: {table} leaves the cells of {', '.join(columns)} empty.")
     places = [at for at in range(len(listing.scans)) if at in joined.labels]

@@ -23,6 +23,7 @@ from medopt.manifest.annotate import find_patients, label_scans, refuse_ambiguou
 from medopt.manifest.card import Card, relative_root, write_card
 from medopt.manifest.channel_cases import refuse_torn_cases
 from medopt.manifest.label_join import JoinedLabels
+from medopt.manifest.numbers import quartiles
 from medopt.manifest.sources.datalist import write_datalist
 from medopt.manifest.sources.dicom import site_of
 from medopt.manifest.sources.find_scans import find_scans
@@ -47,6 +48,8 @@ class BuildOptions:
     """Empty: the column label, else the only one that is neither a key nor about the patient."""
     rename: Mapping[str, str] = field(default_factory=dict)
     """Labels under another name, as {"0": "healthy"}; an empty name leaves their scans out."""
+    numbers: bool = False
+    """The label is a measurement, for a regression study."""
     key: str = ""
     patient: str = ""
     """Regular expression whose one group is the patient in the path of an image; or `table`."""
@@ -74,6 +77,7 @@ class BuiltManifest:
     left_out: tuple[tuple[str, str], ...]
     orphans: tuple[str, ...]
     warnings: tuple[str, ...]
+    numbers: bool = False
 
 
 def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Reporter | None = None) -> BuiltManifest:
@@ -97,7 +101,9 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     _refuse_overwriting(source, out, options)
     source_options = replace(options.source, labelled=options.labels is not None)
     listing = find_scans(source, out.with_name(f"{out.stem}_files"), source_options, reporter or SilentReporter())
-    listing, joined = label_scans(listing, options.labels, options.label_columns, options.key, options.rename)
+    listing, joined = label_scans(
+        *(listing, options.labels, options.label_columns, options.key, options.rename), numbers=options.numbers
+    )
     if not options.rules.resplit:
         refuse_torn_cases(listing.scans)
     if listing.channel_names and options.datalist is not None:
@@ -107,7 +113,7 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     rows, columns = _rows(listing, patients), listing.label_columns
     if len(columns) == 1 and len({row["label"] for row in rows}) < 2:
         raise _one_class_error(rows, joined)
-    splits = _split(listing.scans, rows, columns, options.rules)
+    splits = _split(listing.scans, rows, columns, options.rules, numbers=options.numbers)
     for at, row in enumerate(rows):
         row["split"] = str(splits.split[at])
         if splits.fold is not None:
@@ -124,8 +130,15 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
         left_out=listing.left_out,
         orphans=(*joined.orphans, *joined.ambiguous) if joined else (),
         warnings=tuple(
-            filter(None, (patient_warning, *listing.notes, *splits.notes, *_missing_class_warnings(rows, columns)))
+            filter(
+                None,
+                (
+                    *(patient_warning, *listing.notes, *splits.notes),
+                    *(() if options.numbers else _missing_class_warnings(rows, columns)),
+                ),
+            )
         ),
+        numbers=options.numbers,
     )
     _write(built, source, options)
     return built
@@ -167,11 +180,17 @@ def _refuse_overwriting(source: Path, out: Path, options: BuildOptions) -> None:
             raise ConfigError(f"{path} is there already and is not {what}; it is not written over. Give another --out.")
 
 
-def _split(scans: Sequence[Scan], rows: Sequence[Row], columns: Sequence[str], rules: SplitRules) -> SplitAssignment:
+def _split(
+    scans: Sequence[Scan], rows: Sequence[Row], columns: Sequence[str], rules: SplitRules, *, numbers: bool
+) -> SplitAssignment:
     sites = np.array([row["site"] for row in rows])
     if rules.hold_out and rules.hold_out not in sites and site_of(rules.hold_out) in sites:
         rules = replace(rules, hold_out=site_of(rules.hold_out))
-    if len(columns) == 1:
+    if numbers:
+        labels = quartiles([row[columns[0]] for row in rows])[:, None] == np.arange(4)
+        names = [f"quarter {at + 1} of the numbers" for at in np.flatnonzero(labels.any(axis=0)).tolist()]
+        labels = labels[:, labels.any(axis=0)]
+    elif len(columns) == 1:
         classes, code = np.unique([row[columns[0]] for row in rows], return_inverse=True)
         labels = np.zeros((len(rows), len(classes)), dtype=bool)
         labels[np.arange(len(rows)), code] = True
@@ -252,11 +271,17 @@ def _card(built: BuiltManifest, source: Path) -> Card:
         source=f"{source.name or source.resolve().name} ({built.listing.kind})",
         licence="Not stated. Write here under which licence the images are, before they are passed on.",
         citation="None given.",
-        labels=_label_meanings(rows, built.label_columns),
+        labels=_number_meaning(rows) if built.numbers else _label_meanings(rows, built.label_columns),
         notes=notes,
         manifest_sha256=file_digest(built.manifest),
         root=relative_root(built.listing.root, built.manifest),
     )
+
+
+def _number_meaning(rows: Sequence[Row]) -> dict[str, str]:
+    """The range of the label, where it is a measurement."""
+    low, middle, high = np.quantile([float(row["label"]) for row in rows], [0, 0.5, 1]).tolist()
+    return {"label": f"a number from {low:g} to {high:g}, median {middle:g}"}
 
 
 def _label_meanings(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:

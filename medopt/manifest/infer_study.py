@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from medopt.config import Data, Prepare, Study
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.format import count_text
 from medopt.manifest.csv_text import read_csv
 from medopt.manifest.label_words import MISSING, absent_first, is_absence, label_key, label_spellings
+from medopt.manifest.numbers import looks_like_number
 from medopt.manifest.table import IMAGE, RESERVED, UNCERTAIN, read_channels_of, read_header
 
 
-def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Study:
+def infer_study(
+    manifest: Path, rename: Mapping[str, str] | None = None, number: str = "", ordered: Sequence[str] = ()
+) -> Study:
     """A study with the labels of a manifest, names for healthy first; its `prepare.size` has no meaning.
 
-    `rename` gives labels another name in this study. Without a column `label`, all columns of zeros and ones (and of
-    -1 and empty cells beside them) are labels of a multi-label study. Raises DataError where the manifest has no label,
-    or only one.
+    `rename` gives labels another name in this study. `number` is a column of measurements; the column label is one
+    where it holds many different numbers. `ordered` are the labels as grades, the lowest first. Without a column
+    `label`, all columns of zeros and ones (and of -1 and empty cells beside them) are labels of a multi-label study.
+    Raises DataError where the manifest has no label, or only one; ConfigError for a column or grades that it has not.
     """
     header = read_header(manifest)
     if not any(header):
         raise DataError(f"The manifest {manifest} is empty: it needs a header, and a row for each image.")
     names = ["label"] if "label" in header else [name for name in header if name and name not in RESERVED]
-    values = _values(manifest, names)
+    values = _values(manifest, [*names, number] if number else names)
+    if number and number not in header:
+        raise ConfigError(f"--number {number}: the manifest {manifest} has no such column; it has {', '.join(header)}.")
+    if number or (names == ["label"] and not ordered and looks_like_number(values["label"])):
+        return _study(manifest, header, {"task": "regression", "number": {"column": number or "label"}})
     classes: dict[str, str] = {}
     if names == ["label"]:
         classes = _classes(manifest, values["label"], rename or {})
@@ -36,6 +45,8 @@ def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Stud
             what = f"one label only, {labels[0]!r}" if labels else "no label in any row"
             raise DataError(f"The manifest {manifest} has {what}: there is nothing to tell apart.")
         task = "binary" if len(labels) == 2 else "multiclass"
+        if ordered:
+            labels, task = _in_order(labels, ordered), "ordinal"
     else:
         if rename:
             raise ConfigError("--rename gives labels of the column label another name; here each column is a label.")
@@ -46,15 +57,26 @@ def infer_study(manifest: Path, rename: Mapping[str, str] | None = None) -> Stud
                 "and empty cells for missing) that would be the labels of a "
                 f"multi-label study. Found: {', '.join(header)}."
             )
-    name = re.sub(r"[^a-z0-9_-]+", "-", manifest.stem.lower()).strip("-_")[:60] or "study"
     changed = {cell: label for cell, label in classes.items() if cell != label}
-    data = Data(manifest=manifest.name, labels=labels, task=task, rename=changed)
+    return _study(manifest, header, {"labels": labels, "task": task, "rename": changed})
+
+
+def _in_order(labels: Sequence[str], ordered: Sequence[str]) -> list[str]:
+    """The labels as `ordered` names them; raises ConfigError where it names others."""
+    if sorted(labels) != sorted(ordered) or len(labels) < 3:
+        raise ConfigError(f"--ordered names three grades or more, all of the manifest's labels: {', '.join(labels)}.")
+    return list(ordered)
+
+
+def _study(manifest: Path, header: Sequence[str], asked: Mapping[str, Any]) -> Study:
+    name = re.sub(r"[^a-z0-9_-]+", "-", manifest.stem.lower()).strip("-_")[:60] or "study"
+    data = Data(manifest=manifest.name, **asked)
     prepare = Prepare(size=[32, 32])
     if channels := read_channels_of(manifest, header):
         cells = _values(manifest, [f"{IMAGE}:{channel}" for channel in channels])
         empty = any("" in count for count in cells.values())
         prepare = Prepare(size=[32, 32], channels=channels, missing_channel="zeros" if empty else "refuse")
-    return Study(name=name, question=_question(labels, task), data=data, prepare=prepare)
+    return Study(name=name, question=_question(data.labels, data.task, data.number.name), data=data, prepare=prepare)
 
 
 def _values(manifest: Path, names: list[str]) -> dict[str, Counter[str]]:
@@ -127,7 +149,11 @@ def _classes(manifest: Path, count: Mapping[str, int], rename: Mapping[str, str]
     return {cell: name if rename else cell for cell, name in spellings.classes.items()}
 
 
-def _question(labels: list[str], task: str) -> str:
+def _question(labels: list[str], task: str, number: str = "") -> str:
+    if task == "regression":
+        return f"What is the {number}?" if number != "label" else "Which number belongs to the scan?"
+    if task == "ordinal":
+        return f"Which grade is it: {', '.join(labels)}?"
     if task == "binary":
         return f"Is it {labels[1]}, or {labels[0]}?"
     return f"Which of {', '.join(labels)}{' (each yes or no)' if task == 'multilabel' else ''}?"

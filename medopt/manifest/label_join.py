@@ -11,6 +11,7 @@ from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym, public_path
 from medopt.manifest.label_table import KEYS, Key, LabelTable
 from medopt.manifest.label_words import MISSING, LabelSpellings, label_key, label_spellings
+from medopt.manifest.numbers import number_spellings
 from medopt.manifest.sources.scan_listing import Scan, scan_stem
 
 MAX_CLASSES = 50
@@ -41,10 +42,13 @@ def join_labels(
     label_columns: Sequence[str],
     key: str = "",
     rename: Mapping[str, str] | None = None,
+    *,
+    numbers: bool = False,
 ) -> JoinedLabels:
     """Match the rows of a table to scans by the column `key`, else by the column that matches most scans.
 
-    Of columns that match equally many scans the finest key is taken. `rename` gives labels another name. Raises
+    Of columns that match equally many scans the finest key is taken. `rename` gives labels another name; `numbers`
+    says that the label is a measurement. Raises
     DataError where no scan matches, where two rows give one scan different labels, and where the labels are not
     classes; ConfigError for columns that the table does not have.
 
@@ -62,7 +66,7 @@ def join_labels(
             best = match
     if best is None or not best.scans:
         raise _no_match_error(table, scans, [column for column, _ in table.key_columns(key)])
-    return labels_of_rows(table, best, columns, rename or {})
+    return labels_of_rows(table, best, columns, rename or {}, numbers=numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ def _no_match_error(table: LabelTable, scans: Sequence[Scan], columns: Iterable[
 
 
 def labels_of_rows(
-    table: LabelTable, match: RowMatches, columns: Sequence[str], rename: Mapping[str, str]
+    table: LabelTable, match: RowMatches, columns: Sequence[str], rename: Mapping[str, str], *, numbers: bool = False
 ) -> JoinedLabels:
     """The labels and the patients that the rows of a table give to the scans that they mean; raises as `join_labels`.
 
@@ -150,7 +154,8 @@ def labels_of_rows(
     patient_column = table.patient_column("" if match.key != "patient" else match.column)
     spellings = LabelSpellings({})
     if len(columns) == 1:
-        spellings = label_spellings([cells[columns[0]] for _, cells in table.rows], rename)
+        found = [cells[columns[0]] for _, cells in table.rows]
+        spellings = number_spellings(found, columns[0]) if numbers else label_spellings(found, rename)
     labels: dict[int, tuple[str, ...]] = {}
     missing: dict[int, str] = {}
     patients: dict[int, str] = {}
@@ -178,7 +183,7 @@ def labels_of_rows(
             f"The table of labels {table.path}, column {patient_column}: {listed(torn)} give a scan another patient "
             "than an earlier row does. Correct the table."
         )
-    _refuse_labels(table, match.key, columns, conflicts, set(labels.values()))
+    _refuse_labels(table, match.key, columns, conflicts, set() if numbers else set(labels.values()))
     return JoinedLabels(
         match.key, match.column, labels, patients, tuple(orphans), tuple(ambiguous), missing, spellings.notes
     )
@@ -195,8 +200,9 @@ def _refuse_labels(
         )
     if len(columns) == 1 and len(labels) > MAX_CLASSES:
         raise DataError(
-            f"The column {columns[0]} of {table.path} has {len(labels)} different values, which are not classes. Turn "
-            "a measurement into classes first, or name another column with --label-column."
+            f"The column {columns[0]} of {table.path} has {len(labels)} different values, which are not classes. Where "
+            "it is a measurement that the model is to predict, say --numbers; or name another column with "
+            "--label-column."
         )
 
 

@@ -14,7 +14,7 @@ from medopt.config import Study
 from medopt.core.files import atomic
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case, Label
-from medopt.manifest.table import GROUPS, UNCERTAIN, image_columns, label_columns
+from medopt.manifest.table import UNCERTAIN, group_columns, image_columns, label_columns
 
 
 def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
@@ -25,30 +25,39 @@ def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         labels = label_columns(study)
-        grouping = [*GROUPS, *(name for name in study.data.subgroups if name not in GROUPS)]
+        grouping = group_columns(study)
         known = ["case_id", *image_columns(study), "patient_id", "site", *labels, "split", "study_uid", "series_uid"]
         writer.writerow([*known, *grouping])
         for case in cases:
-            named = _cells(case) if study.data.task == "multilabel" else [study.data.labels[case.class_index]]
+            named = _cells(case, study)
             uids = [_uid_pseudonym(uid) for uid in (case.study_uid, case.series_uid)]
             groups = [dict(case.groups).get(name, "") for name in grouping]
             images = case.channels or [case.image]
             writer.writerow([case.case_id, *images, case.patient_id, case.site, *named, case.split, *uids, *groups])
 
 
-def _cells(case: Case) -> list[Label]:
+def _cells(case: Case, study: Study) -> list[Label | float | str]:
     """The labels as the manifest had them: what was uncertain stays so, and what is missing is empty."""
+    if study.data.task == "regression":
+        return [case.number]
+    if study.data.task != "multilabel":
+        return [study.data.labels[case.class_index]]
     return [UNCERTAIN if at in case.uncertain else label for at, label in enumerate(case.label)]
 
 
 def manifest_digest(cases: Iterable[Case]) -> str:
     """SHA-256 of the content of the cases, whatever their order."""
-    apart = ("groups", "uncertain", "channels")
+    apart = ("groups", "uncertain", "channels", "number")
     content = attrgetter(*(column.name for column in fields(Case) if column.name not in apart))
     digest = hashlib.sha256()
-    for row in sorted((*content(case), *case.groups, *case.channels) for case in cases):
+    rows = ((*content(case), *case.groups, *case.channels, *_number(case)) for case in cases)
+    for row in sorted(rows):
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _number(case: Case) -> tuple[str, ...]:
+    return () if case.number is None else (repr(case.number),)
 
 
 def training_digest(cases: Iterable[Case], *, from_run: bool = False) -> str:

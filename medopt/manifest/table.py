@@ -19,6 +19,7 @@ from medopt.core.records import SPLITS, Case, Label
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 from medopt.manifest.csv_text import read_csv
 from medopt.manifest.label_words import MISSING, label_key
+from medopt.manifest.numbers import number_reader, sided
 
 OPTIONAL = ("site", "study_uid", "series_uid", "age", "sex", "case_id")
 RESERVED = frozenset({"image", "patient_id", "split", "fold", *OPTIONAL})
@@ -39,12 +40,13 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
     A study with named channels has a column image:NAME for each instead of `image`.
-    A multi-label study has one 0/1 column for each label instead of `label`: an empty cell is a label that is not
-    known, -1 an uncertain one, which `data.uncertain` says how to take. `site`, `study_uid`, `series_uid` and
-    `case_id` are read where present; `age`, `sex` and the columns that `data.subgroups` names become the groups of the
-    case; other columns are ignored. `case_id` is the pseudonym of the image path where the manifest gives none. With
-    `from_run`, the manifest is one that `write_run_manifest` wrote: its identifiers are pseudonyms already. Raises
-    DataError naming the file, the rows and the columns.
+    A regression study has the column that `data.number` names, a number in every row, in place of `label`; the label of
+    its cases says on which side of the threshold they lie. A multi-label study has one 0/1 column for each label
+    instead of `label`: an empty cell is a label that is not known, -1 an uncertain one, which `data.uncertain` says how
+    to take. `site`, `study_uid`, `series_uid` and `case_id` are read where present; `age`, `sex` and the columns that
+    `data.subgroups` names become the groups of the case; other columns are ignored. `case_id` is the pseudonym of the
+    image path where the manifest gives none. With `from_run`, the manifest is one that `write_run_manifest` wrote: its
+    identifiers are pseudonyms already. Raises DataError naming the file, the rows and the columns.
 
     >>> import tempfile
     >>> from medopt.config import Data, Prepare
@@ -61,11 +63,12 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     """
     path = Path(path)
     labels = label_columns(study)
-    read_label = _finding_reader() if study.data.task == "multilabel" else _label_reader(study)
+    read_label = _reader_of(study)
+    is_number = study.data.task == "regression"
     of_uncertain = {"negative": 0, "positive": 1}.get(study.data.uncertain)
     faults = _Faults(path)
     columns, read_image = image_columns(study), _image_reader(study)
-    grouping = dict.fromkeys((*GROUPS, *study.data.subgroups))
+    grouping = group_columns(study)
     hide = str if from_run else pseudonym
     cases = []
     for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
@@ -74,12 +77,12 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
         if not image:
             faults.add(number, columns[0], "", "the case has no image")
         read = [faults.read(number, column, cells, read_label) for column in labels]
-        uncertain = tuple(at for at, label in enumerate(read) if label == UNCERTAIN)
+        uncertain = () if is_number else tuple(at for at, label in enumerate(read) if label == UNCERTAIN)
         case = Case(
             case_id=hide(cells.get("case_id") or image),
             patient_id=hide(faults.read(number, "patient_id", cells, _patient) or ""),
             image=image,
-            label=tuple(of_uncertain if at in uncertain else label for at, label in enumerate(read)),
+            label=(0,) if is_number else tuple(of_uncertain if at in uncertain else one for at, one in enumerate(read)),
             split=faults.read(number, "split", cells, _split),
             site=cells.get("site") or "unknown",
             study_uid=cells.get("study_uid", ""),
@@ -87,6 +90,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
             groups=tuple((name, cells[name]) for name in grouping if cells.get(name)),
             uncertain=uncertain,
             channels=tuple(images) if len(images) > 1 else (),
+            number=read[0] if is_number else None,
         )
         faults.patients.add(case.patient_id)
         for column, path in zip(columns, images, strict=True):
@@ -97,7 +101,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     faults.refuse()
     if not cases:
         raise DataError(f"The manifest {path} is empty: it needs a row for each image below its header.")
-    return tuple(cases)
+    return sided(cases, study.data.number) if is_number else tuple(cases)
 
 
 def required_columns(study: Study) -> list[str]:
@@ -108,6 +112,12 @@ def required_columns(study: Study) -> list[str]:
 def image_columns(study: Study) -> list[str]:
     """The columns of a manifest that hold the images of this study: image, or image:NAME for each named channel."""
     return [f"{IMAGE}:{name}" for name in study.prepare.channel_names] or [IMAGE]
+
+
+def group_columns(study: Study) -> list[str]:
+    """The columns that define subgroups: never one that holds what is asked for."""
+    named = dict.fromkeys((*GROUPS, *study.data.subgroups))
+    return [name for name in named if name not in label_columns(study)]
 
 
 def single_images(case: Case) -> list[Case]:
@@ -141,6 +151,8 @@ def read_channels_of(path: Path, header: Iterable[str]) -> list[str]:
 
 def label_columns(study: Study) -> list[str]:
     """The columns of a manifest that hold the labels of this study."""
+    if study.data.task == "regression":
+        return [study.data.number.column]
     return study.data.labels if study.data.task == "multilabel" else ["label"]
 
 
@@ -287,6 +299,13 @@ def _finding_reader() -> Callable[[str], Label]:
         return None if key in MISSING else (0, 1, UNCERTAIN)[_choice(key, ("0", "1", str(UNCERTAIN)))]
 
     return cache(read)
+
+
+def _reader_of(study: Study) -> Callable[[str], Any]:
+    """Reads the cells of a study's labels, or of its number."""
+    if study.data.task == "regression":
+        return number_reader(study.data.number)
+    return _finding_reader() if study.data.task == "multilabel" else _label_reader(study)
 
 
 def _label_reader(study: Study) -> Callable[[str], int]:

@@ -8,8 +8,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.core.records import Predictions, Task
+from medopt.core.number_scale import NumberScale
+from medopt.core.records import Predictions, Task, is_exclusive
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, targets, truth
+from medopt.metrics.numbers import Margin
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.metrics.weighted import Floats, Index
 
@@ -28,6 +30,10 @@ class CalibratedPredictions:
     task: Task
     calibration: Calibration = UNCALIBRATED
     operating_point: OperatingPoint = UNDECIDED
+    scale: NumberScale | None = None
+    """How an output of a regression study becomes a number."""
+    margin: Margin | None = None
+    """How far that number may be from the truth."""
 
     @cached_property
     def probability(self) -> NDArray[np.float64]:
@@ -38,7 +44,7 @@ class CalibratedPredictions:
     def score(self) -> NDArray[np.float64]:
         """What cases are ranked by: logits, since a sigmoid makes ties of the surest; the probability of a softmax."""
         probability = self.probability
-        return probability if self.task == "multiclass" else self.predictions.logits
+        return probability if is_exclusive(self.task) else self.predictions.logits
 
     @cached_property
     def truth(self) -> Floats:
@@ -72,6 +78,21 @@ class CalibratedPredictions:
     def undecided(self) -> NDArray[np.bool_]:
         """Which cases (N,) the operating point leaves undecided."""
         return self.operating_point.undecided(self.probability)
+
+    @property
+    def numbers(self) -> tuple[Floats, Floats] | None:
+        """Predicted and true numbers, each (N,), of a regression study."""
+        if self.scale is None or self.predictions.numbers is None:
+            return None
+        return self.scale.numbers(self.predictions.logits[:, 0]), self.predictions.numbers
+
+    @property
+    def inside(self) -> NDArray[np.bool_] | None:
+        """Which true numbers (N,) lie within the promised interval; None where none is promised."""
+        if self.scale is None or self.predictions.numbers is None or self.margin is None or self.margin.reach is None:
+            return None
+        apart = np.abs(self.predictions.logits[:, 0] - self.scale.outputs(self.predictions.numbers))
+        return np.asarray(apart <= self.margin.reach)
 
     @cached_property
     def wrong(self) -> NDArray[np.bool_]:

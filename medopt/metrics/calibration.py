@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.records import UNKNOWN, Task
+from medopt.core.records import UNKNOWN, Task, is_exclusive
 from medopt.metrics.logistic_calibration import LEAST, fit_binary, fit_classes
 from medopt.metrics.weighted import Floats
 
@@ -46,7 +46,7 @@ def _unknown(labels: NDArray[np.int64], outputs: int) -> NDArray[np.bool_]:
 def _columns(labels: NDArray[np.int64], outputs: int, task: Task) -> NDArray[np.bool_]:
     if task == "multilabel":
         return labels.reshape(len(labels), -1) == 1
-    if task == "multiclass":
+    if is_exclusive(task):
         return labels[:, None] == np.arange(outputs)
     return labels.reshape(-1, 1) == 1
 
@@ -60,7 +60,7 @@ def probabilities(logits: NDArray[np.floating], temperature: float, task: Task) 
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise DataError(f"{bad} of {len(logits)} cases have a logit that is not a finite number; the model is damaged.")
     scaled = np.asarray(logits, dtype=np.float64) / temperature
-    return np.asarray(softmax(scaled, axis=1) if task == "multiclass" else expit(scaled))
+    return np.asarray(softmax(scaled, axis=1) if is_exclusive(task) else expit(scaled))
 
 
 def negative_log_likelihood(
@@ -68,7 +68,7 @@ def negative_log_likelihood(
 ) -> float:
     """Mean over cases (and over labels of a multi-label study), in nats. `target` is (N, K) of `targets`."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
-    if task == "multiclass":
+    if is_exclusive(task):
         return float(-log_softmax(scaled, axis=1)[target].mean())
     return float(-log_expit(np.where(target, scaled, -scaled)).mean())
 
@@ -84,7 +84,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64], tas
         known = labels.reshape(logits.shape) != UNKNOWN
         logits, labels = logits[known][:, None], labels.reshape(logits.shape)[known]
     target = targets(labels, logits.shape[1], task)
-    one_class = task != "multiclass" and target.all() == target.any()
+    one_class = not is_exclusive(task) and target.all() == target.any()
     if (
         len(labels) == 0
         or one_class
@@ -106,7 +106,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64], tas
 
 def _separated(logits: NDArray[np.floating], target: NDArray[np.bool_], task: Task) -> bool:
     """Whether every logit is on its right side (multi-class: the true class is the highest)."""
-    if task == "multiclass":
+    if is_exclusive(task):
         return bool((logits[target] > np.where(target, -np.inf, logits).max(axis=1)).all())
     return bool((np.where(target, logits, -logits) > 0).all())
 
@@ -173,9 +173,9 @@ class Calibration:
         plain = probabilities(logits, self.temperature, task)
         if self.method != "isotonic":
             return plain
-        position = plain if task == "multiclass" else np.asarray(logits, dtype=np.float64)
+        position = plain if is_exclusive(task) else np.asarray(logits, dtype=np.float64)
         found = np.stack([curve.at(column) for curve, column in zip(self.curves, position.T, strict=True)], axis=1)
-        return found / found.sum(axis=1, keepdims=True) if task == "multiclass" else found
+        return found / found.sum(axis=1, keepdims=True) if is_exclusive(task) else found
 
     def logits(self, logits: NDArray[np.floating], task: Task) -> NDArray[np.float64]:
         """Logits whose sigmoid or softmax is the calibrated probability: what may be averaged over models."""
@@ -184,7 +184,7 @@ class Calibration:
         if self.method != "isotonic":
             return np.asarray(logits, dtype=np.float64) / self.temperature
         found = self.probabilities(logits, task)
-        return np.asarray(np.log(found) if task == "multiclass" else logit(found))
+        return np.asarray(np.log(found) if is_exclusive(task) else logit(found))
 
     def _moved(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.asarray(logits, dtype=np.float64) * np.asarray(self.slopes) + np.asarray(self.biases)
@@ -231,7 +231,7 @@ def fit_calibration(
     if not enough:
         refuse_few(labels, logits.shape[1], task)
     known = truth(labels, logits.shape[1], task)
-    position = softmax(logits, axis=1) if task == "multiclass" else np.asarray(logits, dtype=np.float64)
+    position = softmax(logits, axis=1) if is_exclusive(task) else np.asarray(logits, dtype=np.float64)
     columns = [
         (column[~np.isnan(one)], one[~np.isnan(one)] == 1) for column, one in zip(position.T, known.T, strict=True)
     ]
@@ -252,12 +252,12 @@ def _fit_logistic(logits: Floats, labels: NDArray[np.int64], task: Task, shift: 
     known, scaled = truth(labels, logits.shape[1], task), _fit_scale(logits, labels, task, shift)
     rarest = np.minimum((known == 1).sum(axis=0), (known == 0).sum(axis=0))
     few = rarest < LEAST
-    if few.any() and (task == "multiclass" or few.all()):
+    if few.any() and (is_exclusive(task) or few.all()):
         note = (
             f"one temperature without a fitted bias: validation has {rarest.min()} cases of a class, fewer than {LEAST}"
         )
         return replace(scaled, note=f"{note}; {scaled.note}" if scaled.note else note)
-    if task == "multiclass":
+    if is_exclusive(task):
         slope, shifts = fit_classes(logits, labels)
         return Calibration("logistic", 1.0, slopes=(slope,) * len(shifts), biases=tuple(shifts.tolist()))
     found, outputs = [], range(logits.shape[1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.core.records import Task
+from medopt.core.records import Task, is_exclusive
 from medopt.metrics.calibration import truth
 from medopt.metrics.weighted import Floats, Index
 
@@ -25,7 +25,7 @@ def expected_calibration_error(probability: Floats, labels: NDArray[np.int64], t
     of no case.
     """
     target = truth(labels, probability.shape[1], task)
-    if task == "multiclass":
+    if is_exclusive(task):
         chosen = probability.argmax(axis=1)[:, None]
         probability = np.take_along_axis(probability, chosen, axis=1)
         target = np.take_along_axis(target, chosen, axis=1)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, ndtri
 
 from medopt.core.errors import DataError
-from medopt.core.records import UNKNOWN, Estimate, Predictions, Task
+from medopt.core.records import UNKNOWN, Estimate, Predictions, Task, has_one_output, is_exclusive
 from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED, Calibration
@@ -17,7 +17,7 @@ from medopt.metrics.calibration_error import NO_INTERVAL, adaptive_calibration_e
 from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.metrics.figures import METRICS, Figures
 from medopt.metrics.proportions import effective_cases, proportion
-from medopt.metrics.thresholds import OperatingPoint
+from medopt.metrics.thresholds import MEDIAN, OperatingPoint
 from medopt.metrics.weighted import (
     CaseGroups,
     Index,
@@ -71,7 +71,8 @@ def evaluate(
     elif kind == "multilabel":
         point = OperatingPoint((threshold,) * predictions.logits.shape[1], "fixed")
     else:
-        point = OperatingPoint(None, "argmax") if kind == "multiclass" else OperatingPoint(threshold, "fixed")
+        exclusive = OperatingPoint(None, MEDIAN if kind == "ordinal" else "argmax")
+        point = exclusive if is_exclusive(kind) else OperatingPoint(threshold, "fixed")
     scored = CalibratedPredictions(predictions, kind, calibration, point)
     return all_figures(scored, bootstrap=bootstrap, confidence=confidence, seed=seed, prevalence=prevalence)
 
@@ -87,12 +88,12 @@ def _as_predictions(
     outputs = scores.shape[-1]
     task = task or ("multilabel" if truth.ndim == 2 else "binary" if outputs == 1 else "multiclass")
     shape = (cases, outputs) if task == "multilabel" else (cases,)
-    if scores.ndim != 2 or truth.shape != shape or names.shape != (cases,) or (task == "binary" and outputs != 1):
+    if scores.ndim != 2 or truth.shape != shape or names.shape != (cases,) or (has_one_output(task) and outputs != 1):
         raise DataError(
             f"labels {truth.shape}, logits {np.shape(logits)} and patients {names.shape} do not belong together for a "
             f"{task} question: it takes labels {shape}, logits (N, 1 or K) and patients (N,) of the same N cases."
         )
-    classes = outputs if task == "multiclass" else 2
+    classes = outputs if is_exclusive(task) else 2
     unknown = np.isnan(truth) if task == "multilabel" and np.issubdtype(truth.dtype, np.floating) else None
     known = truth if unknown is None else truth[~unknown]
     if wrong := sorted(set(np.unique(known).tolist()) - set(range(classes))):
@@ -127,9 +128,9 @@ def all_figures(
     found = {name: guarded(one) for name, one in drawn.items()}
     found["auc_bootstrap"] = found["auc"]
     found["auc"] = mean_auc(auc_with_covariance(scored.score, scored.truth, patients), cases, confidence)
-    if scored.task == "binary":
+    if has_one_output(scored.task):
         found |= shares_of(scored, patients, confidence)
-    if scored.task == "binary" and prevalence is not None:
+    if has_one_output(scored.task) and prevalence is not None:
         found |= _values_at(prevalence, scored, patients, confidence)
     truth = scored.predictions.labels
     errors = {"ece": expected_calibration_error, "ace": adaptive_calibration_error}
@@ -141,7 +142,7 @@ def all_figures(
 
 def statistic_of(scored: CalibratedPredictions, groups: CaseGroups | None = None) -> Statistic:
     """All figures of one model that the bootstrap can draw."""
-    exclusive = scored.task == "multiclass"
+    exclusive = is_exclusive(scored.task)
     return together(
         ranking_statistic(scored.score, scored.truth, groups),
         decision_statistic(scored.decided, scored.truth, exclusive=exclusive, groups=groups),

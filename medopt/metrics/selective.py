@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.core.records import Estimate
+from medopt.core.records import Estimate, has_one_output
 from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.proportions import proportion
@@ -117,7 +117,7 @@ def _band(scored: CalibratedPredictions, confidence: float) -> DecidedShare | No
 
     coverage = proportion(decided, patients, confidence, len(decided))
     risk = among(decided, scored.wrong)
-    if scored.task != "binary":
+    if not has_one_output(scored.task):
         return DecidedShare(coverage, risk)
     target, right = scored.target[:, 0], ~scored.wrong
     return DecidedShare(coverage, risk, among(decided & target, right), among(decided & ~target, right))

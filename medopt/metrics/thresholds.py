@@ -18,6 +18,8 @@ from medopt.core.records import UNKNOWN
 
 Rule = Literal["youden", "sensitivity", "specificity", "cost", "fixed"]
 Band = tuple[float, float]
+MEDIAN = "median"
+"""The rule by which a case gets the grade that half of its probability does not lie beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,9 @@ class OperatingPoint:
     """How probabilities become decisions.
 
     `threshold` is one number for a binary study, one a label for a multi-label study, and None for a multi-class
-    study, where the most probable class is chosen. `note` says where a rule could not be followed. `band` holds the
-    probabilities, from its first up to below its second, that leave a case undecided: the finding's of a binary study,
-    the most probable class's of a multi-class study.
+    study, where the most probable class is chosen, and for grades, where the MEDIAN is. `note` says where a rule could
+    not be followed. `band` holds the probabilities, from its first up to below its second, that leave a case undecided:
+    the finding's of a binary study, the chosen class's of a multi-class study.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
@@ -41,7 +43,7 @@ class OperatingPoint:
         """Which cases (N,) of probabilities (N, K) are left undecided."""
         if self.band is None:
             return np.zeros(len(probability), dtype=bool)
-        top = probability.max(axis=1)
+        top = self._chosen(probability) if self.threshold is None else probability.max(axis=1)
         return np.asarray((top >= self.band[0]) & (top < self.band[1]))
 
     def confidence(self, probability: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -51,16 +53,23 @@ class OperatingPoint:
         multi-class: the probability of the chosen class. Where a probability is NaN, its label does not count.
         """
         if self.threshold is None:
-            return np.asarray(probability.max(axis=1), dtype=np.float64)
+            return self._chosen(probability)
         return np.asarray(np.fmin.reduce(np.abs(_logit(probability) - _logit(self.threshold)), axis=1))
 
     def decide(self, probability: NDArray[np.floating]) -> NDArray[np.int64]:
         """Decisions for probabilities (N, K): class indices (N,), or zeros and ones (N, K) of a multi-label study."""
+        if self.threshold is None and self.rule == MEDIAN:  # the fewest grades off, on average
+            return (probability[:, :-1].cumsum(axis=1) < 0.5).sum(axis=1).astype(np.int64)
         if self.threshold is None:
             return probability.argmax(axis=1).astype(np.int64)
         if isinstance(self.threshold, tuple):
             return (probability >= np.asarray(self.threshold)).astype(np.int64)
         return (probability[:, 0] >= self.threshold).astype(np.int64)
+
+    def _chosen(self, probability: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The probability (N,) of the class that each case is decided for."""
+        chosen = self.decide(probability)[:, None]
+        return np.asarray(np.take_along_axis(probability, chosen, axis=1)[:, 0], dtype=np.float64)
 
     @property
     def thresholds(self) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.valuerep import DA, TM
 
-from medopt.core.records import Volume
+from medopt.core.records import Volume, is_exclusive
 from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, encode_object
 from medopt.pacs.study_header import element_texts, image_header
 from medopt.pacs.worker_protocol import OutgoingObject
@@ -32,7 +32,7 @@ def heat_maps(
     `evidence` (K, *grid) is what each region of the prepared scan added to each logit.
     """
     identity = context.identity
-    if identity.release.task == "multiclass":  # a softmax ignores what all outputs share
+    if is_exclusive(identity.release.task):  # a softmax ignores what all outputs share
         evidence = evidence - evidence.mean(axis=0)
     outputs = list(identity.release.reported_labels)
     objects = []

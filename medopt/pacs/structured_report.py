@@ -84,14 +84,16 @@ def _observer(identity: ModelIdentity) -> sr.ObserverContext:
 def _measurement_group(
     context: ResultContext, scan: ScanAnswer, label: str
 ) -> sr.MeasurementsAndQualitativeEvaluations:
-    """TID 1501: presence, and certainty in percent unless the scan was declined."""
-    first = str(scan.images[0].SOPInstanceUID)
+    """TID 1501: presence, and certainty in percent unless the scan was declined; of a number the number, too."""
+    first, scale = str(scan.images[0].SOPInstanceUID), context.identity.release.number
+    named = label if scale is None else f"{scale.quantity}: {label}"
     certainty = []
     if not scan.answer.declined:
         percent = round(100 * scan.answer.probabilities[label], 2)
         certainty = [sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=percent, unit=codes.UCUM.Percent)]
+        certainty += _number(context, scan)
     group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=context.uid("tracking", first, label), identifier=label),
+        tracking_identifier=sr.TrackingIdentifier(uid=context.uid("tracking", first, label), identifier=named),
         algorithm_id=_algorithm(context.identity),
         measurements=certainty,
         qualitative_evaluations=[
@@ -105,6 +107,33 @@ def _measurement_group(
     if scan.answer.declined:
         group[0].ContentSequence.append(_text_item(codes.DCM.Comment, f"Declined: {scan.answer.declined}"))
     return group
+
+
+def _number(context: ResultContext, scan: ScanAnswer) -> list[sr.Measurement]:
+    """The number of a regression study in its UCUM unit (TID 300), with its interval as the uncertainty (TID 310).
+
+    Its concept is the code that the study gives, else Quantity.
+    """
+    number, scale = scan.answer.number, context.identity.release.number
+    if number is None or scale is None:
+        return []
+    name = Code(*scale.code.split("^")) if scale.code else codes.SCT.Quantity
+    ends = [None if end is None else _decimal(abs(end - number.value)) for end in (number.low, number.high)]
+    return [
+        sr.Measurement(
+            name=name,
+            value=_decimal(number.value),
+            unit=Code(number.unit, "UCUM", "no units" if number.unit == "1" else number.unit),
+            properties=sr.MeasurementProperties(
+                lower_measurement_uncertainty=ends[0], upper_measurement_uncertainty=ends[1]
+            ),
+        )
+    ]
+
+
+def _decimal(value: float) -> float:
+    """To six digits, which a decimal string holds."""
+    return float(f"{value:.6g}")
 
 
 def _algorithm(identity: ModelIdentity) -> sr.AlgorithmIdentification:
@@ -154,6 +183,9 @@ def _paragraphs(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[sr
         if scan.answer.declined:
             findings.append(f"{prefix}Undetermined. Declined: {scan.answer.declined.rstrip('.')}.")
             continue
+        if (given := scan.answer.number) is not None:
+            coverage = "" if given.low is None else f", {given.coverage:.0%} interval in parentheses"
+            findings.append(f"{prefix}{given.quantity}: {given.text}{coverage}.")
         for label in identity.release.reported_labels:
             percent = 100 * scan.answer.probabilities[label]
             findings.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")

@@ -120,4 +120,6 @@ def _plain(features: Features, split: Split) -> NDArray[np.float64]:
 
 
 def _targets(study: Study, part: PreparedSplit) -> NDArray[np.float64]:
+    if study.data.task == "regression":
+        return study.data.number.as_scale().outputs([[case.number] for case in part.cases])
     return truth(labels_of(study, part), study.data.outputs, study.data.task)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +21,17 @@ from medopt.evaluation.evaluate import evaluate_model, figures_of, patient_resul
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.model_verdict import judge_model
 from medopt.evaluation.run_metrics import Int8Change, KeptWeights, ModelResult, RunMetrics
+from medopt.figures.agreement import agreement_figure
 from medopt.figures.performance import confusion_figure, learning_curves, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.figures import Figures
+from medopt.metrics.number_figures import NumberFigures
 from medopt.metrics.proportions import proportion
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.reevaluate import draw_decisions
 from medopt.release.layout import FORMAT, MODELS, ModelInfo, Provenance, ReleaseInfo
 
+T = TypeVar("T")
 FIGURES = (
     *("learning_curves", "roc", "reliability", "confusion"),
     *("precision_recall", "decision_curve", "coverage_risk", "subgroups"),
@@ -54,7 +59,10 @@ def summarize(
     scored = by_kind(lambda kind: scored_as_judged(study, table_of[kind], judged))
     test = by_kind(lambda kind: scored[kind].where(scored[kind].predictions.split == "test"))
     results = by_kind(lambda kind: evaluate_model(test[kind], study.data.labels, settings, seed))
-    verdict = judge_model(test, by_kind(lambda kind: results[kind].figures.auc), study.data.labels, baselines)
+    number, grades = (_of_both(getattr(results.float, of), getattr(results.int8, of)) for of in ("number", "grades"))
+    kappa = None if grades is None else by_kind(lambda kind: grades[kind].kappa)
+    auc = by_kind(lambda kind: results[kind].figures.auc)
+    verdict = judge_model(test, auc, study.data.labels, baselines, kappa)
     is_passed = judged.verdict.passed and verdict.better_than_chance
 
     def figures(split: CalibratedPredictions, rows: NDArray[np.bool_]) -> Figures:
@@ -86,10 +94,18 @@ def summarize(
         gate=GateRecord(**dict(judged.verdict), in_float=judged.in_float, override=None if is_passed else override),
         kept=kept,
         prior_shift=judged.shift,
+        number=number,
+        margin=_of_both(judged.margins.get("float"), judged.margins.get("int8")),
+        grades=grades,
         verdict=verdict,
         machine=machine(),
         packages=package_versions(),
     )
+
+
+def _of_both(before: T | None, after: T | None) -> ByKind[T] | None:
+    """What both models have; None of a study that asks for no such thing."""
+    return None if before is None or after is None else ByKind(float=before, int8=after)
 
 
 def int8_on_test(test: ByKind[CalibratedPredictions], confidence: float) -> Int8Change:
@@ -104,7 +120,8 @@ def int8_on_test(test: ByKind[CalibratedPredictions], confidence: float) -> Int8
 
 def scored_as_judged(study: Study, table: Predictions, judged: GateResult) -> CalibratedPredictions:
     """A model's predictions as its calibration and operating point read them."""
-    return CalibratedPredictions(table, study.data.task, judged.calibrations[table.model], judged.points[table.model])
+    found = CalibratedPredictions(table, study.data.task, judged.calibrations[table.model], judged.points[table.model])
+    return replace(found, scale=study.number_scale, margin=judged.margins.get(table.model))
 
 
 def draw_figures(
@@ -117,13 +134,16 @@ def draw_figures(
 ) -> None:
     """Learning curves; all else on the test split, float and int8 together, the subgroups of the int8 model."""
     paths = [folder / f"{name}.png" for name in FIGURES[:4]]
-    metric = "auc" if study.training.metric == "auc" else "negative loss"
+    metric = study.metric_name
     if history:  # an ensemble is not trained
         kept = metrics.kept.epoch if metrics.kept else None
         learning_curves(history, paths[0], metric=metric, kept=kept)
     models = [scored_as_judged(study, table, judged).where(table.split == "test") for table in tables]
     labels, confidence = study.data.labels, study.evaluation.confidence
     draws = study.evaluation.bootstrap
+    if metrics.number is not None and (scale := study.number_scale) is not None:
+        by_name: dict[str, NumberFigures] = {kind: metrics.number[kind] for kind in KINDS}
+        agreement_figure(models, by_name, scale, folder / "agreement.png", f"Agreement: {scale.quantity}, test split")
     roc_figure(
         models, labels, paths[1], bootstrap=draws, confidence=confidence, seed=study.seed, title="ROC, test split"
     )
@@ -149,6 +169,7 @@ def release_info(
             threshold=judged.points[kind].threshold,
             rule=judged.points[kind].rule,
             band=judged.points[kind].band,
+            margin=judged.margins.get(kind),
             engines=judged.engines[kind],
         )
         for kind, file in MODELS.items()
@@ -161,6 +182,7 @@ def release_info(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         task=study.data.task,
         labels=study.data.labels,
+        number=study.number_scale,
         prepare=study.prepare,
         series=study.data.series,
         chain_fingerprint=fingerprint,

@@ -71,6 +71,13 @@ def headline_figures(metrics: RunMetrics) -> dict[str, float | None]:
     """The few numbers by which runs are compared: of the network as trained, and with `_int8` of the int8 model."""
     test = {f"{name}_test": metrics.test.float[name].value for name in RATES}
     small = {f"{name}_test_int8": metrics.test.int8[name].value for name in RATES}
+    if number := metrics.number:
+        quantity = {"mae": number.float.mae, "mae_int8": number.int8.mae, "r2": number.float.r2}
+    elif grades := metrics.grades:
+        quantity = {"kappa": grades.float.kappa, "kappa_int8": grades.int8.kappa}
+    else:
+        quantity = {}
+    test |= {f"{name}_test": one.value for name, one in quantity.items()}
     return {"auc_val": metrics.validation.float.auc.value} | test | small | {"time_ms_int8": metrics.served_ms.int8}
 
 

@@ -38,6 +38,7 @@ def predictions_of(
         split=column([split] * len(part.cases)),
         labels=labels_of(study, part),
         logits=logits,
+        numbers=numbers_of(part) if study.data.task == "regression" else None,
     )
 
 
@@ -46,6 +47,11 @@ def labels_of(study: Study, part: PreparedSplit) -> NDArray[np.int64]:
     table = label_table(part.cases)
     labels = np.where(np.isnan(table), UNKNOWN, table).astype(np.int64)
     return labels if study.data.task == "multilabel" else labels[:, 0]
+
+
+def numbers_of(part: PreparedSplit) -> NDArray[np.float64]:
+    """The true numbers (N,) of a regression study's cases."""
+    return np.array([case.number for case in part.cases], np.float64)
 
 
 def subgroups(part: PreparedSplit) -> dict[str, NDArray[np.str_]]:
@@ -66,11 +72,15 @@ def _groups(case: Case, facts: Acquisition) -> dict[str, str]:
 
 
 def validation_score(study: Study, validation: PreparedSplit) -> Score:
-    """The function that training judges an epoch by: AUC on validation, NaN where it is not defined."""
+    """The function that training judges an epoch by: AUC on validation, R2 of a number; NaN where it is not defined."""
+
+    def explained(outputs: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+        spread = float(np.square(targets - targets.mean()).sum())
+        return 1 - float(np.square(outputs - targets).sum()) / spread if spread > 0 else float("nan")
 
     def score(logits: NDArray[np.float64], _targets: NDArray[np.float64]) -> float:
         blank = predictions_of(study, "float", "val", validation, logits)
         scored = CalibratedPredictions(blank, study.data.task)
         return float(auc(scored.score, scored.truth)[0]) if np.isfinite(logits).all() else float("nan")
 
-    return score
+    return explained if study.data.task == "regression" else score

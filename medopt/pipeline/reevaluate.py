@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medopt.config import Evaluation
+from medopt.config import Evaluation, Study
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.records import KINDS, Predictions, Split, Task
+from medopt.core.number_scale import NumberScale
+from medopt.core.records import KINDS, Predictions, Split, Task, has_one_output, is_exclusive
 from medopt.core.result import Result
 from medopt.evaluation.evaluate import evaluate_model, resampling
 from medopt.evaluation.patients import by_patient
 from medopt.evaluation.predictions_io import read_labels, read_predictions
 from medopt.evaluation.run_metrics import METRICS_FILE, ModelResult, RunMetrics
-from medopt.evaluation.validation_fit import fit_on
+from medopt.evaluation.validation_fit import fit_on, margin_of
 from medopt.figures.decisions import (
     coverage_risk_figure,
     decision_curve_figure,
@@ -25,8 +26,9 @@ from medopt.figures.decisions import (
 )
 from medopt.figures.performance import confusion_figure, reliability_figure, roc_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
-from medopt.metrics.thresholds import OperatingPoint
+from medopt.metrics.thresholds import MEDIAN, OperatingPoint
 
+NO_VALIDATION = "no validation rows: probabilities are those of the network, and the threshold is 0.5"
 TABLE, STUDY = "predictions.csv", "study.yaml"
 
 
@@ -42,6 +44,8 @@ class OpenTable:
     seed: int
     shift: tuple[float, ...] = ()
     """What class weights and balanced sampling added to each output's logits, as the run beside the table knows."""
+    scale: NumberScale | None = None
+    """Of a regression study: how its outputs become numbers."""
 
 
 class EvaluatedModel(ModelResult):
@@ -72,11 +76,13 @@ def open_table(path: Path, study_file: Path | None = None, changes: Mapping[str,
     task, labels = read_labels(path)
     beside = path.parent / STUDY
     if study_file is None and not beside.is_file():
-        settings, seed = Evaluation(), 0
+        settings, seed, scale = Evaluation(), 0, None
+        if task == "regression":
+            raise ConfigError(f"{path} holds numbers, whose scale stands in the study file: give it with --study.")
     else:
         study = load_study(study_file or beside)
-        settings, seed = study.evaluation, study.seed
-        if study.data.task != task or (task != "binary" and list(study.data.labels) != list(labels)):
+        settings, seed, scale = study.evaluation, study.seed, _scale(study, study_file or beside)
+        if study.data.task != task or (not has_one_output(task) and list(study.data.labels) != list(labels)):
             raise ConfigError(
                 f"{study_file or beside} is a {study.data.task} study of {', '.join(study.data.labels)}, and {path} "
                 f"holds {task} predictions of {', '.join(labels)}. Give the study that it belongs to with --study."
@@ -86,12 +92,20 @@ def open_table(path: Path, study_file: Path | None = None, changes: Mapping[str,
         settings = Evaluation.model_validate(settings.model_dump() | dict(changes or {}))
     except ValueError as error:
         raise ConfigError(f"The settings cannot be used: {error.errors()[0]['msg']}.") from None  # type: ignore[attr-defined]
-    if settings.prevalence is not None and task != "binary":
+    if settings.prevalence is not None and not has_one_output(task):
         raise ConfigError(f"--prevalence is the share of one finding; {path} holds {task} predictions.")
     metrics = path.parent / METRICS_FILE
     is_runs_own = path.name == TABLE and metrics.is_file()  # other tables hold calibrated logits, or a group's
     shift = RunMetrics.read(metrics).prior_shift if is_runs_own else ()
-    return OpenTable(path, read_predictions(path), task, labels, settings, seed, shift)
+    return OpenTable(path, read_predictions(path), task, labels, settings, seed, shift, scale)
+
+
+def _scale(study: Study, path: Path) -> NumberScale | None:
+    """That of a regression study; raises ConfigError where its run has not filled it in."""
+    try:
+        return study.number_scale
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}. Give the study.yaml of the run's folder with --study.") from None
 
 
 def evaluate_table(
@@ -129,25 +143,31 @@ def scored_of(table: OpenTable, one: Predictions, patients: bool = False) -> tup
         one = by_patient(one, table.task, table.settings.aggregate)
     validation = one.of_split("val")
     if len(validation):
-        return replace(fit_on(validation, table.settings, table.task, shift=table.shift), predictions=one), []
+        fitted = fit_on(validation, table.settings, table.task, shift=table.shift)
+        scale, coverage = table.scale, table.settings.confidence
+        margin = None if scale is None else margin_of(validation, scale, coverage)
+        return replace(fitted, predictions=one, scale=scale, margin=margin), []
     beside = table.path.parent / METRICS_FILE
     kind = next((kind for kind in KINDS if kind == one.model), None)
     if kind and beside.is_file():
         metrics = RunMetrics.read(beside)
         calibration, point = metrics.calibration[kind].calibration, metrics.operating_point[kind]
         note = f"no validation rows: calibration and operating point are those of {METRICS_FILE}"
-        return CalibratedPredictions(one, table.task, calibration, point), [note]
-    half = None if table.task == "multiclass" else 0.5
+        margin = metrics.margin[kind] if metrics.margin else None
+        return CalibratedPredictions(one, table.task, calibration, point, table.scale, margin), [note]
+    if table.task == "ordinal":
+        return CalibratedPredictions(one, table.task, operating_point=OperatingPoint(None, MEDIAN)), [NO_VALIDATION]
+    half = None if is_exclusive(table.task) else 0.5
     threshold = (0.5,) * one.logits.shape[1] if table.task == "multilabel" else half
-    note = "no validation rows: probabilities are those of the network, and the threshold is 0.5"
-    return CalibratedPredictions(one, table.task, operating_point=OperatingPoint(threshold, "fixed")), [note]
+    point = OperatingPoint(threshold, "fixed")
+    return CalibratedPredictions(one, table.task, operating_point=point, scale=table.scale), [NO_VALIDATION]
 
 
 def _decided(scored: CalibratedPredictions) -> str:
     """How cases were decided, in a few words."""
     point = scored.operating_point
     if point.threshold is None:
-        return f"most probable, {scored.calibration}"
+        return f"{'the median grade' if point.rule == MEDIAN else 'most probable'}, {scored.calibration}"
     return f"from {', '.join(f'{cut:.3f}' for cut in point.thresholds)} ({point.rule}), {scored.calibration}"
 
 

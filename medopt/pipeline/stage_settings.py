@@ -12,7 +12,7 @@ from medopt.config import Study
 from medopt.core.provenance import digest
 
 PRUNED = "pruned"  # pruned-1, pruned-2, ...: a stage a step
-_TASK = ("seed", "data.task", "data.labels")
+_TASK = ("seed", "data.task", "data.labels", "data.number")
 _NETWORK = (*_TASK, "model", "prepare")
 _TRAINING = (*_NETWORK, "augment", "training")
 _BASELINE = ("accelerator", "precision", "teacher", "teacher_digest")
@@ -60,7 +60,7 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "release": (
         *("name", "question", "intended_use", "prepare", "compression.profile", "domain.enabled"),
-        *("data.task", "data.labels", "data.series"),
+        *("data.task", "data.labels", "data.number", "data.series"),
     ),
     "report": _ALL,
     "record": _ALL,

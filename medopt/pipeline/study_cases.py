@@ -13,6 +13,7 @@ from medopt.core.records import Case
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases
 from medopt.manifest.findings import finding_text, refuse_findings
+from medopt.manifest.numbers import with_number_scale
 from medopt.manifest.run_manifest import manifest_digest, training_digest
 from medopt.manifest.splits import apply_folds
 from medopt.manifest.table import read_manifest
@@ -45,6 +46,7 @@ def read_source(study: Study, study_file: Path, data: Path, runs: Path = RUNS) -
     manifest = find_manifest(study, study_file, data)
     card = load_card(manifest)
     cases = read_manifest(manifest, study)
+    study = with_number_scale(study, cases)
     root = data / study.data.root
     findings = check_cases(cases, root, study, card)
     refuse_findings(findings, study)

@@ -53,7 +53,11 @@ def _lines(
     if inferred.data.task != "binary":
         lines.append(_line("  task", inferred.data.task, ""))
     second = "the second is the finding" if inferred.data.task == "binary" else ""
-    lines.append(_line("  labels", inferred.data.labels, second))
+    if inferred.data.task == "regression":
+        column = {"column": inferred.data.number.column, "unit": inferred.data.number.unit}
+        lines.append(_line("  number", column, "its UCUM unit, as in a (years), mm3, mL; threshold: the median"))
+    else:
+        lines.append(_line("  labels", inferred.data.labels, second))
     if inferred.data.rename:
         lines.append(_line("  rename", inferred.data.rename, "labels of the manifest, and what they are called here"))
     for section, members in groupby(decisions, key=lambda decision: decision.key.partition(".")[0]):

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from medopt.config import Prepare
-from medopt.core.format import format_estimate
+from medopt.core.format import amount_text, format_amount, format_estimate, unit_text
+from medopt.core.number_scale import NumberScale
 from medopt.core.provenance import CodeVersion, Machine
 from medopt.core.records import KINDS, Estimate, Kind, Task
 from medopt.core.result import WITH_DEFAULTS, Result
@@ -19,6 +20,9 @@ from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.model_verdict import ModelVerdict
 from medopt.evaluation.run_metrics import CalibrationResult
 from medopt.evaluation.subgroup_results import SubgroupResults
+from medopt.metrics.grade_figures import GradeFigures
+from medopt.metrics.number_figures import NumberFigures
+from medopt.metrics.numbers import Margin
 from medopt.release.layout import ReleaseInfo
 from medopt.release.reporting_guidelines import COVERED, LEFT
 
@@ -90,6 +94,11 @@ class ModelCard(Result):
     known_of_the_data: tuple[str, ...]
     start: StartRecord | None = None
     verdict: ModelVerdict | None = None
+    number: NumberFigures | None = None
+    """Of a regression study's number, int8; `margin` is how far it may be from the truth."""
+    scale: NumberScale | None = None
+    margin: Margin | None = None
+    grades: GradeFigures | None = None
     provenance: CardOrigin
     guidelines: Guidelines
 
@@ -131,6 +140,10 @@ def card_of(info: ReleaseInfo) -> ModelCard:
         known_of_the_data=origin.data_notes,
         start=figures.baselines.start if figures.baselines else None,
         verdict=figures.verdict,
+        number=figures.number.int8 if figures.number else None,
+        scale=info.number,
+        margin=int8.margin,
+        grades=figures.grades.int8 if figures.grades else None,
         provenance=CardOrigin(**origin.model_dump(exclude={"data_notes"})),
         guidelines=Guidelines(
             covered=tuple(Covered(item=item, what=what, where=where) for item, what, where in COVERED),
@@ -164,10 +177,34 @@ def _figures(card: ModelCard) -> Iterator[str]:
     for name in FIGURES:
         cells = [_figure(card.performance[kind][name]) for kind in KINDS]
         yield f"| {name.replace('_', ' ')} | {' | '.join(cells)} |"
+    yield from _quantity(card)
     yield from ("", "## By site (AUC, int8)", "", "| site | AUC | cases |", "|---|---|---|")
     for site, auc in card.sites.items():
         yield f"| {site} | {_figure(auc)} | {auc.n} |"
     yield ""
+
+
+def _quantity(card: ModelCard) -> Iterator[str]:
+    """Of a number or of grades: how far the int8 model is off."""
+    if card.number is not None and card.scale is not None:
+        one, unit, limit = card.number, unit_text(card.scale.unit), amount_text(card.scale.threshold)
+        yield from (
+            "",
+            f"The figures above are of the question whether the {card.scale.quantity} is above {limit}{unit}.",
+        )
+        yield (
+            f"The {card.scale.quantity} itself, int8: mean absolute error {format_amount(one.mae)}{unit}, R2 "
+            f"{format_estimate(one.r2)}, mean difference {format_amount(one.bias)}{unit}, limits of agreement "
+            f"{format_amount(one.lower)} and {format_amount(one.upper)}."
+        )
+        if card.margin is not None:
+            promise = (
+                f"holds the true number of {card.margin.coverage:.0%} of patients like those of validation or more"
+            )
+            yield f"The interval of an answer {promise}." if card.margin.reach else f"{card.margin.note}."
+    if card.grades is not None:
+        kappa, off = format_estimate(card.grades.kappa), format_estimate(card.grades.distance)
+        yield from ("", f"The grades, int8: weighted kappa {kappa}, {off} grades off on average.")
 
 
 def _figure(estimate: Estimate) -> str:

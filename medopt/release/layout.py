@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 from medopt.config import Prepare, Profile, SeriesRules
 from medopt.core.errors import ReleaseError, listed
 from medopt.core.files import file_digest, write_text
+from medopt.core.number_scale import NumberScale
 from medopt.core.provenance import CodeVersion, Machine
-from medopt.core.records import Kind, Task
+from medopt.core.records import Kind, Task, has_one_output
 from medopt.core.result import Result
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.run_metrics import ReleaseFigures
 from medopt.metrics.calibration import Calibration
+from medopt.metrics.numbers import Margin
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.transforms.prepare import PrepareChain
 
@@ -35,6 +37,8 @@ class ModelInfo(BaseModel):
     threshold: float | tuple[float, ...] | None
     rule: str
     band: tuple[float, float] | None = None
+    margin: Margin | None = None
+    """How far the number of a regression study may be from the truth."""
     engines: list[str]
 
     @property
@@ -69,6 +73,8 @@ class ReleaseInfo(BaseModel):
     created: str
     task: Task
     labels: list[str]
+    number: NumberScale | None = None
+    """How the output of a regression study becomes a number."""
     prepare: Prepare
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study the model was made for."""
@@ -85,7 +91,7 @@ class ReleaseInfo(BaseModel):
     @property
     def reported_labels(self) -> list[str]:
         """The labels that have an output each, which results report: of a binary study the finding alone."""
-        return self.labels[1:] if self.task == "binary" else self.labels
+        return self.labels[1:] if has_one_output(self.task) else self.labels
 
 
 def refuse_channels(info: ReleaseInfo, what: str) -> None:

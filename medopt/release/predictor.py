@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.core.errors import ReleaseError
-from medopt.core.records import FloatArray, Volume
+from medopt.core.format import amount_text, unit_text
+from medopt.core.number_scale import NumberScale
+from medopt.core.records import FloatArray, Volume, has_one_output
 from medopt.core.run_paths import find_release
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.channels import ScanPath, scan_name
 from medopt.inference.engines import Engine, Mode, unsupported_reason
 from medopt.inference.runtime import Setting
+from medopt.metrics.numbers import Margin
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.ood_check import OutOfDomainCheck, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
@@ -23,6 +26,37 @@ from medopt.transforms.prepare import PrepareChain
 
 UNDECIDED = "undecided"
 PLAIN = Setting(engine="onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class NumberAnswer:
+    """A predicted number, and the interval that holds the true one with the promised probability (`Margin`).
+
+    `low` and `high` are None where too few validation patients were there to promise one.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    unit: str
+    quantity: str
+    coverage: float
+
+    @property
+    def text(self) -> str:
+        """In a few words, as in 3120 mm3 (2850 to 3400)."""
+        value = f"{amount_text(self.value)}{unit_text(self.unit)}"
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} ({amount_text(self.low)} to {amount_text(self.high)})"
+
+    @classmethod
+    def of(cls, output: float, scale: NumberScale, margin: Margin | None) -> NumberAnswer:
+        """The number that an output of the network is."""
+        reach = None if margin is None else margin.reach
+        low, high = (None, None) if reach is None else scale.numbers([output - reach, output + reach]).tolist()
+        coverage = 0.0 if margin is None else margin.coverage
+        return cls(float(scale.numbers(output)), low, high, scale.unit, scale.quantity, coverage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +71,8 @@ class Answer:
     logits: tuple[float, ...]
     declined: str | None = None
     """Why the release gives no decision: the scan is unlike those it was trained on. None: it was not declined."""
+    number: NumberAnswer | None = None
+    """Of a regression study, also where the scan was declined."""
     distances: tuple[float, float] | None = None
     """How far the scan is from training in content and texture, in units of the out-of-domain check's limits."""
 
@@ -141,7 +177,7 @@ class Release:
         table = model.calibration.probabilities(logits[None], self.info.task)
         decided = model.operating_point.decide(table)[0]
         values = [float(value) for value in table[0]]
-        if self.info.task == "binary":
+        if has_one_output(self.info.task):
             values = [1 - values[0], values[0]]
         if model.operating_point.undecided(table)[0]:
             decision = UNDECIDED
@@ -151,7 +187,9 @@ class Release:
             decision = labels[int(decided)]
         probabilities = dict(zip(labels, values, strict=True))
         decision = "" if declined else decision
-        return Answer(probabilities, decision, tuple(logits.tolist()), declined or None, distances)
+        scale = self.info.number
+        number = None if scale is None else NumberAnswer.of(float(logits[0]), scale, model.margin)
+        return Answer(probabilities, decision, tuple(logits.tolist()), declined or None, number, distances)
 
 
 def load_release(path: str | Path, kind: Kind = "int8", engine: str | None = None, threads: int = 0) -> Release:

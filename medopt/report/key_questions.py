@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from medopt.core.format import count_text, format_difference, format_estimate, format_share
+from medopt.core.format import (
+    amount_text,
+    count_text,
+    format_amount,
+    format_difference,
+    format_estimate,
+    format_share,
+    unit_text,
+)
+from medopt.core.records import has_one_output
 from medopt.evaluation.model_verdict import CHANCE, NOT_SHOWN
 from medopt.report.format import joined, plain
 from medopt.report.run_records import RunRecords
@@ -36,8 +45,9 @@ def _works(run: RunRecords) -> Iterator[str]:
         f"On {split.images} test images of {split.patients} patients, which took no part in any choice, the "
         f"{run.served} model has an AUC of {format_estimate(test.auc)}.{_chance(run)}"
     )
+    yield from _quantity(run)
     yield from _brought(run)
-    if run.study.data.task != "binary":
+    if not has_one_output(run.study.data.task):
         sensitivity = format_share(test.sensitivity)
         yield f"Its accuracy is {format_share(test.accuracy)}, its mean sensitivity {sensitivity}."
         return
@@ -51,6 +61,25 @@ def _works(run: RunRecords) -> Iterator[str]:
         f"Of its positive answers {format_share(test.ppv)} are right, of its negative ones {format_share(test.npv)}"
         f"{_prevalence(run)}."
     )
+
+
+def _quantity(run: RunRecords) -> Iterator[str]:
+    """How far a number, or a grade, is off."""
+    scale, number, grades = run.study.number_scale, run.metrics.number, run.metrics.grades
+    if scale is not None and number is not None:
+        unit, one = unit_text(scale.unit), number[run.served]
+        limit = f"{amount_text(scale.threshold)}{unit}"
+        yield f"That is the question whether the {scale.quantity} is above {limit}."
+        yield (
+            f"The {scale.quantity} itself is off by {format_amount(one.mae)}{unit} on average (R2 "
+            f"{format_estimate(one.r2)})."
+        )
+    if grades is not None:
+        one_grade = grades[run.served]
+        yield (
+            f"Its grades agree with the true ones with a weighted kappa of {format_estimate(one_grade.kappa)}; "
+            f"{format_share(one_grade.within_one)} are at most one grade off."
+        )
 
 
 def _brought(run: RunRecords) -> Iterator[str]:

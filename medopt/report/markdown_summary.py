@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medopt.core.format import format_difference, format_estimate, format_share
+from medopt.core.format import format_amount, format_difference, format_estimate, format_share, unit_text
 from medopt.core.records import KINDS
 from medopt.evaluation.group_metrics import FigureSpread, GroupMetrics, verdict_counts
 from medopt.evaluation.sweep_summary import SweepSummary
@@ -53,6 +53,11 @@ def _table(run: RunRecords) -> Iterator[str]:
     yield _row("AUC", *(format_estimate(test[kind].auc) for kind in KINDS))
     for name in FIGURES[1:]:
         yield _row(name, *(format_share(test[kind][name]) for kind in KINDS))
+    if number := metrics.number:
+        yield _row(f"mean absolute error{unit_text(number.float.unit)}", *(format_amount(number[k].mae) for k in KINDS))
+        yield _row("R2", *(format_estimate(number[kind].r2) for kind in KINDS))
+    if grades := metrics.grades:
+        yield _row("weighted kappa", *(format_estimate(grades[kind].kappa) for kind in KINDS))
     if len(metrics.sites) > 1:
         for site, figures in metrics.sites.items():
             yield _row(f"AUC at {site}", *(format_estimate(figures[kind].auc) for kind in KINDS))

@@ -13,6 +13,7 @@ from typing import Any
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.errors import DataError
+from medopt.core.format import amount_text, unit_text
 from medopt.core.records import SPLITS, Kind, Split, StageRecord
 from medopt.evaluation.compression_front import CompressionFront
 from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
@@ -89,6 +90,11 @@ def _splits(path: Path, study: Study) -> dict[Split, SplitCounts]:
         part = [row for row in rows if row["split"] == split]
         if study.data.task == "multilabel":
             labels = _label_counts(part, rows, study)
+        elif scale := study.number_scale:
+            above = Counter(float(row[study.data.number.column]) > scale.threshold for row in part)
+            limit = f"{amount_text(scale.threshold)}{unit_text(scale.unit)}"
+            sides = (f"{study.data.labels[0]} (up to {limit})", f"{study.data.labels[1]} (above {limit})")
+            labels = {name: above[is_above] for name, is_above in zip(sides, (False, True), strict=True)}
         else:
             labels = dict(Counter(row["label"] for row in part))
         sites = dict(sorted(Counter(row["site"] for row in part).items()))

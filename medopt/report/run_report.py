@@ -21,6 +21,7 @@ REPORT = "report.html"
 ALT = {
     "roc": "ROC curves of both models on the test split with their bands",
     "subgroups": "AUC, sensitivity and specificity of each site and subgroup with intervals",
+    "agreement": "Predicted against true numbers, and their difference against their mean, both models",
     "precision_recall": "Precision against recall of both models on the test split",
     "confusion": "Decisions against truth on the test split, both models",
     "reliability": "Observed frequency against predicted probability, before and after calibration",
@@ -36,6 +37,8 @@ READING = {
     "roc": "The nearer to the upper left corner, the better; the diagonal is chance.",
     "subgroups": "A group left of the dotted line does worse than all cases together. A wide bar means few patients, "
     "not a worse group.",
+    "agreement": "Left: on the diagonal, the number is right. Right: a slope means that large numbers are predicted "
+    "too small, or too large.",
     "precision_recall": "How many of the cases called positive are positive, for each share of positives found.",
     "confusion": "Correct decisions are on the diagonal from the upper left to the lower right.",
     "reliability": "On the diagonal, a probability of 30 % means that 30 of 100 such cases are positive. Below it, "
@@ -157,8 +160,11 @@ def _sections(run: RunRecords) -> list[ReportSection]:
         ReportSection(
             "Performance",
             f"The test split, scored once, after everything was chosen on validation. {_legend(run)}".rstrip(),
-            _tables(tables.baselines(run), tables.performance(run), tables.patients(run)),
-            _pictures(run, "precision_recall", "confusion"),
+            _tables(
+                *(tables.number(run), tables.grades(run)),
+                *(tables.baselines(run), tables.performance(run), tables.patients(run)),
+            ),
+            _pictures(run, "agreement", "precision_recall", "confusion"),
         ),
         ReportSection(
             "Calibration and decisions",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from medopt.config import Study
-from medopt.core.format import UNDEFINED, format_difference, format_estimate, format_share
+from medopt.core.format import UNDEFINED, format_amount, format_difference, format_estimate, format_share, unit_text
 from medopt.core.records import KINDS
 from medopt.evaluation.subgroup_results import SubgroupFigures
 from medopt.metrics.figures import SHOWN
@@ -40,6 +40,50 @@ def performance(run: RunRecords) -> ReportTable:
     notes = [f"{', '.join(names)}: {note}." for note, names in named.items()]
     columns = ["figure", "float, test", "int8, test", "int8, validation"]
     return ReportTable("Performance", columns, rows, notes)
+
+
+def number(run: RunRecords) -> ReportTable | None:
+    """How the number of a regression study agrees with the truth, both models."""
+    found, margin = run.metrics.number, run.metrics.margin
+    if found is None:
+        return None
+    unit = unit_text(found.float.unit)
+    names = {
+        f"mean absolute error,{unit}": "mae",
+        f"root mean square error,{unit}": "rmse",
+        f"mean difference (bias),{unit}": "bias",
+        f"lower limit of agreement,{unit}": "lower",
+        f"upper limit of agreement,{unit}": "upper",
+    }
+    rows = [
+        [title.rstrip(","), *(format_amount(getattr(found[kind], name)) for kind in KINDS)]
+        for title, name in names.items()
+    ]
+    rows.append(["R2", *(format_estimate(found[kind].r2) for kind in KINDS)])
+    notes = ["A difference is predicted less true. 95 % of differences are expected within the limits of agreement."]
+    if margin is not None and margin.int8.reach is not None:
+        rows.append(["true numbers in their interval", *(format_share(found[kind].covered) for kind in KINDS)])
+        notes.append(
+            f"Each answer comes with an interval that holds the true number of {margin.int8.coverage:.0%} of new "
+            f"patients or more, if they come as the {margin.int8.patients} validation patients did (split conformal)."
+        )
+    elif margin is not None:
+        notes.append(f"{margin.int8.note[0].upper()}{margin.int8.note[1:]}.")
+    return ReportTable("The number", ["figure", "float, test", "int8, test"], rows, notes)
+
+
+def grades(run: RunRecords) -> ReportTable | None:
+    """How the grades of an ordinal study agree with the true ones, both models."""
+    found = run.metrics.grades
+    if found is None:
+        return None
+    rows = [
+        ["quadratically weighted kappa", *(format_estimate(found[kind].kappa) for kind in KINDS)],
+        ["grades off on average", *(format_estimate(found[kind].distance) for kind in KINDS)],
+        ["at most one grade off", *(format_share(found[kind].within_one) for kind in KINDS)],
+    ]
+    notes = ["A case gets the median grade: the one that half of its probability does not lie beyond."]
+    return ReportTable("The grades", ["figure", "float, test", "int8, test"], rows, notes)
 
 
 def _called(name: str) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medopt.core.errors import DataError
 from medopt.core.files import atomic
-from medopt.core.records import Volume
+from medopt.core.records import Volume, is_exclusive
 from medopt.core.reporter import Reporter
 from medopt.inference.depth_evidence import DepthEvidence
 from medopt.inference.evidence_map import Evidence
@@ -54,7 +54,7 @@ def evidence_pictures(
     if places is None:
         raise DataError(f"{name}: the network gives no evidence for a scan of this size.")
     for label in mapped_labels(release, answer):
-        shares = places - places.mean(axis=0) if release.info.task == "multiclass" else places
+        shares = places - places.mean(axis=0) if is_exclusive(release.info.task) else places
         probability = answer.probabilities[label]
         yield label, evidence_picture(release.info.prepare, label, probability, volume, shares[labels.index(label)])
 

@@ -22,6 +22,8 @@ DETAILS = (
 )
 """Columns after the probabilities: the reason for which a scan was declined or refused, and `why`, the reason in either
 case; how far the scan is from training, how it was acquired."""
+NUMBERS = ("number", "number_low", "number_high")
+"""Columns of a regression study's release: the number, and the interval that is promised for the true one."""
 _ACQUIRED = DETAILS.index("modality")
 
 
@@ -35,8 +37,10 @@ class Row:
     facts: Acquisition | None = None
 
 
-def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> list[Row]:
+def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str], *, has_number: bool = False) -> list[Row]:
     """Write the rows as CSV: path, decision, a probability for each label, and DETAILS.
+
+    Of a release that `has_number`, behind the probabilities the number and the interval that is promised for it.
 
     A declined scan has neither decision nor probability, so that nobody takes what the release declined for an answer.
     The file is opened before the first row is computed, so that no prediction is lost. Returns the rows. Raises
@@ -45,32 +49,36 @@ def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str]) -> lis
     written = []
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_columns(labels))
+        writer.writerow(_columns(labels, has_number))
         for row in rows:
             written.append(row)
-            writer.writerow([row.path, *_cells(row, labels)])
+            writer.writerow([row.path, *_cells(row, labels, has_number)])
     return written
 
 
-def _cells(row: Row, labels: Sequence[str]) -> list[str]:
+def _cells(row: Row, labels: Sequence[str], has_number: bool) -> list[str]:
     answer, facts = row.answer, row.facts
+    given = [""] * (1 + len(labels) + len(NUMBERS) * has_number)
     if answer is None:
-        return ["", *[""] * len(labels), "", row.refused, row.refused, *[""] * (len(DETAILS) - 3)]
-    given = ["", *[""] * len(labels)]
+        return [*given, "", row.refused, row.refused, *[""] * (len(DETAILS) - 3)]
     if not answer.declined:
         given = [answer.decision, *(f"{answer.probabilities[label]:.6f}" for label in labels)]
+        number = answer.number
+        if has_number and number is not None:
+            given += ["" if one is None else f"{one:.6g}" for one in (number.value, number.low, number.high)]
     distances = [f"{distance:.4g}" for distance in answer.distances or ()] or ["", ""]
     known = [facts.modality, *facts.subgroups().values()] if facts else [""] * (len(DETAILS) - _ACQUIRED)
     return [*given, answer.declined or "", "", answer.declined or "", *distances, *known]
 
 
-def observed(rows: Sequence[Row], labels: Sequence[str]) -> Observed:
+def observed(rows: Sequence[Row], labels: Sequence[str], *, has_number: bool = False) -> Observed:
     """The columns that drift compares, of rows in memory."""
-    names = _columns(labels)
-    return _observed([dict(zip(names, [row.path, *_cells(row, labels)], strict=True)) for row in rows], labels)
+    names = _columns(labels, has_number)
+    cells = [[row.path, *_cells(row, labels, has_number)] for row in rows]
+    return _observed([dict(zip(names, row, strict=True)) for row in cells], labels, has_number)
 
 
-def read_observed(path: Path, labels: Sequence[str]) -> tuple[int, Observed]:
+def read_observed(path: Path, labels: Sequence[str], *, has_number: bool = False) -> tuple[int, Observed]:
     """The columns that drift compares, of a table that `medopt predict` wrote; and the number of its scans.
 
     Raises DataError where it is not such a table, or one of another release.
@@ -81,23 +89,24 @@ def read_observed(path: Path, labels: Sequence[str]) -> tuple[int, Observed]:
             rows, header = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}). Give the CSV that `medopt predict --out` wrote.") from None
-    missing = [name for name in _columns(labels) if name not in header]
+    missing = [name for name in _columns(labels, has_number) if name not in header]
     if missing:
         raise DataError(
             f"{path} is no table of this release's answers: it has no column {', '.join(missing)}. Give the CSV that "
             "`medopt predict --out` of this release and this version wrote."
         )
-    return len(rows), _observed(rows, labels)
+    return len(rows), _observed(rows, labels, has_number)
 
 
-def _columns(labels: Sequence[str]) -> list[str]:
-    return ["path", "decision", *(f"probability_{label}" for label in labels), *DETAILS]
+def _columns(labels: Sequence[str], has_number: bool) -> list[str]:
+    return ["path", "decision", *(f"probability_{label}" for label in labels), *NUMBERS[: 3 * has_number], *DETAILS]
 
 
-def _observed(rows: Sequence[Mapping[str, str]], labels: Sequence[str]) -> Observed:
+def _observed(rows: Sequence[Mapping[str, str]], labels: Sequence[str], has_number: bool) -> Observed:
     compared = labels[1:] if len(labels) == 2 else labels  # the other one is its complement
     numbers = {f"probability of {label}": _numbers(rows, f"probability_{label}") for label in compared}
     numbers |= {title: _numbers(rows, title.replace(" ", "_")) for title in ("content distance", "texture distance")}
+    numbers |= {NUMBERS[0]: _numbers(rows, NUMBERS[0])} if has_number else {}
     groups = {name: [row[name] for row in rows] for name in ("decision", *DETAILS[_ACQUIRED:])}
     return Observed(numbers, {"outcome": [_outcome(row) for row in rows]} | groups)
 

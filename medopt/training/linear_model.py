@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from medopt.core.records import Task
+from medopt.core.records import Task, is_exclusive
 
 Floats = NDArray[np.float64]
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -31,12 +31,13 @@ class LinearModel:
 
 
 class LinearFit:
-    """Logistic models of one table of features, one for each strength of the penalty.
+    """Logistic models of one table of features, or of a number linear ones, one for each strength of the penalty.
 
     Args:
         features: (N, F).
         targets: (N, K) zeros and ones: of a binary study K is 1, else one a label; NaN where a label is not known.
-        task: a multiclass study's outputs share one softmax; else each is a sigmoid of its own.
+        task: a multiclass study's outputs share one softmax, those of a regression study are numbers (ridge
+            regression); else each is a sigmoid of its own.
         weights: (N,) how much each row counts; None: 1.
 
     With more features than rows the problem is solved in the space of the rows, where it has the same solution.
@@ -69,15 +70,20 @@ class LinearFit:
         return LinearModel(weight, bias[0] - weight @ self.mean, strength)
 
     def _loss(self, values: Floats, strength: float) -> tuple[float, Floats]:
-        """Weighted cross-entropy summed over rows, with `|w|^2 / (2 strength)`; and its gradient."""
+        """Weighted cross-entropy summed over rows, with `|w|^2 / (2 strength)`; and its gradient.
+
+        Of a number half the squared error.
+        """
         outputs = self.targets.shape[1]
         weight, bias = np.split(values.reshape(-1, outputs), [self.rows.shape[1]])
         logits = self.rows @ weight + bias
-        if self.task == "multiclass":
+        if is_exclusive(self.task):
             shifted = logits - logits.max(1, keepdims=True)
             total = np.log(np.exp(shifted).sum(1, keepdims=True))
             losses = -((shifted - total) * self.targets).sum(1)
             likely = np.exp(shifted - total)
+        elif self.task == "regression":
+            losses, likely = (((logits - self.targets) * self.known) ** 2).sum(1) / 2, logits
         else:
             losses = ((np.logaddexp(0, logits) - self.targets * logits) * self.known).sum(1)
             likely = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))

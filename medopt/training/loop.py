@@ -15,7 +15,7 @@ from torch import nn
 
 from medopt.config import Model, Study
 from medopt.core.errors import TrainingError
-from medopt.core.records import EpochRecord
+from medopt.core.records import EpochRecord, is_exclusive
 from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
@@ -115,7 +115,7 @@ def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
     study = job.study.model_copy(update={"model": Model.model_validate(own)}) if own else job.study
     network = load_best(study, job.teacher).to(fabric.device)
     loss = build_loss(job.study, job.train_set.cases, of_answers=True)
-    return Teacher(network, job.teacher_share, loss, exclusive=study.data.task == "multiclass")
+    return Teacher(network, job.teacher_share, loss, exclusive=is_exclusive(study.data.task))
 
 
 def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: TrainingCallbacks | None) -> EpochRecord:
@@ -135,7 +135,8 @@ def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: Trai
 
 
 def _epoch_line(study: Study, record: EpochRecord, is_kept: bool) -> str:
-    score = f"val {study.training.metric} {abs(record.val_metric):.4f}{' *' if is_kept else '  '}"
+    shown = -record.val_metric if study.training.metric == "loss" else record.val_metric
+    score = f"val {study.metric_name} {shown:.4f}{' *' if is_kept else '  '}"
     return (
         f"epoch {record.epoch + 1:>3}/{study.training.epochs}  train loss {record.train_loss:.4f}  "
         f"val loss {record.val_loss:.4f}  {score}  lr {record.learning_rate:.1e}  "

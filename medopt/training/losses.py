@@ -1,4 +1,4 @@
-"""Cross-entropy and focal loss on logits, by task: of hard, smoothed and mixed targets, and of a teacher's answers."""
+"""The loss by task: of labels (hard, smoothed and mixed, and of a teacher's answers), of grades, and of a number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medopt.config import Study
-from medopt.core.records import Case, label_table
+from medopt.core.records import Case, has_one_output, is_exclusive, label_table
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,9 +26,13 @@ def build_loss(study: Study, cases: Sequence[Case], *, of_answers: bool = False)
     for soft targets Li et al. 2020). `of_answers`: for the answers of a teacher, in which class weights and smoothing
     are already; applied again they would shift every probability twice.
     """
+    if study.data.task == "regression":
+        return _number_loss(study.loss)
+    if study.loss == "cumulative":
+        return cumulative_loss
     config = study.training
     smoothing, gamma = config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0
-    exclusive = study.data.task == "multiclass"
+    exclusive = is_exclusive(study.data.task)
     weights = torch.tensor(class_weights(study, cases), dtype=torch.float32)  # (2, K): of absence and of presence
     if of_answers:
         smoothing, weights = 0.0, torch.ones_like(weights)
@@ -59,6 +63,33 @@ def build_loss(study: Study, cases: Sequence[Case], *, of_answers: bool = False)
     return loss
 
 
+def _number_loss(name: str) -> Loss:
+    """Of outputs and targets (N, 1) in units of the number's spread. huber: squared up to 1, then linear (1964)."""
+
+    def loss(outputs: Tensor, target: Tensor) -> Tensor:
+        error = outputs - target
+        if name == "squared":
+            return (error**2 / 2).mean(dim=1)
+        if name == "absolute":
+            return error.abs().mean(dim=1)
+        return F.huber_loss(outputs, target, reduction="none").mean(dim=1)
+
+    return loss
+
+
+def cumulative_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Log loss (N,) of all questions "above grade k?", on average, of logits (N, K) and targets (N, K) in grade order.
+
+    The probability of a grade above k is the sum of the softmax beyond it, so that a grade far from the truth costs
+    more than its neighbour; a target may be mixed of two grades. It is a proper score: the logarithmic form of the
+    ranked probability score (Epstein 1969), and the likelihood of the cumulative questions of McCullagh (1980).
+    """
+    log_p = F.log_softmax(logits, dim=1)
+    upto, above = torch.logcumsumexp(log_p, dim=1)[:, :-1], torch.logcumsumexp(log_p.flip(1), dim=1).flip(1)[:, 1:]
+    beyond = target.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # share of the target above grade k
+    return -(beyond * above + (1 - beyond) * upto).mean(dim=1)
+
+
 def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
     """(2, K) weights of a label's absence and presence, for the training `cases`.
 
@@ -70,9 +101,9 @@ def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
     if isinstance(setting, dict):
         named = [setting[label] for label in study.data.labels]
         weights[:, 0], weights[1] = named[0], named[-study.data.outputs :]
-        if study.data.task != "binary":
+        if not has_one_output(study.data.task):
             weights[0] = 1
-    elif setting == "balanced" and study.data.task == "multiclass":
+    elif setting == "balanced" and is_exclusive(study.data.task):
         counts = np.bincount(labels[:, 0].astype(np.int64), minlength=study.data.outputs)
         weights[1] = len(labels) / (len(counts) * np.maximum(counts, 1))
     elif setting == "balanced":

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medopt.core.records import Case, Task, label_table
+from medopt.core.records import Case, Task, is_exclusive, label_table
 from medopt.data.cache import as_tensor
 from medopt.metrics.nearest_neighbours import neighbour_scores
 from medopt.metrics.weighted import auc
@@ -62,7 +62,7 @@ class NeighbourProbe:
 
     def _targets(self) -> NDArray[np.float64]:
         """(N, K) zeros and ones, NaN where a label is not known; one column for a binary question."""
-        if self.task == "multiclass":
+        if is_exclusive(self.task):
             return np.eye(len(self.labels))[[case.class_index for case in self.cases]]
         return label_table(self.cases)
 

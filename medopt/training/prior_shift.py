@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
-from medopt.core.records import Case, label_table
+from medopt.core.records import Case, is_exclusive, label_table
 from medopt.data.loaders import balanced_chances
 from medopt.training.losses import class_weights
 
@@ -29,15 +29,15 @@ def prior_shift(study: Study, cases: Sequence[Case]) -> tuple[float, ...]:
         ratios = _sampling_ratios(study, cases)
     kept = study.training.teacher_share if study.training.teacher else 0.0
     absent, present = ((1 - kept) * one + kept for one in (weights * ratios))
-    is_exclusive = study.data.task == "multiclass"
-    shift = np.log(present) - np.log(present).mean() if is_exclusive else np.log(present / absent)
+    exclusive = is_exclusive(study.data.task)
+    shift = np.log(present) - np.log(present).mean() if exclusive else np.log(present / absent)
     return tuple(shift.tolist()) if np.abs(shift).max() > 1e-9 else ()
 
 
 def _sampling_ratios(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
     """How much more often a label's absence and presence are drawn (2, K) than by shuffling; the more frequent is 1."""
     labels, chances = label_table(cases), balanced_chances(study, cases)
-    if study.data.task == "multiclass":
+    if is_exclusive(study.data.task):
         counts = np.bincount(labels[:, 0].astype(np.int64), minlength=study.data.outputs)
         drawn = counts.max() / np.maximum(counts, 1)
         return np.stack([np.ones_like(drawn), drawn])

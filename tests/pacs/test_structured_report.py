@@ -6,8 +6,10 @@ import io
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,13 @@ from highdicom import sr
 from peers import radiograph
 from pydicom import Dataset, dcmread
 
+from medopt.core.number_scale import NumberScale
 from medopt.pacs.result_objects import ResultContext, ScanAnswer
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
 from medopt.pacs.study_inference import StudyInference
 from medopt.pacs.worker_protocol import EarlierResult, OutgoingObject, StudyRequest
-from medopt.release.predictor import Answer
+from medopt.release.predictor import Answer, NumberAnswer
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
@@ -92,6 +95,42 @@ def test_what_the_report_says(inference: StudyInference, tmp_path: Path) -> None
     assert [str(source.referenced_sop_instance_uid) for source in group.source_images] == [image.SOPInstanceUID]
     assert inference.identity.model_digest.encode() in report.content
     assert b"blob: Present, probability 87.6 %" in text.content
+
+
+VOLUME = NumberScale("log", 3000.0, 0.1, "mm3", "hippocampal volume", "118565006^SCT^Volume")
+
+
+def with_number(inference: StudyInference, scale: NumberScale) -> Any:
+    """The same release as one that gives a number."""
+    info = inference.identity.release.model_copy(update={"number": scale})
+    return SimpleNamespace(identity=replace(inference.identity, release=info))
+
+
+def test_a_number_is_a_measurement_with_its_unit_and_its_interval(inference: StudyInference, tmp_path: Path) -> None:
+    number = NumberAnswer(3120.4, 2900.1, 3357.5, "mm3", "hippocampal volume", 0.95)
+    answer = replace(PRESENT, number=number)
+    image = header(tmp_path / "a.dcm")
+    report, text = reports_of(with_number(inference, VOLUME), image, answer)
+    group = measurement_group(report)
+    _, volume = group.get_measurements()
+    assert (volume.name.value, volume.name.scheme_designator, volume.name.meaning) == ("118565006", "SCT", "Volume")
+    assert (volume.value, volume.unit.value, volume.unit.scheme_designator) == (3120.4, "mm3", "UCUM")
+    ends = {item.ConceptNameCodeSequence[0].CodeValue: item for item in volume[0].ContentSequence}
+    lower, upper = (float(ends[code].MeasuredValueSequence[0].NumericValue) for code in ("371887004", "371886008"))
+    assert (volume.value - lower, volume.value + upper) == pytest.approx((2900.1, 3357.5))
+    assert group.tracking_identifier == "hippocampal volume: blob"
+    assert b"hippocampal volume: 3120 mm3 (2900 to 3358), 95% interval in parentheses." in text.content
+
+
+def test_a_number_without_a_code_is_a_quantity_and_without_an_interval_has_none(
+    inference: StudyInference, tmp_path: Path
+) -> None:
+    answer = replace(PRESENT, number=NumberAnswer(61.5, None, None, "1", "score", 0.95))
+    plain = NumberScale("linear", 60.0, 9.0, "1", "score")
+    report, text = reports_of(with_number(inference, plain), header(tmp_path / "a.dcm"), answer)
+    _, score = measurement_group(report).get_measurements()
+    assert (score.name.value, score.value, score.unit.value) == ("246205007", 61.5, "1")
+    assert b"score: 61.5." in text.content
 
 
 def test_what_is_declined_is_undetermined_and_has_no_number(inference: StudyInference, tmp_path: Path) -> None:

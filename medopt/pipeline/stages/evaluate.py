@@ -66,7 +66,9 @@ class EvaluateStage(Stage[NoResult]):
         study, folder, gate_result = context.study, context.folder, context.result(JudgeStage)
         tables = predict_splits(study, context.result(PrepareStage), folder, gate_result)
         path = folder.path / PREDICTIONS
-        write_predictions(path, tables, study.data.labels, study.data.task, dict(gate_result.calibrations))
+        write_predictions(
+            path, tables, study.data.labels, study.data.task, dict(gate_result.calibrations), study.number_scale
+        )
         tables = read_predictions(path)  # every figure can be computed again from that file
         baselines = _baselines(context, tables)
         metrics = summarize(

@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 from medopt.compression.gate import GateMeasurement, disagreement, judge, loses
 from medopt.compression.mixed_precision import rank_by_harm, write_mixed_precision
 from medopt.config import Study
-from medopt.core.records import Predictions
+from medopt.core.records import Estimate, Predictions
 from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedImages
 from medopt.evaluation.comparison import area_difference
-from medopt.evaluation.validation_fit import fit_on, parts_of, read_crossed
+from medopt.evaluation.evaluate import resampling
+from medopt.evaluation.validation_fit import fit_on, margin_of, parts_of, read_crossed
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance
+from medopt.metrics.number_figures import error_change
+from medopt.metrics.numbers import Margin
 from medopt.metrics.weighted import auc
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.predict import predict
@@ -178,7 +181,13 @@ class GateEvaluator:
             latency_ms=latency,
             verdict=verdict,
             shift=self.shift,
+            margins=self._margins({kind: one.predictions for kind, one in fitted.items()}),
         )
+
+    def _margins(self, tables: Mapping[str, Predictions]) -> dict[str, Margin]:
+        scale = self.study.number_scale
+        coverage = self.study.evaluation.confidence
+        return {} if scale is None else {kind: margin_of(one, scale, coverage) for kind, one in tables.items()}
 
     def _latencies(self, engines: Mapping[str, Engine]) -> dict[str, float]:
         """Median milliseconds of one image: torch, and each engine with the float and the int8 model, interleaved."""
@@ -223,4 +232,14 @@ def against_float(
         float_ms=times[1],
         size_ratio=sizes[0] / sizes[1],
         fewest=auc_with_covariance(ranked[0].score, ranked[0].truth, ranked[0].patients).fewest,
+        error_change=_error_change(study, before, after),
     )
+
+
+def _error_change(study: Study, before: Predictions, after: Predictions) -> Estimate | None:
+    """By how much the error of a number grows; None of a study that has none."""
+    scale, how = study.number_scale, resampling(study.evaluation, study.seed)
+    old, new = (CalibratedPredictions(one, study.data.task, scale=scale) for one in (before, after))
+    if old.numbers is None or new.numbers is None:
+        return None
+    return error_change(old.numbers[0], new.numbers[0], old.numbers[1], old.patients, how)

@@ -99,4 +99,5 @@ def reference_of(predictor: Release, validation: PreparedSplit) -> Reference:
         answers = predictor.predict_batch(load_batch(validation.files[part]), acquisitions)
         pairs = zip(answers, acquisitions, strict=True)
         rows += [Row("", answer, facts=acquisition) for answer, acquisition in pairs]
-    return Reference.of(len(rows), observed(rows, predictor.info.labels))
+    info = predictor.info
+    return Reference.of(len(rows), observed(rows, info.labels, has_number=info.number is not None))

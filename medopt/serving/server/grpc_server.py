@@ -177,7 +177,7 @@ def write_message(response: InferenceResponse, selection: OutputSelection, raw: 
     message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=selection.id)
     for key, value in response.parameters.items():
         message.parameters[key].string_param = value
-    for name in selection.names():
+    for name in selection.names(response.arrays):
         array = response.arrays[name]
         tensor = message.outputs.add(name=name, datatype=datatype(array), shape=list(array.shape))
         if raw:

@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from medopt import __version__
+from medopt.core.records import has_one_output
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.releases import ReleaseState
-from medopt.serving.server.service import DECISION, DECLINED, IMAGE, LOGITS, PROBABILITIES, SCAN, Service, identity
+from medopt.serving.server.service import (
+    DECISION,
+    DECLINED,
+    IMAGE,
+    LOGITS,
+    NUMBER,
+    PROBABILITIES,
+    SCAN,
+    Service,
+    identity,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,8 @@ def model_metadata(service: Service, name: str, version: str = "") -> ModelMetad
             TensorMetadata(PROBABILITIES, "FP64", (-1, labels)),
             TensorMetadata(DECISION, "BYTES", (-1,)),
             TensorMetadata(DECLINED, "BYTES", (-1,)),
-            TensorMetadata(LOGITS, "FP64", (-1, 1 if info.task == "binary" else labels)),
+            TensorMetadata(LOGITS, "FP64", (-1, 1 if has_one_output(info.task) else labels)),
+            *([TensorMetadata(NUMBER, "FP64", (-1, 3))] if info.number else []),
         ),
         parameters=identity(served) | {"question": info.question, "intended_use": info.intended_use},
     )

@@ -30,7 +30,9 @@ from medopt.serving.server.releases import ReleaseRegistry, ServedRelease
 
 IMAGE, SCAN = "image", "scan"
 PROBABILITIES, DECISION, DECLINED, LOGITS = "probabilities", "decision", "declined", "logits"
-OUTPUTS = (PROBABILITIES, DECISION, DECLINED, LOGITS)
+NUMBER = "number"
+"""Of a regression study's release only: the number, and the interval that is promised for the true one, (N, 3)."""
+OUTPUTS = (PROBABILITIES, DECISION, DECLINED, LOGITS, NUMBER)
 _MARGIN = 1e-3
 
 
@@ -49,7 +51,10 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferenceResponse:
-    """Answers as named arrays of N rows: probabilities (N, labels), logits (N, K), decision and declined (N,)."""
+    """Answers as named arrays of N rows: probabilities (N, labels), logits (N, K), decision and declined (N,).
+
+    Of a release of a number also number (N, 3): the number, and the ends of its interval.
+    """
 
     model: str
     version: str
@@ -266,7 +271,17 @@ def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceRe
         DECLINED: np.array([(answer.declined or "").encode() for answer in answers], np.object_),
         LOGITS: np.array(logits, np.float64),
     }
+    if info.number is not None:
+        arrays[NUMBER] = np.array([_number_row(answer) for answer in answers], np.float64)
     return InferenceResponse(served.name, served.verified.version, arrays, identity(served))
+
+
+def _number_row(answer: Answer) -> list[float]:
+    """The number, and the lower and upper end of its interval; NaN where there is none."""
+    number = answer.number
+    if answer.declined or number is None:
+        return [float("nan")] * 3
+    return [float("nan") if one is None else one for one in (number.value, number.low, number.high)]
 
 
 def identity(served: ServedRelease) -> dict[str, str]:
@@ -280,7 +295,7 @@ def identity(served: ServedRelease) -> dict[str, str]:
         "engine": release.engine.name,
         "medopt": __version__,
         "labels": ";".join(release.info.labels),
-    }
+    } | ({"unit": release.info.number.unit, "quantity": release.info.number.quantity} if release.info.number else {})
 
 
 def content_digest(*data: bytes | memoryview) -> str:

@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from medopt import __version__
+from medopt.core.records import has_one_output
+from medopt.metrics.thresholds import MEDIAN
 from medopt.release.layout import ModelInfo, ReleaseInfo
 from medopt.release.predictor import UNDECIDED, Answer
 from medopt.serving.server.auth import Key
@@ -205,6 +207,8 @@ def page_answer(served: ServedRelease, answer: Answer, pictures: Pictures) -> Pa
     info, model = release.info, release.info.models[release.kind]
     rows = [] if answer.declined else label_rows(info, model, answer)
     decision = "" if answer.declined else answer.decision.replace(";", ", ") or "none of the findings"
+    if answer.number is not None and not answer.declined:
+        decision = f"{answer.number.quantity} {answer.number.text}: {decision}"
     return PageAnswer(
         info.question,
         info.intended_use,
@@ -229,13 +233,14 @@ def rule_of(info: ReleaseInfo, model: ModelInfo) -> str:
     point = model.operating_point
     low, high = (f"{100 * side:.1f} %" for side in point.band or (0, 0))
     if point.threshold is None:
-        text = "The most probable label is the decision."
+        which = "median grade" if point.rule == MEDIAN else "most probable label"
+        text = f"The {which} is the decision."
         if point.band is not None:
             text = f"{text[:-1]}; where its probability is below {high}, the case is left {UNDECIDED}."
-    elif info.task == "binary" and point.band is not None:
+    elif has_one_output(info.task) and point.band is not None:
         text = f"The decision is {info.labels[1]} from a probability of {high} on and {info.labels[0]} below {low}; "
         text += f"between them the case is left {UNDECIDED}."
-    elif info.task == "binary":
+    elif has_one_output(info.task):
         text = f"The decision is {info.labels[1]} from a probability of {100 * point.thresholds[0]:.1f} % on."
     else:
         text = "Each finding is decided from its own threshold on."

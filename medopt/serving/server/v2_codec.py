@@ -30,14 +30,20 @@ _ID = 128
 
 @dataclass(frozen=True, slots=True)
 class OutputSelection:
-    """What the response is to hold: the request's id, which outputs (none named: all), and which of them as binary."""
+    """What the response is to hold: the request's id, which outputs (none named: all), and which of them as binary.
+
+    `binary` says it of those that are not named.
+    """
 
     id: str = ""
     outputs: Mapping[str, bool] = field(default_factory=dict)
+    binary: bool = False
 
-    def names(self) -> list[str]:
-        """The selected outputs."""
-        return [name for name in OUTPUTS if name in self.outputs] if self.outputs else list(OUTPUTS)
+    def names(self, given: Mapping[str, object]) -> list[str]:
+        """The selected outputs of those that the release has; raises Refused for one that it has not."""
+        if missing := [name for name in self.outputs if name not in given]:
+            raise malformed(f"This release has no output {missing[0]}; it has {', '.join(given)}.")
+        return [name for name in OUTPUTS if name in (self.outputs or given)]
 
 
 def malformed(text: str) -> Refused:
@@ -204,7 +210,7 @@ def _selection(message: Any) -> OutputSelection:
     for output in message.get("outputs") or []:
         binary = (output.get("parameters") or {}).get("binary_data")
         outputs[known_output(str(output["name"]))] = everything if binary is None else bool(binary)
-    return OutputSelection(known_id(message.get("id")), outputs or dict.fromkeys(OUTPUTS, everything))
+    return OutputSelection(known_id(message.get("id")), outputs, everything)
 
 
 def known_output(name: str) -> str:
@@ -225,10 +231,10 @@ def known_id(value: Any) -> str:
 def write_response(response: InferenceResponse, selection: OutputSelection) -> tuple[bytes, int | None]:
     """A REST body, and the length of the JSON in it where binary tensors follow."""
     outputs, pieces = [], []
-    for name in selection.names():
+    for name in selection.names(response.arrays):
         array = response.arrays[name]
         tensor: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
-        if selection.outputs.get(name):
+        if selection.outputs.get(name, selection.binary):
             pieces.append(to_raw(array))
             tensor["parameters"] = {"binary_data_size": len(pieces[-1])}
         else:
