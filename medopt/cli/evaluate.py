@@ -10,7 +10,7 @@ import typer
 from medopt.cli.command import outputs, print_json
 from medopt.cli.options import JsonOption, Split
 from medopt.cli.places import run_folder
-from medopt.core.format import format_difference, format_estimate
+from medopt.core.format import format_amount, format_difference, format_estimate, unit_text
 
 if TYPE_CHECKING:
     from medopt.evaluation.subgroup_results import SubgroupResults
@@ -85,6 +85,14 @@ def _print(evaluated: EvaluatedTable) -> None:
     for label in first.net_benefit:
         cells = [_cell(one.net_benefit[label], "at_operating_point") for one in models.values()]
         table.add_row(f"net benefit, {label}" if len(first.net_benefit) > 1 else "net benefit", *cells)
+    if first.number is not None:
+        unit, numbers = unit_text(first.number.unit), [one.number for one in models.values()]
+        table.add_row(f"mean absolute error{unit}", *(format_amount(one.mae if one else None) for one in numbers))
+        table.add_row("R2", *(format_estimate(one.r2 if one else None) for one in numbers))
+    if first.grades is not None:
+        table.add_row(
+            "weighted kappa", *(format_estimate(one.grades.kappa if one.grades else None) for one in models.values())
+        )
     table.add_row("decided", *(one.decided for one in models.values()))
     console.print(table)
     for name, one in models.items():

@@ -27,6 +27,7 @@ from medopt.cli.evaluate import evaluate
 from medopt.cli.export import export
 from medopt.cli.manifest_build import build
 from medopt.cli.manifest_check import check
+from medopt.cli.performance import performance
 from medopt.cli.plan import plan
 from medopt.cli.predict import predict, verify
 from medopt.cli.prepare import prepare
@@ -36,6 +37,7 @@ from medopt.cli.report import report
 from medopt.cli.run import run
 from medopt.cli.series import series
 from medopt.cli.serve import serve
+from medopt.cli.sign import sign
 from medopt.cli.start import fetch, phantom
 from medopt.cli.sweep import sweep
 from medopt.cli.team import migrate, promote, pull, rollback, ui
@@ -103,6 +105,8 @@ add(app, report, "report", "Judge")
 add(app, evaluate, "evaluate", "Judge", {"--json FILE": "--out"})
 add(app, compare, "compare", "Judge", {"--json FILE": "--out", "--html": "--out", "--figure": "--out"})
 add(app, drift, "drift", "Judge")
+add(app, performance, "performance", "Judge")
+add(app, sign, "sign", "Ship")
 add(app, verify, "verify", "Ship")
 add(app, predict, "predict", "Ship", {"--fleet": "--on"})
 add(app, serve, "serve", "Ship")

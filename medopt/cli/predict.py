@@ -18,16 +18,22 @@ from medopt.core.format import count_text
 def verify(release: ReleaseArgument, as_json: JsonOption = False) -> None:
     """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built.
 
+    Where MEDOPT_TRUST names a folder of trusted keys and certificates (.pem), its signature, too; then nothing opens a
+    release that nobody trusted has signed.
+
     Example: medopt verify runs/phantom
     """
     folder = release_folder(release)
     from medopt.cli.console import print_rows
     from medopt.release.golden import verify_release
+    from medopt.release.signature import check_trusted
 
+    signer = check_trusted(folder)
     cases = verify_release(folder)
     rows = [{"case": case.case, "model": case.model, "difference": case.difference} for case in cases]
     print_rows(f"{folder}: unchanged; golden cases replayed", rows)
-    print_json(as_json, {"release": str(folder), "golden": [asdict(case) for case in cases]})
+    typer.echo(f"signed by {signer}" if signer else "the signature was not asked for: MEDOPT_TRUST is not set")
+    print_json(as_json, {"release": str(folder), "signed_by": signer, "golden": [asdict(case) for case in cases]})
 
 
 def predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,8 @@ from tempfile import TemporaryDirectory
 from medopt.core.errors import ConfigError, DataError
 from medopt.evaluation.comparison import Comparison
 from medopt.experiments.compare import compare_runs
+from medopt.release.signature import TRUST, check_trusted
+from medopt.tracking.fetch import fetch_release
 from medopt.tracking.registry import Registry
 
 
@@ -30,6 +33,7 @@ def promote(registry: Registry, name: str, version: str, reason: str, *, uncompa
     """
     if not reason.strip():
         raise ConfigError("A promotion takes a reason, in words that a colleague understands next year: --reason TEXT.")
+    _refuse_unsigned(registry, name, version)
     chosen, champion = registry.passed(name, version), registry.champion(name)
     if champion == version:
         raise ConfigError(f"Version {version} of {name} is the champion already.")
@@ -56,6 +60,13 @@ def promote(registry: Registry, name: str, version: str, reason: str, *, uncompa
             return Promoted(version, champion, None)
     registry.promote(name, version, reason, comparison_tag(compared))
     return Promoted(version, champion, compared)
+
+
+def _refuse_unsigned(registry: Registry, name: str, version: str) -> None:
+    """Raise ReleaseError for a version without a trusted signature, where MEDOPT_TRUST asks for one."""
+    if os.environ.get(TRUST):
+        with TemporaryDirectory() as folder:
+            check_trusted(fetch_release(f"models:/{name}/{version}", registry.uri, Path(folder)).place)
 
 
 def comparison_tag(compared: Comparison) -> str:

@@ -12,6 +12,13 @@ from medopt.release.drift_reference import REFERENCE, Reference
 from medopt.release.golden import draw_golden, open_every_model, record_answers, verify_release
 from medopt.release.layout import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
 from medopt.release.predictor import Release
+from medopt.release.signature import sign_if_configured
+
+
+def _seal(folder: Path) -> None:
+    """List the checksums, and sign them where a key is configured: an unsigned release would not open."""
+    write_sums(folder)
+    sign_if_configured(folder)
 
 
 def build_release(
@@ -45,13 +52,13 @@ def build_release(
             write_text(part / CARD, render_card(card))
             card.write(part / CARD_FACTS)
             scans = draw_golden(part / "golden", info.prepare)
-            write_sums(part)
+            _seal(part)
             record_answers(part, open_every_model(part), scans)
             if reference is not None:
-                write_sums(part)
+                _seal(part)
                 distributions = reference(Release.open(part, "int8"))
                 write_text(part / REFERENCE, distributions.model_dump_json() + "\n")
-            write_sums(part)
+            _seal(part)
             verify_release(part)
             if target.exists():
                 shutil.rmtree(target)

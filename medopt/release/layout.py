@@ -23,6 +23,8 @@ from medopt.transforms.prepare import PrepareChain
 
 INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"
 CARD_FACTS = "card.json"
+SIGNATURE = f"{SUMS}.sig"
+"""Beside the list and not in it: it is made of the list (`medopt.release.signature`)."""
 MODELS: dict[Kind, str] = {"int8": "model.int8.onnx", "float": "model.float.onnx"}
 FORMAT = 2
 
@@ -118,7 +120,7 @@ def read_info(folder: Path) -> ReleaseInfo:
 def _sums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of the release but the list itself, by its path from there."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
-    return {name: file_digest(path) for name, path in sorted(files.items()) if name != SUMS}
+    return {name: file_digest(path) for name, path in sorted(files.items()) if name not in (SUMS, SIGNATURE)}
 
 
 def _listing(sums: dict[str, str]) -> str:

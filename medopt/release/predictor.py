@@ -22,6 +22,7 @@ from medopt.metrics.numbers import Margin
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.ood_check import OutOfDomainCheck, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
+from medopt.release.signature import check_trusted
 from medopt.transforms.prepare import PrepareChain
 
 UNDECIDED = "undecided"
@@ -114,6 +115,7 @@ class Release:
         Raises ReleaseError.
         """
         check_sums(folder)
+        check_trusted(folder)
         info = read_info(folder)
         chain = check_chain(info)
         model, note = info.models[kind], ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from medopt.evaluation.predictions_io import read_predictions
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
+from medopt.serving.server.limits import Refused
+from medopt.serving.server.service import response_of
+from medopt.serving.server.v2_codec import OutputSelection, write_response
 
 SPLITS = ("train",) * 6 + ("val",) * 5 + ("test",) * 5
 GRADES = ("none", "mild", "marked", "severe")
@@ -163,3 +168,32 @@ def test_a_release_answers_with_the_median_grade(grades: tuple[Done, Path, np.nd
     total = np.cumsum(list(answer.probabilities.values()))
     assert answer.decision == GRADES[int((total >= 0.5).argmax())]
     assert abs(GRADES.index(answer.decision) - truth[11]) <= 1
+
+
+def test_the_server_gives_the_number_and_names_its_unit(numbers: tuple[Done, Path, np.ndarray]) -> None:
+    _, folder, _ = numbers
+    release = Release.open(folder / "release", threads=1)
+    answers = [release.predict(folder.parents[2] / "scans" / "011.png")]
+    answers.append(replace(answers[0], declined="it is blank", decision=""))
+    verified = SimpleNamespace(release=release, digest="d", model_digest="m", version="1")
+    response = response_of(SimpleNamespace(verified=verified, name="brightness"), answers)  # type: ignore[arg-type]
+    first, second = response.arrays["number"].tolist()
+    number = answers[0].number
+    assert number is not None and first == [number.value, number.low, number.high]
+    assert np.isnan(second).all()
+    assert (response.parameters["unit"], response.parameters["quantity"]) == ("mm3", "nodule volume")
+    written = json.loads(write_response(response, OutputSelection(outputs={"number": False}))[0])
+    assert written["outputs"] == [
+        {"name": "number", "datatype": "FP64", "shape": [2, 3], "data": [*first, None, None, None]}
+    ]
+
+
+def test_a_release_of_grades_has_no_output_of_that_name(grades: tuple[Done, Path, np.ndarray]) -> None:
+    _, folder, _ = grades
+    release = Release.open(folder / "release", threads=1)
+    verified = SimpleNamespace(release=release, digest="d", model_digest="m", version="1")
+    answers = [release.predict(folder.parents[2] / "scans" / "011.png")]
+    response = response_of(SimpleNamespace(verified=verified, name="grades"), answers)  # type: ignore[arg-type]
+    assert set(OutputSelection().names(response.arrays)) == {"probabilities", "decision", "declined", "logits"}
+    with pytest.raises(Refused, match="has no output number"):
+        write_response(response, OutputSelection(outputs={"number": True}))

@@ -1,0 +1,201 @@
+"""How well a release does in service: expected from its answers alone, and true where labels have arrived."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medopt.core.errors import DataError, listed
+from medopt.core.records import Estimate
+from medopt.core.result import Result
+from medopt.manifest.label_words import label_key
+from medopt.metrics.estimates import evaluate
+from medopt.metrics.label_free import RATES, Answers, apart, estimate_figures
+from medopt.metrics.proportions import proportion
+from medopt.release.drift_reference import Reference, Shift, compare
+from medopt.release.layout import ReleaseInfo
+from medopt.release.predictor import UNDECIDED
+from medopt.serving.prediction_table import read_observed
+
+TELLING = ("content distance", "texture distance", "modality", "scanner", "image size", "outcome")
+"""Columns whose drift says that the scans are others, so that probabilities may not be calibrated for them."""
+
+
+class FindingPerformance(Result):
+    """Figures of one finding: `expected` of all answered scans; `true` and `expected_of_these` of those with a label.
+
+    `validation` are those of the release's test split. `apart` names figures whose true interval does not meet the
+    expected one.
+    """
+
+    expected: dict[str, Estimate]
+    validation: dict[str, Estimate]
+    labelled: int = 0
+    true: dict[str, Estimate] | None = None
+    expected_of_these: dict[str, Estimate] | None = None
+    apart: tuple[str, ...] = ()
+
+
+class ServicePerformance(Result):
+    """The performance of a release in service, by finding; `doubts` say why expected figures may be wrong."""
+
+    study: str
+    scans: int
+    answered: int
+    undecided: int
+    confidence: float
+    findings: dict[str, FindingPerformance]
+    doubts: tuple[str, ...]
+
+    @property
+    def is_trustworthy(self) -> bool:
+        """Whether nothing speaks against the expected figures."""
+        return not self.doubts
+
+
+def service_performance(
+    info: ReleaseInfo, reference: Reference, answers: Path, labels: Path | None = None, seed: int = 0
+) -> ServicePerformance:
+    """Estimate from the table `answers` that `medopt predict` wrote; `labels` is a CSV with the columns path and label.
+
+    A multi-label release's labels are the columns of its findings, 0 or 1 each, empty where it is not known. Declined
+    and undecided scans have no part in a figure. Raises DataError where a table is not what it should be, or where no
+    scan has an answer.
+    """
+    has_number, confidence = info.number is not None, info.figures.confidence
+    scans, observed = read_observed(answers, info.labels, has_number=has_number)
+    rows = _rows(answers)
+    answered = [row for row in rows if row["decision"] not in ("", UNDECIDED)]
+    if not answered:
+        raise DataError(f"{answers}: none of {scans} scans has a decision, so that nothing can be estimated.")
+    truth = _truth(labels, info, {row["path"] for row in rows}) if labels else {}
+    known = info.figures.test.int8.auc.n
+    findings = {name: _finding(info, name, answered, truth, known, confidence, seed) for name in info.reported_labels}
+    shifts = compare(reference, observed)
+    undecided = sum(row["decision"] == UNDECIDED for row in rows)
+    doubts = (*_doubts(shifts, len(answered)), *_contradictions(findings))
+    return ServicePerformance(
+        study=info.study,
+        scans=scans,
+        answered=len(answered),
+        undecided=undecided,
+        confidence=confidence,
+        findings=findings,
+        doubts=doubts,
+    )
+
+
+def _finding(
+    info: ReleaseInfo,
+    name: str,
+    rows: Sequence[Mapping[str, str]],
+    truth: Mapping[str, Mapping[str, int]],
+    calibrated_on: int,
+    confidence: float,
+    seed: int,
+) -> FindingPerformance:
+    given = _answers(rows, name)
+    expected = estimate_figures(given, calibrated_on, confidence=confidence, seed=seed)
+    test = info.figures.test.int8
+    one_finding = len(info.reported_labels) == 1
+    validation = {figure: getattr(test, figure) for figure in RATES if one_finding and hasattr(test, figure)}
+    labelled = [row for row in rows if name in truth.get(row["path"], {})]
+    if not labelled:
+        return FindingPerformance(expected=expected, validation=validation)
+    these, positive = _answers(labelled, name), np.array([truth[row["path"]][name] for row in labelled])
+    again = estimate_figures(these, calibrated_on, confidence=confidence, seed=seed)
+    true = _true_figures(these, positive, confidence)
+    return FindingPerformance(
+        expected=expected,
+        validation=validation,
+        labelled=len(labelled),
+        true=true,
+        expected_of_these=again,
+        apart=tuple(apart(again, true)),
+    )
+
+
+def _answers(rows: Sequence[Mapping[str, str]], name: str) -> Answers:
+    called = [name in row["decision"].split(";") for row in rows]
+    return Answers(np.array([float(row[f"probability_{name}"]) for row in rows]), np.array(called))
+
+
+def _true_figures(answers: Answers, positive: np.ndarray, confidence: float) -> dict[str, Estimate]:
+    """The true figures of cases whose labels are known; each case counts as a patient."""
+    called, patients, cases = answers.called, np.arange(len(positive)), len(positive)
+    score = answers.probability.clip(1e-12, 1 - 1e-12)
+    area = evaluate(positive, np.log(score / (1 - score)), confidence=confidence, bootstrap=100).auc
+    yes = positive == 1
+    shares = {
+        "sensitivity": (called[yes], patients[yes]),
+        "specificity": (~called[~yes], patients[~yes]),
+        "ppv": (yes[called], patients[called]),
+        "npv": (~yes[~called], patients[~called]),
+        "accuracy": (called == yes, patients),
+        "prevalence": (yes, patients),
+    }
+    return {"auc": area} | {name: proportion(*pair, confidence, cases) for name, pair in shares.items()}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _truth(path: Path, info: ReleaseInfo, known: set[str]) -> dict[str, dict[str, int]]:
+    """The labels that are known, by path and finding. Raises DataError naming the rows that cannot be used."""
+    try:
+        rows = _rows(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}). Give a CSV with the columns path and label.") from None
+    columns = info.reported_labels if info.task == "multilabel" else ["label"]
+    if rows and (missing := [name for name in ("path", *columns) if name not in rows[0]]):
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(rows[0])}.")
+    found: dict[str, dict[str, int]] = {}
+    wrong, strange = [], 0
+    for number, row in enumerate(rows, start=2):
+        if row["path"] not in known:
+            strange += 1
+            continue
+        try:
+            found[row["path"]] = _of_row(row, info)
+        except KeyError:
+            wrong.append(f"row {number}")
+    if wrong:
+        expected = "0 or 1" if info.task == "multilabel" else f"one of {', '.join(info.labels)}"
+        raise DataError(f"{path}: the label of {listed(wrong)} is not {expected}.")
+    if rows and strange == len(rows):
+        raise DataError(f"{path}: no path in it is one of the answers. Write paths as the table of answers does.")
+    return found
+
+
+def _of_row(row: Mapping[str, str], info: ReleaseInfo) -> dict[str, int]:
+    """Which findings a row has, of those that it tells; raises KeyError for a label that the release does not have."""
+    if info.task == "multilabel":
+        cells = {name: label_key(row[name]) for name in info.reported_labels}
+        return {name: {"0": 0, "1": 1}[cell] for name, cell in cells.items() if cell}
+    if not row["label"].strip():
+        return {}
+    label = {label_key(name): name for name in info.labels}[label_key(row["label"])]
+    return {name: int(name == label) for name in info.reported_labels}
+
+
+def _doubts(shifts: Sequence[Shift], answered: int) -> list[str]:
+    """Why the probabilities may not be calibrated for these scans."""
+    drifted = [shift.name for shift in shifts if shift.verdict == "drifted" and shift.name in TELLING]
+    doubts = [f"the scans are not those of validation: {', '.join(drifted)} drifted"] if drifted else []
+    if answered < 30:
+        doubts.append(f"only {answered} scans were answered")
+    return doubts
+
+
+def _contradictions(findings: Mapping[str, FindingPerformance]) -> list[str]:
+    """Where labels that arrived say otherwise."""
+    return [
+        f"the labels that have arrived contradict the expected {', '.join(one.apart)} of {name}"
+        for name, one in findings.items()
+        if one.apart
+    ]
