@@ -85,6 +85,9 @@ def _print(evaluated: EvaluatedTable) -> None:
     for label in first.net_benefit:
         cells = [_cell(one.net_benefit[label], "at_operating_point") for one in models.values()]
         table.add_row(f"net benefit, {label}" if len(first.net_benefit) > 1 else "net benefit", *cells)
+    bands = [getattr(one.selective, "band", None) for one in models.values()]
+    if any(bands):
+        table.add_row("share decided", *(_cell(band, "coverage") for band in bands))
     table.add_row("decided", *(one.decided for one in models.values()))
     console.print(table)
     for name, one in models.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -11,6 +11,14 @@ from medopt.config.section import Fraction, Positive, Section
 ShiftFamily = Literal[
     "noise", "blur", "contrast", "low_resolution", "bias_field", "motion", "compression", "detector"
 ]  # implemented in medopt.transforms.corrupt
+
+
+class Guarantee(Section):
+    """What the answers promise: a case is left undecided where more than one class is possible, or none."""
+
+    coverage: float = Field(gt=0.5, lt=1)
+    """The share of new patients of each class whose images are answered with the class or left undecided. .95 takes 19
+    validation patients of each class; one with fewer is never ruled out."""
 
 
 class Evaluation(Section):
@@ -34,8 +42,10 @@ class Evaluation(Section):
     prevalence: float | None = Field(None, gt=0, lt=1)
     """Share of patients with the finding where the model will be used: PPV, NPV, net benefit and the operating point
     `cost` refer to it. None: as in the cases."""
-    abstain: float = Field(0.0, ge=0, lt=1)
-    """Largest share of validation cases that may stay undecided: those nearest to the threshold. 0 is off."""
+    abstain: Annotated[float, Field(ge=0, lt=1)] | Guarantee = 0.0
+    """A number is the largest share of validation cases that may stay undecided: those nearest to the threshold; 0 is
+    off. {coverage: 0.95} leaves as many undecided as it takes to keep a promise to each class: of 100 new patients of a
+    class, at most 5 get another answer (conformal prediction by class, on the outputs of each model)."""
     aggregate: Literal["mean", "max"] = "mean"
     """How the logits of several images of a patient become one."""
     smallest_group: int = Field(10, ge=2)

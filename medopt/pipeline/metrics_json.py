@@ -149,6 +149,7 @@ def release_info(
             threshold=judged.points[kind].threshold,
             rule=judged.points[kind].rule,
             band=judged.points[kind].band,
+            sets=judged.points[kind].sets,
             engines=judged.engines[kind],
         )
         for kind, file in MODELS.items()

@@ -174,6 +174,8 @@ def test_manifest_beside_the_study_goes_before_that_of_the_data(study_file: Path
         ("multiclass", ["a", "b", "c"], {"operating_point": "cost"}, "a multiclass study has none"),
         ("multilabel", ["a", "b"], {"abstain": 0.1}, "a multilabel study decides each label"),
         ("binary", ["no", "undecided"], {"abstain": 0.1}, "no label may be called undecided"),
+        ("multilabel", ["a", "undecided:a"], {"abstain": {"coverage": 0.9}}, "no label may be called undecided"),
+        ("binary", ["no", "yes"], {"abstain": {"coverage": 1}}, "coverage"),
     ],
 )
 def test_settings_that_the_task_has_no_answer_to(
