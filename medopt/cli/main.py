@@ -37,6 +37,7 @@ from medopt.cli.run import run
 from medopt.cli.series import series
 from medopt.cli.serve import serve
 from medopt.cli.start import fetch, phantom
+from medopt.cli.suspects import relabel, suspects
 from medopt.cli.sweep import sweep
 from medopt.cli.team import migrate, promote, pull, rollback, ui
 from medopt.cli.tune_runtime import tune_runtime
@@ -66,7 +67,11 @@ def _group(name: str, panel: str, text: str, above: typer.Typer = app) -> typer.
 
 
 ON = {"--engine": "--on"}  # where jobs run, until version 0.1
-MANIFEST = _group("manifest", "Data", "Build a manifest from a folder of scans, and check one.")
+MANIFEST = _group(
+    "manifest",
+    "Data",
+    "Build a manifest from a folder of scans, check one, find wrong labels, and plan its size.",
+)
 CONFIG = _group("config", "Start", "What the keys of a study file and of a node file take.")
 WEIGHTS = _group(
     "weights", "Start", "Pretrained weights that a study can begin with: list, get, import and convert them."
@@ -95,6 +100,8 @@ add(app, series, "series", "Data")
 add(app, prepare, "prepare", "Data", ON)
 add(MANIFEST, build, "build", old={"--datalist": "--out"})
 add(MANIFEST, check, "check", old={"--fix": "--out", "--sheet": "--out"})
+add(MANIFEST, suspects, "suspects")
+add(MANIFEST, relabel, "relabel")
 add(TUNE, tune.learning_rate, "lr")
 add(TUNE, tune.batch, "batch", old={"--most": "--max"})
 add(TUNE, tune.initialization, "init")
