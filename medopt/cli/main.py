@@ -28,6 +28,7 @@ from medopt.cli.export import export
 from medopt.cli.manifest_build import build
 from medopt.cli.manifest_check import check
 from medopt.cli.plan import plan
+from medopt.cli.power import power
 from medopt.cli.predict import predict, verify
 from medopt.cli.prepare import prepare
 from medopt.cli.pretrain import pretrain
@@ -68,9 +69,7 @@ def _group(name: str, panel: str, text: str, above: typer.Typer = app) -> typer.
 
 ON = {"--engine": "--on"}  # where jobs run, until version 0.1
 MANIFEST = _group(
-    "manifest",
-    "Data",
-    "Build a manifest from a folder of scans, check one, find wrong labels, and plan its size.",
+    "manifest", "Data", "Build a manifest from a folder of scans, check it, find wrong labels, and plan its size."
 )
 CONFIG = _group("config", "Start", "What the keys of a study file and of a node file take.")
 WEIGHTS = _group(
@@ -102,6 +101,7 @@ add(MANIFEST, build, "build", old={"--datalist": "--out"})
 add(MANIFEST, check, "check", old={"--fix": "--out", "--sheet": "--out"})
 add(MANIFEST, suspects, "suspects")
 add(MANIFEST, relabel, "relabel")
+add(MANIFEST, power, "power")
 add(TUNE, tune.learning_rate, "lr")
 add(TUNE, tune.batch, "batch", old={"--most": "--max"})
 add(TUNE, tune.initialization, "init")
