@@ -65,9 +65,8 @@ def power(
     effect = design_effect if design_effect is not None else 1 + (images - 1) * correlation
     if effect > images:
         raise ConfigError(f"--design-effect is at most the images of a patient ({images:g}); got {effect:g}.")
-    needed = ()
-    if expected and prevalence is not None:
-        needed = needed_patients(expected, width, Sampling(prevalence, images, effect, confidence), patients or ())
+    sampling = Sampling(prevalence or 0.5, images, effect, confidence)  # without a prevalence nothing is expected
+    needed = needed_patients(expected, width, sampling, patients or ())
     curve = learning_curve([run_folder(run) for run in runs], patients or (), model, confidence) if runs else None
     result = PowerResult(
         confidence=confidence, prevalence=prevalence, images=images, design_effect=effect, needed=needed, curve=curve

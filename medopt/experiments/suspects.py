@@ -97,7 +97,7 @@ def _suspects(
     for column, labels, table, rows in columns:
         given = judged.labels[rows, names.index(column)] if task == "multilabel" else judged.labels[rows]
         issues = label_issues(table, given)
-        for at in np.flatnonzero(issues.rank):
+        for at in np.flatnonzero(issues.rank).tolist():
             case = cases[str(judged.case_id[rows[at]])]
             own, other = int(given[at]), int(issues.suggested[at])
             found.append(
