@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from medopt.config.section import Fraction, Positive, Section
 
@@ -58,6 +58,23 @@ class Evaluation(Section):
     """Maximum number of test cases that are corrupted to measure robustness, drawn by patient; 0 is off."""
     shift_families: list[ShiftFamily] = Field(list(get_args(ShiftFamily)), min_length=1)
     """The kinds of corruption, at five levels each."""
+
+    @field_validator("abstain", mode="before")
+    @classmethod
+    def _share_or_guarantee(cls, value: Any) -> Any:
+        """One sentence instead of what each of the two forms has against the value."""
+        if isinstance(value, dict):
+            coverage = value.get("coverage")
+            is_known = set(value) == {"coverage"} and _is_number(coverage) and 0.5 < coverage < 1
+        else:
+            is_known = isinstance(value, Guarantee) or (_is_number(value) and 0 <= value < 1)
+        if not is_known:
+            raise ValueError("it takes a share from 0 to below 1, or {coverage: 0.95}, above 0.5 and below 1")
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Domain(Section):
