@@ -64,7 +64,7 @@ class Evaluation(Section):
     def _share_or_guarantee(cls, value: Any) -> Any:
         """One sentence instead of what each of the two forms has against the value."""
         if isinstance(value, dict):
-            coverage = value.get("coverage")
+            coverage: Any = value.get("coverage")
             is_known = set(value) == {"coverage"} and _is_number(coverage) and 0.5 < coverage < 1
         else:
             is_known = isinstance(value, Guarantee) or (_is_number(value) and 0 <= value < 1)
