@@ -205,6 +205,8 @@ def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -
     rule = ", ".join(rules) or ("the median grade" if model.rule == MEDIAN else "the most probable label")
     band = f"; left undecided: from {model.band[0]:.4f} up to {model.band[1]:.4f}" if model.band else ""
     console.print(f"{predictor.kind} model in {predictor.engine.name}; decided: {rule}{band}", soft_wrap=True)
+    if model.sets:
+        console.print(" ".join(filter(None, (model.sets.promise, model.sets.note))), soft_wrap=True)
 
 
 def print_shortcuts(found: ShortcutsResult) -> None:

@@ -93,6 +93,9 @@ def _print(evaluated: EvaluatedTable) -> None:
         table.add_row(
             "weighted kappa", *(format_estimate(one.grades.kappa if one.grades else None) for one in models.values())
         )
+    bands = [getattr(one.selective, "band", None) for one in models.values()]
+    if any(bands):
+        table.add_row("share decided", *(_cell(band, "coverage") for band in bands))
     table.add_row("decided", *(one.decided for one in models.values()))
     console.print(table)
     for name, one in models.items():

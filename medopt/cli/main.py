@@ -29,6 +29,7 @@ from medopt.cli.manifest_build import build
 from medopt.cli.manifest_check import check
 from medopt.cli.performance import performance
 from medopt.cli.plan import plan
+from medopt.cli.power import power
 from medopt.cli.predict import predict, verify
 from medopt.cli.prepare import prepare
 from medopt.cli.pretrain import pretrain
@@ -39,6 +40,7 @@ from medopt.cli.series import series
 from medopt.cli.serve import serve
 from medopt.cli.sign import sign
 from medopt.cli.start import fetch, phantom
+from medopt.cli.suspects import relabel, suspects
 from medopt.cli.sweep import sweep
 from medopt.cli.team import migrate, promote, pull, rollback, ui
 from medopt.cli.tune_runtime import tune_runtime
@@ -68,7 +70,9 @@ def _group(name: str, panel: str, text: str, above: typer.Typer = app) -> typer.
 
 
 ON = {"--engine": "--on"}  # where jobs run, until version 0.1
-MANIFEST = _group("manifest", "Data", "Build a manifest from a folder of scans, and check one.")
+MANIFEST = _group(
+    "manifest", "Data", "Build a manifest from a folder of scans, check it, find wrong labels, and plan its size."
+)
 CONFIG = _group("config", "Start", "What the keys of a study file and of a node file take.")
 WEIGHTS = _group(
     "weights", "Start", "Pretrained weights that a study can begin with: list, get, import and convert them."
@@ -97,6 +101,9 @@ add(app, series, "series", "Data")
 add(app, prepare, "prepare", "Data", ON)
 add(MANIFEST, build, "build", old={"--datalist": "--out"})
 add(MANIFEST, check, "check", old={"--fix": "--out", "--sheet": "--out"})
+add(MANIFEST, suspects, "suspects")
+add(MANIFEST, relabel, "relabel")
+add(MANIFEST, power, "power")
 add(TUNE, tune.learning_rate, "lr")
 add(TUNE, tune.batch, "batch", old={"--most": "--max"})
 add(TUNE, tune.initialization, "init")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from medopt.config.section import Fraction, Positive, Section
 
 ShiftFamily = Literal[
     "noise", "blur", "contrast", "low_resolution", "bias_field", "motion", "compression", "detector"
 ]  # implemented in medopt.transforms.corrupt
+
+
+class Guarantee(Section):
+    """What the answers promise: a case is left undecided where more than one class is possible, or none."""
+
+    coverage: float = Field(gt=0.5, lt=1)
+    """The share of new patients of each class whose images are answered with the class or left undecided. .95 takes 19
+    validation patients of each class; one with fewer is never ruled out."""
 
 
 class Evaluation(Section):
@@ -34,8 +42,10 @@ class Evaluation(Section):
     prevalence: float | None = Field(None, gt=0, lt=1)
     """Share of patients with the finding where the model will be used: PPV, NPV, net benefit and the operating point
     `cost` refer to it. None: as in the cases."""
-    abstain: float = Field(0.0, ge=0, lt=1)
-    """Largest share of validation cases that may stay undecided: those nearest to the threshold. 0 is off."""
+    abstain: Annotated[float, Field(ge=0, lt=1)] | Guarantee = 0.0
+    """A number is the largest share of validation cases that may stay undecided: those nearest to the threshold; 0 is
+    off. {coverage: 0.95} leaves as many undecided as it takes to keep a promise to each class: of 100 new patients of a
+    class, at most 5 get another answer (conformal prediction by class, on the outputs of each model)."""
     aggregate: Literal["mean", "max"] = "mean"
     """How the logits of several images of a patient become one."""
     smallest_group: int = Field(10, ge=2)
@@ -48,6 +58,23 @@ class Evaluation(Section):
     """Maximum number of test cases that are corrupted to measure robustness, drawn by patient; 0 is off."""
     shift_families: list[ShiftFamily] = Field(list(get_args(ShiftFamily)), min_length=1)
     """The kinds of corruption, at five levels each."""
+
+    @field_validator("abstain", mode="before")
+    @classmethod
+    def _share_or_guarantee(cls, value: Any) -> Any:
+        """One sentence instead of what each of the two forms has against the value."""
+        if isinstance(value, dict):
+            coverage: Any = value.get("coverage")
+            is_known = set(value) == {"coverage"} and _is_number(coverage) and 0.5 < coverage < 1
+        else:
+            is_known = isinstance(value, Guarantee) or (_is_number(value) and 0 <= value < 1)
+        if not is_known:
+            raise ValueError("it takes a share from 0 to below 1, or {coverage: 0.95}, above 0.5 and below 1")
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Domain(Section):

@@ -91,10 +91,15 @@ class Study(Section):
             raise ValueError(f"evaluation.prevalence is the share of one finding; a {task} study has several")
         if evaluation.operating_point == "cost" and is_exclusive(task):
             raise ValueError("evaluation.operating_point cost weighs one finding's misses; a multiclass study has none")
-        if evaluation.abstain and task == "multilabel":
-            raise ValueError("evaluation.abstain leaves whole cases undecided; a multilabel study decides each label")
-        if evaluation.abstain and "undecided" in self.data.labels:
-            raise ValueError("with evaluation.abstain no label may be called undecided: such cases get this answer")
+        if isinstance(evaluation.abstain, float) and evaluation.abstain and task == "multilabel":
+            raise ValueError(
+                "evaluation.abstain, as a share, leaves whole cases undecided; a multilabel study decides each label: "
+                "give {coverage: 0.95}"
+            )
+        if evaluation.abstain and any(label.startswith("undecided") for label in self.data.labels):
+            raise ValueError(
+                "with evaluation.abstain no label may be called undecided, or begin so: such cases get this answer"
+            )
         return self
 
     @model_validator(mode="after")

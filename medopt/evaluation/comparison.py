@@ -1,8 +1,9 @@
 """Several models on the same cases: paired differences of their figures, each with its interval and its p value.
 
 AUC: the covariance of two AUCs on the same patients (DeLong et al. 1988; Obuchowski 1997 for several images a patient),
-with Student's t as for one AUC. All else: both models are scored in the same draws of patients; p is twice the smaller
-share of draws on one side of 0 (Efron & Tibshirani 1993, chapter 15).
+with Student's t as for one AUC. Sensitivity and specificity: Newcombe's paired interval over patients
+(`medopt.evaluation.paired_shares`). The Brier score: both models are scored in the same draws of patients; p is twice
+the smaller share of draws on one side of 0 (Efron & Tibshirani 1993, chapter 15).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from medopt.core.errors import DataError
-from medopt.core.records import Estimate, Split
+from medopt.core.records import Estimate, Split, is_exclusive
 from medopt.core.result import Result
+from medopt.evaluation.paired_shares import paired_shares
 from medopt.metrics.bootstrap import Resampling, draw_figures_of, guarded, interval
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, difference_of
 from medopt.metrics.estimates import maker
-from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, distinct
+from medopt.metrics.weighted import CaseGroups, Floats, Statistic, Weights, brier_statistic, distinct
 
 
 class PairedFigure(Result):
@@ -162,11 +164,13 @@ def _differences(
     first, second = first.where(order), second.where(order)
 
     def make(groups: CaseGroups | None) -> Statistic:
-        before, after = maker(first)(groups), maker(second)(groups)
+        exclusive = is_exclusive(first.task)
+        before, after = (
+            brier_statistic(one.probability, one.truth, exclusive=exclusive, groups=groups) for one in (first, second)
+        )
 
         def statistic(weights: Weights) -> dict[str, Floats]:
-            old, new = before(weights), after(weights)
-            return {name: new[name] - old[name] for name in COMPARED}
+            return {"brier": after(weights)["brier"] - before(weights)["brier"]}
 
         return statistic
 
@@ -174,12 +178,12 @@ def _differences(
     point, draws = draw_figures_of(make, patients, how["bootstrap"], np.random.default_rng(how["seed"]))
     whole = np.ones((1, cases), np.int64)
     values = [maker(one)(None)(whole) for one in (first, second)]
+    brier = guarded(interval(point["brier"], draws["brier"], how["confidence"], cases))
+    told = {"auc": area_difference(first, second, how["confidence"]), "brier": (brier, _share_beyond(draws["brier"]))}
+    told |= paired_shares(first, second, how["confidence"])
     found = {}
     for name in COMPARED:
-        difference = guarded(interval(point[name], draws[name], how["confidence"], cases))
-        p = _share_beyond(draws[name])
-        if name == "auc":
-            difference, p = area_difference(first, second, how["confidence"])
+        difference, p = told[name]
         old, new = (None if np.isnan(one[name][0]) else float(one[name][0]) for one in values)
         undefined = difference.value is None or difference.low is None
         found[name] = PairedFigure(reference=old, value=new, difference=difference, p=None if undefined else p)

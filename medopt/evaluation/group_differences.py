@@ -64,12 +64,12 @@ def _correlations(known: CalibratedPredictions, rows: NDArray[np.bool_]) -> dict
     patients, none = known.patients, dict.fromkeys(RATES, 0.0)
     if not np.isin(patients[rows], patients[~rows]).any():
         return none
-    found = none | {"auc": _correlation(_area_shares(known, rows), _area_shares(known, ~rows))}
+    found = none | {"auc": correlation(_area_shares(known, rows), _area_shares(known, ~rows))}
     if has_one_output(known.task):
         target, right = known.target[:, 0], known.target[:, 0] == known.decided[:, 0]
         for name, side in (("sensitivity", target), ("specificity", ~target)):
-            parts = [_deviations(right, side & group, patients) for group in (rows, ~rows)]
-            found[name] = _correlation(parts[0], parts[1])
+            parts = [deviations(right, side & group, patients) for group in (rows, ~rows)]
+            found[name] = correlation(parts[0], parts[1])
     return found
 
 
@@ -80,12 +80,14 @@ def _area_shares(known: CalibratedPredictions, rows: NDArray[np.bool_]) -> Float
     return shares
 
 
-def _deviations(right: NDArray[np.bool_], rows: NDArray[np.bool_], patients: NDArray[np.intp]) -> Floats:
+def deviations(right: NDArray[np.bool_], rows: NDArray[np.bool_], patients: NDArray[np.intp]) -> Floats:
+    """What each patient (P,) adds to the deviation of the share of `right` (N,) among `rows` (N,)."""
     share = right[rows].mean() if rows.any() else 0.0
     deviations = right[rows].astype(np.float64) - share
     return np.bincount(patients[rows], weights=deviations, minlength=int(patients.max()) + 1).astype(np.float64)
 
 
-def _correlation(first: Floats, second: Floats) -> float:
+def correlation(first: Floats, second: Floats) -> float:
+    """How two figures vary together, from what each patient (P,) adds to both; 0 where one does not vary."""
     size = float(np.sqrt((first**2).sum() * (second**2).sum()))
     return float((first * second).sum()) / size if np.isfinite(size) and size > 0 else 0.0

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Evaluation
+from medopt.config.evaluation import Guarantee
 from medopt.core.errors import DataError
 from medopt.core.number_scale import NumberScale
 from medopt.core.records import Predictions, Task, is_exclusive
 from medopt.manifest.stratified_draw import draw_parts, group_by_patient
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import fit_calibration
+from medopt.metrics.conformal import fit_sets
 from medopt.metrics.numbers import Margin, conformal_margin
-from medopt.metrics.thresholds import MEDIAN, OperatingPoint, choose_threshold, with_band
+from medopt.metrics.thresholds import MEDIAN, OperatingPoint, choose_threshold, with_band, with_sets
 from medopt.metrics.weighted import Index
 
 PARTS = 4
@@ -100,4 +102,8 @@ def fit_on(
     )
     if task == "ordinal":
         point = OperatingPoint(None, MEDIAN)
-    return CalibratedPredictions(validation, task, calibration, with_band(point, probability, wanted.abstain))
+    fitted = CalibratedPredictions(validation, task, calibration)
+    if isinstance(wanted.abstain, Guarantee):
+        sets = fit_sets(probability, fitted.truth, fitted.patients, wanted.abstain.coverage, task)
+        return replace(fitted, operating_point=with_sets(point, sets))
+    return replace(fitted, operating_point=with_band(point, probability, wanted.abstain))

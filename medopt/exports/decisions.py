@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from medopt.core.telemetry import without_telemetry
 from medopt.exports.folder import FACTS
 from medopt.metrics.calibration import Calibration
 from medopt.release.layout import Kind, ModelInfo
-from medopt.release.predictor import UNDECIDED
+from medopt.release.predictor import decisions_of
 
 with without_telemetry():
     from monai.transforms import Transform
@@ -49,16 +48,9 @@ class Decider:
         return np.hstack([1 - table, table]) if has_one_output(self.task) else table
 
     def decisions(self, logits: ArrayLike) -> list[str]:
-        """The label of each case, those of a multi-label case joined by semicolons, or "undecided"."""
+        """The decision on each case, as a release's answer has it."""
         table = self.calibration.probabilities(np.asarray(logits, np.float64), self.task)
-        point = self.model.operating_point
-        rows = zip(point.decide(table), point.undecided(table), strict=True)
-        return [UNDECIDED if undecided else self._label(decided) for decided, undecided in rows]
-
-    def _label(self, decided: Any) -> str:
-        if self.task == "multilabel":
-            return ";".join(name for name, yes in zip(self.labels, decided, strict=True) if yes)
-        return self.labels[int(decided)]
+        return list(decisions_of(self.labels, self.task, self.model.operating_point, table))
 
 
 class ToProbabilities(Transform):

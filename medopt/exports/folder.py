@@ -168,7 +168,12 @@ def _meaning(info: ReleaseInfo) -> str:
         value = f"{scale.threshold:g} * exp({steps})" if scale.scale == "log" else f"{scale.threshold:g} + {steps}"
         text = f"the output, not calibrated, is the {scale.quantity} in {scale.unit}: {value}; {text}"
     scaled = "calibrated: logit / temperature, or with method logistic slopes * logit + biases"
-    return f"{text}; {scaled}; a probability within band (low <= p < high) is undecided; isotonic: curves map, linearly"
+    sets = (
+        "sets, where there is no band: a class is possible from its floor on (each label, of several labels then the "
+    )
+    sets += "absence of each, by 1 - p); undecided unless the decided class alone is possible"
+    band = "a probability within band (low <= p < high) is undecided"
+    return f"{text}; {scaled}; {band}; {sets}; isotonic: curves map, linearly"
 
 
 def _not_carried(info: ReleaseInfo) -> list[str]:

@@ -76,7 +76,7 @@ class CalibratedPredictions:
 
     @cached_property
     def undecided(self) -> NDArray[np.bool_]:
-        """Which cases (N,) the operating point leaves undecided."""
+        """Which cases (N,) the operating point leaves undecided; of a multi-label study which labels (N, K)."""
         return self.operating_point.undecided(self.probability)
 
     @property

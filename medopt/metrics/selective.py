@@ -12,9 +12,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medopt.core.records import Estimate, has_one_output
+from medopt.core.records import Estimate, has_one_output, is_exclusive
 from medopt.metrics.bootstrap import guarded, resampled
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.metrics.conformal import class_truth
 from medopt.metrics.proportions import proportion
 from medopt.metrics.weighted import CaseGroups, Floats, Index, Statistic, Weights, ranked
 
@@ -35,9 +36,11 @@ class RiskCurve:
 
 @dataclass(frozen=True, slots=True)
 class DecidedShare:
-    """The cases outside the operating point's band: their share, and the risk among them.
+    """The cases that the operating point does not leave undecided: their share, and the risk among them.
 
-    `sensitivity` and `specificity` among them are those of a binary study, else None.
+    Of a multi-label study these are its decisions on labels. `sensitivity` and `specificity` among them are those of a
+    binary study, else None. `kept` has of each class of prediction sets the share of its cases that are not answered
+    otherwise, which is what the sets promise.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -46,6 +49,7 @@ class DecidedShare:
     risk: Estimate
     sensitivity: Estimate | None = None
     specificity: Estimate | None = None
+    kept: tuple[Estimate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +111,44 @@ def _first(decided: Weights, total: int) -> Index:
 
 
 def _band(scored: CalibratedPredictions, confidence: float) -> DecidedShare | None:
-    if scored.operating_point.band is None:
+    point, patients = scored.operating_point, scored.patients
+    if point.band is None and point.sets is None:
         return None
-    decided, patients = ~scored.undecided, scored.patients
-    cases = int(decided.sum())
+    if scored.task == "multilabel":
+        return _of_labels(scored, confidence)
+    decided, cases = ~scored.undecided, int((~scored.undecided).sum())
 
     def among(rows: NDArray[np.bool_], hit: NDArray[np.bool_]) -> Estimate:
         return proportion(hit[rows], patients[rows], confidence, cases)
 
     coverage = proportion(decided, patients, confidence, len(decided))
-    risk = among(decided, scored.wrong)
+    risk, kept = among(decided, scored.wrong), _kept(scored, decided[:, None], confidence)
     if not has_one_output(scored.task):
-        return DecidedShare(coverage, risk)
+        return DecidedShare(coverage, risk, kept=kept)
     target, right = scored.target[:, 0], ~scored.wrong
-    return DecidedShare(coverage, risk, among(decided & target, right), among(decided & ~target, right))
+    return DecidedShare(coverage, risk, among(decided & target, right), among(decided & ~target, right), kept)
+
+
+def _of_labels(scored: CalibratedPredictions, confidence: float) -> DecidedShare:
+    """The decisions on the known labels of a multi-label study, each with its case's patient."""
+    known, decided = ~np.isnan(scored.truth), ~scored.undecided
+    patients = np.broadcast_to(scored.patients[:, None], known.shape)
+    rows = known & decided
+    wrong, cases = scored.decided != (scored.truth == 1), int(rows.sum())
+    coverage = proportion(decided[known], patients[known], confidence, int(known.sum()))
+    risk = proportion(wrong[rows], patients[rows], confidence, cases)
+    return DecidedShare(coverage, risk, kept=_kept(scored, decided, confidence))
+
+
+def _kept(scored: CalibratedPredictions, decided: NDArray[np.bool_], confidence: float) -> tuple[Estimate, ...]:
+    """Of each class, the share of its cases that are answered with it or left undecided; none without sets."""
+    if scored.operating_point.sets is None:
+        return ()
+    is_multiclass = is_exclusive(scored.task)
+    truth = class_truth(scored.truth, is_multiclass)
+    answer = scored.decided if is_multiclass else np.hstack([scored.decided, ~scored.decided])
+    kept = answer | ~(decided if is_multiclass else np.hstack([decided] * 2))
+    return tuple(
+        proportion(hit[rows], scored.patients[rows], confidence, int(rows.sum()))
+        for hit, rows in zip(kept.T, truth.T, strict=True)
+    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from medopt.core.records import UNKNOWN
+from medopt.metrics.conformal import PredictionSets
 
 Rule = Literal["youden", "sensitivity", "specificity", "cost", "fixed"]
 Band = tuple[float, float]
@@ -29,7 +30,8 @@ class OperatingPoint:
     `threshold` is one number for a binary study, one a label for a multi-label study, and None for a multi-class
     study, where the most probable class is chosen, and for grades, where the MEDIAN is. `note` says where a rule could
     not be followed. `band` holds the probabilities, from its first up to below its second, that leave a case undecided:
-    the finding's of a binary study, the chosen class's of a multi-class study.
+    the finding's of a binary study, the chosen class's of a multi-class study. `sets` leave a case undecided where its
+    prediction set is not the decided class alone; of a binary study they are a band, too.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is read into it
@@ -38,9 +40,12 @@ class OperatingPoint:
     rule: str
     note: str = ""
     band: Band | None = None
+    sets: PredictionSets | None = None
 
     def undecided(self, probability: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which cases (N,) of probabilities (N, K) are left undecided."""
+        """Which cases (N,) of probabilities (N, K) are left undecided; by sets, which labels (N, K) of several."""
+        if self.sets is not None and self.band is None:
+            return self.sets.undecided(probability, self.decide(probability))
         if self.band is None:
             return np.zeros(len(probability), dtype=bool)
         top = self._chosen(probability) if self.threshold is None else probability.max(axis=1)
@@ -105,6 +110,19 @@ def with_band(point: OperatingPoint, probability: NDArray[np.floating], share: f
         return replace(point, band=(0.0, edge))
     middle = float(_logit(point.threshold))
     return replace(point, band=(float(expit(middle - edge)), float(expit(middle + edge))))
+
+
+def with_sets(point: OperatingPoint, sets: PredictionSets) -> OperatingPoint:
+    """The operating point that leaves undecided what prediction sets leave open.
+
+    Of a binary study such cases lie in a band between the floor of the finding and the end of its absence.
+    It is widened to the threshold, so that a case is decided where both agree.
+    """
+    note, band = "; ".join(filter(None, (point.note, sets.note))), None
+    if isinstance(point.threshold, float):
+        edges = (sets.floors[0], 1 - sets.floors[1] if sets.floors[1] else math.nextafter(1, 2), point.threshold)
+        band = (min(edges), max(edges))
+    return replace(point, note=note, band=band, sets=sets)
 
 
 def choose_threshold(

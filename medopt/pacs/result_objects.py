@@ -19,7 +19,7 @@ from medopt.pacs.settings import ResultSettings
 from medopt.pacs.study_header import OPTIONAL, copy_missing, study_header
 from medopt.pacs.worker_protocol import OutgoingObject
 from medopt.release.layout import ModelInfo, ReleaseInfo
-from medopt.release.predictor import UNDECIDED, Answer
+from medopt.release.predictor import Answer
 
 _NAMESPACE = uuid.UUID("8e6b3a52-4b0c-5f0e-9d6e-5a2f6a0f4c11")
 
@@ -33,7 +33,7 @@ class ScanAnswer:
 
     def presence(self, label: str) -> str:
         """Present, Absent, or, for a scan that is declined or undecided, Undetermined."""
-        if self.answer.declined or self.answer.decision == UNDECIDED:
+        if self.answer.declined or self.answer.is_undecided(label):
             return "Undetermined"
         return "Present" if label in self.answer.decision.split(";") else "Absent"
 

@@ -144,6 +144,8 @@ def _algorithm(identity: ModelIdentity) -> sr.AlgorithmIdentification:
         f"chain sha256 {identity.release.chain_fingerprint}",
         f"operating point {identity.model.threshold} ({identity.model.rule})",
     ]
+    if sets := identity.model.sets:
+        parameters.append(f"undecided unless one class is possible, coverage {sets.coverage:g} of each class")
     return sr.AlgorithmIdentification(
         name=identity.release.study,
         version=identity.release.created,

@@ -170,6 +170,7 @@ def release_info(
             rule=judged.points[kind].rule,
             band=judged.points[kind].band,
             margin=judged.margins.get(kind),
+            sets=judged.points[kind].sets,
             engines=judged.engines[kind],
         )
         for kind, file in MODELS.items()

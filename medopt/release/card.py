@@ -20,6 +20,7 @@ from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.model_verdict import ModelVerdict
 from medopt.evaluation.run_metrics import CalibrationResult
 from medopt.evaluation.subgroup_results import SubgroupResults
+from medopt.metrics.conformal import PredictionSets, class_names
 from medopt.metrics.grade_figures import GradeFigures
 from medopt.metrics.number_figures import NumberFigures
 from medopt.metrics.numbers import Margin
@@ -42,6 +43,7 @@ class CardModel(Result):
     threshold: float | tuple[float, ...] | None
     rule: str
     undecided_between: tuple[float, float] | None
+    sets: PredictionSets | None = None
     engines: list[str]
     gate: GateRecord
     pruning: dict[str, PruningStep]
@@ -116,6 +118,7 @@ def card_of(info: ReleaseInfo) -> ModelCard:
         threshold=int8.threshold,
         rule=int8.rule,
         undecided_between=int8.band,
+        sets=int8.sets,
         engines=int8.engines,
         gate=info.gate,
         pruning=figures.pruning or {},
@@ -255,6 +258,13 @@ def _model(model: CardModel) -> Iterator[str]:
         yield f"- int8 is pruned: {left:.0f} % of the multiply-adds of the float network, trained on afterwards."
     if model.undecided_between:
         yield "- Undecided between {:.3f} and {:.3f}.".format(*model.undecided_between)
+    if model.sets:
+        yield f"- {model.sets.promise}"
+        rows = zip(class_names(model.labels, model.task), model.sets.floors, model.sets.patients, strict=True)
+        floors = [f"{name} from {floor:.3f} on ({count} validation patients)" for name, floor, count in rows]
+        yield f"- Possible classes: {', '.join(floors)}; a case is undecided unless one alone is possible."
+        if model.sets.note:
+            yield f"- {model.sets.note[0].upper()}{model.sets.note[1:]}."
     gate = model.gate
     engines = "Engines that passed the gate" if gate.passed else "Engine that was judged"
     yield f"- {engines}: {', '.join(model.engines)}."

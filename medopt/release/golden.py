@@ -7,6 +7,7 @@ prepares and judges files as the machine that built the release did.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from medopt.imaging import read_scan
 from medopt.imaging.channels import read_channels
 from medopt.phantom import write_radiograph
 from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
-from medopt.release.predictor import Release
+from medopt.release.predictor import Release, decisions_of
 from medopt.transforms.prepare import PrepareChain
 
 COUNT = 3
@@ -66,15 +67,31 @@ def _blobs(shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
 
 
 def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> None:
-    """Write `golden.json`: for every scan a summary of the prepared pixels, and the answer of each model and engine."""
+    """Write `golden.json`: for every scan a summary of the prepared pixels, and the answer of each model and engine.
+
+    Of an answer: the probabilities, and what is decided by them, "undecided" included, were the scan not declined.
+    """
     cases = []
     for path in scans:
         scan = _read(path, releases[0].info.prepare)
-        answers = {f"{p.kind}/{p.engine.name}": p.predict(scan).probabilities for p in releases}
+        answers = {_model(p): p.predict(scan).probabilities for p in releases}
+        decisions = {_model(p): _decision(p, answers[_model(p)]) for p in releases}
         name = path.relative_to(folder).as_posix()
-        cases.append({"scan": name, "pixels": _pixels(releases[0], scan), "answers": answers})
+        pixels = _pixels(releases[0], scan)
+        cases.append({"scan": name, "pixels": pixels, "answers": answers, "decisions": decisions})
     tolerance = {"probability": PROBABILITY_TOLERANCE, "pixels": PIXEL_TOLERANCE}
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
+
+
+def _model(release: Release) -> str:
+    return f"{release.kind}/{release.engine.name}"
+
+
+def _decision(release: Release, probabilities: Mapping[str, float]) -> str:
+    info = release.info
+    table = np.array([[probabilities[label] for label in info.reported_labels]])
+    (decision,) = decisions_of(info.labels, info.task, info.models[release.kind].operating_point, table)
+    return decision
 
 
 def golden_scans(folder: Path, prepare: Prepare | None = None) -> list[Volume]:
@@ -122,7 +139,7 @@ class ReplayedCase:
 def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[ReplayedCase]:
     """Predict every golden case with each opened release, and compare with the answers of the build.
 
-    Raises ReleaseError where prepared pixels or probabilities are not those of the build.
+    Raises ReleaseError where prepared pixels or probabilities are not those of the build, or are decided otherwise.
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     replayed, faults = [], []
@@ -132,12 +149,15 @@ def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[Rep
         if not pixels <= golden["tolerance"]["pixels"]:
             faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
         for release in releases:
-            model = f"{release.kind}/{release.engine.name}"
+            model = _model(release)
             probability, expected = release.predict(scan).probabilities, case["answers"][model]
             difference = max(abs(probability[label] - expected[label]) for label in info.labels)
             replayed.append(ReplayedCase(case["scan"], model, difference, probability))
             if not difference <= golden["tolerance"]["probability"]:
                 faults.append(f"{case['scan']}: {model} answers differ by {difference:.3f}")
+            decided = case.get("decisions", {}).get(model)  # of the build's probabilities: those of here may be rounded
+            if decided is not None and decided != _decision(release, expected):
+                faults.append(f"{case['scan']}: {model} decides {_decision(release, expected)!r}, not {decided!r}")
     if faults:
         raise ReleaseError(
             f"The release {folder} does not answer its golden cases as when it was built: {listed(faults)}. "

@@ -17,6 +17,7 @@ from medopt.core.result import Result
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.run_metrics import ReleaseFigures
 from medopt.metrics.calibration import Calibration
+from medopt.metrics.conformal import PredictionSets
 from medopt.metrics.numbers import Margin
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.transforms.prepare import PrepareChain
@@ -41,12 +42,13 @@ class ModelInfo(BaseModel):
     band: tuple[float, float] | None = None
     margin: Margin | None = None
     """How far the number of a regression study may be from the truth."""
+    sets: PredictionSets | None = None
     engines: list[str]
 
     @property
     def operating_point(self) -> OperatingPoint:
-        """Threshold and band that turn probabilities into decisions."""
-        return OperatingPoint(self.threshold, self.rule, band=self.band)
+        """Threshold, band and prediction sets that turn probabilities into decisions."""
+        return OperatingPoint(self.threshold, self.rule, band=self.band, sets=self.sets)
 
 
 _COMPACT = PlainSerializer(lambda result: result.json_values())  # as in `metrics.json`

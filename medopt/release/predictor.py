@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from medopt.core.errors import ReleaseError
 from medopt.core.format import amount_text, unit_text
 from medopt.core.number_scale import NumberScale
-from medopt.core.records import FloatArray, Volume, has_one_output
+from medopt.core.records import FloatArray, Task, Volume, has_one_output
 from medopt.core.run_paths import find_release
 from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.channels import ScanPath, scan_name
 from medopt.inference.engines import Engine, Mode, unsupported_reason
 from medopt.inference.runtime import Setting
 from medopt.metrics.numbers import Margin
+from medopt.metrics.thresholds import OperatingPoint
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.ood_check import OutOfDomainCheck, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
@@ -67,8 +68,9 @@ class Answer:
     probabilities: dict[str, float]
     """Calibrated probability of each label, also where the scan was declined, for whoever looks into the case."""
     decision: str
-    """The label; those of a multi-label study joined by semicolons. UNDECIDED where the probability lies in the band
-    that validation chose around the threshold; empty where the scan was declined."""
+    """The label; those of a multi-label study joined by semicolons, with `undecided:LABEL` for one that is left so.
+    UNDECIDED where the probability lies in the band that validation chose around the threshold, or where the prediction
+    set is not one class; empty where the scan was declined."""
     logits: tuple[float, ...]
     declined: str | None = None
     """Why the release gives no decision: the scan is unlike those it was trained on. None: it was not declined."""
@@ -76,6 +78,23 @@ class Answer:
     """Of a regression study, also where the scan was declined."""
     distances: tuple[float, float] | None = None
     """How far the scan is from training in content and texture, in units of the out-of-domain check's limits."""
+
+    def is_undecided(self, label: str) -> bool:
+        """Whether the release leaves open if the scan has the label; a declined scan is not asked."""
+        return self.decision == UNDECIDED or f"{UNDECIDED}:{label}" in self.decision.split(";")
+
+
+def decisions_of(
+    labels: Sequence[str], task: Task, point: OperatingPoint, probability: NDArray[np.floating]
+) -> Iterator[str]:
+    """The decision on each case, as Answer has it; `probability` (N, K) calibrated, of the outputs."""
+    for decided, undecided in zip(point.decide(probability), point.undecided(probability), strict=True):
+        if task == "multilabel":
+            rows = zip(labels, decided, np.broadcast_to(undecided, len(labels)), strict=True)
+            names = [f"{UNDECIDED}:{name}" if is_open else name for name, yes, is_open in rows if yes or is_open]
+            yield ";".join(names)
+        else:
+            yield UNDECIDED if undecided else labels[int(decided)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +196,11 @@ class Release:
     ) -> Answer:
         model, labels = self.info.models[self.kind], self.info.labels
         table = model.calibration.probabilities(logits[None], self.info.task)
-        decided = model.operating_point.decide(table)[0]
         values = [float(value) for value in table[0]]
         if has_one_output(self.info.task):
             values = [1 - values[0], values[0]]
-        if model.operating_point.undecided(table)[0]:
-            decision = UNDECIDED
-        elif self.info.task == "multilabel":
-            decision = ";".join(name for name, yes in zip(labels, decided, strict=True) if yes)
-        else:
-            decision = labels[int(decided)]
         probabilities = dict(zip(labels, values, strict=True))
-        decision = "" if declined else decision
+        (decision,) = [""] if declined else decisions_of(labels, self.info.task, model.operating_point, table)
         scale = self.info.number
         number = None if scale is None else NumberAnswer.of(float(logits[0]), scale, model.margin)
         return Answer(probabilities, decision, tuple(logits.tolist()), declined or None, number, distances)

@@ -14,7 +14,7 @@ from medopt.core.format import (
     format_share,
     unit_text,
 )
-from medopt.core.records import has_one_output
+from medopt.core.records import NotDefined, has_one_output
 from medopt.evaluation.model_verdict import CHANCE, NOT_SHOWN
 from medopt.report.format import joined, plain
 from medopt.report.run_records import RunRecords
@@ -163,6 +163,12 @@ def _how_sure(run: RunRecords) -> Iterator[str]:
             f"AUC is {format_estimate(degraded.mean)}, {format_estimate(degraded.drop)} lower than on clean images. It "
             f"is lowest at the strongest {plain(weakest)}: {format_estimate(strongest[weakest])}."
         )
+    sets, selective = metrics.operating_point[run.served].sets, metrics.selective[run.served]
+    if sets and not isinstance(selective, NotDefined) and selective.band:
+        decided = format_share(selective.band.coverage)
+        yield f"{sets.promise} It decides {decided} of the test {_units(run)} and leaves the others undecided."
+        if sets.note:
+            yield f"{sets.note[0].upper()}{sets.note[1:]}."
     if metrics.domain:
         declined = metrics.domain.declined[run.served]
         yield (
@@ -171,6 +177,10 @@ def _how_sure(run: RunRecords) -> Iterator[str]:
         )
     if metrics.data_notes:
         yield "The data check raised the findings below; every figure on this page is affected by them."
+
+
+def _units(run: RunRecords) -> str:
+    return "labels" if run.study.data.task == "multilabel" else "images"
 
 
 def _int8(run: RunRecords) -> Iterator[str]:

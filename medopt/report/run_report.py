@@ -169,7 +169,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
         ReportSection(
             "Calibration and decisions",
             decided,
-            (),
+            _tables(tables.guarantee(run)),
             _pictures(run, "reliability", "decision_curve", "coverage_risk"),
         ),
         ReportSection("Sites and subgroups", "", _tables(tables.subgroups(run)), ()),

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 
 from medopt.config import Study
 from medopt.core.format import UNDEFINED, format_amount, format_difference, format_estimate, format_share, unit_text
-from medopt.core.records import KINDS
+from medopt.core.records import KINDS, NotDefined
 from medopt.evaluation.subgroup_results import SubgroupFigures
+from medopt.metrics.conformal import class_names
 from medopt.metrics.figures import SHOWN
 from medopt.report.format import plain
 from medopt.report.run_records import RunRecords
@@ -137,6 +138,24 @@ def patients(run: RunRecords) -> ReportTable | None:
     aggregate = run.metrics.patients.int8.aggregate
     note = f"A patient's answer is the {aggregate}; decided anew on validation's patients."
     return ReportTable("By patient", ["figure", "float, test", "int8, test"], rows, [note])
+
+
+def guarantee(run: RunRecords) -> ReportTable | None:
+    """What prediction sets promise to each class, and what became of it on test."""
+    sets, found = run.metrics.operating_point[run.served].sets, run.metrics.selective[run.served]
+    if sets is None or isinstance(found, NotDefined) or found.band is None:
+        return None
+    names = class_names(run.study.data.labels, run.study.data.task)
+    columns = zip(names, sets.patients, sets.floors, found.band.kept, strict=True)
+    rows = [
+        [name, str(count), f"{floor:.3f}" if floor else "always", format_share(kept)]
+        for name, count, floor, kept in columns
+    ]
+    decided, risk = format_share(found.band.coverage), format_share(found.band.risk)
+    notes = [f"{sets.promise} Decided on test: {decided}, of these {risk} wrongly."]
+    notes += [f"{sets.note[0].upper()}{sets.note[1:]}."] if sets.note else []
+    headings = ["class", "validation patients", "possible from a probability of", "kept on test"]
+    return ReportTable(f"What is promised to each class, {run.served}", headings, rows, notes)
 
 
 def subgroups(run: RunRecords) -> ReportTable | None:

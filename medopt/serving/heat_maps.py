@@ -17,7 +17,7 @@ from medopt.core.reporter import Reporter
 from medopt.inference.depth_evidence import DepthEvidence
 from medopt.inference.evidence_map import Evidence
 from medopt.release.evidence_picture import evidence_picture
-from medopt.release.predictor import UNDECIDED, Answer, Release
+from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
 
 
@@ -64,7 +64,7 @@ def mapped_labels(release: Release, answer: Answer) -> list[str]:
     if answer.declined:
         return []
     decided = answer.decision.split(";")
-    found = [label for label in release.info.reported_labels if answer.decision == UNDECIDED or label in decided]
+    found = [label for label in release.info.reported_labels if answer.is_undecided(label) or label in decided]
     return sorted(found, key=lambda label: -answer.probabilities[label])
 
 

@@ -19,6 +19,7 @@ from medopt.core.errors import ConfigError, ReleaseRefused
 from medopt.core.records import Estimate, Override
 from medopt.evaluation.group_metrics import GroupMember, GroupMetrics
 from medopt.experiments.group_summary import FinishedGroup
+from medopt.metrics.conformal import PredictionSets
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
@@ -109,8 +110,8 @@ def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
     assert "auc at" not in capsys.readouterr().out
 
 
-def predictor(labels: list[str], threshold: Any, band: Any = None) -> Release:
-    model = SimpleNamespace(threshold=threshold, band=band)
+def predictor(labels: list[str], threshold: Any, band: Any = None, sets: PredictionSets | None = None) -> Release:
+    model = SimpleNamespace(threshold=threshold, band=band, sets=sets)
     info = SimpleNamespace(labels=labels, models={"int8": model})
     return cast(Release, SimpleNamespace(info=info, kind="int8", engine=SimpleNamespace(name="openvino")))
 
@@ -147,6 +148,14 @@ def test_rule_of_the_decision_is_told(capsys: pytest.CaptureFixture[str], thresh
 def test_band_of_undecided_cases_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     print_predictions([answered("a.dcm")], predictor(["no", "yes"], 0.5, (0.25, 0.75)))
     assert "left undecided: from 0.2500 up to 0.7500" in capsys.readouterr().out
+
+
+def test_what_prediction_sets_promise_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    sets = PredictionSets(0.9, (0.3, 0.0), (40, 5))
+    print_predictions([answered("a.dcm")], predictor(["no", "yes"], 0.5, (0.25, 0.75), sets))
+    out = capsys.readouterr().out
+    assert "of new patients of each class, at least 90 %" in out.lower()
+    assert "no guarantee is possible for 1 of 2 classes: a coverage of 0.9 takes 9 validation patients" in out
 
 
 def test_rows_round_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:

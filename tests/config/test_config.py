@@ -174,6 +174,10 @@ def test_manifest_beside_the_study_goes_before_that_of_the_data(study_file: Path
         ("multiclass", ["a", "b", "c"], {"operating_point": "cost"}, "a multiclass study has none"),
         ("multilabel", ["a", "b"], {"abstain": 0.1}, "a multilabel study decides each label"),
         ("binary", ["no", "undecided"], {"abstain": 0.1}, "no label may be called undecided"),
+        ("multilabel", ["a", "undecided:a"], {"abstain": {"coverage": 0.9}}, "no label may be called undecided"),
+        ("binary", ["no", "yes"], {"abstain": {"coverage": 1}}, "a share from 0 to below 1, or {coverage: 0.95}"),
+        ("binary", ["no", "yes"], {"abstain": {"cover": 0.9}}, "a share from 0 to below 1, or {coverage: 0.95}"),
+        ("binary", ["no", "yes"], {"abstain": True}, "a share from 0 to below 1, or {coverage: 0.95}"),
     ],
 )
 def test_settings_that_the_task_has_no_answer_to(

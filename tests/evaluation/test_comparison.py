@@ -8,10 +8,13 @@ import pytest
 from scipy.stats import norm
 
 from medopt.core.errors import DataError
+from medopt.core.records import Predictions
 from medopt.evaluation.comparison import COMPARED, area_difference, compare_models, on_shared_cases
+from medopt.evaluation.paired_shares import paired_shares
 from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.estimates import all_figures
+from medopt.metrics.proportions import wilson
 from medopt.metrics.thresholds import OperatingPoint
 
 HOW = Resampling(bootstrap=300, confidence=0.95, seed=4)
@@ -108,3 +111,68 @@ def test_other_labels_or_patients_of_shared_cases_are_refused(drawn):
     renamed = replace(table, patient_id=np.char.add(table.patient_id, "x"))
     with pytest.raises(DataError, match="200 of 200 shared cases other patients"):
         on_shared_cases({"a": first, "b": replace(second, predictions=renamed)})
+
+
+def decided(right: np.ndarray, labels: np.ndarray, patients: np.ndarray | None = None) -> CalibratedPredictions:
+    """A model that is right about these cases."""
+    count = len(labels)
+    owner = np.arange(count) if patients is None else patients
+    logits = np.where(right == (labels == 1), 2.0, -2.0)[:, None]
+    blank = np.full(count, "test")
+    names = np.array([f"c{index:04d}" for index in range(count)])
+    table = Predictions("m", names, np.array([f"p{one:04d}" for one in owner]), blank, blank, labels, logits)
+    return CalibratedPredictions(table, "binary", operating_point=HALF)
+
+
+@pytest.mark.parametrize("counts", [(36, 12, 2, 0), (25, 1, 3, 21), (20, 6, 9, 15), (10, 12, 11, 3)])
+def test_newcombes_paired_interval(counts: tuple[int, int, int, int]) -> None:
+    """Method 10, written out from the four counts; the first is the example of the paper (0.0569 to 0.3404)."""
+    a, b, c, d = counts
+    cases = sum(counts)
+    first, second = (np.repeat(each, counts) for each in ([True, True, False, False], [True, False, True, False]))
+    labels = np.ones(cases, np.int64)
+    found, p = paired_shares(decided(second, labels), decided(first, labels), 0.95)["sensitivity"]
+    product = a * d - b * c
+    product = product if product < 0 else max(0, product - cases / 2)
+    phi = product / np.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    (l1, u1), (l2, u2) = (wilson(share, cases, 0.95) for share in ((a + b) / cases, (a + c) / cases))
+    down, up = (a + b) / cases - l1, u1 - (a + b) / cases
+    less, more = (a + c) / cases - l2, u2 - (a + c) / cases
+    value = (b - c) / cases
+    low = value - np.sqrt(down**2 - 2 * phi * down * more + more**2)
+    high = value + np.sqrt(less**2 - 2 * phi * less * up + up**2)
+    assert (found.value, found.low, found.high) == pytest.approx((value, low, high))
+    if counts == (36, 12, 2, 0):
+        assert (found.low, found.high) == (pytest.approx(0.0569, abs=5e-5), pytest.approx(0.3404, abs=5e-5))
+    assert (p < 0.05) == (low > 0 or high < 0)
+    again = paired_shares(decided(second, labels), decided(first, labels), 1 - p)["sensitivity"][0]
+    assert min(abs(again.low), abs(again.high)) < 1e-4
+
+
+@pytest.mark.parametrize(("patients", "images"), [(15, 1), (40, 1), (25, 4)])
+def test_false_alarms_of_shares_are_as_rare_as_promised(patients: int, images: int) -> None:
+    """Two models of equal sensitivity .9 that share half of their errors; at most 1 of 20 comparisons cries wolf."""
+    random, alarms, rounds = np.random.default_rng(patients), 0, 150
+    owner = np.repeat(np.arange(patients), images)
+    labels = np.ones(len(owner), np.int64)
+    for _ in range(rounds):
+        common, own = random.normal(size=patients), random.normal(size=(2, patients))
+        score = (common + own)[:, owner] + 0.7 * random.normal(size=(2, len(owner)))
+        models = [decided(one > -1.28 * np.sqrt(2.49), labels, owner) for one in score]
+        found, _ = paired_shares(models[0], models[1], 0.95)["sensitivity"]
+        alarms += found.low > 0 or found.high < 0
+    assert alarms / rounds < 0.08
+
+
+def test_the_mean_over_outputs_varies_as_its_outputs_do_together(drawn) -> None:
+    """Three classes against the spread of the difference over new draws of the same study."""
+    told, values = [], []
+    for seed in range(60):
+        table = drawn(150, 3, seed=seed, task="multiclass")
+        noise = np.random.default_rng(seed).normal(scale=0.8, size=(2, *table.logits.shape))
+        two = [CalibratedPredictions(replace(table, logits=table.logits + one), "multiclass") for one in noise]
+        two = [replace(one, operating_point=OperatingPoint(None, "argmax")) for one in two]
+        found, _ = paired_shares(two[0], two[1], 0.95)["sensitivity"]
+        told.append((found.high - found.low) / (2 * norm.ppf(0.975)))
+        values.append(found.value)
+    assert 0.9 < np.mean(told) / np.std(values) < 1.3

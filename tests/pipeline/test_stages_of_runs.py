@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import threading
 from collections import defaultdict
@@ -14,8 +15,10 @@ from clinic_fixtures import Finished, call, run_words
 
 from medopt.config.section import Section
 from medopt.config.study_file import load_study
+from medopt.evaluation.run_metrics import RunMetrics
 from medopt.pipeline.stage import Stage
 from medopt.pipeline.stage_settings import PRUNED, READS
+from medopt.release.layout import read_info
 
 ENDING = ["release", "report", "record"]
 
@@ -146,3 +149,25 @@ def test_mlflow_says_which_settings_changed(again: Finished) -> None:
     assert run.data.tags["settings changed"] == "question: Is there a bright blob? -> Is there a dark spot?"
     redone(again)
     assert client.get_run(run_id).data.tags["settings changed"] == ""
+
+
+def test_a_guarantee_goes_from_judge_into_report_release_card_and_answers(again: Finished, tmp_path: Path) -> None:
+    assert redone(again, "evaluation.abstain.coverage=0.8")[0] == "judge"
+    metrics, info = RunMetrics.read(again.folder), read_info(again.folder / "release")
+    for kind in ("float", "int8"):
+        point, sets = metrics.operating_point[kind], info.models[kind].sets
+        assert sets is not None and sets == point.sets and info.models[kind].operating_point.band == point.band
+        assert sets.coverage == 0.8 and min(sets.patients) >= sets.patients_needed == 4
+    band = metrics.selective.int8.band
+    assert band is not None and len(band.kept) == 2
+    assert "at least 80 % have their images answered" in (again.folder / "release" / "CARD.md").read_text()
+    assert "What is promised to each class, int8" in (again.folder / "report.html").read_text()
+    golden = json.loads((again.folder / "release" / "golden.json").read_text())
+    assert all(set(case["decisions"]) == set(case["answers"]) for case in golden["cases"])
+    done = call("predict", again.folder, again.clinic.data / "scans", "--out", tmp_path / "answers.csv")
+    assert done.code == 0, done.stderr
+    low, high = info.models["int8"].operating_point.band or (0, 0)
+    with (tmp_path / "answers.csv").open(newline="") as stream:
+        answers = [row for row in csv.DictReader(stream) if row["decision"]]
+    inside = [row["decision"] == "undecided" for row in answers]
+    assert answers and inside == [low <= float(row["probability_blob"]) < high for row in answers]

@@ -23,6 +23,7 @@ from medopt.core.errors import ReleaseError
 from medopt.core.provenance import CodeVersion, Machine
 from medopt.imaging import read_scan
 from medopt.metrics.calibration import Calibration
+from medopt.metrics.conformal import PredictionSets
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.release import golden
 from medopt.release.golden import draw_golden, golden_batch, golden_scans, record_answers, replay, verify_release
@@ -103,8 +104,10 @@ FLAT, DEEP = Prepare(size=[32, 32]), Prepare(size=[8, 8, 8])
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The release, with its golden cases."""
-    info = release_info()
-    release = tmp_path_factory.mktemp("built")
+    return build_by_hand(tmp_path_factory.mktemp("built"), release_info())
+
+
+def build_by_hand(release: Path, info: ReleaseInfo) -> Path:
     (release / "release.json").write_text(info.model_dump_json())
     for kind, bias in BIAS.items():
         save_model(release / f"model.{kind}.onnx", bias)
@@ -177,6 +180,24 @@ def test_one_label_of_one_case_that_moves_either_way_is_refused(
         edit(folder, change)
     assert "int8" not in str(refused.value)
     assert "pixels" not in str(refused.value)
+
+
+def test_a_decision_that_is_not_the_builds_is_refused(folder: Path) -> None:
+    values = json.loads((folder / "golden.json").read_text())
+    decisions = values["cases"][0]["decisions"]
+    assert list(decisions) == ["int8/onnxruntime", "float/onnxruntime"]
+    with pytest.raises(ReleaseError, match=r"case-1\.dcm: int8/onnxruntime decides .*, not 'undecided:nodule'"):
+        edit(folder, lambda found: found["cases"][0]["decisions"].update({"int8/onnxruntime": "undecided:nodule"}))
+
+
+def test_what_is_left_undecided_is_recorded(tmp_path: Path) -> None:
+    sets = PredictionSets(0.9, (0.0,) * 6, (5,) * 6)  # nothing is ever ruled out
+    model = release_info().models["int8"].model_copy(update={"sets": sets})
+    built = build_by_hand(tmp_path, release_info(models={"int8": model, "float": model}))
+    cases = json.loads((built / "golden.json").read_text())["cases"]
+    everything = ";".join(f"undecided:{label}" for label in LABELS)
+    assert {text for case in cases for text in case["decisions"].values()} == {everything}
+    verify_release(built, 1)
 
 
 def test_a_case_may_differ_up_to_exactly_the_tolerance(folder: Path) -> None:

@@ -20,9 +20,12 @@ from medopt.core.run_paths import find_release
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.imaging import read_scan
 from medopt.metrics.calibration import UNCALIBRATED, Calibration, IsotonicCurve
+from medopt.metrics.conformal import PredictionSets
+from medopt.pacs.result_objects import ScanAnswer
 from medopt.release.card import MISSING, ModelCard, card_of, render_card
 from medopt.release.layout import ModelInfo, ReleaseInfo, read_info
 from medopt.release.predictor import Release, load_release
+from medopt.serving.server.try_page import rule_of
 from medopt.transforms.prepare import PrepareChain
 
 
@@ -103,6 +106,48 @@ def test_a_case_in_the_band_is_undecided(info: ReleaseInfo, logit: float, decisi
         IMAGE
     )
     assert answer.decision == decision
+
+
+SETS = PredictionSets(0.9, (0.3, 0.3, 0.6, 0.3, 0.3, 0.6), (50,) * 6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "decision"),
+    [
+        ([2.0, -2.0, 2.0], "a;c"),
+        ([0.0, -2.0, 2.0], "undecided:a;c"),
+        ([-2.0, -2.0, 0.0], "undecided:c"),
+        ([-2.0] * 3, ""),
+    ],
+)
+def test_a_label_with_both_or_none_possible_is_undecided(info: ReleaseInfo, logits: list[float], decision: str) -> None:
+    several = info.model_copy(update={"task": "multilabel", "labels": ["a", "b", "c"]})
+    opened = with_logits(several, logits, calibration=UNCALIBRATED, threshold=(0.5,) * 3, sets=SETS)
+    (answer,) = opened.predict_batch(IMAGE)
+    assert answer.decision == decision
+    left = [label for label in "abc" if answer.is_undecided(label)]
+    assert left == [one.removeprefix("undecided:") for one in decision.split(";") if one.startswith("undecided")]
+    scan = ScanAnswer(answer, ())
+    assert [scan.presence(label) == "Undetermined" for label in "abc"] == [label in left for label in "abc"]
+
+
+@pytest.mark.parametrize(("logits", "decision"), [([3.0, 0.0, 0.0], "a"), ([1.0, 1.1, 0.0], "undecided")])
+def test_a_case_of_which_several_classes_are_possible_is_undecided(
+    info: ReleaseInfo, logits: list[float], decision: str
+) -> None:
+    three = info.model_copy(update={"task": "multiclass", "labels": ["a", "b", "c"]})
+    sets = PredictionSets(0.9, (0.3, 0.3, 0.3), (50, 50, 8))
+    opened = with_logits(three, logits, calibration=UNCALIBRATED, threshold=None, sets=sets)
+    (answer,) = opened.predict_batch(IMAGE)
+    assert answer.decision == decision
+    text = render_card(card_of(opened.info))
+    assert "at least 90 % have their images answered" in text and "a from 0.300 on (50 validation patients)" in text
+    assert "No guarantee is possible for 1 of 3 classes" in text
+    assert "The case is left undecided where another label is possible too" in rule_of(
+        opened.info, opened.info.models["int8"]
+    )
+    again = ReleaseInfo.model_validate_json(opened.info.model_dump_json())
+    assert again.models["int8"].operating_point.sets == sets
 
 
 def test_an_isotonic_release_answers_by_its_curve(info: ReleaseInfo) -> None:

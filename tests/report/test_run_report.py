@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import asdict, replace
 from html import unescape
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import yaml
 from clinic_fixtures import Finished
 
 from medopt.core.errors import DataError
-from medopt.core.format import format_estimate
+from medopt.core.format import format_estimate, format_share
 from medopt.evaluation.run_metrics import RunMetrics
+from medopt.pipeline.reevaluate import evaluate_table, open_table
 from medopt.report import write_report
 from medopt.report.run_records import read_run
 
@@ -145,6 +147,24 @@ def test_splits_are_counted_from_the_runs_own_manifest(finished: Finished) -> No
         predicted = Counter(row["split"] for row in csv.DictReader(stream) if row["model"] == "float")
     assert {name: splits[name].images for name in ("val", "test")} == predicted
     assert all(sum(one.labels.values()) == one.images == sum(one.sites.values()) for one in splits.values())
+
+
+def test_what_is_promised_to_each_class_is_told_with_what_became_of_it(copied: Path) -> None:
+    table = open_table(copied, changes={"abstain": {"coverage": 0.8}})
+    found = evaluate_table(table, "test", ["int8"]).models["int8"]
+    band, sets = found.selective.band, found.operating_point.sets
+    assert band is not None and sets is not None and len(band.kept) == 2 and band.coverage.value is not None
+    metrics = json.loads((copied / "metrics.json").read_text())
+    metrics["operating_point"]["int8"] = json.loads(found.model_dump_json())["operating_point"]
+    metrics["selective"]["int8"] = json.loads(found.model_dump_json())["selective"]
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    text = words(write_report(copied))
+    assert "What is promised to each class, int8" in text and "at least 80 % have their images answered" in text
+    assert format_share(band.kept[0]) in text and format_share(band.coverage) in text
+    few = replace(sets, coverage=0.99, floors=(0.0, 0.0))
+    metrics["operating_point"]["int8"]["sets"] = asdict(few)
+    (copied / "metrics.json").write_text(json.dumps(metrics))
+    assert "No guarantee is possible for 2 of 2 classes: a coverage of 0.99 takes 99" in words(write_report(copied))
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

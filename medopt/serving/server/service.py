@@ -253,10 +253,10 @@ def check_prepared(images: FloatArray, release: Release) -> None:
 
 
 def outcome_of(answer: Answer) -> str:
-    """How a scan ended."""
+    """How a scan ended; undecided where any label was left so."""
     if answer.declined:
         return "declined"
-    return UNDECIDED if answer.decision == UNDECIDED else "answered"
+    return UNDECIDED if any(map(answer.is_undecided, answer.probabilities)) else "answered"
 
 
 def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceResponse:

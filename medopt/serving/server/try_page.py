@@ -206,13 +206,13 @@ def page_answer(served: ServedRelease, answer: Answer, pictures: Pictures) -> Pa
     release = served.verified.release
     info, model = release.info, release.info.models[release.kind]
     rows = [] if answer.declined else label_rows(info, model, answer)
-    decision = "" if answer.declined else answer.decision.replace(";", ", ") or "none of the findings"
-    if answer.number is not None and not answer.declined:
+    decision = answer.decision.replace(";", ", ").replace(f"{UNDECIDED}:", f"{UNDECIDED}: ") or "none of the findings"
+    if answer.number is not None:
         decision = f"{answer.number.quantity} {answer.number.text}: {decision}"
     return PageAnswer(
         info.question,
         info.intended_use,
-        decision,
+        "" if answer.declined else decision,
         answer.declined or "",
         rows,
         rule_of(info, model),
@@ -237,6 +237,8 @@ def rule_of(info: ReleaseInfo, model: ModelInfo) -> str:
         text = f"The {which} is the decision."
         if point.band is not None:
             text = f"{text[:-1]}; where its probability is below {high}, the case is left {UNDECIDED}."
+        elif point.sets is not None:
+            text += f" The case is left {UNDECIDED} where another label is possible too, or none is."
     elif has_one_output(info.task) and point.band is not None:
         text = f"The decision is {info.labels[1]} from a probability of {high} on and {info.labels[0]} below {low}; "
         text += f"between them the case is left {UNDECIDED}."
@@ -244,4 +246,8 @@ def rule_of(info: ReleaseInfo, model: ModelInfo) -> str:
         text = f"The decision is {info.labels[1]} from a probability of {100 * point.thresholds[0]:.1f} % on."
     else:
         text = "Each finding is decided from its own threshold on."
+        if point.sets is not None:
+            text += f" It is left {UNDECIDED} where both its presence and its absence are possible, or none is."
+    if point.sets is not None:
+        text += f" {point.sets.promise}"
     return f"{text} The operating point ({point.rule}) was chosen on validation."
