@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.reporter import Reporter
-from medopt.data.loaders import Batch, predict_loader, train_loader
+from medopt.data.loaders import grouped, predict_loader, train_loader
 from medopt.training.fine_tuning import hold_statistics
 from medopt.training.job import TrainingJob
 from medopt.training.losses import Teacher, build_loss
@@ -68,7 +67,7 @@ class Epochs:
         told = scores_in_force(self.study, scores)
         check, waited, started = _Check(self.study, epoch, self.fabric.device), 0.0, time.perf_counter()
         mark, rate = started, 0.0
-        for step, batch in enumerate(_grouped(self.loader, self.sampler.parts)):
+        for step, batch in enumerate(grouped(self.loader, self.sampler.parts)):
             waited += time.perf_counter() - mark
             rate = learning_rate(config.schedule, now.rate, epoch * steps + step, steps, config.epochs, told)
             check.take(*self.stepper.step(batch, rate, size, number=epoch * steps + step))
@@ -87,13 +86,6 @@ class Epochs:
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _grouped(loader: Iterable[Batch], parts: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The micro-batches of each step."""
-    batches = iter(loader)
-    while batch := [(image, target) for image, target, _ in islice(batches, parts)]:
-        yield batch
 
 
 class _Check:
