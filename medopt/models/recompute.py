@@ -26,13 +26,13 @@ def run_again(block: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _without_running_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch normalizations that normalize by the batch and remember nothing of it."""
+    """Let batch normalizations normalize by the batch, as before, and remember nothing of it."""
     norms = [one for one in block.modules() if isinstance(one, _BatchNorm) and one.training]
-    before = [one.track_running_stats for one in norms]
+    before = [(one.momentum, one.num_batches_tracked) for one in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, before, strict=True):
-            norm.track_running_stats = tracked
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
