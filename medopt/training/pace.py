@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 
 from medopt.config import Study, Training
-from medopt.core.files import atomic
+from medopt.core.files import write_json
 from medopt.core.format import duration_text
 from medopt.core.reporter import Reporter
 from medopt.data.residence import HeldImages, Images, Residence, choose_residence, images_of, stored_bytes
@@ -62,9 +62,8 @@ def settle(job: TrainingJob, fabric: Fabric, reporter: Reporter) -> tuple[Traini
     pace = _kept(job) if fabric.global_rank == 0 else None
     if fabric.global_rank == 0 and pace is None:
         pace = decide(job, fabric, reporter)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with atomic(job.folder / PACE) as part:
-            part.write_text(json.dumps(asdict(pace), indent=1))
+        if pace.reasons:  # what nothing was measured for is decided alike again
+            write_json(job.folder / PACE, asdict(pace))
     shared: Pace | None = fabric.broadcast(pace)
     assert shared is not None
     return replace(job, study=_with(job.study, shared)), shared

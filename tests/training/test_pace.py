@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,19 @@ def job(
 
 
 @pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network is traced and guarded as ever, but no kernels are made of it, which takes minutes on a CPU."""
-    compile_it = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: compile_it(self, backend="eager", **given))
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The network is traced and guarded as ever, but no kernels are made of it, which takes minutes on a CPU.
+
+    The list is what each compiling was called with.
+    """
+    compile_it, calls = torch.nn.Module.compile, []
+
+    def compile_quickly(self: torch.nn.Module, **given: Any) -> None:
+        calls.append({"backend": "eager", **given})
+        compile_it(self, **calls[-1])
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    return calls
 
 
 def trained(job: TrainingJob) -> tuple[Trained, dict[str, torch.Tensor]]:
@@ -76,7 +85,9 @@ def test_what_was_decided_is_kept_for_the_run(job: Callable[..., TrainingJob]) -
     fabric = open_fabric(one.study.training)
     _, first = settle(one, fabric, SilentReporter())
     note = one.folder / "pace.json"
-    note.write_text(json.dumps(json.loads(note.read_text()) | {"augment_on": "device", "reasons": ["timed"]}))
+    assert not note.exists()  # a CPU decides alike again
+    one.folder.mkdir()
+    note.write_text(json.dumps(asdict(first) | {"augment_on": "device", "reasons": ["timed"]}))
     again, kept = settle(one, fabric, SilentReporter())
     assert kept == replace(first, augment_on="device", reasons=("timed",))
     assert again.study.training.augment_on == "device" and again.study.training.residence == "disk"
@@ -84,6 +95,15 @@ def test_what_was_decided_is_kept_for_the_run(job: Callable[..., TrainingJob]) -
     assert changed.study.training.residence == other.residence == "host"
     note.write_text("{")  # cut off by a full disk
     assert settle(one, fabric, SilentReporter())[1] == first
+
+
+def test_what_was_timed_is_written_down(job: Callable[..., TrainingJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, timed = job(), Pace("host", "device", True, ("compiling: as timed",), {"compiled": 1.5})
+    monkeypatch.setattr(pace_module, "decide", lambda *_: timed)
+    fabric = open_fabric(one.study.training)
+    assert settle(one, fabric, SilentReporter())[1] == timed
+    monkeypatch.setattr(pace_module, "decide", lambda *_: pytest.fail("timed again"))
+    assert settle(one, fabric, SilentReporter())[1] == timed
 
 
 def test_images_that_do_not_fit_where_they_were_asked_for_are_refused(
@@ -127,8 +147,9 @@ def test_on_a_gpu_ways_are_timed_with_the_real_data(
     assert plan.reasons[0].startswith("augmenting on the ") and "compiling" in plan.reasons[1]
 
 
-@pytest.mark.usefixtures("quick_compiler")
-def test_a_compiled_network_learns_the_same(job: Callable[..., TrainingJob]) -> None:
+def test_a_compiled_network_learns_the_same(
+    job: Callable[..., TrainingJob], quick_compiler: list[dict[str, Any]]
+) -> None:
     """Six epochs of three steps: compiled once the running statistics have settled, after 11; validation is not."""
     settings: dict[str, Any] = {"epochs": 6, "optimizer": {"lr": 0.003}}
     plain, weights = trained(job("plain", **settings))
@@ -136,4 +157,4 @@ def test_a_compiled_network_learns_the_same(job: Callable[..., TrainingJob]) -> 
     losses = [[one.train_loss for one in end.history] for end in (plain, other)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert weights.keys() == found.keys()
-    assert json.loads((other.weights.parent / "pace.json").read_text())["compile"] is True
+    assert quick_compiler == [{"backend": "eager", "dynamic": False}]
