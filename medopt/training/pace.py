@@ -92,6 +92,9 @@ def decide(job: TrainingJob, fabric: Fabric, reporter: Reporter) -> Pace:
     if not on_gpu:
         return pace
     pace = replace(pace, reasons=(f"images: {residence} ({why})",))
+    if fabric.world_size > 1:  # the others wait, and one process alone would time something else
+        where: Way = "device" if training.augment_on == "auto" else training.augment_on
+        return replace(pace, augment_on=where, reasons=(*pace.reasons, "several processes: nothing was timed"))
     return _timed(job, pace, reporter, fabric.device)
 
 
@@ -100,7 +103,9 @@ def _timed(job: TrainingJob, pace: Pace, reporter: Reporter, device: torch.devic
     training = job.study.training
     measured: dict[str, float] = {}
     images = place(job.train_set.files, pace.residence, device)
-    if training.augment_on == "auto":
+    if training.augment_on == "auto" and training.residence == "device":
+        pace = replace(pace, augment_on="device")  # images that the study puts there are changed there
+    elif training.augment_on == "auto":
         ways: dict[Way, Pace] = {"device": replace(pace, augment_on="device"), "cpu": replace(pace, augment_on="cpu")}
         if pace.residence == "device":
             ways["cpu"] = replace(ways["cpu"], residence="disk")

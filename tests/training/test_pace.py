@@ -147,6 +147,12 @@ def test_on_a_gpu_ways_are_timed_with_the_real_data(
     assert plan.reasons[0].startswith("augmenting on the ") and "compiling" in plan.reasons[1]
 
 
+def test_images_that_the_study_puts_on_the_device_are_changed_there(job: Callable[..., TrainingJob]) -> None:
+    one = job(residence="device", compile=False)
+    plan = pace_module._timed(one, Pace("device", "cpu", False), SilentReporter(), torch.device("cpu"))
+    assert plan == Pace("device", "device", False)
+
+
 def test_a_compiled_network_learns_the_same(
     job: Callable[..., TrainingJob], quick_compiler: list[dict[str, Any]]
 ) -> None:
