@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medopt.core.provenance import machine
-from medopt.data.loaders import StepSampler
+from medopt.data.samplers import StepSampler
 from medopt.manifest.check import check_cases
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.run_manifest import manifest_digest

@@ -10,6 +10,7 @@ import typer
 
 from medopt import __version__
 from medopt.cli import config, pacs, tune, weights
+from medopt.cli.bench import bench
 from medopt.cli.command import (
     CONTEXT,
     Group,
@@ -91,6 +92,7 @@ add(app, phantom, "phantom", "Start")
 add(app, fetch, "fetch", "Start")
 add(app, plan, "plan", "Start")
 add(app, probe, "probe", "Train")
+add(app, bench, "bench", "Train")
 add(app, run, "run", "Train", {**ON, "--override-gate": "--override"})
 add(app, sweep, "sweep", "Train", {**ON, "--prune": "--give-up", "--no-prune": "--no-give-up"})
 add(app, pretrain, "pretrain", "Train")

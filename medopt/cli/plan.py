@@ -143,7 +143,7 @@ def _folder(manifest: Path, guessed: Study, data: Path | None) -> Path:
 def _memory(device: str) -> int | None:
     """Bytes that training may have here; None for a GPU that this machine does not have."""
     if device == "cpu":
-        from medopt.training.step_bench import available_bytes
+        from medopt.training.memory import available_bytes
 
         return available_bytes()
     import torch

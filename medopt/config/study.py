@@ -12,7 +12,7 @@ from medopt.config.data import Data, Prepare
 from medopt.config.evaluation import Domain, Evaluation
 from medopt.config.model import Model
 from medopt.config.section import Section
-from medopt.config.training import Augment, Training
+from medopt.config.training import Augment, Training, without_how
 from medopt.core.number_scale import NumberScale
 from medopt.core.provenance import digest
 from medopt.core.records import has_one_output, is_exclusive
@@ -149,6 +149,7 @@ class Study(Section):
         sections = self.model_dump(mode="json", include={"seed", "prepare", "augment", "model", "training"})
         if self.model.start_digest:
             del sections["model"]["start"]  # a file by its content, wherever it lies
+        sections["training"] = without_how(sections["training"])
         for key in ("strides", "kernels"):  # trainings from before there were any are found again
             if sections["model"][key] == "isotropic":
                 del sections["model"][key]

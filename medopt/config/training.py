@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -109,6 +109,18 @@ class Schedule(Section):
         return self
 
 
+HOW = ("residence", "augment_on", "compile", "recompute")
+
+
+def without_how(training: dict[str, Any]) -> dict[str, Any]:
+    """The values of a training section without those that say how it is carried out, not what is trained.
+
+    A training that goes on, or is found again, may have others; earlier versions had none, and no workers.
+    """
+    left = {key: value for key, value in training.items() if key not in HOW}
+    return left | ({"workers": 0} if left.get("workers") == "auto" else {})
+
+
 class Training(Section):
     """The training loop."""
 
@@ -164,9 +176,36 @@ class Training(Section):
     """auto: bf16 where the GPU supports it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """What trains. auto: a GPU where torch sees one."""
-    workers: int = Field(0, ge=0, le=64)
-    """Processes that read ahead of the model and, where no GPU does it, augment; 0 does it in the training process,
-    between steps."""
+    workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
+    """Processes that read, draw and (where no GPU does it) augment ahead of the model. 0: the training process does it
+    between steps. auto: none on a CPU, which has no core to spare; on a GPU all cores but one, at most 16."""
+    residence: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where the prepared images lie while training. device: all in the GPU's memory, as 16-bit numbers. host: all in
+    main memory; each micro-batch is copied while the one before is computed. disk: read again every epoch. auto: on a
+    GPU the first of these that fits; on a CPU disk, which the system caches. The images are the same to the bit."""
+    augment_on: Literal["auto", "device", "cpu"] = "auto"
+    """What augments. device: what trains does, a micro-batch at a time. cpu: the workers. auto: on a GPU both are timed
+    before the first epoch, and the faster one is kept for the run; on a CPU cpu. The images agree to 0.0001."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile of the network. auto: on a GPU where the training is long enough to pay for it and a trial shows a
+    faster step; never on a CPU, where trials showed none. true: always."""
+    recompute: bool = False
+    """Keep only each block's output for the backward pass and compute the rest again (gradient checkpointing): a fifth
+    of the kept memory, 1.3 times the time (ResNet-50), the same gradients. It rules out `compile`."""
+
+    @model_validator(mode="after")
+    def _ways_that_go_together(self) -> Self:
+        if self.recompute and self.compile is True:
+            raise ValueError(
+                "recompute and compile do not go together: a compiled network decides by itself what it keeps. Set "
+                "compile: false, or recompute: false"
+            )
+        if self.residence == "device" and self.augment_on == "cpu" and self.accelerator != "cpu":
+            raise ValueError(
+                "residence is device, but augment_on is cpu: images that lie on the device are changed there. Set "
+                "residence: host, or augment_on: device"
+            )
+        return self
 
     @property
     def has_auto(self) -> bool:

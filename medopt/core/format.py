@@ -20,6 +20,21 @@ def count_text(count: int, noun: str, plural: str = "") -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
+def duration_text(seconds: float) -> str:
+    """A duration as people say it.
+
+    >>> duration_text(0.4), duration_text(50), duration_text(735), duration_text(19_000), duration_text(300_000)
+    ('under 10 s', 'about 50 s', 'about 12 min', 'about 5 h', 'about 3 days')
+    """
+    if seconds < 10:
+        return "under 10 s"
+    if seconds < 90:
+        return f"about {10 * round(seconds / 10)} s"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} min"
+    return f"about {round(seconds / 3600)} h" if seconds < 48 * 3600 else f"about {round(seconds / 86_400)} days"
+
+
 def format_estimate(estimate: Estimate | None, digits: int = 3) -> str:
     """A figure with its interval; without one the value alone, and `not defined` where there is no value.
 

@@ -179,6 +179,14 @@ def _trailer(path: Path) -> tuple[bytes, int]:
         return stream.read(length), checksum
 
 
+def load_stored(path: Path) -> NDArray[Any]:
+    """One cached image as it is stored, (C, *size): 16-bit levels, as a copy in memory.
+
+    Raises StorageError where the entry vanished since the cache was filled.
+    """
+    return np.array(_mapped(path))
+
+
 def _mapped(path: Path) -> NDArray[Any]:
     try:
         levels: NDArray[Any] = np.load(path, mmap_mode="r")

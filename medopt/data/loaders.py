@@ -6,29 +6,29 @@ and the epoch: an interrupted run, other workers and more processes see the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medopt.config import Study
+from medopt.config import Study, Training
 from medopt.core.errors import ConfigError
+from medopt.core.provenance import usable_cores
 from medopt.core.records import Case, is_exclusive, label_table
-from medopt.data.cache import as_tensor
+from medopt.data.residence import HeldImages, Images, as_images, images_of
+from medopt.data.samplers import Key, OrderedSampler, StepSampler
 from medopt.transforms.augment import AugmentParams, apply, draw
 from medopt.transforms.restore import restore_masks
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-Key = tuple[int, int, int]  # (epoch, index, how often that image came before in this epoch); epoch -1: not augmented
-
-
+MAX_WORKERS = 16
 Batch = tuple[Tensor, Tensor, Tensor]  # images (N, C, *size), targets (N, K), indices (N,)
 
 
@@ -40,17 +40,24 @@ class Changes:
     shares: tuple[float, ...] = ()
 
 
+Read = tuple[Tensor | None, Tensor, Tensor, Changes | None]
+"""Images as they are stored, or None where they lie in memory; targets; indices; what was drawn, or None."""
+
+
 class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Prepared images by key; an item is (image (C, *size), target (K,), index), and `__getitems__` makes batches.
 
     K is 1 for a binary study, else one number a label: zeros and a one for a class; NaN where a label is not known,
     also where it is not of one of two images that are mixed. Of a number it is the output that it would be. Where
-    `changes` is False, images are read untouched and their changes are drawn only, for `change` to do them on another
-    device.
+    `changes` is False, images are read as they are stored and their changes are drawn only, for `finisher` to go on
+    with on a device; None in place of the images leaves reading to it, too.
     """
 
-    def __init__(self, study: Study, cases: Sequence[Case], files: Sequence[Path], changes: bool = True) -> None:
-        self.study, self.cases, self.files, self.changes = study, cases, files, changes
+    def __init__(
+        self, study: Study, cases: Sequence[Case], files: Sequence[Path] | Images | None, changes: bool = True
+    ) -> None:
+        self.study, self.cases, self.changes = study, cases, changes
+        self.images = None if files is None else images_of(files)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -59,18 +66,24 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
         images, targets, _ = self._changed([key])
         return images[0], targets[0], key[1]
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | tuple[Batch, Changes]:
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | Read:
         """A micro-batch, changed; where `changes` is False, what was read and what was drawn."""
-        return self._changed(keys) if self.changes or keys[0][0] < 0 else (self._read(keys), self._draw(keys))
+        if self.changes:
+            return self._changed(keys)
+        return self._stored(keys), *self._labels(keys), self._draw(keys) if keys[0][0] >= 0 else None
 
     def _changed(self, keys: Sequence[Key]) -> Batch:
-        batch = self._read(keys)
+        stored = self._stored(keys)
+        assert stored is not None
+        batch = (as_images(stored), *self._labels(keys))
         return batch if keys[0][0] < 0 else change(self.study, batch, self._draw(keys))
 
-    def _read(self, keys: Sequence[Key]) -> Batch:
+    def _stored(self, keys: Sequence[Key]) -> Tensor | None:
+        return None if self.images is None else self.images.take([index for _, index, _ in keys])
+
+    def _labels(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
         indices = [index for _, index, _ in keys]
-        images = torch.stack([as_tensor(self.files[index]) for index in indices])
-        return images, torch.stack([self._target(index) for index in indices]), torch.tensor(indices)
+        return torch.stack([self._target(index) for index in indices]), torch.tensor(indices)
 
     def _draw(self, keys: Sequence[Key]) -> Changes:
         drawn, shares, mixup = [], [], self.study.training.mixup
@@ -114,116 +127,58 @@ def _neighbours(count: int) -> list[int]:
     return places
 
 
-class StepSampler(Sampler[list[Key]]):
-    """The micro-batches of one epoch for one of `world` processes; `epoch` says which comes next.
-
-    Every `size` images make one step of the optimizer. They are dealt out to the processes in pairs, which mixup mixes,
-    and each process's share is cut into `parts` micro-batches of at most `micro` images, as many for each. None is a
-    single image: where `micro` is 2 or 3 and a step cannot be shared evenly, one has up to two images more. Training
-    leaves out the last incomplete step (batch statistics of one or two images are noise), unless it is the only one.
-    """
-
-    def __init__(self, study: Study, cases: Sequence[Case], size: int, micro: int, rank: int, world: int) -> None:
-        self.study, self.cases, self.rank, self.world = study, cases, rank, world
-        self.size, self.epoch = min(size, len(cases)), -1
-        pairs, at_once = max(1, self.size // 2), max(1, (micro - self.size % 2) // 2)
-        self.parts = max(1, min(-(-pairs // world // at_once), pairs // world))
-        self.steps = len(cases) // self.size
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        keys = self._keys()
-        for step in range(self.steps):
-            pairs = _pairs(keys[step * self.size : (step + 1) * self.size])[self.rank :: self.world]
-            for part in _cut(pairs, self.parts):
-                yield [key for pair in part for key in pair]
-
-    def __len__(self) -> int:
-        return self.steps * self.parts
-
-    def _keys(self) -> list[Key]:
-        random, count = np.random.default_rng((self.study.seed, self.epoch)), len(self.cases)
-        if self.study.training.sampling == "shuffled":
-            return [(self.epoch, int(index), 0) for index in random.permutation(count)]
-        seen: dict[int, int] = {}
-        keys = []
-        for index in random.choice(count, count, p=balanced_chances(self.study, self.cases)).tolist():
-            keys.append((self.epoch, index, seen.get(index, 0)))
-            seen[index] = seen.get(index, 0) + 1
-        return keys
-
-
-def balanced_chances(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
-    """How often each of N cases is to be drawn (N,), summing to 1: each class as often as any other.
-
-    With several labels a case counts as the rarest of those that it has, or as one that has none. A case without any
-    known label is never drawn.
-    """
-    labels = label_table(cases)  # (N, 1) classes, or (N, K) zeros and ones
-    if study.data.task != "multilabel":
-        classes = labels[:, 0].astype(np.int64)
-        weights = 1 / np.bincount(classes)[classes]
-    else:
-        none = ~(labels == 1).any(axis=1) & (labels == 0).any(axis=1)
-        has = np.column_stack([labels == 1, none])
-        weights = np.where(has, 1 / np.maximum(has.sum(axis=0), 1), 0).max(axis=1)
-    chances: NDArray[np.float64] = weights / weights.sum()
-    return chances
-
-
-def _pairs(keys: list[Key]) -> list[list[Key]]:
-    """In twos; the last are three where their number is odd."""
-    ends = [*range(2, len(keys) - 1, 2), len(keys)]
-    return [keys[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _cut(items: Sequence[T], parts: int) -> Iterator[Sequence[T]]:
-    """As many parts, none longer than another by more than one."""
-    yield from (items[len(items) * part // parts : len(items) * (part + 1) // parts] for part in range(parts))
-
-
-class OrderedSampler(Sampler[list[Key]]):
-    """Every image once, in order, untouched: each process takes every `world`-th, so none comes twice.
-
-    All processes have as many batches, for models whose forward pass needs them all; an empty one is left out where
-    there are fewer images than processes.
-    """
-
-    def __init__(self, count: int, size: int, rank: int, world: int) -> None:
-        mine = [(-1, index, 0) for index in range(rank, count, world)]
-        self.batches = [list(part) for part in _cut(mine, -(-count // (world * size))) if part]
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 class Finished(Generic[T]):
-    """A loader whose batches are finished here, one by one: what its processes did not do."""
+    """A loader whose batches are finished here, one by one: what its processes did not do.
 
-    def __init__(self, loader: DataLoader[Any], finish: Callable[[Any], T]) -> None:
-        self.loader, self.finish = loader, finish
+    On a GPU that happens a batch ahead, on a stream of its own: while the network computes one batch, the next is
+    copied and changed.
+    """
+
+    def __init__(self, loader: DataLoader[Any], finish: Callable[[Any], T], device: torch.device) -> None:
+        self.loader, self.finish, self.device = loader, finish, device
 
     def __iter__(self) -> Iterator[T]:
-        return map(self.finish, self.loader)
+        return self._ahead() if self.device.type == "cuda" else map(self.finish, self.loader)
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def _ahead(self) -> Iterator[T]:
+        stream, ready = torch.cuda.Stream(self.device), None
+        for batch in self.loader:
+            with torch.cuda.stream(stream):
+                finished = self.finish(batch), stream.record_event()
+            if ready is not None:
+                yield self._handed_over(*ready)
+            ready = finished
+        if ready is not None:
+            yield self._handed_over(*ready)
+
+    def _handed_over(self, batch: T, event: torch.cuda.Event) -> T:
+        """The batch, for the stream that computes."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(event)
+        for value in batch if isinstance(batch, tuple) else ():
+            if isinstance(value, Tensor) and value.is_cuda:
+                value.record_stream(current)  # its memory is not given away before that stream is done with it
+        return batch
+
+
+Loader = DataLoader[Batch] | Finished[Batch]
 
 
 def train_loader(
     study: Study,
     cases: Sequence[Case],
-    files: Sequence[Path],
+    files: Sequence[Path] | Images,
     rank: int = 0,
     world: int = 1,
     device: torch.device = CPU,
-) -> tuple[DataLoader[Batch] | Finished[Batch], StepSampler]:
+) -> tuple[Loader, StepSampler]:
     """A loader of micro-batches and the sampler whose `epoch` says which epoch comes next.
 
-    Images are changed on a GPU where `device` is one, else where they are read. Raises ConfigError where a step has
-    fewer images than two a process.
+    Images are changed on `device` where `training.augment_on` says so, or is auto and the device a GPU; else where they
+    are read. Raises ConfigError where a step has fewer images than two a process.
     """
     size, micro = study.training.resolved_sizes
     if min(size, len(cases)) < 2 * world and world > 1:
@@ -232,40 +187,103 @@ def train_loader(
             "fewer --devices, or a larger training.batch_size."
         )
     sampler = StepSampler(study, cases, size, micro, rank, world)
-    if device.type != "cuda":
-        return batch_loader(study, KeyedDataset(study, cases, files), sampler), sampler
-    return on_device(study, KeyedDataset(study, cases, files, changes=False), sampler, device), sampler
+    where = study.training.augment_on
+    if where == "device" or (where == "auto" and device.type == "cuda"):
+        return on_device(study, cases, files, sampler, device, world), sampler
+    loader = batch_loader(study, KeyedDataset(study, cases, files), sampler, device, world)
+    if device.type == "cuda":
+        return Finished(loader, lambda batch: _moved(batch, device), device), sampler
+    return loader, sampler
 
 
-def on_device(study: Study, data: KeyedDataset, sampler: Sampler[list[Key]], device: torch.device) -> Finished[Batch]:
-    """Micro-batches of a dataset that only reads and draws, changed on `device`."""
+def on_device(
+    study: Study,
+    cases: Sequence[Case],
+    files: Sequence[Path] | Images,
+    sampler: Sampler[list[Key]],
+    device: torch.device,
+    world: int = 1,
+) -> Finished[Batch]:
+    """Micro-batches whose images become float32, and are changed, on `device`.
 
-    def finish(read: tuple[Batch, Changes]) -> Batch:
-        (images, targets, indices), changes = read
-        moved = images.to(device, non_blocking=True), targets.to(device, non_blocking=True), indices
-        return change(study, moved, changes)
+    The loader's processes read files; what lies in memory is taken from there by this process.
+    """
+    images = images_of(files)
+    data = KeyedDataset(study, cases, None if isinstance(images, HeldImages) else images, changes=False)
 
-    return Finished(batch_loader(study, data, sampler), finish)
+    def finish(read: Read) -> Batch:
+        stored, targets, indices, changes = read
+        stored = images.take(indices.tolist()) if stored is None else stored
+        moved, targets, indices = _moved((stored, targets, indices), device)
+        batch = as_images(moved), targets, indices
+        return batch if changes is None else change(study, batch, changes)
+
+    return Finished(batch_loader(study, data, sampler, device, world), finish, device)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    images, targets, indices = batch
+    return images.to(device, non_blocking=True), targets.to(device, non_blocking=True), indices
 
 
 def predict_loader(
-    study: Study, cases: Sequence[Case], files: Sequence[Path], rank: int = 0, world: int = 1
-) -> DataLoader[Batch]:
-    """A loader of one process's share of the images, in order and untouched."""
+    study: Study,
+    cases: Sequence[Case],
+    files: Sequence[Path] | Images,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device = CPU,
+) -> Loader:
+    """A loader of one process's share of the images, in order and untouched; on a GPU they are there already."""
     sampler = OrderedSampler(len(cases), study.training.resolved_sizes[1], rank, world)
+    if device.type == "cuda":
+        return on_device(study, cases, files, sampler, device, world)
     return batch_loader(study, KeyedDataset(study, cases, files), sampler)
 
 
-def batch_loader(study: Study, data: Dataset[Any], sampler: Sampler[Any]) -> DataLoader[Any]:
-    """A loader of what the `__getitems__` of a dataset makes of each list of keys."""
+def endless_steps(
+    study: Study, cases: Sequence[Case], files: Sequence[Path] | Images, device: torch.device
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The micro-batches of one step of training after the other, over as many epochs as are asked for."""
+    loader, sampler = train_loader(study, cases, files, device=device)
+    for epoch in count():
+        sampler.epoch = epoch
+        yield from grouped(loader, sampler.parts)
+
+
+def grouped(loader: Iterable[Batch], parts: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The micro-batches of each step."""
+    batches = iter(loader)
+    while batch := [(image, target) for image, target, _ in islice(batches, parts)]:
+        yield batch
+
+
+def batch_loader(
+    study: Study, data: Dataset[Any], sampler: Sampler[Any], device: torch.device = CPU, world: int = 1
+) -> DataLoader[Any]:
+    """A loader of what the `__getitems__` of a dataset makes of each list of keys; its processes live as long as it."""
+    workers = worker_count(study.training, device, world)
     return DataLoader(
         data,
         batch_sampler=sampler,
-        num_workers=study.training.workers,
-        pin_memory=torch.cuda.is_available() and study.training.accelerator != "cpu",
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(study.seed),
         collate_fn=_as_it_is,
     )
+
+
+def worker_count(training: Training, device: torch.device, world: int = 1) -> int:
+    """How many processes load for one that trains, of `world` altogether: on a GPU all its share of the cores but one.
+
+    A CPU that trains has no core to spare.
+    """
+    if training.workers != "auto":
+        return training.workers
+    if device.type != "cuda":
+        return 0
+    return min(MAX_WORKERS, max(1, usable_cores() // min(world, torch.cuda.device_count() or 1) - 1))
 
 
 def _as_it_is(batch: T) -> T:

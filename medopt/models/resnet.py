@@ -15,6 +15,7 @@ from medopt.models.bottleneck import BottleneckLayer
 from medopt.models.depth_heads import DepthHeads, InputScaling
 from medopt.models.geometry import STEMS, Geometry, PerAxis, Stem, resolve_geometry
 from medopt.models.initialization import initialize
+from medopt.models.recompute import run_again
 from medopt.models.variants import VARIANTS, Variant, dilate
 
 with without_telemetry():
@@ -30,9 +31,11 @@ EXPANSION = 4
 class _Stage(nn.Sequential):
     """The blocks of a stage; `maps` takes the output of each."""
 
+    recomputes = False
+
     def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         for block in self:
-            x = block(x)
+            x = run_again(block, x) if self.recomputes and torch.is_grad_enabled() else block(x)
             if maps is not None:
                 maps.append(x)
         return x
@@ -134,6 +137,13 @@ class BottleneckResNet(ResNet):
         assert self.fc is not None
         (last,) = self._both_ways(x, lambda images: [self.avgpool(self._run(images, None)).flatten(1)])
         return self.fc(last)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Let a network keep the blocks' outputs only, and compute the rest again in the backward pass."""
+    for stage in model.modules():
+        if isinstance(stage, _Stage):
+            stage.recomputes = True
 
 
 def _like(conv: Any, outputs: int, dims: int) -> Any:

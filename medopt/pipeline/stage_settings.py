@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from medopt.config import Study
+from medopt.config.training import without_how
 from medopt.core.provenance import digest
 
 PRUNED = "pruned"  # pruned-1, pruned-2, ...: a stage a step
@@ -89,7 +90,10 @@ def settings_of(study: Study, paths: Iterable[str]) -> dict[str, Any]:
 
 def settings_digest(study: Study, stage: str) -> str:
     """SHA-256 of all settings that a stage reads."""
-    return digest(settings_of(study, READS[PRUNED if stage.startswith(f"{PRUNED}-") else stage]))
+    settings = settings_of(study, READS[PRUNED if stage.startswith(f"{PRUNED}-") else stage])
+    if "training" in settings:
+        settings["training"] = without_how(settings["training"])
+    return digest(settings)
 
 
 def stage_names(study: Study) -> tuple[str, ...]:

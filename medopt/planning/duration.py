@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medopt.config import Study
-from medopt.core.format import count_text
+from medopt.core.format import count_text, duration_text
 from medopt.models import build_model
 from medopt.models.cost import study_cost
 from medopt.planning.fingerprint import Fingerprint
@@ -61,18 +61,3 @@ def seconds_an_image(study: Study, device: str) -> float:
         taken = time.perf_counter() - started
         times.append(min(taken, alone) if device == "cpu" else taken)
     return min(times[1:]) / count
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as people say it.
-
-    >>> duration_text(0.4), duration_text(50), duration_text(735), duration_text(19_000), duration_text(300_000)
-    ('under 10 s', 'about 50 s', 'about 12 min', 'about 5 h', 'about 3 days')
-    """
-    if seconds < 10:
-        return "under 10 s"
-    if seconds < 90:
-        return f"about {10 * round(seconds / 10)} s"
-    if seconds < 90 * 60:
-        return f"about {round(seconds / 60)} min"
-    return f"about {round(seconds / 3600)} h" if seconds < 48 * 3600 else f"about {round(seconds / 86_400)} days"

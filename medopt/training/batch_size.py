@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from pydantic import JsonValue
 
 from medopt.config import Study
@@ -19,7 +18,8 @@ from medopt.core.errors import TrainingError
 from medopt.core.records import Case
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.training.hardware import open_fabric
-from medopt.training.step_bench import Measure, available_bytes, measuring, step_images
+from medopt.training.memory import free_bytes
+from medopt.training.step_bench import Measure, measuring, step_images
 
 MAX_MICRO_BATCH = 256
 MIN_STEPS = 8
@@ -76,7 +76,7 @@ def find_batch_size(
     sizes = candidate_sizes(study, len(cases), max_size)
     device = open_fabric(study.training).device
     if available is None:
-        available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+        available = free_bytes(device)
     images = step_images(study, len(cases))
     with measuring(study, cases, files, cuda=device.type == "cuda") as measure:
         trials = try_sizes(sizes, measure, available, images, seconds, reporter or SilentReporter())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.reporter import Reporter
-from medopt.data.loaders import Batch, predict_loader, train_loader
+from medopt.data.loaders import grouped, predict_loader, train_loader
 from medopt.training.fine_tuning import hold_statistics
 from medopt.training.job import TrainingJob
 from medopt.training.losses import Teacher, build_loss
 from medopt.training.optimizers import optimizer_in_force, scores_in_force
+from medopt.training.pace import place
 from medopt.training.schedules import learning_rate
 from medopt.training.step import Stepper, TrainingState, take_optimizer
 
@@ -42,14 +43,18 @@ class Epochs:
         if len(job.val_set.cases) < world:
             raise ConfigError(f"{len(job.val_set.cases)} validation images are fewer than {world} processes.")
         self.loss = build_loss(job.study, job.train_set.cases)
-        train, val = job.train_set, job.val_set
-        self.loader, self.sampler = train_loader(job.study, train.cases, train.files, rank, world, fabric.device)
-        self.val_loader = predict_loader(job.study, val.cases, val.files, rank, world)
-        self.stepper = Stepper(job.study, fabric, state, self.loss, teacher)
+        train, val, device, where = job.train_set, job.val_set, fabric.device, job.study.training.residence
+        images = [place(split.files, "disk" if where == "auto" else where, device) for split in (train, val)]
+        self.loader, self.sampler = train_loader(job.study, train.cases, images[0], rank, world, device)
+        self.val_loader = predict_loader(job.study, val.cases, images[1], rank, world, device)
+        self.stepper = Stepper(job.study, fabric, state, self.loss, teacher, say=reporter.message)
 
     def validate(self) -> tuple[NDArray[np.float64], Tensor]:
         """Logits (N, K) and targets (N, K) of all validation cases, on every process."""
-        return predict_logits(self.state.judged, self.val_loader, self.fabric.device)
+        # Validation's batches have other shapes than training's, which a compiled network is made for.
+        eager = torch.compiler.set_stance("force_eager") if self.study.training.compile is True else nullcontext()
+        with self.fabric.autocast(), eager:
+            return predict_logits(self.state.judged, self.val_loader, self.fabric.device)
 
     def train(self) -> dict[str, float]:
         """Train one epoch; returns what it measured, the loss over all processes."""
@@ -68,7 +73,7 @@ class Epochs:
         told = scores_in_force(self.study, scores)
         check, waited, started = _Check(self.study, epoch, self.fabric.device), 0.0, time.perf_counter()
         mark, rate = started, 0.0
-        for step, batch in enumerate(_grouped(self.loader, self.sampler.parts)):
+        for step, batch in enumerate(grouped(self.loader, self.sampler.parts)):
             waited += time.perf_counter() - mark
             rate = learning_rate(config.schedule, now.rate, epoch * steps + step, steps, config.epochs, told)
             check.take(*self.stepper.step(batch, rate, size, number=epoch * steps + step))
@@ -87,13 +92,6 @@ class Epochs:
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _grouped(loader: Iterable[Batch], parts: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The micro-batches of each step."""
-    batches = iter(loader)
-    while batch := [(image, target) for image, target, _ in islice(batches, parts)]:
-        yield batch
 
 
 class _Check:

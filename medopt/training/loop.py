@@ -27,6 +27,7 @@ from medopt.training.epoch import Epochs
 from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.kept_epoch import KeptEpoch, kept_epoch
 from medopt.training.losses import Teacher, build_loss
+from medopt.training.pace import settle
 from medopt.training.step import TrainingState, start_state, take_optimizer
 
 TEACHERS_MODEL = "model"  # the note of a teacher's file that says how its network is built, where not as the study's
@@ -37,8 +38,11 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
 
     Raises TrainingError where the loss is not a number, or no epoch gave a defined metric.
     """
-    study, facts = job.study, job.facts
     reporter = callbacks.reporter if callbacks else SilentReporter()
+    job, pace = settle(job, fabric, reporter)
+    for reason in pace.reasons:
+        reporter.message(reason)
+    study, facts = job.study, job.facts
     tune = study.training.fine_tune if job.tunes_start else None
     state = start_state(study, fabric, load_best(study, job.start) if job.start else None, tune)
     restore_newest(
@@ -63,7 +67,7 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
             callbacks.on_epoch(state.history)
     kept = _kept_at_the_end(job, fabric, state, callbacks)
     reporter.message(f"The weights of epoch {kept.index + 1} of {len(state.history)} are kept: {kept.reason}.")
-    return Trained(job.folder / BEST, tuple(state.history), kept.index, str(fabric.device), kept.reason)
+    return Trained(job.folder / BEST, tuple(state.history), kept.index, str(fabric.device), kept.reason, pace.measured)
 
 
 def _keep(job: TrainingJob, state: TrainingState, callbacks: TrainingCallbacks | None) -> None:

@@ -132,6 +132,6 @@ class Teacher:
         found = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
         return torch.where(target.isnan(), target.float(), found)
 
-    def joined(self, of_labels: Tensor, logits: Tensor, image: Tensor, target: Tensor) -> Tensor:
-        """The loss (N,) of the labels and that of the answers, each by its share."""
-        return torch.lerp(of_labels, self.loss(logits, self.answers(image, target)), self.share)
+    def joined(self, of_labels: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
+        """The loss (N,) of the labels and that of the teacher's `answers`, each by its share."""
+        return torch.lerp(of_labels, self.loss(logits, answers), self.share)

@@ -11,20 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
-from torch import Tensor
 
 from medopt.config import Study
 from medopt.core.errors import ConfigError
 from medopt.core.records import Case
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.data.loaders import train_loader
+from medopt.data.loaders import endless_steps
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
 from medopt.training.step import Stepper, start_state
@@ -111,24 +109,9 @@ def _train(
     torch.manual_seed(study.seed)
     stepper = Stepper(study, fabric, start_state(study, fabric), build_loss(study, cases))
     stepper.state.network.train()
-    for rate, batch in zip(rates.tolist(), _batches(study, cases, files, fabric.device), strict=False):
+    for rate, batch in zip(rates.tolist(), endless_steps(study, cases, files, fabric.device), strict=False):
         loss, _ = stepper.step(batch, rate)
         yield rate, float(loss)
-
-
-def _batches(
-    study: Study, cases: Sequence[Case], files: Sequence[Path], device: torch.device
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Micro-batches of one step after the other, over as many epochs as are asked for."""
-    loader, sampler = train_loader(study, cases, files, device=device)
-    for epoch in count():
-        sampler.epoch = epoch
-        batch: list[tuple[Tensor, Tensor]] = []
-        for image, target, _ in loader:
-            batch.append((image, target))
-            if len(batch) == sampler.parts:
-                yield batch
-                batch = []
 
 
 class _Watch:

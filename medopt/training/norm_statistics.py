@@ -22,12 +22,17 @@ class EarlyStatistics:
         # a momentum of 0 keeps statistics as they are, None counts all batches alike already
         self._norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.momentum]
         counts = [int(one.num_batches_tracked) for one in self._norms if one.num_batches_tracked is not None]
-        self._seen = min(counts, default=0)
+        self.seen = min(counts, default=0)
+
+    @property
+    def are_settled(self) -> bool:
+        """Whether the momentum is torch's from here on."""
+        return self.seen * MOMENTUM > 1 or not self._norms
 
     def before_batch(self) -> None:
         """Set the momentum of the batch that comes now."""
-        if self._seen * MOMENTUM > 1:
+        if self.are_settled:
             return
-        self._seen += 1
+        self.seen += 1
         for norm in self._norms:
-            norm.momentum = max(MOMENTUM, 1 / self._seen)
+            norm.momentum = max(MOMENTUM, 1 / self.seen)

@@ -98,8 +98,9 @@ class _Epochs:
         self.job, self.fabric, self.model, training = job, fabric, model, job.study.training
         self.sampler = ViewSampler(job.study.seed, len(job.files), training.resolved_sizes[0])
         is_cuda = fabric.device.type == "cuda"
-        loader = batch_loader(job.study, TwoViews(job.study, job.files, changes=not is_cuda), self.sampler)
-        self.loader = Finished(loader, lambda views: both_views(views, fabric.device)) if is_cuda else loader
+        data, device = TwoViews(job.study, job.files, changes=not is_cuda), fabric.device
+        loader = batch_loader(job.study, data, self.sampler, device)
+        self.loader = Finished(loader, lambda views: both_views(views, device), device) if is_cuda else loader
         self.network, self.statistics = fabric.setup_module(model), EarlyStatistics(model)
         self.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.records import Case, is_exclusive, label_table
-from medopt.data.loaders import balanced_chances
+from medopt.data.samplers import balanced_chances
 from medopt.training.losses import class_weights
 
 

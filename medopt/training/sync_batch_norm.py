@@ -52,7 +52,8 @@ class SharedBatchNorm(_BatchNorm):
         mean = total[:-1] / count
         centred = x - mean.reshape(shape)
         variance = _summed(centred.square().sum(axes)) / count
-        self._remember(mean.detach(), variance.detach() * (count / (count - 1)).detach())
+        if self.momentum:  # 0 while a block is computed again
+            self._remember(mean.detach(), variance.detach() * (count / (count - 1)).detach())
         out = centred * torch.rsqrt(variance + self.eps).reshape(shape)
         return out * self.weight.reshape(shape) + self.bias.reshape(shape)
 

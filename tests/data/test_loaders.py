@@ -11,15 +11,9 @@ import torch
 
 from medopt.config import Study
 from medopt.core.records import Case
-from medopt.data import loaders
-from medopt.data.loaders import (
-    KeyedDataset,
-    StepSampler,
-    balanced_chances,
-    on_device,
-    predict_loader,
-    train_loader,
-)
+from medopt.data import residence
+from medopt.data.loaders import KeyedDataset, on_device, predict_loader, train_loader
+from medopt.data.samplers import StepSampler, balanced_chances
 from medopt.training.job import PreparedSplit
 
 
@@ -203,8 +197,8 @@ def test_mixup_reads_and_changes_each_image_once_and_keeps_the_balance_of_the_cl
     one = tiny_set(tmp_path, study, 1).files[0]
     loader, sampler = train_loader(study, rare(400, 20), [one] * 400)
     read: list[Path] = []
-    original = loaders.as_tensor
-    monkeypatch.setattr(loaders, "as_tensor", lambda path: (read.append(path), original(path))[1])
+    original = residence.load_stored
+    monkeypatch.setattr(residence, "load_stored", lambda path: (read.append(path), original(path))[1])
     targets = []
     for sampler.epoch in range(4):
         targets += [target for _, target, _ in loader]
@@ -237,8 +231,7 @@ def test_images_do_not_depend_on_their_batch_nor_on_where_they_are_changed(
             loader, sampler = train_loader(own, cases.cases, cases.files, rank, world)
             sampler.epoch = 1
             if later:
-                data = KeyedDataset(own, cases.cases, cases.files, changes=False)
-                loader = on_device(own, data, sampler, torch.device("cpu"))
+                loader = on_device(own, cases.cases, cases.files, sampler, torch.device("cpu"))
             for batch in loader:
                 found |= {int(index): image for image, index in zip(batch[0], batch[2], strict=True)}
         return found

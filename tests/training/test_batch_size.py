@@ -19,7 +19,7 @@ from medopt.core.reporter import SilentReporter
 from medopt.training import batch_size, step_bench
 from medopt.training.batch_size import Trial, candidate_sizes, choose, find_batch_size, try_sizes
 from medopt.training.job import PreparedSplit
-from medopt.training.step_bench import available_bytes, peak_bytes
+from medopt.training.memory import available_bytes, peak_bytes
 
 MIB = 2**20
 GIB = 2**30

@@ -29,7 +29,7 @@ def test_the_loss_lies_between_that_of_the_truth_and_that_of_the_teachers_answer
     for share in (0.0, 0.3, 1.0):
         teacher = Teacher(network, share, build_loss(study, [], of_answers=True), exclusive=task == "multiclass")
         torch.testing.assert_close(teacher.answers(images, truth), answers)
-        found = teacher.joined(loss(pupil, truth), pupil, images, truth)
+        found = teacher.joined(loss(pupil, truth), pupil, teacher.answers(images, truth))
         torch.testing.assert_close(found, loss(pupil, (1 - share) * truth + share * answers))
 
 
@@ -48,7 +48,7 @@ def test_class_weights_do_not_count_twice(tiny_study: Callable[..., Study], task
     teacher = Teacher(torch.nn.Flatten(), 0.7, build_loss(study, cases, of_answers=True), exclusive=False)
     logits = torch.zeros(100, count, requires_grad=True)
     loss = build_loss(study, cases)(logits, truth)
-    (slope,) = torch.autograd.grad(teacher.joined(loss, logits, balanced, truth).sum(), logits)
+    (slope,) = torch.autograd.grad(teacher.joined(loss, logits, teacher.answers(balanced, truth)).sum(), logits)
     assert slope.sum(0).abs().max() < 1e-4
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from medopt.config import Evaluation, Study
 from medopt.core.records import Case, Predictions
-from medopt.data.loaders import balanced_chances
+from medopt.data.samplers import balanced_chances
 from medopt.evaluation.validation_fit import fit_on
 from medopt.metrics.calibration import fit_calibration
 from medopt.training.prior_shift import prior_shift

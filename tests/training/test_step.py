@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from medopt.config import Optimizer, Study
+from medopt.core.errors import TrainingError
 from medopt.core.records import Case
 from medopt.training.early_stopping import first_plateau
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
-from medopt.training.optimizers import optimizer_in_force, scores_in_force
+from medopt.training.optimizers import build_optimizer, optimizer_in_force, scores_in_force
 from medopt.training.schedules import learning_rate
-from medopt.training.step import Stepper, TrainingState, start_state
+from medopt.training.step import Stepper, TrainingState, start_state, takes_fused
 
 CASES = [Case(str(k), str(k), "", (k % 2,), "train") for k in range(8)]
 
@@ -108,6 +109,111 @@ def test_a_short_training_does_not_remember_the_random_start(plain: Callable[...
     for step in range(40):
         made.step([images()], 1e-9, number=step)
     assert all(parameter.mean() < 1.5 for parameter in kept.parameters())
+
+
+def scarce(state: TrainingState, most: int) -> list[int]:
+    """Let the network ask for more memory than there is where more than `most` images come; returns what came."""
+    forward, came = state.model.forward, []
+
+    def run(x: Tensor) -> Tensor:
+        came.append(len(x))
+        out = forward(x)
+        if len(x) > most:
+            torch.empty(2**58)
+        return out
+
+    state.model.forward = run  # type: ignore[method-assign]
+    return came
+
+
+def test_where_memory_runs_out_half_as_many_images_pass_at_once_and_the_step_is_the_same(
+    plain: Callable[..., Study],
+) -> None:
+    """The running statistics, too, are those of a training that began with the smaller micro-batches."""
+    said: list[str] = []
+    made, state = stepper(plain())
+    made._say = said.append
+    came = scarce(state, 2)
+    image, target = images()
+    for number in range(3):
+        loss, _ = made.step([(image, target)], 0.1, number=number)
+    assert came == [8, 4, 2, 2, 2, 2, *[2] * 8]
+    assert len(said) == 2 and "out of memory on cpu with 8 images at once: from here on 4" in said[0]
+    assert "training.micro_batch=2" in said[1]
+    other, expected = stepper(plain())
+    for number in range(3):
+        parts = list(zip(image.chunk(4), target.chunk(4), strict=True))
+        expected_loss, _ = other.step(parts, 0.1, number=number)
+    assert torch.equal(loss, expected_loss)
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, expected.model.state_dict()[name]), name
+
+
+def test_where_not_even_two_images_fit_the_way_out_is_told(plain: Callable[..., Study]) -> None:
+    made, state = stepper(plain())
+    scarce(state, 1)
+    with pytest.raises(TrainingError, match=r"Out of memory on cpu with 2 images at once.*training\.recompute: true"):
+        made.step([images()], 0.1)
+
+
+def test_another_fault_is_no_lack_of_memory(plain: Callable[..., Study]) -> None:
+    made, _ = stepper(plain())
+    with pytest.raises(RuntimeError, match="channels"):
+        made.step([(torch.rand(4, 3, 16, 16), torch.zeros(4, 1))], 0.1)
+
+
+def kept_bytes(model: nn.Module, image: Tensor) -> int:
+    """What a forward pass leaves for the backward pass."""
+    kept: list[int] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value.nbytes)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        model(image)
+    return sum(kept)
+
+
+@pytest.mark.parametrize("size", [[16, 16], [8, 12, 16]])
+def test_recomputed_blocks_give_equal_gradients_and_statistics(
+    tiny_study: Callable[..., Study], size: list[int]
+) -> None:
+    generator, found = torch.Generator().manual_seed(0), []
+    image, target = torch.rand(4, 1, *size, generator=generator), (torch.arange(4) % 2).float()[:, None]
+    for recompute in (False, True):
+        made, state = stepper(tiny_study(prepare={"size": size}, training={"recompute": recompute}))
+        for number in range(2):
+            made.step([(image, target)], 0.01, number=number)
+        gradients = [parameter.grad for parameter in state.model.parameters()]
+        found.append((gradients, state.model.state_dict(), kept_bytes(state.model.train(), image)))
+    for one, two in zip(found[0][0], found[1][0], strict=True):
+        assert one is not None and two is not None and torch.equal(one, two)
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+    assert found[1][2] < 0.5 * found[0][2]  # bytes that wait for the backward pass
+
+
+def test_a_fused_optimizer_makes_the_same_steps(plain: Callable[..., Study]) -> None:
+    for name in ("adam", "adamw", "nadam", "sgd"):
+        config, ends = Optimizer(name=name, lr=0.01), []
+        for fused in (False, True):
+            torch.manual_seed(0)
+            layer = nn.Linear(5, 3)
+            optimizer = build_optimizer(config, layer, fused=fused)
+            for _ in range(5):
+                optimizer.zero_grad()
+                layer(torch.ones(2, 5)).square().sum().backward()
+                optimizer.step()
+            ends.append(layer.weight.detach())
+        torch.testing.assert_close(*ends)
+
+
+def test_a_fused_optimizer_is_for_a_gpu_without_a_loss_scale(plain: Callable[..., Study]) -> None:
+    _, state = stepper(plain())
+    gpu = torch.device("cuda")
+    assert takes_fused(gpu, state) and not takes_fused(torch.device("cpu"), state)
+    state.scaler = object()
+    assert not takes_fused(gpu, state)
 
 
 @pytest.mark.parametrize(

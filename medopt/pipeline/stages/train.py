@@ -71,6 +71,8 @@ class TrainStage(Stage[Training]):
         score = validation_score(study, prepared["val"])
         callbacks = TrainingCallbacks(score, lambda history: _on_epoch(context, history), context.reporter)
         trained = train(job, callbacks, context.hardware)
+        if trained.speeds:
+            context.say(context.tracker.log_early({"pace": trained.speeds}))
         return _better(context, Training(trained.best, trained.device, trained.history, trained.reason))
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
