@@ -35,7 +35,7 @@ def make_study(depth: int, width: float, size: Sequence[int], device: str, **tra
         question="Is it right, and fast?",
         data=Data(manifest="none.csv", labels=["no", "yes"]),
         prepare=Prepare(size=list(size), fit="stretch"),
-        model=Model(depth=depth, width=width),  # type: ignore[arg-type]
+        model=Model(depth=depth, width=width),
         training=Training.model_validate(settings),
     )
 
