@@ -58,6 +58,9 @@ def test_the_shift_of_classes_and_of_labels_by_hand(tiny_study: Callable[..., St
     for training in ({"class_weights": "balanced"}, {"sampling": "balanced"}):
         found = prior_shift(tiny_study(training=training, data=TASKS["multiclass"]), classes)
         assert found == pytest.approx(expected - expected.mean())
+    for few, drawn in (([[0]] * 8 + [[1]] * 4 + [[2]], [1, 2, 8]), ([[0]] * 8 + [[1]] * 4, [1, 2, 8])):
+        found = prior_shift(tiny_study(training={"sampling": "balanced"}, data=TASKS["multiclass"]), cases_of(few))
+        assert found == pytest.approx(np.log(drawn) - np.log(drawn).mean())  # none counts as one
     labels = cases_of([[1, 0]] * 10 + [[0, 1]] * 30 + [[0, 0]] * 60 + [[None, 0]] * 5)
     found = prior_shift(tiny_study(training={"class_weights": "balanced"}, data=TASKS["multilabel"]), labels)
     assert found == pytest.approx([np.log(9), np.log(75 / 30)])
