@@ -174,6 +174,10 @@ def test_a_gap_is_filled_from_where_most_are_left() -> None:
     three = [[1]] * 6
     assert filled(three, [0, 0, 1, 1, 1, 1], [1, 1, 1], [0] * 6) == [0, 0, 2, 1, 1, 1]  # from the part that has more
     assert filled([[1, 1], [1, 1]], [0, 0], [1, 1], [0, 0]) == [1, 0]
+    # of those that may go the one whose rarest label is left most often: not the first, which has one of two b
+    several = [[1, 1, 0], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 0, 1], [0, 1, 1]]
+    assert filled(several, [0, 0, 0, 0, 0, 1], [1, 1], [0] * 6) == [0, 1, 0, 0, 0, 1]
+    assert filled([[1], [1]], [0, 0], [1, 1, 1], [0, 0]) is None  # two cannot be in three parts
     assert filled([[1, 1], [1, 0]], [0, 0], [1, 1], [0, 0]) is None  # its only b would leave the first part
     assert filled([[1, 0], [1, 0], [0, 1], [0, 1]], [0, 0, 1, 1], [1, 1], [0] * 4) == [1, 0, 0, 1]
 
@@ -181,7 +185,7 @@ def test_a_gap_is_filled_from_where_most_are_left() -> None:
 def test_rules_at_their_limits() -> None:
     for shares in ((1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.7, 0.15, 0.15 + 9e-7)):
         assert SplitRules(shares).shares == shares
-    for shares in ((0.7, 0.15, 0.15 + 2e-6), (0.7, 0.15, 0.15 - 2e-6), (1.1, 0.0, -0.1)):
+    for shares in ((0.7, 0.15, 0.15 + 1.1e-6), (0.7, 0.15, 0.15 - 1.1e-6), (1.1, 0.0, -0.1)):
         with pytest.raises(ConfigError, match="sum to 1"):
             SplitRules(shares)
     assert SplitRules(folds=3, fold=2).fold == 2
@@ -236,7 +240,10 @@ def test_what_the_sources_own_splits_lack_is_drawn_from_train() -> None:
     own = ["train"] * 80 + ["val"] * 40
     found = split(data, own, shares=(0.75, 0.0, 0.25))
     assert Counter(found.split.tolist()) == {"train": 60, "val": 40, "test": 20}
-    assert "; test drawn from train by patient" in found.how
+    assert found.how == (
+        "the source's own splits are kept; test drawn from train by patient, stratified by label and site, seed 0"
+    )
+    assert found.notes == ()
     own = ["train"] * 80 + ["other"] * 40  # a word that is no split: those rows stay out, the rest has one split only
     found = split(data, own, shares=(0.5, 0.25, 0.25)).split
     assert [int((found == name).sum()) for name in SPLITS] == [60, pytest.approx(30, abs=2), pytest.approx(30, abs=2)]
@@ -315,6 +322,30 @@ def test_folds_of_a_study_leave_the_test_and_stratify_each_class(labels: list[st
 
 def test_folds_of_a_study_of_several_labels_stratify_each_of_them() -> None:
     check_folds(["a", "b", "c"], "multilabel", lambda at: (int(at % 2 == 0), int(at % 3 == 0), int(at % 5 == 0)))
+
+
+def test_where_labels_are_unknown_their_absence_is_stratified_too() -> None:
+    """Of b three patients are known to be without it: one in each fold; two are refused by name."""
+    data = {"manifest": "m.csv", "labels": ["a", "b"], "task": "multilabel", "folds": 3}
+    for without, seeds in ((3, range(4)), (2, range(1))):
+        for turn in seeds:
+            known = {(7 * turn + 5 * at) % 60: 0 for at in range(without)}
+            cases = [
+                Case(f"c{at}", f"p{at:02d}", "x.png", (at % 2, known.get(at, None if at % 3 else 1)), "train")
+                for at in range(60)
+            ]
+            studies = [
+                Study.model_validate(
+                    {"name": "s", "question": "?", "data": data | {"fold": fold}, "prepare": {"size": [16, 16]}}
+                )
+                for fold in range(3)
+            ]
+            if without < 3:
+                with pytest.raises(DataError, match=r"too few patients for 3 parts .*: b = 0 has 2, of 60"):
+                    apply_folds(cases, studies[0])
+                continue
+            validation = [[case for case in apply_folds(cases, one) if case.split == "val"] for one in studies]
+            assert [sum(case.label[1] == 0 for case in fold) for fold in validation] == [1, 1, 1]
 
 
 def check_folds(labels: list[str], task: str, truth: Any) -> None:
