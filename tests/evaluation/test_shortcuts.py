@@ -210,7 +210,8 @@ def test_a_run_reads_no_more_than_it_can_afford(tmp_path: Path, monkeypatch: pyt
     cases = [Case(f"c{n}", f"p{n}", f"{n}.nii", (n % 2,), "train") for n in range(300)]
     for case in cases:
         (tmp_path / case.image).write_bytes(bytes(100))
-    assert len(shortcuts._affordable(cases, tmp_path, 0, 200)) == 200
+    drawn = [cases.index(case) for case in shortcuts._affordable(cases, tmp_path, 0, 200)]
+    assert len(drawn) == 200 and drawn == sorted(drawn) and drawn != list(range(200))  # in the order of the manifest
     monkeypatch.setattr(shortcuts, "BYTES", 9_000)  # to the byte
     few = shortcuts._affordable(cases, tmp_path, 0, 200)
     assert len(few) == 90 and few == shortcuts._affordable(cases, tmp_path, 0, 200)
@@ -253,6 +254,15 @@ def test_a_column_is_of_numbers_from_eleven_different_ones_on() -> None:
     assert np.isnan(shortcuts._as_numbers([*eleven, ""])[11])  # type: ignore[index]
     assert shortcuts._as_numbers(ten) is None and shortcuts._as_numbers([*eleven, "word"]) is None
     assert shortcuts._as_numbers(["", ""]) is None
+
+
+def test_cases_become_a_table_of_their_truth(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study(data={"task": "multilabel", "labels": ["a", "b"]})
+    cases = [Case(f"c{n}", f"p{n}", "x.png", (n % 2, None), "train", site=f"s{n}") for n in range(2)]
+    table = shortcuts._table(cases, study)
+    columns = (table.case_id, table.patient_id, table.site, table.split)
+    assert [column.tolist() for column in columns] == [["c0", "c1"], ["p0", "p1"], ["s0", "s1"], ["train"] * 2]
+    assert (table.labels.tolist(), table.logits.tolist()) == ([[0, -1], [1, -1]], [[0, 0], [0, 0]])
 
 
 def test_two_patients_of_a_class_make_two_parts_and_one_leaves_four_drawn_ones(

@@ -220,7 +220,8 @@ def test_a_study_of_which_one_file_stays_is_not_recorded_as_removed(tmp_path: Pa
     """A folder stands in the place of its result; once that is gone the next sweep ends what was begun."""
     filled = FilledSpool(tmp_path, days=1)
     study = filled.answer(1)
-    image, result = (tmp_path / file for file in _files_of(filled, study))
+    image = tmp_path / spool_file(STUDIES, study, f"{study}.1")
+    result = tmp_path / spool_file(RESULTS, study, "2.25.1")
     result.unlink()
     (result / "in the way").mkdir(parents=True)
     for _ in range(2):
@@ -232,7 +233,3 @@ def test_a_study_of_which_one_file_stays_is_not_recorded_as_removed(tmp_path: Pa
     result.rmdir()
     assert filled.sweeper.sweep(9 * DAY) == 1
     assert (marked_studies(filled.ledger), len(filled.events)) == ([], 1)
-
-
-def _files_of(filled: FilledSpool, study: str) -> list[str]:
-    return [spool_file(STUDIES, study, f"{study}.1"), spool_file(RESULTS, study, "2.25.1")]
