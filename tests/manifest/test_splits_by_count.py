@@ -299,6 +299,8 @@ def test_the_sources_own_folds_by_hand() -> None:
     found = splits_of_folds(patients, with_test, folds, 1)
     assert found.split.tolist() == ["train", "train", "val", "val", "train", "train", "test"]
     assert found.how == "the source's own folds: fold 1 validates"
+    without = splits_of_folds(patients, with_test, np.array([0, 0, 1, 1, -1, -1, -1]), 1)  # in no fold: they train
+    assert without.split.tolist() == ["train", "train", "val", "val", "train", "train", "test"]
     for wrong in (2, 3, -1):
         with pytest.raises(ConfigError, match=rf"--fold {wrong}: the source has the folds 0, 1, 4"):
             splits_of_folds(patients, own, folds, wrong)
