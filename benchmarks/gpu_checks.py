@@ -186,7 +186,8 @@ def scarce_memory(device: str, folder: Path) -> str:
     if device == "cpu":
         return "left out: a CPU's process is killed for its memory"
     study = make_study(50, 1.0, (224, 224), device, batch_size=256, residence="disk", compile=False)
-    split, fabric, said = drawn_split(study, folder, 256), open_fabric(study.training), []
+    split, fabric = drawn_split(study, folder, 256), open_fabric(study.training)
+    said: list[str] = []
     state = start_state(study, fabric)
     state.network.train()
     stepper = Stepper(study, fabric, state, build_loss(study, split.cases), say=said.append)

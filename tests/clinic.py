@@ -88,6 +88,18 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def useless_data(clinic: Clinic, folder: Path) -> Path:
+    """The data of a clinic with every other patient's labels exchanged, so that no image tells them."""
+    folder.mkdir()
+    (folder / "scans").symlink_to(clinic.data / "scans")
+    rows, names = clinic.rows(), list(STUDY["data"]["labels"])
+    for index, row in enumerate(rows):
+        if index // 2 % 2:
+            row["label"] = names[1 - names.index(row["label"])]
+    write_rows(folder / "manifest.csv", rows)
+    return folder
+
+
 def make_clinic(folder: Path) -> Clinic:
     """72 images of 36 patients; splits go by patient, sites and labels are spread over them. Drawn once a folder."""
     data, secret, rows = folder / "data", set(), []

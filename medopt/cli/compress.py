@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 import typer
 
 from medopt.cli.command import print_json, reporting
-from medopt.cli.options import DataOption, DevicesOption, JsonOption, RunArgument
+from medopt.cli.options import (
+    DataOption,
+    DevicesOption,
+    JsonOption,
+    OverrideOption,
+    OverrideReason,
+    RunArgument,
+    named_override,
+)
 from medopt.cli.places import run_folder
 from medopt.core.errors import ConfigError, ReleaseRefused, listed
 
@@ -32,12 +40,16 @@ def compress(
     data: DataOption = None,
     devices: DevicesOption = 0,
     as_json: JsonOption = False,
+    override_by: OverrideOption = "",
+    reason: OverrideReason = "",
 ) -> None:
     """Prune and quantize a finished run's network to several sizes, show what each costs, and release the best.
 
     Every option is measured on validation: AUC with its interval, decisions that flip, time (interleaved), size. Of
     those that pass the gate the fastest within the margin is chosen; only that one sees the test split. It stands in
     RUN/compressed as a run of its own, with a release, below RUN in MLflow. Interrupted, the same command goes on.
+    It has verdicts of its own, which an --override of RUN does not cover; where no option passes the gate on
+    validation, none is chosen, and there is no model to override it for.
 
     Example: medopt compress runs/phantom --prune 0.3,0.5,0.67 --within 0.01
     """
@@ -45,7 +57,7 @@ def compress(
     kinds = [part.strip() for part in precision.split(",")]
     if unknown := [kind for kind in kinds if kind not in PRECISIONS]:
         raise ConfigError(f"--precision takes {', '.join(PRECISIONS)}; got {', '.join(unknown)}.")
-    shares = _shares(prune)
+    shares, override = _shares(prune), named_override(override_by, reason)
     from medopt.cli.console import print_summary
     from medopt.cli.group_tables import print_front
     from medopt.compression.pareto import Rule
@@ -55,7 +67,8 @@ def compress(
 
     grid = CompressionGrid(shares, tuple(kinds), Rule(choose, within))  # type: ignore[arg-type]  # checked above
     with reporting() as reporter:
-        finished = compress_run(folder, grid, data_folder(data), reporter, Hardware.detect(devices, 1, "ddp"))
+        hardware = Hardware.detect(devices, 1, "ddp")
+        finished = compress_run(folder, grid, data_folder(data), reporter, hardware, override)
     front = finished.front
     assert front is not None
     print_front(front)
@@ -64,7 +77,8 @@ def compress(
     if not finished.metrics.is_released:
         again = "" if finished.metrics.gate.passed else " The same command judges it anew, as for a busy machine."
         raise ReleaseRefused(
-            f"{front.chosen} was chosen, and is not released: {listed(list(finished.metrics.refusals))}.{again}"
+            f"{front.chosen} was chosen, and is not released: {listed(list(finished.metrics.refusals))}.{again} A "
+            "person who takes responsibility for it can release it all the same: --override NAME --reason TEXT."
         )
 
 

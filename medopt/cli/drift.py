@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from medopt.cli.command import print_json
-from medopt.cli.options import JsonOption, ReleaseArgument
+from medopt.cli.options import JsonOption, RegistryOption, ReleaseArgument
 from medopt.cli.places import release_folder
 from medopt.core.errors import DataError
 
@@ -18,6 +18,7 @@ def drift(
     release: ReleaseArgument,
     answers: Annotated[Path, typer.Argument(metavar="PREDICTIONS.csv", help="What `medopt predict --out` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("drift.html"),
+    runs: RegistryOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Compare scores, headers and distances in service with those of validation: a table, and an HTML page.
@@ -26,7 +27,7 @@ def drift(
 
     Example: medopt drift runs/phantom/*/release march.csv --out march.html
     """
-    folder = release_folder(release)
+    folder = release_folder(release, runs)
     from medopt.cli.console import print_rows
     from medopt.release.drift_reference import Reference, compare
     from medopt.release.layout import check_sums, read_info

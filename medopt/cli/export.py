@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medopt.cli.command import print_json
-from medopt.cli.options import JsonOption, Model, ReleaseArgument
+from medopt.cli.options import JsonOption, Model, RegistryOption, ReleaseArgument
 from medopt.cli.places import release_folder, run_folder
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def export(
         Model | None,
         typer.Option("--model", help="Else int8 for triton and kserve, both for openvino, float for monai."),
     ] = None,
+    runs: RegistryOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Write a release as a Triton model repository, OpenVINO's IR, a MONAI bundle, or a service for Kubernetes.
@@ -59,7 +60,7 @@ def export(
 
     Example: medopt export runs/busi --format triton --out models
     """
-    folder = release_folder(release)
+    folder = release_folder(release, runs)
     from medopt.exports.folder import ExportSource
 
     run = None if folder == release else run_folder(folder)

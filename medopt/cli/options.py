@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from medopt.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from medopt.core.records import Override
 
 
 class Strategy(StrEnum):
@@ -50,6 +53,14 @@ DataOption = Annotated[
     ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder for runs, the cache and MLflow's store.")]
+RegistryOption = Annotated[
+    Path,
+    typer.Option(
+        "--runs",
+        help="Where RELEASE is models:/NAME@ALIAS: the runs folder whose registry has it; MLFLOW_TRACKING_URI, if set, "
+        "goes first.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as in training.epochs=3. Repeatable.")
 ]
@@ -80,6 +91,15 @@ StrategyOption = Annotated[
     Strategy,
     typer.Option("--strategy", help="ddp: a whole model on each device; fsdp: its parameters are spread over them."),
 ]
+OverrideOption = Annotated[
+    str,
+    typer.Option(
+        "--override",
+        metavar="NAME",
+        help="Release a model that a verdict did not pass; NAME is the person who takes responsibility.",
+    ),
+]
+OverrideReason = Annotated[str, typer.Option("--reason", help="With --override: why. The model card says both.")]
 RenameOption = Annotated[
     str,
     typer.Option(
@@ -88,6 +108,15 @@ RenameOption = Annotated[
         help="Other names for labels, as in 0=healthy,1=nodule; where NEW is empty (unclear=) the scans are left out.",
     ),
 ]
+
+
+def named_override(name: str, reason: str) -> Override | None:
+    """Who releases a model that a verdict did not pass; raises ConfigError where the name or the reason is missing."""
+    from medopt.core.records import Override
+
+    if bool(name) != bool(reason):
+        raise ConfigError("--override NAME and --reason TEXT go together: who releases the model, and why.")
+    return Override.now(name, reason) if name else None
 
 
 def renaming(text: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ import typer
 
 from medopt.cli import pacs_example, pacs_reconcile
 from medopt.cli.command import print_json
-from medopt.cli.options import JsonOption
+from medopt.cli.options import JsonOption, RegistryOption
 from medopt.cli.places import release_folder
 from medopt.core.signals import ending_signals
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
 
 
-def run(node_file: NodeFile) -> None:
+def run(node_file: NodeFile, runs: RegistryOption = Path("runs")) -> None:
     """Run the node until Ctrl-C or SIGTERM; the study that is being answered then gets 20 seconds, or is answered after
     the next start.
 
@@ -38,13 +38,13 @@ def run(node_file: NodeFile) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("medopt.pacs").setLevel(logging.INFO)
     settings = load_node_settings(node_file)
-    node = PacsNode(settings.model_copy(update={"release": release_folder(settings.release)}))
+    node = PacsNode(settings.model_copy(update={"release": release_folder(settings.release, runs)}))
     for number in ending_signals():
         signal.signal(number, lambda *_: node.stop())
     node.run(typer.echo)
 
 
-def check(node_file: NodeFile, as_json: JsonOption = False) -> None:
+def check(node_file: NodeFile, runs: RegistryOption = Path("runs"), as_json: JsonOption = False) -> None:
     """Check the node file, the release with its golden cases, and each destination by C-ECHO or a query that matches
     nothing; sends nothing else.
 
@@ -62,7 +62,7 @@ def check(node_file: NodeFile, as_json: JsonOption = False) -> None:
 
     settings = load_node_settings(node_file)
     server_context(settings.tls)
-    verify_release(release_folder(settings.release))
+    verify_release(release_folder(settings.release, runs))
     peers = [*settings.destinations, *([] if settings.pull is None else [settings.pull.source])]
     failures = {peer.name: echo(settings, peer) for peer in peers}
     rows = [{"check": "release", "result": "unchanged; golden cases replayed"}]

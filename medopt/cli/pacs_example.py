@@ -45,7 +45,7 @@ def demo(
     results: list[DemoResult] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medopt-pacs-") as folder:
-        with running_site(release_folder(release) if release else newest_release(runs), Path(folder)) as site:
+        with running_site(release_folder(release, runs) if release else newest_release(runs), Path(folder)) as site:
             note(f"Orthanc runs ({site.orthanc_url}), the node too")
             for results in send_studies(site, studies, note):
                 complete = sum(result.seconds is not None for result in results)

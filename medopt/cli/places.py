@@ -10,7 +10,7 @@ import typer
 
 from medopt.cli.command import note
 from medopt.core.errors import ConfigError, DataError
-from medopt.core.run_paths import find_release, find_run, require_registry
+from medopt.core.run_paths import find_release, find_run, is_registered, require_registry
 
 if TYPE_CHECKING:
     from medopt.config import Study
@@ -24,24 +24,23 @@ def run_folder(given: Path) -> Path:
     return folder
 
 
-def release_folder(given: Path) -> Path:
+def release_folder(given: Path, runs: Path = Path("runs")) -> Path:
     """The folder of a release, as `find_release`; says which one where it was looked for. Or a registered one.
 
-    models:/NAME@ALIAS is fetched from MLflow's registry and kept; where the registry does not answer, the one that was
-    fetched last is taken, and stderr says so.
+    models:/NAME@ALIAS is fetched from MLflow's registry, which is that of MLFLOW_TRACKING_URI, else that of the runs
+    folder, and kept; where the registry does not answer, the one that was fetched last is taken, and stderr says so.
     """
-    if str(given).startswith("models:"):
-        return _registered(str(given))
+    if is_registered(given):
+        return _registered(str(given), runs)
     folder = find_release(given)
     if folder.parent.parent == given:
         note(f"the release of the newest run of {given}: {folder}")
     return folder
 
 
-def _registered(uri: str) -> Path:
+def _registered(uri: str, runs: Path) -> Path:
     from medopt.tracking.fetch import registered_release
 
-    runs = Path("runs")
     require_registry(runs)
     fetched = registered_release(uri, runs)
     if fetched.note:

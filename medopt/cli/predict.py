@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from medopt.cli.command import print_json, reporting
-from medopt.cli.options import CpusOption, JsonOption, ModelOption, ReleaseArgument, WhereOption
+from medopt.cli.options import CpusOption, JsonOption, ModelOption, RegistryOption, ReleaseArgument, WhereOption
 from medopt.cli.places import release_folder, require_scans
 from medopt.core.errors import ConfigError, DataError, listed
 from medopt.core.format import count_text
 
 
-def verify(release: ReleaseArgument, as_json: JsonOption = False) -> None:
+def verify(release: ReleaseArgument, runs: RegistryOption = Path("runs"), as_json: JsonOption = False) -> None:
     """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built.
 
     Where MEDOPT_TRUST names a folder of trusted keys and certificates (.pem), its signature, too; then nothing opens a
@@ -23,7 +23,7 @@ def verify(release: ReleaseArgument, as_json: JsonOption = False) -> None:
 
     Example: medopt verify runs/phantom
     """
-    folder = release_folder(release)
+    folder = release_folder(release, runs)
     from medopt.cli.console import print_rows
     from medopt.release.golden import verify_release
     from medopt.release.signature import check_trusted
@@ -62,6 +62,7 @@ def predict(
     ] = None,
     where: WhereOption = "local",
     job_cpus: CpusOption = 1,
+    runs: RegistryOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Predict scans with a release: a table, and a CSV with the reason of every refusal.
@@ -75,7 +76,7 @@ def predict(
 
     Example: medopt predict runs/phantom data/phantom/images/site_c --out answers.csv
     """
-    folder = release_folder(release)
+    folder = release_folder(release, runs)
     require_scans(paths)
     from medopt.cli.console import print_predictions
     from medopt.core.jobs import Fleet

@@ -17,12 +17,15 @@ from medopt.cli.options import (
     GpusOption,
     JsonOption,
     NodesOption,
+    OverrideOption,
+    OverrideReason,
     RunsOption,
     SetOption,
     Strategy,
     StrategyOption,
     StudyFiles,
     WhereOption,
+    named_override,
 )
 from medopt.cli.places import study_data
 from medopt.core.errors import ConfigError, ReleaseRefused, listed
@@ -64,20 +67,14 @@ def run(
         bool, typer.Option("--dry-run", help="Show the resolved study and the plan, do nothing.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on with the same run.")] = False,
-    override_by: Annotated[
-        str,
-        typer.Option(
-            "--override",
-            metavar="NAME",
-            help="Release a model that a verdict did not pass; NAME is the person who takes responsibility.",
-        ),
-    ] = "",
-    reason: Annotated[str, typer.Option("--reason", help="With --override: why. The model card says both.")] = "",
+    override_by: OverrideOption = "",
+    reason: OverrideReason = "",
 ) -> None:
     """Take a study's scans to a checked int8 release, all of it in MLflow.
 
     Interrupted or killed, the same command goes on where it was. A run whose inputs are unchanged is not repeated.
-    With --seeds or --folds each member is such a run; above them stands one with the mean and its interval.
+    With --seeds or --folds each member is such a run; above them stands one with the mean and its interval. With
+    --ensemble an --override is of the ensemble alone.
 
     Example: medopt run busi --seeds 3 --folds 5 --on ray
 
@@ -94,20 +91,22 @@ def run(
         _show_plan(studies, folders, runs, as_json)
         return
     from medopt.core.jobs import Fleet
-    from medopt.core.records import Override
     from medopt.experiments.seeds_and_folds import Plan
     from medopt.training.hardware import Hardware
 
     fleet = Fleet(where, job_cpus, job_gpus)
-    plans = [Plan(study, path, seeds, folds, ensemble) for study, path in studies]
+    override = named_override(override_by, reason)
+    plans = [Plan(study, path, seeds, folds, ensemble, override) for study, path in studies]
     several = len(plans) > 1 or len(plans[0].members()) > 1
     if fresh and (several or where != "local"):
         raise ConfigError(
             "--fresh starts one run anew; with several runs, or on a cluster, remove their folders instead."
         )
-    if bool(override_by) != bool(reason) or (override_by and several):
-        raise ConfigError("--override NAME and --reason TEXT go together, for one run: who releases it, and why.")
-    override = Override.now(override_by, reason) if override_by else None
+    if override and several and not (ensemble and len(plans) == 1):
+        raise ConfigError(
+            "--override NAME is for one model: a run, or with --ensemble the ensemble. Give one study, without --seeds "
+            "or --folds."
+        )
     hardware = Hardware.detect(devices, nodes, strategy.value)
     if several and (hardware.devices > 1 or hardware.nodes > 1):
         raise ConfigError(
@@ -178,14 +177,16 @@ def _print(finished: FinishedRun | FinishedGroup) -> None:
 def refuse_unreleased(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
     """Raise ReleaseRefused (exit code 5) if a verdict did not pass a run and nobody overrode that.
 
-    All runs, ensembles and members without a release are named, with what helps these and no others.
+    All runs, ensembles and members without a release are named, with what helps these and no others. Whoever answers
+    for an ensemble by name also answers for the networks that it averages.
     """
     from medopt.pipeline.finished_run import FinishedRun
 
     groups = [end for end in finished if not isinstance(end, FinishedRun)]
     runs = [end for end in finished if isinstance(end, FinishedRun) and not end.metrics.is_released]
     ensembles = [one.ensemble for one in groups if one.ensemble and not one.ensemble.metrics.is_released]
-    members = [member for group in groups for member in group.metrics.members if not member.is_released]
+    alone = [group for group in groups if not (group.ensemble and group.ensemble.metrics.gate.override)]
+    members = [member for group in alone for member in group.metrics.members if not member.is_released]
     texts = [f"{run.metrics.study} is not released: {_why(run)}." for run in runs]
     texts += [f"The ensemble of {run.metrics.study} is not released: {_why(run)}." for run in ensembles]
     if members:
@@ -196,11 +197,11 @@ def refuse_unreleased(finished: Sequence[FinishedRun | FinishedGroup]) -> None:
         return
     gates = [run.metrics.gate.outcome for run in (*runs, *ensembles)]
     texts += _gate_hints([*gates, *(member.outcome for member in members if not member.gate_passed)])
-    if runs:
-        alone = "" if len(finished) == 1 else " (give that study alone)"
+    if runs or ensembles:
+        single = "" if len(finished) == 1 else " (give that study alone)"
         texts.append(
             "A person who takes responsibility for the model can release it all the same: --override NAME --reason "
-            f"TEXT{alone}."
+            f"TEXT{single}."
         )
     raise ReleaseRefused(" ".join(texts))
 

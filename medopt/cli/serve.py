@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medopt.cli.options import ModelOption
+from medopt.cli.options import ModelOption, RegistryOption
 from medopt.cli.places import release_folder
 from medopt.core.errors import ConfigError, ReleaseError
 
@@ -52,6 +52,7 @@ def serve(
     try_page: Annotated[
         bool, typer.Option("--try", help="A page at /try where a person uploads a scan and sees the answer.")
     ] = False,
+    runs: RegistryOption = Path("runs"),
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Listen beyond this machine without a key: something else asks for one.")
     ] = False,
@@ -87,7 +88,7 @@ def serve(
     """
     if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
         raise ConfigError("TLS takes --tls-cert and --tls-key together, and --client-ca only beside them.")
-    folders = [_folder(release) for release in releases]
+    folders = [_folder(release, runs) for release in releases]
     from medopt.serving.server.auth import Key
     from medopt.serving.server.limits import MEBI, ServerLimits
     from medopt.serving.server.run import Listeners, ServerTls
@@ -111,9 +112,9 @@ def serve(
     )
 
 
-def _folder(release: Path) -> Path:
+def _folder(release: Path, runs: Path) -> Path:
     """A release's folder; one that is none stays out of service with the reason, and the others go on."""
     try:
-        return release_folder(release)
+        return release_folder(release, runs)
     except ReleaseError:
         return release

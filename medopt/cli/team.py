@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medopt.cli.command import print_json, reporting
-from medopt.cli.options import JsonOption, RunsOption
+from medopt.cli.options import JsonOption, RegistryOption, RunsOption
 from medopt.cli.places import release_folder
 from medopt.core.errors import ConfigError
+from medopt.core.run_paths import is_registered
+
+if TYPE_CHECKING:
+    from medopt.tracking.registry import Registry
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the study's name.")]
+ModelOrVersion = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A registered model, the study's name; or models:/MODEL@ALIAS.")
+]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, in words; the registry keeps them.")]
 
 
 def promote(
-    model: ModelName,
+    model: ModelOrVersion,
     version: Annotated[str, typer.Argument(metavar="[VERSION]", help="The version; without it all are listed.")] = "",
     reason: ReasonOption = "",
     uncompared: Annotated[
@@ -32,10 +39,14 @@ def promote(
     both; that, who, when and why stand with the version. The champion until now becomes `previous`.
 
     Example: medopt promote lesions 4 --reason "trained with the new scanner's images, AUC there +.03"
+
+    Or by its alias: medopt promote models:/lesions@candidate --reason TEXT
     """
     from medopt.tracking.registry import Registry
 
     registry = Registry(runs)
+    if is_registered(model):
+        model, version = _version_of(registry, model, version)
     if version:
         from medopt.experiments.promote import promote as make_champion
 
@@ -55,6 +66,15 @@ def promote(
     print_json(as_json, {"model": model, "versions": versions})
     if reason or uncompared:
         raise ConfigError(f"Nothing was promoted: name the version, `medopt promote {model} VERSION --reason TEXT`.")
+
+
+def _version_of(registry: Registry, uri: str, version: str) -> tuple[str, str]:
+    from medopt.tracking.fetch import parse_uri
+
+    name, alias, number = parse_uri(uri)
+    if version:
+        raise ConfigError(f"{uri} names a version already; {version!r} is one too many.")
+    return name, registry.version_of(name, alias) if alias else str(number)
 
 
 def _row(version: Any) -> dict[str, str]:
@@ -86,6 +106,7 @@ def rollback(
 
 def pull(
     uri: Annotated[str, typer.Argument(metavar="models:/NAME@ALIAS", help="Or models:/NAME/VERSION.")],
+    runs: RegistryOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a registered release to this machine, check it, and print where it is.
@@ -95,9 +116,9 @@ def pull(
 
     Example: medopt pull models:/lesions@champion
     """
-    if not uri.startswith("models:/"):
+    if not is_registered(uri):
         raise ConfigError(f"medopt pull takes models:/NAME@ALIAS or models:/NAME/VERSION; got {uri!r}.")
-    folder = release_folder(Path(uri))
+    folder = release_folder(Path(uri), runs)
     typer.echo(folder)
     print_json(as_json, {"uri": uri, "release": str(folder)})
 

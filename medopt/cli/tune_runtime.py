@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medopt.cli.command import print_json, reporting
-from medopt.cli.options import JsonOption, ModelOption, ReleaseArgument
+from medopt.cli.options import JsonOption, ModelOption, RegistryOption, ReleaseArgument
 from medopt.cli.places import release_folder
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def tune_runtime(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="Time for each of the two trials (three rounds at least).")
     ] = 20.0,
+    runs: RegistryOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Find out how a release runs fastest on this machine; do this once where it is installed.
@@ -36,7 +38,7 @@ def tune_runtime(
 
     Example: medopt tune runtime runs/busi
     """
-    folder = release_folder(release)
+    folder = release_folder(release, runs)
     from medopt.release.runtime import engine_versions, this_machine
     from medopt.release.tune_runtime import tune_runtime as tune
 

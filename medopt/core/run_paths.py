@@ -24,6 +24,11 @@ def find_run(path: str | Path) -> Path:
         find_run("runs/phantom")  # runs/phantom/20260101-120000-0a1b2c3d
     """
     folder = Path(path)
+    if is_registered(folder):
+        raise DataError(
+            f"{folder} names a release, and a run is needed here: its checkpoints or its predictions, which a release "
+            "does not hold. Give the run's folder; the version's run in MLflow names it (tag run_folder)."
+        )
     if not folder.exists():
         raise DataError(f"There is no run folder or prediction table {folder}.{_hint(folder)}")
     if _is_release(folder) and _is_run(folder.resolve().parent):
@@ -41,6 +46,11 @@ def find_release(path: str | Path) -> Path:
         find_release("runs/phantom")  # runs/phantom/20260101-120000-0a1b2c3d/release
     """
     folder = Path(path)
+    if is_registered(folder):
+        raise ReleaseError(
+            f"{folder} is in MLflow's registry, and a folder is needed here: `medopt pull {folder}` fetches and checks "
+            "it, and prints its folder."
+        )
     if not folder.exists():
         raise ReleaseError(f"There is no release {folder}.{_hint(folder)}")
     if _is_release(folder):
@@ -60,6 +70,11 @@ def find_release(path: str | Path) -> Path:
     return run / _RELEASE
 
 
+def is_registered(path: str | Path) -> bool:
+    """Whether a path names a release of MLflow's registry: models:/NAME@ALIAS or models:/NAME/VERSION."""
+    return str(path).startswith("models:")
+
+
 def require_registry(runs: Path) -> None:
     """Raise ConfigError where nothing says which registry models:/NAME@ALIAS is of.
 
@@ -69,7 +84,7 @@ def require_registry(runs: Path) -> None:
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (runs / "mlflow.db").is_file():
         raise ConfigError(
             f"No registry to ask: MLFLOW_TRACKING_URI is not set, and {runs} holds no mlflow.db. Set "
-            "MLFLOW_TRACKING_URI, or give the runs folder (--runs, else ./runs)."
+            "MLFLOW_TRACKING_URI, or name the folder of the runs with --runs."
         )
 
 

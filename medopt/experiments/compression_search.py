@@ -18,6 +18,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, ReleaseRefused
 from medopt.core.files import file_digest
 from medopt.core.provenance import digest
+from medopt.core.records import Override
 from medopt.core.reporter import Reporter
 from medopt.evaluation.compression_front import CompressionFront, CompressionOption, Precision
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
@@ -65,17 +66,31 @@ class CompressionGrid:
 
 
 def compress_run(
-    folder: Path, grid: CompressionGrid, data: Path, reporter: Reporter, hardware: Hardware | None = None
+    folder: Path,
+    grid: CompressionGrid,
+    data: Path,
+    reporter: Reporter,
+    hardware: Hardware | None = None,
+    override: Override | None = None,
 ) -> FinishedRun:
     """Try the grid on a finished run's network, and release what its rule picks.
 
-    `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow. Raises
-    ReleaseRefused where the rule allows nothing.
+    `folder` is the run's; what is made stands in its folder `compressed`, and below its run in MLflow. `override`
+    releases the chosen model although a verdict did not pass it. Raises ReleaseRefused where the rule allows nothing.
     """
     base = RunFolder(folder.resolve(), False)
     cases, runs, parent = read_run(base.path, data), base.path.parents[1], str(base.facts().get("mlflow_run_id") or "")
     place, networks = base.path / PLACE, (base.best_weights,)
-    with opened_run(cases, runs, reporter, parent=parent, place=place, networks=networks, hardware=hardware) as run:
+    with opened_run(
+        cases,
+        runs,
+        reporter,
+        parent=parent,
+        place=place,
+        networks=networks,
+        hardware=hardware,
+        override=override,
+    ) as run:
         steps = grid.steps(run.study)
         measuring = MeasureStage(grid, steps)
         search: list[Stage[Any]] = [PrepareStage(), *steps, measuring, RecordOptionsStage(), TakeStage(grid, steps)]

@@ -10,7 +10,7 @@ import onnx
 from onnx import compose, helper
 
 from medopt.core.files import atomic, file_digest
-from medopt.core.records import KINDS, Kind
+from medopt.core.records import KINDS, Kind, Override
 from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
@@ -61,17 +61,25 @@ class MergeStage(Stage[MergedMembers]):
 
 
 def build_ensemble(
-    cases: StudyCases, members: Sequence[Path], group: RunGroup, runs: Path, reporter: Reporter
+    cases: StudyCases,
+    members: Sequence[Path],
+    group: RunGroup,
+    runs: Path,
+    reporter: Reporter,
+    override: Override | None = None,
 ) -> FinishedRun:
     """Merge the members' models and take the ensemble through the gate, the test and the release.
 
     `members` are run folders. Temperature and operating point are chosen on the validation split that all of them
-    share. It stands in the group's folder, and as a run below the group's in MLflow.
+    share. It stands in the group's folder, and as a run below the group's in MLflow. `override` releases it although a
+    verdict did not pass it; its members keep their verdicts.
     """
     place, parent = group.folder.path / "ensemble", group.parent.run_id
     networks = tuple(RunFolder(folder, False).best_weights for folder in members)
     notes = [f"an ensemble: the mean of the logits of {len(members)} networks, of one seed each"]
-    with opened_run(cases, runs, reporter, parent=parent, place=place, networks=networks, notes=notes) as run:
+    with opened_run(
+        cases, runs, reporter, parent=parent, place=place, networks=networks, notes=notes, override=override
+    ) as run:
         return complete_run(run, [PrepareStage(), MergeStage(members), *stages_of_models(run.study)])
 
 

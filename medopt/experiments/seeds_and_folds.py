@@ -15,6 +15,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, MedoptError
 from medopt.core.jobs import Fleet, Job, Outcome, connected, refuse_failures, run_jobs
 from medopt.core.provenance import digest
+from medopt.core.records import Override
 from medopt.core.reporter import Reporter
 from medopt.experiments.ensemble import build_ensemble
 from medopt.experiments.group_summary import FinishedGroup, member_name, record_group
@@ -36,6 +37,8 @@ class Plan:
     seeds: int = 1
     folds: int = 0
     ensemble: bool = False
+    override: Override | None = None
+    """Who releases the ensemble, or the single run, although a verdict did not pass it."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.folds < 0 or self.folds == 1:
@@ -71,9 +74,17 @@ class Plan:
         return runs / self.study.name / f"fleet-{digest(what)[:8]}"
 
 
-def run_member(reporter: Reporter, study: Study, study_file: Path, data: Path, runs: Path, parent: str) -> FinishedRun:
-    """One job: an ordinary run below the group's."""
-    return run_study(study, study_file, data, runs, reporter, parent=parent)
+def run_member(
+    reporter: Reporter,
+    study: Study,
+    study_file: Path,
+    data: Path,
+    runs: Path,
+    parent: str,
+    override: Override | None = None,
+) -> FinishedRun:
+    """One job: an ordinary run below the group's, or one of its own, which alone takes an override."""
+    return run_study(study, study_file, data, runs, reporter, parent=parent, override=override)
 
 
 def run_plans(plans: Sequence[Plan], data: Path, runs: Path, fleet: Fleet, reporter: Reporter) -> list[Finished]:
@@ -119,7 +130,8 @@ def _jobs(
             name = f"{study.name}, {member_name(study)}"
             if name in owner:
                 raise ConfigError(f"Two of the study files have the name {study.name}: give each a name of its own.")
-            jobs.append(Job(name, run_member, (study, plan.study_file.resolve(), data, runs, parent)))
+            override = None if group else plan.override
+            jobs.append(Job(name, run_member, (study, plan.study_file.resolve(), data, runs, parent, override)))
             owner[name] = number
     return jobs, owner
 
@@ -140,7 +152,8 @@ def _recorded(
     finished = record_group(plan.study, plan.members(), members, group)
     if plan.ensemble:
         try:
-            ensemble = build_ensemble(source, [member.folder for member in members], group, runs, reporter)
+            folders = [member.folder for member in members]
+            ensemble = build_ensemble(source, folders, group, runs, reporter, plan.override)
             finished = replace(finished, ensemble=ensemble)
         except MedoptError as error:
             group.end(type(error).__name__, "FAILED")

@@ -25,7 +25,7 @@ def quota(count: int, part: NDArray[np.float64]) -> Ints:
     quota: Ints = np.maximum(np.floor(ideal).astype(np.int64), minimum)
     while quota.sum() != count:
         step = int(np.sign(count - quota.sum()))
-        off = np.where((part > 0) & (quota + step >= minimum), step * (ideal - quota), -np.inf)
+        off = np.where(quota + step >= minimum, step * (ideal - quota), -np.inf)
         quota[int(np.argmax(off))] += step
     return quota
 

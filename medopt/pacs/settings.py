@@ -12,6 +12,7 @@ from medopt.config import Section, SeriesRules
 from medopt.config.section import MEGABYTE, Positive
 from medopt.config.study_file import read_keys
 from medopt.core.errors import ConfigError
+from medopt.core.run_paths import is_registered
 from medopt.pacs.peers import AETitle, DimsePeer, Port, RemotePeer, explain_finding, with_absolute_paths
 
 
@@ -256,7 +257,7 @@ def load_node_settings(path: Path) -> NodeSettings:
 
 
 def _with_absolute_paths(settings: NodeSettings, base: Path) -> NodeSettings:
-    from_registry = str(settings.release).startswith("models:")
+    from_registry = is_registered(settings.release)
     changes: dict[str, object] = {
         "release": settings.release if from_registry else base / settings.release,
         "spool": base / settings.spool,

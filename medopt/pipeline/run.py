@@ -102,9 +102,7 @@ def run_study(
     or KILLED after Ctrl-C.
     """
     cases = read_source(study, study_file, data, runs)
-    with opened_run(cases, runs, reporter, fresh=fresh, parent=parent, hardware=hardware) as run:
-        if override:
-            run.folder.write_facts(override=asdict(override))
+    with opened_run(cases, runs, reporter, fresh=fresh, parent=parent, hardware=hardware, override=override) as run:
         return complete_run(run, all_stages(run.study))
 
 
@@ -161,10 +159,12 @@ def opened_run(
     networks: tuple[Path, ...] = (),
     notes: Sequence[str] = (),
     hardware: Hardware | None = None,
+    override: Override | None = None,
 ) -> Iterator[RunContext]:
     """The study's folder and its MLflow run, which is closed as failed where what is done in it fails.
 
-    `place` is a folder to work in instead of the study's own; `networks` are trained weights from elsewhere.
+    `place` is a folder to work in instead of the study's own; `networks` are trained weights from elsewhere. An
+    `override` is kept in the folder: who releases the model although a verdict did not pass it.
     """
     study = cases.study
     training_digest = cases.training_digest
@@ -179,7 +179,8 @@ def opened_run(
         tracker = Tracker(study, runs, folder.facts().get("mlflow_run_id"), name, parent)
         weights = networks or (folder.best_weights,)
         try:
-            folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running", **facts)
+            named = {"override": asdict(override)} if override else {}
+            folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running", **facts, **named)
             run = RunContext(
                 cases, folder, tracker, reporter, runs, weights, list(notes), hardware or Hardware(1), on_history
             )

@@ -40,15 +40,13 @@ def fetch_release(uri: str, store: str, folder: Path) -> Fetched:
     logged. Where the store does not answer, the release that was fetched last under this name is given, and the note
     says so. Raises ConfigError where there is none; ReleaseError for one that is not what was logged.
     """
-    asked = _URI.fullmatch(uri)
-    if asked is None:
-        raise ConfigError(f"{uri!r} names no version: it takes models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, alias, number = parse_uri(uri)
     place = folder / (uri.removeprefix(PREFIX).replace("/", "@"))
     try:
-        version, digest = _resolved(store, asked["name"], asked["alias"], asked["version"])
+        version, digest = _resolved(store, name, alias, number)
         kept = folder / digest[:16]
         if not kept.exists():
-            _download(store, asked["name"], version, digest, kept)
+            _download(store, name, version, digest, kept)
         _check(kept, digest)
         _turn(place, kept)
         return Fetched(place, version)
@@ -72,6 +70,18 @@ def registered_release(uri: str, runs: Path = Path("runs")) -> Fetched:
         store = tracking_uri(runs)
     kept = os.environ.get("MEDOPT_RELEASES")
     return fetch_release(uri, store, Path(kept) if kept else Path.home() / ".cache" / "medopt" / "releases")
+
+
+def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
+    """The name of a registered model and its alias or its version; raises ConfigError for another form.
+
+    >>> parse_uri("models:/lesions@champion"), parse_uri("models:/lesions/4")
+    (('lesions', 'champion', None), ('lesions', None, '4'))
+    """
+    asked = _URI.fullmatch(uri)
+    if asked is None:
+        raise ConfigError(f"{uri!r} names no version: it takes models:/NAME@ALIAS or models:/NAME/VERSION.")
+    return asked["name"], asked["alias"], asked["version"]
 
 
 class _Unreachable(Exception):

@@ -90,6 +90,14 @@ class Registry:
             )
         return found
 
+    def version_of(self, name: str, alias: str) -> str:
+        """The version that an alias names; raises ConfigError where there is none."""
+        with answering(self.uri):
+            aliases = self._aliases(name)
+        if alias not in aliases:
+            raise ConfigError(f"The model {name!r} has no {alias}; its aliases: {aliases or 'none'}.")
+        return aliases[alias]
+
     def run_of(self, name: str, version: str) -> str:
         """The run that a version came from."""
         with answering(self.uri):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+import tomllib
 from collections.abc import Mapping
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -139,9 +140,17 @@ def signature_of(info: ReleaseInfo) -> ModelSignature:
 
 def requirements() -> list[str]:
     """What medopt needs to serve, pinned to what is installed here, and MLflow itself."""
-    plain = [text for text in requires("medopt") or [] if "extra ==" not in text]
-    names = [found.group() for text in plain if (found := re.match(r"[A-Za-z0-9_.-]+", text))]
+    names = [found.group() for text in _dependencies() if (found := re.match(r"[A-Za-z0-9_.-]+", text))]
     return [f"{name}=={version(name).partition('+')[0]}" for name in (*names, "mlflow", "pandas")]
+
+
+def _dependencies() -> list[str]:
+    """Those of the code that runs: a checkout may be newer than what was written down when it was installed."""
+    checkout = Path(medopt.__file__).parents[1] / "pyproject.toml"
+    project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
+    if project.get("name") == "medopt":
+        return list(project["dependencies"])
+    return [text for text in requires("medopt") or [] if "extra ==" not in text]
 
 
 def example(release: Path) -> bytes:

@@ -290,14 +290,17 @@ def test_a_refusal_of_several_studies_names_each_and_how_to_override_one() -> No
     assert text.endswith("--override NAME --reason TEXT (give that study alone).")
 
 
-def test_an_ensemble_and_members_are_refused_without_an_override_that_they_do_not_take() -> None:
+def test_an_ensemble_takes_an_override_and_its_members_none() -> None:
     members = ((True, True, "released"), (False, True, "model refused"))
     text = refusal(group(*members, ensemble=finished(passed=False)))
     assert "The ensemble of clinic is not released: the decision flips." in text
     assert "1 member has no release: runs/clinic/1 (model refused); metrics.json has the reasons." in text
-    assert "judges int8 anew" in text and "--override" not in text
+    assert "judges int8 anew" in text and text.endswith("--override NAME --reason TEXT.")
     of_models = refusal(group((False, True, "model refused"), (False, True, "model refused")))
     assert of_models.startswith("2 members have no release: ") and "int8" not in of_models
+    assert "--override" not in of_models
+    named = Override("Dr. Winter", "for a reader study", "2026-11-23T12:00:00+00:00")
+    refuse_unreleased([group(*members, ensemble=finished(passed=False, override=named))])
     assert "judges int8 anew" in refusal(group((True, False, "gate refused")))
     assert "add validation patients" in refusal(group((True, False, "gate cannot tell")))
 

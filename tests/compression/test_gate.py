@@ -173,6 +173,21 @@ def test_a_ranking_that_does_not_change_says_something_of_enough_patients() -> N
     assert judge([candidate(**same, fewest=9)], Gate(), (0.9, 0.9)).outcome == "cannot tell"
 
 
+def test_without_an_interval_all_up_to_one_is_possible() -> None:
+    """So it passes where a loss of everything is allowed, and just below that it cannot be told."""
+    unsure: dict[str, Any] = {"probability_shift": Estimate(0.01, None, None, 9, "no interval")}
+    for limit, outcome in ((1.0, "passed"), (0.99, "cannot tell")):
+        found = judge([candidate(**unsure)], Gate(max_probability_shift=limit), (0.9, 0.9))
+        assert found.outcome == outcome, limit
+
+
+@pytest.mark.parametrize(("bound", "said"), [(0.1, "allowed: 5 %, and 10 % by the interval"), (0.05, "allowed: 5 %")])
+def test_a_bound_is_named_where_it_is_wider_than_the_limit(bound: float, said: str) -> None:
+    flips = Estimate(0.05, 0.01, 0.05, 80)
+    found = judge([candidate(decision_flips=flips)], Gate(max_decision_flips=0.05, flips_bound=bound), (0.9, 0.9))
+    assert found.passed and found.nearest.endswith(said)
+
+
 def test_a_better_model_passes() -> None:
     assert judge([candidate(**lost(0.03))], Gate(), (0.9, 0.93)).passed
 
@@ -186,6 +201,13 @@ def test_the_fastest_engine_that_passes_is_chosen() -> None:
     assert any(
         "third: 40.0 % (39.0 to 41.0) of the decisions flip" in fault for fault in verdict.figures.engines_refused
     )
+
+
+def test_where_none_passes_the_figures_are_those_of_the_fastest() -> None:
+    slow, fast = (candidate(engine=name, latency_ms=ms, size_ratio=3.0) for name, ms in (("one", 2.0), ("two", 1.0)))
+    for both in ((slow, fast), (fast, slow)):
+        found = judge(both, Gate(), (0.9, 0.9))
+        assert (found.passed, found.figures.engine, found.figures.engines_passed) == (False, "two", ())
 
 
 def test_where_none_passes_every_engine_says_why() -> None:

@@ -14,7 +14,6 @@ from scipy.special import expit
 
 from medopt.compression import quantize
 from medopt.compression.export import export_onnx
-from medopt.compression.head_correction import correct_head
 from medopt.compression.mixed_precision import int8_layers, rank_by_harm, with_float_layers, write_mixed_precision
 from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
 from medopt.compression.weights_only import store_float16, store_int8_weights
@@ -256,56 +255,3 @@ def test_logits_summed_over_depths_and_a_scaled_input_stay_in_float(tmp_path: Pa
     assert len(sums) == 8 and all({makers[name] for name in node.input} <= {"Gemm", "Add"} for node in sums)
     before_the_stem = [node.op_type for node in graph.node][: [node.op_type for node in graph.node].index("Conv")]
     assert before_the_stem == ["Concat", "Mul", "Add"]
-
-
-def head_alone(scale: float, shift: float, *, bias: bool = True) -> onnx.ModelProto:
-    """Two linear layers on the means of three channels, whose logits add up; rounding is a scale and a shift."""
-    draw = np.random.default_rng(0).normal
-    values = {
-        "scale": np.float32(scale),
-        "shift": np.float32(shift),
-        "one": draw(size=(2, 3)),
-        "two": draw(size=(2, 3)),
-    }
-    values |= {"bias": draw(size=2)} if bias else {}
-    make = onnx.helper.make_node
-    nodes = [
-        make("ReduceMean", ["image"], ["means"], axes=[2, 3], keepdims=0),
-        make("Mul", ["means", "scale"], ["scaled"]),
-        make("Add", ["scaled", "shift"], ["features"]),
-        make("Gemm", ["features", "one"], ["first"], name="first", transB=1),
-        make("Gemm", ["features", "two", *(["bias"] if bias else [])], ["last"], name="last", transB=1),
-        make("Add", ["first", "last"], ["logits"]),
-    ]
-    inputs = [onnx.helper.make_tensor_value_info("image", 1, ["n", 3, 4, 4])]
-    outputs = [onnx.helper.make_tensor_value_info("logits", 1, ["n", 2])]
-    weights = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()]
-    graph = onnx.helper.make_graph(nodes, "head", inputs, outputs, weights)
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_head_takes_back_what_rounding_does_to_its_features(tmp_path: Path, bias: bool) -> None:
-    source, moved = head_alone(1, 0, bias=bias), head_alone(0.8, 0.3, bias=bias)
-    random = np.random.default_rng(1)
-    images, others = (random.random((20, 3, 4, 4), dtype=np.float32) for _ in range(2))
-    corrected = correct_head(moved, source, images)
-    logits = {}
-    for name, model in (("source", source), ("moved", moved), ("corrected", corrected)):
-        onnx.save(model, tmp_path / f"{name}.onnx")
-        logits[name] = open_engine("onnxruntime", tmp_path / f"{name}.onnx").run(others)
-    if bias:
-        np.testing.assert_allclose(logits["corrected"], logits["source"], atol=1e-5)
-        assert np.abs(logits["moved"] - logits["source"]).max() > 0.1
-    else:  # nowhere to put the offset
-        np.testing.assert_array_equal(logits["corrected"], logits["moved"])
-
-
-def test_a_feature_that_never_changes_keeps_its_weight() -> None:
-    source, moved = head_alone(1, 0), head_alone(0, 0.3)
-    images = np.random.default_rng(1).random((20, 3, 4, 4), dtype=np.float32)
-    found = {item.name: numpy_helper.to_array(item) for item in correct_head(moved, source, images).graph.initializer}
-    known = {item.name: numpy_helper.to_array(item) for item in source.graph.initializer}
-    np.testing.assert_array_equal(found["one"], known["one"])
-    wanted = known["bias"] + (known["one"] + known["two"]) @ (images.mean((0, 2, 3)) - 0.3)
-    np.testing.assert_allclose(found["bias"], wanted, rtol=1e-4)

@@ -16,7 +16,9 @@ from medopt.core.records import Case, Volume
 from medopt.evaluation import shortcuts
 from medopt.evaluation.analysis_results import ShortcutsResult
 from medopt.evaluation.shortcuts import find_shortcuts, shortcut_findings, shortcut_lines
+from medopt.evaluation.validation_fit import parts_of
 from medopt.manifest.trivial_facts import TrivialFacts, moments_of, trivial_facts, with_missing
+from medopt.metrics.calibrated_predictions import CalibratedPredictions
 
 Draw = Callable[[np.random.Generator, int], Volume]
 
@@ -208,9 +210,70 @@ def test_a_run_reads_no_more_than_it_can_afford(tmp_path: Path, monkeypatch: pyt
     cases = [Case(f"c{n}", f"p{n}", f"{n}.nii", (n % 2,), "train") for n in range(300)]
     for case in cases:
         (tmp_path / case.image).write_bytes(bytes(100))
-    assert len(shortcuts._affordable(cases, tmp_path, 0, 200)) == 200
-    monkeypatch.setattr(shortcuts, "BYTES", 9_050)
+    drawn = [cases.index(case) for case in shortcuts._affordable(cases, tmp_path, 0, 200)]
+    assert len(drawn) == 200 and drawn == sorted(drawn) and drawn != list(range(200))  # in the order of the manifest
+    monkeypatch.setattr(shortcuts, "BYTES", 9_000)  # to the byte
     few = shortcuts._affordable(cases, tmp_path, 0, 200)
     assert len(few) == 90 and few == shortcuts._affordable(cases, tmp_path, 0, 200)
     monkeypatch.setattr(shortcuts, "BYTES", 100)
     assert len(shortcuts._affordable(cases, tmp_path, 0, 200)) == shortcuts.AT_LEAST
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("column", "features"),
+    [
+        ([1, 5, 3], [[-2 / 3, 2 / 3, 0], [4 / 9, 4 / 9, 0]]),  # ranks from -1 to 1, and their squares
+        ([1, 1, 3, 3], [[-0.5, -0.5, 0.5, 0.5]]),  # squares that are all the same are no feature
+        ([4, 4, 4], []),
+        ([4, 4, NAN], [[0, 0, 1]]),  # that it is missing differs
+        ([4, NAN, NAN], []),  # one value is none to compare with
+        ([NAN, NAN, NAN], []),
+        ([1, 2, NAN], [[-0.5, 0.5, 0], [0.25, 0.25, 0], [0, 0, 1]]),
+    ],
+)
+def test_numbers_become_ranks_by_hand(column: list[float], features: list[list[float]]) -> None:
+    found = shortcuts._of_numbers(np.array(column)[:, None])
+    assert found.shape == (len(column), len(features))
+    for made, expected in zip(found.T, features, strict=True):
+        assert made == pytest.approx(expected)
+
+
+def test_words_are_features_where_five_images_or_more_have_them_and_not_all() -> None:
+    words = ["a"] * 5 + ["b"] * 4 + ["c"] * 6
+    found = shortcuts._of_words(words)
+    assert found.T.tolist() == [[1.0] * 5 + [0.0] * 10, [0.0] * 9 + [1.0] * 6]
+    assert shortcuts._of_words(["a"] * 6).shape == (6, 0)
+
+
+def test_a_column_is_of_numbers_from_eleven_different_ones_on() -> None:
+    eleven, ten = [str(n) for n in range(11)], [str(n % 10) for n in range(11)]
+    assert shortcuts._as_numbers([*eleven, ""])[:11].tolist() == list(range(11))  # type: ignore[index]
+    assert np.isnan(shortcuts._as_numbers([*eleven, ""])[11])  # type: ignore[index]
+    assert shortcuts._as_numbers(ten) is None and shortcuts._as_numbers([*eleven, "word"]) is None
+    assert shortcuts._as_numbers(["", ""]) is None
+
+
+def test_cases_become_a_table_of_their_truth(tiny_study: Callable[..., Study]) -> None:
+    study = tiny_study(data={"task": "multilabel", "labels": ["a", "b"]})
+    cases = [Case(f"c{n}", f"p{n}", "x.png", (n % 2, None), "train", site=f"s{n}") for n in range(2)]
+    table = shortcuts._table(cases, study)
+    columns = (table.case_id, table.patient_id, table.site, table.split)
+    assert [column.tolist() for column in columns] == [["c0", "c1"], ["p0", "p1"], ["s0", "s1"], ["train"] * 2]
+    assert (table.labels.tolist(), table.logits.tolist()) == ([[0, -1], [1, -1]], [[0, 0], [0, 0]])
+
+
+def test_two_patients_of_a_class_make_two_parts_and_one_leaves_four_drawn_ones(
+    tiny_study: Callable[..., Study],
+) -> None:
+    study = tiny_study()
+    for positive, count in ((2, 2), (1, 4), (8, 4)):
+        cases = [Case(f"c{n}", f"p{n // 2}", "x.png", (int(n < 2 * positive),), "train") for n in range(60)]
+        table = shortcuts._table(cases, study)
+        parts = shortcuts._parts(table, CalibratedPredictions(table, "binary"), study)
+        assert np.unique(parts).tolist() == list(range(count))
+        assert (parts[::2] == parts[1::2]).all()  # a patient is in one part
+        if positive > 1:
+            assert np.array_equal(parts, parts_of(table, "binary", study.seed))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medopt.config import Evaluation
+from medopt.core.errors import ConfigError
 from medopt.core.records import Predictions
 from medopt.evaluation.validation_fit import PARTS, fit_on, parts_of, read_crossed
 
@@ -34,6 +35,26 @@ def test_parts_hold_whole_patients_and_every_class() -> None:
 @pytest.mark.parametrize(("rare", "wanted"), [(3, 3), (2, 2), (1, 1)])
 def test_a_rare_class_makes_fewer_parts(rare: int, wanted: int) -> None:
     assert len(np.unique(parts_of(table(20, labels=[1] * rare + [0] * (20 - rare)), "binary", 0))) == wanted
+
+
+@pytest.mark.parametrize("rare", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_rare_is_in_each_of_the_parts(rare: int, seed: int) -> None:
+    """A positive or a negative, a class, a label or its absence."""
+    random = np.random.default_rng(seed)
+    is_rare = random.permutation(np.arange(30) < rare)
+    many = np.stack([is_rare, random.random(30) < 0.5, ~is_rare], axis=1).astype(np.int64)
+    for task, labels in (
+        ("binary", is_rare.astype(np.int64)),
+        ("binary", (~is_rare).astype(np.int64)),
+        ("multiclass", np.where(is_rare, 2, np.arange(30) % 2)),
+        ("multiclass", np.where(is_rare, 0, 1 + np.arange(30) % 2)),
+        ("multilabel", many),
+    ):
+        scores = np.zeros((30, {"binary": 1}.get(task, 3)))
+        parts = parts_of(table(30, labels=labels, logits=scores), task, seed)  # type: ignore[arg-type]
+        assert np.unique(parts).tolist() == list(range(rare))
+        assert sorted(parts[is_rare].tolist()) == list(range(rare)), task
 
 
 def test_every_case_is_read_with_what_the_others_gave() -> None:
@@ -74,3 +95,27 @@ def test_several_labels_and_classes_are_read() -> None:
     assert read.decision.shape == (60, 3)
     classes = table(60, labels=np.arange(60) % 3, logits=random.normal(0, 1, (60, 3)))
     assert read_crossed(classes, WANTED, "multiclass", parts_of(classes, "multiclass", 0)).decision.shape == (60,)
+
+
+def test_isotonic_calibration_of_few_cases_is_refused_and_of_a_part_of_enough_is_not() -> None:
+    """A part has fewer cases than the split, for which the number was asked."""
+    wanted, cases = Evaluation(calibration="isotonic"), table(40)
+    with pytest.raises(ConfigError, match="isotonic"):
+        fit_on(cases, wanted, "binary")
+    assert fit_on(cases, wanted, "binary", enough=True).calibration.method == "isotonic"
+    assert read_crossed(cases, wanted, "binary", parts_of(cases, "binary", 0)).probability.shape == (40, 1)
+
+
+def test_cases_are_read_with_the_shift_that_training_is_known_to_have() -> None:
+    cases, parts, shift = table(40), parts_of(table(40), "binary", 0), (3.0,)
+    read = read_crossed(cases, WANTED, "binary", parts, shift)
+    plain = read_crossed(cases, WANTED, "binary", parts)
+    for part in range(PARTS):
+        fitted = fit_on(cases.where(parts != part), WANTED, "binary", enough=True, shift=shift)
+        own = fitted.calibration.probabilities(cases.logits[parts == part], "binary")
+        assert read.probability[parts == part] == pytest.approx(own)
+    few = table(12, labels=[1] * 3 + [0] * 9)
+    shifted, unshifted = (
+        read_crossed(few, WANTED, "binary", parts_of(few, "binary", 0), one).probability for one in (shift, ())
+    )
+    assert shifted.mean() < unshifted.mean() and plain.probability.shape == read.probability.shape

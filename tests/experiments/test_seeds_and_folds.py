@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from clinic import STUDY, Clinic, write_study
+from clinic import STUDY, Clinic, useless_data, write_study
 from clinic_fixtures import Done, call
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score
@@ -141,6 +141,38 @@ def test_ensemble_is_judged_as_any_run(seeds: Group) -> None:
     assert found["test"]["int8"]["auc"]["n"] == 18
     assert found["data_notes"][0].startswith("an ensemble: the mean of the logits of 2 networks")
     assert "clinic, ensemble: 18 cases" in seeds.done.stdout
+
+
+def test_a_useless_model_needs_a_name_as_an_ensemble_and_compressed_too(clinic: Clinic, tmp_path: Path) -> None:
+    """The name holds for the ensemble, or for the compressed model, and for nothing beside it."""
+    quick = {"evaluation": {"bootstrap": 100, "shift_cases": 0, "explain": 0}, "domain": {"enabled": False}}
+    training = STUDY["training"] | {"epochs": 1}
+    study = write_study(tmp_path, SHORT | quick | {"name": "useless", "training": training})
+    data, runs = useless_data(clinic, tmp_path / "data"), tmp_path / "runs"
+    words = ["run", study, "--data", data, "--runs", runs, "--seeds", 2, "--json"]
+    named = ("--override", "Dr. Winter", "--reason", "for a class on leaks")
+    call(*words, *named).refused(2, "ConfigError", "--override NAME is for one model")
+    done = call(*words, "--ensemble")
+    said = ("The ensemble of useless is not released: the model is not shown to be better than chance", "2 members")
+    done.refused(5, "ReleaseRefused", *said, "--override NAME --reason TEXT.")
+    ensemble = Path(done.summary["ensemble"]["folder"])
+    assert not (ensemble / "release").exists()
+    done = call(*words, "--ensemble", *named)
+    assert done.code == 0, done.stderr
+    card = (ensemble / "release" / "CARD.md").read_text()
+    assert "Dr. Winter" in card and "for a class on leaks" in card and call("verify", ensemble / "release").code == 0
+    members = [Path(one["folder"]) for one in done.summary["members"]]
+    assert not any((member / "release").exists() for member in members)
+    assert call(*words, "--ensemble").code == 0  # the name stays with the ensemble
+    compress = ["compress", members[0], "--data", data, "--prune", "", "--within", "1"]
+    call(*compress, "--override", "Dr. Winter").refused(2, "ConfigError", "go together")
+    hint = "--override NAME --reason TEXT"
+    call(*compress).refused(5, "ReleaseRefused", "the model is not shown to be better than chance", hint)
+    place = members[0] / "compressed" / "release"
+    assert not place.exists()
+    released = call(*compress, *named)
+    assert released.code == 0, released.stderr
+    assert "Dr. Winter" in (place / "CARD.md").read_text() and not (members[0] / "release").exists()
 
 
 def test_each_case_outside_test_is_predicted_out_of_fold_once(folds: Group, clinic: Clinic) -> None:

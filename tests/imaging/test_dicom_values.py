@@ -70,16 +70,19 @@ def test_a_window_without_width_is_none(tmp_path, width):
     assert read(tmp_path, image(RAMP, WindowCenter=40, WindowWidth=width)).window is None
 
 
-def test_the_window_of_a_mirrored_image_shows_the_mirrored_picture(tmp_path):
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "LINEAR"])
+def test_the_window_of_a_mirrored_image_shows_the_mirrored_picture(tmp_path, function):
+    """LINEAR runs from centre - 0.5 over width - 1 (PS3.3 C.11.2.1.2.1); mirrored, its ends are said exactly."""
     dataset = radiograph(
         RAMP * 300, BitsStored=12, WindowCenter=1200, WindowWidth=1000, RescaleSlope=2, RescaleIntercept=7
     )
-    dataset.VOILUTFunction = "LINEAR_EXACT"
+    dataset.VOILUTFunction = function
     shown = apply_windowing(apply_modality_lut(RAMP * 300, dataset), dataset)
     expected = 1 - (shown - shown.min()) / (shown.max() - shown.min())
     dataset.PhotometricInterpretation = "MONOCHROME1"
     found = read(tmp_path, dataset)
     center, width = found.window
+    assert found.window_function == "LINEAR_EXACT"
     windowed = np.clip((found.array[0] - (center - width / 2)) / width, 0, 1)
     assert np.allclose(windowed, expected, atol=1e-6)
 
@@ -90,6 +93,30 @@ def test_a_modality_table_replaces_the_rescale(tmp_path):
     assert np.array_equal(read(tmp_path, dataset).array[0], expected)
     dataset.PhotometricInterpretation = "MONOCHROME1"
     assert np.array_equal(read(tmp_path, dataset).array[0], 65535 - expected)
+
+
+def test_a_table_of_0_entries_has_65536(tmp_path):
+    """PS3.3 C.11.1.1: the number does not fit into 16 bits."""
+    pixels = np.array([[0, 1, 32768, 65535]], np.uint16)
+    table = lookup((65535 - np.arange(65536)).tolist(), 0, 16)
+    table[0].LUTDescriptor = [0, 0, 16]
+    assert np.array_equal(read(tmp_path, image(pixels, ModalityLUTSequence=table)).array[0], 65535.0 - pixels)
+    dataset = palette_image(16, 2)
+    for name in ("Red", "Green", "Blue"):
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [0, 0, 16])
+        setattr(dataset, f"{name}PaletteColorLookupTableData", np.arange(65536, dtype="<u2").tobytes())
+    assert np.array_equal(read_palette(dataset, "p").entries[0, [255, 256, 65535]], (0, 1, 255))
+
+
+def test_values_of_16_bits_are_rescaled_in_single_and_wider_ones_in_double_precision(tmp_path):
+    """The same bits in every version: a release's probabilities follow from them."""
+    slope, intercept, narrow = 0.1, 0.3, np.array([[1, 3, 7, 30001]], np.uint16)
+    single = narrow.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    double = (narrow * slope + intercept).astype(np.float32)
+    assert not np.array_equal(single, double)
+    for pixels, expected in ((narrow, single), (narrow.astype(np.uint32), double)):
+        found = read(tmp_path, image(pixels, RescaleSlope=slope, RescaleIntercept=intercept))
+        assert np.array_equal(found.array[0], expected)
 
 
 def test_a_modality_table_of_signed_values(tmp_path):
@@ -362,6 +389,17 @@ def test_padding_of_signed_pixels_may_be_written_as_unsigned(tmp_path, stored, v
     dataset.add_new("PixelPaddingValue", "US" if value > 0 else "SS", value)
     found = read(tmp_path, dataset)
     assert found.background[:, :3].all() and found.array.min() == pixels[:, 3:].min()
+
+
+@pytest.mark.parametrize("value", [-2000, 63536, 2096])
+def test_padding_of_12_signed_bits_may_be_written_with_12_or_16(tmp_path, value):
+    pixels = (BORDER - 1024).clip(-1900, 2047).astype(np.int16)
+    pixels[:, :3] = -2000
+    dataset = image(pixels & 0x0FFF, BitsStored=12, HighBit=11, PixelRepresentation=1)
+    dataset.add_new("PixelPaddingValue", "US" if value > 0 else "SS", value)
+    found = read(tmp_path, dataset)
+    assert found.background[:, :3].all() and not found.background[:, 3:].any()
+    assert found.array.min() == pixels[:, 3:].min()
 
 
 def test_padding_in_slices_of_a_volume_is_marked_where_the_slices_lie(tmp_path):

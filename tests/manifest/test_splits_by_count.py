@@ -174,6 +174,10 @@ def test_a_gap_is_filled_from_where_most_are_left() -> None:
     three = [[1]] * 6
     assert filled(three, [0, 0, 1, 1, 1, 1], [1, 1, 1], [0] * 6) == [0, 0, 2, 1, 1, 1]  # from the part that has more
     assert filled([[1, 1], [1, 1]], [0, 0], [1, 1], [0, 0]) == [1, 0]
+    # of those that may go the one whose rarest label is left most often: not the first, which has one of two b
+    several = [[1, 1, 0], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 0, 1], [0, 1, 1]]
+    assert filled(several, [0, 0, 0, 0, 0, 1], [1, 1], [0] * 6) == [0, 1, 0, 0, 0, 1]
+    assert filled([[1], [1]], [0, 0], [1, 1, 1], [0, 0]) is None  # two cannot be in three parts
     assert filled([[1, 1], [1, 0]], [0, 0], [1, 1], [0, 0]) is None  # its only b would leave the first part
     assert filled([[1, 0], [1, 0], [0, 1], [0, 1]], [0, 0, 1, 1], [1, 1], [0] * 4) == [1, 0, 0, 1]
 
@@ -181,7 +185,7 @@ def test_a_gap_is_filled_from_where_most_are_left() -> None:
 def test_rules_at_their_limits() -> None:
     for shares in ((1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.7, 0.15, 0.15 + 9e-7)):
         assert SplitRules(shares).shares == shares
-    for shares in ((0.7, 0.15, 0.15 + 2e-6), (0.7, 0.15, 0.15 - 2e-6), (1.1, 0.0, -0.1)):
+    for shares in ((0.7, 0.15, 0.15 + 1.1e-6), (0.7, 0.15, 0.15 - 1.1e-6), (1.1, 0.0, -0.1)):
         with pytest.raises(ConfigError, match="sum to 1"):
             SplitRules(shares)
     assert SplitRules(folds=3, fold=2).fold == 2
@@ -236,7 +240,10 @@ def test_what_the_sources_own_splits_lack_is_drawn_from_train() -> None:
     own = ["train"] * 80 + ["val"] * 40
     found = split(data, own, shares=(0.75, 0.0, 0.25))
     assert Counter(found.split.tolist()) == {"train": 60, "val": 40, "test": 20}
-    assert "; test drawn from train by patient" in found.how
+    assert found.how == (
+        "the source's own splits are kept; test drawn from train by patient, stratified by label and site, seed 0"
+    )
+    assert found.notes == ()
     own = ["train"] * 80 + ["other"] * 40  # a word that is no split: those rows stay out, the rest has one split only
     found = split(data, own, shares=(0.5, 0.25, 0.25)).split
     assert [int((found == name).sum()) for name in SPLITS] == [60, pytest.approx(30, abs=2), pytest.approx(30, abs=2)]
@@ -292,6 +299,8 @@ def test_the_sources_own_folds_by_hand() -> None:
     found = splits_of_folds(patients, with_test, folds, 1)
     assert found.split.tolist() == ["train", "train", "val", "val", "train", "train", "test"]
     assert found.how == "the source's own folds: fold 1 validates"
+    without = splits_of_folds(patients, with_test, np.array([0, 0, 1, 1, -1, -1, -1]), 1)  # in no fold: they train
+    assert without.split.tolist() == ["train", "train", "val", "val", "train", "train", "test"]
     for wrong in (2, 3, -1):
         with pytest.raises(ConfigError, match=rf"--fold {wrong}: the source has the folds 0, 1, 4"):
             splits_of_folds(patients, own, folds, wrong)
@@ -315,6 +324,30 @@ def test_folds_of_a_study_leave_the_test_and_stratify_each_class(labels: list[st
 
 def test_folds_of_a_study_of_several_labels_stratify_each_of_them() -> None:
     check_folds(["a", "b", "c"], "multilabel", lambda at: (int(at % 2 == 0), int(at % 3 == 0), int(at % 5 == 0)))
+
+
+def test_where_labels_are_unknown_their_absence_is_stratified_too() -> None:
+    """Of b three patients are known to be without it: one in each fold; two are refused by name."""
+    data = {"manifest": "m.csv", "labels": ["a", "b"], "task": "multilabel", "folds": 3}
+    for without, seeds in ((3, range(4)), (2, range(1))):
+        for turn in seeds:
+            known = {(7 * turn + 5 * at) % 60: 0 for at in range(without)}
+            cases = [
+                Case(f"c{at}", f"p{at:02d}", "x.png", (at % 2, known.get(at, None if at % 3 else 1)), "train")
+                for at in range(60)
+            ]
+            studies = [
+                Study.model_validate(
+                    {"name": "s", "question": "?", "data": data | {"fold": fold}, "prepare": {"size": [16, 16]}}
+                )
+                for fold in range(3)
+            ]
+            if without < 3:
+                with pytest.raises(DataError, match=r"too few patients for 3 parts .*: b = 0 has 2, of 60"):
+                    apply_folds(cases, studies[0])
+                continue
+            validation = [[case for case in apply_folds(cases, one) if case.split == "val"] for one in studies]
+            assert [sum(case.label[1] == 0 for case in fold) for fold in validation] == [1, 1, 1]
 
 
 def check_folds(labels: list[str], task: str, truth: Any) -> None:
@@ -410,4 +443,87 @@ def test_balance_and_quotas_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert balance.quota(7, np.array([0.8, 0.0, 0.2])).tolist() == [6, 0, 1]
     assert balance.proportional(6, np.array([4.0, 2.0, 0.0]), np.array([0.5, 0.3, 0.2])).tolist() == [4, 2, 0]
     assert balance.proportional(3, np.array([4.0, 2.0, 0.0]), np.array([0.5, 0.3, 0.2])).tolist() == [2, 1, 0]
+    assert balance.proportional(5, np.array([1.0, 1.0, 2.0]), np.full(3, 1 / 3)).tolist() == [
+        1,
+        1,
+        3,
+    ]  # 1.25, 1.25, 2.5
+    assert balance.proportional(3, np.array([1.0, 1.0, 0.0]), np.full(3, 1 / 3)).tolist() == [2, 1, 0]
     assert balance.proportional(10, np.zeros(3), np.array([0.5, 0.3, 0.2])).tolist() == [5, 3, 2]
+
+
+def parts_cost(count: NDArray[Any], size: NDArray[Any], chosen: NDArray[Any], part: NDArray[Any]) -> float:
+    """Squared deviations from the shares: all labels together count as much as the images, each by its total."""
+    rows, weights = [*count.T, size], [*[1 / count.shape[1]] * count.shape[1], 1.0]
+    return sum(
+        weight / column.sum() * (column[chosen == at].sum() - share * column.sum()) ** 2
+        for column, weight in zip(rows, weights, strict=True)
+        for at, share in enumerate(part)
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_after_all_moves_no_single_move_is_an_improvement(seed: int) -> None:
+    """By the cost written out; one patient is far larger than others, so that only the last of a label must stay."""
+    random, part = np.random.default_rng(seed), np.array([0.6, 0.0, 0.25, 0.15])
+    size = random.integers(1, 6, 30)
+    size[0] = 40
+    rare = np.minimum((random.random(30) < 0.25) * random.integers(1, 6, 30), size)
+    count, chosen = np.stack([size - rare, rare], axis=1), random.choice([0, 2, 3], 30)
+    before, fixed = parts_cost(count, size, chosen, part), np.arange(30) == 5
+    start = chosen.copy()
+    labels = [[set(np.unique(chosen[count[:, label] > 0])) for label in range(2)]]
+    balance.move_groups(chosen, count, size, part, fixed)
+    after = parts_cost(count, size, chosen, part)
+    assert after < before and chosen[5] == start[5] and not (chosen == 1).any()
+    labels.append([set(np.unique(chosen[count[:, label] > 0])) for label in range(2)])
+    assert all(set(had) <= set(has) for had, has in zip(*labels, strict=True))
+    for group in np.flatnonzero(~fixed):
+        here = (chosen == chosen[group])[:, None] & (count > 0)
+        if (here.sum(0)[count[group] > 0] <= 1).any():
+            continue  # the last of a label
+        for target in (0, 2, 3):
+            moved = chosen.copy()
+            moved[group] = target
+            assert parts_cost(count, size, moved, part) > after - 1e-6, (group, target)
+
+
+def test_moves_leave_the_patients_of_a_label_as_they_were_dealt_to_within_two() -> None:
+    """The second of three parts has the large patients: by its images it would lose two, and the others gain one."""
+    size, part = np.repeat([2, 4, 2], 10), np.full(3, 1 / 3)
+    chosen = np.repeat([0, 1, 2], 10)
+    balance.move_groups(chosen, size[:, None], size, part, np.zeros(30, bool))
+    assert sorted(np.bincount(chosen).tolist()) == [9, 10, 11] and np.bincount(chosen)[1] == 9
+    heavy = np.repeat([2, 9, 2], 10)  # far larger than most: their images decide
+    chosen = np.repeat([0, 1, 2], 10)
+    balance.move_groups(chosen, heavy[:, None], heavy, part, np.zeros(30, bool))
+    assert np.bincount(chosen)[1] < 9
+
+
+def test_no_patient_is_moved_into_a_part_without_a_share() -> None:
+    """Not where each other part is either full or has its patients: the first is too large, by 8 images of 40."""
+    size, chosen = np.repeat([4, 1, 5], [10, 11, 9]), np.repeat([0, 1, 2], [10, 11, 9])
+    before = chosen.copy()
+    balance.move_groups(chosen, size[:, None], size, np.array([1 / 3, 1 / 3, 1 / 3, 0]), np.zeros(30, bool))
+    assert chosen.tolist() == before.tolist()
+
+
+def test_an_oversized_patient_fills_a_small_part_and_has_more_than_twice_the_median() -> None:
+    part = np.array([0.8, 0.1, 0.1])
+    assert balance.oversized(np.array([1, 1, 1, 1, 2]), part).tolist() == [False] * 5  # twice the median
+    assert balance.oversized(np.array([1, 1, 1, 1, 3]), part).tolist() == [False] * 4 + [True]
+    assert not balance.oversized(np.array([1] * 27 + [3]), part).any()  # exactly a tenth of the 30
+    assert balance.oversized(np.array([1] * 26 + [3]), part).sum() == 1
+    for largest, found in ((0.375, 1), (0.37, 0)):  # parts are equal where the largest is less than 1.5 times the least
+        assert balance.oversized(np.array([1] * 4 + [9]), np.array([largest, 0.25, 0.0])).sum() == found
+
+
+def test_shares_that_are_off_by_exactly_what_is_warned_of_are_only_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of 16 are allowed besides, as with few of them no share can be kept."""
+    monkeypatch.setattr(balance, "WARNED", 0.25)
+    size = np.array([1, 2])
+    for inside, warned in ((14, False), (15, True)):
+        parts = np.array(["a"] * inside + ["b"] * (16 - inside))
+        said, notes = balance.real_shares(parts, ["a", "b"], [0.5, 0.5], size)
+        assert said.startswith("; of the images 0.") and bool(notes) == warned
+    assert balance.real_shares(parts, ["a", "b"], [0.5, 0.5], np.array([1, 1]))[1] == ()

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from medopt.metrics.bootstrap import estimates, guarded
-from medopt.metrics.delong import AucWithCovariance, auc_with_covariance, mean_auc, placements
+from medopt.metrics.delong import AucWithCovariance, auc_with_covariance, difference_of, mean_auc, placements
 from medopt.metrics.proportions import wilson
 from medopt.metrics.weighted import ranking_statistic
 
@@ -114,6 +114,8 @@ def test_who_has_no_case_is_no_witness():
         mean_auc(auc_with_covariance(score, np.stack([target] * 2, 1), o), 70, 0.95) for o in (owner, 5 * owner + 3)
     )
     assert found == gaps
+    areas = auc_with_covariance(score, np.stack([target] * 2, 1), 5 * owner + 3)
+    assert areas.shares.shape == (2, len(np.unique(owner)))
 
 
 def test_mean_over_outputs_has_the_variance_of_the_mean():
@@ -179,3 +181,58 @@ def test_the_mean_of_three_labels_has_the_variance_of_their_mean():
     )
     assert value == pytest.approx(0.8)
     assert variance == pytest.approx((0.003 + 0.002 + 0.004 + 2 * (0.001 - 0.0005 + 0.0)) / 9)
+
+
+def test_degrees_of_freedom_of_both_sides_are_satterthwaites_written_out():
+    """The sides have 3 and 8 degrees of freedom; the patients' shares are equal, so that they set no bound."""
+    shares = np.array([[0.01, -0.01] * 10, [0.01, 0.01] * 10])
+    sides = ((np.diag([0.004, 0.001]), 3.0), (np.diag([0.002, 0.003]), 8.0))
+    found = AucWithCovariance(np.array([0.9, 0.8]), np.diag([0.006, 0.004]), shares, 9, 0, sides)
+    for weights, (above, below) in (([1, 0], (0.004, 0.002)), ([0, 1], (0.001, 0.003)), ([1, 1], (0.005, 0.005))):
+        _, variance, freedom = found.combined(np.array(weights, float))
+        assert variance == pytest.approx(above + below)
+        assert freedom == pytest.approx((above + below) ** 2 / (above**2 / 3 + below**2 / 8))
+
+
+def test_of_several_labels_the_one_with_the_most_uneven_patients_bounds_the_freedom():
+    """Positive cases of the second label are of two patients, of 9 and 1 cases; the first's are of ten patients."""
+    owner = np.r_[np.arange(10), np.arange(10), [20] * 9, 21, np.arange(30, 40)]
+    first = np.r_[np.ones(10), np.zeros(10), np.zeros(20)] > 0
+    second = np.r_[np.zeros(20), np.ones(10), np.zeros(10)] > 0
+    score = np.random.default_rng(0).normal(size=(40, 2))
+    alone = [auc_with_covariance(score[:, [at]], truth[:, None], owner) for at, truth in enumerate((first, second))]
+    both = auc_with_covariance(score, np.stack([first, second], 1), owner)
+    assert alone[0].sides[0][1] == np.inf and np.isfinite(alone[1].sides[0][1])
+    for side in range(2):
+        assert both.sides[side][1] == min(one.sides[side][1] for one in alone)
+
+
+def test_a_difference_has_students_interval_and_p_and_says_why_where_it_has_none():
+    score, target, owner = drawn_scores(6, decimals=4)
+    found = auc_with_covariance(score, np.stack([target, target], 1), owner)
+    weights = np.array([1.0, -1.0])
+    value, variance, freedom = found.combined(weights)
+    estimate, p = difference_of(found, weights, 70, 0.9)
+    half = student.ppf(0.95, freedom) * variance**0.5
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((value, value - half, value + half))
+    assert p == pytest.approx(2 * student.sf(abs(value) / variance**0.5, freedom))
+    same = auc_with_covariance(score[:, [0, 0]], np.stack([target, target], 1), owner)
+    nothing, p = difference_of(same, weights, 70, 0.95)
+    assert (nothing.value, nothing.low, p) == (0, None, None)
+    assert nothing.note == "no interval: no patient is ranked otherwise"
+    alone, p = difference_of(
+        auc_with_covariance(score, np.stack([target] * 2, 1), np.zeros(70, int)), weights, 70, 0.95
+    )
+    assert (alone.low, alone.note, p) == (None, "no interval: one patient only", None)
+    undefined, p = difference_of(auc_with_covariance(score, np.zeros((70, 2), bool), owner), weights, 70, 0.95)
+    assert (undefined.value, p) == (None, None) and undefined.note.startswith("not defined")
+
+
+def test_an_auc_of_zero_has_the_exact_interval_of_one_turned_round():
+    _, target, owner = drawn_scores()
+    one, zero = (
+        mean_auc(auc_with_covariance(sign * target[:, None] * 1.0, target[:, None], owner), 70, 0.95)
+        for sign in (1, -1)
+    )
+    assert (one.value, one.high, zero.value, zero.low) == (1, 1, 0, 0)
+    assert 1 - zero.high == pytest.approx(one.low) and zero.note == one.note

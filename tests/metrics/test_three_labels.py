@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from medopt.core.records import Predictions
+from medopt.core.errors import DataError
+from medopt.core.records import Predictions, Task
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.thresholds import OperatingPoint, choose_threshold, operating_characteristics, with_band
 
@@ -115,3 +116,52 @@ def test_a_case_of_three_labels_is_wrong_where_any_is() -> None:
     assert found.wrong.tolist() == [False, True, False, True]
     assert found.patients.tolist() == [0, 1, 0, 2]
     assert found.where(np.array([False, True, False, True])).wrong.tolist() == [True, True]
+
+
+def seen(labels: object, logits: list[list[float]], task: Task, patients: str = "pqrs") -> CalibratedPredictions:
+    count, blank = len(logits), np.array([""] * len(logits))
+    owner = np.array(list(patients)[:count])
+    names = np.array([f"c{at}" for at in range(count)])
+    made = Predictions("float", names, owner, blank, blank, np.array(labels), np.array(logits, float))
+    return CalibratedPredictions(made, task)
+
+
+def test_what_is_ranked_are_logits_and_of_classes_that_exclude_each_other_probabilities() -> None:
+    """Two sure cases have the same sigmoid, and are ranked by their logits all the same."""
+    assert seen([1, 0], [[50.0], [60.0]], "binary").score.tolist() == [[50.0], [60.0]]
+    assert seen([[1, 0], [0, 1]], [[50.0, -1], [60, 1]], "multilabel").score.tolist() == [[50.0, -1.0], [60.0, 1.0]]
+    softmax = seen([0, 2], [[math.log(2), 0, 0], [0, 0, math.log(6)]], "multiclass").score
+    assert softmax == pytest.approx(np.array([[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]]))
+
+
+def test_without_an_operating_point_one_half_decides() -> None:
+    logits = [[0.0], [float(np.nextafter(0, -1)) - 1e-9], [0.4], [-0.4]]  # the sigmoid of 0.4 is 0.6
+    assert seen([0, 0, 0, 0], logits, "binary").decided.tolist() == [[True], [False], [True], [False]]
+
+
+def test_of_an_output_only_the_cases_count_whose_truth_is_known() -> None:
+    labels = [[1, 0, -1], [0, -1, -1], [1, 1, 0], [0, 0, 1]]
+    whole = seen(labels, np.arange(12.0).reshape(4, 3).tolist(), "multilabel")
+    assert whole.truth[0].tolist()[:2] == [1, 0] and np.isnan(whole.truth[0, 2])
+    for output, rows, truth in ((0, [0, 1, 2, 3], [1, 0, 1, 0]), (1, [0, 2, 3], [0, 1, 0]), (2, [2, 3], [0, 1])):
+        found, target = whole.of_output(output)
+        assert found.predictions.case_id.tolist() == [f"c{at}" for at in rows]
+        assert target.tolist() == [bool(one) for one in truth]
+    assert whole.of_output(0)[0] is whole
+    with pytest.raises(DataError):
+        _ = whole.target
+    known = whole.where(np.array([2, 3]))
+    assert known.target.tolist() == [[True, True, False], [False, False, True]]
+
+
+def test_a_part_keeps_what_was_computed_of_the_whole() -> None:
+    """The patients' numbers among it, so that those of a part are those of the whole."""
+    whole = seen([0, 1, 1, 0], [[1.0], [2.0], [-1.0], [0.5]], "binary", "pqqr")
+    computed = {
+        name: getattr(whole, name) for name in ("patients", "probability", "truth", "target", "decided", "wrong")
+    }
+    rows = np.array([3, 1])
+    part = whole.where(rows)
+    assert part.patients.tolist() == [2, 1]
+    for name, values in computed.items():
+        assert getattr(part, name).tolist() == values[rows].tolist()

@@ -18,7 +18,7 @@ from medopt.inference.evidence_map import Evidence
 from medopt.models import build_model, build_resnet
 from medopt.models.channel_widths import Widths, narrow_model, take_channels
 from medopt.models.cost import multiply_adds, study_cost
-from medopt.models.geometry import fit_geometry, isotropic, resolve_geometry
+from medopt.models.geometry import Axes, choose_stem, fit_geometry, isotropic, resolve_geometry
 from medopt.models.resnet import network_note
 from medopt.models.starts.adapt import fit_start
 from medopt.models.starts.files import read_start, write_start
@@ -241,3 +241,87 @@ def test_a_start_decides_the_kernels_and_the_study_may_halve_otherwise(tmp_path:
     fit_start(read_start(path), build_model(chosen), "w")
     with pytest.raises(ConfigError, match=r"model\.kernels is isotropic, but the start"):
         resolved(kernels="isotropic")
+
+
+ONE, TWO = (1, 1, 1), (2, 2, 2)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("stem", "kernel", "stride", "pooling"),
+    [
+        ("small", (3, 3, 3), ONE, ONE),
+        ("medium", (3, 3, 3), TWO, ONE),
+        ("large", (7, 7, 7), TWO, TWO),
+        ("deep", (3, 3, 3), TWO, TWO),
+        ("full", (7, 7, 7), ONE, TWO),
+        ("slices", (3, 7, 7), (1, 2, 2), TWO),
+    ],
+)
+def test_each_stem_by_itself(dims: int, stem: str, kernel: Axes, stride: Axes, pooling: Axes) -> None:
+    found = isotropic(stem, dims)
+    assert found.strides == (stride[-dims:], pooling[-dims:], *[(2,) * dims] * 3)
+    assert found.kernels == (kernel[-dims:], *[(3,) * dims] * 4)
+
+
+def test_the_stem_follows_the_size() -> None:
+    sides = [choose_stem([side, 500]) for side in (47, 48, 95, 96)]
+    assert sides == ["small", "medium", "medium", "large"]
+    assert choose_stem(None) == choose_stem([]) == "large"
+    fitted = [fit_geometry([side] * dims).stem for dims in (2, 3) for side in (47, 48, 96)]
+    assert fitted == ["small", "medium", "large", "medium", "medium", "large"]  # a volume is halved at once
+    assert fit_geometry([20, 96]).stem == "large"  # the longest side, of which most places are left
+
+
+def test_an_axis_twice_as_thick_waits_and_one_of_five_places_is_never_halved() -> None:
+    """Exactly at the limits: a step of twice the finest, and 6 places, which leave 3."""
+    assert [s[0] for s in fit_geometry((6, 64, 64), (2, 1, 1)).strides] == [1, 1, 2, 1, 1]
+    assert [s[0] for s in fit_geometry((6, 64, 64), (1.99, 1, 1)).strides] == [2, 1, 1, 1, 1]
+    assert [s[0] for s in fit_geometry((5, 64, 64), (1, 1, 1)).strides] == [1] * 5
+    assert [k[0] for k in fit_geometry((6, 64, 64), (2, 1, 1)).kernels] == [1, 3, 3, 3, 3]
+    assert [k[0] for k in fit_geometry((6, 64, 64), (1.99, 1, 1)).kernels] == [3] * 5
+    assert fit_geometry((12, 12, 12)).strides == (TWO, ONE, TWO, ONE, ONE)
+    # an axis that has mixed goes on to, also where it is halved alone because the others have no places left
+    assert [k[0] for k in fit_geometry((64, 12, 12), (4, 1, 1)).kernels] == [1, 1, 3, 3, 3]
+
+
+def test_without_a_spacing_pixels_are_square_and_volumes_equally_long() -> None:
+    assert fit_geometry((64, 20)).strides == ((2, 2), (1, 1), (2, 2), (2, 1), (2, 1))
+    assert fit_geometry((64, 20), (1, 1)) == fit_geometry((64, 20))
+    assert fit_geometry((40, 80, 160)) == fit_geometry((40, 80, 160), (4, 2, 1)) != fit_geometry((40, 80, 160), ONE)
+    assert fit_geometry((40, 80, 160)).strides == ((1, 1, 2), (1, 2, 2), TWO, TWO, TWO)
+
+
+def test_what_is_said_is_taken_and_what_is_auto_is_fitted() -> None:
+    fitted, own = fit_geometry(THICK, STEP, "large"), isotropic("large", 3)
+    for strides, kernels in (("auto", "isotropic"), ("isotropic", "auto"), ("auto", "auto")):
+        found = resolve_geometry(3, "large", strides, kernels, THICK, STEP)
+        assert found.strides == (fitted if strides == "auto" else own).strides
+        assert found.kernels == (fitted if kernels == "auto" else own).kernels
+        assert found.settings()["strides"] == (
+            "isotropic" if strides == "isotropic" else [list(s) for s in found.strides]
+        )
+        assert found.settings()["kernels"] == (
+            "isotropic" if kernels == "isotropic" else [list(k) for k in found.kernels]
+        )
+    assert resolve_geometry(3, "auto", "auto", "auto", THICK, STEP).stem == "medium"
+    assert resolve_geometry(3, "auto", "isotropic", "isotropic", None, None).stem == "large"
+    assert (
+        resolve_geometry(3, "auto", "isotropic", "isotropic", (20, 64, 64), None).stem == "small"
+    )  # its shortest side
+    sides = [[1, 3, 5], [7, 7, 7], [3, 3, 3], [1, 1, 1], [3, 3, 3]]
+    assert resolve_geometry(3, "large", "isotropic", sides, None, None).kernels == tuple(map(tuple, sides))
+
+
+def test_the_last_two_stages_of_a_dilated_network_halve_nothing() -> None:
+    thick = resolve_geometry(3, "large", "auto", "auto", THICK, STEP, dilated=True)
+    assert thick.strides == (*fit_geometry(THICK, STEP, "large").strides[:3], ONE, ONE)
+    assert resolve_geometry(3, "large", "isotropic", "isotropic", THICK, STEP, dilated=True) == isotropic("large", 3)
+    lists = [[1, 2, 2], [1, 2, 2], [1, 2, 2], [1, 1, 1], [1, 1, 1]]
+    assert resolve_geometry(3, "large", lists, "auto", THICK, STEP, dilated=True).strides == tuple(map(tuple, lists))
+    for stage in (3, 4):
+        wrong = [[*step] for step in lists]
+        wrong[stage] = [1, 1, 2]
+        with pytest.raises(ConfigError, match="layer3 and layer4 of the variant dilated halve nothing"):
+            resolve_geometry(3, "large", wrong, "auto", THICK, STEP, dilated=True)
+        assert resolve_geometry(3, "large", wrong, "auto", THICK, STEP).strides[stage] == (1, 1, 2)

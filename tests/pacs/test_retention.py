@@ -186,3 +186,50 @@ def test_a_document_that_comes_after_its_study_was_removed_counts_and_is_removed
         assert spool_bytes(filled.ledger) >= 1000
         filled.sweeper.sweep(now + 5 * DAY)
         assert filled.files() == 0
+
+
+def test_age_and_size_are_kept_to_the_second_and_to_the_byte(tmp_path: Path) -> None:
+    """Exactly as old as asked for goes; exactly as large as allowed stays."""
+    old = FilledSpool(tmp_path / "old", days=10)
+    old.answer(1)
+    assert (old.sweeper.sweep(11 * DAY - 1), old.sweeper.sweep(11 * DAY)) == (0, 1)
+    for byte, removed in ((0, 0), (1, 1)):
+        full = FilledSpool(tmp_path / f"full-{byte}", days=1000, gigabytes=1)
+        studies = [full.answer(number) for number in (1, 2, 3)]
+        assert spool_bytes(full.ledger) == 4500
+        more = instance(
+            9, studies[2], sop_uid="1.2.3.99", size=10**9 - 4500 + byte, digest="more", image=False, file="studies/note"
+        )
+        assert full.ledger.record(more, 4 * DAY, late=True) == "new"
+        assert full.sweeper.sweep(5 * DAY) == removed
+        assert [event["reason"] for event in full.events] == ["size"] * removed
+
+
+def test_many_studies_are_removed_oldest_first_and_some_at_once(tmp_path: Path) -> None:
+    """So that a sweep never holds the ledger for long; the next one goes on."""
+    filled = FilledSpool(tmp_path, days=1)
+    studies = [filled.answer(number) for number in range(23, 0, -1)]
+    by_age = sorted(studies, key=lambda uid: int(uid.split(".")[-1]))
+    assert filled.sweeper.sweep(100 * DAY) == 20
+    present = {study for study in studies if (tmp_path / filled.ledger.images(study)[0].file).exists()}
+    assert present == set(by_age[20:])
+    assert (filled.sweeper.sweep(100 * DAY), filled.sweeper.sweep(100 * DAY)) == (3, 0)
+
+
+def test_a_study_of_which_one_file_stays_is_not_recorded_as_removed(tmp_path: Path) -> None:
+    """A folder stands in the place of its result; once that is gone the next sweep ends what was begun."""
+    filled = FilledSpool(tmp_path, days=1)
+    study = filled.answer(1)
+    image = tmp_path / spool_file(STUDIES, study, f"{study}.1")
+    result = tmp_path / spool_file(RESULTS, study, "2.25.1")
+    result.unlink()
+    (result / "in the way").mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(OSError, match="cannot be removed"):
+            filled.sweeper.sweep(9 * DAY)
+        assert not image.exists() and [one.study_uid for one in marked_studies(filled.ledger)] == [study]
+        assert filled.events == []
+    (result / "in the way").rmdir()
+    result.rmdir()
+    assert filled.sweeper.sweep(9 * DAY) == 1
+    assert (marked_studies(filled.ledger), len(filled.events)) == ([], 1)

@@ -35,6 +35,7 @@ from medopt.release.layout import (
     check_chain,
     check_sums,
     read_info,
+    refuse_channels,
     write_sums,
 )
 from medopt.release.predictor import Release
@@ -270,6 +271,19 @@ def test_radiographs_and_volumes_are_drawn_the_same_everywhere_and_differ(tmp_pa
     assert scan.window and golden._read(first[0], FLAT).window == scan.window
 
 
+@pytest.mark.parametrize(("size", "ending"), [([32, 32], "dcm"), ([8, 8, 8], "nii.gz")])
+def test_the_images_of_a_case_of_several_are_drawn_apart(tmp_path: Path, size: list[int], ending: str) -> None:
+    """Equal ones would not show that two were exchanged."""
+    several = Prepare(size=size, channels=["t1", "flair"])  # type: ignore[arg-type]
+    cases = draw_golden(tmp_path, several)
+    assert [path.name for path in cases] == ["case-1", "case-2", "case-3"]
+    names = {f"case-{at}-{name}.{ending}" for at in (1, 2, 3) for name in ("t1", "flair")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    found = [golden._read(path, several) for path in cases]
+    assert all(volume.channels[0] is not None and volume.channels[0].window for volume in found)
+    assert len({channel.tobytes() for volume in found for channel in volume.array}) == 6
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])
 def test_the_drawn_field_by_its_formula(shape: tuple[int, ...]) -> None:
     """A gradient along the last axis, grain, and six blobs; then scaled to 0 and 1."""
@@ -349,6 +363,15 @@ def test_a_release_of_another_format_or_chain_is_refused_with_the_key(tmp_path: 
         ReleaseError, match=f"chain is {'0' * 16}, and .* builds {info.chain_fingerprint[:16]} .*Use medopt 0.0.1,"
     ):
         check_chain(info.model_copy(update={"chain_fingerprint": "0" * 64}))
+
+
+def test_a_release_of_several_images_a_case_is_refused_where_only_one_is_taken() -> None:
+    refuse_channels(release_info(), "the server takes one image")
+    several = release_info(prepare=Prepare(size=[32, 32], channels=["t1", "flair"]))  # type: ignore[arg-type]
+    with pytest.raises(
+        ReleaseError, match=r"A case of the release hand has 2 images \(t1, flair\): the server takes one"
+    ):
+        refuse_channels(several, "the server takes one image")
 
 
 def test_a_volume_without_a_window_gets_that_of_its_drawing_alone(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import mlflow
@@ -19,6 +22,9 @@ import yaml
 from clinic_fixtures import Finished, call
 from mlflow import MlflowClient
 
+import medopt
+from medopt.cli import pacs
+from medopt.cli.serve import _folder, serve
 from medopt.config import Study
 from medopt.core.errors import ConfigError, ReleaseError, ReleaseRefused
 from medopt.data.images_seen import images_seen
@@ -26,7 +32,7 @@ from medopt.experiments.promote import promote
 from medopt.models.starts.files import start_digest
 from medopt.pipeline.start import open_study_start, resolve_start, start_file
 from medopt.release.layout import SUMS
-from medopt.release.predictor import Release
+from medopt.release.predictor import Release, load_release
 from medopt.tracking.fetch import DIGEST, fetch_release
 from medopt.tracking.registry import GATE, MODEL, Registry
 from medopt.tracking.release import log_release
@@ -159,6 +165,9 @@ def test_it_is_logged_without_pickle_and_with_a_drawn_example(store: MlflowClien
     assert not [path for path in got.rglob("*") if path.suffix in {".pkl", ".pickle"}]
     assert b"PHANTOM" in base64.b64decode(json.loads((got / "input_example.json").read_text())["data"][0][0])
     asked = (got / "requirements.txt").read_text().split()
+    declared = tomllib.loads((Path(medopt.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    needed = [re.split(r"[<>=,]", text)[0] for text in declared["dependencies"]]
+    assert {one.partition("==")[0] for one in asked} >= {*needed, "mlflow", "pandas"}
     assert any(one.startswith("onnxruntime==") for one in asked)
     assert not any(one.startswith(("nncf", "optuna", "ray")) for one in asked)
 
@@ -259,11 +268,54 @@ def test_the_commands(runs: Path, finished: Finished, tmp_path: Path, monkeypatc
     monkeypatch.setenv("MEDOPT_RELEASES", str(tmp_path / "kept"))
     listed = call("promote", "clinic")
     assert listed.code == 0 and "candidate" in listed.stdout
-    assert "version 1 is the champion" in call("promote", "clinic", "1", "--reason", REASON).stdout
+    call("promote", "models:/clinic@newest", "--reason", REASON).refused(2, "has no newest; its aliases: ", "candidate")
+    call("promote", "models:/clinic", "--reason", REASON).refused(2, "names no version")
+    call("promote", "models:/clinic/1", "2", "--reason", REASON).refused(2, "names a version already")
+    promoted = call("promote", "models:/clinic@candidate", "--reason", REASON)
+    assert "version 1 is the champion" in promoted.stdout
     call("rollback", "clinic", "--reason", "x").refused(2, "no previous champion")
     pulled = call("pull", "models:/clinic@champion").stdout.strip()
     assert Path(pulled) == tmp_path / "kept" / "clinic@champion"
     assert "unchanged; golden cases" in call("verify", "models:/clinic@champion").stdout
+
+
+def test_every_door_of_a_release_takes_a_registered_one(
+    runs: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the registry that MLFLOW_TRACKING_URI names, else of that of --runs, from whatever folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("MEDOPT_RELEASES", str(tmp_path / "kept"))
+    uri, scans, node = "models:/clinic@candidate", finished.clinic.data / "scans", tmp_path / "node.yaml"
+    peer = {"aet": "PACS", "host": "127.0.0.1", "port": 9}
+    told = {
+        "aet": "NODE",
+        "release": uri,
+        "spool": "spool",
+        "accept": [{"aet": "PACS", "addresses": ["127.0.0.1"]}],
+        "destinations": [peer],
+    }
+    node.write_text(yaml.safe_dump(told))
+    doors: list[tuple[object, ...]] = [
+        ("verify", uri),
+        ("predict", uri, *sorted(scans.glob("*.dcm"))[:20], "--out", "answers.csv"),
+        ("drift", uri, "answers.csv"),
+        ("tune", "runtime", uri, "--seconds", 0.1),
+        ("export", uri, "--format", "openvino", "--out", "ir"),
+        ("pull", uri),
+    ]
+    for words in doors:
+        call(*words).refused(2, "ConfigError", "No registry to ask", "MLFLOW_TRACKING_URI", "--runs")
+        assert (done := call(*words, "--runs", runs)).code == 0, (words, done.stderr)
+    call("pacs", "check", node).refused(2, "No registry to ask")
+    call("pacs", "check", node, "--runs", runs).refused(2, "No answer from PACS")  # the release is in order
+    assert all("runs" in signature(door).parameters for door in (pacs.run, pacs.check, serve))
+    assert _folder(Path(uri), runs) == tmp_path / "kept" / "clinic@candidate"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
+    assert all(call(*words).code == 0 for words in doors[:2])
+    call("compress", uri).refused(3, "DataError", "names a release, and a run is needed here")
+    with pytest.raises(ReleaseError, match=f"`medopt pull {uri}`"):
+        load_release(uri)
 
 
 def test_a_registered_version_is_a_start(

@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from clinic import STUDY, make_clinic, write_rows, write_study
+from clinic import STUDY, make_clinic, useless_data, write_study
 from clinic_fixtures import Finished, call, only_folder
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
@@ -285,15 +285,8 @@ def test_refused_gate_leaves_no_release_and_no_candidate(finished: Finished, run
 def test_a_useless_model_has_no_release_and_no_alias_without_a_name(
     finished: Finished, runs: Path, tmp_path: Path
 ) -> None:
-    """Every other patient's labels are swapped, so that no image tells them; int8 passes its gate all the same."""
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "scans").symlink_to(finished.clinic.data / "scans")
-    rows, names = finished.clinic.rows(), list(STUDY["data"]["labels"])
-    for index, row in enumerate(rows):
-        if index // 2 % 2:
-            row["label"] = names[1 - names.index(row["label"])]
-    write_rows(data / "manifest.csv", rows)
+    """No image tells the labels; int8 passes its gate all the same."""
+    data = useless_data(finished.clinic, tmp_path / "data")
     quick = {"evaluation": {"bootstrap": 100, "shift_cases": 0, "explain": 0}, "domain": {"enabled": False}}
     compression = STUDY["compression"] | {"engines": ["onnxruntime"]}
     training = STUDY["training"] | {"epochs": 1}

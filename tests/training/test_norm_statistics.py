@@ -46,3 +46,19 @@ def test_a_network_that_goes_on_does_so_from_where_it_was() -> None:
 @pytest.mark.parametrize("momentum", [0.0, None])
 def test_statistics_that_are_fixed_or_counted_otherwise_are_left_alone(momentum: float | None) -> None:
     assert seen(nn.BatchNorm2d(3, momentum=momentum), 3).momentum == momentum
+
+
+def test_the_freshest_of_several_decides_how_many_batches_were_seen() -> None:
+    """As where a new layer stands behind those of a start."""
+    trained = seen(nn.BatchNorm2d(3), 12)
+    fresh = nn.BatchNorm2d(3)
+    statistics = EarlyStatistics(nn.Sequential(trained, fresh))
+    for count in (1, 2, 3):
+        statistics.before_batch()
+        assert trained.momentum == fresh.momentum == pytest.approx(1 / count)
+
+
+def test_a_network_without_running_statistics_has_none_to_set() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
+    EarlyStatistics(network).before_batch()
+    assert network[1].running_mean is None

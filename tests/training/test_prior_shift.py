@@ -58,6 +58,9 @@ def test_the_shift_of_classes_and_of_labels_by_hand(tiny_study: Callable[..., St
     for training in ({"class_weights": "balanced"}, {"sampling": "balanced"}):
         found = prior_shift(tiny_study(training=training, data=TASKS["multiclass"]), classes)
         assert found == pytest.approx(expected - expected.mean())
+    for few, drawn in (([[0]] * 8 + [[1]] * 4 + [[2]], [1, 2, 8]), ([[0]] * 8 + [[1]] * 4, [1, 2, 8])):
+        found = prior_shift(tiny_study(training={"sampling": "balanced"}, data=TASKS["multiclass"]), cases_of(few))
+        assert found == pytest.approx(np.log(drawn) - np.log(drawn).mean())  # none counts as one
     labels = cases_of([[1, 0]] * 10 + [[0, 1]] * 30 + [[0, 0]] * 60 + [[None, 0]] * 5)
     found = prior_shift(tiny_study(training={"class_weights": "balanced"}, data=TASKS["multilabel"]), labels)
     assert found == pytest.approx([np.log(9), np.log(75 / 30)])
@@ -72,6 +75,29 @@ def test_the_shift_of_drawn_labels_is_that_of_their_shares(tiny_study: Callable[
     plain = labels.mean(axis=0)
     expected = np.log(drawn / (1 - drawn)) - np.log(plain / (1 - plain))
     assert prior_shift(study, cases) == pytest.approx(expected)
+
+
+def test_with_a_teacher_the_more_frequent_answer_keeps_its_weight(tiny_study: Callable[..., Study]) -> None:
+    """Of the rarer one the drawn half of the target is moved, and the teacher's half is not."""
+    training = {"sampling": "balanced", "teacher": "t", "teacher_share": 0.5}
+    classes = cases_of([[0]] * 60 + [[1]] * 30 + [[2]] * 10)
+    found = prior_shift(tiny_study(training=training, data=TASKS["multiclass"]), classes)
+    expected = np.log([0.5 + 0.5, 0.5 * 2 + 0.5, 0.5 * 6 + 0.5])
+    assert found == pytest.approx(expected - expected.mean())
+    study = tiny_study(training=training, data=TASKS["multilabel"])
+    labels = np.array([[1, 0]] * 70 + [[1, 1]] * 5 + [[0, 1]] * 10 + [[0, 0]] * 15)
+    cases = cases_of(labels.tolist())
+    drawn = (labels * balanced_chances(study, cases)[:, None]).sum(axis=0)
+    times = drawn / (1 - drawn) / (labels.mean(axis=0) / (1 - labels.mean(axis=0)))
+    assert times[0] < 1 < times[1]  # the first label is the more frequent answer, of the second its absence
+    found = prior_shift(study, cases)
+    assert found == pytest.approx([-np.log(0.5 / times[0] + 0.5), np.log(0.5 * times[1] + 0.5)])
+
+
+def test_a_label_that_is_not_moved_stands_beside_one_that_is(tiny_study: Callable[..., Study]) -> None:
+    labels = cases_of([[1, 0]] * 40 + [[1, 1]] * 10 + [[0, 0]] * 50)
+    found = prior_shift(tiny_study(training={"class_weights": "balanced"}, data=TASKS["multilabel"]), labels)
+    assert found == pytest.approx([0, np.log(9)])
 
 
 def test_a_model_fitted_with_weights_is_shifted_by_it(tiny_study: Callable[..., Study]) -> None:
