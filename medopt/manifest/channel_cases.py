@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from medopt.core.errors import DataError, listed
-from medopt.core.privacy import public_path
+from medopt.core.privacy import UNKNOWN_PATIENT, public_path
 from medopt.manifest.label_join import FileIndex, RowMatches
 from medopt.manifest.label_table import LabelTable
 from medopt.manifest.sources.scan_listing import Scan, ScanListing
-from medopt.manifest.table import IMAGE, UNKNOWN_PATIENT
+from medopt.manifest.table import IMAGE
 
 
 def cases_of_table(listing: ScanListing, table: LabelTable, names: Sequence[str]) -> tuple[ScanListing, RowMatches]:

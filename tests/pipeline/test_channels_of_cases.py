@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import nibabel
 import numpy as np
 import pytest
@@ -20,8 +24,8 @@ from medopt.exports.folder import ExportSource
 from medopt.pacs.study_inference import StudyInference
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
-from medopt.serving.server.releases import open_release
 from medopt.tracking.release import ARTIFACT, ReleaseModel
+from tests.serving.server_process import Server, arrays, served
 
 SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
 COUNT = 48
@@ -109,11 +113,116 @@ def test_predict_answers_a_table_and_single_cases_as_the_run_did(finished: Any, 
     assert wrong.code == 3 and "t1=FILE adc=FILE" in wrong.stderr
 
 
+@pytest.fixture(scope="module")
+def server(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    with served(finished[1] / "release", "--try", TMPDIR=str(folder)) as found:
+        yield found
+        assert list(folder.glob("medopt-serve-*")) == []
+        assert [one for one in found.events if one["event"] == "failure" or one.get("code") == "500"] == []
+        assert ".nii" not in "".join(found.raw)
+
+
+def files_of(finished: Any, at: int) -> dict[str, bytes]:
+    folder, _, rows = finished
+    cells = {name: rows[at][f"image:{name}"] for name in NAMES}
+    return {name: (folder / "scans" / cell).read_bytes() if cell else b"" for name, cell in cells.items()}
+
+
+def told(finished: Any, *places: int) -> list[list[float]]:
+    """What the release says of cases, without a server: the probabilities of each."""
+    folder, run, rows = finished
+    release = Release.open(run / "release", mode="throughput")
+    cases = [[rows[at][f"image:{name}"] for name in NAMES] for at in places]
+    paths = [tuple(f"{folder / 'scans' / cell}" if cell else "" for cell in cells) for cells in cases]
+    return [list(release.predict(path).probabilities.values()) for path in paths]
+
+
+def test_the_server_takes_a_field_for_each_image_of_a_case(finished: Any, server: Server) -> None:
+    url = server.url("/v2/models/channels/infer")
+    files = files_of(finished, 0)
+    fields = [("adc", ("b", files["adc"])), ("t1", ("a", files["t1"]))]
+    assert arrays(httpx.post(url, files=fields, timeout=60))["probabilities"].tolist() == pytest.approx(
+        np.array(told(finished, 0)), abs=1e-6
+    )
+    two = [(name, ("x", data)) for at in (0, 1) for name, data in files_of(finished, at).items()]
+    assert arrays(httpx.post(url, files=two, timeout=60))["probabilities"] == pytest.approx(
+        np.array(told(finished, 0, 1)), abs=1e-6
+    )
+    gap = [("adc", ("x", files_of(finished, 3)["adc"]))]  # its first image is missing
+    assert arrays(httpx.post(url, files=gap, timeout=60))["probabilities"] == pytest.approx(
+        np.array(told(finished, 3)), abs=1e-6
+    )
+    for words, fields in (
+        ("2 images: curl -F t1=@FILE -F adc=@FILE", [("scan", ("x", files["adc"]))]),
+        (
+            "is refused. The image adc and t1 have the same pixels",
+            [(n, ("x", files["adc"])) for n in NAMES],
+        ),
+        ("The image adc is not a format that is read", [("t1", ("x", files["t1"])), ("adc", ("SECRET", b"SECRET"))]),
+    ):
+        refused = httpx.post(url, files=fields, timeout=60)
+        assert refused.status_code == 400 and words in refused.json()["error"], refused.text
+        assert "SECRET" not in refused.text
+    whole = httpx.post(url, content=files["t1"], headers={"Inference-Header-Content-Length": "0"})
+    assert whole.status_code == 400 and "send a form or an input for each of t1, adc" in whole.json()["error"]
+
+
+def test_metadata_and_the_openapi_document_name_the_inputs(server: Server) -> None:
+    metadata = httpx.get(server.url("/v2/models/channels")).json()
+    assert [(one["name"], one["datatype"], one["shape"]) for one in metadata["inputs"]] == [
+        ("image", "FP32", [-1, 4, 12, 12, 12]), ("t1", "BYTES", [-1]), ("adc", "BYTES", [-1])
+    ]  # fmt: skip
+    document = httpx.get(server.url("/openapi.json")).json()
+    post = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert {"t1", "adc", "id"} <= post["schema"]["properties"].keys() and "channels: t1, adc" in str(post)
+    assert {"t1", "adc"} <= set(document["components"]["schemas"]["InferInput"]["properties"]["name"]["enum"])
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+def test_tritons_client_sends_an_input_for_each_image(finished: Any, server: Server, door: str) -> None:
+    triton = pytest.importorskip(f"tritonclient.{door}")
+    columns = [files_of(finished, at) for at in (0, 3)]  # the second has no t1
+    with closing(triton.InferenceServerClient(f"127.0.0.1:{server.rest if door == 'http' else server.grpc}")) as client:
+
+        def ask(*names: str) -> Any:
+            tensors = []
+            for name in names:
+                tensors.append(triton.InferInput(name, [2], "BYTES"))
+                tensors[-1].set_data_from_numpy(np.array([column[name] for column in columns], object))
+            return client.infer("channels", tensors)
+
+        found = ask("adc", "t1").as_numpy("probabilities")
+        assert found == pytest.approx(np.array(told(finished, 0, 3)), abs=1e-6)
+        blind = ask("adc").as_numpy("probabilities")
+        assert blind[1] == pytest.approx(found[1]) and blind[0] != pytest.approx(found[0], abs=1e-9)
+        with pytest.raises(triton.InferenceServerException, match="Case 2 of 2 has none of its images"):
+            ask("t1")
+
+
+def test_json_holds_the_images_as_base64(finished: Any, server: Server) -> None:
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(data).decode()]}
+        | {"parameters": {"content_type": "base64"}}
+        for name, data in files_of(finished, 1).items()
+    ]
+    found = arrays(httpx.post(server.url("/v2/models/channels/infer"), json={"inputs": inputs}, timeout=60))
+    assert found["probabilities"] == pytest.approx(np.array(told(finished, 1)), abs=1e-6)
+
+
+def test_the_page_has_a_field_for_each_image_and_shows_both(finished: Any, server: Server) -> None:
+    page = httpx.get(server.url("/try")).text
+    assert 'name="t1"' in page and 'name="adc"' in page and "t1 (may be missing)" in page
+    fields = [(name, ("x", data)) for name, data in files_of(finished, 1).items()]
+    answer = httpx.post(server.url("/try"), files=fields, data={"model": "channels"}, timeout=60)
+    assert answer.status_code == 200 and "Calibrated probability" in answer.text
+    empty = [("t1", ("", b"")), ("adc", ("x", files_of(finished, 3)["adc"]))]
+    assert httpx.post(server.url("/try"), files=empty, data={"model": "channels"}, timeout=60).status_code == 200
+
+
 def test_what_takes_one_image_refuses_such_a_release(finished: Any) -> None:
     _, run, _ = finished
     said = "has 2 images \\(t1, adc\\)"
-    with pytest.raises(ReleaseError, match=f"{said}: the server takes one image a request"):
-        open_release(run / "release", "int8")
     with pytest.raises(ReleaseError, match=f"{said}: the node chooses one series a study"):
         StudyInference(run / "release", "int8", None, None)  # type: ignore[arg-type]
     with pytest.raises(ReleaseError, match=f"{said}: an export takes one image a case"):
