@@ -25,8 +25,8 @@ ChannelName = Annotated[str, Field(pattern=CHANNEL_NAME)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 
 
-class SeriesRules(Section):
-    """Which series of a DICOM study is used. An empty rule excludes nothing; case is ignored."""
+class SeriesFilter(Section):
+    """What a DICOM series has to be. An empty rule excludes nothing; case is ignored."""
 
     modality: list[str] = []
     """As the header writes it, as in [MR]."""
@@ -56,6 +56,20 @@ class SeriesRules(Section):
             if limits is not None and limits[0] > limits[1]:
                 raise ValueError(f"{name} is [minimum, maximum], not {limits[0]} to {limits[1]}")
         return self
+
+
+class SeriesRules(SeriesFilter):
+    """Which series of a DICOM study is used. An empty rule excludes nothing; case is ignored."""
+
+    channels: dict[ChannelName, SeriesFilter] = {}
+    """Where a case has several images (prepare.channels): the rules for the series of each, with the keys above, as in
+    {t1: {description: [t1]}, adc: {description: [adc], derived: true}}. A rule given here replaces the one above.
+    Exactly one series of a study must be left for each image."""
+
+    def of_channel(self, name: str) -> SeriesFilter:
+        """The rules of one image of a case: its own, and those of all images that it does not give anew."""
+        shared = self.model_dump(exclude_defaults=True, exclude={"channels"})
+        return SeriesFilter.model_validate(shared | self.channels[name].model_dump(exclude_defaults=True))
 
 
 class Data(Section):

@@ -46,6 +46,8 @@ def label_scans(
     if rename and len(columns) > 1:
         raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
     if names := read_channels_of(table, read.columns):
+        if listing.channel_names:
+            raise ConfigError("Series rules and table both say what the images of a case are: give one of them.")
         if key:
             raise ConfigError("--key: a table with columns image:NAME says by them which scans a row means.")
         named = [read.column(name) for name in label_columns]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medopt.config import Study
+from medopt.config import SeriesRules, Study
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Case, Split
 from medopt.core.reporter import SilentReporter
@@ -20,6 +20,7 @@ from medopt.manifest.image_facts import read_facts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.quality import inspect_images, quality_findings
 from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
+from medopt.manifest.sources.scan_listing import SourceOptions
 from medopt.manifest.splits import SplitRules
 from medopt.manifest.table import read_manifest
 from medopt.transforms.prepare import PrepareChain
@@ -322,3 +323,35 @@ def test_what_headers_contradict_is_refused_by_the_check_and_by_prepare(tmp_path
     assert (
         len(PreparedCache(tmp_path / "cache", PrepareChain(taken.prepare)).fill(cases, place, SilentReporter())) == 12
     )
+
+
+def test_rules_for_each_image_build_the_cases_of_an_export(tmp_path):
+    place = tmp_path / "export"
+    for at in range(8):
+        for name in ("t1 axial", "t2 axial", "scout"):
+            if (at, name) != (3, "t1 axial"):
+                scale = at + 2 + 40 * (name == "t2 axial")
+                mr_series(place / f"study{at}", f"H{at}", f"1.2.{at + 3}", name, slices=3, name=name[:2], scale=scale)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("patient_id,label\n" + "".join(f"H{at},{at % 2}\n" for at in range(8)))
+    rules = SeriesRules.model_validate({"channels": {"t1": {"description": ["t1"]}, "t2": {"description": ["t2"]}}})
+    options = BuildOptions(labels=labels, source=SourceOptions(rules=rules))
+    with pytest.raises(DataError, match=r"In 1 of 8 studies .* t1: no series of 2 is left \(2 description\)"):
+        build_manifest(place, tmp_path / "m.csv", options)
+    options = replace(options, source=SourceOptions(rules=rules, may_miss=True))
+    built = build_manifest(place, tmp_path / "m.csv", options)
+    cases = read_manifest(built.manifest, mr_study(missing_channel="zeros"))
+    assert len(cases) == 8 and [case.channels[0] for case in cases if "study3#" in case.image] == [""]
+    chain = PrepareChain(mr_study(missing_channel="zeros").prepare)
+    assert chain(tuple(f"{place / image}" if image else "" for image in cases[0].channels)).shape == (4, 8, 8, 8)
+    table = sequences(tmp_path / "c.csv", "H0").labels
+    with pytest.raises(ConfigError, match="Series rules and table both say what the images of a case are"):
+        build_manifest(place, tmp_path / "m.csv", replace(options, labels=table))
+
+
+def test_rules_are_for_the_images_of_the_study():
+    rules = {"series": {"channels": {"t1": {"description": ["t1"]}}}}
+    with pytest.raises(ValueError, match=r"has rules for \['t1'\]; it needs them for each of prepare.channels"):
+        Study.model_validate(mr_study().model_dump() | {"data": mr_study().data.model_dump() | rules})
+    with pytest.raises(ValueError, match="a channel cannot be called image"):
+        mr_study(channels=["image", "t2"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import csv
+import importlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +20,21 @@ import numpy as np
 import pytest
 from clinic import STUDY, write_rows, write_study
 from clinic_fixtures import call, only_folder
+from highdicom import sr
+from pydicom import dcmread
 
+from medopt.config import SeriesRules
 from medopt.core.errors import DataError, ReleaseError
 from medopt.evaluation.predictions_io import read_predictions
 from medopt.exports.folder import ExportSource
+from medopt.imaging import read_scan
+from medopt.pacs.settings import ResultSettings
 from medopt.pacs.study_inference import StudyInference
+from medopt.pacs.worker_protocol import StudyRequest, StudyResponse
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
 from medopt.tracking.release import ARTIFACT, ReleaseModel
+from tests.scans_of_patients import mr_series
 from tests.serving.server_process import Server, arrays, served
 
 SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
@@ -220,11 +230,120 @@ def test_the_page_has_a_field_for_each_image_and_shows_both(finished: Any, serve
     assert httpx.post(server.url("/try"), files=empty, data={"model": "channels"}, timeout=60).status_code == 200
 
 
+RULES = {"modality": ["MR"], "channels": {"t1": {"description": ["^t1"]}, "adc": {"description": ["^adc"]}}}
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+
+
+def dicom(finished: Any, folder: Path, at: int, *names: str) -> Path:
+    """The images of a case as DICOM series of one study, all files in one folder as a node receives them."""
+    for name in names:
+        planes = read_scan(finished[0] / "scans" / f"{at:03d}_{name.split('_')[0]}.nii.gz").array[0]
+        mr_series(folder, "MRN1", "1.2.840.77", name, slices=len(planes), name=f"{name}-")
+        for place, plane in enumerate(planes):
+            image = dcmread(folder / f"{name}-{place}")
+            image.Rows, image.Columns = plane.shape
+            image.PixelData = plane.astype(np.uint16).tobytes()
+            image.save_as(folder / f"{name}-{place}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inference(finished: Any) -> StudyInference:
+    return StudyInference(finished[1] / "release", "int8", SeriesRules.model_validate(RULES), ResultSettings())
+
+
+def answered(inference: StudyInference, folder: Path) -> StudyResponse:
+    digests = {path.name: path.name for path in folder.iterdir()}
+    return inference.answer(StudyRequest(folder=folder, digests=digests, previous={}, now=NOW))
+
+
+def sources(response: StudyResponse) -> set[str]:
+    """The series of the images that the report refers to, in its groups and as its evidence."""
+    report = dcmread(io.BytesIO(response.objects[0].content))
+    groups = sr.srread(io.BytesIO(response.objects[0].content)).content.get_image_measurement_groups()
+    named = {str(image.referenced_sop_instance_uid) for group in groups for image in group.source_images}
+    evidence = {
+        str(image.ReferencedSOPInstanceUID): str(series.SeriesInstanceUID)
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for image in series.ReferencedSOPSequence
+    }
+    assert named == evidence.keys()
+    return set(evidence.values())
+
+
+def test_the_node_chooses_a_series_for_each_image_of_a_case(
+    finished: Any, inference: StudyInference, tmp_path: Path
+) -> None:
+    folder = dicom(finished, tmp_path / "study", 1, "t1", "adc")
+    mr_series(folder, "MRN1", "1.2.840.77", "scout", name="scout-", kind=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    response = answered(inference, folder)
+    uids = {name: str(dcmread(folder / f"{name}-0").SeriesInstanceUID) for name in NAMES}
+    release = Release.open(finished[1] / "release", "int8")
+    expected = release.predict(tuple(f"{folder}#{uids[name]}" for name in NAMES))
+    assert (response.ending, response.decisions) == ("done", (expected.decision,)), response.reason
+    assert sources(response) == set(uids.values())
+    text = next(one.content for one in response.objects if one.result_type == "text")
+    assert f"probability {100 * expected.probabilities['near']:.1f} %".encode() in text
+    alone = dicom(finished, tmp_path / "alone", 3, "adc")  # missing_channel: zeros
+    assert answered(inference, alone).ending == "done" and len(sources(answered(inference, alone))) == 1
+
+
+def test_the_node_parks_what_is_no_case(finished: Any, inference: StudyInference, tmp_path: Path) -> None:
+    twice = dicom(finished, tmp_path / "twice", 1, "t1", "adc", "adc_2")
+    for folder, reason in (
+        (twice, "adc: 2 of 3 series are left"),
+        (torn(dicom(finished, tmp_path / "torn", 1, "t1", "adc")), "different frames of reference"),
+    ):
+        response = answered(inference, folder)
+        assert response.ending == "parked" and reason in response.reason and not response.objects, response.reason
+        assert "1.2.8" not in response.reason
+    other = mr_series_of(tmp_path / "other")
+    response = answered(inference, other)
+    assert response.ending == "declined" and "for any image of a case (t1: no series of 1 is left" in response.reason
+    with pytest.raises(ReleaseError, match=r"has 2 images \(t1, adc\), and there are rules for the series of none"):
+        StudyInference(finished[1] / "release", "int8", None, ResultSettings())
+
+
+def torn(folder: Path) -> Path:
+    """The second series in another frame of reference."""
+    for path in folder.glob("adc-*"):
+        image = dcmread(path)
+        image.FrameOfReferenceUID = "1.2.826.9"
+        image.save_as(path)
+    return folder
+
+
+def mr_series_of(folder: Path) -> Path:
+    mr_series(folder, "MRN1", "1.2.840.77", "knee")
+    return folder
+
+
+def test_a_running_node_answers_a_study_of_two_series(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "pacs"))
+    node_process, peers = importlib.import_module("node_process"), importlib.import_module("peers")
+    archive = peers.Archive()
+    archive.start()
+    node = node_process.NodeProcess(tmp_path, finished[1] / "release", archive, series=RULES)
+    try:
+        node.start()
+        folder = dicom(finished, tmp_path / "study", 1, "t1", "adc")
+        node.deliver(folder / "adc-0")
+        assert set(peers.send(node.port, sorted(folder.iterdir()))) == {0}
+        node_process.wait_for(lambda: len(archive.kept) >= 2, node)
+        (report,) = [one for one in archive.objects() if str(one.SOPClassUID).endswith(".88.34")]
+        (study,) = report.CurrentRequestedProcedureEvidenceSequence
+        assert len(study.ReferencedSeriesSequence) == 2
+    finally:
+        node.close()
+        archive.stop()
+
+
 def test_what_takes_one_image_refuses_such_a_release(finished: Any) -> None:
     _, run, _ = finished
     said = "has 2 images \\(t1, adc\\)"
-    with pytest.raises(ReleaseError, match=f"{said}: the node chooses one series a study"):
-        StudyInference(run / "release", "int8", None, None)  # type: ignore[arg-type]
     with pytest.raises(ReleaseError, match=f"{said}: an export takes one image a case"):
         ExportSource.read(run / "release")
     with pytest.raises(ReleaseError, match=f"{said}: a row of an MLflow model is one scan"):
