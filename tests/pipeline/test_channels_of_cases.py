@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +32,11 @@ from medopt.imaging import read_scan
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.study_inference import StudyInference
 from medopt.pacs.worker_protocol import StudyRequest, StudyResponse
+from medopt.release.evidence_picture import evidence_picture
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
 from medopt.tracking.release import ARTIFACT, ReleaseModel
+from medopt.transforms.display import displayed, displayed_images
 from tests.scans_of_patients import mr_series
 from tests.serving.server_process import Server, arrays, served
 
@@ -228,6 +231,25 @@ def test_the_page_has_a_field_for_each_image_and_shows_both(finished: Any, serve
     assert answer.status_code == 200 and "Calibrated probability" in answer.text
     empty = [("t1", ("", b"")), ("adc", ("x", files_of(finished, 3)["adc"]))]
     assert httpx.post(server.url("/try"), files=empty, data={"model": "channels"}, timeout=60).status_code == 200
+
+
+def test_heat_maps_have_a_column_for_each_image(finished: Any, tmp_path: Path) -> None:
+    folder, run, _ = finished
+    words = [f"{name}={folder / 'scans' / f'001_{name}.nii.gz'}" for name in NAMES]
+    done = call("predict", run, *words, "--out", tmp_path / "a.csv", "--heatmaps", tmp_path / "maps", "--json")
+    assert done.code == 0, done.stderr
+    release = Release.open(run / "release")
+    volume = release.chain.read(tuple(word.partition("=")[2] for word in words))
+    evidence = np.zeros((2, 2, 2))
+    both = evidence_picture(release.info.prepare, "near", 0.5, volume, evidence)
+    alone = replace(volume, channels=(None, volume.channels[1]))
+    one = evidence_picture(release.info.prepare, "near", 0.5, alone, evidence)
+    own = [displayed(part, release.info.prepare) for part in volume.channels if part is not None]
+    assert [name for name, _ in displayed_images(volume, release.info.prepare)] == NAMES
+    assert [name for name, _ in displayed_images(alone, release.info.prepare)] == ["adc"]
+    assert not np.array_equal(*own) and both.shape[0] < one.shape[0]
+    assert {path.suffix for path in (tmp_path / "maps").glob("*")} <= {".png"}
+    assert (run / "figures" / "explain" / "cases.png").is_file()
 
 
 RULES = {"modality": ["MR"], "channels": {"t1": {"description": ["^t1"]}, "adc": {"description": ["^adc"]}}}
