@@ -45,6 +45,12 @@ class CalibratedPredictions:
         """The truth, 0 or 1, and NaN where a label is not known."""
         return truth(self.predictions.labels, self.predictions.logits.shape[1], self.task)
 
+    @property
+    def judged(self) -> CalibratedPredictions:
+        """The cases that a figure can count: those of which any label is known."""
+        known = ~np.isnan(self.truth).all(axis=1)
+        return self if known.all() else self.where(known)
+
     @cached_property
     def target(self) -> NDArray[np.bool_]:
         """The truth; raises DataError where a label is not known."""
