@@ -48,8 +48,8 @@ class CalibratedPredictions:
     @property
     def judged(self) -> CalibratedPredictions:
         """The cases that a figure can count: those of which any label is known."""
-        known = ~np.isnan(self.truth).all(axis=1)
-        return self if known.all() else self.where(known)
+        unknown = np.isnan(self.truth).all(axis=1)
+        return self.where(np.flatnonzero(~unknown)) if unknown.any() else self
 
     @cached_property
     def target(self) -> NDArray[np.bool_]:

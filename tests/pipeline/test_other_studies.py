@@ -157,12 +157,9 @@ def test_uncertain_and_missing_labels_are_left_out_of_loss_and_figures(tmp_path:
     counted = metrics_of(unknown_labels(read_run(folder)))
     assert sum(one.value for one in counted if one.key.endswith("upper uncertain")) == 20
     assert {one.key for one in counted} >= {"unknown labels_test/upper uncertain", "unknown labels_test/lower missing"}
-    logged = (
-        MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
-        .get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"])
-        .data.metrics
-    )
-    assert {one.key: one.value for one in counted}.items() <= logged.items()
+    run_id = json.loads((folder / "run.json").read_text())["mlflow_run_id"]
+    logged = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}").get_run(run_id)
+    assert {one.key: one.value for one in counted}.items() <= logged.data.metrics.items()
     test = float_table.of_split("test")
     truth = np.where(test.labels == UNKNOWN, np.nan, test.labels)
     expected = evaluate(truth, test.logits, patients=test.patient_id, bootstrap=100)
