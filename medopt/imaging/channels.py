@@ -73,26 +73,38 @@ def read_channels(
     for name, path in given:
         volume = first if name == given[0][0] else read_scan(path)
         at = names.index(name)
-        if one_patient and (other := _contradicts(said, "patient", volume, name)):
-            raise DataError(
-                f"{path} ({name}) and {other} are of different patients by their headers (PatientID). Give the images "
-                "of one patient. Where PatientID stands for no patient: prepare.channel_patients: ignore."
-            )
-        if not registered and _has_place(volume) and (other := _contradicts(said, FRAME, volume, name)):
-            raise DataError(
-                f"{path} ({name}) and {other} have different frames of reference (FrameOfReferenceUID), so their "
-                "positions cannot be compared (PS3.3 C.7.4.1.1.1). Where they were registered to each other: "
-                "prepare.channel_frames: registered."
-            )
+        _refuse_other(said, volume, path, name, (one_patient, not registered))
         part = _onto(first, volume, f"{path} ({name}) and {given[0][0]}", resample)
-        for other in (one for one in names if parts[names.index(one)] is not None):
-            if _same_pixels(stack[names.index(other)], part.array[0]):
-                raise DataError(f"{path} ({name}) and {other} have the same pixels. Give another image for each.")
+        if same := [
+            one for one, row in zip(names, parts, strict=True) if row and _same_pixels(row.array[0], part.array[0])
+        ]:
+            raise DataError(f"{path} ({name}) and {same[0]} have the same pixels. Give another image for each.")
         stack[at] = part.array[0]
         parts[at] = replace(part, array=stack[at : at + 1])
         if volume is first:
             first = replace(first, array=stack[at : at + 1])
     return replace(first, array=stack, background=None, channels=tuple(parts))
+
+
+def _refuse_other(
+    said: dict[str, tuple[str, str]], volume: Volume, path: str | Path, name: str, compared: tuple[bool, bool]
+) -> None:
+    """Raise DataError where an image is of another patient, or in another frame of reference, than those in `said`.
+
+    `compared` says which of the two are.
+    """
+    one_patient, one_frame = compared
+    if one_patient and (other := _contradicts(said, "patient", volume, name)):
+        raise DataError(
+            f"{path} ({name}) and {other} are of different patients by their headers (PatientID). Give the images of "
+            "one patient. Where PatientID stands for no patient: prepare.channel_patients: ignore."
+        )
+    if one_frame and _has_place(volume) and (other := _contradicts(said, FRAME, volume, name)):
+        raise DataError(
+            f"{path} ({name}) and {other} have different frames of reference (FrameOfReferenceUID), so their positions "
+            "cannot be compared (PS3.3 C.7.4.1.1.1). Where they were registered to each other: "
+            "prepare.channel_frames: registered."
+        )
 
 
 def _contradicts(said: dict[str, tuple[str, str]], key: str, volume: Volume, name: str) -> str:
