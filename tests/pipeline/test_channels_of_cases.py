@@ -189,7 +189,9 @@ def test_metadata_and_the_openapi_document_name_the_inputs(server: Server) -> No
     document = httpx.get(server.url("/openapi.json")).json()
     post = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert {"t1", "adc", "id"} <= post["schema"]["properties"].keys() and "channels: t1, adc" in str(post)
-    assert {"t1", "adc"} <= set(document["components"]["schemas"]["InferInput"]["properties"]["name"]["enum"])
+    schemas = document["components"]["schemas"]
+    assert {"t1", "adc"} <= set(schemas["InferInput"]["properties"]["name"]["enum"])
+    assert schemas["InferRequest"]["properties"]["inputs"]["maxItems"] == 2
 
 
 @pytest.mark.parametrize("door", ["http", "grpc"])

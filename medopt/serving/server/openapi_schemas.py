@@ -55,7 +55,7 @@ SCHEMAS: dict[str, Schema] = {
     "InferRequest": _object(
         {
             "id": _TEXT | {"maxLength": 128},
-            "inputs": _list(_ref("InferInput")) | {"minItems": 1},
+            "inputs": _list(_ref("InferInput")) | {"minItems": 1, "maxItems": 1},
             "outputs": _list(_object({"name": {"enum": list(OUTPUTS)}, "parameters": _PARAMETERS}, ("parameters",))),
             "parameters": _PARAMETERS,
         },
@@ -99,13 +99,18 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 def input_of_cases(cases: Mapping[str, tuple[str, ...]]) -> dict[str, Schema]:
-    """InferInput where releases have cases of several images: their names by release, each an input of files."""
+    """InferInput and InferRequest where releases have cases of several images: an input of files for each of these."""
     if not cases:
         return {}
     plain = SCHEMAS["InferInput"]
     names = {"enum": list(dict.fromkeys([SCAN, IMAGE, *(name for channels in cases.values() for name in channels)]))}
     text = f"{plain['description']} {_text_of(cases)}"
-    return {"InferInput": plain | {"properties": plain["properties"] | {"name": names}, "description": text}}
+    request = SCHEMAS["InferRequest"]
+    inputs = request["properties"]["inputs"] | {"maxItems": max(map(len, cases.values()))}
+    return {
+        "InferInput": plain | {"properties": plain["properties"] | {"name": names}, "description": text},
+        "InferRequest": request | {"properties": request["properties"] | {"inputs": inputs}},
+    }
 
 
 def files_of_cases(body: str, cases: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
