@@ -18,6 +18,7 @@ def mr_series(
     slices: int = 3,
     name: str = "I",
     kind: tuple[str, ...] = ("ORIGINAL", "PRIMARY", "OTHER"),
+    scale: int = 1,
     **elements: str,
 ) -> str:
     """Write an axial MR series of `slices` files that read_scan reads; returns its SeriesInstanceUID."""
@@ -38,7 +39,7 @@ def mr_series(
         data.Rows = data.Columns = 4
         data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-        data.PixelData = np.full((4, 4), at, np.uint16).tobytes()
+        data.PixelData = np.full((4, 4), scale * at, np.uint16).tobytes()
         for keyword, value in elements.items():
             setattr(data, keyword, value)
         data.save_as(folder / f"{name}{at}", enforce_file_format=True)

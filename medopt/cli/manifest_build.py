@@ -110,6 +110,7 @@ def build(
     if ".csv" not in files:
         raise ConfigError("medopt manifest build writes a manifest: --out FILE.csv.")
     manifest, datalist = files[".csv"], files.get(".json")
+    ruling = load_study(study_path(series_rules)) if series_rules else None
     options = BuildOptions(
         labels=labels,
         label_columns=tuple(label_column or ()),
@@ -125,7 +126,8 @@ def build(
             description=description,
             modality=modality,
             presentation_intent="" if presentation_intent == "auto" else presentation_intent,
-            rules=load_study(study_path(series_rules)).data.series if series_rules else None,
+            rules=ruling.data.series if ruling else None,
+            may_miss=ruling is not None and ruling.prepare.missing_channel == "zeros",
             site_from=site_from,
             class_folders=class_folders,
             class_level=class_level,

@@ -11,7 +11,7 @@ import typer
 from medopt.cli.command import print_json, reporting
 from medopt.cli.options import CpusOption, JsonOption, ModelOption, RegistryOption, ReleaseArgument, WhereOption
 from medopt.cli.places import release_folder, require_scans
-from medopt.core.errors import ConfigError, DataError, listed
+from medopt.core.errors import DataError, listed
 from medopt.core.format import count_text
 
 
@@ -87,8 +87,6 @@ def predict(
     fleet = Fleet(where, job_cpus)
     predictor = Release.open(folder, model, engine, mode="throughput")
     names = predictor.info.prepare.channel_names
-    if names and heatmaps is not None:
-        raise ConfigError("--heatmaps draws over one image; a case of this release has several.")
     scans = find_cases(paths, names) if names else find_scans(paths, len(predictor.info.prepare.size))
     with reporting() as reporter:
         if predictor.note:
@@ -110,7 +108,7 @@ def predict(
 
         file = folder / predictor.info.models[predictor.kind].file
         with reporting() as reporter:
-            summary["heatmaps"] = count = write_heat_maps(predictor, file, rows, heatmaps, reporter)
+            summary["heatmaps"] = count = write_heat_maps(predictor, file, scans, rows, heatmaps, reporter)
         typer.echo(f"{count} heat maps written to {heatmaps}")
     print_json(
         as_json,

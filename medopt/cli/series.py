@@ -12,8 +12,11 @@ from medopt.cli.options import JsonOption
 from medopt.core.format import count_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.text import Text
 
+    from medopt.config import Study
     from medopt.imaging.series_index import Series, SeriesIndex
     from medopt.imaging.series_rules import SeriesSelection
 
@@ -39,12 +42,11 @@ def series(
     from medopt.config.shipped import study_path
     from medopt.config.study_file import load_study
     from medopt.imaging.series_index import index_folder
-    from medopt.imaging.series_rules import select_series
 
     study = load_study(study_path(rules)) if rules else None
     with reporting() as reporter:
         index = index_folder(folder, reporter)
-    selection = select_series(index.series, study.data.series) if study else None
+    selection = _selection(index.series, study) if study else None
     rows = [_row(one, selection) for one in index.series]
     _print(index, rows)
     refused = list(selection.refusals) if selection else []
@@ -53,6 +55,12 @@ def series(
     )
     if selection:
         selection.require_one_each()
+
+
+def _selection(series: Sequence[Series], study: Study) -> SeriesSelection:
+    from medopt.imaging.series_rules import select_series
+
+    return select_series(series, study.data.series, may_miss=study.prepare.missing_channel == "zeros")
 
 
 def _row(one: Series, selection: SeriesSelection | None) -> dict[str, Any]:

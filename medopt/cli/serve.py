@@ -65,7 +65,8 @@ def serve(
     log, and the others go on.
 
     Inputs: scan (BYTES), each element a DICOM, NIfTI, PNG or JPEG file or a zip of a series, read as medopt predict
-    reads it; or image (FP32), prepared already. Outputs: probabilities, logits, decision, declined (the reason; then
+    reads it (of a case of several images one input for each, under its name: t1, t2); or image (FP32), prepared
+    already. Outputs: probabilities, logits, decision, declined (the reason; then
     the numbers are null and the decision is empty); and the hashes of release, model and chain.
 
     Example: medopt serve runs/phantom

@@ -1,7 +1,7 @@
 """The settings of a study file, one section each."""
 
 from medopt.config.compression import Compression, EngineName, Gate, Profile, Pruning
-from medopt.config.data import Data, Intensity, Prepare, SeriesRules
+from medopt.config.data import Data, Intensity, Prepare, SeriesFilter, SeriesRules
 from medopt.config.evaluation import Domain, Evaluation, ShiftFamily
 from medopt.config.model import FineTune, Model
 from medopt.config.section import Section
@@ -25,6 +25,7 @@ __all__ = [
     "Pruning",
     "Schedule",
     "Section",
+    "SeriesFilter",
     "SeriesRules",
     "ShiftFamily",
     "Study",

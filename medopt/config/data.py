@@ -22,13 +22,14 @@ def _pattern(text: str) -> str:
 
 SIDES = ("lower", "higher")
 """What numbers up to the threshold, and above it, are called where a study does not say."""
+_OF_CHANNELS = ("channel_grid", "missing_channel", "channel_frames", "channel_patients")
 CHANNEL_NAME, MAX_CHANNELS = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$", 16
 ChannelName = Annotated[str, Field(pattern=CHANNEL_NAME)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 
 
-class SeriesRules(Section):
-    """Which series of a DICOM study is used. An empty rule excludes nothing; case is ignored."""
+class SeriesFilter(Section):
+    """What a DICOM series has to be. An empty rule excludes nothing; case is ignored."""
 
     modality: list[str] = []
     """As the header writes it, as in [MR]."""
@@ -58,6 +59,20 @@ class SeriesRules(Section):
             if limits is not None and limits[0] > limits[1]:
                 raise ValueError(f"{name} is [minimum, maximum], not {limits[0]} to {limits[1]}")
         return self
+
+
+class SeriesRules(SeriesFilter):
+    """Which series of a DICOM study is used. An empty rule excludes nothing; case is ignored."""
+
+    channels: dict[ChannelName, SeriesFilter] = {}
+    """Where a case has several images (prepare.channels): the rules for the series of each, with the keys above, as in
+    {t1: {description: [t1]}, adc: {description: [adc], derived: true}}. A rule given here replaces the one above.
+    Exactly one series of a study must be left for each image."""
+
+    def of_channel(self, name: str) -> SeriesFilter:
+        """The rules of one image of a case: its own, and those of all images that it does not give anew."""
+        shared = self.model_dump(exclude_defaults=True, exclude={"channels"})
+        return SeriesFilter.model_validate(shared | self.channels[name].model_dump(exclude_defaults=True))
 
 
 class Number(Section):
@@ -222,6 +237,12 @@ class Prepare(Section):
     missing_channel: Literal["refuse", "zeros"] = "refuse"
     """A case without one of its images: refuse it, or take zeros; the network then gets a mask for each channel, too: 1
     where its image is there, 0 where it is missing."""
+    channel_frames: Literal["same", "registered"] = "same"
+    """Images of a case with different DICOM frames of reference (FrameOfReferenceUID, PS3.3 C.7.4.1.1.1), whose
+    positions cannot be compared: same refuses them; registered takes them, where they were registered to each other."""
+    channel_patients: Literal["same", "ignore"] = "same"
+    """Images of a case whose headers name different patients (PatientID): same refuses them; ignore takes them, where
+    the identifier stands for no patient, as after some anonymizations."""
     spacing_mm: list[Positive] | None = None
     """Resample to this spacing in mm (axes as in `size`) before fitting; None keeps the spacing of the scan."""
     fit: Literal["stretch", "pad", "crop_or_pad"] = "pad"
@@ -236,8 +257,11 @@ class Prepare(Section):
         names = [name.lower() for name in self.channel_names]
         if len(set(names)) < len(names):
             raise ValueError(f"a channel occurs twice in {self.channels}")
-        if not names and (self.channel_grid != "same" or self.missing_channel != "refuse"):
-            raise ValueError("channel_grid and missing_channel are for named channels, as in channels: [t1, t2]")
+        if "image" in names:
+            raise ValueError("a channel cannot be called image: servers use that name for the prepared images")
+        changed = [name for name in _OF_CHANNELS if getattr(self, name) != type(self).model_fields[name].default]
+        if not names and changed:
+            raise ValueError(f"{' and '.join(changed)} are for named channels, as in channels: [t1, t2]")
         return self
 
     @property

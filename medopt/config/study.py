@@ -73,6 +73,16 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _series_of_each_channel(self) -> Self:
+        ruled, names = set(self.data.series.channels), set(self.prepare.channel_names)
+        if ruled and ruled != names:
+            raise ValueError(
+                f"data.series.channels has rules for {sorted(ruled)}; it needs them for each of prepare.channels, "
+                f"{sorted(names)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rates_that_fall(self) -> Self:
         schedule, training = self.training.schedule, self.training
         rates = [training.optimizer.lr, *([training.switch.to.lr] if training.switch else [])]

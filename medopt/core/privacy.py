@@ -7,6 +7,10 @@ import os
 import re
 
 HIDDEN = "(hidden)"
+UNKNOWN_PATIENT = frozenset(
+    {"", "na", "n/a", "nan", "none", "null", "unknown", "anonymous", "anonymized", "anonymised", "?", "-"}
+)
+"""Identifiers that mean that the patient is unknown."""
 _USERINFO = re.compile(r"(?<=://)[^\s'\"<>]*@")  # to the last @: a password may hold one, or a slash
 _SCHEME = re.compile(r"\b(Bearer|Basic|Token|ApiKey)(\s+)(?=\S*[\d=+/])[\w.~+/=-]{8,}", re.IGNORECASE)
 _NAMED = re.compile(

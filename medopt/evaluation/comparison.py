@@ -161,7 +161,7 @@ def _differences(
 ) -> dict[str, PairedFigure]:
     """Each of COMPARED, by its name."""
     order = np.argsort(-first.predictions.logits[:, 0], kind="stable")
-    first, second = first.where(order), second.where(order)
+    first, second = first.where(order).judged, second.where(order).judged
 
     def make(groups: CaseGroups | None) -> Statistic:
         exclusive = is_exclusive(first.task)
@@ -194,6 +194,7 @@ def area_difference(
     first: CalibratedPredictions, second: CalibratedPredictions, confidence: float
 ) -> tuple[Estimate, float | None]:
     """AUC of the second less that of the first on the same rows, with its interval, and p of no difference."""
+    first, second = first.judged, second.judged
     outputs, cases = first.truth.shape[1], len(first.predictions)
     patients = first.patients
     found = auc_with_covariance(np.hstack([second.score, first.score]), np.hstack([first.truth] * 2), patients)

@@ -22,6 +22,7 @@ Rates = dict[str, Estimate]
 
 def rates_of(scored: CalibratedPredictions, options: Resampling, levels: Sequence[float]) -> list[Rates]:
     """RATES with the intervals of the tables, at each of some levels of confidence."""
+    scored = scored.judged
     patients, cases = scored.patients, len(scored.predictions)
     areas = auc_with_covariance(scored.score, scored.truth, patients)
     found: list[Rates] = [{"auc": mean_auc(areas, cases, level)} for level in levels]

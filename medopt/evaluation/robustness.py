@@ -35,6 +35,7 @@ def robustness(
     for family, levels in corrupted.items():
         for level, scored in enumerate(levels, start=1):
             _check_pairs(clean.predictions, scored.predictions, f"{family}, level {level}")
+    clean, corrupted = clean.judged, {name: [one.judged for one in levels] for name, levels in corrupted.items()}
     tables = [clean, *(one for levels in corrupted.values() for one in levels)]
     found = auc_with_covariance(
         np.hstack([one.score for one in tables]), np.hstack([one.truth for one in tables]), clean.patients

@@ -38,6 +38,8 @@ def mean_figures(
                     f"The runs did not score the same cases ({len(first)} and {len(other.predictions)}; their {column} "
                     "differ), so that there is no mean of them. Run them again from one manifest."
                 )
+    ordered = [one.judged for one in ordered]
+    first = ordered[0].predictions
     statistics = [statistic_of(one) for one in ordered]
 
     def mean(weights: Weights) -> dict[str, Floats]:
@@ -81,7 +83,8 @@ def out_of_fold(tables: Sequence[Predictions], calibrations: Sequence[Calibratio
 
 def pooled_figures(table: Predictions, task: Task, *, bootstrap: int, confidence: float, seed: int) -> PooledFigures:
     """AUC, average precision and Brier score of out-of-fold predictions: what needs no operating point."""
-    scored = CalibratedPredictions(table, task)
+    scored = CalibratedPredictions(table, task).judged
+    table = scored.predictions
     statistic = together(
         ranking_statistic(scored.score, scored.truth),
         brier_statistic(scored.probability, scored.truth, exclusive=is_exclusive(task)),

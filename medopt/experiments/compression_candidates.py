@@ -93,9 +93,11 @@ def measure_options(
         sizes = [(place / file_of(*one)).stat().st_size for one in ((width.removed, kind), (0, "float32"))]
         times = (latency[engine], latency[base])
         candidate = against_float(study, before, after, fastest[width, kind], times, (sizes[0], sizes[1]), shift)
-        scored = CalibratedPredictions(after, study.data.task)
+        scored = CalibratedPredictions(after, study.data.task).judged
         auc = mean_auc(
-            auc_with_covariance(scored.score, scored.truth, scored.patients), len(after), study.evaluation.confidence
+            auc_with_covariance(scored.score, scored.truth, scored.patients),
+            len(scored.predictions),
+            study.evaluation.confidence,
         )
         name = f"{f'{width.removed:.0%} pruned' if width.removed else 'whole'}, {kind}"
         faults = faults_of(criteria(candidate, study.compression.gate)) if engine != base else []

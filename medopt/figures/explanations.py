@@ -21,9 +21,9 @@ MOST_PIXELS = 320  # of a side in the picture
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A case's scan and map on the scan's own grid, both (H, W) or (D, H, W) in 0..1, and what stands above them."""
+    """A case's images and map on the scan's own grid, (H, W) or (D, H, W) in 0..1, and what stands above them."""
 
-    image: FloatArray
+    images: Sequence[FloatArray]
     map: FloatArray
     title: str
 
@@ -34,16 +34,33 @@ def _fewer(image: FloatArray) -> FloatArray:
     return image[::step, ::step]
 
 
+def _pair(image: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """An image (H, W, 3), and the same with the map over it."""
+    image, values = (_fewer(one) for one in most_active(image, values))
+    return np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2), overlay(image, values).astype(np.float32)
+
+
+def joined(images: Sequence[FloatArray], axis: int) -> FloatArray:
+    """Pictures (H, W, 3) of one size side by side (axis 1) or below each other, with a white gap between."""
+    height, width = images[0].shape[:2]
+    step = max(1, (height, width)[axis] // 40)
+    gap = np.ones((height, step, 3) if axis else (step, width, 3), np.float32)
+    parts = [part for image in images for part in (gap, image)]
+    return np.concatenate(parts[1:], axis=axis)
+
+
 def explain_figure(
     cases: Sequence[Explained], path: Path, *, caption: str, title: str = "Where the network looked"
 ) -> None:
-    """One panel a case: the scan, and the scan with the map, side by side. The lightest colour is the map's highest."""
+    """One panel a case: the scan, and the scan with the map, side by side. The lightest colour is the map's highest.
+
+    Of several images each has a column: the image above, and the same with the map below.
+    """
     with figure_page(path, len(cases), title, caption=caption, columns=3, height=2.9, is_chart=False) as panels:
         for axes, shown in zip(panels, cases, strict=True):
-            image, values = (_fewer(one) for one in most_active(shown.image, shown.map))
-            plain = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
-            gap = np.ones((len(image), max(1, image.shape[1] // 40), 3))
-            axes.imshow(np.concatenate([plain, gap, overlay(image, values)], axis=1), interpolation="nearest")
+            pairs = [_pair(image, shown.map) for image in shown.images]
+            picture = joined(pairs[0], 1) if len(pairs) == 1 else joined([joined(pair, 0) for pair in pairs], 1)
+            axes.imshow(picture, interpolation="nearest")
             axes.set_title(shown.title, fontsize=8)
             axes.axis("off")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medopt.config import Prepare
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging.scan import read_scan
@@ -17,6 +18,7 @@ from medopt.imaging.scan import read_scan
 ScanPath = str | Path | tuple[str | Path, ...]
 """A scan's path; of a case of several images those of its channels in their order, "" for a missing one."""
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2 (YBR_FULL)
+FRAME = "frame_of_reference"
 MAX_TURN = 0.01  # largest difference of two direction cosines
 MAX_SHIFT = 0.1  # voxels between two grids that are called the same, anywhere in the image
 MIN_COVER = 0.5  # share of the first's grid that another image must cover
@@ -27,14 +29,34 @@ def scan_name(scan: ScanPath) -> str:
     return str(scan) if not isinstance(scan, tuple) else next((str(path) for path in scan if str(path)), "")
 
 
-def read_channels(paths: Sequence[str | Path], names: Sequence[str], *, resample: bool = False) -> Volume:
+def read_case(paths: Sequence[str | Path], prepare: Prepare) -> Volume:
+    """Read the images of a case of a study; see `read_channels`."""
+    return read_channels(
+        paths,
+        prepare.channel_names,
+        resample=prepare.channel_grid == "resample",
+        registered=prepare.channel_frames == "registered",
+        one_patient=prepare.channel_patients == "same",
+    )
+
+
+def read_channels(
+    paths: Sequence[str | Path],
+    names: Sequence[str],
+    *,
+    resample: bool = False,
+    registered: bool = False,
+    one_patient: bool = True,
+) -> Volume:
     """Read the images of a case, in the order of `names`, into one Volume (K, *space) on the grid of the first.
 
     An empty path is a missing channel: zeros, and None in `Volume.channels`; the others share the memory of the array.
     Colour becomes luminance. With `resample`, an image of another spacing or extent is interpolated linearly on the
     first's grid; voxels that it does not cover become background. Raises DataError where an image cannot be read or is
     given twice, where orientations differ, where grids differ by more than a tenth of a voxel and `resample` is false,
-    and where an image would have to be resampled whose place in the patient is not known.
+    and where an image would have to be resampled whose place in the patient is not known. So it does where DICOM says
+    that images are of several patients, unless `one_patient` is false, or have several frames of reference, so that the
+    position of one says nothing about another (PS3.3 C.7.4.1.1.1), unless they were `registered`.
     """
     given = [(name, path) for name, path in zip(names, paths, strict=False) if str(path)]
     if len(paths) != len(names):
@@ -47,15 +69,58 @@ def read_channels(paths: Sequence[str | Path], names: Sequence[str], *, resample
     first = read_scan(given[0][1])
     stack = np.zeros((len(names), *first.array.shape[1:]), np.float32)
     parts: list[Volume | None] = [None] * len(names)
+    said: dict[str, tuple[str, str]] = {}
     for name, path in given:
         volume = first if name == given[0][0] else read_scan(path)
         at = names.index(name)
+        _refuse_other(said, volume, path, name, (one_patient, not registered))
         part = _onto(first, volume, f"{path} ({name}) and {given[0][0]}", resample)
+        if same := [
+            one for one, row in zip(names, parts, strict=True) if row and _same_pixels(row.array[0], part.array[0])
+        ]:
+            raise DataError(f"{path} ({name}) and {same[0]} have the same pixels. Give another image for each.")
         stack[at] = part.array[0]
         parts[at] = replace(part, array=stack[at : at + 1])
         if volume is first:
             first = replace(first, array=stack[at : at + 1])
     return replace(first, array=stack, background=None, channels=tuple(parts))
+
+
+def _refuse_other(
+    said: dict[str, tuple[str, str]], volume: Volume, path: str | Path, name: str, compared: tuple[bool, bool]
+) -> None:
+    """Raise DataError where an image is of another patient, or in another frame of reference, than those in `said`.
+
+    `compared` says which of the two are.
+    """
+    one_patient, one_frame = compared
+    if one_patient and (other := _contradicts(said, "patient", volume, name)):
+        raise DataError(
+            f"{path} ({name}) and {other} are of different patients by their headers (PatientID). Give the images of "
+            "one patient. Where PatientID stands for no patient: prepare.channel_patients: ignore."
+        )
+    if one_frame and _has_place(volume) and (other := _contradicts(said, FRAME, volume, name)):
+        raise DataError(
+            f"{path} ({name}) and {other} have different frames of reference (FrameOfReferenceUID), so their positions "
+            "cannot be compared (PS3.3 C.7.4.1.1.1). Where they were registered to each other: "
+            "prepare.channel_frames: registered."
+        )
+
+
+def _contradicts(said: dict[str, tuple[str, str]], key: str, volume: Volume, name: str) -> str:
+    """The name of the first image whose file says something else; empty where none does."""
+    value = volume.source.get(key, "")
+    if not value:
+        return ""
+    other, before = said.setdefault(key, (name, value))
+    return other if before != value else ""
+
+
+def _same_pixels(first: FloatArray, second: FloatArray) -> bool:
+    """Whether two images of one shape are the same, and no plain surface; the middle mostly settles it."""
+    middle = len(first) // 2
+    parts = ((first[middle], second[middle]), (first, second))
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in parts) and bool(np.ptp(first) > 0)
 
 
 def split_channels(volume: Volume, count: int) -> list[Volume | None]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from pydicom.uid import (
 )
 
 from medopt.core.errors import DataError
-from medopt.core.privacy import pseudonym
+from medopt.core.privacy import UNKNOWN_PATIENT, pseudonym
 from medopt.imaging.acquisition import patient_age
 from medopt.imaging.decoders import PLUGIN, decoder_of
 from medopt.imaging.parse_dicom import parse_dicom
@@ -222,18 +223,28 @@ _SOURCE_KEYWORDS = (
     ("sex", "PatientSex"),
 )
 
+_IDENTIFIERS = (
+    ("patient", "PatientID"),
+    ("study", "StudyInstanceUID"),
+    ("series", "SeriesInstanceUID"),
+    ("frame_of_reference", "FrameOfReferenceUID"),
+)
+
 
 def source_facts(dataset: Dataset) -> dict[str, str]:
     """Facts of the file that identify nobody: format, transfer syntax, device, view, the patient's sex and age.
 
-    Study and series are pseudonyms. Age is in whole years; 90 stands for 90 and above, since few people are older.
+    Patient, study, series and frame of reference are pseudonyms, empty where the file does not say them. Age is in
+    whole years; 90 stands for 90 and above, since few people are older.
     """
     facts = {"format": "DICOM", "transfer_syntax": dataset.file_meta.TransferSyntaxUID.name}
     for key, keyword in _SOURCE_KEYWORDS:
         facts[key] = str(dataset.get(keyword) or "").strip()
     facts["age"] = patient_age(dataset)
-    for key, keyword in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):
-        facts[key] = pseudonym(str(dataset[keyword].value)) if dataset.get(keyword) else ""
+    for key, keyword in _IDENTIFIERS:
+        value = normalize("NFC", str(dataset.get(keyword) or "").strip())
+        known = value and (key != "patient" or value.lower() not in UNKNOWN_PATIENT)
+        facts[key] = pseudonym(value) if known else ""
     return facts
 
 

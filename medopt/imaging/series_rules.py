@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medopt.config import SeriesRules
+from medopt.config import SeriesFilter, SeriesRules
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
 from medopt.imaging.series_index import Series
@@ -27,18 +27,92 @@ class SeriesSelection:
     chosen: tuple[Series, ...]
     reasons: dict[str, str]
     refusals: tuple[str, ...]
+    cases: tuple[Mapping[str, Series], ...] = ()
+    """Where there are rules for each image of a case: the series of each study, by image; a missing one has none."""
 
     def require_one_each(self) -> None:
         """Raise DataError listing the studies of which not exactly one series is left, if there are any."""
         if self.refusals:
+            count = len(self.refusals) + len(self.cases or self.chosen)
             raise DataError(
-                f"In {len(self.refusals)} of {len(self.refusals) + len(self.chosen)} studies the rules do not leave "
-                f"one series: {listed(list(self.refusals), 8)} Change data.series in the study file."
+                f"In {len(self.refusals)} of {count} studies the rules do not leave one series: "
+                f"{listed(list(self.refusals), 8)} Change data.series in the study file."
             )
 
 
-def select_series(series: Sequence[Series], rules: SeriesRules) -> SeriesSelection:
+@dataclass(frozen=True, slots=True)
+class ChannelSeries:
+    """Which series of one study is which image of a case.
+
+    `chosen` by the name of the image. `missing` and `faults` say, by name, why no series is left for an image, and why
+    one that is left cannot be taken; nothing is quoted from headers. `reasons` are those of each series, by its UID.
+    """
+
+    chosen: Mapping[str, Series]
+    missing: Mapping[str, str]
+    faults: Mapping[str, str]
+    reasons: dict[str, str]
+
+    def problem(self, may_miss: bool) -> str:
+        """Why the study is no case, as a sentence; empty where it is one. With `may_miss` it may lack an image."""
+        wrong = {**self.faults} if may_miss and self.chosen else {**self.missing, **self.faults}
+        return "; ".join(f"{name}: {why}" for name, why in wrong.items())
+
+
+def select_channels(members: Sequence[Series], rules: SeriesRules) -> ChannelSeries:
+    """Apply the rules for each image of a case to the series of one study."""
+    chosen: dict[str, Series] = {}
+    missing: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    said: dict[str, list[str]] = {member.uid: [] for member in members}
+    for name in rules.channels:
+        left, reasons = _select_of_study(members, rules.of_channel(name))
+        for uid, reason in reasons.items():
+            said[uid].append(f"{name}: {reason}" if reason.startswith(TAKEN) else f"not {name}: {reason}")
+        taken = [other for other, one in chosen.items() if left == [one]]
+        if not left:
+            rule = Counter(reason.split(" ")[0].rstrip(":") for reason in reasons.values())
+            counts = ", ".join(f"{number} {word}" for word, number in rule.items())
+            missing[name] = f"no series of {len(members)} is left ({counts})"
+        elif len(left) > 1:
+            faults[name] = f"{len(left)} of {len(members)} series are left"
+        elif taken:
+            faults[name] = f"the one that is left is that of {taken[0]}, too"
+        elif not left[0].volume and len(left[0].files) > 1:
+            faults[name] = f"the one that is left has {len(left[0].files)} images, which are no volume"
+        else:
+            chosen[name] = left[0]
+    uids = {one.uid for one in chosen.values()}
+    reasons = {uid: _joined(texts, uid in uids) for uid, texts in said.items()}
+    return ChannelSeries(chosen, missing, faults, reasons)
+
+
+def _joined(texts: Sequence[str], taken: bool) -> str:
+    """What the rules of all images say of a series: which one takes it, else why none does."""
+    if taken:
+        return next(f"{TAKEN} as {text.replace(f': {TAKEN}', '', 1)}" for text in texts if not text.startswith("not "))
+    return "; ".join(texts)
+
+
+def _select_cases(studies: Mapping[str, Sequence[Series]], rules: SeriesRules, may_miss: bool) -> SeriesSelection:
+    """The same for studies whose cases have several images."""
+    cases, refusals = [], []
+    reasons: dict[str, str] = {}
+    for study, members in studies.items():
+        found = select_channels(members, rules)
+        reasons |= found.reasons
+        if problem := found.problem(may_miss):
+            refusals.append(f"study {pseudonym(study)} (a pseudonym): {problem}.")
+        else:
+            cases.append(found.chosen)
+    chosen = tuple(one for case in cases for one in case.values())
+    return SeriesSelection(chosen, reasons, tuple(refusals), tuple(cases))
+
+
+def select_series(series: Sequence[Series], rules: SeriesRules, *, may_miss: bool = False) -> SeriesSelection:
     """Apply the rules of `data.series` to the series of one or several studies.
+
+    Where these are for each image of a case, `may_miss` says that a study may lack an image.
 
     >>> index = index_folder(Path("export"))                            # doctest: +SKIP
     >>> selection = select_series(index.series, study.data.series)      # doctest: +SKIP
@@ -47,6 +121,8 @@ def select_series(series: Sequence[Series], rules: SeriesRules) -> SeriesSelecti
     studies: dict[str, list[Series]] = defaultdict(list)
     for member in series:
         studies[member.study_uid].append(member)
+    if rules.channels:
+        return _select_cases(studies, rules, may_miss)
     reasons: dict[str, str] = {}
     chosen, refusals = [], []
     for study, members in studies.items():
@@ -64,7 +140,7 @@ def matching_series(series: Sequence[Series], rules: SeriesRules) -> list[Series
     return [member for member in series if not _exclusion_reason(member, rules)]
 
 
-def _select_of_study(members: Sequence[Series], rules: SeriesRules) -> tuple[list[Series], dict[str, str]]:
+def _select_of_study(members: Sequence[Series], rules: SeriesFilter) -> tuple[list[Series], dict[str, str]]:
     """The series of one study that the rules leave, and the reason for each."""
     reasons = {member.uid: _exclusion_reason(member, rules) for member in members}
     matching = [member for member in members if not reasons[member.uid]]
@@ -81,12 +157,12 @@ def _select_of_study(members: Sequence[Series], rules: SeriesRules) -> tuple[lis
     return left, reasons
 
 
-def _exclusion_reason(series: Series, rules: SeriesRules) -> str:
+def _exclusion_reason(series: Series, rules: SeriesFilter) -> str:
     """The first rule that excludes a series; empty where none does."""
     return next((reason for holds, reason in _rule_checks(series, rules) if not holds), "")
 
 
-def _rule_checks(series: Series, rules: SeriesRules) -> Iterable[tuple[bool, str]]:
+def _rule_checks(series: Series, rules: SeriesFilter) -> Iterable[tuple[bool, str]]:
     """For each rule: whether it holds, and the reason where it does not."""
     yield not series.localizer, "localizer"
     yield rules.derived or not series.derived, "derived"

@@ -9,13 +9,13 @@ from pathlib import Path
 from unicodedata import normalize
 
 from medopt.core.errors import ConfigError, DataError, listed
-from medopt.core.privacy import pseudonym, public_path
+from medopt.core.privacy import UNKNOWN_PATIENT, pseudonym, public_path
 from medopt.manifest.channel_cases import cases_of_table
 from medopt.manifest.label_join import JoinedLabels, join_labels, labels_of_rows
 from medopt.manifest.label_table import read_labels
 from medopt.manifest.label_words import LabelSpellings, label_spellings
 from medopt.manifest.sources.scan_listing import Scan, ScanListing, compile_pattern
-from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT, read_channels_of
+from medopt.manifest.table import RESERVED, read_channels_of
 
 FROM_TABLE = "table"
 """In place of a regular expression: the table of labels alone says whose a scan is."""
@@ -51,6 +51,8 @@ def label_scans(
     if rename and len(columns) > 1:
         raise ConfigError("--rename gives classes of one column another name; here each column is a label.")
     if names := read_channels_of(table, read.columns):
+        if listing.channel_names:
+            raise ConfigError("Series rules and table both say what the images of a case are: give one of them.")
         if key:
             raise ConfigError("--key: a table with columns image:NAME says by them which scans a row means.")
         named = [read.column(name) for name in label_columns]

@@ -107,7 +107,7 @@ def build_manifest(source: Path, out: Path, options: BuildOptions, reporter: Rep
     if not options.rules.resplit:
         refuse_torn_cases(listing.scans)
     if listing.channel_names and options.datalist is not None:
-        raise ConfigError("--datalist writes one image a case; this table has several.")
+        raise ConfigError("--datalist writes one image a case; here a case has several.")
     patients, patient_warning = find_patients(listing, joined, options.patient, options.patient_per_image)
     refuse_ambiguous_series(listing.scans, joined)
     rows, columns = _rows(listing, patients), listing.label_columns
@@ -233,7 +233,8 @@ def _missing_class_warnings(rows: Sequence[Row], columns: Sequence[str]) -> list
 
 def _label_source(listing: ScanListing, joined: JoinedLabels | None, options: BuildOptions) -> str:
     if joined is not None and options.labels is not None:
-        how = f"joined by {joined.key} (column {joined.column})" if not listing.channel_names else "a row a case"
+        how = f"joined by {joined.key} (column {joined.column})"
+        how = "a row a case" if joined.column.startswith(f"{IMAGE}:") else how
         return f"{options.labels.name}, {how}"
     from_folders = listing.label_columns and listing.kind in ("DICOM", "NIfTI", "images")
     return "the names of the folders" if from_folders else listing.kind

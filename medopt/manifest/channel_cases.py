@@ -10,8 +10,8 @@ from medopt.core.errors import DataError, listed
 from medopt.core.privacy import public_path
 from medopt.manifest.label_join import FileIndex, RowMatches
 from medopt.manifest.label_table import LabelTable
-from medopt.manifest.sources.scan_listing import Scan, ScanListing
-from medopt.manifest.table import IMAGE, UNKNOWN_PATIENT
+from medopt.manifest.sources.scan_listing import Scan, ScanListing, case_of
+from medopt.manifest.table import IMAGE
 
 
 def cases_of_table(listing: ScanListing, table: LabelTable, names: Sequence[str]) -> tuple[ScanListing, RowMatches]:
@@ -35,12 +35,9 @@ def cases_of_table(listing: ScanListing, table: LabelTable, names: Sequence[str]
                         "image once."
                     )
             channels.append(None if place is None else listing.scans[place])
-        images = [scan for scan in channels if scan is not None]
-        if not images:
+        if not any(channels):
             raise DataError(f"{row} names no image.")
-        patient = next((scan.patient for scan in images if scan.patient.strip().lower() not in UNKNOWN_PATIENT), "")
-        files = tuple(file for scan in images for file in scan.files)
-        cases.append(replace(images[0], files=files, patient=patient, channels=tuple(channels)))
+        cases.append(case_of(tuple(channels)))
     left = [(scan.path, "in no row of the table") for at, scan in enumerate(listing.scans) if at not in used]
     listing = replace(
         listing, scans=tuple(cases), left_out=(*listing.left_out, *left), channel_names=tuple(names), label_columns=()

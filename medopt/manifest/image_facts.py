@@ -20,7 +20,7 @@ from medopt.core.privacy import pseudonym
 from medopt.core.records import Case, FloatArray
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.imaging.background import nan_as_background
-from medopt.imaging.channels import read_channels
+from medopt.imaging.channels import read_case
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.scan import read_scan
@@ -139,7 +139,7 @@ def _grid_problem(case: Case, folder: Path, prepare: Prepare) -> str:
     """Why the images of a case cannot be stacked; empty where they can."""
     try:
         paths = tuple(f"{folder / image}" if image else "" for image in case.channels)
-        read_channels(paths, prepare.channel_names, resample=prepare.channel_grid == "resample")
+        read_case(paths, prepare)
     except DataError as error:
         return _without_identifiers(str(error), case, folder)
     return ""

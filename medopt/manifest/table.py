@@ -14,7 +14,7 @@ from unicodedata import normalize
 from medopt.config import Study
 from medopt.config.data import CHANNEL_NAME, MAX_CHANNELS
 from medopt.core.errors import DataError, listed
-from medopt.core.privacy import pseudonym
+from medopt.core.privacy import UNKNOWN_PATIENT, pseudonym
 from medopt.core.records import SPLITS, Case, Label
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 from medopt.manifest.csv_text import read_csv
@@ -28,10 +28,6 @@ IMAGE = "image"
 UNCERTAIN = -1
 """A cell of a label column that says neither yes nor no."""
 GROUPS = ("sex", "age")
-UNKNOWN_PATIENT = frozenset(
-    {"", "na", "n/a", "nan", "none", "null", "unknown", "anonymous", "anonymized", "anonymised", "?", "-"}
-)
-"""Cells of a patient column that mean that the patient is unknown."""
 
 Cells = dict[str, str]
 

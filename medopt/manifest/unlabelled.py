@@ -9,7 +9,7 @@ from typing import cast, get_args
 from unicodedata import normalize
 
 from medopt.core.errors import DataError, listed
-from medopt.core.privacy import pseudonym
+from medopt.core.privacy import UNKNOWN_PATIENT, pseudonym
 from medopt.core.records import Case, Label, Split, Task
 from medopt.core.reporter import Reporter
 from medopt.imaging.scan_path import npz_member, safe_relative_path
@@ -18,7 +18,7 @@ from medopt.manifest.infer_study import is_finding
 from medopt.manifest.label_words import label_key, label_spellings
 from medopt.manifest.sources.find_scans import find_scans
 from medopt.manifest.sources.scan_listing import SourceOptions, count_by_reason
-from medopt.manifest.table import RESERVED, UNKNOWN_PATIENT, channels_of
+from medopt.manifest.table import RESERVED, channels_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,12 @@ class CalibratedPredictions:
         """The truth, 0 or 1, and NaN where a label is not known."""
         return truth(self.predictions.labels, self.predictions.logits.shape[1], self.task)
 
+    @property
+    def judged(self) -> CalibratedPredictions:
+        """The cases that a figure can count: those of which any label is known."""
+        unknown = np.isnan(self.truth).all(axis=1)
+        return self.where(np.flatnonzero(~unknown)) if unknown.any() else self
+
     @cached_property
     def target(self) -> NDArray[np.bool_]:
         """The truth; raises DataError where a label is not known."""

@@ -115,8 +115,9 @@ def all_figures(
     Calibration and operating point are those fitted on validation. AUC has DeLong's interval over patients, and beside
     it the bootstrap's; proportions of a binary study have Wilson's over patients; all else has the bootstrap's. PPV and
     NPV hold at `prevalence`, None: at that of these cases. A figure that is not defined has value None and a note that
-    says why; an empty set has no figure.
+    says why; an empty set has no figure. A case of which no label is known is not counted.
     """
+    scored = scored.judged
     cases = len(scored.predictions)
     if cases == 0:
         return Figures(*(Estimate(None, None, None, 0, "no cases") for _ in METRICS))

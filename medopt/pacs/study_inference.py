@@ -15,12 +15,13 @@ from pydicom import Dataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from medopt.config import SeriesRules
-from medopt.core.errors import DataError
+from medopt.core.errors import DataError, ReleaseError
 from medopt.core.files import file_digest
+from medopt.imaging.channels import ScanPath
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.redact import redacted
 from medopt.imaging.series_index import Series, index_folder
-from medopt.imaging.series_rules import SeriesSelection, matching_series, select_series
+from medopt.imaging.series_rules import SeriesSelection, matching_series, select_channels, select_series
 from medopt.inference.evidence_map import Evidence
 from medopt.pacs.heat_map import heat_maps, mapped_labels
 from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, derived_uid
@@ -28,7 +29,7 @@ from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
 from medopt.pacs.study_header import study_header
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
-from medopt.release.layout import SUMS, Kind, refuse_channels
+from medopt.release.layout import SUMS, Kind, ReleaseInfo
 from medopt.release.predictor import Answer, Release
 
 _LATE_IMPORTS = ("pydicom.pixels.decoders", "skimage.transform", "PIL.ImageFont", "medopt.transforms.restore")
@@ -36,10 +37,14 @@ _LATE_IMPORTS = ("pydicom.pixels.decoders", "skimage.transform", "PIL.ImageFont"
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """What is read as one scan: a file, or `folder#series`; and its files."""
+    """What is read as one scan: a file, `folder#series`, or those of each image of a case; and its files."""
 
-    source: str | Path
+    source: ScanPath
     files: tuple[Path, ...]
+
+
+class _NoCase(DataError):
+    """A study whose series are not the images of one case. The text quotes nothing from headers."""
 
 
 class StudyInference:
@@ -49,9 +54,9 @@ class StudyInference:
         """Open the release; raises ReleaseError. `rules` replace the release's own rules for series."""
         self._predictor = Release.open(release, precision)
         info = self._predictor.info
-        refuse_channels(info, "the node chooses one series a study")
         model = info.models[precision]
         self._rules, self._settings = rules or info.series, settings
+        _check_channel_rules(info, self._rules)
         self._takes_volumes = len(info.prepare.size) == 3
         self._evidence = Evidence.open(release / model.file) if settings.heat_maps else None
         self.identity = ModelIdentity(info, model, file_digest(release / model.file), file_digest(release / SUMS))
@@ -77,24 +82,30 @@ class StudyInference:
         """Answer the images of a folder, all of one study.
 
         The study is declined if the rules leave no series to answer, or if the release declines each of its scans. It
-        is parked if it cannot be read: a person has to look.
+        is parked if it cannot be read, or if the rules do not leave one series for each image of a case: a person has
+        to look.
         """
         folder = request.folder
         try:
             all_images = [_read_header(path) for path in sorted(folder.iterdir())]
             study_header(all_images)
             all_series = index_folder(folder).series
-            selection = select_series(all_series, self._rules)
-            chosen = self._chosen(all_series, selection)
-            scans = [scan for series in chosen for scan in self._scans(folder, series)]
+            selection = select_series(all_series, self._rules, may_miss=self._may_miss)
+            if self._rules.channels:
+                chosen, scans = self._case(folder, all_series)
+            else:
+                chosen = self._chosen(all_series, selection)
+                scans = [scan for series in chosen for scan in self._scans(folder, series)]
             answers = [self._predict(scan) for scan in scans] or [_undetermined(all_series, selection)]
+        except _NoCase as error:
+            return StudyResponse(ending="parked", reason=str(error))
         except DataError as error:
             reason = redacted(str(error).replace(f"{folder}/", "").replace(str(folder), "the study"), folder)
             return StudyResponse(ending="parked", reason=reason)
         declined, reason = all(scan.answer.declined for scan in answers), ""
         if declined:
             reasons = dict.fromkeys(scan.answer.declined or "" for scan in answers)
-            reason = "; ".join(reasons) if chosen else _exclusion_counts(all_series, selection)
+            reason = "; ".join(reasons) if chosen else _exclusion_counts(all_series, selection, self._rules)
         return StudyResponse(
             ending="declined" if declined else "done",
             reason=reason,
@@ -133,6 +144,26 @@ class StudyInference:
             return [_Scan(f"{folder}#{series.uid}", tuple(series.files))]
         return [_Scan(path, (path,)) for path in series.files]
 
+    def _case(self, folder: Path, all_series: Sequence[Series]) -> tuple[Sequence[Series], list[_Scan]]:
+        """The series of the images of a case, and the case; none where the rules leave no series for any image.
+
+        Raises _NoCase where they leave several series for an image, or none for one of them.
+        """
+        found = select_channels(all_series, self._rules)
+        if not found.chosen and not found.faults:
+            return (), []
+        if problem := found.problem(self._may_miss):
+            raise _NoCase(f"The rules (series.channels) do not leave one series for each image: {problem}.")
+        given = [found.chosen.get(name) for name in self._predictor.info.prepare.channel_names]
+        series = [one for one in given if one is not None]
+        sources = (one and (f"{folder}#{one.uid}" if len(one.files) > 1 else one.files[0]) for one in given)
+        files = tuple(path for one in series for path in one.files)
+        return series, [_Scan(tuple(source or "" for source in sources), files)]
+
+    @property
+    def _may_miss(self) -> bool:
+        return self._predictor.info.prepare.missing_channel == "zeros"
+
     def _predict(self, scan: _Scan) -> ScanAnswer:
         headers = tuple(_read_header(path) for path in scan.files)
         return ScanAnswer(self._predictor.predict(scan.source), headers)
@@ -156,6 +187,22 @@ class StudyInference:
         return [] if evidence is None else heat_maps(context, answer, volume, evidence)
 
 
+def _check_channel_rules(info: ReleaseInfo, rules: SeriesRules) -> None:
+    """Raise ReleaseError where the rules do not say which series is each image of a case."""
+    names = info.prepare.channel_names
+    if not names and rules.channels:
+        raise ReleaseError(
+            f"A case of the release {info.study} is one image: take the rules for several (series.channels) out of the "
+            "node file."
+        )
+    if set(rules.channels) != set(names):
+        raise ReleaseError(
+            f"A case of the release {info.study} has {len(names)} images ({', '.join(names)}), and there are rules for "
+            f"the series of {', '.join(rules.channels) or 'none'}. Write rules for each into the node file, as in "
+            f"series: {{channels: {{{names[0]}: {{description: [{names[0]}]}}, ...}}}}."
+        )
+
+
 def _drawn_header() -> Dataset:
     """The header of no image: for the reports that are written once before the first study."""
     image = Dataset()
@@ -176,8 +223,11 @@ def _undetermined(all_series: Sequence[Series], selection: SeriesSelection) -> S
     return ScanAnswer(Answer({}, "", (), declined=declined), headers)
 
 
-def _exclusion_counts(all_series: Sequence[Series], selection: SeriesSelection) -> str:
+def _exclusion_counts(all_series: Sequence[Series], selection: SeriesSelection, rules: SeriesRules) -> str:
     """The same for a log: how many series each rule excluded; nothing is quoted from their headers."""
-    rules = Counter(selection.reasons[series.uid].split(" ")[0].rstrip(":") for series in all_series)
-    counts = ", ".join(f"{number} {'left' if rule == 'one' else rule}" for rule, number in rules.items())
+    if rules.channels:
+        counted = select_channels(all_series, rules).problem(may_miss=False)
+        return f"the rules leave no series for any image of a case ({counted})"
+    excluded = Counter(selection.reasons[series.uid].split(" ")[0].rstrip(":") for series in all_series)
+    counts = ", ".join(f"{number} {'left' if rule == 'one' else rule}" for rule, number in excluded.items())
     return f"the rules do not leave one of the {len(all_series)} series of this study ({counts})"

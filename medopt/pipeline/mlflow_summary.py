@@ -67,6 +67,17 @@ def logged_figures(metrics: RunMetrics) -> dict[str, object]:
     return figures
 
 
+def unknown_labels(run: RunRecords) -> dict[str, object]:
+    """How many labels of each split are uncertain or missing, by label; empty where every label is known."""
+    if run.study.data.task != "multilabel":
+        return {}
+    words = [f"{name} {word}" for name in run.study.data.labels for word in ("uncertain", "missing")]
+    counts = {
+        split: {word: one.labels[word] for word in words if word in one.labels} for split, one in run.splits.items()
+    }
+    return {"unknown labels": counts} if any(counts.values()) else {}
+
+
 def headline_figures(metrics: RunMetrics) -> dict[str, float | None]:
     """The few numbers by which runs are compared: of the network as trained, and with `_int8` of the int8 model."""
     test = {f"{name}_test": metrics.test.float[name].value for name in RATES}

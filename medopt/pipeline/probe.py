@@ -60,7 +60,7 @@ def probe_study(
 
 
 def _result(study: Study, splits: Splits, baseline: LinearBaseline, started: float) -> ProbeResult:
-    scored = CalibratedPredictions(baseline.predictions(study, splits, ("val",)), study.data.task)
+    scored = CalibratedPredictions(baseline.predictions(study, splits, ("val",)), study.data.task).judged
     areas = auc_with_covariance(scored.score, scored.truth, scored.patients)
     return ProbeResult(
         reads=baseline.reads,

@@ -12,10 +12,11 @@ from skimage.transform import resize
 
 from medopt.config import Prepare
 from medopt.core.records import Volume
-from medopt.transforms.display import displayed, most_active, overlay
+from medopt.transforms.display import displayed_images, most_active, overlay
 from medopt.transforms.restore import spread_out, to_scan
 
 _MIN_SIDE, _MAX_SIDE = 512, 1024  # pixels of the longer side
+_GAP = 4  # between columns
 _LIGHT = (235, 235, 235)
 
 
@@ -24,28 +25,37 @@ def evidence_picture(
 ) -> NDArray[np.uint8]:
     """The overlay (H, W, 3) with a scale and a caption below; of a volume the slice with most of the evidence.
 
+    Of a case of several images there is a column for each, under the same evidence: the network has one map for all.
+
     `evidence` (*grid) is what each region of the prepared scan added to the label's logit; what spoke against it is
     not shown.
     """
     positive = torch.from_numpy(np.maximum(evidence, 0).astype(np.float32))
     spread = spread_out(prepare.size)(positive[None, None])[0]
     shape, spacing = volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :]
-    grey, heat = most_active(displayed(volume, prepare), to_scan(spread, shape, spacing, prepare)[0].numpy())
-    maximum = float(heat.max())
-    sides = _display_sides(grey.shape, spacing[-2:])
-    blended = overlay(resize(grey, sides, anti_aliasing=True), resize(heat / maximum if maximum > 0 else heat, sides))
+    spread_over_scan = to_scan(spread, shape, spacing, prepare)[0].numpy()
+    images, columns, maximum = displayed_images(volume, prepare), [], 0.0
+    for _, image in images:
+        grey, heat = most_active(image, spread_over_scan)
+        maximum = float(heat.max())
+        sides = _display_sides(grey.shape, spacing[-2:], len(images))
+        high = resize(heat / maximum if maximum > 0 else heat, sides)
+        columns += [np.ones((sides[0], _GAP, 3)), overlay(resize(grey, sides, anti_aliasing=True), high)]
+    blended = np.concatenate(columns[1:], axis=1)
     grid = " x ".join(str(side) for side in evidence.shape)
     caption = (
         f"Where the evidence for '{label}' lay ({100 * probability:.0f} %), in {grid} places.\n"
         "No outline of a finding. Research software, unverified."
     )
+    if prepare.channel_names:
+        caption += f"\nFrom left to right: {', '.join(name for name, _ in images)}."
     return _with_caption(np.rint(255 * blended).astype(np.uint8), caption, maximum)
 
 
-def _display_sides(shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[int, int]:
-    """Height and width in square pixels, the longer side within the bounds."""
+def _display_sides(shape: Sequence[int], spacing_mm: Sequence[float], columns: int) -> tuple[int, int]:
+    """Height and width in square pixels, the longer side within the bounds; of several columns each is smaller."""
     height, width = shape[0] * spacing_mm[0], shape[1] * spacing_mm[1]
-    longest = min(max(*shape, _MIN_SIDE), _MAX_SIDE)
+    longest = max(min(max(*shape, _MIN_SIDE), _MAX_SIDE) * 2 // (columns + 1), _MIN_SIDE // 2)
     return max(1, round(longest * height / max(height, width))), max(1, round(longest * width / max(height, width)))
 
 
@@ -53,7 +63,7 @@ def _with_caption(picture: NDArray[np.uint8], caption: str, maximum: float) -> N
     """The picture with the scale of its colours and a caption below, at least wide enough for them."""
     width = max(picture.shape[1], _MIN_SIDE)
     size = width // 40
-    canvas = Image.new("RGB", (width, len(picture) + 5 * size))
+    canvas = Image.new("RGB", (width, len(picture) + (4 + caption.count("\n")) * size))
     canvas.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, 0))
     font, draw = ImageFont.load_default(size), ImageDraw.Draw(canvas)
     top, bar = len(picture) + size // 2, width // 4

@@ -103,7 +103,7 @@ def refuse_channels(info: ReleaseInfo, what: str) -> None:
     if names := info.prepare.channel_names:
         raise ReleaseError(
             f"A case of the release {info.study} has {len(names)} images ({', '.join(names)}): {what}. "
-            "`medopt predict` answers such cases, from a CSV with the columns image:NAME."
+            "`medopt predict`, `medopt serve` and the node answer such cases."
         )
 
 

@@ -14,6 +14,7 @@ from medopt.core.errors import DataError
 from medopt.core.files import atomic
 from medopt.core.records import Volume, is_exclusive
 from medopt.core.reporter import Reporter
+from medopt.imaging.channels import ScanPath
 from medopt.inference.depth_evidence import DepthEvidence
 from medopt.inference.evidence_map import Evidence
 from medopt.release.evidence_picture import evidence_picture
@@ -21,19 +22,22 @@ from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
 
 
-def write_heat_maps(release: Release, model: Path, rows: Sequence[Row], folder: Path, reporter: Reporter) -> int:
+def write_heat_maps(
+    release: Release, model: Path, scans: Sequence[ScanPath], rows: Sequence[Row], folder: Path, reporter: Reporter
+) -> int:
     """Write a picture for each finding that is present or undecided; returns how many. `model`: the ONNX file.
 
-    Each scan is read a second time. Raises DataError where the network has no such map (an ensemble), StorageError.
+    `rows` are the answers to `scans`. Each scan is read a second time. Raises DataError where the network has no such
+    map (an ensemble), StorageError.
     """
     evidence = Evidence.open(model)
     if evidence is None:
         raise DataError("This release's model does not average over positions, so no evidence can be shown for it.")
     advance = reporter.progress(len(rows), "heat maps")
     count = 0
-    for number, row in enumerate(rows, start=1):
+    for number, (scan, row) in enumerate(zip(scans, rows, strict=True), start=1):
         if row.answer is not None and mapped_labels(release, row.answer):
-            volume = release.chain.read(row.path)
+            volume = release.chain.read(scan)
             for label, picture in evidence_pictures(release, evidence, volume, row.answer, row.path):
                 with atomic(folder / f"{number:05}_{_plain(Path(row.path).stem)}_{_plain(label)}.png") as part:
                     Image.fromarray(picture).save(part, "PNG")

@@ -18,10 +18,17 @@ _COLOURS = (
 )  # ever lighter, so that it is read in grey, too
 
 
+def displayed_images(volume: Volume, config: Prepare) -> list[tuple[str, FloatArray]]:
+    """A scan as `displayed` shows it, under no name; of a case of several images each that is there, by its name."""
+    if not volume.channels:
+        return [("", displayed(volume, config))]
+    named = zip(config.channel_names, volume.channels, strict=True)
+    return [(name, displayed(one, config)) for name, one in named if one is not None]
+
+
 def displayed(volume: Volume, config: Prepare) -> FloatArray:
-    """A scan's own pixels (*space), 0 (black) to 1 (white); of a case of several images those of the first."""
-    shown = next((one for one in volume.channels if one is not None), volume)
-    own = replace(shown, array=shown.array.copy())
+    """A single image's own pixels (*space), 0 (black) to 1 (white)."""
+    own = replace(volume, array=volume.array.copy())
     grey = SetChannels(1)(nan_as_background(own) if config.nan == "background" else own)
     clipped = ClipIntensity(config.intensity)(grey)
     center, width = clipped.window or (0.5, 1.0)

@@ -22,7 +22,7 @@ from medopt.core.records import FloatArray, Volume
 from medopt.core.telemetry import without_telemetry
 from medopt.imaging import read_scan
 from medopt.imaging.background import nan_as_background
-from medopt.imaging.channels import LUMINANCE, ScanPath, read_channels, scan_name, split_channels
+from medopt.imaging.channels import LUMINANCE, ScanPath, read_case, scan_name, split_channels
 from medopt.transforms.resize import crop_or_pad, fitted, is_too_large, needed_part, resampled, resize
 
 with without_telemetry():
@@ -42,12 +42,12 @@ class ReadScan(Transform):
     """A path (file, series folder or `.npz` member), or those of a case's channels, to a Volume."""
 
     def __init__(self, config: Prepare) -> None:
-        self.names, self.resample = config.channel_names, config.channel_grid == "resample"
+        self.config, self.names = config, config.channel_names
 
     def __call__(self, path: ScanPath) -> Volume:
         """Read the scan; raises DataError naming the file and the reason."""
         if isinstance(path, tuple):
-            return read_channels(path, self.names, resample=self.resample)
+            return read_case(path, self.config)
         if self.names:
             raise DataError(f"{path} is one image, and a case of this study has {len(self.names)}: {self.names_text}.")
         return read_scan(path)
@@ -300,6 +300,8 @@ def _fingerprint(config: Prepare) -> str:
     """A chain keeps its fingerprint where a later version of medopt gives the same values for its settings."""
     later = {"nan"} if config.nan == "refuse" else set()  # settings that 0.1.0 did not have
     later |= set() if config.channel_names else {"channel_grid", "missing_channel"}
+    later |= {"channel_frames"} if config.channel_frames == "same" else set()
+    later |= {"channel_patients"} if config.channel_patients == "same" else set()
     facts = {"chain": CHAIN_VERSION, "prepare": config.model_dump(mode="json", exclude=later)}
     return digest(facts | ({"window": WINDOW_VERSION} if config.intensity.method == "window" else {}))
 

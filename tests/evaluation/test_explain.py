@@ -23,7 +23,7 @@ from medopt.evaluation.explain import (
     similarity,
     stage_of,
 )
-from medopt.figures.explanations import Explained, explain_figure, nearest_figure
+from medopt.figures.explanations import Explained, explain_figure, joined, nearest_figure
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.thresholds import OperatingPoint
@@ -170,18 +170,26 @@ def test_the_surest_errors_and_a_sample_are_chosen(drawn: Callable, task: str, o
 
 
 def test_pictures_are_drawn_in_the_scans_own_shape(tmp_path) -> None:
-    flat = Explained(np.full((60, 40), 0.5, np.float32), np.zeros((60, 40), np.float32), "case a")
-    assert np.allclose(overlay(flat.image, flat.map), 0.5)  # no map, no colour
+    flat = Explained([np.full((60, 40), 0.5, np.float32)], np.zeros((60, 40), np.float32), "case a")
+    assert np.allclose(overlay(flat.images[0], flat.map), 0.5)  # no map, no colour
     deep = np.zeros((9, 20, 30), np.float32)
     deep[6, 5:9, 5:9] = 1
-    volume = Explained(np.random.default_rng(0).random(deep.shape, np.float32), deep, "case b")
-    image, values = most_active(volume.image, volume.map)
-    assert np.array_equal(values, deep[6]) and np.array_equal(image, volume.image[6])
-    explain_figure([flat, volume], tmp_path / "cases.png", caption="words")
-    nearest_figure([("case a", [("error", flat.image), ("no, 0.3", deep)])], tmp_path / "nearest.png")
+    volume = Explained([np.random.default_rng(0).random(deep.shape, np.float32)], deep, "case b")
+    image, values = most_active(volume.images[0], volume.map)
+    assert np.array_equal(values, deep[6]) and np.array_equal(image, volume.images[0][6])
+    case = Explained([volume.images[0], 1 - volume.images[0]], deep, "case c")
+    explain_figure([flat, volume, case], tmp_path / "cases.png", caption="words")
+    nearest_figure([("case a", [("error", flat.images[0]), ("no, 0.3", deep)])], tmp_path / "nearest.png")
     for name in ("cases", "nearest"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 600
+
+
+def test_pictures_are_joined_with_a_gap() -> None:
+    dark, light = np.zeros((8, 90, 3), np.float32), np.full((8, 90, 3), 0.5, np.float32)
+    beside, below = joined([dark, light], 1), joined([dark, light], 0)
+    assert beside.shape == (8, 182, 3) and beside[0, :, 0].tolist() == [0] * 90 + [1] * 2 + [0.5] * 90
+    assert below.shape == (17, 90, 3) and below[:, 0, 0].tolist() == [0] * 8 + [1] + [0.5] * 8
 
 
 def test_a_label_that_is_not_known_is_not_called_absent(tiny_study: Callable[..., Study]) -> None:

@@ -13,10 +13,12 @@ from medopt.config import Prepare
 from medopt.core.errors import DataError
 from medopt.imaging import read_scan
 from medopt.imaging.channels import read_channels, split_channels
+from medopt.imaging.series_index import index_folder
 from medopt.transforms.prepare import PrepareChain
 from medopt.transforms.restore import restore_masks
 from tests.imaging.scans_made import image as made_dicom
 from tests.imaging.scans_made import saved
+from tests.scans_of_patients import mr_series
 
 NAMES = ("t1", "t2", "adc")
 
@@ -175,3 +177,54 @@ def test_settings_of_single_images_keep_their_fingerprint() -> None:
     for wrong in ({"channels": ["a", "A"]}, {"channels": ["a"]}, {"channels": 2}, {"missing_channel": "zeros"}):
         with pytest.raises(ValueError):
             Prepare.model_validate({"size": [32, 32]} | wrong)
+
+
+def sequences(folder: Path, second: dict[str, str] | None = None, patient: str = "H1") -> tuple[Path, Path]:
+    """T1 and T2 of one study as folders of DICOM files, in one frame of reference unless `second` says otherwise."""
+    mr_series(folder / "t1", "H1", "1.2.3", "t1", slices=5)
+    mr_series(folder / "t2", patient, "1.2.3", "t2", slices=5, scale=3, **(second or {}))
+    return folder / "t1", folder / "t2"
+
+
+def chain_of(**prepare: object) -> PrepareChain:
+    config = {"size": [8, 8, 8], "channels": ["t1", "t2"], "fit": "crop_or_pad"}
+    return PrepareChain(Prepare.model_validate(config | prepare))
+
+
+def test_folders_of_dicom_files_are_images_of_a_case(tmp_path: Path) -> None:
+    case = sequences(tmp_path)
+    volume = read_channels(case, ("t1", "t2"))
+    assert volume.array.shape == (2, 5, 4, 4) and np.array_equal(volume.array[1], 3 * volume.array[0])
+    assert chain_of()(case).shape == (2, 8, 8, 8)
+    by_uid = [f"{tmp_path}#{series.uid}" for series in index_folder(tmp_path).series]
+    assert np.array_equal(read_channels(sorted(by_uid), ("a", "b")).array.max(0), volume.array.max(0))
+
+
+def test_another_frame_of_reference_is_refused_unless_images_were_registered(tmp_path: Path) -> None:
+    case = sequences(tmp_path, {"FrameOfReferenceUID": "1.2.826.9"})
+    for other in (chain_of(), chain_of(channel_grid="resample")):
+        with pytest.raises(DataError, match=r"t2 \(t2\) and t1 have different frames of reference") as refused:
+            other(case)
+        assert "1.2.826.9" not in str(refused.value)
+    registered = chain_of(channel_frames="registered")
+    assert registered(case).shape == (2, 8, 8, 8)
+    assert registered.fingerprint != chain_of().fingerprint == chain_of(channel_patients="same").fingerprint
+    bare = sequences(tmp_path / "bare", {"FrameOfReferenceUID": ""})
+    assert chain_of()(bare).shape == (2, 8, 8, 8)  # a file that says nothing contradicts nothing
+
+
+def test_images_of_two_patients_are_no_case(tmp_path: Path) -> None:
+    case = sequences(tmp_path, patient="QUITTENBAUM7")
+    with pytest.raises(DataError, match=r"t2 \(t2\) and t1 are of different patients by their headers") as refused:
+        chain_of()(case)
+    assert "QUITTENBAUM7" not in str(refused.value)
+    assert chain_of(channel_patients="ignore")(case).shape == (2, 8, 8, 8)
+    for at, same in enumerate(("H1 ", "anonymous", "")):
+        assert chain_of()(sequences(tmp_path / str(at), patient=same)).shape == (2, 8, 8, 8)
+
+
+def test_one_image_under_two_names_is_refused(case: tuple[Path, ...], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.nii.gz"
+    copy.write_bytes(case[0].read_bytes())
+    with pytest.raises(DataError, match=r"copy.nii.gz \(adc\) and t1 have the same pixels"):
+        read_channels((case[0], case[1], copy), NAMES)

@@ -13,7 +13,7 @@ from real_data import real
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError
 from medopt.imaging.series_index import Series, index_folder
-from medopt.imaging.series_rules import SeriesSelection, select_series
+from medopt.imaging.series_rules import SeriesSelection, select_channels, select_series
 
 PLAIN: dict[str, Any] = {
     "study_uid": "1.2.840.5",
@@ -128,3 +128,54 @@ def test_of_a_real_study_the_rules_take_one_series() -> None:
 def test_rules_that_cannot_be_meant_are_refused(rules: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SeriesRules(**rules)
+
+
+def channels(**changed: Any) -> SeriesRules:
+    rules = {"t1": {"description": ["^t1"]}, "adc": {"description": ["^adc"], "derived": True}}
+    return SeriesRules.model_validate({"modality": ["MR"], "channels": rules} | changed)
+
+
+def mr(uid: str, description: str, **fields: Any) -> Series:
+    return series(uid, **{"modality": "MR", "description": description, "volume": True} | fields)
+
+
+T1, ADC = mr("1", "T1 axial"), mr("2", "ADC map", image_type=("DERIVED", "PRIMARY"))
+
+
+def test_rules_of_an_image_replace_those_of_all() -> None:
+    found = select_series([T1, ADC, mr("3", "t2"), mr("4", "adc", modality="CT")], channels())
+    assert found.cases == ({"t1": T1, "adc": ADC},) and found.chosen == (T1, ADC) and not found.refusals
+    assert found.reasons["1"] == "taken as t1: description finds '^t1'"
+    assert found.reasons["3"] == "not t1: description matches no pattern; not adc: description matches no pattern"
+    stored = SeriesRules.model_validate_json(channels().model_dump_json())  # as a release keeps them, with all defaults
+    assert stored.of_channel("adc").derived and stored.of_channel("adc").modality == ["MR"]
+    assert not stored.of_channel("t1").derived
+
+
+@pytest.mark.parametrize(
+    ("members", "problem", "may_miss"),
+    [
+        ([T1], "adc: no series of 1 is left (1 description)", False),
+        ([T1], "", True),
+        ([mr("3", "t2")], "t1: no series of 1 is left (1 description); adc: no series of 1", True),
+        ([T1, ADC, mr("5", "adc 2")], "adc: 2 of 3 series are left", True),
+        (
+            [T1, mr("5", "adc", volume=False, files=(Path("a"), Path("b")))],
+            "adc: the one that is left has 2 images",
+            True,
+        ),
+    ],
+)
+def test_a_study_that_is_no_case_says_why(members: list[Series], problem: str, may_miss: bool) -> None:
+    assert select_channels(members, channels()).problem(may_miss).startswith(problem)
+    assert bool(select_channels(members, channels()).problem(may_miss)) == bool(problem)
+    found = select_series(members, channels(), may_miss=may_miss)
+    assert bool(found.refusals) == bool(problem)
+    if problem:
+        with pytest.raises(DataError, match="In 1 of 1 studies the rules do not leave one series: study"):
+            found.require_one_each()
+
+
+def test_one_series_is_not_two_images() -> None:
+    rules = channels(channels={"t1": {"description": ["t"]}, "t2": {"description": ["t1"]}})
+    assert select_channels([T1], rules).faults == {"t2": "the one that is left is that of t1, too"}

@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medopt.config import Study
+from medopt.config import SeriesRules, Study
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Case, Split
+from medopt.core.reporter import SilentReporter
+from medopt.data.cache import PreparedCache, load_prepared
 from medopt.manifest.build import BuildOptions, BuiltManifest, build_manifest
 from medopt.manifest.check import missing_images
 from medopt.manifest.image_facts import read_facts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.quality import inspect_images, quality_findings
 from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
+from medopt.manifest.sources.scan_listing import SourceOptions
 from medopt.manifest.splits import SplitRules
 from medopt.manifest.table import read_manifest
+from medopt.transforms.prepare import PrepareChain
 from tests.imaging.scans_made import radiograph, saved
 from tests.scans_of_patients import mr_series
 
@@ -268,3 +272,86 @@ def test_images_of_a_case_in_two_splits_of_the_source_are_refused(pictures, tmp_
     with pytest.raises(DataError, match="images of 1 of 11 cases are in several splits of the source"):
         build_manifest(pictures, tmp_path / "m.csv", options)
     assert build_manifest(pictures, tmp_path / "m.csv", replace(options, rules=SplitRules(resplit=True))).rows
+
+
+def dicom_cases(tmp_path: Path, **second: str) -> tuple[Path, Path]:
+    """A manifest that was built from folders of DICOM files, and where they lie; `second` is in the T2 of case 2."""
+    place = tmp_path / "export"
+    for at in range(12):
+        for name, scale in (("t1", 2 + at), ("t2", 40 + at)):
+            changed = second if (at, name) == (2, "t2") else {}
+            mr_series(place / f"case{at}" / name, f"H{at}", f"1.2.{at + 3}", name, slices=5, scale=scale, **changed)
+    options = sequences(tmp_path / "c.csv", *(f"H{at}" for at in range(12)))
+    return build_manifest(place, tmp_path / "m.csv", replace(options, patient="table")).manifest, place
+
+
+def mr_study(**prepare: object) -> Study:
+    data = {"manifest": "m.csv", "labels": ["0", "1"]}
+    prepared = {"size": [8, 8, 8], "channels": ["t1", "t2"], "fit": "crop_or_pad"} | prepare
+    return Study.model_validate({"name": "mr", "question": "?", "data": data, "prepare": prepared})
+
+
+def test_folders_of_dicom_files_go_from_the_table_to_tensors(tmp_path):
+    manifest, place = dicom_cases(tmp_path)
+    cases, chain = read_manifest(manifest, mr_study()), PrepareChain(mr_study().prepare)
+    assert {case.channels for case in cases} >= {("case0/t1", "case0/t2")}
+    assert not [fact.problem for fact in read_facts(cases, place, prepare=mr_study().prepare) if fact.problem]
+    files = PreparedCache(tmp_path / "cache", chain).fill(cases, place, SilentReporter())
+    at = next(at for at, case in enumerate(cases) if case.channels[0] == "case0/t1")
+    expected = chain(tuple(f"{place / image}" for image in cases[at].channels))
+    assert expected.shape == (2, 8, 8, 8) and expected[0].max() > 0.9
+    assert np.array_equal(load_prepared(files[at]), expected)
+
+
+@pytest.mark.parametrize(
+    ("second", "reason", "way_out"),
+    [
+        ({"PatientID": "QUITTENBAUM7"}, "are of different patients by their headers", {"channel_patients": "ignore"}),
+        ({"FrameOfReferenceUID": "1.2.826.77"}, "different frames of reference", {"channel_frames": "registered"}),
+    ],
+)
+def test_what_headers_contradict_is_refused_by_the_check_and_by_prepare(tmp_path, second, reason, way_out):
+    manifest, place = dicom_cases(tmp_path, **second)
+    cases = read_manifest(manifest, mr_study())
+    problems = [fact.problem for fact in read_facts(cases, place, prepare=mr_study().prepare) if fact.problem]
+    assert len(problems) == 1 and "case2" in problems[0] and reason in problems[0]
+    with pytest.raises(DataError, match=rf"case2.*{reason}") as refused:
+        PreparedCache(tmp_path / "cache", PrepareChain(mr_study().prepare)).fill(cases, place, SilentReporter())
+    assert not [text for text in second.values() if text in problems[0] + str(refused.value)]
+    taken = mr_study(**way_out)
+    assert not [fact.problem for fact in read_facts(cases, place, prepare=taken.prepare) if fact.problem]
+    assert (
+        len(PreparedCache(tmp_path / "cache", PrepareChain(taken.prepare)).fill(cases, place, SilentReporter())) == 12
+    )
+
+
+def test_rules_for_each_image_build_the_cases_of_an_export(tmp_path):
+    place = tmp_path / "export"
+    for at in range(8):
+        for name in ("t1 axial", "t2 axial", "scout"):
+            if (at, name) != (3, "t1 axial"):
+                scale = at + 2 + 40 * (name == "t2 axial")
+                mr_series(place / f"study{at}", f"H{at}", f"1.2.{at + 3}", name, slices=3, name=name[:2], scale=scale)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("patient_id,label\n" + "".join(f"H{at},{at % 2}\n" for at in range(8)))
+    rules = SeriesRules.model_validate({"channels": {"t1": {"description": ["t1"]}, "t2": {"description": ["t2"]}}})
+    options = BuildOptions(labels=labels, source=SourceOptions(rules=rules))
+    with pytest.raises(DataError, match=r"In 1 of 8 studies .* t1: no series of 2 is left \(2 description\)"):
+        build_manifest(place, tmp_path / "m.csv", options)
+    options = replace(options, source=SourceOptions(rules=rules, may_miss=True))
+    built = build_manifest(place, tmp_path / "m.csv", options)
+    cases = read_manifest(built.manifest, mr_study(missing_channel="zeros"))
+    assert len(cases) == 8 and [case.channels[0] for case in cases if "study3#" in case.image] == [""]
+    chain = PrepareChain(mr_study(missing_channel="zeros").prepare)
+    assert chain(tuple(f"{place / image}" if image else "" for image in cases[0].channels)).shape == (4, 8, 8, 8)
+    table = sequences(tmp_path / "c.csv", "H0").labels
+    with pytest.raises(ConfigError, match="Series rules and table both say what the images of a case are"):
+        build_manifest(place, tmp_path / "m.csv", replace(options, labels=table))
+
+
+def test_rules_are_for_the_images_of_the_study():
+    rules = {"series": {"channels": {"t1": {"description": ["t1"]}}}}
+    with pytest.raises(ValueError, match=r"has rules for \['t1'\]; it needs them for each of prepare.channels"):
+        Study.model_validate(mr_study().model_dump() | {"data": mr_study().data.model_dump() | rules})
+    with pytest.raises(ValueError, match="a channel cannot be called image"):
+        mr_study(channels=["image", "t2"])

@@ -11,6 +11,7 @@ from predictions_drawn import draw
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import UNKNOWN, Predictions
 from medopt.evaluation.comparison import area_difference
+from medopt.evaluation.run_averages import mean_figures, pooled_figures
 from medopt.metrics import evaluate
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import fit_calibration, refuse_few, targets
@@ -140,3 +141,22 @@ def test_neighbours_whose_label_is_not_known_have_no_vote() -> None:
     scores = neighbour_scores(features, targets, features, neighbours=2)
     assert scores[0, 0] > 0.9 and scores[3, 0] < 0.1
     assert scores[:, 1] == pytest.approx(1)  # of the one that is known, or the mean of those
+
+
+def test_a_case_without_any_known_label_is_not_counted() -> None:
+    table = partly()
+    labels = table.labels.copy()
+    labels[::10] = UNKNOWN
+    table = replace(table, labels=labels)
+    known = int((labels != UNKNOWN).any(axis=1).sum())
+    assert known < len(table) - 25
+    scored = CalibratedPredictions(table, "multilabel", operating_point=POINT)
+    found = all_figures(scored, **HOW)
+    assert {found[name].n for name in METRICS} == {known}
+    alone = all_figures(scored.where((labels != UNKNOWN).any(axis=1)), **HOW)
+    assert found == alone
+    means = mean_figures([scored, scored], **HOW)
+    assert means["auc"].mean.n == known and means["brier"].mean.value == pytest.approx(found.brier.value)
+    pooled = pooled_figures(table, "multilabel", **HOW)
+    assert (pooled.auc.n, pooled.brier.n) == (known, known)
+    assert area_difference(scored, scored, 0.95)[0].n == known

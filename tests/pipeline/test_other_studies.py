@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from clinic import STAGES, STUDY, write_rows, write_study
 from clinic_fixtures import Done, call, only_folder
+from mlflow import MlflowClient
 from PIL import Image
 
 from medopt.core.records import UNKNOWN
@@ -19,8 +20,11 @@ from medopt.evaluation.predictions_io import read_predictions
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.metrics import evaluate
 from medopt.metrics.figures import METRICS
+from medopt.pipeline.mlflow_summary import unknown_labels
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
+from medopt.report.run_records import read_run
+from medopt.tracking.tracker import metrics_of
 
 SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",) * 2
 COUNT = 48
@@ -150,6 +154,12 @@ def test_uncertain_and_missing_labels_are_left_out_of_loss_and_figures(tmp_path:
     assert done.summary["test"]["int8"]["auc"]["value"] is not None
     assert any("unknown_labels: " in note and "upper 20 uncertain" in note for note in done.summary["data_notes"])
     assert "upper uncertain" in (folder / "report.html").read_text()
+    counted = metrics_of(unknown_labels(read_run(folder)))
+    assert sum(one.value for one in counted if one.key.endswith("upper uncertain")) == 20
+    assert {one.key for one in counted} >= {"unknown labels_test/upper uncertain", "unknown labels_test/lower missing"}
+    run_id = json.loads((folder / "run.json").read_text())["mlflow_run_id"]
+    logged = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}").get_run(run_id)
+    assert {one.key: one.value for one in counted}.items() <= logged.data.metrics.items()
     test = float_table.of_split("test")
     truth = np.where(test.labels == UNKNOWN, np.nan, test.labels)
     expected = evaluate(truth, test.logits, patients=test.patient_id, bootstrap=100)

@@ -190,7 +190,7 @@ def test_the_queue_counts_images_and_bytes() -> None:
 
 def test_tensors_come_back_as_they_went() -> None:
     files = np.array([b"ab", b"\xff\x00c"], object)
-    assert from_raw("scan", [2], to_raw(files)).scans == (b"ab", b"\xff\x00c")
+    assert from_raw("scan", [2], to_raw(files)) == (b"ab", b"\xff\x00c")
     reply = InferenceResponse(
         "m", "v", {"logits": np.array([[np.nan, 0.1]]), "decision": np.array([b"yes"], object)}, {}
     )

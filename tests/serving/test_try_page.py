@@ -255,7 +255,7 @@ def test_forms_as_browsers_and_curl_send_them() -> None:
     model = b"content-disposition: form-data; name=model\r\n\r\n\xc3\xa4"
     named = b"Content-Disposition: form-data; name=scan; filename*=UTF-8''na%CC%88me\r\nA: b\r\n\r\n\x00\r\n"
     parsed = parse_form(form(FILE + b"one", empty, model, named), TYPE, 4)
-    assert parsed == Form((b"one", b"\x00\r\n"), {"model": "ä"})
+    assert parsed == Form((("scan", b"one"), ("scan", b"\x00\r\n")), {"model": "ä"})
     assert is_form("Multipart/Form-Data; boundary=x") and not is_form("application/json") and not is_form(None)
 
 

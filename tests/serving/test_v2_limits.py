@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medopt.serving.server.inputs import ReleaseInputs
 from medopt.serving.server.limits import GRPC, HTTP, MEBI, Admission, Refused, ServerLimits
 from medopt.serving.server.service import OUTPUTS, InferenceResponse
 from medopt.serving.server.v2_codec import (
     OutputSelection,
-    check_input,
     datatype,
     from_raw,
     known_id,
@@ -61,27 +61,27 @@ def test_values_in_json_and_behind_it_are_the_same() -> None:
         assert found.images.dtype == np.float32 and np.array_equal(found.images, values)
         assert (found.count, found.scans) == (2, ())
         assert selection == OutputSelection("", dict.fromkeys(OUTPUTS, False))
-    assert from_raw("image", [2], struct.pack("<2f", 1.5, -2)).images.tolist() == [1.5, -2]
+    assert np.asarray(from_raw("image", [2], struct.pack("<2f", 1.5, -2))).tolist() == [1.5, -2]
 
 
 def test_a_shape_has_one_to_eight_positive_sides() -> None:
     for sides in (1, 8):
-        check_input("image", "FP32", [1] * sides)
+        ReleaseInputs().check("image", "FP32", [1] * sides)
     for shape in ([], [1] * 9, [0], [2, 0], [-1], [1, -1]):
         with pytest.raises(Refused, match="must hold positive numbers"):
-            check_input("image", "FP32", shape)
-    check_input("scan", "BYTES", [3])
-    check_input("scan", "BYTES", [3, 1])
+            ReleaseInputs().check("image", "FP32", shape)
+    ReleaseInputs().check("scan", "BYTES", [3])
+    ReleaseInputs().check("scan", "BYTES", [3, 1])
     for shape in ([3, 2], [1, 1, 2]):
         with pytest.raises(Refused, match="has the shape"):
-            check_input("scan", "BYTES", shape)
+            ReleaseInputs().check("scan", "BYTES", shape)
     for name, kind, reason in (
         ("scan", "FP32", "is of BYTES"),
         ("image", "BYTES", "is of FP32"),
         ("x", "FP32", "inputs"),
     ):
         with pytest.raises(Refused, match=reason):
-            check_input(name, kind, [1])
+            ReleaseInputs().check(name, kind, [1])
 
 
 def test_values_and_shape_must_agree_to_the_byte() -> None:
@@ -118,7 +118,7 @@ def test_base64_is_taken_whole_or_not_at_all() -> None:
 
 def test_files_after_their_lengths_leave_no_byte_over() -> None:
     whole = struct.pack("<I", 2) + b"ab" + struct.pack("<I", 1) + b"c"
-    assert from_raw("scan", [2], whole).scans == (b"ab", b"c")
+    assert from_raw("scan", [2], whole) == (b"ab", b"c")
     for broken in (whole + b"\0", whole[:-1], whole + struct.pack("<I", 0), whole[:6], whole + b"\0\0\0", b""):
         with pytest.raises(Refused, match="as many files"):
             from_raw("scan", [2], broken)
@@ -242,3 +242,70 @@ def test_the_bounds_that_a_server_has_by_default() -> None:
     assert (found.gather_seconds, found.body_seconds, found.window_seconds) == (0.002, 60, 10)
     assert (found.read_seconds, found.answer_seconds, found.grace_seconds) == (30, 120, 30)
     assert 1 <= found.readers <= 8
+
+
+CASES = ReleaseInputs(("t1", "adc"))
+GAPS = ReleaseInputs(("t1", "adc"), may_miss=True)
+
+
+def named(name: str, *files: bytes, **more: Any) -> dict[str, Any]:
+    return scans(*files) | {"name": name} | more
+
+
+def cases(inputs: ReleaseInputs, *tensors: dict[str, Any], binary: bytes = b"") -> Any:
+    head = json.dumps({"inputs": list(tensors)}).encode()
+    return parse_request(head + binary, str(len(head)) if binary else None, inputs=inputs)[0].scans
+
+
+def form(*files: tuple[str, bytes]) -> tuple[bytes, None, str]:
+    parts = b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="%s"; filename="x"\r\n\r\n%s\r\n' % (name.encode(), content)
+        for name, content in files
+    )
+    return parts + b"--b--\r\n", None, "multipart/form-data; boundary=b"
+
+
+def test_the_images_of_a_case_come_under_their_names_in_any_order() -> None:
+    expected = ((b"a", b"c"), (b"b", b"d"))
+    assert cases(CASES, named("adc", b"c", b"d"), named("t1", b"a", b"b")) == expected
+    first, second = to_raw(np.array([b"a", b"b"], object)), to_raw(np.array([b"c", b"d"], object))
+
+    def behind(name: str, data: bytes) -> dict[str, Any]:
+        tensor = {"name": name, "datatype": "BYTES", "shape": [2]}
+        return tensor | {"parameters": {"binary_data_size": len(data)}}
+
+    assert cases(CASES, behind("adc", second), behind("t1", first), binary=second + first) == expected
+    with pytest.raises(Refused, match="not the number of bytes"):
+        cases(CASES, behind("adc", second), behind("t1", first), binary=second + first + b"x")
+    sent = form(("adc", b"c"), ("t1", b"a"), ("t1", b"b"), ("adc", b"d"))
+    assert parse_request(*sent, inputs=CASES)[0].scans == expected
+    prepared, _ = parse_request(json.dumps({"inputs": [image()]}).encode(), None, inputs=CASES)
+    assert prepared.images.tolist() == [[1, 2]] and prepared.files == []
+
+
+def test_what_is_no_case_of_several_images_is_refused() -> None:
+    both = (named("t1", b"a"), named("adc", b"c"))
+    for tensors, reason in (
+        ([both[0]], "The input adc is missing: a case of this release has t1, adc"),
+        ([*both, both[0]], r"each input once: image \(FP32, prepared\) or t1, adc"),
+        ([*both, image()], "each input once"),
+        ([], "each input once"),
+        ([scans(b"a")], "The inputs are image .* or t1, adc"),
+        ([both[0], named("adc", b"c", b"d")], "a different number of cases: 1 of t1, 2 of adc"),
+        ([both[0], named("adc", b"")], "The input adc of case 1 of 1 is an empty file"),
+        ([both[0] | {"datatype": "FP32"}, both[1]], "The input t1 is of BYTES"),
+    ):
+        with pytest.raises(Refused, match=reason):
+            cases(CASES, *tensors)
+    with pytest.raises(Refused, match="has 2 images: send a form or an input for each of t1, adc"):
+        parse_request(b"file", "0", inputs=CASES)
+    with pytest.raises(Refused, match="has 2 images: curl -F t1=@FILE -F adc=@FILE"):
+        parse_request(*form(("scan", b"a"), ("t1", b"b")), inputs=CASES)
+
+
+def test_an_image_may_be_missing_where_the_release_says_so() -> None:
+    assert cases(GAPS, named("adc", b"c", b"d")) == ((b"", b"c"), (b"", b"d"))
+    assert cases(GAPS, named("t1", b"", b"a"), named("adc", b"c", b"")) == ((b"", b"c"), (b"a", b""))
+    assert parse_request(*form(("adc", b"c")), inputs=GAPS)[0].scans == ((b"", b"c"),)
+    with pytest.raises(Refused, match="Case 2 of 2 has none of its images"):
+        cases(GAPS, named("t1", b"a", b""), named("adc", b"c", b""))

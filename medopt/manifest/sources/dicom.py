@@ -14,7 +14,14 @@ from medopt.imaging.acquisition import AGE_KEYWORDS, patient_age
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.series_index import VOLUMES, Series, SeriesIndex, index_folder
 from medopt.imaging.series_rules import SeriesSelection, select_series
-from medopt.manifest.sources.scan_listing import Scan, ScanListing, SourceOptions, count_by_reason, unwritable_reason
+from medopt.manifest.sources.scan_listing import (
+    Scan,
+    ScanListing,
+    SourceOptions,
+    case_of,
+    count_by_reason,
+    unwritable_reason,
+)
 
 _IDENTITY = ("PatientID", "StudyInstanceUID", "AccessionNumber", "PatientSex", "NumberOfFrames")
 _CLIP = "several frames in one file without a position of each: a clip, not a volume"
@@ -28,7 +35,8 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanLi
     Raises DataError where nothing is left.
     """
     index = index_folder(root, reporter)
-    selection = select_series(index.series, options.rules) if options.rules else None
+    rules = options.rules
+    selection = select_series(index.series, rules, may_miss=options.may_miss) if rules else None
     if selection:
         selection.require_one_each()
     folders = _Folders(index)
@@ -65,7 +73,25 @@ def find_dicom(root: Path, options: SourceOptions, reporter: Reporter) -> ScanLi
     if len(modalities) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in modalities.most_common())
         notes.append(f"The scans are of several modalities: {counts}. --modality keeps one.")
-    return ScanListing("DICOM", root, tuple(_with_sites(scans, index, options)), tuple(left_out), notes=tuple(notes))
+    listing = ScanListing("DICOM", root, tuple(_with_sites(scans, index, options)), tuple(left_out), notes=tuple(notes))
+    return _cases(listing, selection, tuple(rules.channels)) if selection and rules and rules.channels else listing
+
+
+def _cases(listing: ScanListing, selection: SeriesSelection, names: tuple[str, ...]) -> ScanListing:
+    """A case for each study, of the scans of the series that the rules chose for its images.
+
+    Raises DataError where one of them cannot be written into a manifest.
+    """
+    by_file = {scan.files[0]: scan for scan in listing.scans}
+    cases = []
+    for chosen in selection.cases:
+        files = {name: _relative(listing.root, series.files[0]) for name, series in chosen.items()}
+        if absent := [name for name, file in files.items() if file not in by_file]:
+            reason = dict(listing.left_out).get(files[absent[0]], "it was left out")
+            study = pseudonym(next(iter(chosen.values())).study_uid)
+            raise DataError(f"The image {absent[0]} of study {study} (a pseudonym) cannot be used: {reason}.")
+        cases.append(case_of(tuple(by_file[files[name]] if name in files else None for name in names)))
+    return replace(listing, scans=tuple(cases), channel_names=names)
 
 
 def _exclusion_reason(series: Series, options: SourceOptions, selection: SeriesSelection | None) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from medopt.config import SeriesRules
 from medopt.core.errors import ConfigError
-from medopt.core.privacy import public_path
+from medopt.core.privacy import UNKNOWN_PATIENT, public_path
 from medopt.imaging.scan_path import npz_member, safe_relative_path
 
 SourceKind = Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"]
@@ -87,6 +87,14 @@ class Scan:
         return self.files[0] if len(self.files) == 1 else self.image.rpartition("#")[0] or self.image
 
 
+def case_of(channels: tuple[Scan | None, ...]) -> Scan:
+    """A case of several images, of which at least one is there, with the first patient that is known."""
+    images = [scan for scan in channels if scan is not None]
+    known = (scan.patient for scan in images if scan.patient.strip().lower() not in UNKNOWN_PATIENT)
+    files = tuple(file for scan in images for file in scan.files)
+    return replace(images[0], files=files, patient=next(known, ""), channels=channels)
+
+
 @dataclass(frozen=True, slots=True)
 class ScanListing:
     """The scans of a source below `root`, and the files that were left out as (path below the root, reason).
@@ -120,7 +128,9 @@ class SourceOptions:
     presentation_intent: str = ""
     """presentation or processing; empty: FOR PRESENTATION where the source has both."""
     rules: SeriesRules | None = None
-    """Choose one series of each study by these rules."""
+    """Choose one series of each study by these rules, or one for each image of a case."""
+    may_miss: bool = False
+    """A case may lack an image (prepare.missing_channel: zeros)."""
     site_from: SiteFrom = "auto"
     class_folders: bool = False
     """Take labels from the names of folders in a DICOM or NIfTI tree, too."""

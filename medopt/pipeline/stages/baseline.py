@@ -150,14 +150,14 @@ def baselines_result(
     trained = CalibratedPredictions(network, task)
     models = {}
     for name, table in linear.items():
-        own = CalibratedPredictions(table, task)
+        own = CalibratedPredictions(table, task).judged
         one = fitted.models[name]
         models[name] = BaselineResult(
             reads=one.reads,
             features=one.features,
             strength=one.strength,
             validation_auc=one.validation_auc if np.isfinite(one.validation_auc) else None,
-            auc=mean_auc(auc_with_covariance(own.score, own.truth, own.patients), len(table), confidence),
+            auc=mean_auc(auc_with_covariance(own.score, own.truth, own.patients), len(own.predictions), confidence),
             gain=area_difference(own, trained, confidence)[0],
         )
     return BaselinesResult(models=models, start=fitted.start, shortcuts=fitted.shortcuts)

@@ -17,7 +17,6 @@ from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.figures.explanations import Explained, explain_figure, nearest_figure
 from medopt.figures.fonts import drawn_labels
-from medopt.imaging import read_scan
 from medopt.inference.engines import load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.run_folder import RunFolder
@@ -26,12 +25,17 @@ from medopt.pipeline.stages.evaluate import PREDICTIONS, test_split_predictions
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.training.loop import load_best
-from medopt.transforms.display import displayed
+from medopt.transforms.display import displayed_images
+from medopt.transforms.prepare import PrepareChain
 from medopt.transforms.restore import to_scan
 
 RESULT, FOLDER = "explanations.json", "explain"
 CHECKED = 6  # about so many of the cases pass the check of the maps, which takes seven maps each
 CAPTION = "Left the scan; right, where the evidence for the answer given lay (Grad-CAM, {stage}). {sanity}"
+CAPTION_OF_CASES = (
+    "A column for each image of the case; below it, where the evidence for the answer given lay (Grad-CAM, {stage}; "
+    "one map for all images). {sanity}"
+)
 
 
 class ExplainStage(Stage[NoResult]):
@@ -83,15 +87,18 @@ def explain_cases(
     sanity = check_sanity(study, networks, looked[:: max(1, len(looked) // CHECKED)], stage)
     names = output_names(scored.task, study.data.labels)
     drawn = output_names(scored.task, drawn_labels(study.data.labels))
-    drawings: list[Explained] = []
+    read, drawings = PrepareChain(study.prepare).read, list[Explained]()
     cases: list[ExplainedCase] = []
     for one, values in zip(chosen, maps, strict=True):
         case, name = test.cases[one.row], names[one.output]
-        volume = read_scan(f"{root / case.image}")
+        paths = tuple(f"{root / image}" if image else "" for image in case.channels)
+        volume = read(paths or f"{root / case.image}")
         back = to_scan(values[None], volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :], study.prepare)
         words = f"{drawn[one.output]} {one.probability:.2f}, decided {'yes' if one.decided else 'no'}"
         title = f"case {case.case_id}, {one.why}\n{words}"
-        drawings.append(Explained(displayed(volume, study.prepare), back[0].numpy(), title))
+        images = displayed_images(volume, study.prepare)
+        title += f"\n{', '.join(channel for channel, _ in images)}" if study.prepare.channel_names else ""
+        drawings.append(Explained([image for _, image in images], back[0].numpy(), title))
         cases.append(
             ExplainedCase(
                 case_id=case.case_id,
@@ -102,7 +109,10 @@ def explain_cases(
                 empty_map=not bool(values.any()),
             )
         )
-    explain_figure(drawings, folder / "cases.png", caption=CAPTION.format(stage=stage, sanity=f"\n{sanity.said}"))
+    caption = (CAPTION_OF_CASES if study.prepare.channel_names else CAPTION).format(
+        stage=stage, sanity=f"\n{sanity.said}"
+    )
+    explain_figure(drawings, folder / "cases.png", caption=caption)
     errors = [one for one in chosen if one.why != "drawn at random"]
     nearest = _nearest(study, splits, errors, place) if study.evaluation.nearest and errors else ()
     result = ExplanationResult(method="Grad-CAM", stage=stage, sanity=sanity, cases=tuple(cases), nearest=nearest)
@@ -121,19 +131,21 @@ def _nearest(
         apart = np.linalg.norm(known - features, axis=1)
         near = np.argsort(apart, kind="stable")[: study.evaluation.nearest].tolist()
         case = test.cases[one.row]
-        images: list[tuple[str, FloatArray]] = [(one.why, _plain(test.files[one.row]))]
+        images: list[tuple[str, FloatArray]] = [(one.why, _plain(test.files[one.row], study))]
         for row in near:
             words = f"{neighbour_label(study, train.cases[row])}, {apart[row]:.2g}"
-            images.append((words, _plain(train.files[row])))
+            images.append((words, _plain(train.files[row], study)))
         rows.append((f"case {case.case_id}", images))
         nearest.append(NearestCases(case_id=case.case_id, nearest=tuple(train.cases[row].case_id for row in near)))
     nearest_figure(rows, place.path / "figures" / FOLDER / "nearest.png")
     return tuple(nearest)
 
 
-def _plain(file: Path) -> FloatArray:
-    """A prepared image without its channels."""
-    return np.asarray(load_batch([file])[0].mean(axis=0))
+def _plain(file: Path, study: Study) -> FloatArray:
+    """A prepared image without its channels; the images of a case side by side, without their masks."""
+    image = load_batch([file])[0]
+    count = len(study.prepare.channel_names)
+    return np.concatenate(list(image[:count]), axis=-1) if count else np.asarray(image.mean(axis=0))
 
 
 def _features(engine: Any, files: Sequence[Path]) -> NDArray[np.float64]:

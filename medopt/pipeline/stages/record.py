@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from medopt.core.provenance import digest
 from medopt.core.records import KINDS
 from medopt.evaluation.run_metrics import METRICS_FILE, RunMetrics
-from medopt.pipeline.mlflow_summary import final_tags, logged_figures
+from medopt.pipeline.mlflow_summary import final_tags, logged_figures, unknown_labels
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages import robustness
 from medopt.pipeline.stages.evaluate import PREDICTIONS
@@ -38,8 +38,9 @@ class RecordStage(Stage[Recorded]):
         """Raises ConfigError where the store does not answer; the same command tries again."""
         folder, tracker, path = context.folder, context.tracker, context.folder.path
         metrics = RunMetrics.read(path)
-        tracker.log_figures(logged_figures(metrics))
-        tracker.log_tags(final_tags(read_run(path)))
+        records = read_run(path)
+        tracker.log_figures(logged_figures(metrics) | unknown_labels(records))
+        tracker.log_tags(final_tags(records))
         tracker.log_files({"": path / REPORT, "figures": folder.figures})
         for name in (METRICS_FILE, "study.yaml"):
             tracker.log_files({"": path / name})

@@ -12,8 +12,9 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -21,6 +22,7 @@ from PIL import Image
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging.acquisition import Acquisition
+from medopt.imaging.channels import ScanPath, scan_name
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.raster import FORMATS, is_image
@@ -30,39 +32,75 @@ from medopt.release.predictor import Release
 from medopt.serving.batch import IGNORED
 from medopt.serving.server.limits import ServerLimits
 
+ScanBytes = bytes | tuple[bytes, ...]
+"""A scan's bytes; of a case of several images those of its channels in their order, b"" for a missing one."""
 PREFIX = "medopt-serve-"
 _CHUNK = 1 << 20
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _CLAIMING = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
-def prepare_bytes(release: Release, data: bytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
+def prepare_bytes(release: Release, data: ScanBytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
     """One scan's tensor (C, *size) and facts: a DICOM, NIfTI or image file, or a zip of one scan's files.
 
-    Read by the release's own chain, as `medopt predict` does. Raises DataError with a reason that quotes nothing from
-    the client: a file of a zip is named by its number.
+    Of a case of several images each is such a file. Read by the release's own chain, as `medopt predict` does. Raises
+    DataError with a reason that quotes nothing from the client: a file of a zip is named by its number.
     """
-    with _scan_path(data, limits) as place:
+    with _scan_path(release, data, limits) as place:
         return release.prepare(place)
 
 
-def read_bytes(release: Release, data: bytes, limits: ServerLimits) -> Volume:
-    """The same scan's own pixels, as `read_scan` gives them; raises DataError."""
-    with _scan_path(data, limits) as place:
+def read_bytes(release: Release, data: ScanBytes, limits: ServerLimits) -> Volume:
+    """The same scan's own pixels, as the chain reads them; raises DataError."""
+    with _scan_path(release, data, limits) as place:
         return release.chain.read(place)
 
 
 @contextmanager
-def _scan_path(data: bytes, limits: ServerLimits) -> Iterator[Path]:
+def _scan_path(release: Release, data: ScanBytes, limits: ServerLimits) -> Iterator[ScanPath]:
     """The scan as a file or folder until the end of the block, whose DataError loses every word of the client's."""
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder = Path(name)
-        place = _placed(data, folder, limits)
-        try:
-            _check_claims(place, limits)
-            yield place
-        except DataError as error:
-            raise DataError(_neutral(redacted(str(error), place), place, folder)) from None
+        if isinstance(data, bytes):
+            place = _placed(data, folder, limits)
+            try:
+                _check_claims([place], limits)
+                yield place
+            except DataError as error:
+                raise DataError(_neutral(redacted(str(error), place), place, folder)) from None
+        else:
+            with _case_paths(release.info.prepare.channel_names, data, folder, limits) as places:
+                yield places
+
+
+@contextmanager
+def _case_paths(
+    names: Sequence[str], images: Sequence[bytes], folder: Path, limits: ServerLimits
+) -> Iterator[tuple[str | Path, ...]]:
+    """The images of a case, each in a folder of its own; "" for a missing one. An error names them as the release."""
+    places: list[str | Path] = []
+    left = limits.max_unpacked  # of all images together
+    for name, data in zip(names, images, strict=True):
+        if data:
+            below = folder / str(len(places))
+            below.mkdir()
+            try:
+                places.append(_placed(data, below, replace(limits, max_unpacked=left)))
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from None
+            left -= sum(path.stat().st_size for path in below.rglob("*") if path.is_file())
+        else:
+            places.append("")
+    try:
+        _check_claims([place for place in places if isinstance(place, Path)], limits)
+        yield tuple(places)
+    except DataError as error:
+        text = str(error).removeprefix(f"{scan_name(tuple(places))}: ")
+        for name, place in zip(names, places, strict=True):
+            if isinstance(place, Path):
+                text = redacted(text, place).replace(f"{place} ({name})", str(place))
+                text = text.replace(str(place), f"the image {name}")
+        raise DataError(_neutral(text, folder, folder)) from None
 
 
 def _neutral(text: str, place: Path, folder: Path) -> str:
@@ -155,9 +193,9 @@ def _may_be_image(path: PurePosixPath) -> bool:
     return path.suffix.lower() not in IGNORED and path.name[0] != "." and path.name.upper() != "DICOMDIR"
 
 
-def _check_claims(place: Path, limits: ServerLimits) -> None:
+def _check_claims(places: Sequence[Path], limits: ServerLimits) -> None:
     """Raises DataError where the headers claim more pixels than the server takes."""
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
     claimed = 0
     for path in files:
         claimed += max(_claims(path), default=0)

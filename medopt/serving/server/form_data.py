@@ -1,4 +1,4 @@
-"""The files of a form, multipart/form-data (RFC 7578), as browsers and `curl -F` send them; their names are ignored."""
+"""The files of a form, multipart/form-data (RFC 7578), as browsers and `curl -F` send them; file names are ignored."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PLAIN = ("", "7bit", "8bit", "binary")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The content of each file, in the form's order, and the other fields by name."""
+    """Each file as (name of its field, content), in the form's order, and the other fields by name."""
 
-    files: tuple[bytes, ...]
+    files: tuple[tuple[str, bytes], ...]
     fields: Mapping[str, str]
 
 
@@ -45,7 +45,7 @@ class _Parts:
 
     def __init__(self, max_parts: int) -> None:
         self._left = max_parts
-        self.files: list[bytes] = []
+        self.files: list[tuple[str, bytes]] = []
         self.fields: dict[str, str] = {}
         self._name, self._pieces = "", list[memoryview]()
         self._file_name: str | None = None
@@ -74,6 +74,6 @@ class _Parts:
         if self._file_name is None:
             self.fields[self._name] = content.decode("utf-8", "replace")
         elif content:
-            self.files.append(content)
+            self.files.append((self._name, content))
         elif self._file_name:
             raise MultipartError("A file of the form is empty.")

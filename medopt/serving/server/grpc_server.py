@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from medopt.serving.server.auth import Key
 from medopt.serving.server.generated import open_inference_pb2 as pb
 from medopt.serving.server.generated import open_inference_pb2_grpc as stubs
+from medopt.serving.server.inputs import ReleaseInputs, Tensor
 from medopt.serving.server.limits import GRPC, Refused
 from medopt.serving.server.metadata import ServerMetadata, model_metadata, model_ready, refuse_unload
 from medopt.serving.server.service import (
@@ -27,7 +27,7 @@ from medopt.serving.server.service import (
 )
 from medopt.serving.server.v2_codec import (
     OutputSelection,
-    check_input,
+    as_many,
     datatype,
     from_raw,
     known_id,
@@ -137,7 +137,8 @@ class Servicer(stubs.GRPCInferenceServiceServicer):
         served = service.registry.find(message.model_name, message.model_version)
         log.model, log.version = served.name, served.verified.version
         with service.admitted(1, message.ByteSize()):
-            request, selection, log.digest = await service.in_reader(parse_message, message)
+            inputs = ReleaseInputs.of(served.verified.release.info.prepare)
+            request, selection, log.digest = await service.in_reader(parse_message, message, inputs)
             response = await service.answer(served, request, log, taken=1)
         return write_message(response, selection, raw=bool(message.raw_input_contents))
 
@@ -147,29 +148,30 @@ def _model_name(request: Any) -> str:
     return str(request.triton_model_name or request.kserve_model_name)
 
 
-def parse_message(message: Any) -> tuple[InferenceRequest, OutputSelection, str]:
+def parse_message(message: Any, inputs: ReleaseInputs) -> tuple[InferenceRequest, OutputSelection, str]:
     """A ModelInferRequest, and the digest that stands for its content in the log. Raises Refused."""
-    if len(message.inputs) != 1 or len(message.raw_input_contents) > 1:
-        raise malformed("Give exactly one input: image (FP32, prepared) or scan (BYTES, files).")
-    tensor, raw = message.inputs[0], message.raw_input_contents
-    if raw and tensor.contents.ByteSize():
-        raise malformed("The input has typed contents and raw_input_contents: give one of them.")
-    shape = [int(side) for side in tensor.shape]
-    check_input(tensor.name, tensor.datatype, shape)
-    request = from_raw(tensor.name, shape, raw[0]) if raw else _typed(tensor.name, shape, tensor.contents)
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise malformed(f"Give raw_input_contents for every input, or for none: {inputs.text}.")
+    tensors: list[tuple[str, Tensor]] = []
+    for place, tensor in enumerate(message.inputs):
+        if raw and tensor.contents.ByteSize():
+            raise malformed("The input has typed contents and raw_input_contents: give one of them.")
+        shape = [int(side) for side in tensor.shape]
+        inputs.check(tensor.name, tensor.datatype, shape)
+        values = from_raw(tensor.name, shape, raw[place]) if raw else _typed(tensor.name, shape, tensor.contents)
+        tensors.append((tensor.name, values))
     outputs = {known_output(output.name): True for output in message.outputs}
-    data = raw[0] if raw else tensor.SerializeToString()
-    return request, OutputSelection(known_id(message.id), outputs), content_digest(data)
+    data = raw or [tensor.SerializeToString() for tensor in message.inputs]
+    selection = OutputSelection(known_id(message.id), outputs)
+    return inputs.request(tensors), selection, content_digest(*data)
 
 
-def _typed(name: str, shape: Sequence[int], contents: Any) -> InferenceRequest:
+def _typed(name: str, shape: Sequence[int], contents: Any) -> Tensor:
     """An input whose values are in the message's typed fields."""
     if name == IMAGE:
         return from_raw(name, shape, np.asarray(contents.fp32_contents, "<f4").tobytes())
-    scans = tuple(contents.bytes_contents)
-    if len(scans) != math.prod(shape) or not all(scans):
-        raise malformed(f"The input {name} must be as many files as its shape says, none of them empty.")
-    return InferenceRequest(scans=scans)
+    return as_many(name, tuple(contents.bytes_contents), shape)
 
 
 def write_message(response: InferenceResponse, selection: OutputSelection, raw: bool) -> Any:

@@ -7,19 +7,10 @@ from typing import NoReturn
 
 from medopt import __version__
 from medopt.core.records import has_one_output
+from medopt.serving.server.inputs import ReleaseInputs
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.releases import ReleaseState
-from medopt.serving.server.service import (
-    DECISION,
-    DECLINED,
-    IMAGE,
-    LOGITS,
-    NUMBER,
-    PROBABILITIES,
-    SCAN,
-    Service,
-    identity,
-)
+from medopt.serving.server.service import DECISION, DECLINED, IMAGE, LOGITS, NUMBER, PROBABILITIES, Service, identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +74,7 @@ def model_metadata(service: Service, name: str, version: str = "") -> ModelMetad
         states,
         inputs=(
             TensorMetadata(IMAGE, "FP32", (-1, info.prepare.input_channels, *info.prepare.size)),
-            TensorMetadata(SCAN, "BYTES", (-1,)),
+            *(TensorMetadata(name, "BYTES", (-1,)) for name in ReleaseInputs.of(info.prepare).files),
         ),
         outputs=(
             TensorMetadata(PROBABILITIES, "FP64", (-1, labels)),

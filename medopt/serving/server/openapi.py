@@ -14,7 +14,7 @@ from starlette.responses import Response
 from medopt import __version__
 from medopt.serving.server.form_data import FORM
 from medopt.serving.server.limits import HTTP, Kind
-from medopt.serving.server.openapi_schemas import BODIES, SCHEMAS
+from medopt.serving.server.openapi_schemas import BODIES, SCHEMAS, files_of_cases, input_of_cases
 
 HTML, TEXT = "text/html", "text/plain"
 Body = Literal["", "infer", "index", "try", "key"]
@@ -50,11 +50,12 @@ def infer_operation(path: str, endpoint: Callable[[Request], Awaitable[Response]
     return Operation("POST", path, endpoint, {200: "InferResponse"}, _INFER, "infer")
 
 
-def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The document (OpenAPI 3.1.0) of all operations."""
+def document(operations: Sequence[Operation], channels: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, Any]:
+    """The document (OpenAPI 3.1.0) of all operations. `channels`: the images of a case by release."""
+    cases = {model: names for model, names in (channels or {}).items() if names}
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, cases)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -64,7 +65,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": SCHEMAS | input_of_cases(cases),
             "securitySchemes": {
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -73,7 +74,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation, cases: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     responses = {str(status): _answer(status, kind) for status, kind in operation.answers.items()}
     first: tuple[Kind, ...] = () if operation.without_key else ("key",)
     for kind in (*first, "encoding", *operation.refusals):
@@ -93,7 +94,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.body == "infer":  # where binary outputs are asked for
         responses["200"]["content"]["application/octet-stream"] = {"schema": {"type": "string"}}
     if operation.body:
-        body = BODIES[operation.body]
+        body = BODIES[operation.body] | (files_of_cases(operation.body, cases) if cases else {})
         described["requestBody"] = {"required": operation.body != "index", "content": body}
         if FORM in body and "application/octet-stream" in body:
             described["parameters"].append(_HEADER_LENGTH)

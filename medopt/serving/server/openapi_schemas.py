@@ -96,3 +96,36 @@ BODIES: dict[str, dict[str, Any]] = {
     "key": {"application/x-www-form-urlencoded": {"schema": _object({"key": _TEXT})}},
 }
 """The bodies that operations take: media types and their schemas."""
+
+
+def input_of_cases(cases: Mapping[str, tuple[str, ...]]) -> dict[str, Schema]:
+    """InferInput and InferRequest where releases have cases of several images: an input of files for each of these."""
+    if not cases:
+        return {}
+    plain = SCHEMAS["InferInput"]
+    names = {"enum": list(dict.fromkeys([SCAN, IMAGE, *(name for channels in cases.values() for name in channels)]))}
+    text = f"{plain['description']} {_text_of(cases)}"
+    request = SCHEMAS["InferRequest"]
+    inputs = request["properties"]["inputs"] | {"maxItems": max(map(len, cases.values()))}
+    return {
+        "InferInput": plain | {"properties": plain["properties"] | {"name": names}, "description": text},
+        "InferRequest": request | {"properties": request["properties"] | {"inputs": inputs}},
+    }
+
+
+def files_of_cases(body: str, cases: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """The form of an operation that takes files: a field for each image of a case, beside the field of a single one."""
+    if FORM not in BODIES[body]:
+        return {}
+    form = BODIES[body][FORM]["schema"]
+    one = form["properties"]["scan"]
+    fields = {name: one for channels in cases.values() for name in channels}
+    required = [name for name in form["required"] if name != "scan"]
+    several = {"properties": form["properties"] | fields, "required": required, "description": _text_of(cases)}
+    return {FORM: {"schema": form | several}}
+
+
+def _text_of(cases: Mapping[str, tuple[str, ...]]) -> str:
+    """Which fields a release takes, for a description."""
+    each = "; ".join(f"{model}: {', '.join(channels)}" for model, channels in cases.items())
+    return f"A case of these releases has several images, each a file under its name ({each})."

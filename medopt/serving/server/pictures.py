@@ -17,7 +17,7 @@ from medopt.inference.depth_evidence import DepthEvidence
 from medopt.inference.evidence_map import Evidence
 from medopt.release.predictor import Answer
 from medopt.serving.heat_maps import evidence_pictures, mapped_labels
-from medopt.serving.server.decode_scan import read_bytes
+from medopt.serving.server.decode_scan import ScanBytes, read_bytes
 from medopt.serving.server.limits import ServerLimits
 from medopt.serving.server.releases import ServedRelease, VerifiedRelease
 
@@ -40,7 +40,7 @@ class PictureMaker:
         self._thread = ThreadPoolExecutor(1, "medopt-evidence")  # an engine's request is for one thread
         self._opened: tuple[str, Evidence | DepthEvidence | None] = ("", None)
 
-    async def of(self, served: ServedRelease, scan: bytes, answer: Answer) -> Pictures:
+    async def of(self, served: ServedRelease, scan: ScanBytes, answer: Answer) -> Pictures:
         """The pictures for an answered scan; whatever fails is a note, as the answer stands without them."""
         if answer.declined:
             return Pictures()
@@ -57,7 +57,7 @@ class PictureMaker:
         except Exception as error:  # its text may quote the scan
             return Pictures(note=f"The heat map could not be drawn ({type(error).__name__}).")
 
-    def _draw(self, verified: VerifiedRelease, scan: bytes, answer: Answer) -> Pictures:
+    def _draw(self, verified: VerifiedRelease, scan: ScanBytes, answer: Answer) -> Pictures:
         evidence = self._evidence(verified)
         volume = read_bytes(verified.release, scan, self._limits)
         pictures = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from medopt.core.errors import MedoptError, ReleaseError
 from medopt.core.files import file_digest
 from medopt.release.golden import replay
-from medopt.release.layout import INFO, SUMS, Kind, refuse_channels
+from medopt.release.layout import INFO, SUMS, Kind
 from medopt.release.predictor import Release
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.limits import Refused, ServerLimits
@@ -46,7 +46,6 @@ def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
     """Open a release as it will serve, and replay its golden cases; raises ReleaseError with the reason."""
     try:
         release = Release.open(folder, kind, mode="throughput")
-        refuse_channels(release.info, "the server takes one image a request")
         replay(folder, release.info, [release])
         model = release.info.models[kind]
         file = (folder / model.file).resolve()
@@ -152,6 +151,11 @@ class ReleaseRegistry:
     def names(self) -> list[str]:
         """Each name once."""
         return list(dict.fromkeys(folder.name for folder in self._folders))
+
+    def channels(self) -> dict[str, tuple[str, ...]]:
+        """The images of a case of each name that serves now; empty where a case is one image."""
+        serving = [(folder.name, folder.served) for folder in self._folders if folder.served]
+        return {name: served.verified.release.info.prepare.channel_names for name, served in serving}
 
     @property
     def ready(self) -> bool:

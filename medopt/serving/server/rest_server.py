@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from medopt.serving.server.auth import Key, check_encoding
 from medopt.serving.server.form_data import is_form
+from medopt.serving.server.inputs import ReleaseInputs
 from medopt.serving.server.limits import HTTP, Refused
 from medopt.serving.server.log import event
 from medopt.serving.server.metadata import ServerMetadata, model_metadata, model_ready, refuse_unload
@@ -37,7 +38,7 @@ def application(service: Service, key: Key, try_page: bool = False) -> Channel:
 
     async def openapi(_: Request) -> Response:
         """This document: every route of this server (OpenAPI 3.1)."""
-        return JSONResponse(document(operations))
+        return JSONResponse(document(operations, service.registry.channels()))
 
     operations.append(Operation("GET", "/openapi.json", openapi, {200: "Document"}))
     routes = [Route(operation.path, operation.endpoint, methods=[operation.method]) for operation in operations]
@@ -202,11 +203,12 @@ class _Protocol:
                     log.digest = await service.in_reader(content_digest, body)
                 length = request.headers.get(JSON_LENGTH)
                 max_scans = service.limits.max_queue
-                inputs, selection = await service.in_reader(parse_request, body, length, content_type, max_scans)
+                inputs = ReleaseInputs.of(served.verified.release.info.prepare)
+                sent, selection = await service.in_reader(parse_request, body, length, content_type, max_scans, inputs)
                 if is_form(content_type):  # its boundary is another each time
-                    log.digest = await service.in_reader(content_digest, *inputs.scans)
+                    log.digest = await service.in_reader(content_digest, *sent.files)
                 del body
-                response = await service.answer(served, inputs, log, taken=1)
+                response = await service.answer(served, sent, log, taken=1)
         data, json_length = write_response(response, selection)
         if json_length is None:
             return Response(data, media_type="application/json")

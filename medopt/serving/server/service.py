@@ -22,7 +22,7 @@ from medopt.core.privacy import pseudonym
 from medopt.core.records import FloatArray
 from medopt.imaging.acquisition import Acquisition
 from medopt.release.predictor import UNDECIDED, Answer, Release
-from medopt.serving.server.decode_scan import prepare_bytes
+from medopt.serving.server.decode_scan import ScanBytes, prepare_bytes
 from medopt.serving.server.limits import HTTP, Admission, Refused, ServerLimits
 from medopt.serving.server.log import event
 from medopt.serving.server.metrics import ServerMetrics
@@ -38,15 +38,20 @@ _MARGIN = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """A request: prepared images (N, C, *size) float32, or the bytes of N scans."""
+    """A request: prepared images (N, C, *size) float32, or the bytes of N scans, each of one file or one a channel."""
 
     images: FloatArray | None = None
-    scans: tuple[bytes, ...] = ()
+    scans: tuple[ScanBytes, ...] = ()
 
     @property
     def count(self) -> int:
         """Images in it."""
         return len(self.scans) if self.images is None else len(self.images)
+
+    @property
+    def files(self) -> list[bytes]:
+        """The bytes of every file."""
+        return [file for scan in self.scans for file in ([scan] if isinstance(scan, bytes) else scan)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +213,7 @@ class Service:
             arrived()
             return await served.batcher.ask(images, facts)
 
-    async def _read(self, release: Release, scans: Sequence[bytes]) -> tuple[FloatArray, list[Acquisition]]:
+    async def _read(self, release: Release, scans: Sequence[ScanBytes]) -> tuple[FloatArray, list[Acquisition]]:
         """Scans prepared by the readers. A reader that is stuck cannot be ended, but nobody waits for it any longer."""
         jobs = [self._in_reader(prepare_bytes, release, data, self.limits) for data in scans]
         try:

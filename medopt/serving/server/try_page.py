@@ -26,16 +26,17 @@ from medopt.release.predictor import UNDECIDED, Answer
 from medopt.serving.server.auth import Key
 from medopt.serving.server.form_data import is_form, parse_form
 from medopt.serving.server.html_page import HEADERS, PAGE_HEADERS, page_template
+from medopt.serving.server.inputs import ReleaseInputs
 from medopt.serving.server.limits import HTTP, MEBI, Kind, Refused
 from medopt.serving.server.openapi import HTML, Operation
 from medopt.serving.server.pictures import PictureMaker, Pictures
 from medopt.serving.server.releases import ServedRelease
 from medopt.serving.server.request_body import check_announced, drain, read_body
-from medopt.serving.server.service import InferenceRequest, RequestLog, Service, content_digest, identity, log_refusal
+from medopt.serving.server.service import RequestLog, Service, content_digest, identity, log_refusal
 
 PATH = "/try"
 _COOKIE, _SESSION_SECONDS = "medopt-try", 8 * 3600
-_MAX_KEY_FORM, _MAX_PARTS = 4096, 8
+_MAX_KEY_FORM, _MAX_PARTS = 4096, 24
 _TEMPLATE = page_template("medopt.serving.server", "try.html")
 
 
@@ -138,12 +139,18 @@ class TryPage:
                 del body
                 served = service.registry.find(form.fields.get("model", ""))
                 log.model, log.version = served.name, served.verified.version
-                if len(form.files) != 1:
+                sent = ReleaseInputs.of(served.verified.release.info.prepare).from_form(form.files)
+                if len(sent.scans) != 1:
                     raise Refused("malformed", "Choose one file: of a series the .zip of its files.")
-                log.digest = await service.in_reader(content_digest, form.files[0])
-                (answer,) = await service.answers(served, InferenceRequest(scans=form.files), log, taken=1)
-                pictures = await self._pictures.of(served, form.files[0], answer)
+                log.digest = await service.in_reader(content_digest, *sent.files)
+                (answer,) = await service.answers(served, sent, log, taken=1)
+                pictures = await self._pictures.of(served, sent.scans[0], answer)
         return served.name, page_answer(served, answer, pictures)
+
+    def _image_fields(self, model: str, names: Sequence[str]) -> list[tuple[str, bool]]:
+        """The images of a case of a release, each with whether the form must have it."""
+        prepare = self._service.registry.find(model).verified.release.info.prepare
+        return [(name, not ReleaseInputs.of(prepare).may_miss) for name in names]
 
     def _unlocked(self, request: Request) -> bool:
         try:
@@ -165,10 +172,11 @@ class TryPage:
             headers["Retry-After"] = "1"
         if error is not None and error.kind in ("size", "busy", "slow"):
             headers["Connection"] = "close"
-        states = service.registry.states()
+        states, channels = service.registry.states(), service.registry.channels()
         text = _TEMPLATE.render(
             locked=False,
-            models=list(dict.fromkeys(state.name for state in states if state.state == "READY")),
+            models=[name for name, names in channels.items() if not names],
+            cases={name: self._image_fields(name, names) for name, names in channels.items() if names},
             waiting=[state for state in states if state.state != "READY"],
             chosen=model,
             max_mb=service.limits.max_body / MEBI,

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from medopt.core.records import FloatArray
 from medopt.serving.server.form_data import Form, is_form, parse_form
+from medopt.serving.server.inputs import ReleaseInputs, Tensor
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN, InferenceRequest, InferenceResponse
 
-TYPES = {IMAGE: "FP32", SCAN: "BYTES"}
 _ID = 128
+_SCANS = ReleaseInputs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +53,29 @@ def malformed(text: str) -> Refused:
 
 
 def parse_request(
-    body: bytes, header_length: str | None, content_type: str | None = None, max_scans: int = 64
+    body: bytes,
+    header_length: str | None,
+    content_type: str | None = None,
+    max_scans: int = 64,
+    inputs: ReleaseInputs = _SCANS,
 ) -> tuple[InferenceRequest, OutputSelection]:
     """A REST request; `header_length` is the header Inference-Header-Content-Length, where there is one.
 
-    With the length 0 the whole body is one scan, as a file holds it; of a form (multipart/form-data) each file is one.
-    Raises Refused.
+    With the length 0 the whole body is one scan, as a file holds it; of a form (multipart/form-data) each file is one,
+    or one image of a case. `inputs` are those of the release. Raises Refused.
     """
     if is_form(content_type):
-        return _from_form(parse_form(body, content_type or "", max_scans + 1), header_length)
+        form = parse_form(body, content_type or "", max_scans * len(inputs.files) + 1)
+        return _from_form(form, header_length, inputs)
     if header_length is not None and header_length.strip() == "0":
-        return InferenceRequest(scans=_whole(body)), OutputSelection()
+        return inputs.whole(body), OutputSelection()
     length = len(body) if header_length is None else _length(header_length, len(body))
     try:
         message = orjson.loads(memoryview(body)[:length])
     except ValueError as error:
         raise malformed(_not_json(body[:length], error)) from None
     try:
-        return _input(message, memoryview(body)[length:]), _selection(message)
+        return _request(message, memoryview(body)[length:], inputs), _selection(message)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         what = type(error).__name__
         raise malformed(f"The request is not of the protocol: a field is absent or of a wrong type ({what}).") from None
@@ -103,18 +109,16 @@ def wants_ready(body: bytes) -> bool:
     return ready
 
 
-def _whole(body: bytes) -> tuple[bytes, ...]:
-    if not body:
-        raise malformed("The body is empty; with Inference-Header-Content-Length: 0 it is one scan.")
-    return (body,)
-
-
-def _from_form(form: Form, header_length: str | None) -> tuple[InferenceRequest, OutputSelection]:
+def _from_form(
+    form: Form, header_length: str | None, inputs: ReleaseInputs
+) -> tuple[InferenceRequest, OutputSelection]:
     if header_length is not None:
         raise malformed("A form has no Inference-Header-Content-Length: send the form, or the file alone.")
     if form.fields.keys() - {"id"} or not form.files:
-        raise malformed('The form holds files, each a scan, and an "id" if you like: curl -F scan=@FILE.')
-    return InferenceRequest(scans=form.files), OutputSelection(known_id(form.fields.get("id")))
+        fields = " ".join(f"-F {name}=@FILE" for name in inputs.files)
+        each = f"one for each of {', '.join(inputs.channels)}" if inputs.channels else "each a scan"
+        raise malformed(f'The form holds files, {each}, and an "id" if you like: curl {fields}.')
+    return inputs.from_form(form.files), OutputSelection(known_id(form.fields.get("id")))
 
 
 def _length(text: str, most: int) -> int:
@@ -123,49 +127,42 @@ def _length(text: str, most: int) -> int:
     return int(text)
 
 
-def _input(message: Any, binary: memoryview) -> InferenceRequest:
-    inputs = message["inputs"]
-    if not isinstance(inputs, list) or len(inputs) != 1:
-        raise malformed(f"Give exactly one input: {IMAGE} (FP32, prepared) or {SCAN} (BYTES, files).")
-    tensor = inputs[0]
-    name, shape = str(tensor["name"]), [int(side) for side in tensor["shape"]]
-    check_input(name, str(tensor["datatype"]), shape)
-    parameters = tensor.get("parameters") or {}
-    size = parameters.get("binary_data_size")
-    if size is not None:
+def _request(message: Any, binary: memoryview, inputs: ReleaseInputs) -> InferenceRequest:
+    """The inputs of a message; those with a binary_data_size follow the JSON in their order."""
+    tensors: list[tuple[str, Tensor]] = []
+    if not isinstance(message["inputs"], list):
+        return inputs.request(())  # which refuses it
+    sizes = [(tensor.get("parameters") or {}).get("binary_data_size") for tensor in message["inputs"]]
+    if binary and not any(size is not None for size in sizes):
+        raise malformed("There are bytes behind the JSON, and the input has no binary_data_size.")
+    counts = [size for size in sizes if size is not None]
+    if sum(counts) != len(binary) or any(isinstance(size, bool) or size < 0 for size in counts):
+        raise malformed("binary_data_size is not the number of bytes behind the JSON.")
+    for tensor, size in zip(message["inputs"], sizes, strict=True):
+        name, shape = str(tensor["name"]), [int(side) for side in tensor["shape"]]
+        inputs.check(name, str(tensor["datatype"]), shape)
+        parameters = tensor.get("parameters") or {}
+        if size is None:
+            tensors.append((name, _from_json(name, shape, tensor["data"], str(parameters.get("content_type", "")))))
+            continue
         if "data" in tensor:
             raise malformed("The input has data in the JSON and bytes behind it: give one of them.")
-        if size != len(binary):
-            raise malformed("binary_data_size is not the number of bytes behind the JSON.")
-        return from_raw(name, shape, binary)
-    if len(binary):
-        raise malformed("There are bytes behind the JSON, and the input has no binary_data_size.")
-    return _from_json(name, shape, tensor["data"], str(parameters.get("content_type", "")))
+        tensors.append((name, from_raw(name, shape, binary[:size])))
+        binary = binary[size:]
+    return inputs.request(tensors)
 
 
-def check_input(name: str, datatype: str, shape: Sequence[int]) -> None:
-    """Raises Refused for an input that no release has."""
-    if name not in TYPES:
-        raise malformed(f"The inputs are {IMAGE} (FP32, prepared) and {SCAN} (BYTES, files); give one of them.")
-    if datatype != TYPES[name]:
-        raise malformed(f"The input {name} is of {TYPES[name]}.")
-    if not shape or min(shape) < 1 or len(shape) > 8:
-        raise malformed(f"The shape of the input {name} must hold positive numbers.")
-    if name == SCAN and len(shape) > 1 and max(shape[1:]) > 1:
-        raise malformed(f"The input {SCAN} has the shape (N,): N files.")
-
-
-def from_raw(name: str, shape: Sequence[int], data: memoryview | bytes) -> InferenceRequest:
+def from_raw(name: str, shape: Sequence[int], data: memoryview | bytes) -> Tensor:
     """An input whose values are bytes: little-endian float32, or files with four bytes of length before each."""
     count = math.prod(shape)
-    if name == SCAN:
-        return InferenceRequest(scans=_split(memoryview(data), count))
+    if name != IMAGE:
+        return _split(name, memoryview(data), count)
     if 4 * count != len(data):
         raise malformed(f"The input {IMAGE} has {len(data)} bytes, and its shape needs {4 * count}.")
-    return InferenceRequest(images=np.frombuffer(data, "<f4").reshape(shape))
+    return np.frombuffer(data, "<f4").reshape(shape)
 
 
-def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
+def _split(name: str, data: memoryview, count: int) -> tuple[bytes, ...]:
     scans, at = [], 0
     while at < len(data):
         if at + 4 > len(data):
@@ -175,33 +172,38 @@ def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
         if at > len(data):
             break
         scans.append(bytes(data[at - length : at]))
-    if at != len(data) or len(scans) != count or not all(scans):
+    if at != len(data) or len(scans) != count or (name == SCAN and not all(scans)):
         raise malformed(
-            f"The input {SCAN} must be as many files as its shape says, each after four bytes of its length "
-            "(little-endian), and none of them empty."
+            f"The input {name} must be as many files as its shape says, each after four bytes of its length "
+            "(little-endian)."
         )
     return tuple(scans)
 
 
-def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) -> InferenceRequest:
+def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) -> Tensor:
     if name == IMAGE:
         images: FloatArray = np.asarray(data, np.float32)
         if images.size != math.prod(shape):
             raise malformed(f"The input {IMAGE} has {images.size} values, and its shape needs {math.prod(shape)}.")
-        return InferenceRequest(images=images.reshape(shape))
+        return images.reshape(shape)
     if content_type != "base64":
         raise malformed(
-            f"JSON holds no bytes: send the input {SCAN} as a binary tensor, or as base64 with the parameter "
+            f"JSON holds no bytes: send the input {name} as a binary tensor, or as base64 with the parameter "
             '"content_type": "base64".'
         )
     texts = [data] if isinstance(data, str) else data
     try:
         scans = tuple(base64.b64decode(text, validate=True) for text in texts)
     except (binascii.Error, ValueError, TypeError):
-        raise malformed(f"The input {SCAN} is not base64.") from None
-    if len(scans) != math.prod(shape) or not all(scans):
-        raise malformed(f"The input {SCAN} must be as many files as its shape says, none of them empty.")
-    return InferenceRequest(scans=scans)
+        raise malformed(f"The input {name} is not base64.") from None
+    return as_many(name, scans, shape)
+
+
+def as_many(name: str, files: tuple[bytes, ...], shape: Sequence[int]) -> tuple[bytes, ...]:
+    """The files as they are; raises Refused where the shape says another number."""
+    if len(files) != math.prod(shape):
+        raise malformed(f"The input {name} must be as many files as its shape says.")
+    return files
 
 
 def _selection(message: Any) -> OutputSelection:
