@@ -68,14 +68,15 @@ def service_performance(
     has_number, confidence = info.number is not None, info.figures.confidence
     scans, observed = read_observed(answers, info.labels, has_number=has_number)
     rows = _rows(answers)
-    answered = [row for row in rows if row["decision"] not in ("", UNDECIDED)]
+    taken = [row for row in rows if not row["declined"] and not row["refused"]]
+    answered = [row for row in taken if row["decision"] != UNDECIDED]
     if not answered:
         raise DataError(f"{answers}: none of {scans} scans has a decision, so that nothing can be estimated.")
     truth = _truth(labels, info, {row["path"] for row in rows}) if labels else {}
     known = info.figures.test.int8.auc.n
     findings = {name: _finding(info, name, answered, truth, known, confidence, seed) for name in info.reported_labels}
     shifts = compare(reference, observed)
-    undecided = sum(row["decision"] == UNDECIDED for row in rows)
+    undecided = len(taken) - len(answered)
     doubts = (*_doubts(shifts, len(answered)), *_contradictions(findings))
     return ServicePerformance(
         study=info.study,
@@ -97,6 +98,10 @@ def _finding(
     confidence: float,
     seed: int,
 ) -> FindingPerformance:
+    rows = [row for row in rows if f"{UNDECIDED}:{name}" not in row["decision"].split(";")]
+    if not rows:
+        none = Estimate(None, None, None, 0, "not defined: every scan was left undecided")
+        return FindingPerformance(expected=dict.fromkeys(RATES, none), validation={})
     given = _answers(rows, name)
     expected = estimate_figures(given, calibrated_on, confidence=confidence, seed=seed)
     test = info.figures.test.int8
