@@ -18,6 +18,10 @@ def drift(
     release: ReleaseArgument,
     answers: Annotated[Path, typer.Argument(metavar="PREDICTIONS.csv", help="What `medopt predict --out` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("drift.html"),
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="PLAN.yaml", help="Change control plan: says what a drifted column starts."),
+    ] = None,
     runs: RegistryOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -46,8 +50,21 @@ def drift(
     title = f"{info.study}: {scans} scans in service against {reference.scans} of validation"
     print_rows(title, [_row(shift.name, shift.scans, shift.psi, shift.chance, shift.verdict) for shift in shifts])
     typer.echo(f"written to {out}")
+    started = _started(plan, [shift.name for shift in shifts if shift.verdict == "drifted"]) if plan else {}
+    for name, action in started.items():
+        typer.echo(f"change plan: {name} drifted: {action}")
     columns = [asdict(shift) for shift in shifts]
-    print_json(as_json, {"scans": scans, "validation": reference.scans, "columns": columns, "out": str(out)})
+    print_json(
+        as_json, {"scans": scans, "validation": reference.scans, "columns": columns, "out": str(out), "starts": started}
+    )
+
+
+def _started(path: Path, drifted: list[str]) -> dict[str, str]:
+    """What a change plan says of columns that have drifted."""
+    from medopt.experiments.change_plan import read_plan
+
+    plan, _ = read_plan(path)
+    return {name: plan.triggers[name] for name in drifted if name in plan.triggers}
 
 
 def _row(name: str, scans: int, psi: float | None, chance: float | None, verdict: str) -> dict[str, object]:

@@ -30,6 +30,11 @@ def promote(
     uncompared: Annotated[
         bool, typer.Option("--uncompared", help="Also where the two share no test cases; the registry then says so.")
     ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="PLAN.yaml", help="Change control plan that the version has to keep."),
+    ] = None,
+    new_plan: Annotated[bool, typer.Option("--new-plan", help="The plan is another than the champion's.")] = False,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -37,6 +42,10 @@ def promote(
 
     Only what both verdicts passed (exit code 5 else). It is compared with the champion until now on the test cases of
     both; that, who, when and why stand with the version. The champion until now becomes `previous`.
+
+    With --plan a version that lies outside the change control plan is refused (exit code 5): settings that may not
+    change, margins that the comparison does not rule out, too few shared patients. Decisions by a plan are added to
+    changes.jsonl in the runs folder, a chain of SHA-256, and the next promotion needs the plan again.
 
     Example: medopt promote lesions 4 --reason "trained with the new scanner's images, AUC there +.03"
 
@@ -50,7 +59,9 @@ def promote(
     if version:
         from medopt.experiments.promote import promote as make_champion
 
-        done = make_champion(registry, model, version, reason, uncompared=uncompared)
+        done = make_champion(
+            registry, model, version, reason, uncompared=uncompared, plan=plan, new_plan=new_plan, record=runs
+        )
         if done.compared is not None:
             from medopt.cli.compare import print_comparison
 
@@ -99,7 +110,11 @@ def rollback(
 
     if not reason.strip():
         raise ConfigError("A rollback takes a reason: --reason TEXT.")
+    from medopt.experiments.change_plan import RECORD, record_decision
+
     now, before = Registry(runs).roll_back(model, reason)
+    if (runs / RECORD).exists():
+        record_decision(runs, "rolled back", model=model, version=now, before=before, reason=reason)
     typer.echo(f"{model}: version {now} is the champion again, in place of version {before}")
     print_json(as_json, {"model": model, "version": now, "before": before})
 

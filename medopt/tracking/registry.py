@@ -20,6 +20,7 @@ from medopt.tracking.store import open_store
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 GATE, MODEL, PASSED, OVERRIDDEN = "gate", "model verdict", "passed", "overridden"
 _WHO = ("promoted_by", "promoted_at", "promoted_because", "compared_with_champion")
+PLAN = "change_plan"
 _HISTORY = "promotions"  # of this version, the first above: the other tags tell of the last
 
 
@@ -102,6 +103,16 @@ class Registry:
         """The run that a version came from."""
         with answering(self.uri):
             return self._client.get_model_version(name, version).run_id or ""
+
+    def plan_of(self, name: str, version: str) -> str:
+        """The SHA-256 of the change plan that a version was promoted by; "" for none."""
+        with answering(self.uri):
+            return str(self._client.get_model_version(name, version).tags.get(PLAN, ""))
+
+    def note_plan(self, name: str, version: str, digest: str) -> None:
+        """Write down by which change plan a version is promoted."""
+        with answering(self.uri):
+            self._client.set_model_version_tag(name, version, PLAN, digest)
 
     def tables(self, run_id: str, folder: Path) -> Path:
         """What a comparison needs of a run: its predictions and its study, in a folder of their own."""

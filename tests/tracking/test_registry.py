@@ -355,3 +355,36 @@ def test_the_registry_of_a_start_is_that_of_the_runs_folder(
         resolve_start(Study.model_validate(given), tmp_path)
     call("verify", "models:/clinic@candidate").refused(2, "No registry to ask")
     assert not [*Path("runs").iterdir()]
+
+
+def test_a_change_plan_is_obeyed_recorded_and_asked_for_again(
+    store: MlflowClient, runs: Path, finished: Finished, tmp_path: Path
+) -> None:
+    registry, plan = Registry(runs), tmp_path / "plan.yaml"
+    plan.write_text("model: clinic\nmay_change: [training]\nmargins: {auc: 0.001}\npatients: 5\n")
+    promote(registry, "clinic", "1", REASON, plan=plan, record=runs)
+    version = second(store, runs, finished)
+    with pytest.raises(ConfigError, match="was promoted by a change plan"):
+        promote(registry, "clinic", version, REASON, record=runs)
+    with pytest.raises(ReleaseRefused, match=r"lies outside its change plan: auc changes by"):
+        promote(registry, "clinic", version, REASON, plan=plan, record=runs)
+    assert registry.champion("clinic") == "1"
+    wide = tmp_path / "wide.yaml"
+    wide.write_text("model: clinic\nmay_change: []\nmargins: {auc: 1}\npatients: 5\n")
+    with pytest.raises(ConfigError, match="--new-plan"):
+        promote(registry, "clinic", version, REASON, plan=wide, record=runs)
+    promote(registry, "clinic", version, REASON, plan=wide, new_plan=True, record=runs)
+    assert registry.champion("clinic") == version
+    events = [json.loads(line) for line in (runs / "changes.jsonl").read_text().splitlines()]
+    assert [(one["event"], one["version"]) for one in events] == [
+        ("promoted", "1"),
+        ("refused", version),
+        ("promoted", version),
+    ]
+    assert events[1]["because"][0].startswith("auc changes by") and events[2]["reason"] == REASON
+
+
+def test_a_plan_of_another_model_is_refused(runs: Path, store: MlflowClient, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("model: other\nmay_change: []\nmargins: {}\n")
+    with pytest.raises(ConfigError, match="is of the model other"):
+        promote(Registry(runs), "clinic", "1", REASON, plan=tmp_path / "plan.yaml")
