@@ -23,6 +23,7 @@ from medopt.cli.command import (
 )
 from medopt.cli.compare import compare
 from medopt.cli.compress import compress
+from medopt.cli.dossier import dossier
 from medopt.cli.drift import drift
 from medopt.cli.evaluate import evaluate
 from medopt.cli.export import export
@@ -113,6 +114,7 @@ add(TUNE, tune_runtime, "runtime")
 add(app, report, "report", "Judge")
 add(app, evaluate, "evaluate", "Judge", {"--json FILE": "--out"})
 add(app, compare, "compare", "Judge", {"--json FILE": "--out", "--html": "--out", "--figure": "--out"})
+add(app, dossier, "dossier", "Judge")
 add(app, drift, "drift", "Judge")
 add(app, performance, "performance", "Judge")
 add(app, sign, "sign", "Ship")
