@@ -44,6 +44,8 @@ def write_predictions(
     `labels` are the class or label names, `calibrations` the calibration of each model by its name, `scale` is that of
     a regression study.
     """
+    if any(table.numbers is None for table in tables):
+        scale = None
     variables = list(dict.fromkeys(name for table in tables for name in table.subgroups))
     several = [""] if has_one_output(task) else [f"_{name}" for name in labels]
     truth = [f"label{end}" for end in (several if task == "multilabel" else [""])]

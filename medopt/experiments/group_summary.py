@@ -78,7 +78,9 @@ def record_group(study: Study, members: Sequence[Study], runs: Sequence[Finished
         )
         path = folder / "out_of_fold.csv"
         plain = dict.fromkeys(map(str, KINDS), UNCALIBRATED)
-        write_predictions(path, [pooled[kind] for kind in KINDS], study.data.labels, study.data.task, plain)
+        write_predictions(
+            path, [pooled[kind] for kind in KINDS], study.data.labels, study.data.task, plain, study.number_scale
+        )
         files[path] = "tables"
     metrics = GroupMetrics(
         study=study.name,

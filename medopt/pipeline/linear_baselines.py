@@ -34,7 +34,7 @@ Features = dict[Split, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class LinearBaseline:
-    """A fitted linear model: what it reads, the features of each split, and its AUC on validation."""
+    """A fitted linear model: what it reads, the features of each split, and its AUC (of a number R2) on validation."""
 
     name: str
     reads: str

@@ -15,7 +15,7 @@ from torch import nn
 
 from medopt.config import Model, Study
 from medopt.core.errors import TrainingError
-from medopt.core.records import EpochRecord, is_exclusive
+from medopt.core.records import EpochRecord
 from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
@@ -119,7 +119,7 @@ def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
     study = job.study.model_copy(update={"model": Model.model_validate(own)}) if own else job.study
     network = load_best(study, job.teacher).to(fabric.device)
     loss = build_loss(job.study, job.train_set.cases, of_answers=True)
-    return Teacher(network, job.teacher_share, loss, exclusive=is_exclusive(study.data.task))
+    return Teacher(network, job.teacher_share, loss, task=study.data.task)
 
 
 def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: TrainingCallbacks | None) -> EpochRecord:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medopt.config import Study
-from medopt.core.records import Case, has_one_output, is_exclusive, label_table
+from medopt.core.records import Case, Task, has_one_output, is_exclusive, label_table
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -121,15 +121,17 @@ class Teacher:
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (2015).
     """
 
-    def __init__(self, network: nn.Module, share: float, loss: Loss, *, exclusive: bool) -> None:
+    def __init__(self, network: nn.Module, share: float, loss: Loss, *, task: Task) -> None:
         self.network, self.share, self.loss = network.eval().requires_grad_(False), share, loss
-        self.exclusive = exclusive
+        self.task = task
 
     @torch.no_grad()
     def answers(self, image: Tensor, target: Tensor) -> Tensor:
-        """Probabilities (N, K) of images (N, C, *size); NaN where the truth `target` (N, K) is not known."""
+        """Probabilities (N, K) of images (N, C, *size), or the number's outputs; NaN where `target` is not known."""
         logits = self.network(image).float()
-        found = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+        if self.task == "regression":
+            return logits
+        found = logits.softmax(dim=1) if is_exclusive(self.task) else logits.sigmoid()
         return torch.where(target.isnan(), target.float(), found)
 
     def joined(self, of_labels: Tensor, logits: Tensor, answers: Tensor) -> Tensor:

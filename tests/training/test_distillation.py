@@ -27,7 +27,7 @@ def test_the_loss_lies_between_that_of_the_truth_and_that_of_the_teachers_answer
     answers = logits.softmax(1) if task == "multiclass" else logits.sigmoid()
     loss, pupil = build_loss(study, []), torch.randn(4, outputs)
     for share in (0.0, 0.3, 1.0):
-        teacher = Teacher(network, share, build_loss(study, [], of_answers=True), exclusive=task == "multiclass")
+        teacher = Teacher(network, share, build_loss(study, [], of_answers=True), task=task)
         torch.testing.assert_close(teacher.answers(images, truth), answers)
         found = teacher.joined(loss(pupil, truth), pupil, teacher.answers(images, truth))
         torch.testing.assert_close(found, loss(pupil, (1 - share) * truth + share * answers))
@@ -45,7 +45,7 @@ def test_class_weights_do_not_count_twice(tiny_study: Callable[..., Study], task
     cases = [Case(str(k), str(k), "", tuple(map(int, row)), "train") for k, row in enumerate(table)]
     truth = torch.from_numpy(table).float()
     balanced = torch.zeros(100, count)  # what balanced weights lead to where the images say nothing: 1/2
-    teacher = Teacher(torch.nn.Flatten(), 0.7, build_loss(study, cases, of_answers=True), exclusive=False)
+    teacher = Teacher(torch.nn.Flatten(), 0.7, build_loss(study, cases, of_answers=True), task=study.data.task)
     logits = torch.zeros(100, count, requires_grad=True)
     loss = build_loss(study, cases)(logits, truth)
     (slope,) = torch.autograd.grad(teacher.joined(loss, logits, teacher.answers(balanced, truth)).sum(), logits)
@@ -69,7 +69,7 @@ def test_a_network_comes_to_answer_as_its_teacher(tiny_study: Callable[..., Stud
     with torch.no_grad():
         for _ in range(60):  # the normalizations' statistics come to those of these weights
             trained.model(images)
-    teacher = Teacher(trained.model, 1.0, build_loss(study, [], of_answers=True), exclusive=False)
+    teacher = Teacher(trained.model, 1.0, build_loss(study, [], of_answers=True), task=study.data.task)
     follows = {}
     for name, one in (("teacher", teacher), ("labels", None)):
         state = start_state(study, fabric)

@@ -11,7 +11,7 @@ import torch
 from medopt.config import Study
 from medopt.core.records import Case
 from medopt.training.linear_model import LinearFit
-from medopt.training.losses import build_loss, cumulative_loss
+from medopt.training.losses import Teacher, build_loss, cumulative_loss
 
 
 def study(task: str, **training: Any) -> Study:
@@ -100,3 +100,14 @@ def test_the_linear_model_of_a_number_is_ridge_regression() -> None:
     inverse = np.linalg.inv(standard.T @ standard + np.eye(5) / 10)
     wanted = standard @ (inverse @ standard.T @ (target - target.mean())) + target.mean()
     assert model.logits(features) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_network_before_pruning_teaches_its_numbers_as_they_are() -> None:
+    """Not their sigmoid: the pruned network of a regression study imitates the number itself."""
+    asked = study("regression")
+    teacher = Teacher(torch.nn.Flatten(), 0.5, build_loss(asked, CASES, of_answers=True), task="regression")
+    image, target = torch.tensor([[[[-2.5]]], [[[1.5]]]]), torch.tensor([[0.0], [0.0]])
+    answers = teacher.answers(image, target)
+    assert answers.tolist() == [[-2.5], [1.5]]
+    of_labels, outputs = torch.tensor([1.0, 1.0]), torch.tensor([[-2.5], [1.0]])
+    assert teacher.joined(of_labels, outputs, answers).tolist() == pytest.approx([0.5, 0.5 + 0.5 * 0.125])

@@ -99,7 +99,8 @@ class BaselineStage(Stage[Baselines]):
         plain = dict.fromkeys((one.name for one in fitted), UNCALIBRATED)
         write_predictions(folder.path / BASELINES, tables, study.data.labels, study.data.task, plain)
         for one in fitted:
-            context.say(f"a linear model on {one.reads}: validation AUC {one.validation_auc:.4f}")
+            score = "R2" if study.data.task == "regression" else "AUC"
+            context.say(f"a linear model on {one.reads}: validation {score} {one.validation_auc:.4f}")
         digest = file_digest(start_weights(folder)) if record else ""
         teacher = file_digest(teacher_weights(folder)) if study.training.teacher else ""
         return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest, teacher, shortcuts)
