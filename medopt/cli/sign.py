@@ -25,9 +25,10 @@ def sign(
 
     Where MEDOPT_TRUST names a folder of trusted public keys and certificates, verify, predict, serve, the PACS node and
     promote refuse a release without a trusted signature. A password of the key comes from MEDOPT_SIGNING_PASSWORD; with
-    MEDOPT_SIGNING_KEY every new release is signed when it is built.
+    MEDOPT_SIGNING_KEY every new release is signed when it is built. openssl genpkey -algorithm ed25519 -out key.pem
+    makes a key.
 
-    Example: openssl genpkey -algorithm ed25519 -out key.pem && medopt sign runs/phantom --key key.pem
+    Example: medopt sign runs/phantom --key key.pem
     """
     folder = release_folder(release)
     from medopt.release.signature import SIGNATURE, sign_release

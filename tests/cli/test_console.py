@@ -111,8 +111,8 @@ def test_one_site_has_no_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def predictor(labels: list[str], threshold: Any, band: Any = None, sets: PredictionSets | None = None) -> Release:
-    model = SimpleNamespace(threshold=threshold, band=band, sets=sets)
-    info = SimpleNamespace(labels=labels, models={"int8": model})
+    model = SimpleNamespace(threshold=threshold, band=band, sets=sets, rule="fixed")
+    info = SimpleNamespace(labels=labels, models={"int8": model}, number=None)
     return cast(Release, SimpleNamespace(info=info, kind="int8", engine=SimpleNamespace(name="openvino")))
 
 

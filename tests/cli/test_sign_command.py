@@ -35,7 +35,7 @@ def test_every_door_asks_for_the_signature(finished: Finished, tmp_path: Path, k
     release, scan = tmp_path / "release", finished.clinic.data / "scans" / "000.dcm"
     shutil.copytree(finished.release, release)
     for words in (("verify", release), ("predict", release, scan, "--out", tmp_path / "a.csv")):
-        call(*words).refused(5, "is not signed", "medopt sign")
+        call(*words).refused(6, "is not signed", "medopt sign")
     assert not (tmp_path / "a.csv").exists()
     done = call("sign", release, "--key", key)
     assert done.code == 0, done.stderr

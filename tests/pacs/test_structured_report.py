@@ -116,7 +116,7 @@ def test_a_number_is_a_measurement_with_its_unit_and_its_interval(inference: Stu
     assert (volume.name.value, volume.name.scheme_designator, volume.name.meaning) == ("118565006", "SCT", "Volume")
     assert (volume.value, volume.unit.value, volume.unit.scheme_designator) == (3120.4, "mm3", "UCUM")
     ends = {item.ConceptNameCodeSequence[0].CodeValue: item for item in volume[0].ContentSequence}
-    lower, upper = (float(ends[code].MeasuredValueSequence[0].NumericValue) for code in ("371887004", "371886008"))
+    lower, upper = (float(ends[code].MeasuredValueSequence[0].NumericValue) for code in ("371885007", "371886008"))
     assert (volume.value - lower, volume.value + upper) == pytest.approx((2900.1, 3357.5))
     assert group.tracking_identifier == "hippocampal volume: blob"
     assert b"hippocampal volume: 3120 mm3 (2900 to 3358), 95% interval in parentheses." in text.content

@@ -60,7 +60,7 @@ def test_values_in_json_and_behind_it_are_the_same() -> None:
         found, selection = request
         assert found.images.dtype == np.float32 and np.array_equal(found.images, values)
         assert (found.count, found.scans) == (2, ())
-        assert selection == OutputSelection("", dict.fromkeys(OUTPUTS, False))
+        assert selection == OutputSelection("", {}, binary=False)
     assert np.asarray(from_raw("image", [2], struct.pack("<2f", 1.5, -2))).tolist() == [1.5, -2]
 
 
@@ -143,16 +143,18 @@ def test_exactly_one_input_of_the_protocol() -> None:
 
 def test_outputs_are_selected_and_an_id_has_128_characters() -> None:
     everything = ask(image(), parameters={"binary_data_output": True})[1]
-    assert everything == OutputSelection("", dict.fromkeys(OUTPUTS, True))
+    assert everything == OutputSelection("", {}, binary=True)
     some = ask(
         image(),
         id="7",
         parameters={"binary_data_output": True},
         outputs=[{"name": "logits"}, {"name": "decision", "parameters": {"binary_data": False}}],
     )[1]
-    assert some == OutputSelection("7", {"logits": True, "decision": False})
-    assert some.names() == ["decision", "logits"]  # in the servers' order
-    assert OutputSelection().names() == list(OUTPUTS)
+    assert some == OutputSelection("7", {"logits": True, "decision": False}, binary=True)
+    assert some.names(dict.fromkeys(OUTPUTS)) == ["decision", "logits"]  # in the servers' order
+    assert OutputSelection().names(dict.fromkeys(OUTPUTS)) == list(OUTPUTS)
+    with pytest.raises(Refused, match="has no output logits"):
+        some.names({"decision": None})
     assert "The outputs are" in refused(image(), outputs=[{"name": "labels"}])
     assert known_id("x" * 128) == "x" * 128
     assert (known_id(None), known_id(5)) == ("", "5")
