@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("checks", "speed"), help="one half of the script")
     words = parser.parse_args()
     if words.device == "cuda" and not torch.cuda.is_available():
-        print("There is no CUDA GPU here; --device cpu --tiny tries the same code on the processor.", file=sys.stderr)
+        print("torch finds no CUDA GPU; --device cpu --tiny runs the same code on the processor.", file=sys.stderr)
         sys.exit(2)
     deadline = time.perf_counter() + 60 * words.minutes
     folder, console = Path(tempfile.mkdtemp(prefix="medopt-gpu-")), Console(stderr=True)

@@ -48,8 +48,8 @@ def compress(
     Every option is measured on validation: AUC with its interval, decisions that flip, time (interleaved), size. Of
     those that pass the gate the fastest within the margin is chosen; only that one sees the test split. It stands in
     RUN/compressed as a run of its own, with a release, below RUN in MLflow. Interrupted, the same command goes on.
-    It has verdicts of its own, which an --override of RUN does not cover; where no option passes the gate on
-    validation, none is chosen, and there is no model to override it for.
+    It has its own verdicts; an --override of RUN does not cover them. If no option passes the gate on validation,
+    medopt chooses none, and an override changes nothing.
 
     Example: medopt compress runs/phantom --prune 0.3,0.5,0.67 --within 0.01
     """

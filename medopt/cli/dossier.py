@@ -19,7 +19,7 @@ def dossier(
 ) -> None:
     """Write what a regulatory writer starts from: the run's facts under the headings of the AI Act's Annex IV.
 
-    Each sentence is a recorded fact, or names what the manufacturer has to write. It is no statement of conformity.
+    Each sentence is a recorded fact, or names what the manufacturer has to write. It does not state conformity.
 
     Example: medopt dossier runs/lesions --out dossier.html
     """

@@ -1,8 +1,8 @@
 """`medopt dossier`: what a regulatory writer starts from, under the headings of the AI Act's technical documentation.
 
 Headings: Regulation (EU) 2024/1689, Annex IV, points 1 to 9. Each sentence is a recorded fact of the run, or names what
-the manufacturer has to write. Items of TRIPOD+AI (2024) and CLAIM (2024) as in the report. It is a start, and no
-statement of conformity.
+the manufacturer has to write. Items of TRIPOD+AI (2024) and CLAIM (2024) as in the report. It is a start; it does not
+state conformity.
 """
 
 from __future__ import annotations

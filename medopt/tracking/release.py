@@ -27,6 +27,7 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.imaging.redact import redacted
 from medopt.release.layout import ReleaseInfo, read_info, refuse_channels
 from medopt.release.predictor import Answer, Release
+from medopt.serving.prediction_table import NUMBERS
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import ServerLimits
 
@@ -67,7 +68,8 @@ class ReleaseModel(PythonModel):
 
 def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
     labels = predictor.info.labels
-    found: dict[str, Any] = {"decision": ""} | {f"probability_{label}": None for label in labels}
+    columns = [*(f"probability_{label}" for label in labels), *(NUMBERS if predictor.info.number else ())]
+    found: dict[str, Any] = {"decision": ""} | dict.fromkeys(columns)
     try:
         answer = _answer(predictor, asked)
     except DataError as error:
@@ -75,6 +77,8 @@ def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
     if not answer.declined:
         found = {"decision": answer.decision}
         found |= {f"probability_{label}": answer.probabilities[label] for label in labels}
+        if number := answer.number:
+            found |= dict(zip(NUMBERS, (number.value, number.low, number.high), strict=True))
     why = answer.declined or ""
     return found | {"declined": why, "refused": "", "why": why}
 
@@ -129,7 +133,8 @@ def signature_of(info: ReleaseInfo) -> ModelSignature:
         ColSpec(DataType.string, "path", required=False),
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "decision")]
-    outputs += [ColSpec(DataType.double, f"probability_{label}", required=False) for label in info.labels]
+    numbers = [*(f"probability_{label}" for label in info.labels), *(NUMBERS if info.number else ())]
+    outputs += [ColSpec(DataType.double, name, required=False) for name in numbers]
     outputs += [ColSpec(DataType.string, name) for name in ("declined", "refused", "why")]
     return ModelSignature(
         inputs=Schema(inputs),

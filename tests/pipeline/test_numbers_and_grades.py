@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from clinic import STUDY, write_rows, write_study
 from clinic_fixtures import Done, call, only_folder
@@ -22,6 +23,7 @@ from medopt.release.predictor import Release
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.service import response_of
 from medopt.serving.server.v2_codec import OutputSelection, write_response
+from medopt.tracking.release import ReleaseModel, signature_of
 
 SPLITS = ("train",) * 6 + ("val",) * 5 + ("test",) * 5
 GRADES = ("none", "mild", "marked", "severe")
@@ -197,3 +199,18 @@ def test_a_release_of_grades_has_no_output_of_that_name(grades: tuple[Done, Path
     assert set(OutputSelection().names(response.arrays)) == {"probabilities", "decision", "declined", "logits"}
     with pytest.raises(Refused, match="has no output number"):
         write_response(response, OutputSelection(outputs={"number": True}))
+
+
+def test_the_registered_model_gives_the_number_too(numbers: tuple[Done, Path, np.ndarray]) -> None:
+    _, folder, _ = numbers
+    release, scan = Release.open(folder / "release", threads=1), folder.parents[2] / "scans" / "011.png"
+    model, number = ReleaseModel(), release.predict(scan).number
+    model._opened = {"int8": release}
+    answers = model.predict(None, pd.DataFrame([{"path": str(scan)}, {"path": str(scan.with_name("gone.png"))}]))
+    assert number is not None
+    assert answers[["number", "number_low", "number_high"]].values.tolist() == [
+        [number.value, number.low, number.high],
+        [None] * 3,
+    ]
+    named = [column.name for column in signature_of(release.info).outputs]
+    assert named == list(answers.columns)
