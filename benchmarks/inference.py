@@ -225,6 +225,7 @@ def measure(contest: Contest, quick: bool) -> list[dict[str, Any]]:
     rounds = 5 if quick else 25
     alone = measure_latency(contest.alone, rounds=rounds, warmup=3, seconds=30, min_rounds=5, pause=PAUSE)
     many = measure_latency(contest.many, rounds=3 if quick else 7, warmup=1, seconds=20, min_rounds=3, pause=PAUSE)
+    best_alone, best_many = (min(times[f"{name} float32"] for name in ENGINES) for times in (alone, many))
     rows = []
     for name in dict.fromkeys([*alone, *many, *contest.notes]):
         one, eight = alone.get(name), many.get(name)
@@ -233,8 +234,10 @@ def measure(contest: Contest, quick: bool) -> list[dict[str, Any]]:
                 "model": name,
                 "latency_ms": one,
                 "latency_speedup": alone[EAGER] / one if one else None,
+                "latency_over_float": best_alone / one if one else None,
                 "images_per_second": 1000 * BATCH / eight if eight else None,
                 "throughput_speedup": many[EAGER] / eight if eight else None,
+                "throughput_over_float": best_many / eight if eight else None,
                 "megabytes": contest.facts.get(name, {}).get("megabytes"),
                 "note": contest.notes.get(name, ""),
             }
@@ -249,7 +252,7 @@ KEYS = {
 
 
 def speedups(scenes: dict[str, list[dict[str, Any]]], which: str) -> dict[str, float]:
-    """Ours against torch eager, by scene and model."""
+    """Ours against torch eager, or against the best float engine, by scene and model."""
     return {
         f"{scene}_{KEYS[row['model']]}": round(row[which], 3)
         for scene, rows in scenes.items()
@@ -263,11 +266,14 @@ def table_of(scene: Scene, facts: dict[str, Any], rows: list[dict[str, Any]]) ->
     size = " x ".join(map(str, scene.size))
     title = f"ResNet-50, {size}, {facts['stem']} stem, {facts['giga_multiply_adds']:.1f} G multiply-adds"
     table = Table(
-        "", "ms, one image", "x", f"images/s, batch {BATCH}", "x", "MB", "", title=title, title_justify="left"
+        *("", "ms, one image", "x eager", "x float", f"images/s, batch {BATCH}", "x eager", "x float", "MB", ""),
+        title=title,
+        title_justify="left",
     )
     for row in rows:
-        numbers = (("latency_ms", ".1f"), ("latency_speedup", ".2f"), ("images_per_second", ".1f"))
-        numbers += (("throughput_speedup", ".2f"), ("megabytes", ".1f"))
+        numbers = (("latency_ms", ".1f"), ("latency_speedup", ".2f"), ("latency_over_float", ".2f"))
+        numbers += (("images_per_second", ".1f"), ("throughput_speedup", ".2f"), ("throughput_over_float", ".2f"))
+        numbers += (("megabytes", ".1f"),)
         cells = ("" if row[key] is None else format(row[key], form) for key, form in numbers)
         table.add_row(row["model"], *cells, row["note"])
     return table
@@ -321,6 +327,8 @@ def main() -> None:
         told = {
             "speedup_vs_torch_eager": latency,
             "throughput_vs_torch_eager": speedups(found, "throughput_speedup"),
+            "speedup_vs_best_float_engine": speedups(found, "latency_over_float"),
+            "throughput_vs_best_float_engine": speedups(found, "throughput_over_float"),
             "targets": TARGETS,
             "calibration_peak_bytes": peaks,
             "scenes": found,

@@ -40,13 +40,13 @@ from medopt.transforms.prepare import PrepareChain
 
 RECIPES: dict[str, dict[str, Any]] = {
     "scratch": {},
-    "layer4": {"freeze": "layer3"},
-    "layer4-gentle": {"freeze": "layer3", "lr": 3e-5},
-    "layer3": {"freeze": "layer2"},
-    "all": {},
-    "all-gentle": {"lr": 1e-5},
-    "all-live": {"statistics": "live"},
-    "all-l2sp": {"toward_start": 0.1},
+    "layer4": {"freeze": "layer3", "lr": 3e-5},
+    "layer4-fast": {"freeze": "layer3", "lr": 3e-4},
+    "layer3": {"freeze": "layer2", "lr": 3e-5},
+    "all": {"freeze": "nothing", "lr": 3e-5},
+    "all-fast": {"freeze": "nothing", "lr": 1e-4},
+    "all-live": {"freeze": "nothing", "lr": 3e-5, "statistics": "live"},
+    "all-l2sp": {"freeze": "nothing", "lr": 1e-4, "toward_start": 0.1},
 }
 
 

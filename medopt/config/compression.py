@@ -9,7 +9,9 @@ from pydantic import Field
 from medopt.config.section import Fraction, Section
 
 Profile = Literal["cpu", "cpu-vnni", "cuda-tensorrt", "edge"]
-EngineName = Literal["onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"]
+EngineName = Literal[
+    "onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-gpu", "openvino-npu"
+]
 
 
 class Gate(Section):
@@ -69,7 +71,8 @@ class Compression(Section):
     calibration_images: int = Field(300, ge=8)
     """Number of training images, drawn at random, from which the int8 model takes its ranges."""
     engines: list[EngineName] = Field(["onnxruntime", "openvino"], min_length=1)
-    """Engines that may serve the model: the gate tests each of them."""
+    """Engines that may serve the model: the gate tests each of them. The last four run on an NVIDIA GPU and on Intel's
+    GPUs and NPUs; medopt has not been run on such a device yet."""
     threads: int = Field(0, ge=0)
     """Processor threads for inference; 0 takes all cores, or one with the profile edge."""
     pruning: Pruning = Pruning()

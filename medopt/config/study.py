@@ -122,7 +122,7 @@ class Study(Section):
                 "class_weights": training.class_weights != "none",
                 "sampling": training.sampling != "shuffled",
                 "label_smoothing": training.label_smoothing > 0,
-                "teacher": bool(training.teacher),
+                "teacher": bool(training.teachers),
             }
             if asked := [name for name, is_set in unread.items() if is_set]:
                 raise ValueError(f"training.{asked[0]} is for labels; a regression study has a number")

@@ -165,17 +165,19 @@ class Training(Section):
     """Mix the augmented images of a step and their targets in pairs, in proportions from Beta(mixup, mixup) (Zhang et
     al. 2018); 0 is off."""
     fine_tune: FineTune = FineTune()
-    teacher: str = ""
+    teacher: str | list[str] = ""
     """A larger network whose answers this one learns, too (Hinton et al. 2015): a start, as `model.start` names it,
-    with a linear layer that is fitted to this study's training images."""
+    with a linear layer that is fitted to this study's training images. Of several (runs of other seeds, for example)
+    the mean answer is learned: an ensemble in one network."""
     teacher_digest: str = ""
-    """SHA-256 of the teacher's file: filled in by the run."""
+    """SHA-256 of the teacher's file; of several all of them, with commas: filled in by the run."""
     teacher_share: Fraction = 0.5
     """Share of the teacher's answers in the targets."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto: bf16 where the GPU supports it, else float32 (bf16 is 50 times slower on CPUs without AMX)."""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """What trains. auto: a GPU where torch sees one."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps", "tpu"] = "auto"
+    """What trains. auto: a GPU where torch sees one. tpu: the device that torch_xla finds; run on XLA's CPU device only
+    so far, never on a TPU."""
     workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
     """Processes that read, draw and (where no GPU does it) augment ahead of the model. 0: the training process does it
     between steps. auto: none on a CPU, which has no core to spare; on a GPU all cores but one, at most 16."""
@@ -206,6 +208,12 @@ class Training(Section):
                 "residence: host, or augment_on: device"
             )
         return self
+
+    @property
+    def teachers(self) -> list[str]:
+        """The starts that teach; empty where none does."""
+        names = [self.teacher] if isinstance(self.teacher, str) else self.teacher
+        return [name for name in names if name]
 
     @property
     def has_auto(self) -> bool:

@@ -120,20 +120,27 @@ def openvino_core() -> openvino.Core:
 
 
 class OpenVinoEngine:
-    """OpenVINO on the CPU, in float32 where the model is float (no silent bfloat16).
+    """OpenVINO on the CPU, or on the device in its name, in float32 where the model is float (no silent bfloat16).
 
     latency: all threads work on one batch. throughput: a batch is split among streams of few threads each, which do
     not wait for one another.
     """
 
-    name = "openvino"
-
-    def __init__(self, path: Path, threads: int = 0, mode: Mode = "latency") -> None:
-        options = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
+    def __init__(self, path: Path, threads: int = 0, mode: Mode = "latency", name: str = "openvino") -> None:
+        self.name = name
+        core, device = openvino_core(), DEVICES.get(name, "CPU")
+        if not any(found.split(".")[0] == device for found in core.available_devices):
+            raise ReleaseError(
+                f"{name} is not available here: OpenVINO finds no {device} (it finds "
+                f"{', '.join(core.available_devices)}). Install its driver, or take another engine: "
+                f"{', '.join(ENGINES)}."
+            )
+        options = {"PERFORMANCE_HINT": mode.upper()}
+        if device != "NPU":  # which computes in half precision only
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        if threads and device == "CPU":
             options["INFERENCE_NUM_THREADS"] = str(threads)
-        core = openvino_core()
-        compiled = core.compile_model(core.read_model(path), "CPU", options)
+        compiled = core.compile_model(core.read_model(path), device, options)
         self._request = compiled.create_infer_request() if mode == "latency" else None
         self._queue = None if mode == "latency" else openvino.AsyncInferQueue(compiled)
 
@@ -163,7 +170,10 @@ class OpenVinoEngine:
         return [np.concatenate([parts[start][index] for start in sorted(parts)]) for index in range(len(names))]
 
 
-# Available wherever medopt is installed; the accelerators of PROVIDERS only where their packages are.
+DEVICES = {"openvino-gpu": "GPU", "openvino-npu": "NPU"}
+"""Intel's accelerators as OpenVINO calls them."""
+
+# Available wherever medopt is installed; those of PROVIDERS and DEVICES only where their packages and drivers are.
 ENGINES: dict[str, Callable[[Path, int, Mode], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine,
     "openvino": OpenVinoEngine,
@@ -176,13 +186,15 @@ def open_engine(name: str, path: Path, threads: int = 0, mode: Mode = "latency")
     `mode`: latency for one image at a time, throughput for batches; the logits are the same. Raises ReleaseError where
     the engine is unknown, is not available here, or refuses the file.
     """
-    if name not in ENGINES and name not in PROVIDERS:
-        raise ReleaseError(f"There is no engine {name!r}; known: {', '.join([*ENGINES, *PROVIDERS])}.")
+    if name not in (*ENGINES, *PROVIDERS, *DEVICES):
+        raise ReleaseError(f"There is no engine {name!r}; known: {', '.join([*ENGINES, *PROVIDERS, *DEVICES])}.")
     if not threads and processor_quota() is not None:  # the engines count processors and know no quota
         threads = physical_cores()
     try:
         if name in PROVIDERS:
             return OnnxRuntimeEngine(path, threads, mode, name)
+        if name in DEVICES:
+            return OpenVinoEngine(path, threads, mode, name)
         return ENGINES[name](path, threads, mode)
     except ReleaseError:
         raise

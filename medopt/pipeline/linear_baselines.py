@@ -93,6 +93,19 @@ def start_baseline(
     return baseline, network, record
 
 
+def mean_baseline(study: Study, splits: Splits, fitted: Sequence[LinearBaseline]) -> LinearBaseline:
+    """The mean of the logits of several linear models: one that reads all their features."""
+    weight = np.concatenate([one.model.weight for one in fitted], axis=1) / len(fitted)
+    bias = np.mean([one.model.bias for one in fitted], axis=0)
+    model = LinearModel(weight, bias, min(one.model.strength for one in fitted))
+    features: Features = {
+        split: np.concatenate([one.features[split][:, :1] for one in fitted], axis=2) for split in fitted[0].features
+    }
+    val = splits["val"]
+    auc = validation_score(study, val)(model.logits(_plain(features, "val")), _targets(study, val))
+    return LinearBaseline("teacher", "", model, features, auc)
+
+
 def _chosen(study: Study, splits: Splits) -> Splits:
     """The splits with at most ROWS training images: no others are looked at."""
     train = splits["train"]

@@ -114,7 +114,7 @@ def stage_names(study: Study) -> tuple[str, ...]:
 
 def trains_from_baseline(study: Study) -> bool:
     """Whether training begins with a network of the stage `baseline` or learns from one; else the figures alone do."""
-    return study.model.has_start or bool(study.training.teacher)
+    return study.model.has_start or bool(study.training.teachers)
 
 
 def training_key(study: Study, cases_digest: str) -> str:

@@ -113,23 +113,39 @@ def start_file(name: str, runs: Path = RUNS) -> Path | None:
     return local_file(entry) if entry else Path(name)
 
 
-def teacher_study(study: Study, runs: Path = RUNS) -> Study:
-    """The study with its teacher's network in place of its own; `training.teacher` and its digest are resolved."""
-    training = study.training
-    model = Model(start=training.teacher, start_digest=training.teacher_digest, partial=study.model.partial)
-    alone = training.model_copy(update={"teacher": "", "teacher_digest": ""})
-    return resolve_start(study.model_copy(update={"model": model, "training": alone}), Path(), runs)
+def teacher_studies(study: Study, runs: Path = RUNS) -> list[Study]:
+    """The study with each teacher's network in place of its own; `training.teacher` and its digest are resolved."""
+    alone = study.training.model_copy(update={"teacher": "", "teacher_digest": ""})
+    return [
+        resolve_start(study.model_copy(update={"model": model, "training": alone}), Path(), runs)
+        for model in _teachers(study)
+    ]
+
+
+def _teachers(study: Study) -> list[Model]:
+    """The network of each teacher; raises ConfigError where the study has digests of another number of teachers."""
+    names, digests = study.training.teachers, study.training.teacher_digest.split(",")
+    if digests == [""]:
+        digests *= len(names)
+    if len(digests) != len(names):
+        raise ConfigError("training.teacher was changed: take training.teacher_digest out of the study, too.")
+    pairs = zip(names, digests, strict=True)
+    return [Model(start=name, start_digest=digest, partial=study.model.partial) for name, digest in pairs]
 
 
 def _with_teacher(study: Study, near: Path, runs: Path) -> Study:
-    """The study with the digest of its teacher, which is opened once to see that it is one."""
-    if not study.training.teacher:
+    """The study with the digests of its teachers, each of which is opened once to see that it is one."""
+    if not study.training.teachers:
         return study
-    model = Model(start=study.training.teacher, start_digest=study.training.teacher_digest)
-    opened = open_study_start(study.model_copy(update={"model": model}), near, runs)
-    if opened.entry is not None:
-        refuse_use(opened.entry, study.intended_use)
-    named = {"teacher": opened.name, "teacher_digest": opened.digest}
+    found = [open_study_start(study.model_copy(update={"model": one}), near, runs) for one in _teachers(study)]
+    for opened in found:
+        if opened.entry is not None:
+            refuse_use(opened.entry, study.intended_use)
+    names = [opened.name for opened in found]
+    named = {
+        "teacher": names if isinstance(study.training.teacher, list) else names[0],
+        "teacher_digest": ",".join(opened.digest for opened in found),
+    }
     return study.model_copy(update={"training": study.training.model_copy(update=named)})
 
 

@@ -7,7 +7,7 @@ prepares and judges files as the machine that built the release did.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,8 +96,21 @@ def _decision(release: Release, probabilities: Mapping[str, float]) -> str:
 
 def golden_scans(folder: Path, prepare: Prepare | None = None) -> list[Volume]:
     """The golden scans of a release, read; `prepare` names the images of a case where there are several."""
+    return [_read(path, prepare) for path in _places(folder)]
+
+
+def _places(folder: Path) -> list[Path]:
     cases = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))["cases"]
-    return [_read(folder / case["scan"], prepare) for case in cases]
+    return [folder / case["scan"] for case in cases]
+
+
+def first_case(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The file of the first golden scan, or its files in the order of the images' `names`."""
+    return _files(_places(folder)[0], names)
+
+
+def _files(path: Path, names: Sequence[str]) -> list[Path]:
+    return [next(path.parent.glob(f"{path.name}-{name}.*")) for name in names] or [path]
 
 
 def golden_batch(folder: Path, chain: PrepareChain) -> FloatArray:
@@ -109,8 +122,7 @@ def _read(path: Path, prepare: Prepare | None) -> Volume:
     """A golden scan. NIfTI has no window, so a study that uses the scan's own window gets the one it was drawn with."""
     if prepare is None or not prepare.channel_names:
         return _with_window(read_scan(path))
-    files = [next(path.parent.glob(f"{path.name}-{name}.*")) for name in prepare.channel_names]
-    volume = read_channels(files, prepare.channel_names)
+    volume = read_channels(_files(path, prepare.channel_names), prepare.channel_names)
     return replace(volume, channels=tuple(one and _with_window(one) for one in volume.channels))
 
 

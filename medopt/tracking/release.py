@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 import medopt
 from medopt.core.errors import ConfigError, DataError
 from medopt.imaging.redact import redacted
-from medopt.release.layout import ReleaseInfo, read_info, refuse_channels
+from medopt.release.golden import first_case
+from medopt.release.layout import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import NUMBERS
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import ServerLimits
 
 NAME, ARTIFACT = "release", "release"
+SCAN, PATH = "scan", "path"
+"""Columns of a row: the bytes of a scan, or the place of its file."""
 CODE = """from medopt.tracking.release import ReleaseModel
 from mlflow.models import set_model
 
@@ -45,15 +48,16 @@ class ReleaseModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Open both models of the release.
 
-        Raises ReleaseError where a byte changed, the chain is another, or a case has several images.
+        Raises ReleaseError where a byte changed or the chain is another.
         """
         folder = Path(context.artifacts[ARTIFACT])
-        info = read_info(folder)
-        refuse_channels(info, "a row of an MLflow model is one scan")
-        self._opened = {kind: Release.open(folder, kind) for kind in info.models}
+        self._opened = {kind: Release.open(folder, kind) for kind in read_info(folder).models}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`."""
+        """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`.
+
+        Of a case of several images a column for each, as in `scan:t1` or `path:t1`.
+        """
         predictor = self._chosen((params or {}).get("model") or "int8")
         rows = [_row(predictor, row) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, dtype=object)  # a number that is not there is None: JSON knows no NaN
@@ -84,16 +88,41 @@ def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
-    data, path = asked.get("scan"), asked.get("path")
-    if isinstance(data, bytes | bytearray | memoryview) and len(data):
-        image, facts = prepare_bytes(predictor, bytes(data), ServerLimits())
+    names = predictor.info.prepare.channel_names
+    data = tuple(_bytes(asked.get(column)) for column in input_columns(SCAN, names))
+    paths = tuple(_text(asked.get(column)) for column in input_columns(PATH, names))
+    if any(data):
+        image, facts = prepare_bytes(predictor, data if names else data[0], ServerLimits())
         return predictor.predict_batch(image[None], [facts])[0]
-    if isinstance(path, str) and path:
+    if any(paths):
         try:
-            return predictor.predict(path)
+            return predictor.predict(paths if names else paths[0])
         except DataError as error:  # the answer leaves this machine
-            raise DataError(redacted(str(error), Path(path))) from None
-    raise DataError("A row takes `scan`, the bytes of a file or of a zip, or `path`, the place of one.")
+            text = str(error)
+            for path in filter(None, paths):
+                text = redacted(text, Path(path))
+            raise DataError(text) from None
+    raise DataError(
+        f"A row takes {_named(SCAN, names)}, the bytes of a file or of a zip, or {_named(PATH, names)}, the place of "
+        "one."
+    )
+
+
+def input_columns(kind: str, names: Sequence[str]) -> list[str]:
+    """The columns of a row that hold the images of a case: SCAN or PATH, or with named channels one for each."""
+    return [f"{kind}:{name}" for name in names] or [kind]
+
+
+def _named(kind: str, names: Sequence[str]) -> str:
+    return " and ".join(f"`{column}`" for column in input_columns(kind, names))
+
+
+def _bytes(value: object) -> bytes:
+    return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else b""
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def log_release(release: Path, client: MlflowClient, run_id: str) -> str:
@@ -121,7 +150,7 @@ def log_release(release: Path, client: MlflowClient, run_id: str) -> str:
             signature=signature_of(info),
             pip_requirements=requirements(),
             registered_model_name=info.study,
-            input_example=pd.DataFrame({"scan": [example(release)]}),
+            input_example=pd.DataFrame({column: [data] for column, data in example(release, info).items()}),
         )
     return str(logged.registered_model_version)
 
@@ -129,8 +158,9 @@ def log_release(release: Path, client: MlflowClient, run_id: str) -> str:
 def signature_of(info: ReleaseInfo) -> ModelSignature:
     """Named inputs, the labels among the outputs, and which of the two models answers."""
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.binary, "scan", required=False),
-        ColSpec(DataType.string, "path", required=False),
+        ColSpec(kind, column, required=False)
+        for kind, name in ((DataType.binary, SCAN), (DataType.string, PATH))
+        for column in input_columns(name, info.prepare.channel_names)
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "decision")]
     numbers = [*(f"probability_{label}" for label in info.labels), *(NUMBERS if info.number else ())]
@@ -158,6 +188,8 @@ def _dependencies() -> list[str]:
     return [text for text in requires("medopt") or [] if "extra ==" not in text]
 
 
-def example(release: Path) -> bytes:
-    """A golden case as a file holds it; those are drawn."""
-    return sorted((release / "golden").iterdir())[0].read_bytes()
+def example(release: Path, info: ReleaseInfo) -> dict[str, bytes]:
+    """The input of a golden case, by column, as files hold it; those cases are drawn."""
+    names = info.prepare.channel_names
+    files = first_case(release, names)
+    return {column: file.read_bytes() for column, file in zip(input_columns(SCAN, names), files, strict=True)}

@@ -6,12 +6,13 @@ index), the learning rate, the optimizer and early stopping from the history, an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from medopt.config import Model, Study
 from medopt.core.errors import TrainingError
@@ -30,7 +31,7 @@ from medopt.training.losses import Teacher, build_loss
 from medopt.training.pace import settle
 from medopt.training.step import TrainingState, start_state, take_optimizer
 
-TEACHERS_MODEL = "model"  # the note of a teacher's file that says how its network is built, where not as the study's
+TEACHERS = "models"  # the note of a file of teachers that says how each network is built
 
 
 def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -> Trained:
@@ -115,11 +116,17 @@ def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
     """The network that this one learns from, where it learns from one."""
     if job.teacher is None or not job.teacher_share:
         return None
-    own = read_tensors(job.teacher)[1].get(TEACHERS_MODEL)
-    study = job.study.model_copy(update={"model": Model.model_validate(own)}) if own else job.study
-    network = load_best(study, job.teacher).to(fabric.device)
+    tensors, facts = read_tensors(job.teacher)
+    networks = []
+    for number, own in enumerate(facts.get(TEACHERS, ())):
+        study = job.study.model_copy(update={"model": Model.model_validate(own)})
+        mine = {name.removeprefix(f"{number}."): one for name, one in tensors.items() if name.startswith(f"{number}.")}
+        networks.append(_loaded(study, mine, {}, job.teacher))
+    if not networks:  # of a network that is pruned: the study's own
+        networks = [_loaded(job.study, tensors, facts, job.teacher)]
     loss = build_loss(job.study, job.train_set.cases, of_answers=True)
-    return Teacher(network, job.teacher_share, loss, task=study.data.task)
+    teachers = [network.to(fabric.device) for network in networks]
+    return Teacher(teachers, job.teacher_share, loss, task=job.study.data.task)
 
 
 def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: TrainingCallbacks | None) -> EpochRecord:
@@ -153,7 +160,10 @@ def load_best(study: Study, weights: Path) -> nn.Module:
 
     Those of a pruned network say how wide its layers are. Raises TrainingError where the weights are not the study's.
     """
-    tensors, facts = read_tensors(weights)
+    return _loaded(study, *read_tensors(weights), weights)
+
+
+def _loaded(study: Study, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], weights: Path) -> nn.Module:
     widths = facts.get(WIDTHS)
     model = narrow_model(study, Widths.from_json(widths)) if widths else build_model(study)
     try:

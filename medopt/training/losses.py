@@ -114,21 +114,22 @@ def class_weights(study: Study, cases: Sequence[Case]) -> NDArray[np.float64]:
 
 
 class Teacher:
-    """A trained network whose answers to the training images are the other part of a smaller network's loss.
+    """Trained networks whose mean answer to a training image is the other part of a smaller network's loss.
 
-    At temperature 1, since the answers of a network that was trained with mixup are soft already. `loss` is that of its
-    answers; the loss of the labels counts 1 - `share`.
+    The mean is that of the logits, as an ensemble's. At temperature 1, since the answers of networks that were trained
+    with mixup are soft already. `loss` is that of their answers; the loss of the labels counts 1 - `share`.
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (2015).
     """
 
-    def __init__(self, network: nn.Module, share: float, loss: Loss, *, task: Task) -> None:
-        self.network, self.share, self.loss = network.eval().requires_grad_(False), share, loss
+    def __init__(self, networks: Sequence[nn.Module], share: float, loss: Loss, *, task: Task) -> None:
+        self.networks = [network.eval().requires_grad_(False) for network in networks]
+        self.share, self.loss = share, loss
         self.task = task
 
     @torch.no_grad()
     def answers(self, image: Tensor, target: Tensor) -> Tensor:
         """Probabilities (N, K) of images (N, C, *size), or the number's outputs; NaN where `target` is not known."""
-        logits = self.network(image).float()
+        logits = torch.stack([network(image).float() for network in self.networks]).mean(0)
         if self.task == "regression":
             return logits
         found = logits.softmax(dim=1) if is_exclusive(self.task) else logits.sigmoid()

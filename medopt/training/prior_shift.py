@@ -27,7 +27,7 @@ def prior_shift(study: Study, cases: Sequence[Case]) -> tuple[float, ...]:
     weights, ratios = class_weights(study, cases), np.ones((2, study.data.outputs))
     if study.training.sampling == "balanced":
         ratios = _sampling_ratios(study, cases)
-    kept = study.training.teacher_share if study.training.teacher else 0.0
+    kept = study.training.teacher_share if study.training.teachers else 0.0
     absent, present = ((1 - kept) * one + kept for one in (weights * ratios))
     exclusive = is_exclusive(study.data.task)
     shift = np.log(present) - np.log(present).mean() if exclusive else np.log(present / absent)

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from medopt.core.errors import ReleaseError
-from medopt.inference.engines import ENGINES, PROVIDERS, load_batch, open_engine
+from medopt.inference.engines import DEVICES, ENGINES, PROVIDERS, load_batch, open_engine, openvino_core
 from medopt.inference.latency import measure_latency
 from medopt.inference.runtime import MeasuredSetting, Setting, candidates, choose, run_trial
 
@@ -39,6 +39,16 @@ def test_accelerator_that_is_not_there_says_what_brings_it(
     if PROVIDERS[name].provider in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime has {PROVIDERS[name].provider}")
     with pytest.raises(ReleaseError, match=f"{name} is not available here.*Install.*{package}"):
+        open_engine(name, tiny_models.float)
+
+
+@pytest.mark.parametrize(("name", "device"), DEVICES.items())
+def test_intels_accelerator_that_is_not_there_says_what_is(
+    name: str, device: str, tiny_models: SimpleNamespace
+) -> None:
+    if any(found.startswith(device) for found in openvino_core().available_devices):
+        pytest.skip(f"OpenVINO finds a {device}")
+    with pytest.raises(ReleaseError, match=f"{name} is not available here: OpenVINO finds no {device} .it finds CPU"):
         open_engine(name, tiny_models.float)
 
 

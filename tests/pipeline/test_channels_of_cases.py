@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from clinic import STUDY, write_rows, write_study
 from clinic_fixtures import call, only_folder
@@ -35,7 +36,7 @@ from medopt.pacs.worker_protocol import StudyRequest, StudyResponse
 from medopt.release.evidence_picture import evidence_picture
 from medopt.release.layout import read_info
 from medopt.release.predictor import Release
-from medopt.tracking.release import ARTIFACT, ReleaseModel
+from medopt.tracking.release import ARTIFACT, ReleaseModel, example, signature_of
 from medopt.transforms.display import displayed, displayed_images
 from tests.scans_of_patients import mr_series
 from tests.serving.server_process import Server, arrays, served
@@ -370,10 +371,36 @@ def test_what_takes_one_image_refuses_such_a_release(finished: Any) -> None:
     said = "has 2 images \\(t1, adc\\)"
     with pytest.raises(ReleaseError, match=f"{said}: an export takes one image a case"):
         ExportSource.read(run / "release")
-    with pytest.raises(ReleaseError, match=f"{said}: a row of an MLflow model is one scan"):
-        ReleaseModel().load_context(SimpleNamespace(artifacts={ARTIFACT: str(run / "release")}))
     with pytest.raises(DataError, match="is one image, and a case of this study has 2"):
         Release.open(run / "release").predict("scan.nii.gz")
+
+
+def test_the_mlflow_model_has_a_column_for_each_image(finished: Any) -> None:
+    folder, run, rows = finished
+    place, model = run / "release", ReleaseModel()
+    model.load_context(SimpleNamespace(artifacts={ARTIFACT: str(place)}))
+    info = read_info(place)
+    assert signature_of(info).inputs.input_names() == ["scan:t1", "scan:adc", "path:t1", "path:adc"]
+    first, missing = rows[0], rows[3]
+    paths = [str(folder / "scans" / first[f"image:{name}"]) for name in NAMES]
+    asked = [
+        dict(zip(("path:t1", "path:adc"), paths, strict=True)),
+        dict(zip(("scan:t1", "scan:adc"), (Path(path).read_bytes() for path in paths), strict=True)),
+        {"scan:adc": (folder / "scans" / missing["image:adc"]).read_bytes()},
+        {"path": paths[0]},
+        example(place, info),
+    ]
+    answers = model.predict(None, pd.DataFrame(asked)).to_dict("records")
+    release = Release.open(place)
+    wanted = release.predict(tuple(paths))
+    for row in answers[:2]:
+        assert row["decision"] == wanted.decision and not row["refused"]
+        if not wanted.declined:
+            assert row["probability_near"] == pytest.approx(wanted.probabilities["near"], abs=1e-9)
+    alone = release.predict(("", str(folder / "scans" / missing["image:adc"])))
+    assert (answers[2]["decision"], answers[2]["declined"]) == (alone.decision, alone.declined or "")
+    assert "`scan:t1` and `scan:adc`" in answers[3]["refused"]
+    assert not answers[4]["refused"]
 
 
 def test_check_and_plan_read_every_image(finished: Any, tmp_path: Path) -> None:

@@ -126,6 +126,13 @@ def test_a_small_network_learns_from_a_teacher(clinic: Clinic, weights: Path, tm
     first, second = sorted((runs / "clinic").glob("2*"))
     best = "checkpoints/best.safetensors"
     assert (first / best).read_bytes() != (second / best).read_bytes()
+    both = call(*words(clinic, runs, *small, f"training.teacher=[{weights},{first}]"))
+    assert both.code == 0, both.stderr
+    third = sorted((runs / "clinic").glob("2*"))[-1]
+    teachers = json.loads((third / "baselines.json").read_text())["models"]["teacher"]
+    names = "teacher.safetensors, best.safetensors"
+    assert teachers["reads"] == f"2 teachers' features ({names})" and teachers["features"] > found["features"]
+    assert (third / best).read_bytes() not in ((first / best).read_bytes(), (second / best).read_bytes())
 
 
 def test_weights_that_have_seen_a_test_image_are_refused(clinic: Clinic, tmp_path: Path) -> None:

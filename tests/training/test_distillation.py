@@ -27,10 +27,19 @@ def test_the_loss_lies_between_that_of_the_truth_and_that_of_the_teachers_answer
     answers = logits.softmax(1) if task == "multiclass" else logits.sigmoid()
     loss, pupil = build_loss(study, []), torch.randn(4, outputs)
     for share in (0.0, 0.3, 1.0):
-        teacher = Teacher(network, share, build_loss(study, [], of_answers=True), task=task)
+        teacher = Teacher([network], share, build_loss(study, [], of_answers=True), task=task)
         torch.testing.assert_close(teacher.answers(images, truth), answers)
         found = teacher.joined(loss(pupil, truth), pupil, teacher.answers(images, truth))
         torch.testing.assert_close(found, loss(pupil, (1 - share) * truth + share * answers))
+
+
+def test_several_teachers_answer_with_the_mean_of_their_logits(tiny_study: Callable[..., Study]) -> None:
+    study, images = tiny_study(), torch.rand(4, 1, 16, 16)
+    networks = [build_model(study.model_copy(update={"seed": seed})).eval() for seed in (1, 2, 3)]
+    teacher = Teacher(networks, 0.5, build_loss(study, [], of_answers=True), task="binary")
+    with torch.no_grad():
+        wanted = torch.stack([network(images) for network in networks]).mean(0).sigmoid()
+    torch.testing.assert_close(teacher.answers(images, torch.zeros(4, 1)), wanted)
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
@@ -45,7 +54,7 @@ def test_class_weights_do_not_count_twice(tiny_study: Callable[..., Study], task
     cases = [Case(str(k), str(k), "", tuple(map(int, row)), "train") for k, row in enumerate(table)]
     truth = torch.from_numpy(table).float()
     balanced = torch.zeros(100, count)  # what balanced weights lead to where the images say nothing: 1/2
-    teacher = Teacher(torch.nn.Flatten(), 0.7, build_loss(study, cases, of_answers=True), task=study.data.task)
+    teacher = Teacher([torch.nn.Flatten()], 0.7, build_loss(study, cases, of_answers=True), task=study.data.task)
     logits = torch.zeros(100, count, requires_grad=True)
     loss = build_loss(study, cases)(logits, truth)
     (slope,) = torch.autograd.grad(teacher.joined(loss, logits, teacher.answers(balanced, truth)).sum(), logits)
@@ -69,7 +78,7 @@ def test_a_network_comes_to_answer_as_its_teacher(tiny_study: Callable[..., Stud
     with torch.no_grad():
         for _ in range(60):  # the normalizations' statistics come to those of these weights
             trained.model(images)
-    teacher = Teacher(trained.model, 1.0, build_loss(study, [], of_answers=True), task=study.data.task)
+    teacher = Teacher([trained.model], 1.0, build_loss(study, [], of_answers=True), task=study.data.task)
     follows = {}
     for name, one in (("teacher", teacher), ("labels", None)):
         state = start_state(study, fabric)

@@ -142,6 +142,6 @@ def test_balanced_weights_count_known_labels_only(tiny_study: Callable[..., Stud
 
 
 def test_a_teacher_says_nothing_of_labels_that_are_not_known(build: Build) -> None:
-    teacher = Teacher(torch.nn.Flatten(), 0.5, build("multilabel", [[1, None]], 2), task="multilabel")
+    teacher = Teacher([torch.nn.Flatten()], 0.5, build("multilabel", [[1, None]], 2), task="multilabel")
     found = teacher.answers(torch.zeros(1, 2), torch.tensor([[1.0, float("nan")]]))
     assert found[0, 0] == 0.5 and found[0, 1].isnan()

@@ -105,7 +105,7 @@ def test_the_linear_model_of_a_number_is_ridge_regression() -> None:
 def test_a_network_before_pruning_teaches_its_numbers_as_they_are() -> None:
     """Not their sigmoid: the pruned network of a regression study imitates the number itself."""
     asked = study("regression")
-    teacher = Teacher(torch.nn.Flatten(), 0.5, build_loss(asked, CASES, of_answers=True), task="regression")
+    teacher = Teacher([torch.nn.Flatten()], 0.5, build_loss(asked, CASES, of_answers=True), task="regression")
     image, target = torch.tensor([[[[-2.5]]], [[[1.5]]]]), torch.tensor([[0.0], [0.0]])
     answers = teacher.answers(image, target)
     assert answers.tolist() == [[-2.5], [1.5]]

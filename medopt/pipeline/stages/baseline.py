@@ -25,13 +25,19 @@ from medopt.manifest.findings import refuse_findings
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
 from medopt.metrics.delong import auc_with_covariance, mean_auc
-from medopt.pipeline.linear_baselines import LinearBaseline, Splits, start_baseline, thumbnail_baseline
+from medopt.pipeline.linear_baselines import (
+    LinearBaseline,
+    Splits,
+    mean_baseline,
+    start_baseline,
+    thumbnail_baseline,
+)
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.prepare import PrepareStage
-from medopt.pipeline.start import start_file, teacher_study
+from medopt.pipeline.start import start_file, teacher_studies
 from medopt.training.checkpoint import write_tensors
-from medopt.training.loop import TEACHERS_MODEL, architecture_note
+from medopt.training.loop import TEACHERS, architecture_note
 
 BASELINES = "baselines.csv"
 START, TEACHER = "start.safetensors", "teacher.safetensors"
@@ -93,7 +99,7 @@ class BaselineStage(Stage[Baselines]):
             notes = {"start": record.digest, **architecture_note(study)}
             write_tensors(start_weights(folder), network.state_dict(), notes)
             fitted.append(linear)
-        if study.training.teacher:
+        if study.training.teachers:
             fitted.append(_teacher(context, splits))
         tables = [one.predictions(study, splits, SPLITS[1:]) for one in fitted]
         plain = dict.fromkeys((one.name for one in fitted), UNCALIBRATED)
@@ -102,7 +108,7 @@ class BaselineStage(Stage[Baselines]):
             score = "R2" if study.data.task == "regression" else "AUC"
             context.say(f"a linear model on {one.reads}: validation {score} {one.validation_auc:.4f}")
         digest = file_digest(start_weights(folder)) if record else ""
-        teacher = file_digest(teacher_weights(folder)) if study.training.teacher else ""
+        teacher = file_digest(teacher_weights(folder)) if study.training.teachers else ""
         return Baselines({one.name: FittedBaseline.of(one) for one in fitted}, record, digest, teacher, shortcuts)
 
 
@@ -124,13 +130,21 @@ def _refuse_seen(context: RunContext, start: str) -> None:
 
 
 def _teacher(context: RunContext, splits: Splits) -> LinearBaseline:
-    """The teacher: its start with a linear layer, whose network is kept for the training."""
-    study = teacher_study(context.study, context.runs)
-    _refuse_seen(context, study.model.start)
-    linear, network, record = start_baseline(study, splits, SPLITS, context.reporter, context.runs)
-    notes = {"start": record.digest, TEACHERS_MODEL: study.model.model_dump(mode="json")}
-    write_tensors(teacher_weights(context.folder), network.state_dict(), notes)
-    return replace(linear, name="teacher", reads=f"the teacher's features ({record.name})")
+    """The teachers: each start with a linear layer, whose networks are kept for the training; their mean answers."""
+    models, records, tensors, fitted = [], [], {}, []
+    for number, study in enumerate(teacher_studies(context.study, context.runs)):
+        _refuse_seen(context, study.model.start)
+        linear, network, record = start_baseline(study, splits, SPLITS, context.reporter, context.runs)
+        models.append(study.model.model_dump(mode="json"))
+        tensors |= {f"{number}.{name}": value for name, value in network.state_dict().items()}
+        records.append(record)
+        fitted.append(linear)
+    notes = {"start": [record.digest for record in records], TEACHERS: models}
+    write_tensors(teacher_weights(context.folder), tensors, notes)
+    linear = fitted[0] if len(fitted) == 1 else mean_baseline(context.study, splits, fitted)
+    whose = "the teacher's" if len(fitted) == 1 else f"{len(fitted)} teachers'"
+    names = ", ".join(record.name for record in records)
+    return replace(linear, name="teacher", reads=f"{whose} features ({names})")
 
 
 def teacher_weights(folder: RunFolder) -> Path:

@@ -65,7 +65,7 @@ class TrainStage(Stage[Training]):
         job = TrainingJob(study, prepared["train"], prepared["val"], folder, facts)
         if study.model.has_start:
             job = replace(job, start=start_weights(context.folder), tunes_start=True)
-        if study.training.teacher:
+        if study.training.teachers:
             teacher, share = teacher_weights(context.folder), study.training.teacher_share
             job = replace(job, teacher=teacher, teacher_share=share)
         score = validation_score(study, prepared["val"])
@@ -91,15 +91,15 @@ def _start_identity(context: RunContext) -> dict[str, str]:
     found = {}
     if context.study.model.has_start:
         found["start"] = context.result(BaselineStage).weights
-    if context.study.training.teacher:
+    if context.study.training.teachers:
         found["teacher"] = context.result(BaselineStage).teacher
     return found
 
 
 def _seen_before(context: RunContext) -> frozenset[bytes]:
-    """What the start and the teacher of the study have seen, and their own starts before them."""
+    """What the start and the teachers of the study have seen, and their own starts before them."""
     starts = [context.study.model.start] if context.study.model.has_start else []
-    starts += [context.study.training.teacher] if context.study.training.teacher else []
+    starts += context.study.training.teachers
     files = [file for start in starts if (file := start_file(start, context.runs))]
     return frozenset[bytes]().union(*map(images_seen, files))
 
