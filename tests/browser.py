@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Page:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": words}))
         while True:
-            answer = json.loads(self._socket.recv(timeout=60))
+            answer = json.loads(self._socket.recv(timeout=240))
             if answer.get("method") == "Log.entryAdded":
                 self.said.append(answer["params"]["entry"]["text"])
             if answer.get("method") == "Network.requestWillBeSent":
@@ -65,6 +66,22 @@ class Page:
         """The value of a JavaScript expression in the page."""
         done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, **where)
         return done["result"].get("value")
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds wrong for people who use a keyboard or a screen reader, or see little contrast.
+
+        In the light and in the dark; the shapes inside drawings, which have one name as a whole, are left out.
+        """
+        rules, found = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"), []
+        for scheme in ("light", "dark"):
+            self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            self.run(rules)
+            told = self.run(
+                "axe.run({exclude: [['figure svg']]}).then(all => JSON.stringify(all.violations.map("
+                "one => `${one.id}: ${one.nodes.map(node => node.html.slice(0, 120)).join(' | ')}`)))"
+            )
+            found += [f"{scheme}: {text}" for text in json.loads(told)]
+        return found
 
     def framed(self, script: str) -> Any:
         """The value of an expression in the page's first frame, of whatever origin."""

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medopt.core.files import write_text
+from medopt.core.page_style import STYLE
 from medopt.report.glossary import explained
 
 
@@ -21,6 +22,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("medopt.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    made.globals["style"] = STYLE
     made.filters["explained"] = explained
     return made
 

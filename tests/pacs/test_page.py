@@ -173,6 +173,7 @@ def test_in_a_real_browser(start_http_node: Callable[..., HttpNode], tmp_path: P
         page.open(f"{node.url}/")
         page.shows("Try all parked again")
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        assert page.barriers() == []
         # the policy allows the style
         assert page.run("getComputedStyle(document.querySelector('button')).minHeight") == "44px"
         assert {url for url in page.requests if not url.startswith("data:")} == {f"{node.url}/"}

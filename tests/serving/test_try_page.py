@@ -202,6 +202,7 @@ def test_in_a_real_browser(server: Server, scan: Path, tmp_path: Path) -> None:
         page.shows("blob", "Threshold", "What answered")
         assert page.run("document.querySelector('img').naturalWidth") >= 512  # the policy lets the picture in
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        assert page.barriers() == []
         assert page.run("document.title").startswith("blob")
         roles = page.tree()
         assert {"heading", "table", "columnheader", "rowheader", "figure", "main"} <= {role for role, _ in roles}

@@ -8,7 +8,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined, Template
 
-STYLE = (files("medopt.serving.server") / "templates" / "page.css").read_text(encoding="utf-8")
+from medopt.core.page_style import STYLE
+
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'; "
