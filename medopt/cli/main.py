@@ -41,7 +41,7 @@ from medopt.cli.run import run
 from medopt.cli.series import series
 from medopt.cli.serve import serve
 from medopt.cli.sign import sign
-from medopt.cli.start import fetch, phantom
+from medopt.cli.start import fetch, init, phantom
 from medopt.cli.suspects import relabel, suspects
 from medopt.cli.sweep import sweep
 from medopt.cli.team import migrate, promote, pull, rollback, ui
@@ -89,6 +89,7 @@ PACS = _group("pacs", "Ship", "A PACS node: studies in by DICOM, the release's a
 AUDIT = _group("audit", "Ship", "The node's record of what happened.", PACS)
 MLFLOW = _group("mlflow", "Team", "Move runs to a team's MLflow server.")
 
+add(app, init, "init", "Start")
 add(app, phantom, "phantom", "Start")
 add(app, fetch, "fetch", "Start")
 add(app, plan, "plan", "Start")

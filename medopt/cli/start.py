@@ -1,4 +1,4 @@
-"""`medopt phantom` and `medopt fetch`: the first images."""
+"""`medopt init`, `medopt phantom` and `medopt fetch`: a place to begin, and the first images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ import typer
 from medopt.cli.command import print_json, reporting
 from medopt.cli.options import JsonOption, StudyFile
 from medopt.core.errors import ConfigError
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder of the study.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the study; else that of the folder.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Lay out a study's own folder: a README to fill in, a Makefile with the steps, a table of labels, a .gitignore.
+
+    Scans, tables that name patients and runs stay out of git; the manifest, the study file and the README belong in it.
+
+    Example: medopt init my-study
+    """
+    from medopt.planning.study_template import SCANS, write_layout
+
+    written = write_layout(folder, name)
+    for path in written:
+        typer.echo(path)
+    typer.echo(f"Put the scans into {folder / SCANS}, fill in labels.csv, then: cd {folder} && make manifest", err=True)
+    print_json(as_json, {"files": [str(path) for path in written]})
 
 
 def phantom(

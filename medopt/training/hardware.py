@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from medopt.config import Training
 from medopt.core.errors import ConfigError
 from medopt.models.bottleneck import BottleneckLayer
+from medopt.training.xla import open_xla
 
 PATIENCE = timedelta(hours=24)
 """How long processes wait for each other: the first one may have to prepare all images before the others are needed."""
@@ -52,6 +53,8 @@ def open_fabric(training: Training, hardware: Hardware | None = None) -> Fabric:
     """Fabric for the configured accelerator and precision; raises ConfigError where this machine cannot do it."""
     hardware = hardware or Hardware(1)
     accelerator, precision = training.accelerator, training.precision
+    if accelerator == "tpu":
+        return open_xla(precision, hardware.devices * hardware.nodes)
     cuda = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
     if precision == "auto":
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true"
