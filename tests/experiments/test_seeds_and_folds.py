@@ -143,6 +143,7 @@ def test_ensemble_is_judged_as_any_run(seeds: Group) -> None:
     assert "clinic, ensemble: 18 cases" in seeds.done.stdout
 
 
+@pytest.mark.long
 def test_a_useless_model_needs_a_name_as_an_ensemble_and_compressed_too(clinic: Clinic, tmp_path: Path) -> None:
     """The name holds for the ensemble, or for the compressed model, and for nothing beside it."""
     quick = {"evaluation": {"bootstrap": 100, "shift_cases": 0, "explain": 0}, "domain": {"enabled": False}}
@@ -175,6 +176,7 @@ def test_a_useless_model_needs_a_name_as_an_ensemble_and_compressed_too(clinic: 
     assert "Dr. Winter" in (place / "CARD.md").read_text() and not (members[0] / "release").exists()
 
 
+@pytest.mark.long
 def test_each_case_outside_test_is_predicted_out_of_fold_once(folds: Group, clinic: Clinic) -> None:
     assert folds.done.code == 0, folds.done.stderr
     tables = read_predictions(folds.folder / "out_of_fold.csv")
@@ -188,6 +190,7 @@ def test_each_case_outside_test_is_predicted_out_of_fold_once(folds: Group, clin
     assert "flatter" in folds.done.stdout
 
 
+@pytest.mark.long
 def test_no_member_trained_on_what_it_validated(folds: Group) -> None:
     val: list[str] = []
     for member in folds.summary["members"]:
@@ -199,6 +202,7 @@ def test_no_member_trained_on_what_it_validated(folds: Group) -> None:
     assert len(val) == len(set(val)) == 54
 
 
+@pytest.mark.long
 def test_logits_out_of_fold_are_the_members_calibrated_ones(folds: Group) -> None:
     found = dict(zip(*_cases(read_predictions(folds.folder / "out_of_fold.csv")[0]), strict=True))
     for member in folds.summary["members"]:

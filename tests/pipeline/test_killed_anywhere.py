@@ -71,6 +71,7 @@ def logged(runs: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.skipif(KILLS == 0, reason="MEDOPT_TEST_KILLS is 0")
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(clinic: Clinic, tmp_path: Path) -> None:
     context, moments, kills, seed = forks(), random.Random(4), 0, 0

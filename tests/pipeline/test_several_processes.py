@@ -25,6 +25,7 @@ def torchrun(*words: object) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.long
 def test_torchrun_trains_one_run_and_a_finished_one_lets_the_helpers_go(clinic: Clinic, tmp_path: Path) -> None:
     words = [*run_words(clinic, tmp_path), "--set", "training.epochs=2"]
     first = torchrun(*words)

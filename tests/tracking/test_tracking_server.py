@@ -123,6 +123,7 @@ def tracked(server: Server, clinic: Clinic, tmp_path_factory: pytest.TempPathFac
         yield Tracked(outage.heard, str(refused.value), outcome, done.summary, words, runs)
 
 
+@pytest.mark.long
 def test_the_server_is_used_and_nothing_is_tracked_beside_it(tracked: Tracked, server: Server) -> None:
     assert {path.name for path in tracked.runs.iterdir()} == {"cache", "served"}
     run = MlflowClient(server.uri).get_run(tracked.summary["mlflow_run_id"])
@@ -130,6 +131,7 @@ def test_the_server_is_used_and_nothing_is_tracked_beside_it(tracked: Tracked, s
     assert tracked.summary["mlflow_link"].startswith(f"{server.uri}/#/experiments/")
 
 
+@pytest.mark.long
 def test_training_goes_on_without_the_server_and_is_caught_up(tracked: Tracked, server: Server) -> None:
     troubles = [text for text in tracked.heard if "MLflow is caught up later" in text]
     assert len(troubles) == 1
@@ -145,12 +147,14 @@ def test_training_goes_on_without_the_server_and_is_caught_up(tracked: Tracked, 
         assert [metric.step for metric in client.get_metric_history(run_id, name)] == [1, 2, 3, 4], name
 
 
+@pytest.mark.long
 def test_server_that_is_gone_at_the_end_is_a_clear_refusal_and_the_same_command_ends_it(tracked: Tracked) -> None:
     assert f"MLflow at {tracked.summary['mlflow_link'].split('/#')[0]} does not answer: " in tracked.trouble
     assert "Then give the same command again" in tracked.trouble
     assert tracked.outcome == "ConfigError"
 
 
+@pytest.mark.long
 def test_artifacts_and_models_went_through_the_server(tracked: Tracked, server: Server) -> None:
     client = MlflowClient(server.uri)
     names = {item.path for item in client.list_artifacts(tracked.summary["mlflow_run_id"])}

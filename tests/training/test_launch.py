@@ -94,6 +94,7 @@ def test_two_processes_give_the_same_metrics_and_weights(pair: Callable[..., Pai
     assert not torch.distributed.is_initialized() and "LOCAL_RANK" not in os.environ
 
 
+@pytest.mark.long
 def test_a_lost_process_stops_training_with_one_error_and_the_same_command_goes_on(
     pair: Callable[..., Pair], capfd: pytest.CaptureFixture[str]
 ) -> None:
