@@ -27,6 +27,7 @@ from medopt.cli.dossier import dossier
 from medopt.cli.drift import drift
 from medopt.cli.evaluate import evaluate
 from medopt.cli.export import export
+from medopt.cli.feedback import feedback
 from medopt.cli.manifest_build import build
 from medopt.cli.manifest_check import check
 from medopt.cli.performance import performance
@@ -118,6 +119,7 @@ add(app, compare, "compare", "Judge", {"--json FILE": "--out", "--html": "--out"
 add(app, dossier, "dossier", "Judge")
 add(app, drift, "drift", "Judge")
 add(app, performance, "performance", "Judge")
+add(app, feedback, "feedback", "Judge")
 add(app, sign, "sign", "Ship")
 add(app, verify, "verify", "Ship")
 add(app, predict, "predict", "Ship", {"--fleet": "--on"})

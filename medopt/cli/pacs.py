@@ -79,13 +79,18 @@ def check(node_file: NodeFile, runs: RegistryOption = Path("runs"), as_json: Jso
     from medopt.pacs.sender import echo
     from medopt.pacs.settings import load_node_settings
     from medopt.release.golden import verify_release
+    from medopt.release.sbom import runtime_differences
 
     settings = load_node_settings(node_file)
     server_context(settings.tls)
-    verify_release(release_folder(settings.release, runs))
+    release = release_folder(settings.release, runs)
+    verify_release(release)
     peers = [*settings.destinations, *([] if settings.pull is None else [settings.pull.source])]
     failures = {peer.name: echo(settings, peer) for peer in peers}
     rows = [{"check": "release", "result": "unchanged; golden cases replayed"}]
+    differences = runtime_differences(release)
+    packages = "those of its list" if differences == [] else "it has no list" if differences is None else ""
+    rows.append({"check": "packages of the release", "result": packages or "; ".join(differences or ())})
     if settings.shadow is not None:
         verify_release(release_folder(settings.shadow.release, runs))
         rows.append({"check": "candidate (shadow.release)", "result": "unchanged; golden cases replayed"})

@@ -25,6 +25,7 @@ from medopt.pacs.shadow import ShadowTrial
 from medopt.pacs.spool import AUDIT, LEDGER, Spool
 from medopt.pacs.study_processing import StudyCompletion, StudyProcessor
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
+from medopt.release.sbom import runtime_differences
 
 if TYPE_CHECKING:  # imported by a node whose file has these sections
     from medopt.pacs.http.http_server import HttpServer
@@ -178,6 +179,9 @@ class PacsNode:
             return False
         except WorkerFailed as failure:
             raise ReleaseError(f"The release {self._settings.release} could not be opened: {failure}.") from None
+        if differences := runtime_differences(self._settings.release):
+            log.warning("packages are not those that the release was built with: %s", "; ".join(differences))
+            self._audit("runtime differs", packages=differences)
         return True
 
     def _listen(self, receiver: Receiver) -> int:

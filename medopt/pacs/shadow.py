@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from medopt.core.errors import MedoptError
 from medopt.core.files import file_digest
 from medopt.core.privacy import pseudonym
+from medopt.core.run_paths import SUMS
 from medopt.pacs.answers import Trial, TrialEnd, TrialQueue
 from medopt.pacs.audit import AuditTrail
 from medopt.pacs.ledger import Ledger
@@ -22,7 +23,6 @@ from medopt.pacs.settings import NodeSettings, ResultSettings, ShadowSettings, W
 from medopt.pacs.spool import Spool
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
 from medopt.pacs.worker_protocol import StudyRecord, StudyRequest
-from medopt.release.layout import SUMS
 
 log = logging.getLogger("medopt.pacs")
 RUNS = "ok"

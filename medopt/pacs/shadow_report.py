@@ -29,7 +29,7 @@ from medopt.evaluation.shadow_trial import (
 )
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pacs.answers import TRIAL_STATES
-from medopt.pacs.labels import known_labels
+from medopt.pacs.labels import Key, known_labels, label_of
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.worker_protocol import ScanRecord, StudyRecord
@@ -109,7 +109,7 @@ def shadow_report(ledger: Ledger, settings: NodeSettings, confidence: float = 0.
 
 
 def _pairs(
-    records: Mapping[str, tuple[StudyRecord, StudyRecord]], labels: Mapping[tuple[str, str], Mapping[str, int]]
+    records: Mapping[str, tuple[StudyRecord, StudyRecord]], labels: Mapping[Key, Mapping[str, int]]
 ) -> tuple[list[ScanPair], int]:
     """The scans that both read, and how many studies have a scan that only one of them read."""
     pairs, unpaired = [], 0
@@ -118,7 +118,7 @@ def _pairs(
         unpaired += {scan.scan for scan in present.scans} != after.keys()
         for scan in present.scans:
             if scan.scan in after:
-                known = labels.get((uid, scan.scan)) or labels.get((uid, "")) or {}
+                known = label_of(labels, uid, scan.scan)
                 names = (pseudonym(uid), scan.scan, present.patient, present.site, present.device)
                 pairs.append(ScanPair(*names, _given(scan), _given(after[scan.scan]), known))
     return pairs, unpaired
