@@ -42,7 +42,8 @@ class Answers:
 
     def where(self, rows: NDArray[np.intp]) -> Answers:
         """These rows."""
-        patients, truth = (None if one is None else one[rows] for one in (self.patients, self.truth))
+        patients = None if self.patients is None else self.patients[rows]
+        truth = None if self.truth is None else self.truth[rows]
         return Answers(self.probability[rows], self.called[rows], patients, truth)
 
 

@@ -101,8 +101,8 @@ class PacsNode:
             receiver.stop()
             if http_server is not None:
                 http_server.close()
-            for thread in [*threads, *beside]:
-                thread.join()
+            for joined in [*threads, *beside]:
+                joined.join()
         finally:
             self.stop()
             receiver.stop()

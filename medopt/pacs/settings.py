@@ -154,6 +154,10 @@ class ShadowSettings(Section):
     """The longest time for one study; then the candidate's process is ended, and the study counts as failed."""
     memory_mb: Positive = 4096
     """The candidate's process is ended when it takes more memory (resident)."""
+    priority: Literal["idle", "low"] = "idle"
+    """idle: the candidate gets only processor time that no other program of this machine wants (SCHED_IDLE), which on
+    a busy machine may be none; low: as much as the release's own process, which a candidate at work may then slow
+    down."""
     backlog: int = Field(500, ge=1)
     """At most this many studies wait for the candidate; further ones are counted as skipped."""
 

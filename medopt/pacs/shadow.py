@@ -40,7 +40,7 @@ class ShadowTrial:
     ) -> None:  # fmt: skip
         self._spool, self._ledger, self._audit, self._clock, self._stop = spool, ledger, audit, clock, stop
         self._queue, self._release, self._failures = TrialQueue(ledger), shadow.release, 0
-        self._worker = Worker(_as_candidate(settings, shadow), stop.is_set, stop.is_set, "shadow")
+        self._worker = Worker(_as_candidate(settings, shadow), stop.is_set, stop.is_set, shadow.priority)
         self._thread = threading.Thread(target=self._repeat, name="pacs-shadow")
         self.state = RUNS
         """`ok`, or why the candidate does not answer."""
@@ -84,7 +84,7 @@ class ShadowTrial:
             log.warning("the candidate does not answer: %s", reason)
             self._audit("candidate failed", reason=reason)
         self.state, self._failures = reason, self._failures + 1
-        return float(min(_PAUSE_SECONDS * 2 ** (self._failures - 1), _LONGEST_PAUSE))
+        return float(min(_PAUSE_SECONDS * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE))
 
     def _run_next(self) -> bool:
         """Have the next study answered; False while the release itself is busy, or nothing waits.

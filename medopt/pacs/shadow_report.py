@@ -130,7 +130,7 @@ def _given(scan: ScanRecord) -> GivenAnswer:
 
 def _cost(uid: str, present: StudyRecord, candidate: StudyRecord) -> StudyCost:
     before, after = ([getattr(record, name) for name in COSTS] for record in (present, candidate))
-    return StudyCost(present.patient or pseudonym(uid), tuple(before), tuple(after))  # type: ignore[arg-type]
+    return StudyCost(present.patient or pseudonym(uid), tuple(before), tuple(after))
 
 
 def _truth(pairs: Sequence[ScanPair], present: _Release, candidate: _Release, confidence: float) -> Comparison | None:

@@ -49,7 +49,12 @@ def study_record(
 
 def hidden(identifier: str) -> str:
     """The pseudonym of an identifier; "" where there is none."""
-    return pseudonym(identifier) if identifier else ""
+    return pseudonym(_sound(identifier)) if identifier else ""
+
+
+def _sound(text: str) -> str:
+    """The text without what UTF-8 cannot hold: a header may say anything, and no record may fail for it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _scan_record(scan: ScanAnswer, keyword: str) -> ScanRecord:
@@ -64,7 +69,7 @@ def _scan_record(scan: ScanAnswer, keyword: str) -> ScanRecord:
         declined=answer.declined or "",
         number=None if number is None else (number.value, number.low, number.high),
         distances=answer.distances,
-        facts=scan.facts,
+        facts=tuple(map(_sound, scan.facts)),
     )
 
 

@@ -34,15 +34,14 @@ class Worker:
 
     def __init__(
         self, settings: NodeSettings, stopping: Callable[[], bool], out_of_time: Callable[[], bool],
-        section: Literal["work", "shadow"] = "work",
+        candidate: Literal["", "idle", "low"] = "",
     ) -> None:  # fmt: skip
         """`stopping`: the node was stopped; `out_of_time`: the study that is being answered has to end, too.
 
-        `section` of the node file bounds the process; that of `shadow` gives way to everything else, and makes no
-        objects.
+        `candidate` is the priority of a candidate, which makes no objects; "" for the release.
         """
         self._settings, self._stopping, self._out_of_time = settings, stopping, out_of_time
-        self._section = section
+        self._candidate, self._section = candidate, "shadow" if candidate else "work"
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self.model_digest = ""
@@ -76,7 +75,7 @@ class Worker:
         settings = self._settings
         request = OpenRelease(
             release=settings.release, model=settings.model, series=settings.series, results=settings.results,
-            candidate=self._section == "shadow",
+            candidate=self._candidate,
         )  # fmt: skip
         opened = ReleaseOpened.model_validate_json(self._exchange(request, _START_SECONDS, self._stopping))
         if opened.refusal is not None:

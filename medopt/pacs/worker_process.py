@@ -24,13 +24,13 @@ def serve(connection: Connection) -> None:
     """Open the release that the first message names, then answer one study for each further message."""
     request = OpenRelease.model_validate_json(connection.recv_bytes())
     if request.candidate:
-        _give_way()
+        _give_way(idle=request.candidate == "idle")
     fast_monai_import.install()
     from medopt.pacs.study_inference import StudyInference
 
     try:
         inference = StudyInference(
-            request.release, request.model, request.series, request.results, answers_only=request.candidate
+            request.release, request.model, request.series, request.results, answers_only=bool(request.candidate)
         )
         inference.warm_up()
     except MedoptError as error:
@@ -44,11 +44,12 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(inference.answer(study).to_json())
 
 
-def _give_way() -> None:
-    """Run only when nothing else wants the processor, and be the first to go where memory runs out."""
-    with suppress(OSError, AttributeError):
-        os.nice(19)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def _give_way(*, idle: bool) -> None:
+    """Be the first to go where memory runs out; `idle`: run only when nothing else wants the processor."""
+    if idle:
+        with suppress(OSError, AttributeError):
+            os.nice(19)
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 

@@ -18,9 +18,11 @@ from medopt.pacs.settings import ResultSettings
 
 
 class Message(BaseModel):
-    """A frozen message whose bytes become base64 in JSON."""
+    """A frozen message whose bytes become base64 in JSON; NaN stays NaN."""
 
-    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = ConfigDict(
+        frozen=True, ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
+    )
 
     def to_json(self) -> bytes:
         """The message as it is sent."""
@@ -51,8 +53,8 @@ class OpenRelease(Message):
     model: Literal["int8", "float"]
     series: SeriesRules | None
     results: ResultSettings
-    candidate: bool = False
-    """True: the process takes only time that nothing else needs, and makes no objects."""
+    candidate: Literal["", "idle", "low"] = ""
+    """Of a candidate, which makes no objects: its priority."""
 
 
 class ReleaseOpened(Message):

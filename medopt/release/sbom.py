@@ -157,10 +157,10 @@ def _version(name: str) -> str | None:
 
 def _package(name: str) -> Package:
     distribution = metadata.distribution(name)
-    licence = distribution.metadata.get("License-Expression", "") or ""
+    licences = distribution.metadata.get_all("License-Expression") or [""]
     needs = tuple(sorted({canonicalize_name(text) for text in _needs(distribution.requires or [])}))
     version = __version__ if name == ROOT else distribution.version
-    return Package(name, version, licence, needs)
+    return Package(name, version, licences[0], needs)
 
 
 def _needs(requirements: Sequence[str]) -> Iterator[str]:

@@ -46,7 +46,9 @@ def test_one_set_of_results_of_every_study_in_orthanc(
     bench: ModuleType, orthanc: Any, release: Path, tmp_path: Path, beside: bool
 ) -> None:
     scans = [[dcmread(radiograph(tmp_path / "scans" / f"{n}.dcm", study=n, number=n))] for n in (1, 2, 3)]
-    candidate = {"shadow": {"release": str(candidate_of(release, tmp_path / "candidate"))}} if beside else {}
+    candidate: dict[str, Any] = {}
+    if beside:
+        candidate["shadow"] = {"release": str(candidate_of(release, tmp_path / "candidate")), "priority": "low"}
     node = bench.Node(tmp_path, release, orthanc, **candidate)
     try:
         node.start()

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 import requests
-from clinic_fixtures import call
+from clinic_fixtures import call, environment
 from node_process import NodeProcess, wait_for
 from peers import Archive, radiograph
 from ports import free_port
@@ -61,7 +63,9 @@ def test_paired_answers_by_pseudonyms_and_the_report_of_them(
     start_node_process: Callable[..., NodeProcess], archive: Archive, release: Path, tmp_path: Path
 ) -> None:
     candidate, page = candidate_of(release, tmp_path / "candidate"), free_port()
-    node = start_node_process(shadow={"release": str(candidate)}, results={"heat_maps": 0}, web={"port": page})
+    node = start_node_process(
+        shadow={"release": str(candidate), "priority": "low"}, results={"heat_maps": 0}, web={"port": page}
+    )
     scans = [study(tmp_path, number) for number in range(1, 5)]
     for scan in scans:
         node.deliver(scan)
@@ -74,8 +78,6 @@ def test_paired_answers_by_pseudonyms_and_the_report_of_them(
     assert 'medopt_pacs_shadow_studies{state="compared"} 4.0' in metrics and "medopt_pacs_shadow_up 1.0" in metrics
     assert "nothing of it is sent" in requests.get(f"http://127.0.0.1:{page}/", timeout=20).text
 
-    pid = processes(node)[True]
-    assert os.sched_getscheduler(pid) == os.SCHED_IDLE
     assert node.kill(signal.SIGTERM) == 0
     events = [json.loads(line)["event"] for line in (tmp_path / "spool/audit.jsonl").read_text().splitlines()]
     assert events.count("candidate") == 4 and events[-1] == "stopped"
@@ -119,7 +121,9 @@ def test_a_candidate_that_hangs_crashes_or_disappears_delays_nothing(
     start_node_process: Callable[..., NodeProcess], release: Path, tmp_path: Path
 ) -> None:
     candidate = candidate_of(release, tmp_path / "candidate")
-    node = start_node_process(shadow={"release": str(candidate), "seconds": 2, "backlog": 1}, results={"heat_maps": 0})
+    node = start_node_process(
+        shadow={"release": str(candidate), "priority": "low", "seconds": 10, "backlog": 1}, results={"heat_maps": 0}
+    )
     node.deliver(study(tmp_path, 1))
     wait_for(lambda: shadow(node).get("compared") == 1, node)
 
@@ -152,7 +156,7 @@ def test_a_candidate_that_hangs_crashes_or_disappears_delays_nothing(
     assert sorted(reasons) == [
         "more studies waited than shadow.backlog allows",
         "the worker process ended before it answered",
-        "the worker process took longer than 2 seconds (shadow.seconds)",
+        "the worker process took longer than 10 seconds (shadow.seconds)",
     ]
 
 
@@ -163,7 +167,7 @@ def test_another_question_or_too_much_memory_is_said_and_parks_nothing(
     other = {"labels": ["clear", "lump"]} if what == "labels" else {}
     limits = {} if what == "labels" else {"memory_mb": 60}
     candidate = candidate_of(release, tmp_path / "candidate", **other)
-    node = start_node_process(shadow={"release": str(candidate), **limits}, results={"heat_maps": 0})
+    node = start_node_process(shadow={"release": str(candidate), "priority": "low", **limits}, results={"heat_maps": 0})
     node.deliver(study(tmp_path, 1))
     wait_for(lambda: node.status()["sends"] == {"sent": 2}, node)
     assert node.status()["studies"] == {"done": 1}
@@ -175,6 +179,17 @@ def test_another_question_or_too_much_memory_is_said_and_parks_nothing(
     else:
         wait_for(lambda: "more than 60 MB of memory (shadow.memory_mb)" in node.log_text(), node)
         assert shadow(node)["waiting"] == 1
+
+
+def test_a_candidate_takes_what_nothing_else_wants_and_goes_first(tmp_path: Path) -> None:
+    code = (
+        "import os; from medopt.pacs.worker_process import _give_way; _give_way(idle={idle}); "
+        "print(os.sched_getscheduler(0) == os.SCHED_IDLE, open('/proc/self/oom_score_adj').read().strip())"
+    )
+    for idle in (True, False):
+        command = [sys.executable, "-c", code.format(idle=idle)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+        assert done.stdout.split() == [str(idle), "1000"]
 
 
 def test_a_report_needs_a_candidate_and_its_answers(release: Path, archive: Archive, tmp_path: Path) -> None:
