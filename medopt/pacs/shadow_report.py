@@ -66,7 +66,7 @@ def shadow_report(ledger: Ledger, settings: NodeSettings, confidence: float = 0.
     candidate = _Release.of(settings.shadow.release, settings.shadow.model)
     rows = ledger.rows(
         "SELECT study_uid, answers.record AS present, trials.record AS candidate, state, reason, answers.at AS at "
-        "FROM trials JOIN answers ON id = answer WHERE release = ? AND candidate = ? ORDER BY id",
+        "FROM trials JOIN answers ON id = answer WHERE release = ? AND candidate IN (?, '') ORDER BY id",
         present.name.digest,
         candidate.name.digest,
     )

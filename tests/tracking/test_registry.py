@@ -408,7 +408,8 @@ def test_a_shadow_trial_of_this_version_stands_beside_the_comparison(
 ) -> None:
     registry, plan = Registry(runs), tmp_path / "plan.yaml"
     plan.write_text(
-        "model: clinic\nmay_change: []\nmargins: {auc: 1}\npatients: 5\nshadow: {patients: 50, agreement: 0.7}\n"
+        "model: clinic\nmay_change: []\nmargins: {auc: 1}\npatients: 5\n"
+        "shadow: {patients: 50, agreement: 0.7, declined: 0.1}\n"
     )
     digest = file_digest(finished.release / SUMS)
     trial = trial_report(tmp_path / "trial.json", digest, digest)
