@@ -1,7 +1,7 @@
 """Does the PACS node lose anything, and how fast is it? Studies through `medopt pacs run` into a real Orthanc.
 
     python benchmarks/pacs.py RELEASE [--studies 200] [--kills 50] [--size 256 256] [--copies FOLDER]
-                              [--shadow RELEASE] [--json]
+                              [--shadow RELEASE [--priority low]] [--json]
 
 Orthanc (`apt-get install orthanc`) receives the results of a node that runs in a process of its own:
 
@@ -569,6 +569,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=2, help="reports that a study has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shadow", type=Path, help="a candidate release that answers beside the other")
+    parser.add_argument("--priority", choices=("idle", "low"), default="idle", help="of the candidate")
     parser.add_argument("--json", action="store_true", help="one JSON line at the end")
     options = parser.parse_args()
     if orthanc_program() is None:
@@ -613,7 +614,8 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
     if options.description:
         changes["series"] = {"description": [options.description], "derived": True}
     if options.shadow is not None:
-        changes["shadow"] = {"release": str(options.shadow.resolve()), "backlog": 10_000}
+        shadow = {"release": str(options.shadow.resolve()), "backlog": 10_000, "priority": options.priority}
+        changes["shadow"] = shadow
     return changes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,21 +65,11 @@ def shadow_report(ledger: Ledger, settings: NodeSettings, confidence: float = 0.
         raise DataError("The node file has no section shadow: there is no candidate to report on.")
     present = _Release.of(settings.release, settings.model)
     candidate = _Release.of(settings.shadow.release, settings.shadow.model)
-    rows = ledger.rows(
-        "SELECT study_uid, answers.record AS present, trials.record AS candidate, state, reason, answers.at AS at "
-        "FROM trials JOIN answers ON id = answer WHERE release = ? AND candidate IN (?, '') ORDER BY id",
-        present.name.digest,
-        candidate.name.digest,
-    )
-    if not rows:
-        raise DataError(
-            "The ledger has no study that the release of the node file answered while this candidate was in its "
-            "section shadow. Run the node for a while."
-        )
-    answered = {row["study_uid"]: row for row in rows if row["state"] == "compared"}
+    rows = _trial_rows(ledger, present.name.digest, candidate.name.digest)
     records = {
-        uid: (StudyRecord.model_validate_json(row["present"]), StudyRecord.model_validate_json(row["candidate"]))
-        for uid, row in answered.items()
+        row["study_uid"]: (_record(row["present"]), _record(row["candidate"]))
+        for row in rows
+        if row["state"] == "compared"
     }
     pairs, unpaired = _pairs(records, known_labels(ledger))
     findings = present.info.reported_labels
@@ -108,6 +99,22 @@ def shadow_report(ledger: Ledger, settings: NodeSettings, confidence: float = 0.
     )
 
 
+def _trial_rows(ledger: Ledger, present: str, candidate: str) -> list[sqlite3.Row]:
+    """The trials of a candidate (also those that nobody was there for), the oldest first; raises DataError for none."""
+    rows = ledger.rows(
+        "SELECT study_uid, answers.record AS present, trials.record AS candidate, state, reason, answers.at AS at "
+        "FROM trials JOIN answers ON id = answer WHERE release = ? AND candidate IN (?, '') ORDER BY id",
+        present,
+        candidate,
+    )
+    if not rows:
+        raise DataError(
+            "The ledger has no study that the release of the node file answered while this candidate was in its "
+            "section shadow. Run the node for a while."
+        )
+    return rows
+
+
 def _pairs(
     records: Mapping[str, tuple[StudyRecord, StudyRecord]], labels: Mapping[Key, Mapping[str, int]]
 ) -> tuple[list[ScanPair], int]:
@@ -122,6 +129,10 @@ def _pairs(
                 names = (pseudonym(uid), scan.scan, present.patient, present.site, present.device)
                 pairs.append(ScanPair(*names, _given(scan), _given(after[scan.scan]), known))
     return pairs, unpaired
+
+
+def _record(text: str) -> StudyRecord:
+    return StudyRecord.model_validate_json(text)
 
 
 def _given(scan: ScanRecord) -> GivenAnswer:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from clinic_fixtures import call
 from node_process import NodeProcess
 from peers import Archive
+from test_shadow import candidate_of
 
 from medopt.core.files import file_digest
 from medopt.core.privacy import pseudonym
@@ -181,3 +183,19 @@ def test_a_shadow_report_has_paired_true_figures(node: NodeProcess, tmp_path: Pa
     assert run["figures"]["auc"]["difference"]["value"] > 0.05  # it moves those that are ill up, and the others down
     assert "Truth known: 39 scans of 20 patients" in done.stdout
     assert "Truth known" in (tmp_path / "shadow.html").read_text()
+
+
+def test_releases_of_other_questions_are_counted_and_not_compared(
+    node: NodeProcess, release: Path, tmp_path: Path
+) -> None:
+    other = candidate_of(release, tmp_path / "other", labels=["clear", "lump"])
+    settings = yaml.safe_load(node.file.read_text())
+    node.file.write_text(yaml.safe_dump(settings | {"shadow": {"release": str(other)}}))
+    ledger = Ledger(node.folder / "spool" / "ledger.db")
+    with ledger.transaction() as db:
+        db.execute("UPDATE trials SET candidate = ?", (file_digest(other / SUMS),))
+    ledger.close()
+    done = call("shadow", "report", node.file, "--json")
+    assert done.code == 0, done.stderr
+    assert done.summary["studies"]["compared"] == STUDIES and done.summary["overall"]["scans"] == 0
+    assert "the releases answer other questions (clear, blob and clear, lump)" in done.stdout
