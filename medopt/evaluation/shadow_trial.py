@@ -117,8 +117,9 @@ class PairedCost(Result):
 class ShadowReport(Result):
     """What a shadow trial shows.
 
-    `studies` counts them by what the candidate did, `reasons` says why it failed or was not asked. `unpaired` studies
-    were answered by both, on other scans. `truth` compares both on the scans whose labels are known, None without any.
+    `studies` counts them by what the candidate did, `reasons` says why it failed or was not asked (the most frequent).
+    `unpaired` studies were answered by both, on other scans. `truth` compares both on the scans whose labels are known,
+    None without any.
     """
 
     format: int = 1

@@ -37,7 +37,7 @@ from medopt.pacs.worker_protocol import ScanRecord, StudyRecord
 from medopt.release.layout import SUMS, ReleaseInfo, check_sums, read_info
 
 MIN_PATIENTS = 30
-_BOOTSTRAP, _CHANGED = 1000, 200
+_BOOTSTRAP, _CHANGED, _REASONS = 1000, 200, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def shadow_report(ledger: Ledger, settings: NodeSettings, confidence: float = 0.
         until=_moment(max(row["at"] for row in rows)),
         confidence=confidence,
         studies={state: states[state] for state in TRIAL_STATES},
-        reasons=dict(reasons.most_common()),
+        reasons=dict(reasons.most_common(_REASONS)),
         unpaired=unpaired,
         overall=overall,
         sites=by_group(shown, lambda pair: pair.site, findings, confidence),
