@@ -1,6 +1,7 @@
 """Does the PACS node lose anything, and how fast is it? Studies through `medopt pacs run` into a real Orthanc.
 
-    python benchmarks/pacs.py RELEASE [--studies 200] [--kills 50] [--size 256 256] [--copies FOLDER] [--json]
+    python benchmarks/pacs.py RELEASE [--studies 200] [--kills 50] [--size 256 256] [--copies FOLDER]
+                              [--shadow RELEASE [--priority low]] [--json]
 
 Orthanc (`apt-get install orthanc`) receives the results of a node that runs in a process of its own:
 
@@ -14,7 +15,9 @@ Orthanc (`apt-get install orthanc`) receives the results of a node that runs in 
   every study, and their data sets are those of the spool, byte by byte.
 
 Studies are drawn radiographs of one image (`--size 1760 1180`: 2 megapixels), or copies of a real study under new UIDs
-(`--copies FOLDER`, with `--description PATTERN` as the node's rule). Exit code 1 where anything is lost or doubled.
+(`--copies FOLDER`, with `--description PATTERN` as the node's rule). With `--shadow RELEASE` a candidate answers beside
+the release; each answered study must then be counted as compared, failed or skipped. Exit code 1 where anything is lost
+or doubled.
 """
 
 from __future__ import annotations
@@ -538,6 +541,12 @@ def compare_with_orthanc(node: Node, pacs: Orthanc, objects: int) -> dict[str, i
     }
 
 
+def wait_for_trials(node: Node, seconds: float = 600) -> dict[str, int]:
+    """What the candidate did with the answered studies, once none waits for it."""
+    wait_until(lambda: not node.count("trials", "waiting"), node, seconds)
+    return {state: node.count("trials", state) for state in ("waiting", "compared", "failed", "skipped")}
+
+
 def _body(document: Dataset) -> bytes:
     """The data set without the file header, which every archive writes itself."""
     stream = io.BytesIO()
@@ -559,16 +568,17 @@ def main() -> None:
     parser.add_argument("--description", help="the node's rule: a pattern for the description of the series meant")
     parser.add_argument("--objects", type=int, default=2, help="reports that a study has")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shadow", type=Path, help="a candidate release that answers beside the other")
+    parser.add_argument("--priority", choices=("idle", "low"), default="idle", help="of the candidate")
     parser.add_argument("--json", action="store_true", help="one JSON line at the end")
     options = parser.parse_args()
     if orthanc_program() is None:
         raise SystemExit("Orthanc is not installed (apt-get install orthanc).")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the processes started here end, too
     sources = _sources(options)
-    changes = {"series": {"description": [options.description], "derived": True}} if options.description else {}
     with tempfile.TemporaryDirectory() as name:
         pacs = Orthanc(Path(name))
-        node = Node(Path(name), options.release, pacs, **changes)
+        node = Node(Path(name), options.release, pacs, **_changes(options))
         try:
             node.start()
             node.wait_for_port()
@@ -586,14 +596,32 @@ def main() -> None:
                 batch = studies(sources, options.studies, "kills")
                 killed = measure_kills(node, batch, options.studies, options.kills, options.seed, options.senders)
             comparison = compare_with_orthanc(node, pacs, options.objects)
+            trials = {} if options.shadow is None else wait_for_trials(node, 7200)
+            comparison["uncounted"] = _uncounted(node, trials)
         finally:
             node.close()
             pacs.stop()
-    _show(options, first[0], latency, load, crowd, killed, comparison)
+    _show(options, first[0], latency, load, crowd, killed, comparison, trials)
     if comparison["complete"] != comparison["answered"] or any(
-        comparison[name] for name in ("differ", "unknown", "parked")
+        comparison.get(name) for name in ("differ", "unknown", "parked", "uncounted")
     ):
         raise SystemExit(1)
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    """What the node file has beside the usual."""
+    changes: dict[str, Any] = {}
+    if options.description:
+        changes["series"] = {"description": [options.description], "derived": True}
+    if options.shadow is not None:
+        shadow = {"release": str(options.shadow.resolve()), "backlog": 10_000, "priority": options.priority}
+        changes["shadow"] = shadow
+    return changes
+
+
+def _uncounted(node: Node, trials: dict[str, int]) -> int:
+    """Answers of which the trial tells nothing; 0 without a candidate."""
+    return int(node.rows("SELECT count(*) FROM answers")[0][0]) - sum(trials.values()) if trials else 0
 
 
 def _sources(options: argparse.Namespace) -> list[list[Dataset]]:
@@ -604,7 +632,7 @@ def _sources(options: argparse.Namespace) -> list[list[Dataset]]:
 
 def _show(
     options: argparse.Namespace, first: float, latency: list[float], load: dict[str, Any], crowd: dict[str, Any],
-    killed: dict[str, Any], comparison: dict[str, int],
+    killed: dict[str, Any], comparison: dict[str, int], trials: dict[str, int],
 ) -> None:  # fmt: skip
     console, table = Console(), Table(title=f"PACS node with {options.release.name}, results in Orthanc")
     table.add_column("what")
@@ -632,12 +660,18 @@ def _show(
         "results that differ from the spool / unknown / parked",
         " / ".join(str(comparison[name]) for name in ("differ", "unknown", "parked")),
     )
+    if trials:
+        table.add_row(
+            "studies with the candidate: compared / failed / skipped / not counted",
+            " / ".join(str(trials[state]) for state in ("compared", "failed", "skipped"))
+            + f" / {comparison['uncounted']}",
+        )
     console.print(table)
     if options.json:
         measured = {
             "latency_s": [round(seconds, 3) for seconds in latency], "first_s": round(first, 3),
             "quiet_s": Node.quiet_seconds, "load": load, "crowd": crowd, "kills": killed, "comparison": comparison,
-            "machine": asdict(machine()),
+            "trials": trials, "machine": asdict(machine()),
         }  # fmt: skip
         print(json.dumps(measured))
 

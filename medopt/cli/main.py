@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medopt import __version__
-from medopt.cli import config, pacs, tune, weights
+from medopt.cli import config, pacs, shadow, tune, weights
 from medopt.cli.bench import bench
 from medopt.cli.command import (
     CONTEXT,
@@ -27,6 +27,7 @@ from medopt.cli.dossier import dossier
 from medopt.cli.drift import drift
 from medopt.cli.evaluate import evaluate
 from medopt.cli.export import export
+from medopt.cli.feedback import feedback
 from medopt.cli.manifest_build import build
 from medopt.cli.manifest_check import check
 from medopt.cli.performance import performance
@@ -86,6 +87,7 @@ TUNE = _group(
     "engine, measured on this machine.",
 )
 PACS = _group("pacs", "Ship", "A PACS node: studies in by DICOM, the release's answers back as structured reports.")
+SHADOW = _group("shadow", "Judge", "A candidate release beside the present one, on the live studies of a node.")
 AUDIT = _group("audit", "Ship", "The node's record of what happened.", PACS)
 MLFLOW = _group("mlflow", "Team", "Move runs to a team's MLflow server.")
 
@@ -118,6 +120,7 @@ add(app, compare, "compare", "Judge", {"--json FILE": "--out", "--html": "--out"
 add(app, dossier, "dossier", "Judge")
 add(app, drift, "drift", "Judge")
 add(app, performance, "performance", "Judge")
+add(app, feedback, "feedback", "Judge")
 add(app, sign, "sign", "Ship")
 add(app, verify, "verify", "Ship")
 add(app, predict, "predict", "Ship", {"--fleet": "--on"})
@@ -133,6 +136,7 @@ for name, function in weights.COMMANDS.items():
 for name, function in pacs.COMMANDS.items():
     add(PACS, function, name)
 add(AUDIT, pacs.verify, "verify")
+add(SHADOW, shadow.report, "report")
 
 
 def _print_version(value: bool) -> None:

@@ -19,6 +19,7 @@ from medopt.core.signals import ending_signals
 
 if TYPE_CHECKING:
     from medopt.pacs.ledger import Ledger
+    from medopt.pacs.settings import NodeSettings, ShadowSettings
 
 NodeFile = Annotated[Path, typer.Argument(metavar="NODE.yaml", help="A node file.")]
 
@@ -38,15 +39,34 @@ def run(node_file: NodeFile, runs: RegistryOption = Path("runs")) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("medopt.pacs").setLevel(logging.INFO)
     settings = load_node_settings(node_file)
-    node = PacsNode(settings.model_copy(update={"release": release_folder(settings.release, runs)}))
+    node = PacsNode(with_release_folders(settings, runs))
     for number in ending_signals():
         signal.signal(number, lambda *_: node.stop())
     node.run(typer.echo)
 
 
+def with_release_folders(settings: NodeSettings, runs: Path) -> NodeSettings:
+    """The settings with the folders that the release and the candidate are in."""
+    changes: dict[str, object] = {"release": release_folder(settings.release, runs)}
+    if settings.shadow is not None:
+        changes["shadow"] = _with_candidate(settings.shadow, runs)
+    return settings.model_copy(update=changes)
+
+
+def _with_candidate(shadow: ShadowSettings, runs: Path) -> ShadowSettings:
+    """The section with the candidate's folder. One that is not there stops no node: its health says so."""
+    from medopt.core.errors import MedoptError
+
+    try:
+        return shadow.model_copy(update={"release": release_folder(shadow.release, runs)})
+    except MedoptError as error:
+        typer.echo(f"the candidate of shadow.release cannot be used: {error}", err=True)
+        return shadow
+
+
 def check(node_file: NodeFile, runs: RegistryOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """Check the node file, the release with its golden cases, and each destination by C-ECHO or a query that matches
-    nothing; sends nothing else.
+    """Check the node file, the release (and a candidate) with its golden cases, and each destination by C-ECHO or a
+    query that matches nothing; sends nothing else.
 
     If the node runs, it is called by C-ECHO, too. Exit code 2 if a destination does not answer.
 
@@ -59,13 +79,21 @@ def check(node_file: NodeFile, runs: RegistryOption = Path("runs"), as_json: Jso
     from medopt.pacs.sender import echo
     from medopt.pacs.settings import load_node_settings
     from medopt.release.golden import verify_release
+    from medopt.release.sbom import runtime_differences
 
     settings = load_node_settings(node_file)
     server_context(settings.tls)
-    verify_release(release_folder(settings.release, runs))
+    release = release_folder(settings.release, runs)
+    verify_release(release)
     peers = [*settings.destinations, *([] if settings.pull is None else [settings.pull.source])]
     failures = {peer.name: echo(settings, peer) for peer in peers}
     rows = [{"check": "release", "result": "unchanged; golden cases replayed"}]
+    differences = runtime_differences(release)
+    packages = "those of its list" if differences == [] else "it has no list" if differences is None else ""
+    rows.append({"check": "packages of the release", "result": packages or "; ".join(differences or ())})
+    if settings.shadow is not None:
+        verify_release(release_folder(settings.shadow.release, runs))
+        rows.append({"check": "candidate (shadow.release)", "result": "unchanged; golden cases replayed"})
     rows += [
         {"check": f"{'QIDO-RS' if '://' in name else 'C-ECHO'} to {name}", "result": failure or "answered"}
         for name, failure in failures.items()
@@ -94,7 +122,7 @@ def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
     from medopt.core.privacy import pseudonym
     from medopt.pacs.status import parked_items, state_counts
 
-    ledger = _open_ledger(node_file)
+    ledger = open_ledger(node_file)
     counts = state_counts(ledger)
     parked = [
         {"study": pseudonym(parked.study_uid), "parked": parked.item, "reason": parked.reason}
@@ -106,7 +134,7 @@ def status(node_file: NodeFile, as_json: JsonOption = False) -> None:
         for queue, by_state in counts.items()
         for state, number in by_state.items()
     ]
-    print_rows(f"{node_file}: studies, and results to send", rows)
+    print_rows(f"{node_file}: studies, results to send, and what a candidate did", rows)
     if parked:
         print_rows("parked; try again with `medopt pacs retry`", parked)
     print_json(as_json, {**{queue: dict(by_state) for queue, by_state in counts.items()}, "parked": parked})
@@ -121,7 +149,7 @@ def retry(node_file: NodeFile, as_json: JsonOption = False) -> None:
 
     from medopt.pacs.status import retry_parked
 
-    ledger = _open_ledger(node_file)
+    ledger = open_ledger(node_file)
     studies, sends = retry_parked(ledger, time.time())
     ledger.close()
     typer.echo(f"{studies} studies and {sends} results are tried again")
@@ -144,7 +172,8 @@ def verify(node_file: NodeFile, as_json: JsonOption = False) -> None:
     print_json(as_json, {"lines": lines, "last": last_hash})
 
 
-def _open_ledger(node_file: Path) -> Ledger:
+def open_ledger(node_file: Path) -> Ledger:
+    """The ledger of a node; raises ConfigError where the node has not run yet."""
     from medopt.core.errors import ConfigError
     from medopt.pacs.ledger import Ledger
     from medopt.pacs.settings import load_node_settings

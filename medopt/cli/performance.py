@@ -10,6 +10,7 @@ import typer
 from medopt.cli.command import print_json
 from medopt.cli.options import JsonOption, ReleaseArgument
 from medopt.cli.places import release_folder
+from medopt.core.errors import ConfigError
 from medopt.core.format import count_text, format_estimate
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 def performance(
     release: ReleaseArgument,
-    answers: Annotated[Path, typer.Argument(metavar="PREDICTIONS.csv", help="What `medopt predict --out` wrote.")],
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS",
+            help="What `medopt predict --out` wrote; or the NODE.yaml of a node that runs the release.",
+        ),
+    ],
     labels: Annotated[
         Path | None,
         typer.Option("--labels", help="CSV with the columns path and label, of the scans whose truth is known by now."),
@@ -29,9 +36,15 @@ def performance(
 
     The expected figures follow from the calibrated probabilities: of cases called positive at 80 %, four of five are
     expected to be. They hold for other patients and another prevalence, and not where a finding looks otherwise than in
-    training; what speaks against them is said. With --labels the true figures stand beside the expected ones.
+    training; what speaks against them is said. With --labels, or after medopt feedback, the true figures stand beside
+    the expected ones, and the labels that arrived replace what was expected of their scans.
+
+    Of a node the answers are those in its ledger, and intervals know which studies are of one patient. Of a CSV each
+    scan counts as a patient, unless it has a column patient.
 
     Example: medopt performance runs/phantom march.csv --labels biopsies.csv
+
+    Or of a node: medopt performance runs/phantom node.yaml
     """
     folder = release_folder(release)
     from medopt.release.drift_reference import Reference
@@ -39,7 +52,12 @@ def performance(
     from medopt.serving.service_performance import service_performance
 
     check_sums(folder)
-    found = service_performance(read_info(folder), Reference.read(folder), answers, labels)
+    if answers.suffix in (".yaml", ".yml"):
+        if labels is not None:
+            raise ConfigError("Labels of a node's studies come by medopt feedback LABELS.csv --node NODE.yaml.")
+        found = _of_node(folder, answers)
+    else:
+        found = service_performance(read_info(folder), Reference.read(folder), answers, labels)
     for name, one in found.findings.items():
         _print(found, name, one)
     for doubt in found.doubts:
@@ -49,15 +67,38 @@ def performance(
     print_json(as_json, found.json_values())
 
 
+def _of_node(folder: Path, node: Path) -> ServicePerformance:
+    """Of what a node's ledger says that the release answered."""
+    from medopt.cli.pacs import open_ledger
+    from medopt.core.files import file_digest
+    from medopt.pacs.answer_rows import answer_rows
+    from medopt.release.drift_reference import Reference
+    from medopt.release.layout import SUMS, read_info
+    from medopt.serving.prediction_table import observed_of
+    from medopt.serving.service_performance import performance_of
+
+    info, ledger = read_info(folder), open_ledger(node)
+    has_number = info.number is not None
+    try:
+        rows, truth = answer_rows(ledger, file_digest(folder / SUMS), info.labels, has_number=has_number)
+    finally:
+        ledger.close()
+    observed = observed_of(rows, info.labels, has_number=has_number)
+    return performance_of(info, Reference.read(folder), rows, observed, truth, str(node))
+
+
 def _print(found: ServicePerformance, name: str, one: FindingPerformance) -> None:
     from rich.table import Table
 
     from medopt.cli.console import plain_console
 
     undecided = f", {found.undecided} undecided" if found.undecided else ""
-    title = f"{found.study}, {name}: {found.answered} of {count_text(found.scans, 'scan')} answered{undecided}"
+    patients = "" if found.patients is None else f" of {count_text(found.patients, 'patient')}"
+    scans = f"{count_text(found.scans, 'scan')}{patients}"
+    title = f"{found.study}, {name}: {found.answered} of {scans} answered{undecided}"
     table = Table("", "expected in service", title=title, title_justify="left")
     if one.true is not None:
+        table.add_column(f"with {count_text(one.labelled, 'label')}")
         table.add_column(f"expected of {one.labelled} with a label")
         table.add_column("true of these")
     if one.validation:
@@ -65,6 +106,8 @@ def _print(found: ServicePerformance, name: str, one: FindingPerformance) -> Non
     for figure, estimate in one.expected.items():
         cells = [format_estimate(estimate)]
         if one.true is not None and one.expected_of_these is not None:
+            with_labels = {} if one.in_service is None else one.in_service
+            cells += [format_estimate(with_labels.get(figure))]
             cells += [format_estimate(one.expected_of_these[figure]), format_estimate(one.true[figure])]
         if one.validation:
             cells.append(format_estimate(one.validation[figure]) if figure in one.validation else "")

@@ -21,19 +21,38 @@ def verify(release: ReleaseArgument, runs: RegistryOption = Path("runs"), as_jso
     Where MEDOPT_TRUST names a folder of trusted keys and certificates (.pem), its signature, too; then nothing opens a
     release that nobody trusted has signed.
 
+    The packages here are compared with the release's list (sbom.cdx.json, CycloneDX); a difference is said. With a file
+    same-runtime in the trust folder it is a refusal (exit code 6).
+
     Example: medopt verify runs/phantom
     """
     folder = release_folder(release, runs)
     from medopt.cli.console import print_rows
     from medopt.release.golden import verify_release
+    from medopt.release.sbom import runtime_differences
     from medopt.release.signature import check_trusted
 
     signer = check_trusted(folder)
     cases = verify_release(folder)
+    differences = runtime_differences(folder)
     rows = [{"case": case.case, "model": case.model, "difference": case.difference} for case in cases]
     print_rows(f"{folder}: unchanged; golden cases replayed", rows)
     typer.echo(f"signed by {signer}" if signer else "the signature was not asked for: MEDOPT_TRUST is not set")
-    print_json(as_json, {"release": str(folder), "signed_by": signer, "golden": [asdict(case) for case in cases]})
+    for line in _runtime_lines(differences):
+        typer.echo(line)
+    golden = [asdict(case) for case in cases]
+    print_json(as_json, {"release": str(folder), "signed_by": signer, "runtime_differs": differences, "golden": golden})
+
+
+def _runtime_lines(differences: list[str] | None) -> list[str]:
+    if differences is None:
+        return ["the release has no list of its packages: it was built by an earlier version"]
+    if not differences:
+        return ["the packages here are those of its sbom.cdx.json"]
+    return [
+        "the packages here are not those that it was built and verified with:",
+        *(f"  {one}" for one in differences),
+    ]
 
 
 def predict(

@@ -34,6 +34,14 @@ def promote(
         Path | None,
         typer.Option("--plan", metavar="PLAN.yaml", help="Change control plan that the version has to keep."),
     ] = None,
+    shadow: Annotated[
+        Path | None,
+        typer.Option(
+            "--shadow",
+            metavar="FILE.json",
+            help="Report of a shadow trial of this version beside the champion (medopt shadow report --out FILE.json).",
+        ),
+    ] = None,
     new_plan: Annotated[bool, typer.Option("--new-plan", help="The plan is another than the champion's.")] = False,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
@@ -46,6 +54,8 @@ def promote(
     With --plan a version that lies outside the change control plan is refused (exit code 5): settings that may not
     change, margins that the comparison does not rule out, too few shared patients. Decisions by a plan are added to
     changes.jsonl in the runs folder, a chain of SHA-256, and the next promotion needs the plan again.
+
+    --shadow adds what the version answered in service, beside the champion; a plan may demand that.
 
     Example: medopt promote lesions 4 --reason "trained with the new scanner's images, AUC there +.03"
 
@@ -60,12 +70,17 @@ def promote(
         from medopt.experiments.promote import promote as make_champion
 
         done = make_champion(
-            registry, model, version, reason, uncompared=uncompared, plan=plan, new_plan=new_plan, record=runs
-        )
+            registry, model, version, reason,
+            uncompared=uncompared, plan=plan, new_plan=new_plan, record=runs, shadow=shadow,
+        )  # fmt: skip
         if done.compared is not None:
             from medopt.cli.compare import print_comparison
 
             print_comparison(done.compared)
+        if done.trial is not None:
+            from medopt.cli.shadow import print_shadow_report
+
+            print_shadow_report(done.trial)
         until = f"; until now version {done.before}, which `medopt rollback {model}` brings back" if done.before else ""
         typer.echo(f"{model}: version {done.version} is the champion{until}")
         print_json(as_json, {"model": model, "version": done.version, "before": done.before})

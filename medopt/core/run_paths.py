@@ -11,6 +11,8 @@ from medopt.core.errors import ConfigError, DataError, ReleaseError
 
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")  # its time first, so that the last name is the newest run
 _RELEASE = "release"
+SUMS, SBOM = "SHA256SUMS", "sbom.cdx.json"
+"""Of a release: the list of checksums, whose own SHA-256 names the release; and the list of packages."""
 
 
 def find_run(path: str | Path) -> Path:
@@ -89,7 +91,7 @@ def require_registry(runs: Path) -> None:
 
 
 def _is_release(folder: Path) -> bool:
-    return (folder / "release.json").is_file() or (folder / "SHA256SUMS").is_file()
+    return (folder / "release.json").is_file() or (folder / SUMS).is_file()
 
 
 def _is_run(folder: Path) -> bool:

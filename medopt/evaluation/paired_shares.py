@@ -39,6 +39,22 @@ def paired_shares(
     return found
 
 
+def share_difference(before: Mask, after: Mask, patients: Index, confidence: float) -> Estimate:
+    """The share of `after` (N,) less that of `before` (N,) on the same rows of `patients` (N,), by the same method.
+
+    >>> before, after = np.array([True, True, False, False]), np.array([True, True, True, False])
+    >>> found = share_difference(before, after, np.arange(4), 0.95)
+    >>> found.value, found.excludes_zero
+    (0.25, False)
+    """
+    if not len(patients):
+        return Estimate(None, None, None, 0, NOT_DEFINED)
+    everything = np.ones(len(patients), dtype=bool)
+    parts = [deviations(one, everything, patients) for one in (before, after)]
+    together = _corrected(parts[0], parts[1], np.bincount(patients).astype(np.float64))
+    return _Pair(before, after, patients, together, parts[1] - parts[0]).difference(confidence)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """Which cases (M,) of one output both models got right, and how the two vary together.

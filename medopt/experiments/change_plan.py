@@ -20,12 +20,28 @@ from pydantic import Field, ValidationError
 from medopt.config import Study
 from medopt.config.section import Fraction, Section
 from medopt.core.errors import ConfigError
-from medopt.core.format import format_difference
+from medopt.core.format import format_difference, format_share
 from medopt.evaluation.comparison import Comparison, PairedFigures
+from medopt.evaluation.shadow_trial import ShadowReport
 from medopt.pacs.audit import AuditFile, verify
 
 RECORD = "changes.jsonl"
 Figure = Literal["auc", "sensitivity", "specificity"]
+
+
+class ShadowDemand(Section):
+    """What a shadow trial of the version beside the champion has to show (`medopt shadow report --out FILE.json`)."""
+
+    patients: int = Field(30, ge=2)
+    """Minimum number of patients whom both answered."""
+    agreement: Fraction = 0.9
+    """The whole interval of the share of scans with the same decision must lie above."""
+    declined: Fraction = 0.05
+    """Largest growth of the share of declined scans; the whole interval must lie below."""
+    unanswered: Fraction = 0.05
+    """Largest share of studies without an answer of the candidate."""
+    margins: dict[Figure, Fraction] = Field(default_factory=dict)
+    """Largest loss of true figures, on the scans whose labels are known; the whole interval must lie within."""
 
 
 class ChangePlan(Section):
@@ -42,6 +58,8 @@ class ChangePlan(Section):
     """The same at each site."""
     patients: int = Field(100, ge=2)
     """Minimum number of test patients that both versions share."""
+    shadow: ShadowDemand | None = None
+    """What a shadow trial has to show; null: none is asked for."""
     triggers: dict[str, str] = Field(default_factory=dict)
     """What is done when a column of `medopt drift` has drifted: {content distance: "review 50 scans within a week"}."""
 
@@ -76,6 +94,33 @@ def outside(plan: ChangePlan, champion: Study, version: Study, compared: Compari
     found += _beyond(run.figures, plan.margins, "")
     for site, figures in run.sites.items():
         found += _beyond(figures, plan.site_margins, f" at {site}")
+    return found
+
+
+def outside_trial(plan: ChangePlan, report: ShadowReport | None) -> list[str]:
+    """What a shadow trial does not show that the plan asks for; nothing where it asks for none."""
+    demand = plan.shadow
+    if demand is None:
+        return []
+    if report is None:
+        return ["the plan asks for a shadow trial: give its report with --shadow FILE.json"]
+    figures, studies = report.overall, report.studies
+    asked = sum(count for state, count in studies.items() if state != "waiting")
+    missing = studies.get("failed", 0) + studies.get("skipped", 0)
+    found = []
+    if figures.patients < demand.patients:
+        found.append(f"the shadow trial has {figures.patients} patients; the plan asks for {demand.patients}")
+    if figures.agreement.low is None or not figures.agreement.low >= demand.agreement:
+        found.append(f"{format_share(figures.agreement)} of decisions agree; the plan asks for {demand.agreement:g}")
+    more = figures.declined.difference
+    if more.high is None or not more.high <= demand.declined:
+        found.append(f"the declined share grows by {format_difference(more)}; the plan allows {demand.declined:g}")
+    if asked and missing > demand.unanswered * asked:
+        found.append(f"{missing} of {asked} studies have no answer; the plan allows {demand.unanswered:g}")
+    if demand.margins and report.truth is None:
+        found.append("no label of a scan of the shadow trial is known; the plan asks for margins of true figures")
+    if demand.margins and report.truth is not None:
+        found += _beyond(report.truth.runs[0].figures, demand.margins, " in the shadow trial")
     return found
 
 

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pydantic import ValidationError
+
 from medopt.config import Study
 from medopt.config.study_file import load_study
 from medopt.core.errors import ConfigError, DataError, ReleaseRefused
+from medopt.core.files import file_digest
 from medopt.evaluation.comparison import Comparison
-from medopt.experiments.change_plan import ChangePlan, outside, read_plan, record_decision
+from medopt.evaluation.shadow_trial import ShadowReport
+from medopt.experiments.change_plan import ChangePlan, outside, outside_trial, read_plan, record_decision
 from medopt.experiments.compare import compare_runs
+from medopt.release.layout import SUMS
 from medopt.release.signature import TRUST, check_trusted
 from medopt.tracking.fetch import fetch_release
 from medopt.tracking.registry import Registry, who
@@ -22,11 +27,15 @@ from medopt.tracking.registry import Registry, who
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """What was done: the champion now and until now, and how they compare; `compared` None where they were not."""
+    """What was done: the champion now and until now, and how they compare; `compared` None where they were not.
+
+    `trial` is the shadow trial that was given as evidence.
+    """
 
     version: str
     before: str | None
     compared: Comparison | None
+    trial: ShadowReport | None = None
 
 
 def promote(
@@ -39,12 +48,14 @@ def promote(
     plan: Path | None = None,
     new_plan: bool = False,
     record: Path | None = None,
+    shadow: Path | None = None,
 ) -> Promoted:
     """Make a version the champion and write down who, when, why, and the comparison with the champion until now.
 
     Both are compared on the test cases that they share. `plan` is the change control plan that the version has to keep;
     a champion that was promoted by a plan is followed only by a version that keeps the same one, or, with `new_plan`,
-    another. Every decision by a plan is added to the record of the folder `record`. Raises ReleaseRefused for what a
+    another. Every decision by a plan is added to the record of the folder `record`. `shadow` is the report of a shadow
+    trial of this version beside the champion, which is kept beside the comparison. Raises ReleaseRefused for what a
     verdict did not pass and for what lies outside the plan, ConfigError where the two cannot be compared and
     `uncompared` does not allow that.
     """
@@ -55,6 +66,7 @@ def promote(
     if champion == version:
         raise ConfigError(f"Version {version} of {name} is the champion already.")
     planned = _planned(registry, name, champion, plan, new_plan)
+    trial = None if shadow is None else _trial(registry, name, version, champion, shadow)
     if champion is None:
         _keep_plan(registry, name, version, planned, record, reason)
         registry.promote(name, version, reason, "there was no champion before")
@@ -76,13 +88,58 @@ def promote(
                     f"Version {version} of {name} cannot be compared with the champion, version {champion}: {error} To "
                     "promote it all the same, add --uncompared; the registry then says so."
                 ) from None
-            _refuse_outside(planned, [], None, name, version, record)
+            _refuse_outside(planned, [], None, name, version, record, trial)
+            _note_trial(registry, name, version, trial)
             registry.promote(name, version, reason, f"not compared with version {champion}: {error}")
-            return Promoted(version, champion, None)
-    _refuse_outside(planned, studies, compared, name, version, record)
-    _keep_plan(registry, name, version, planned, record, reason)
+            return Promoted(version, champion, None, trial)
+    _refuse_outside(planned, studies, compared, name, version, record, trial)
+    _keep_plan(registry, name, version, planned, record, reason, shadow)
+    _note_trial(registry, name, version, trial)
     registry.promote(name, version, reason, comparison_tag(compared))
-    return Promoted(version, champion, compared)
+    return Promoted(version, champion, compared, trial)
+
+
+def _trial(registry: Registry, name: str, version: str, champion: str | None, path: Path) -> ShadowReport:
+    """The report of a shadow trial; raises ConfigError where it is not of this version beside the champion."""
+    try:
+        report = ShadowReport.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"The shadow report {path} cannot be read: {error.strerror}.") from None
+    except ValidationError:
+        raise ConfigError(f"{path} is no report that `medopt shadow report --out FILE.json` wrote.") from None
+    if champion is None:
+        raise ConfigError(f"{name} has no champion that a shadow trial could have been beside: leave --shadow out.")
+    for what, number, given in (
+        ("candidate", version, report.candidate),
+        ("present release", champion, report.present),
+    ):
+        with TemporaryDirectory() as folder:
+            place = fetch_release(f"models:/{name}/{number}", registry.uri, Path(folder)).place
+            digest = file_digest(place / SUMS)
+        if digest != given.digest:
+            raise ConfigError(
+                f"The {what} of the shadow report {path} is the release {given.digest[:16]} of {given.created}, and "
+                f"version {number} of {name} is {digest[:16]}. Give the report of a trial of these two."
+            )
+    return report
+
+
+def _note_trial(registry: Registry, name: str, version: str, trial: ShadowReport | None) -> None:
+    if trial is not None:
+        registry.note_trial(name, version, trial_tag(trial))
+
+
+def trial_tag(trial: ShadowReport) -> str:
+    """A shadow trial's overall figures as JSON, short enough for a tag of the registry."""
+    overall = trial.overall
+    content = {
+        "node": trial.node, "since": trial.since, "until": trial.until, "studies": trial.studies,
+        "patients": overall.patients, "scans": overall.scans,
+        "agreement": [overall.agreement.value, overall.agreement.low, overall.agreement.high],
+        "declined": [overall.declined.difference.value, overall.declined.difference.low,
+                     overall.declined.difference.high],
+    }  # fmt: skip
+    return json.dumps(content, sort_keys=True)
 
 
 def _planned(
@@ -115,12 +172,14 @@ def _refuse_outside(
     name: str,
     version: str,
     record: Path | None,
+    trial: ShadowReport | None,
 ) -> None:
     """Raise ReleaseRefused with all that lies outside the plan, after it was recorded."""
     if planned is None:
         return
     plan, digest = planned
     faults = outside(plan, studies[0], studies[1], compared) if studies else ["it is not compared with the champion"]
+    faults += outside_trial(plan, trial)
     if faults:
         if record is not None:
             record_decision(record, "refused", model=name, version=version, plan=digest, because=faults)
@@ -134,12 +193,16 @@ def _keep_plan(
     planned: tuple[ChangePlan, str] | None,
     record: Path | None,
     reason: str,
+    shadow: Path | None = None,
 ) -> None:
     """Write down by which plan a version is promoted, first in the record: what is not recorded is not promoted."""
     if planned is None:
         return
     if record is not None:
-        record_decision(record, "promoted", model=name, version=version, plan=planned[1], by=who(), reason=reason)
+        evidence = {} if shadow is None else {"shadow": file_digest(shadow)}
+        record_decision(
+            record, "promoted", model=name, version=version, plan=planned[1], by=who(), reason=reason, **evidence
+        )
     registry.note_plan(name, version, planned[1])
 
 

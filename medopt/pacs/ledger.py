@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -223,12 +223,12 @@ class Ledger:
 
     def finish(
         self, study: DueStudy, ending: Ending, reason: str, results: Sequence[Result], destinations: Sequence[str],
-        now: float,
+        now: float, also: Callable[[sqlite3.Connection], None] = lambda _: None,
     ) -> list[Result]:  # fmt: skip
         """Record in one transaction how a study ended, its results, and a send of each result to each destination.
 
-        A result whose UID is known is not recorded again. If images came in the meantime, the study goes back to
-        receiving. Returns the new results.
+        `also` writes what else belongs to it in the same transaction. A result whose UID is known is not recorded
+        again. If images came in the meantime, the study goes back to receiving. Returns the new results.
         """
         with self.transaction() as db:
             new = [result for result in results if not self.is_result(result.sop_uid)]
@@ -248,6 +248,7 @@ class Ledger:
                 "UPDATE studies SET state = ?, reason = ?, changed = ?, tries = ? WHERE uid = ?",
                 ("receiving" if more else ending, "" if more else reason, now, 0, study.study_uid),
             )
+            also(db)
         return new
 
     def results(self, study_uid: str) -> list[Result]:

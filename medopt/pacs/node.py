@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.privacy import pseudonym
+from medopt.pacs.answers import AnswerLog, TrialQueue
 from medopt.pacs.audit import AuditFile, CountingAudit
 from medopt.pacs.commitment import CommitmentReceiver
 from medopt.pacs.intake import Intake
@@ -20,9 +21,11 @@ from medopt.pacs.receiver import Receiver
 from medopt.pacs.retention import Sweeper
 from medopt.pacs.sender import Sender
 from medopt.pacs.settings import NodeSettings
+from medopt.pacs.shadow import ShadowTrial
 from medopt.pacs.spool import AUDIT, LEDGER, Spool
 from medopt.pacs.study_processing import StudyCompletion, StudyProcessor
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
+from medopt.release.sbom import runtime_differences
 
 if TYPE_CHECKING:  # imported by a node whose file has these sections
     from medopt.pacs.http.http_server import HttpServer
@@ -90,21 +93,20 @@ class PacsNode:
             ready(f"{self._settings.aet} listens on {self._settings.host}:{port}")
             if page:
                 ready(f"status page: {page}")
-            if pull is not None:
-                pull.start()
+            beside = [part for part in (pull, self._shadow) if part is not None]
+            for part in beside:
+                part.start()
             while not self._stop.wait(_TICK_SECONDS):
                 self._wait_for_disk(self._tick)
             receiver.stop()
             if http_server is not None:
                 http_server.close()
-            for thread in threads:
-                thread.join()
-            if pull is not None:
-                pull.join()
+            for joined in [*threads, *beside]:
+                joined.join()
         finally:
             self.stop()
             receiver.stop()
-            self._worker.stop()
+            self._end_workers()
             if http_server is not None:
                 http_server.stop()
         if self._fault is not None:
@@ -114,7 +116,11 @@ class PacsNode:
         settings, spool, ledger, audit, clock = self._settings, self._spool, self._ledger, self._audit, self._clock
         self._completion = StudyCompletion(settings.quiet_seconds, time.monotonic)
         self._worker = Worker(settings, self._stop.is_set, self._is_out_of_time)
-        self._processor = StudyProcessor(settings, spool, ledger, self._worker, audit, clock)
+        self._shadow = self._create_shadow()
+        answers = AnswerLog()
+        if self._shadow is not None and settings.shadow is not None:
+            answers = AnswerLog(settings.shadow.backlog, self._shadow.candidate)
+        self._processor = StudyProcessor(settings, spool, ledger, self._worker, audit, clock, answers)
         self._sweeper = Sweeper(settings.retention, spool, ledger, audit)
         self._sender = Sender(settings, ledger, audit, clock=clock, stopping=self._stop.is_set)
         intake = Intake(settings, spool, ledger, self._completion.image_received, audit, clock)
@@ -135,9 +141,19 @@ class PacsNode:
             lambda: bool(worker.pid and worker.model_digest),
             self._stop.is_set,
             lambda: None if pull is None else pull.last,
+            lambda: None if self._shadow is None else self._shadow.state,
         )
         return HttpServer(
             NodeParts(self._settings, self._spool, self._ledger, intake, self._audit, health, self._clock)
+        )
+
+    def _create_shadow(self) -> ShadowTrial | None:
+        if self._settings.shadow is None:
+            if abandoned := TrialQueue(self._ledger).abandon(self._clock()):
+                self._audit("candidate removed", skipped=abandoned)
+            return None
+        return ShadowTrial(
+            self._settings, self._settings.shadow, self._spool, self._ledger, self._audit, self._stop, self._clock
         )
 
     def _create_pull(self, intake: Intake) -> PeriodicPull | None:
@@ -146,6 +162,11 @@ class PacsNode:
         from medopt.pacs.query_retrieve.periodic import PeriodicPull
 
         return PeriodicPull(self._settings, self._spool, intake, self._audit, self._stop, self._clock)
+
+    def _end_workers(self) -> None:
+        self._worker.stop()
+        if self._shadow is not None:
+            self._shadow.join()
 
     def _is_out_of_time(self) -> bool:
         return self._stop.is_set() and time.monotonic() > self._deadline
@@ -158,6 +179,9 @@ class PacsNode:
             return False
         except WorkerFailed as failure:
             raise ReleaseError(f"The release {self._settings.release} could not be opened: {failure}.") from None
+        if differences := runtime_differences(self._settings.release):
+            log.warning("packages are not those that the release was built with: %s", "; ".join(differences))
+            self._audit("runtime differs", packages=differences)
         return True
 
     def _listen(self, receiver: Receiver) -> int:

@@ -26,10 +26,14 @@ _NAMESPACE = uuid.UUID("8e6b3a52-4b0c-5f0e-9d6e-5a2f6a0f4c11")
 
 @dataclass(frozen=True, slots=True)
 class ScanAnswer:
-    """The answer for one scan, and the headers of its images (one image, or those of a series)."""
+    """The answer for one scan, and the headers of its images (one image, or those of a series).
+
+    `facts` are its modality and subgroups, as a table of predictions has them.
+    """
 
     answer: Answer
     images: tuple[Dataset, ...]
+    facts: tuple[str, ...] = ()
 
     def presence(self, label: str) -> str:
         """Present, Absent, or, for a scan that is declined or undecided, Undetermined."""

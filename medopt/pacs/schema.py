@@ -53,6 +53,35 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE results ADD COLUMN series_uid TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE results ADD COLUMN size INTEGER NOT NULL DEFAULT 0",
     ),
+    (  # what each release answered; patient and accession number are pseudonyms, `record` is a StudyRecord
+        """CREATE TABLE answers (
+            id INTEGER PRIMARY KEY,
+            study_uid TEXT NOT NULL REFERENCES studies,
+            release TEXT NOT NULL,
+            patient TEXT NOT NULL,
+            accession TEXT NOT NULL,
+            images INTEGER NOT NULL,
+            record TEXT NOT NULL,
+            at REAL NOT NULL)""",
+        "CREATE INDEX answers_of ON answers (study_uid)",
+        """CREATE TABLE trials (
+            answer INTEGER PRIMARY KEY REFERENCES answers,
+            candidate TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('waiting', 'compared', 'failed', 'skipped')),
+            tries INTEGER NOT NULL DEFAULT 0,
+            reason TEXT NOT NULL DEFAULT '',
+            record TEXT NOT NULL DEFAULT '',
+            at REAL NOT NULL)""",
+        "CREATE INDEX trials_in ON trials (state)",
+        """CREATE TABLE labels (
+            id INTEGER PRIMARY KEY,
+            study_uid TEXT NOT NULL REFERENCES studies,
+            scan TEXT NOT NULL,
+            truth TEXT NOT NULL,
+            source TEXT NOT NULL,
+            at REAL NOT NULL)""",
+        "CREATE INDEX labels_of ON labels (study_uid)",
+    ),
 )
 """What each version adds. A step that was released is never changed."""
 

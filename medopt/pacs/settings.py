@@ -139,6 +139,29 @@ class WorkerSettings(Section):
     """The process is ended when it takes more memory (resident)."""
 
 
+class ShadowSettings(Section):
+    """A candidate release that answers the same studies beside the present one, for comparison. Nothing of it is sent.
+
+    It runs in a process of its own, in time that nothing else needs, after the results of the release are in the spool.
+    """
+
+    release: Path
+    """The candidate: a release folder, whose relative path starts at this file's folder; or models:/NAME@candidate."""
+    model: Literal["int8", "float"] = "int8"
+    series: SeriesRules | None = None
+    """Which series of a study the candidate answers; null: as the node's `series` says."""
+    seconds: Positive = 300
+    """The longest time for one study; then the candidate's process is ended, and the study counts as failed."""
+    memory_mb: Positive = 4096
+    """The candidate's process is ended when it takes more memory (resident)."""
+    priority: Literal["idle", "low"] = "idle"
+    """idle: the candidate gets only processor time that no other program of this machine wants (SCHED_IDLE), which on
+    a busy machine may be none; low: as much as the release's own process, which a candidate at work may then slow
+    down."""
+    backlog: int = Field(500, ge=1)
+    """At most this many studies wait for the candidate; further ones are counted as skipped."""
+
+
 class SendSettings(Section):
     """How often a result is sent before it is parked; `medopt pacs retry` starts again."""
 
@@ -219,6 +242,7 @@ class NodeSettings(Section):
     sending: SendSettings = SendSettings()
     results: ResultSettings = ResultSettings()
     retention: RetentionSettings = RetentionSettings()
+    shadow: ShadowSettings | None = None
     tls: TlsSettings | None = None
     web: WebSettings | None = None
     pull: PullSettings | None = None
@@ -263,6 +287,8 @@ def _with_absolute_paths(settings: NodeSettings, base: Path) -> NodeSettings:
         "spool": base / settings.spool,
         "destinations": [with_absolute_paths(peer, base) for peer in settings.destinations],
     }
+    if settings.shadow is not None and not is_registered(settings.shadow.release):
+        changes["shadow"] = settings.shadow.model_copy(update={"release": base / settings.shadow.release})
     if settings.pull is not None:
         source = with_absolute_paths(settings.pull.source, base)
         changes["pull"] = settings.pull.model_copy(update={"source": source})

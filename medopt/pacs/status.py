@@ -6,11 +6,12 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from medopt.core.privacy import pseudonym
+from medopt.pacs.answers import trial_counts
 from medopt.pacs.ledger import STATES, Ledger
 
 SEND_STATES = ("waiting", "sent", "parked")
@@ -27,8 +28,10 @@ class ParkedItem(NamedTuple):
 
 
 def state_counts(ledger: Ledger) -> Mapping[str, Mapping[str, int]]:
-    """How many studies and sends are in each state."""
-    return {table: _state_counts(ledger.rows, table) for table in ("studies", "sends")}
+    """How many studies and sends are in each state, and studies by what a candidate did, if there ever was one."""
+    trials = trial_counts(ledger.rows)
+    found = {table: _state_counts(ledger.rows, table) for table in ("studies", "sends")}
+    return found | ({"shadow": dict(trials)} if trials else {})
 
 
 def _state_counts(read: Callable[[str], Iterable[sqlite3.Row]], table: str) -> dict[str, int]:
@@ -94,6 +97,8 @@ class QueueOverview:
     latest: tuple[StudyStatus, ...]
     parked: tuple[StudyStatus, ...]
     destinations: tuple[DestinationStatus, ...]
+    trials: Mapping[str, int] = field(default_factory=dict)
+    """Studies by what the candidate did with them (TRIAL_STATES); empty where there never was one."""
 
 
 class LedgerReader:
@@ -121,6 +126,7 @@ class LedgerReader:
                 _studies(db, "", limit),
                 _studies(db, "WHERE state = 'parked'", limit),
                 tuple(_destinations(db, destinations)),
+                trial_counts(db.execute),
             )
 
     def result_delays(self, since: float) -> tuple[list[float], float]:

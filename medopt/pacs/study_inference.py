@@ -28,6 +28,7 @@ from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer,
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
 from medopt.pacs.study_header import study_header
+from medopt.pacs.study_record import Stopwatch, study_record
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
 from medopt.release.layout import SUMS, Kind, ReleaseInfo
 from medopt.release.predictor import Answer, Release
@@ -50,8 +51,15 @@ class _NoCase(DataError):
 class StudyInference:
     """An opened release that answers studies."""
 
-    def __init__(self, release: Path, precision: Kind, rules: SeriesRules | None, settings: ResultSettings) -> None:
-        """Open the release; raises ReleaseError. `rules` replace the release's own rules for series."""
+    def __init__(
+        self, release: Path, precision: Kind, rules: SeriesRules | None, settings: ResultSettings, *,
+        answers_only: bool = False,
+    ) -> None:  # fmt: skip
+        """Open the release; raises ReleaseError. `rules` replace the release's own rules for series.
+
+        `answers_only`: no object is made of the answers.
+        """
+        self._answers_only = answers_only
         self._predictor = Release.open(release, precision)
         info = self._predictor.info
         model = info.models[precision]
@@ -85,7 +93,7 @@ class StudyInference:
         is parked if it cannot be read, or if the rules do not leave one series for each image of a case: a person has
         to look.
         """
-        folder = request.folder
+        folder, watch = request.folder, Stopwatch.start()
         try:
             all_images = [_read_header(path) for path in sorted(folder.iterdir())]
             study_header(all_images)
@@ -97,6 +105,8 @@ class StudyInference:
                 chosen = self._chosen(all_series, selection)
                 scans = [scan for series in chosen for scan in self._scans(folder, series)]
             answers = [self._predict(scan) for scan in scans] or [_undetermined(all_series, selection)]
+            by_series = self._takes_volumes or bool(self._rules.channels)
+            record = study_record(all_images, answers, watch, by_series=by_series)
         except _NoCase as error:
             return StudyResponse(ending="parked", reason=str(error))
         except DataError as error:
@@ -111,6 +121,7 @@ class StudyInference:
             reason=reason,
             objects=self._objects(request, chosen or all_series, scans, answers, all_images),
             decisions=tuple("declined" if scan.answer.declined else scan.answer.decision for scan in answers),
+            record=record,
         )
 
     def _objects(
@@ -118,6 +129,8 @@ class StudyInference:
         all_images: Sequence[Dataset],
     ) -> tuple[OutgoingObject, ...]:  # fmt: skip
         """The reports and heat maps of a study; none for a declined study if the settings say so."""
+        if self._answers_only:
+            return ()
         if not self._settings.declined and all(scan.answer.declined for scan in answers):
             return ()
         digests = [request.digests[path.name] for series in inputs for path in series.files]
@@ -166,7 +179,9 @@ class StudyInference:
 
     def _predict(self, scan: _Scan) -> ScanAnswer:
         headers = tuple(_read_header(path) for path in scan.files)
-        return ScanAnswer(self._predictor.predict(scan.source), headers)
+        image, acquisition = self._predictor.prepare(scan.source)
+        answer = self._predictor.predict_batch(image[None], [acquisition])[0]
+        return ScanAnswer(answer, headers, (acquisition.modality, *acquisition.subgroups().values()))
 
     def _scans_to_map(self, scans: Sequence[_Scan], answers: Sequence[ScanAnswer]) -> list[tuple[_Scan, ScanAnswer]]:
         """The scans that get a heat map: those with the highest probability of a mapped finding."""

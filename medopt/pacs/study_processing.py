@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from io import BytesIO
 
 from medopt.core.privacy import pseudonym
 from medopt.imaging.parse_dicom import parse_dicom
+from medopt.pacs.answers import AnswerLog
 from medopt.pacs.audit import AuditTrail
 from medopt.pacs.ledger import DueStudy, Ending, Ledger, Result
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import RESULTS, Spool, spool_file
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
-from medopt.pacs.worker_protocol import EarlierResult, OutgoingObject, StudyRequest
+from medopt.pacs.worker_protocol import EarlierResult, OutgoingObject, StudyRecord, StudyRequest
 
 log = logging.getLogger("medopt.pacs")
 
@@ -76,7 +78,9 @@ class StudyProcessor:
         worker: Worker,
         audit: AuditTrail,
         clock: Callable[[], float],
+        answers: AnswerLog | None = None,
     ) -> None:
+        self._answers = answers or AnswerLog()
         self._settings, self._spool, self._ledger, self._worker = settings, spool, ledger, worker
         self._audit, self._clock = audit, clock
         self._unfinished = False
@@ -117,7 +121,8 @@ class StudyProcessor:
             self._finish(study, "parked", "an image of the study is no longer in the spool")
             return True
         log.info("study %s: %s", pseudonym(study.study_uid), response.ending)
-        self._finish(study, response.ending, response.reason, response.objects, decisions=response.decisions)
+        self._finish(study, response.ending, response.reason, response.objects, response.record,
+                     decisions=response.decisions)  # fmt: skip
         return True
 
     def _earlier_results(self, study: DueStudy) -> dict[str, EarlierResult]:
@@ -141,8 +146,9 @@ class StudyProcessor:
             self._ledger.hand_back(study.study_uid, self._clock(), failure=reason)
 
     def _finish(
-        self, study: DueStudy, ending: Ending, reason: str, objects: Sequence[OutgoingObject] = (), **details: object
-    ) -> None:
+        self, study: DueStudy, ending: Ending, reason: str, objects: Sequence[OutgoingObject] = (),
+        record: StudyRecord | None = None, **details: object,
+    ) -> None:  # fmt: skip
         """Write the results to the disk, then everything to the ledger at once."""
         results = [
             self._write(study.study_uid, result)
@@ -150,7 +156,13 @@ class StudyProcessor:
             if not self._ledger.is_result(result.sop_uid)  # the bytes of a known result stay as they are
         ]
         destinations = [peer.name for peer in self._settings.destinations]
-        new = self._ledger.finish(study, ending, reason, results, destinations, self._clock())
+        now = self._clock()
+
+        def also(db: sqlite3.Connection) -> None:
+            if record is not None:
+                self._answers.record(db, study, self._worker.release_digest, record, now)
+
+        new = self._ledger.finish(study, ending, reason, results, destinations, now, also)
         self._audit(
             "answered",
             study=pseudonym(study.study_uid),

@@ -11,6 +11,7 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
 from medopt.core.errors import MedoptError, ReleaseError
 from medopt.pacs.settings import NodeSettings
@@ -31,13 +32,22 @@ class Interrupted(MedoptError):
 class Worker:
     """One process that answers one study at a time."""
 
-    def __init__(self, settings: NodeSettings, stopping: Callable[[], bool], out_of_time: Callable[[], bool]) -> None:
-        """`stopping`: the node was stopped; `out_of_time`: the study that is being answered has to end, too."""
+    def __init__(
+        self, settings: NodeSettings, stopping: Callable[[], bool], out_of_time: Callable[[], bool],
+        candidate: Literal["", "idle", "low"] = "",
+    ) -> None:  # fmt: skip
+        """`stopping`: the node was stopped; `out_of_time`: the study that is being answered has to end, too.
+
+        `candidate` is the priority of a candidate, which makes no objects; "" for the release.
+        """
         self._settings, self._stopping, self._out_of_time = settings, stopping, out_of_time
+        self._candidate, self._section = candidate, "shadow" if candidate else "work"
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self.model_digest = ""
         """SHA-256 of the model, known once the process has started."""
+        self.release_digest = ""
+        """SHA-256 of the release's list of checksums, known then, too."""
 
     @property
     def pid(self) -> int | None:
@@ -64,13 +74,14 @@ class Worker:
             theirs.close()
         settings = self._settings
         request = OpenRelease(
-            release=settings.release, model=settings.model, series=settings.series, results=settings.results
-        )
+            release=settings.release, model=settings.model, series=settings.series, results=settings.results,
+            candidate=self._candidate,
+        )  # fmt: skip
         opened = ReleaseOpened.model_validate_json(self._exchange(request, _START_SECONDS, self._stopping))
         if opened.refusal is not None:
             self.stop()
             raise ReleaseError(opened.refusal)
-        self.model_digest = opened.model_digest
+        self.model_digest, self.release_digest = opened.model_digest, opened.release_digest
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -110,9 +121,9 @@ class Worker:
         if stopping():
             raise Interrupted("the node stops")
         if time.monotonic() > deadline:
-            raise WorkerFailed(f"the worker process took longer than {seconds:g} seconds (work.seconds)")
+            raise WorkerFailed(f"the worker process took longer than {seconds:g} seconds ({self._section}.seconds)")
         if self._resident_mb() > (limit := self._settings.work.memory_mb):
-            raise WorkerFailed(f"the worker process took more than {limit:g} MB of memory (work.memory_mb)")
+            raise WorkerFailed(f"the worker process took more than {limit:g} MB of memory ({self._section}.memory_mb)")
 
     def _resident_mb(self) -> float:
         with suppress(OSError, IndexError, ValueError):

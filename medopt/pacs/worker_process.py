@@ -11,7 +11,9 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from medopt.core import fast_monai_import
 from medopt.core.errors import MedoptError
@@ -21,19 +23,35 @@ from medopt.pacs.worker_protocol import OpenRelease, ReleaseOpened, StudyRequest
 def serve(connection: Connection) -> None:
     """Open the release that the first message names, then answer one study for each further message."""
     request = OpenRelease.model_validate_json(connection.recv_bytes())
+    if request.candidate:
+        _give_way(idle=request.candidate == "idle")
     fast_monai_import.install()
     from medopt.pacs.study_inference import StudyInference
 
     try:
-        inference = StudyInference(request.release, request.model, request.series, request.results)
+        inference = StudyInference(
+            request.release, request.model, request.series, request.results, answers_only=bool(request.candidate)
+        )
         inference.warm_up()
     except MedoptError as error:
         connection.send_bytes(ReleaseOpened(refusal=str(error)).to_json())
         return
-    connection.send_bytes(ReleaseOpened(model_digest=inference.identity.model_digest).to_json())
+    identity = inference.identity
+    opened = ReleaseOpened(model_digest=identity.model_digest, release_digest=identity.release_digest)
+    connection.send_bytes(opened.to_json())
     while True:
         study = StudyRequest.model_validate_json(connection.recv_bytes())
         connection.send_bytes(inference.answer(study).to_json())
+
+
+def _give_way(*, idle: bool) -> None:
+    """Be the first to go where memory runs out; `idle`: run only when nothing else wants the processor."""
+    if idle:
+        with suppress(OSError, AttributeError):
+            os.nice(19)
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _end_with(parent: int) -> None:

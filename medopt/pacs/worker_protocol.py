@@ -18,9 +18,11 @@ from medopt.pacs.settings import ResultSettings
 
 
 class Message(BaseModel):
-    """A frozen message whose bytes become base64 in JSON."""
+    """A frozen message whose bytes become base64 in JSON; NaN stays NaN."""
 
-    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = ConfigDict(
+        frozen=True, ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
+    )
 
     def to_json(self) -> bytes:
         """The message as it is sent."""
@@ -51,12 +53,15 @@ class OpenRelease(Message):
     model: Literal["int8", "float"]
     series: SeriesRules | None
     results: ResultSettings
+    candidate: Literal["", "idle", "low"] = ""
+    """Of a candidate, which makes no objects: its priority."""
 
 
 class ReleaseOpened(Message):
-    """The worker's response: the SHA-256 of its model, or why it refuses the release."""
+    """The worker's response: the SHA-256 of its model and of its release, or why it refuses the release."""
 
     model_digest: str = ""
+    release_digest: str = ""
     refusal: str | None = None
 
 
@@ -71,10 +76,47 @@ class StudyRequest(Message):
     now: datetime
 
 
+class ScanRecord(Message):
+    """What a release answered on one scan, as the ledger keeps it; no identifier is in it."""
+
+    scan: str
+    """Pseudonym of the image, of the series of a volume, or of those of a case."""
+    decision: str
+    probabilities: Mapping[str, float]
+    logits: tuple[float, ...]
+    declined: str = ""
+    number: tuple[float, float | None, float | None] | None = None
+    """Of a regression study: the number and the ends of its interval."""
+    distances: tuple[float, float] | None = None
+    facts: tuple[str, ...] = ()
+    """How it was acquired: the columns of a table of predictions, from `modality` on."""
+
+
+class StudyRecord(Message):
+    """What a release answered on one study, and what that cost. Patient, site and others are pseudonyms, or ""."""
+
+    patient: str
+    accession: str
+    site: str
+    """Of the institution that the images name."""
+    device: str
+    """Of the maker, model and serial number of the device."""
+    scans: tuple[ScanRecord, ...]
+    seconds: float
+    cpu_seconds: float
+    """Processor time of all threads."""
+    memory_mb: float
+    """The most that the process took so far (resident)."""
+
+
 class StudyResponse(Message):
-    """How a study ended, and the objects to send. `decisions` are those of its scans, without an identifier."""
+    """How a study ended, and the objects to send. `decisions` are those of its scans, without an identifier.
+
+    `record` is None where the study could not be read.
+    """
 
     ending: Ending
     reason: str = ""
     objects: tuple[OutgoingObject, ...] = ()
     decisions: tuple[str, ...] = ()
+    record: StudyRecord | None = None

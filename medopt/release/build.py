@@ -12,6 +12,7 @@ from medopt.release.drift_reference import REFERENCE, Reference
 from medopt.release.golden import draw_golden, open_every_model, record_answers, verify_release
 from medopt.release.layout import CARD, CARD_FACTS, INFO, Kind, ReleaseInfo, write_sums
 from medopt.release.predictor import Release
+from medopt.release.sbom import write_sbom
 from medopt.release.signature import sign_if_configured
 
 
@@ -51,6 +52,7 @@ def build_release(
             card = card_of(info)
             write_text(part / CARD, render_card(card))
             card.write(part / CARD_FACTS)
+            write_sbom(part, info.study, info.created)
             scans = draw_golden(part / "golden", info.prepare)
             _seal(part)
             record_answers(part, open_every_model(part), scans)

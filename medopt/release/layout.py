@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 
 from medopt.config import Prepare, Profile, SeriesRules
+from medopt.core import run_paths
 from medopt.core.errors import ReleaseError, listed
 from medopt.core.files import file_digest, write_text
 from medopt.core.number_scale import NumberScale
@@ -22,8 +23,8 @@ from medopt.metrics.numbers import Margin
 from medopt.metrics.thresholds import OperatingPoint
 from medopt.transforms.prepare import PrepareChain
 
-INFO, SUMS, CARD, GOLDEN, DOMAIN = "release.json", "SHA256SUMS", "CARD.md", "golden.json", "domain.json"
-CARD_FACTS = "card.json"
+INFO, CARD, GOLDEN, DOMAIN = "release.json", "CARD.md", "golden.json", "domain.json"
+CARD_FACTS, SUMS = "card.json", run_paths.SUMS
 SIGNATURE = f"{SUMS}.sig"
 """Beside the list and not in it: it is made of the list (`medopt.release.signature`)."""
 MODELS: dict[Kind, str] = {"int8": "model.int8.onnx", "float": "model.float.onnx"}

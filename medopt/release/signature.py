@@ -24,9 +24,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from medopt.core.errors import ConfigError, ReleaseError
 from medopt.core.files import write_text
 from medopt.release.layout import SIGNATURE, SUMS, check_sums
+from medopt.release.sbom import refuse_other_runtime
 
 TRUST, KEY, PASSWORD = "MEDOPT_TRUST", "MEDOPT_SIGNING_KEY", "MEDOPT_SIGNING_PASSWORD"
 """Environment: a folder of trusted keys and certificates; the key that new releases are signed with; its password."""
+SAME_RUNTIME = "same-runtime"
+"""A file in the folder of trust: the packages have to be those of the release's list, too."""
 MAX_CHAIN = 4
 Public = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
@@ -77,10 +80,15 @@ def sign_if_configured(folder: Path) -> None:
 def check_trusted(folder: Path) -> str | None:
     """Who signed the release, where MEDOPT_TRUST names a folder of trusted keys and certificates; else None.
 
-    Raises ReleaseError where the release is not signed, or by nobody who is trusted.
+    Raises ReleaseError where the release is not signed, or by nobody who is trusted; with a file `same-runtime` in the
+    folder also where the packages here are not those that the release lists.
     """
-    trust = os.environ.get(TRUST, "")
-    return check_signature(folder, Path(trust)) if trust else None
+    if not (trust := os.environ.get(TRUST, "")):
+        return None
+    signer = check_signature(folder, Path(trust))
+    if (Path(trust) / SAME_RUNTIME).exists():
+        refuse_other_runtime(folder)
+    return signer
 
 
 def check_signature(folder: Path, trust: Path, now: datetime | None = None) -> str:

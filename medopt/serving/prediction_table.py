@@ -78,6 +78,11 @@ def observed(rows: Sequence[Row], labels: Sequence[str], *, has_number: bool = F
     return _observed([dict(zip(names, row, strict=True)) for row in cells], labels, has_number)
 
 
+def observed_of(rows: Sequence[Mapping[str, str]], labels: Sequence[str], *, has_number: bool = False) -> Observed:
+    """The same of rows by their columns' names."""
+    return _observed(rows, labels, has_number)
+
+
 def read_observed(path: Path, labels: Sequence[str], *, has_number: bool = False) -> tuple[int, Observed]:
     """The columns that drift compares, of a table that `medopt predict` wrote; and the number of its scans.
 

@@ -15,7 +15,7 @@ from medopt.manifest.label_words import label_key
 from medopt.metrics.estimates import evaluate
 from medopt.metrics.label_free import RATES, Answers, apart, estimate_figures
 from medopt.metrics.proportions import proportion
-from medopt.release.drift_reference import Reference, Shift, compare
+from medopt.release.drift_reference import Observed, Reference, Shift, compare
 from medopt.release.layout import ReleaseInfo
 from medopt.release.predictor import UNDECIDED
 from medopt.serving.prediction_table import read_observed
@@ -27,8 +27,9 @@ TELLING = ("content distance", "texture distance", "modality", "scanner", "image
 class FindingPerformance(Result):
     """Figures of one finding: `expected` of all answered scans; `true` and `expected_of_these` of those with a label.
 
-    `validation` are those of the release's test split. `apart` names figures whose true interval does not meet the
-    expected one.
+    `in_service` are those of all answered scans with the labels that have arrived in the place of what was expected of
+    them: the true figures once all are there. `validation` are those of the release's test split. `apart` names figures
+    whose true interval does not meet the expected one.
     """
 
     expected: dict[str, Estimate]
@@ -36,14 +37,19 @@ class FindingPerformance(Result):
     labelled: int = 0
     true: dict[str, Estimate] | None = None
     expected_of_these: dict[str, Estimate] | None = None
+    in_service: dict[str, Estimate] | None = None
     apart: tuple[str, ...] = ()
 
 
 class ServicePerformance(Result):
-    """The performance of a release in service, by finding; `doubts` say why expected figures may be wrong."""
+    """The performance of a release in service, by finding; `doubts` say why expected figures may be wrong.
+
+    `patients` is how many were told apart, None where each scan counts as one.
+    """
 
     study: str
     scans: int
+    patients: int | None = None
     answered: int
     undecided: int
     confidence: float
@@ -61,18 +67,29 @@ def service_performance(
 ) -> ServicePerformance:
     """Estimate from the table `answers` that `medopt predict` wrote; `labels` is a CSV with the columns path and label.
 
-    A multi-label release's labels are the columns of its findings, 0 or 1 each, empty where it is not known. Declined
-    and undecided scans have no part in a figure. Raises DataError where a table is not what it should be, or where no
-    scan has an answer.
+    A multi-label release's labels are the columns of its findings, 0 or 1 each, empty where it is not known. A column
+    `patient` of the answers says which scans are of one patient. Raises DataError where a table is not what it should
+    be, or where no scan has an answer.
     """
-    has_number, confidence = info.number is not None, info.figures.confidence
-    scans, observed = read_observed(answers, info.labels, has_number=has_number)
+    _, found = read_observed(answers, info.labels, has_number=info.number is not None)
     rows = _rows(answers)
+    truth = _truth(labels, info, {row["path"] for row in rows}) if labels else {}
+    return performance_of(info, reference, rows, found, truth, str(answers), seed)
+
+
+def performance_of(
+    info: ReleaseInfo, reference: Reference, rows: Sequence[Mapping[str, str]], observed: Observed,
+    truth: Mapping[str, Mapping[str, int]], source: str, seed: int = 0,
+) -> ServicePerformance:  # fmt: skip
+    """Estimate from the rows of a table of answers; `truth` is by path, `source` is named in an error.
+
+    Declined and undecided scans have no part in a figure. Raises DataError where no scan has an answer.
+    """
+    confidence, scans = info.figures.confidence, len(rows)
     taken = [row for row in rows if not row["declined"] and not row["refused"]]
     answered = [row for row in taken if row["decision"] != UNDECIDED]
     if not answered:
-        raise DataError(f"{answers}: none of {scans} scans has a decision, so that nothing can be estimated.")
-    truth = _truth(labels, info, {row["path"] for row in rows}) if labels else {}
+        raise DataError(f"{source}: none of {scans} scans has a decision, so that nothing can be estimated.")
     known = info.figures.test.int8.auc.n
     findings = {name: _finding(info, name, answered, truth, known, confidence, seed) for name in info.reported_labels}
     shifts = compare(reference, observed)
@@ -81,6 +98,7 @@ def service_performance(
     return ServicePerformance(
         study=info.study,
         scans=scans,
+        patients=len({row["patient"] for row in rows}) if rows and "patient" in rows[0] else None,
         answered=len(answered),
         undecided=undecided,
         confidence=confidence,
@@ -102,7 +120,7 @@ def _finding(
     if not rows:
         none = Estimate(None, None, None, 0, "not defined: every scan was left undecided")
         return FindingPerformance(expected=dict.fromkeys(RATES, none), validation={})
-    given = _answers(rows, name)
+    given = _answers(rows, name, {})
     expected = estimate_figures(given, calibrated_on, confidence=confidence, seed=seed)
     test = info.figures.test.int8
     one_finding = len(info.reported_labels) == 1
@@ -110,7 +128,7 @@ def _finding(
     labelled = [row for row in rows if name in truth.get(row["path"], {})]
     if not labelled:
         return FindingPerformance(expected=expected, validation=validation)
-    these, positive = _answers(labelled, name), np.array([truth[row["path"]][name] for row in labelled])
+    these, positive = _answers(labelled, name, {}), np.array([truth[row["path"]][name] for row in labelled])
     again = estimate_figures(these, calibrated_on, confidence=confidence, seed=seed)
     true = _true_figures(these, positive, confidence)
     return FindingPerformance(
@@ -119,20 +137,29 @@ def _finding(
         labelled=len(labelled),
         true=true,
         expected_of_these=again,
+        in_service=estimate_figures(_answers(rows, name, truth), calibrated_on, confidence=confidence, seed=seed),
         apart=tuple(apart(again, true)),
     )
 
 
-def _answers(rows: Sequence[Mapping[str, str]], name: str) -> Answers:
+def _answers(rows: Sequence[Mapping[str, str]], name: str, truth: Mapping[str, Mapping[str, int]]) -> Answers:
+    """The rows of a finding, with the labels in `truth`."""
     called = [name in row["decision"].split(";") for row in rows]
-    return Answers(np.array([float(row[f"probability_{name}"]) for row in rows]), np.array(called))
+    known = np.array([truth.get(row["path"], {}).get(name, np.nan) for row in rows], dtype=np.float64)
+    patients = None
+    if "patient" in rows[0]:
+        names = np.array([row["patient"] or row["path"] for row in rows], dtype=np.str_)
+        patients = np.unique(names, return_inverse=True)[1].astype(np.intp)
+    probability = np.array([float(row[f"probability_{name}"]) for row in rows])
+    return Answers(probability, np.array(called), patients, known if truth else None)
 
 
 def _true_figures(answers: Answers, positive: np.ndarray, confidence: float) -> dict[str, Estimate]:
-    """The true figures of cases whose labels are known; each case counts as a patient."""
-    called, patients, cases = answers.called, np.arange(len(positive)), len(positive)
+    """The true figures of cases whose labels are known."""
+    called, cases = answers.called, len(positive)
+    patients = np.arange(cases) if answers.patients is None else answers.patients
     score = answers.probability.clip(1e-12, 1 - 1e-12)
-    area = evaluate(positive, np.log(score / (1 - score)), confidence=confidence, bootstrap=100).auc
+    area = evaluate(positive, np.log(score / (1 - score)), patients=patients, confidence=confidence, bootstrap=100).auc
     yes = positive == 1
     shares = {
         "sensitivity": (called[yes], patients[yes]),
@@ -156,7 +183,7 @@ def _truth(path: Path, info: ReleaseInfo, known: set[str]) -> dict[str, dict[str
         rows = _rows(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}). Give a CSV with the columns path and label.") from None
-    columns = info.reported_labels if info.task == "multilabel" else ["label"]
+    columns = label_columns(info)
     if rows and (missing := [name for name in ("path", *columns) if name not in rows[0]]):
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(rows[0])}.")
     found: dict[str, dict[str, int]] = {}
@@ -166,18 +193,27 @@ def _truth(path: Path, info: ReleaseInfo, known: set[str]) -> dict[str, dict[str
             strange += 1
             continue
         try:
-            found[row["path"]] = _of_row(row, info)
+            found[row["path"]] = findings_of(row, info)
         except KeyError:
             wrong.append(f"row {number}")
     if wrong:
-        expected = "0 or 1" if info.task == "multilabel" else f"one of {', '.join(info.labels)}"
-        raise DataError(f"{path}: the label of {listed(wrong)} is not {expected}.")
+        raise DataError(f"{path}: the label of {listed(wrong)} is not {label_words(info)}.")
     if rows and strange == len(rows):
         raise DataError(f"{path}: no path in it is one of the answers. Write paths as the table of answers does.")
     return found
 
 
-def _of_row(row: Mapping[str, str], info: ReleaseInfo) -> dict[str, int]:
+def label_columns(info: ReleaseInfo) -> list[str]:
+    """The columns that hold the truth in a table of labels."""
+    return info.reported_labels if info.task == "multilabel" else ["label"]
+
+
+def label_words(info: ReleaseInfo) -> str:
+    """What such a column may hold."""
+    return "0 or 1" if info.task == "multilabel" else f"one of {', '.join(info.labels)}"
+
+
+def findings_of(row: Mapping[str, str], info: ReleaseInfo) -> dict[str, int]:
     """Which findings a row has, of those that it tells; raises KeyError for a label that the release does not have."""
     if info.task == "multilabel":
         cells = {name: label_key(row[name]) for name in info.reported_labels}

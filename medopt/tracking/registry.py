@@ -20,7 +20,7 @@ from medopt.tracking.store import open_store
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 GATE, MODEL, PASSED, OVERRIDDEN = "gate", "model verdict", "passed", "overridden"
 _WHO = ("promoted_by", "promoted_at", "promoted_because", "compared_with_champion")
-PLAN = "change_plan"
+PLAN, TRIAL = "change_plan", "shadow_trial"
 _HISTORY = "promotions"  # of this version, the first above: the other tags tell of the last
 
 
@@ -113,6 +113,11 @@ class Registry:
         """Write down by which change plan a version is promoted."""
         with answering(self.uri):
             self._client.set_model_version_tag(name, version, PLAN, digest)
+
+    def note_trial(self, name: str, version: str, figures: str) -> None:
+        """Write down the figures of the shadow trial that a version is promoted after."""
+        with answering(self.uri):
+            self._client.set_model_version_tag(name, version, TRIAL, figures[:5000])
 
     def tables(self, run_id: str, folder: Path) -> Path:
         """What a comparison needs of a run: its predictions and its study, in a folder of their own."""

@@ -12,7 +12,17 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import Estimate
 from medopt.evaluation.comparison import ComparedRun, Comparison, PairedFigure, PairedFigures, SiteFigures
-from medopt.experiments.change_plan import RECORD, ChangePlan, changed_settings, outside, read_plan, record_decision
+from medopt.evaluation.shadow_trial import PairedShare, ReleaseName, ShadowReport, TrialFigures
+from medopt.experiments.change_plan import (
+    RECORD,
+    ChangePlan,
+    ShadowDemand,
+    changed_settings,
+    outside,
+    outside_trial,
+    read_plan,
+    record_decision,
+)
 
 PLAN = ChangePlan(
     model="lesions",
@@ -106,3 +116,50 @@ def test_the_record_is_a_chain_and_a_changed_line_stops_the_next_one(tmp_path: P
     with pytest.raises(DataError, match="line 2 does not follow"):
         record_decision(tmp_path, "promoted", model="lesions", version="4")
     assert len((tmp_path / RECORD).read_text().splitlines()) == 2
+
+
+TRIAL_PLAN = PLAN.model_copy(update={"shadow": ShadowDemand(patients=40, agreement=0.9, declined=0.02)})
+
+
+def trial(
+    agreement: float | None = 0.93, declined: float = 0.01, patients: int = 50, failed: int = 0,
+    truth: Comparison | None = None,
+) -> ShadowReport:  # fmt: skip
+    """A report whose agreement begins, and whose growth of declined scans ends, at these figures."""
+    share = Estimate(0.0, -0.01, declined, 60)
+    figures = TrialFigures(
+        scans=60, patients=patients, agreement=Estimate(0.97, agreement, 0.99, 60), findings={},
+        declined=PairedShare(present=share, candidate=share, difference=share),
+    )  # fmt: skip
+    name = ReleaseName(digest="0" * 64, study="lesions", created="2026-01-01")
+    return ShadowReport(
+        node="A", present=name, candidate=name, since="", until="", confidence=0.95, reasons={}, unpaired=0,
+        studies={"waiting": 5, "compared": 60 - failed, "failed": failed, "skipped": 0}, overall=figures, sites={},
+        devices={}, changed=(), cost={}, truth=truth,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (trial(), ""),
+        (None, "asks for a shadow trial"),
+        (trial(patients=39), "39 patients; the plan asks for 40"),
+        (trial(agreement=0.89), "of decisions agree; the plan asks for 0.9"),
+        (trial(agreement=None), "of decisions agree"),
+        (trial(declined=0.021), "the declined share grows by"),
+        (trial(failed=4), "4 of 60 studies have no answer"),
+    ],
+)
+def test_a_plan_may_demand_a_shadow_trial(report: ShadowReport | None, words: str) -> None:
+    faults = outside_trial(TRIAL_PLAN, report)
+    assert [words in fault for fault in faults] == ([True] if words else [])
+    assert outside_trial(PLAN, report) == []
+
+
+def test_a_plan_may_demand_true_figures_of_the_trial() -> None:
+    demand = ShadowDemand(patients=40, margins={"sensitivity": 0.05})
+    plan = PLAN.model_copy(update={"shadow": demand})
+    assert "no label" in outside_trial(plan, trial())[0]
+    assert outside_trial(plan, trial(truth=compared(low=-0.04))) == []
+    assert "sensitivity in the shadow trial" in outside_trial(plan, trial(truth=compared(low=-0.06)))[0]

@@ -55,7 +55,13 @@ class HttpNode:
         self.receiver = Receiver(self.settings, self.spool, self.intake, commitments, self.audit)
         self.receiver.start()
         self.worker_is_up = True
-        health = NodeHealth(lambda: self.receiver.listening, lambda: self.worker_is_up, lambda: False)
+        self.candidate: str | None = None
+        health = NodeHealth(
+            lambda: self.receiver.listening,
+            lambda: self.worker_is_up,
+            lambda: False,
+            candidate=lambda: self.candidate,
+        )
         self.server = HttpServer(
             NodeParts(self.settings, self.spool, self.ledger, self.intake, self.audit, health, lambda: 2000.0)
         )

@@ -128,7 +128,7 @@ def stow(node: HttpNode, image: Dataset, folder: Path) -> requests.Response:
 class InThisProcess:
     """The worker without its process."""
 
-    model_digest = "digest"
+    model_digest = release_digest = "digest"
 
     def __init__(self, release: Path) -> None:
         self.answer = StudyInference(release, "int8", None, ResultSettings(heat_maps=0)).answer

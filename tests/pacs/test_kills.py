@@ -15,6 +15,7 @@ import pytest
 from clinic_fixtures import call
 from peers import radiograph
 from pydicom import dcmread
+from test_shadow import candidate_of
 
 KILLS = int(os.environ.get("MEDOPT_TEST_NODE_KILLS", "3"))
 _SOURCE = Path(__file__).parents[2] / "benchmarks" / "pacs.py"
@@ -40,11 +41,15 @@ def orthanc(bench: ModuleType, tmp_path: Path) -> Iterator[Any]:
     pacs.stop()
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "with a candidate"])
 def test_one_set_of_results_of_every_study_in_orthanc(
-    bench: ModuleType, orthanc: Any, release: Path, tmp_path: Path
+    bench: ModuleType, orthanc: Any, release: Path, tmp_path: Path, beside: bool
 ) -> None:
     scans = [[dcmread(radiograph(tmp_path / "scans" / f"{n}.dcm", study=n, number=n))] for n in (1, 2, 3)]
-    node = bench.Node(tmp_path, release, orthanc)
+    candidate: dict[str, Any] = {}
+    if beside:
+        candidate["shadow"] = {"release": str(candidate_of(release, tmp_path / "candidate")), "priority": "low"}
+    node = bench.Node(tmp_path, release, orthanc, **candidate)
     try:
         node.start()
         node.wait_for_port()
@@ -56,6 +61,10 @@ def test_one_set_of_results_of_every_study_in_orthanc(
             bench.send(node, study, log)
         counts = bench.compare_with_orthanc(node, orthanc, objects=2)
         assert counts == {"answered": 6, "complete": 6, "differ": 0, "unknown": 0, "parked": 0}
+        if beside:
+            trials = bench.wait_for_trials(node)
+            assert trials["waiting"] == 0 and trials["compared"] >= 1
+            assert sum(trials.values()) == node.rows("SELECT count(*) FROM answers")[0][0]
         assert node.kill(signal.SIGTERM) == 0
     finally:
         node.close()

@@ -151,7 +151,10 @@ def test_an_older_file_keeps_its_content(tmp_path: Path, version: int) -> None:
     old.execute("INSERT INTO studies (uid, state, changed) VALUES ('1.2.4', 'receiving', 1)")
     old.execute("INSERT INTO studies (uid, state, changed) VALUES ('1.2.3', 'done', 1)")
     old.execute("INSERT INTO instances VALUES ('1.2.3.1', '1.2.3', 'c', 't', 'digest 1', 100, 'studies/1', 1, 1)")
-    old.execute("INSERT INTO results VALUES ('2.25.1', '1.2.3', 'c', 'report', 'results/1', 'd', 2)")
+    old.execute(
+        "INSERT INTO results (sop_uid, study_uid, sop_class, kind, file, digest, made) "
+        "VALUES ('2.25.1', '1.2.3', 'c', 'report', 'results/1', 'd', 2)"
+    )
     old.execute("INSERT INTO sends VALUES ('2.25.1', 'A', 'waiting', 3, 10, 'away')")
     old.execute(f"PRAGMA user_version = {version}")
     old.commit()

@@ -48,6 +48,22 @@ def test_health_knows_a_full_disk(start_http_node: Callable[..., HttpNode]) -> N
     assert (answer.status_code, "nearly full" in answer.json()["parts"]["disk"]) == (503, True)
 
 
+def test_a_candidate_that_does_not_answer_is_said_and_leaves_the_node_healthy(
+    start_http_node: Callable[..., HttpNode],
+) -> None:
+    node = start_http_node()
+    assert "shadow" not in requests.get(f"{node.url}/health", timeout=60).json()
+    node.candidate = "/srv/candidate is not a release: <there> is no release.json in it."
+    answer = requests.get(f"{node.url}/health", timeout=60)
+    assert (answer.status_code, answer.json()["healthy"]) == (200, True)
+    assert "does not answer" in answer.json()["shadow"]["candidate"] and "/srv" not in answer.text
+    page = requests.get(f"{node.url}/", timeout=60).text
+    assert "/srv/candidate is not a release: &lt;there&gt;" in page and "The node itself is not affected" in page
+    assert metrics(node)["medopt_pacs_shadow_up",] == 0
+    node.candidate = "ok"
+    assert metrics(node)["medopt_pacs_shadow_up",] == 1
+
+
 def test_metrics_count_what_happened(start_http_node: Callable[..., HttpNode], tmp_path: Path) -> None:
     node = start_http_node()
     scan = dcmread(radiograph(tmp_path / "1.dcm"))

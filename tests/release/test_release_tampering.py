@@ -36,6 +36,7 @@ FILES = (
         "model.float.onnx",
         "model.int8.onnx",
         "release.json",
+        "sbom.cdx.json",
     ),
     *(f"golden/case-{number}.dcm" for number in (1, 2, 3)),
 )

@@ -27,7 +27,9 @@ from medopt.cli import pacs
 from medopt.cli.serve import _folder, serve
 from medopt.config import Study
 from medopt.core.errors import ConfigError, ReleaseError, ReleaseRefused
+from medopt.core.files import file_digest
 from medopt.data.images_seen import images_seen
+from medopt.evaluation.shadow_trial import GivenAnswer, ReleaseName, ScanPair, ShadowReport, trial_figures
 from medopt.experiments.promote import promote
 from medopt.models.starts.files import start_digest
 from medopt.pipeline.start import open_study_start, resolve_start, start_file
@@ -382,6 +384,56 @@ def test_a_change_plan_is_obeyed_recorded_and_asked_for_again(
         ("promoted", version),
     ]
     assert events[1]["because"][0].startswith("auc changes by") and events[2]["reason"] == REASON
+
+
+def trial_report(path: Path, candidate: str, present: str) -> Path:
+    """A shadow report in which 45 of 50 patients got the same decision."""
+    pairs = [
+        ScanPair(
+            f"s{at}", f"i{at}", f"p{at}", "", "", *(GivenAnswer(word, "", {"blob": 0.5}, (0.0,)) for word in words)
+        )
+        for at, words in enumerate([("blob", "blob")] * 45 + [("blob", "clear")] * 5)
+    ]
+    names = [ReleaseName(digest=digest, study="clinic", created="now") for digest in (present, candidate)]
+    counts = {"waiting": 0, "compared": 50, "failed": 0, "skipped": 0}
+    ShadowReport(
+        node="MEDOPT", present=names[0], candidate=names[1], since="", until="", confidence=0.95, studies=counts,
+        reasons={}, unpaired=0, overall=trial_figures(pairs, ["blob"], 0.95), sites={}, devices={}, changed=(), cost={},
+    ).write(path)  # fmt: skip
+    return path
+
+
+def test_a_shadow_trial_of_this_version_stands_beside_the_comparison(
+    store: MlflowClient, runs: Path, finished: Finished, tmp_path: Path
+) -> None:
+    registry, plan = Registry(runs), tmp_path / "plan.yaml"
+    plan.write_text(
+        "model: clinic\nmay_change: []\nmargins: {auc: 1}\npatients: 5\n"
+        "shadow: {patients: 50, agreement: 0.7, declined: 0.1}\n"
+    )
+    digest = file_digest(finished.release / SUMS)
+    trial = trial_report(tmp_path / "trial.json", digest, digest)
+    with pytest.raises(ConfigError, match="has no champion that a shadow trial"):
+        promote(registry, "clinic", "1", REASON, shadow=trial)
+    promote(registry, "clinic", "1", REASON)
+    version = second(store, runs, finished)
+    other = trial_report(tmp_path / "other.json", "0" * 64, digest)
+    with pytest.raises(ConfigError, match="The candidate of the shadow report"):
+        promote(registry, "clinic", version, REASON, shadow=other)
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is no report that"):
+        promote(registry, "clinic", version, REASON, shadow=tmp_path / "no.json")
+    with pytest.raises(ReleaseRefused, match="asks for a shadow trial"):
+        promote(registry, "clinic", version, REASON, plan=plan, record=runs)
+    assert registry.champion("clinic") == "1"
+    words = ("--plan", plan, "--shadow", trial, "--runs", runs, "--reason", REASON)
+    done = call("promote", "clinic", version, *words)
+    assert done.code == 0, done.stderr
+    assert "same decision" in done.stdout and "90.0 %" in done.stdout
+    kept = json.loads(store.get_model_version("clinic", version).tags["shadow_trial"])
+    assert (kept["patients"], kept["agreement"][0], kept["studies"]["compared"]) == (50, 0.9, 50)
+    recorded = json.loads((runs / "changes.jsonl").read_text().splitlines()[-1])
+    assert (recorded["event"], recorded["shadow"]) == ("promoted", file_digest(trial))
 
 
 def test_a_plan_of_another_model_is_refused(runs: Path, store: MlflowClient, tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ class NodeHealth:
     stopping: Callable[[], bool]
     comparison: Callable[[], LastComparison | None] = lambda: None
     """The last comparison with the source of the section pull, if a running node makes them."""
+    candidate: Callable[[], str | None] = lambda: None
+    """`ok`, or why the candidate of the section shadow does not answer; None without one. It is no part of the node:
+    whatever happens to it, the node does its work."""
 
 
 def check_parts(health: NodeHealth, intake: Intake, clock: Callable[[], float] = time.time) -> dict[str, str]:
@@ -102,8 +105,9 @@ class Metrics:
         free_bytes: Callable[[], int],
         clock: Callable[[], float],
         comparison: Callable[[], LastComparison | None] = lambda: None,
+        candidate: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._comparison = comparison
+        self._comparison, self._candidate = comparison, candidate
         self._audit, self._ledger, self._check, self._clock = audit, ledger, check, clock
         self._spool_bytes, self._free_bytes = spool_bytes, free_bytes
         self._since, self._lock = clock(), threading.Lock()
@@ -137,6 +141,10 @@ class Metrics:
             up.add_metric([part], float(state == OK))
         yield up
         yield from self._comparison_gauge()
+        if (candidate := self._candidate()) is not None:
+            yield GaugeMetricFamily(
+                "medopt_pacs_shadow_up", "Whether the candidate answers.", value=float(candidate == OK)
+            )
         yield GaugeMetricFamily("medopt_pacs_spool_bytes", "Size of the spool's files.", value=self._spool_bytes())
         yield GaugeMetricFamily("medopt_pacs_free_bytes", "Free space on the spool's disk.", value=self._free_bytes())
 
@@ -185,6 +193,13 @@ class Metrics:
         for name, by_state, title in queues:
             family = GaugeMetricFamily(f"medopt_pacs_{name}", f"{title} in each state.", labels=["state"])
             for state, count in by_state.items():
+                family.add_metric([state], count)
+            yield family
+        if overview.trials:
+            family = GaugeMetricFamily(
+                "medopt_pacs_shadow_studies", "Studies by what the candidate did with them.", labels=["state"]
+            )
+            for state, count in overview.trials.items():
                 family.add_metric([state], count)
             yield family
         oldest = GaugeMetricFamily(

@@ -18,7 +18,10 @@ REFRESH_SECONDS = (5, 15, 60)
 
 @dataclass(frozen=True, slots=True)
 class PageContent:
-    """The values on the page. `message` answers the form that was sent; `refresh_seconds` 0: no reload."""
+    """The values on the page. `message` answers the form that was sent; `refresh_seconds` 0: no reload.
+
+    `candidate`: `ok`, or why the candidate does not answer; None without one.
+    """
 
     aet: str
     checks: Mapping[str, str]
@@ -29,6 +32,7 @@ class PageContent:
     token: str
     message: str = ""
     refresh_seconds: int = 0
+    candidate: str | None = None
 
 
 def render(content: PageContent) -> str:

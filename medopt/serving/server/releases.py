@@ -16,6 +16,7 @@ from medopt.core.files import file_digest
 from medopt.release.golden import replay
 from medopt.release.layout import INFO, SUMS, Kind
 from medopt.release.predictor import Release
+from medopt.release.sbom import runtime_differences
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.limits import Refused, ServerLimits
 from medopt.serving.server.log import event
@@ -35,6 +36,8 @@ class VerifiedRelease:
     model_digest: str
     model_file: Path
     """Where its model was read; another release may stand there by now."""
+    runtime_differs: Sequence[str] = ()
+    """Packages that are not those of its list."""
 
     @property
     def version(self) -> str:
@@ -49,7 +52,8 @@ def open_release(folder: Path, kind: Kind) -> VerifiedRelease:
         replay(folder, release.info, [release])
         model = release.info.models[kind]
         file = (folder / model.file).resolve()
-        return VerifiedRelease(release, file_digest(folder / SUMS), file_digest(file), file)
+        differs = runtime_differences(folder) or ()
+        return VerifiedRelease(release, file_digest(folder / SUMS), file_digest(file), file, differs)
     except MedoptError as error:
         raise ReleaseError(str(error)) from None
     except Exception as error:  # a file may match its checksum and still hold nonsense
@@ -213,6 +217,9 @@ class ReleaseRegistry:
                     before.retire()
                     self._metrics.ready(folder.name, before.verified.version, False)
             self._log(folder, logging.INFO)
+            if verified.runtime_differs:
+                facts = {"model": folder.name, "version": folder.version, "packages": verified.runtime_differs}
+                event(logging.WARNING, "runtime differs", facts)
 
     def _serve(self, verified: VerifiedRelease, name: str) -> ServedRelease:
         return ServedRelease(verified, name, self._limits, self._metrics)
