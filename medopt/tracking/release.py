@@ -27,7 +27,7 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.imaging.redact import redacted
 from medopt.release.layout import ReleaseInfo, read_info, refuse_channels
 from medopt.release.predictor import Answer, Release
-from medopt.serving.prediction_table import NUMBERS
+from medopt.serving.prediction_table import MISSING, NUMBERS
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import ServerLimits
 
@@ -53,7 +53,10 @@ class ReleaseModel(PythonModel):
         self._opened = {kind: Release.open(folder, kind) for kind in info.models}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`."""
+        """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`.
+
+        Covariates of the release stand in columns of their names.
+        """
         predictor = self._chosen((params or {}).get("model") or "int8")
         rows = [_row(predictor, row) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, dtype=object)  # a number that is not there is None: JSON knows no NaN
@@ -70,27 +73,30 @@ def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
     labels = predictor.info.labels
     columns = [*(f"probability_{label}" for label in labels), *(NUMBERS if predictor.info.number else ())]
     found: dict[str, Any] = {"decision": ""} | dict.fromkeys(columns)
+    missing = {MISSING: ""} if predictor.info.covariates else {}
     try:
         answer = _answer(predictor, asked)
     except DataError as error:
-        return found | {"declined": "", "refused": str(error), "why": str(error)}
+        return found | {"declined": "", "refused": str(error), "why": str(error)} | missing
     if not answer.declined:
         found = {"decision": answer.decision}
         found |= {f"probability_{label}": answer.probabilities[label] for label in labels}
         if number := answer.number:
             found |= dict(zip(NUMBERS, (number.value, number.low, number.high), strict=True))
     why = answer.declined or ""
-    return found | {"declined": why, "refused": "", "why": why}
+    missing = {MISSING: ";".join(answer.missing)} if predictor.info.covariates else {}
+    return found | {"declined": why, "refused": "", "why": why} | missing
 
 
 def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
     data, path = asked.get("scan"), asked.get("path")
+    given = {one.column: asked.get(one.column) for one in predictor.info.covariates}
     if isinstance(data, bytes | bytearray | memoryview) and len(data):
-        image, facts = prepare_bytes(predictor, bytes(data), ServerLimits())
-        return predictor.predict_batch(image[None], [facts])[0]
+        case = prepare_bytes(predictor, bytes(data), ServerLimits(), given)
+        return predictor.predict_batch(case.image[None], [case.acquisition], [case.cells])[0]
     if isinstance(path, str) and path:
         try:
-            return predictor.predict(path)
+            return predictor.predict(path, given)
         except DataError as error:  # the answer leaves this machine
             raise DataError(redacted(str(error), Path(path))) from None
     raise DataError("A row takes `scan`, the bytes of a file or of a zip, or `path`, the place of one.")
@@ -131,11 +137,13 @@ def signature_of(info: ReleaseInfo) -> ModelSignature:
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "scan", required=False),
         ColSpec(DataType.string, "path", required=False),
+        *(ColSpec(DataType.string, one.column, required=False) for one in info.covariates),
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "decision")]
     numbers = [*(f"probability_{label}" for label in info.labels), *(NUMBERS if info.number else ())]
     outputs += [ColSpec(DataType.double, name, required=False) for name in numbers]
-    outputs += [ColSpec(DataType.string, name) for name in ("declined", "refused", "why")]
+    texts = ("declined", "refused", "why", *((MISSING,) if info.covariates else ()))
+    outputs += [ColSpec(DataType.string, name) for name in texts]
     return ModelSignature(
         inputs=Schema(inputs),
         outputs=Schema(outputs),
