@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medopt.config import Covariate
-from medopt.core.covariates import CovariateTerm
+from medopt.core.covariates import CovariateTerm, Floats
 from medopt.core.format import amount_text, unit_text
 from medopt.core.number_scale import NumberScale
 from medopt.core.records import Task, is_exclusive
@@ -49,7 +49,7 @@ def effects_of(
     )
 
 
-def _changes(covariates: Sequence[Covariate], weights: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:  # type: ignore[type-arg]
+def _changes(covariates: Sequence[Covariate], weights: Floats) -> Iterator[tuple[str, Floats]]:
     at = 0
     for one in covariates:
         fitted = one.fitted
@@ -68,8 +68,9 @@ def _changes(covariates: Sequence[Covariate], weights: np.ndarray) -> Iterator[t
             yield f"{one.column}: missing instead of {against}", own[-1] - base
 
 
-def _centred(row: np.ndarray, task: Task) -> list[float]:  # type: ignore[type-arg]
-    return (row - row.mean() if is_exclusive(task) else row).tolist()  # type: ignore[no-any-return]
+def _centred(row: Floats, task: Task) -> list[float]:
+    values: list[float] = (row - row.mean() if is_exclusive(task) else row).tolist()
+    return values
 
 
 def _text(value: float, task: Task, scale: NumberScale | None) -> str:

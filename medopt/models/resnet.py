@@ -51,7 +51,7 @@ class BottleneckResNet(ResNet):
     """MONAI's ResNet of our blocks: with a stem as wide as is asked for, and a head on one depth or on all."""
 
     mirrored = False
-    covariates: nn.Parameter | None = None
+    covariates: nn.Parameter | None
 
     def __init__(
         self, variant: Variant, layers: list[int], channels: int, outputs: int, dims: int, widths: Sequence[int],
@@ -80,6 +80,7 @@ class BottleneckResNet(ResNet):
         if variant.dilated:
             dilate(self.layer3, 2, dims)
             dilate(self.layer4, 4, dims)
+        self.register_parameter("covariates", None)
         self.scaling = InputScaling(scaled, dims) if scaled else nn.Identity()
         if head == "every_depth":
             self.fc = DepthHeads(self.depths(widths), outputs, dropout)  # type: ignore[assignment]

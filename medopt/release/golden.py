@@ -72,7 +72,7 @@ def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> 
 
     Of an answer: the probabilities, and what is decided by them, "undecided" included, were the scan not declined.
     """
-    cases = []
+    cases = list[dict[str, object]]()
     for path in scans:
         scan = _read(path, releases[0].info.prepare)
         cells = _cells(releases[0].info, len(cases))

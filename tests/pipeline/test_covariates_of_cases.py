@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from clinic import STUDY, draw_scan, write_rows, write_study
+from clinic import STUDY, write_rows, write_study
 from clinic_fixtures import Done, call, only_folder
 from numpy.typing import NDArray
 from pydicom import dcmread
@@ -66,8 +66,11 @@ def rows_of(folder: Path, *, shuffled: bool = False) -> list[dict[str, Any]]:
 
 
 def scan(brightness: float, seed: int) -> NDArray[np.float32]:
-    empty, full = draw_scan(0, seed), draw_scan(1, seed)
-    return np.asarray(empty + brightness * (full - empty), np.float32)
+    """(24, 24): noise, and a disc somewhere."""
+    random = np.random.default_rng(seed)
+    down, across = np.mgrid[:24, :24] - random.integers(8, 16, 2)[:, None, None]
+    disc = (0.15 + 0.7 * brightness) * (down**2 + across**2 < 30)
+    return np.asarray(np.clip(random.uniform(0, 0.1, (24, 24)) + disc, 0, 1), np.float32)
 
 
 def finished_run(folder: Path, name: str, *, shuffled: bool = False) -> tuple[Done, Path, list[dict[str, Any]]]:
@@ -75,9 +78,16 @@ def finished_run(folder: Path, name: str, *, shuffled: bool = False) -> tuple[Do
     write_rows(folder / "manifest.csv", rows)
     described = STUDY | {
         "name": name,
-        "data": {"manifest": "manifest.csv", "root": "scans", "labels": ["below", "above"], "covariates": COVARIATES},
+        "data": {
+            "manifest": "manifest.csv",
+            "root": "scans",
+            "labels": ["below", "above"],
+            "covariates": COVARIATES,
+            "accept": ["near_duplicates"],
+        },
         "augment": {"brightness": 0, "contrast": 0, "gamma": 0},
-        "training": {"epochs": 15, "batch_size": 8, "optimizer": {"lr": 0.003}, "mixup": 0.1, "ema_decay": 0},
+        "prepare": {"size": [24, 24], "intensity": {"method": "range", "low": 0, "high": 4095}},
+        "training": {"epochs": 20, "batch_size": 8, "optimizer": {"lr": 0.004}, "mixup": 0, "ema_decay": 0},
         "compression": STUDY["compression"] | {"engines": ["onnxruntime"]},
         "evaluation": {"bootstrap": 100, "shift_cases": 8, "shift_families": ["noise"], "explain": 2},
     }
