@@ -133,8 +133,8 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def sums(images: FloatArray, facts: Sequence[Acquisition | None]) -> list[Answer]:
-    assert len(facts) == len(images)
+def sums(images: FloatArray, facts: Sequence[Acquisition | None], cells: Sequence[object]) -> list[Answer]:
+    assert len(facts) == len(cells) == len(images)
     if np.isnan(images).any():
         raise DataError("no number")
     return [Answer({}, "", (float(image.sum()),)) for image in images]

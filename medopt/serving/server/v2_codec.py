@@ -177,7 +177,7 @@ def _split(name: str, data: memoryview, count: int) -> tuple[bytes, ...]:
         scans.append(bytes(data[at - length : at]))
     if at != len(data) or len(scans) != count or (name == SCAN and not all(scans)):
         raise malformed(
-            f"The input {name} must have as many values as its shape says, each after four bytes of its length "
+            f"The input {name} must be as many files or texts as its shape says, each after four bytes of its length "
             "(little-endian)."
         )
     return tuple(scans)
@@ -213,7 +213,7 @@ def _texts(name: str, shape: Sequence[int], data: Any) -> tuple[bytes, ...]:
 def as_many(name: str, files: tuple[bytes, ...], shape: Sequence[int]) -> tuple[bytes, ...]:
     """The files or texts as they are; raises Refused where the shape says another number."""
     if len(files) != math.prod(shape):
-        raise malformed(f"The input {name} must have as many values as its shape says.")
+        raise malformed(f"The input {name} must be as many files or texts as its shape says.")
     return files
 
 
