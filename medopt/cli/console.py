@@ -132,7 +132,7 @@ def _performance_table(metrics: RunMetrics, name: str) -> Table:
     for row in _further_rows(metrics).items():
         table.add_row(row[0], *row[1])
     for one in metrics.baselines.models.values() if metrics.baselines else ():
-        table.add_row(f"auc over linear model, {one.reads}", format_difference(one.gain), "")
+        table.add_row(f"auc over {one.title}", format_difference(one.gain), "")
     if len(metrics.sites) > 1:
         for site, figures in metrics.sites.items():
             table.add_row(f"auc at {site}", *(format_estimate(figures[kind].auc) for kind in KINDS))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,9 @@ from medopt.cli.options import CpusOption, JsonOption, ModelOption, RegistryOpti
 from medopt.cli.places import release_folder, require_scans
 from medopt.core.errors import DataError, listed
 from medopt.core.format import count_text
+
+if TYPE_CHECKING:
+    from medopt.serving.prediction_table import Row
 
 
 def verify(release: ReleaseArgument, runs: RegistryOption = Path("runs"), as_json: JsonOption = False) -> None:
@@ -79,6 +84,16 @@ def predict(
             help="Write a PNG there for each finding that is present or undecided: where its evidence lay.",
         ),
     ] = None,
+    covariates: Annotated[
+        Path | None,
+        typer.Option(
+            "--covariates",
+            metavar="TABLE.csv",
+            help="Where the release answers by covariates, too: a CSV with their columns, and the scans' paths in the "
+            "column path (or image, as in a manifest). What it lacks comes from the DICOM header where the study names "
+            "an element, else it is missing.",
+        ),
+    ] = None,
     where: WhereOption = "local",
     job_cpus: CpusOption = 1,
     runs: RegistryOption = Path("runs"),
@@ -101,20 +116,27 @@ def predict(
     from medopt.core.jobs import Fleet
     from medopt.release.predictor import Release
     from medopt.serving.batch import find_cases, find_scans, predict_archive, predict_scans
+    from medopt.serving.covariate_table import read_covariates
     from medopt.serving.prediction_table import write_answers
 
     fleet = Fleet(where, job_cpus)
     predictor = Release.open(folder, model, engine, mode="throughput")
     names = predictor.info.prepare.channel_names
     scans = find_cases(paths, names) if names else find_scans(paths, len(predictor.info.prepare.size))
+    wanted = predictor.info.covariates
+    if covariates is not None and not wanted:
+        raise DataError(f"The release {predictor.info.study} answers by the image alone: leave out --covariates.")
+    cells = read_covariates(covariates, wanted, scans, names) if covariates is not None else None
     with reporting() as reporter:
         if predictor.note:
             reporter.message(predictor.note)
         if where == "local":
-            answers = predict_scans(predictor, scans, reporter)
+            answers = predict_scans(predictor, scans, reporter, covariates=cells)
         else:
-            answers = predict_archive(folder, predictor.kind, engine, scans, fleet, reporter)
-        rows = write_answers(out, answers, predictor.info.labels, has_number=predictor.info.number is not None)
+            answers = predict_archive(folder, predictor.kind, engine, scans, fleet, reporter, cells)
+        kinds = {"has_number": predictor.info.number is not None, "has_covariates": bool(wanted)}
+        rows = write_answers(out, answers, predictor.info.labels, **kinds)
+    _say_missing(rows)
     print_predictions(rows, predictor)
     declined = sum(row.answer is not None and bool(row.answer.declined) for row in rows)
     refused = [row.refused for row in rows if row.answer is None]
@@ -136,3 +158,10 @@ def predict(
     )
     if refused:
         raise DataError(f"{len(refused)} of {len(rows)} scans were refused: {listed(refused)}")
+
+
+def _say_missing(rows: Sequence[Row]) -> None:
+    """How many scans were answered without each covariate."""
+    missing = Counter(name for row in rows if row.answer for name in row.answer.missing)
+    for name, scans in missing.items():
+        typer.echo(f"the covariate {name} counted as missing in {count_text(scans, 'scan')} of {len(rows)}")

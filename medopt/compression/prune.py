@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from medopt.core.errors import ConfigError
 from medopt.models.channel_widths import ChannelGroup, Kept, Widths, channel_groups, module_of, take_channels
 from medopt.models.cost import layer_costs, multiply_adds
+from medopt.models.resnet import with_table
 
 __all__ = ["gradient_scores", "multiply_adds", "prune_network", "weight_scores"]
 
@@ -161,7 +162,8 @@ def gradient_scores(
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for image, target in batches:
             effect.clear()
-            torch.autograd.grad(loss(model(image).float(), target).sum(), parameters)
+            goal, table = with_table(model, target)
+            torch.autograd.grad(loss(model(image, *table).float(), goal).sum(), parameters)
             total = {name: value.square().sum(0) + total.get(name, 0) for name, value in effect.items()}
             cases += len(image)
     finally:

@@ -1,6 +1,7 @@
 """The settings of a study file, one section each."""
 
 from medopt.config.compression import Compression, EngineName, Gate, Profile, Pruning
+from medopt.config.covariates import Covariate
 from medopt.config.data import Data, Intensity, Prepare, SeriesFilter, SeriesRules
 from medopt.config.evaluation import Domain, Evaluation, ShiftFamily
 from medopt.config.model import FineTune, Model
@@ -11,6 +12,7 @@ from medopt.config.training import Augment, Optimizer, Schedule, Switch, Trainin
 __all__ = [
     "Augment",
     "Compression",
+    "Covariate",
     "Data",
     "Domain",
     "EngineName",

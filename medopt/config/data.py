@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from medopt.config.covariates import Covariate, as_covariates, refuse_repeated
 from medopt.config.section import Positive, Section
 from medopt.core.number_scale import NumberScale
 from medopt.core.records import Task, has_one_output
@@ -145,8 +146,13 @@ class Data(Section):
     subgroups: list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ ]{0,40}$")]] = []
     """Further columns of the manifest that define subgroups, beside site, sex, age, scanner, view and image size, which
     are always used. Never the identifier of a patient: the values are shown in the report."""
+    covariates: list[Covariate] = []
+    """Columns of the manifest that answer together with the image, as in [{column: age, tag: PatientAge}, smoker]: a
+    linear model of theirs is added to the network's output, and both learn together."""
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study to use; `medopt series DIR --rules THIS.yaml` shows what is chosen."""
+
+    _bare_names = field_validator("covariates", mode="before")(as_covariates)
 
     @model_validator(mode="before")
     @classmethod
@@ -183,6 +189,12 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
+    def _other_columns(self) -> Self:
+        column = [self.number.column] if self.task == "regression" else []
+        refuse_repeated(self.covariates, [*column, *(self.labels if self.task == "multilabel" else [])])
+        return self
+
+    @model_validator(mode="after")
     def _uncertain_labels(self) -> Self:
         if self.uncertain != "ignore" and self.task != "multilabel":
             raise ValueError(f"uncertain: {self.uncertain} is for labels of a multilabel study, not a {self.task} one")
@@ -200,6 +212,11 @@ class Data(Section):
     def outputs(self) -> int:
         """Number of outputs: one for a binary study or a number, else one for each label."""
         return 1 if has_one_output(self.task) else len(self.labels)
+
+    @property
+    def encoded_covariates(self) -> int:
+        """Columns of numbers that the covariates become; 0 before the training cases were looked at."""
+        return sum(one.encoded for one in self.covariates)
 
 
 class Intensity(Section):

@@ -83,6 +83,13 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _covariates_beside_channels(self) -> Self:
+        channels = {name.lower() for name in self.prepare.channel_names}
+        if both := [one.column for one in self.data.covariates if one.column.lower() in channels]:
+            raise ValueError(f"data.covariates and prepare.channels both have {both[0]}: a request could not tell them")
+        return self
+
+    @model_validator(mode="after")
     def _rates_that_fall(self) -> Self:
         schedule, training = self.training.schedule, self.training
         rates = [training.optimizer.lr, *([training.switch.to.lr] if training.switch else [])]
@@ -156,6 +163,8 @@ class Study(Section):
         data = self.data.model_dump(mode="json", include={"root", "task", "labels", "folds", "fold", "series"})
         if self.data.task == "regression":
             data["number"] = self.data.number.model_dump(mode="json")
+        if self.data.covariates:
+            data["covariates"] = [one.model_dump(mode="json", exclude={"tag"}) for one in self.data.covariates]
         sections = self.model_dump(mode="json", include={"seed", "prepare", "augment", "model", "training"})
         if self.model.start_digest:
             del sections["model"]["start"]  # a file by its content, wherever it lies

@@ -51,7 +51,7 @@ class Case:
     each label of a multi-label study (None where it is not known), else a single class index. `uncertain` are the
     places of the labels that the manifest calls uncertain, whatever the study made of them. `groups` are (column, cell)
     pairs, by which figures of subgroups are computed. `number` is what a regression study asks for; its label then says
-    whether that lies above the threshold.
+    whether that lies above the threshold. `covariates` are the cells of the study's covariates, in its order.
 
     >>> Case("c1", "p1", "images/0001.dcm", label=(1,), split="train").site
     'unknown'
@@ -69,6 +69,7 @@ class Case:
     uncertain: tuple[int, ...] = ()
     channels: tuple[str, ...] = ()
     number: float | None = None
+    covariates: tuple[str, ...] = ()
 
     @property
     def class_index(self) -> int:

@@ -23,6 +23,7 @@ from medopt.core.provenance import usable_cores
 from medopt.core.records import Case, is_exclusive, label_table
 from medopt.data.residence import HeldImages, Images, as_images, images_of
 from medopt.data.samplers import Key, OrderedSampler, StepSampler
+from medopt.manifest.covariates import encoder_of
 from medopt.transforms.augment import AugmentParams, apply, draw
 from medopt.transforms.restore import restore_masks
 
@@ -48,7 +49,9 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Prepared images by key; an item is (image (C, *size), target (K,), index), and `__getitems__` makes batches.
 
     K is 1 for a binary study, else one number a label: zeros and a one for a class; NaN where a label is not known,
-    also where it is not of one of two images that are mixed. Of a number it is the output that it would be. Where
+    also where it is not of one of two images that are mixed. Of a number it is the output that it would be. Behind them
+    stand the encoded covariates of a study that has some (K + F): mixed as the images are, which is exact for a linear
+    term. Where
     `changes` is False, images are read as they are stored and their changes are drawn only, for `finisher` to go on
     with on a device; None in place of the images leaves reading to it, too.
     """
@@ -58,6 +61,8 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
     ) -> None:
         self.study, self.cases, self.changes = study, cases, changes
         self.images = None if files is None else images_of(files)
+        encoder = encoder_of(study)
+        self.table = None if encoder is None else torch.from_numpy(encoder.table(cases)).float()
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -95,12 +100,17 @@ class KeyedDataset(Dataset[tuple[Tensor, Tensor, int]]):
         return Changes(tuple(drawn), tuple(shares))
 
     def _target(self, index: int) -> Tensor:
-        case = self.cases[index]
-        if self.study.data.task == "regression":
-            return torch.from_numpy(self.study.data.number.as_scale().outputs([case.number])).float()
-        if is_exclusive(self.study.data.task):
-            return torch.eye(self.study.data.outputs)[case.class_index]
-        return torch.from_numpy(label_table([case])[0]).float()
+        target = target_of(self.study, self.cases[index])
+        return target if self.table is None else torch.cat([target, self.table[index]])
+
+
+def target_of(study: Study, case: Case) -> Tensor:
+    """What a network's outputs (K,) are to come to for a case."""
+    if study.data.task == "regression":
+        return torch.from_numpy(study.data.number.as_scale().outputs([case.number])).float()
+    if is_exclusive(study.data.task):
+        return torch.eye(study.data.outputs)[case.class_index]
+    return torch.from_numpy(label_table([case])[0]).float()
 
 
 def change(study: Study, batch: Batch, changes: Changes) -> Batch:

@@ -38,14 +38,22 @@ class StartRecord(Result):
 
 
 class BaselineResult(Result):
-    """A linear model, and the trained float network beside it: the AUC on test, and the network's less this one's."""
+    """A linear model, and the trained float network beside it: the AUC on test, and the network's less this one's.
+
+    `strength` None: it is no linear model, but the network itself without its covariates.
+    """
 
     reads: str
     features: int
-    strength: float
+    strength: float | None
     validation_auc: float | None
     auc: Estimate
     gain: Estimate
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        return self.reads if self.strength is None else f"a linear model on {self.reads}"
 
 
 class Shortcut(Result):
@@ -67,8 +75,9 @@ class ShortcutsResult(Result):
 
 
 class BaselinesResult(Result):
-    """`baselines.json`: the linear models by name (thumbnail, start), and the start; None where it was scratch.
+    """`baselines.json`: the linear models by name (thumbnail, covariates, start), and the start; None: it was scratch.
 
+    Of a study with covariates also `image`, the network without them, which is no linear model.
     `linear_goes_on`: training did not beat the linear model on the start's features, which was released instead.
     `shortcuts` are the models that see nothing but size, padding, brightness or header of an image.
     """

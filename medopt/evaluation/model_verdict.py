@@ -18,7 +18,7 @@ from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 
 CHANCE = 0.5
-THUMBNAIL = "thumbnail"
+THUMBNAIL, COVARIATES = "thumbnail", "covariates"
 NOT_SHOWN = "not shown to be better than chance"
 
 
@@ -69,11 +69,12 @@ def judge_model(
         never = [label for label, count in chosen[kind].items() if not count]
         if never and kind not in constant:
             remarks.append(f"{kind} never chooses {', '.join(never)} on the test split")
-    baseline = linear.models.get(THUMBNAIL) if linear else None
-    over = baseline.gain if baseline else None
-    if over is not None and not (over.low is not None and over.low > 0):
-        what = "worse than" if over.high is not None and over.high < 0 else "not shown to be better than"
-        remarks.append(f"the float network is {what} a linear model on thumbnails: AUC {format_difference(over)}")
+    simple = [linear.models[name] for name in (THUMBNAIL, COVARIATES) if name in linear.models] if linear else []
+    for one in simple:
+        if one.gain.low is None or one.gain.low <= 0:
+            what = "worse than" if one.gain.high is not None and one.gain.high < 0 else "not shown to be better than"
+            remarks.append(f"the float network is {what} {one.title}: AUC {format_difference(one.gain)}")
+    over = linear.models[THUMBNAIL].gain if linear and THUMBNAIL in linear.models else None
     return ModelVerdict(reasons=tuple(reasons), remarks=tuple(remarks), chosen=chosen, over_linear=over)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from medopt.core.covariates import CovariateTerms
 from medopt.core.files import write_json
 from medopt.core.provenance import Machine
 from medopt.core.records import Estimate, Kind, NotDefined
@@ -140,7 +141,8 @@ class RunMetrics(Result):
     `prior_shift` what class weights and balanced sampling added to each output's logits. `verdict` is on the model
     itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms` are medians of one image by engine and
     model. Of a regression study `number` are the figures of its number and `margin` is how far it may be from the
-    truth; of an ordinal study `grades` are those of its grades. `baselines`, `pruning`, `robustness`, `explanations`
+    truth; of an ordinal study `grades` are those of its grades. `covariates` are the
+    coefficients of the covariates of a study that has some. `baselines`, `pruning`, `robustness`, `explanations`
     and `domain` lie in files of their own beside `metrics.json`, and are None where the study does not ask for them.
     """
 
@@ -171,6 +173,7 @@ class RunMetrics(Result):
     number: ByKind[NumberFigures] | None = None
     margin: ByKind[Margin] | None = None
     grades: ByKind[GradeFigures] | None = None
+    covariates: CovariateTerms | None = None
     verdict: ModelVerdict | None = None
     baselines: BaselinesResult | None = None
     pruning: dict[str, PruningStep] | None = None

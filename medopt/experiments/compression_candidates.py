@@ -22,6 +22,7 @@ from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.pipeline.predict import predict
 from medopt.pipeline.stages.judge import against_float
+from medopt.training.covariates import term_of
 from medopt.training.job import PreparedSplit
 from medopt.training.loop import load_best
 
@@ -85,11 +86,12 @@ def measure_options(
     latency = measure_latency({TORCH: eager, **runs}, seconds=SECONDS)
     fastest = {key: min(names, key=lambda name: latency[_key(*key, name)]) for key in keys}
     base = _key(*keys[0], fastest[keys[0]])
-    before = predict(study, "float", "val", validation, engines[base])
+    terms = {one: term_of(study, one.weights) for one, _ in keys}
+    before = predict(study, "float", "val", validation, engines[base], terms[keys[0][0]])
     found = []
     for width, kind in keys:
         engine = _key(width, kind, fastest[width, kind])
-        after = predict(study, "int8", "val", validation, engines[engine])
+        after = predict(study, "int8", "val", validation, engines[engine], terms[width])
         sizes = [(place / file_of(*one)).stat().st_size for one in ((width.removed, kind), (0, "float32"))]
         times = (latency[engine], latency[base])
         candidate = against_float(study, before, after, fastest[width, kind], times, (sizes[0], sizes[1]), shift)

@@ -24,6 +24,7 @@ from medopt.evaluation.compression_front import CompressionFront, CompressionOpt
 from medopt.experiments.compression_candidates import Width, file_of, measure_options, write_options
 from medopt.figures.pareto import front_figure
 from medopt.models.cost import multiply_adds
+from medopt.pipeline.covariate_terms import TERMS, write_terms
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import complete_run, opened_run, stages_of_models
 from medopt.pipeline.run_folder import FLOAT, NARROW, QUANTIZED, RunFolder
@@ -93,7 +94,8 @@ def compress_run(
     ) as run:
         steps = grid.steps(run.study)
         measuring = MeasureStage(grid, steps)
-        search: list[Stage[Any]] = [PrepareStage(), *steps, measuring, RecordOptionsStage(), TakeStage(grid, steps)]
+        taking = TakeStage(grid, steps, covariates=bool(run.study.data.covariates))
+        search: list[Stage[Any]] = [PrepareStage(), *steps, measuring, RecordOptionsStage(), taking]
         finished = complete_run(run, [*search, *stages_of_models(run.study)])
         return replace(finished, front=run.result(MeasureStage))
 
@@ -208,16 +210,16 @@ class TakeStage(Stage[NoResult]):
     name = "compress"
     inputs = ("prepare", OPTIONS)
 
-    def __init__(self, grid: CompressionGrid, steps: Sequence[PruneStage]) -> None:
-        self.grid, self.steps = grid, steps
+    def __init__(self, grid: CompressionGrid, steps: Sequence[PruneStage], *, covariates: bool = False) -> None:
+        self.grid, self.steps, self.covariates = grid, steps, covariates
 
     def settings(self, study: Study) -> str:
         """The study's name: all else stands in the table."""
         return _settings(study, "name")
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
-        """The ONNX files."""
-        return [folder.models / name for name in (FLOAT, QUANTIZED, NARROW)]
+        """The ONNX files, and what covariates add to their logits."""
+        return [folder.models / name for name in (FLOAT, QUANTIZED, NARROW, *([TERMS] if self.covariates else []))]
 
     def run(self, context: RunContext) -> NoResult:
         """Copy the files; raises ReleaseRefused where the rule allows no option."""
@@ -227,6 +229,8 @@ class TakeStage(Stage[NoResult]):
         options = [file_of(0, "float32"), file_of(removed, "int8"), file_of(removed, "float32")]
         for source, target in zip(options, (FLOAT, QUANTIZED, NARROW), strict=True):
             shutil.copyfile(context.folder.path / OPTIONS / source, models / target)
+        pruned = [step.weights(context.folder) for step in self.steps if removed and step.target == removed]
+        write_terms(context.study, [context.networks[0], *pruned], models)
         return NoResult()
 
     def finish(self, context: RunContext, result: NoResult, *, skipped: bool) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import onnx
 from onnx import compose, helper
 
+from medopt.core.covariates import CovariateTerms
 from medopt.core.files import atomic, file_digest
 from medopt.core.records import KINDS, Kind, Override
 from medopt.core.reporter import Reporter
 from medopt.experiments.run_group import RunGroup
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT
+from medopt.pipeline.covariate_terms import TERMS
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.pipeline.run import complete_run, opened_run, stages_of_models
 from medopt.pipeline.run_folder import FLOAT, QUANTIZED, RunFolder
@@ -38,8 +40,8 @@ class MergeStage(Stage[MergedMembers]):
     inputs = ("prepare",)
     result_type = MergedMembers
 
-    def __init__(self, members: Sequence[Path]) -> None:
-        self.members = members
+    def __init__(self, members: Sequence[Path], *, covariates: bool = False) -> None:
+        self.members, self.covariates = members, covariates
 
     def files(self, kind: Kind) -> list[Path]:
         """The members' models of a kind."""
@@ -47,14 +49,22 @@ class MergeStage(Stage[MergedMembers]):
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The members' models."""
-        return {kind: [file_digest(path) for path in self.files(kind)] for kind in KINDS}
+        models: dict[str, object] = {kind: [file_digest(path) for path in self.files(kind)] for kind in KINDS}
+        return models | ({"terms": [file_digest(path) for path in self._terms]} if self.covariates else {})
+
+    @property
+    def _terms(self) -> list[Path]:
+        return [folder / "models" / TERMS for folder in self.members]
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
-        """The merged models."""
-        return [folder.models / name for name in MERGED.values()]
+        """The merged models, and what covariates add to their logits."""
+        return [folder.models / name for name in (*MERGED.values(), *([TERMS] if self.covariates else []))]
 
     def run(self, context: RunContext) -> MergedMembers:
-        """Write them."""
+        """Write them. The mean of the members' logits has the mean of what covariates add to each."""
+        if self.covariates:
+            terms = CovariateTerms.mean([CovariateTerms.read(path) for path in self._terms])
+            terms.write(context.folder.models / TERMS)
         for kind, name in MERGED.items():
             merge_mean(self.files(kind), context.folder.models / name)
         return MergedMembers(tuple(folder.name for folder in self.members))
@@ -80,7 +90,8 @@ def build_ensemble(
     with opened_run(
         cases, runs, reporter, parent=parent, place=place, networks=networks, notes=notes, override=override
     ) as run:
-        return complete_run(run, [PrepareStage(), MergeStage(members), *stages_of_models(run.study)])
+        merge = MergeStage(members, covariates=bool(run.study.data.covariates))
+        return complete_run(run, [PrepareStage(), merge, *stages_of_models(run.study)])
 
 
 def merge_mean(paths: Sequence[Path], target: Path) -> None:

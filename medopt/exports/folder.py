@@ -20,7 +20,16 @@ from medopt.core.records import FloatArray, is_exclusive
 from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
 from medopt.release.golden import golden_batch
-from medopt.release.layout import SUMS, Kind, ReleaseInfo, check_chain, check_sums, read_info, refuse_channels
+from medopt.release.layout import (
+    SUMS,
+    Kind,
+    ReleaseInfo,
+    check_chain,
+    check_sums,
+    read_info,
+    refuse_channels,
+    refuse_covariates,
+)
 from medopt.transforms.prepare import PrepareChain
 
 FACTS = "medopt.json"
@@ -63,6 +72,7 @@ class ExportSource:
         check_sums(folder)
         info = read_info(folder)
         refuse_channels(info, "an export takes one image a case")
+        refuse_covariates(info, "an export takes images alone")
         chain = check_chain(info)
         return cls(folder, info, chain, golden_batch(folder, chain))
 

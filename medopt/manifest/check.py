@@ -21,6 +21,7 @@ from medopt.core.records import SPLITS, Case, Label
 from medopt.imaging.raster import npz_shapes
 from medopt.imaging.scan_path import npz_member, split_part
 from medopt.manifest.card import Card
+from medopt.manifest.covariates import covariate_findings
 from medopt.manifest.findings import Finding, accept_findings, display_name
 from medopt.manifest.table import single_images
 
@@ -57,6 +58,7 @@ def check_cases(cases: Sequence[Case], folder: Path, study: Study, card: Card | 
         *_file_findings(cases, folder, study, card),
         *_site_findings(cases, study),
         *_unknown_label_findings(cases, study),
+        *covariate_findings(cases, study),
     ]
     return accept_findings(findings, study)
 

@@ -27,13 +27,20 @@ def write_run_manifest(path: Path, cases: Iterable[Case], study: Study) -> None:
         labels = label_columns(study)
         grouping = group_columns(study)
         known = ["case_id", *image_columns(study), "patient_id", "site", *labels, "split", "study_uid", "series_uid"]
-        writer.writerow([*known, *grouping])
+        covariates = [one.column for one in study.data.covariates]
+        more = [
+            (at, name) for at, name in enumerate(covariates) if name not in grouping
+        ]  # cells of groups are the same
+        writer.writerow([*known, *grouping, *(name for _, name in more)])
         for case in cases:
             named = _cells(case, study)
             uids = [_uid_pseudonym(uid) for uid in (case.study_uid, case.series_uid)]
             groups = [dict(case.groups).get(name, "") for name in grouping]
             images = case.channels or [case.image]
-            writer.writerow([case.case_id, *images, case.patient_id, case.site, *named, case.split, *uids, *groups])
+            rest = [case.covariates[at] for at, _ in more]
+            writer.writerow(
+                [case.case_id, *images, case.patient_id, case.site, *named, case.split, *uids, *groups, *rest]
+            )
 
 
 def _cells(case: Case, study: Study) -> list[Label | float | str]:
@@ -47,10 +54,10 @@ def _cells(case: Case, study: Study) -> list[Label | float | str]:
 
 def manifest_digest(cases: Iterable[Case]) -> str:
     """SHA-256 of the content of the cases, whatever their order."""
-    apart = ("groups", "uncertain", "channels", "number")
+    apart = ("groups", "uncertain", "channels", "number", "covariates")
     content = attrgetter(*(column.name for column in fields(Case) if column.name not in apart))
     digest = hashlib.sha256()
-    rows = ((*content(case), *case.groups, *case.channels, *_number(case)) for case in cases)
+    rows = ((*content(case), *case.groups, *case.channels, *_number(case), *case.covariates) for case in cases)
     for row in sorted(rows):
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()

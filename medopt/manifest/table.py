@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -17,6 +17,7 @@ from medopt.core.errors import DataError, listed
 from medopt.core.privacy import UNKNOWN_PATIENT, pseudonym
 from medopt.core.records import SPLITS, Case, Label
 from medopt.imaging.scan_path import npz_member, safe_relative_path
+from medopt.manifest.covariates import read_covariate
 from medopt.manifest.csv_text import read_csv
 from medopt.manifest.label_words import MISSING, label_key
 from medopt.manifest.numbers import number_reader, sided
@@ -36,13 +37,14 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     """Read a manifest for a study: a UTF-8 CSV with the columns image, patient_id, label and split.
 
     A study with named channels has a column image:NAME for each instead of `image`.
-    A regression study has the column that `data.number` names, a number in every row, in place of `label`; the label of
-    its cases says on which side of the threshold they lie. A multi-label study has one 0/1 column for each label
-    instead of `label`: an empty cell is a label that is not known, -1 an uncertain one, which `data.uncertain` says how
-    to take. `site`, `study_uid`, `series_uid` and `case_id` are read where present; `age`, `sex` and the columns that
-    `data.subgroups` names become the groups of the case; other columns are ignored. `case_id` is the pseudonym of the
-    image path where the manifest gives none. With `from_run`, the manifest is one that `write_run_manifest` wrote: its
-    identifiers are pseudonyms already. Raises DataError naming the file, the rows and the columns.
+    A regression study has the column that `data.number` names, a number in every row, in place of `label`; the
+    label of its cases says on which side of the threshold they lie. A multi-label study has one 0/1 column for each
+    label instead of `label`: an empty cell is a label that is not known, -1 an uncertain one, which
+    `data.uncertain` says how to take. `site`, `study_uid`, `series_uid` and `case_id` are read where present;
+    `age`, `sex` and the columns that `data.subgroups` names become the groups of the case, those of
+    `data.covariates` its covariates; others are ignored. `case_id` is the pseudonym of the image path where the
+    manifest gives none. With `from_run`, the manifest is one that `write_run_manifest` wrote: its identifiers are
+    pseudonyms already. Raises DataError naming the file, the rows and the columns.
 
     >>> import tempfile
     >>> from medopt.config import Data, Prepare
@@ -59,7 +61,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     """
     path = Path(path)
     labels = label_columns(study)
-    read_label = _reader_of(study)
+    read_label, covariates = _reader_of(study), study.data.covariates
     is_number = study.data.task == "regression"
     of_uncertain = {"negative": 0, "positive": 1}.get(study.data.uncertain)
     faults = _Faults(path)
@@ -68,6 +70,8 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     hide = str if from_run else pseudonym
     cases = []
     for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
+        for one in covariates:
+            faults.read(number, one.column, cells, partial(read_covariate, one))
         images = [faults.read(number, column, cells, read_image) or "" for column in columns]
         image = next(filter(None, images), "")
         if not image:
@@ -87,6 +91,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
             uncertain=uncertain,
             channels=tuple(images) if len(images) > 1 else (),
             number=read[0] if is_number else None,
+            covariates=tuple(cells[one.column] for one in covariates),
         )
         faults.patients.add(case.patient_id)
         for column, path in zip(columns, images, strict=True):
@@ -102,7 +107,8 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
 
 def required_columns(study: Study) -> list[str]:
     """The columns that a manifest of this study must have."""
-    return [*image_columns(study), "patient_id", *label_columns(study), "split"]
+    covariates = [one.column for one in study.data.covariates]
+    return list(dict.fromkeys([*image_columns(study), "patient_id", *label_columns(study), "split", *covariates]))
 
 
 def image_columns(study: Study) -> list[str]:

@@ -51,6 +51,7 @@ class BottleneckResNet(ResNet):
     """MONAI's ResNet of our blocks: with a stem as wide as is asked for, and a head on one depth or on all."""
 
     mirrored = False
+    covariates: nn.Parameter | None
 
     def __init__(
         self, variant: Variant, layers: list[int], channels: int, outputs: int, dims: int, widths: Sequence[int],
@@ -79,6 +80,7 @@ class BottleneckResNet(ResNet):
         if variant.dilated:
             dilate(self.layer3, 2, dims)
             dilate(self.layer4, 4, dims)
+        self.register_parameter("covariates", None)
         self.scaling = InputScaling(scaled, dims) if scaled else nn.Identity()
         if head == "every_depth":
             self.fc = DepthHeads(self.depths(widths), outputs, dropout)  # type: ignore[assignment]
@@ -130,13 +132,35 @@ class BottleneckResNet(ResNet):
                 maps[-1] = x  # the stage's own output, so that what hooks on a stage sees all that is made of it
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *space) to logits (N, outputs)."""
+    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
+        """(N, C, *space), and encoded covariates (N, F) where there are any, to logits (N, outputs).
+
+        Without the covariates the logits are those of the image alone, which exported models give.
+        """
+        logits = self._of_image(x)
+        if table is None or self.covariates is None:
+            return logits
+        # Not a matrix product, which half precision would round.
+        return logits + (table[:, :, None] * self.covariates).sum(dim=1)
+
+    def _of_image(self, x: Tensor) -> Tensor:
         if isinstance(self.fc, DepthHeads):
             return self.fc(self.features(x))
         assert self.fc is not None
         (last,) = self._both_ways(x, lambda images: [self.avgpool(self._run(images, None)).flatten(1)])
         return self.fc(last)
+
+
+def with_table(model: nn.Module, target: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Targets (N, K) and the further arguments of a network, of targets with encoded covariates behind (N, K + F).
+
+    `model` is the network itself, whatever calls it.
+    """
+    coefficients = getattr(model, "covariates", None)
+    if coefficients is None:
+        return target, ()
+    count = target.shape[1] - len(coefficients)
+    return target[:, :count], (target[:, count:],)
 
 
 def recompute_blocks(model: nn.Module) -> None:
@@ -192,6 +216,7 @@ def build_resnet(
     init: Literal["he", "xavier"] = "he",
     zero_init_residual: bool = True,
     dropout: float = 0.0,
+    covariates: int = 0,
     seed: int = 0,
 ) -> nn.Module:
     """Build a bottleneck ResNet with freshly drawn weights; the defaults are those of a study file.
@@ -227,6 +252,8 @@ def build_resnet(
         init: "he" or "xavier", see `medopt.models.initialize`.
         zero_init_residual: the last normalization of each block starts at 0 (Goyal et al. 2017).
         dropout: share of the pooled features that is dropped in training.
+        covariates: columns of encoded covariates that are added to the logits by a linear term; its coefficients begin
+            at 0.
         seed: of the weights; torch's global random state is not touched.
 
     Raises ConfigError naming an argument that has no such choice.
@@ -263,6 +290,8 @@ def build_resnet(
     initialize(model, init, torch.Generator().manual_seed(seed), zero_init_residual=zero_init_residual)
     if dropout and head == "last":
         model.fc = nn.Sequential(nn.Dropout(dropout), model.fc)  # type: ignore[arg-type, assignment]
+    if covariates:
+        model.covariates = nn.Parameter(torch.zeros(covariates, outputs))
     return model
 
 
@@ -295,6 +324,7 @@ def build_model(study: Study) -> nn.Module:
         outputs=study.data.outputs,
         size=study.prepare.size,
         spacing=study.prepare.spacing_mm,
+        covariates=study.data.encoded_covariates,
         seed=study.seed,
         **study.model.architecture(),
     )

@@ -38,7 +38,8 @@ def heat_maps(
     objects = []
     for label in mapped_labels(identity, scan):
         probability = scan.answer.probabilities[label]
-        picture = evidence_picture(identity.release.prepare, label, probability, volume, evidence[outputs.index(label)])
+        own, beside = evidence[outputs.index(label)], bool(identity.release.covariates)
+        picture = evidence_picture(identity.release.prepare, label, probability, volume, own, covariates=beside)
         objects.append(encode_object(HEAT_MAP, _secondary_capture(context, scan, label, picture)))
     return objects
 

@@ -106,7 +106,14 @@ def _measurement_group(
     )
     if scan.answer.declined:
         group[0].ContentSequence.append(_text_item(codes.DCM.Comment, f"Declined: {scan.answer.declined}"))
+    elif scan.answer.missing:
+        group[0].ContentSequence.append(_text_item(codes.DCM.Comment, _missing(scan)))
     return group
+
+
+def _missing(scan: ScanAnswer) -> str:
+    """The covariates that the answer did without."""
+    return f"Counted as missing: {', '.join(scan.answer.missing)}."
 
 
 def _number(context: ResultContext, scan: ScanAnswer) -> list[sr.Measurement]:
@@ -191,6 +198,7 @@ def _paragraphs(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[sr
         for label in identity.release.reported_labels:
             percent = 100 * scan.answer.probabilities[label]
             findings.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")
+        findings += [f"{prefix}{_missing(scan)}"] if scan.answer.missing else []
     model = (
         f"{release.study} of {release.created}, operating point {_threshold_text(identity.model.threshold)} "
         f"({identity.model.rule}), model sha256 {identity.model_digest}."

@@ -30,6 +30,7 @@ from medopt.pacs.structured_report import study_reports
 from medopt.pacs.study_header import study_header
 from medopt.pacs.study_record import Stopwatch, study_record
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
+from medopt.release.case_covariates import Cells, with_headers
 from medopt.release.layout import SUMS, Kind, ReleaseInfo
 from medopt.release.predictor import Answer, Release
 
@@ -104,7 +105,8 @@ class StudyInference:
             else:
                 chosen = self._chosen(all_series, selection)
                 scans = [scan for series in chosen for scan in self._scans(folder, series)]
-            answers = [self._predict(scan) for scan in scans] or [_undetermined(all_series, selection)]
+            cells = with_headers(self._predictor.info.covariates, {}, all_images)
+            answers = [self._predict(scan, cells) for scan in scans] or [_undetermined(all_series, selection)]
             by_series = self._takes_volumes or bool(self._rules.channels)
             record = study_record(all_images, answers, watch, by_series=by_series)
         except _NoCase as error:
@@ -177,10 +179,11 @@ class StudyInference:
     def _may_miss(self) -> bool:
         return self._predictor.info.prepare.missing_channel == "zeros"
 
-    def _predict(self, scan: _Scan) -> ScanAnswer:
+    def _predict(self, scan: _Scan, cells: Cells) -> ScanAnswer:
+        """The answer to a scan; `cells` are the covariates on which all images of the study agree."""
         headers = tuple(_read_header(path) for path in scan.files)
         image, acquisition = self._predictor.prepare(scan.source)
-        answer = self._predictor.predict_batch(image[None], [acquisition])[0]
+        (answer,) = self._predictor.predict_batch(image[None], [acquisition], [cells])
         return ScanAnswer(answer, headers, (acquisition.modality, *acquisition.subgroups().values()))
 
     def _scans_to_map(self, scans: Sequence[_Scan], answers: Sequence[ScanAnswer]) -> list[tuple[_Scan, ScanAnswer]]:

@@ -1,4 +1,4 @@
-"""Linear models that training has to beat: on thumbnails of the images, and on the features of the study's start."""
+"""Linear models that training has to beat: on thumbnails, on the features of the study's start, on the covariates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from medopt.config import Study
 from medopt.core.records import Predictions, Split
 from medopt.core.reporter import Reporter
 from medopt.evaluation.analysis_results import StartRecord
+from medopt.manifest.covariates import encoder_of
 from medopt.metrics.calibration import truth
 from medopt.models import build_model
 from medopt.models.starts.adapt import fit_start, table_of
 from medopt.pipeline.predict import labels_of, predictions_of, validation_score
 from medopt.pipeline.start import open_study_start
+from medopt.training.covariates import fit_table
 from medopt.training.features import pooled_features, put_head, thumbnail_features
 from medopt.training.hardware import open_fabric
 from medopt.training.job import PreparedSplit
@@ -58,6 +60,15 @@ def thumbnail_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) ->
     return _fitted(study, chosen, features, "thumbnail", "thumbnails")
 
 
+def covariates_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) -> LinearBaseline:
+    """On the covariates alone, without the image."""
+    linear = fit_table(study, splits["train"].cases, splits["val"].cases)
+    features: Features = {split: _table(study, splits[split])[:, None] for split in wanted}
+    logits, val = linear.logits(_plain(features, "val")), splits["val"]
+    auc = validation_score(study, val)(logits, _targets(study, val))
+    return LinearBaseline("covariates", "the covariates alone", linear, features, auc)
+
+
 def start_baseline(
     study: Study, splits: Splits, wanted: Sequence[Split], reporter: Reporter, runs: Path
 ) -> tuple[LinearBaseline, nn.Module, StartRecord]:
@@ -78,7 +89,10 @@ def start_baseline(
         files = chosen[split].files
         mirrored = split == "train" and "left_right" in study.augment.flip and 2 * len(files) <= ROWS
         features[split] = pooled_features(network, files, device, mirrored=mirrored, advance=advance)
-    baseline = _fitted(study, chosen, features, "start", "the start's features")
+    reads = "the start's features"
+    if study.data.covariates:
+        features, reads = _beside(study, chosen, features), f"{reads} and the covariates"
+    baseline = _fitted(study, chosen, features, "start", reads)
     put_head(network.to("cpu"), baseline.model)
     entry = opened.entry
     record = StartRecord(
@@ -104,6 +118,22 @@ def mean_baseline(study: Study, splits: Splits, fitted: Sequence[LinearBaseline]
     val = splits["val"]
     auc = validation_score(study, val)(model.logits(_plain(features, "val")), _targets(study, val))
     return LinearBaseline("teacher", "", model, features, auc)
+
+
+def _table(study: Study, part: PreparedSplit) -> NDArray[np.float64]:
+    """The encoded covariates (N, F) of a split."""
+    encoder = encoder_of(study)
+    assert encoder is not None
+    return encoder.table(part.cases)
+
+
+def _beside(study: Study, splits: Splits, features: Features) -> Features:
+    """The features with the encoded covariates behind them, the same for each view of an image."""
+    found: Features = {}
+    for split, values in features.items():
+        table = np.repeat(_table(study, splits[split])[:, None], values.shape[1], axis=1)
+        found[split] = np.concatenate([values, table], axis=2)
+    return found
 
 
 def _chosen(study: Study, splits: Splits) -> Splits:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
+from medopt.core.covariates import CovariateTerms
 from medopt.core.provenance import machine, package_versions
 from medopt.core.records import KINDS, EpochRecord, Override, Predictions
 from medopt.core.result import ByKind, by_kind
@@ -47,12 +48,14 @@ def summarize(
     override: Override | None = None,
     baselines: BaselinesResult | None = None,
     kept: KeptWeights | None = None,
+    terms: CovariateTerms | None = None,
     mlflow_run_id: str | None = None,
     data_notes: Sequence[str] = (),
 ) -> RunMetrics:
     """All of `metrics.json`. `tables` are the validation and test predictions of the float and the int8 model.
 
-    `override` names who would release the model; it is kept if a verdict did not pass it.
+    `override` names who would release the model; it is kept if a verdict did not pass it. `terms` are the coefficients
+    of covariates.
     """
     settings, seed, confidence = study.evaluation, study.seed, study.evaluation.confidence
     table_of = {table.model: table for table in tables}
@@ -97,6 +100,7 @@ def summarize(
         number=number,
         margin=_of_both(judged.margins.get("float"), judged.margins.get("int8")),
         grades=grades,
+        covariates=terms,
         verdict=verdict,
         machine=machine(),
         packages=package_versions(),
@@ -171,6 +175,7 @@ def release_info(
             band=judged.points[kind].band,
             margin=judged.margins.get(kind),
             sets=judged.points[kind].sets,
+            covariates=metrics.covariates[kind] if metrics.covariates else None,
             engines=judged.engines[kind],
         )
         for kind, file in MODELS.items()
@@ -184,6 +189,7 @@ def release_info(
         task=study.data.task,
         labels=study.data.labels,
         number=study.number_scale,
+        covariates=study.data.covariates,
         prepare=study.prepare,
         series=study.data.series,
         chain_fingerprint=fingerprint,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medopt.config import Study
 from medopt.core.records import KINDS
+from medopt.evaluation.model_verdict import COVARIATES
 from medopt.evaluation.run_metrics import RunMetrics
 from medopt.metrics.figures import HEADLINE, RATES, Figures
 from medopt.report.markdown_summary import first_page
@@ -89,6 +90,12 @@ def headline_figures(metrics: RunMetrics) -> dict[str, float | None]:
     else:
         quantity = {}
     test |= {f"{name}_test": one.value for name, one in quantity.items()}
+    if metrics.covariates and metrics.baselines:
+        beside = {
+            "image_part": metrics.baselines.models.get("image"),
+            COVARIATES: metrics.baselines.models.get(COVARIATES),
+        }
+        test |= {f"auc_test_{name}": one.auc.value for name, one in beside.items() if one}
     return {"auc_val": metrics.validation.float.auc.value} | test | small | {"time_ms_int8": metrics.served_ms.int8}
 
 

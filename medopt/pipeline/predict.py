@@ -8,18 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medopt.config import Study
+from medopt.core.covariates import CovariateTerm
 from medopt.core.records import UNKNOWN, Case, Predictions, Split, label_table
 from medopt.data.cache import load_facts
 from medopt.imaging.acquisition import Acquisition, age_band, sex_name
 from medopt.inference.engines import Engine, run_files
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.weighted import auc
+from medopt.pipeline.covariate_terms import covariate_logits
 from medopt.training.job import PreparedSplit, Score
 
 
-def predict(study: Study, kind: str, split: Split, part: PreparedSplit, engine: Engine) -> Predictions:
-    """A model's predictions of one split, in the order of its cases."""
-    return predictions_of(study, kind, split, part, run_files(engine, part.files))
+def predict(
+    study: Study, kind: str, split: Split, part: PreparedSplit, engine: Engine, term: CovariateTerm | None
+) -> Predictions:
+    """A model's predictions of one split, in the order of its cases.
+
+    An engine sees images alone: `term` is what the covariates add to its logits; None where the study has none.
+    """
+    logits = run_files(engine, part.files) + covariate_logits(study, term, part.cases)
+    return predictions_of(study, kind, split, part, logits)
 
 
 def predictions_of(

@@ -69,7 +69,8 @@ def all_stages(study: Study) -> list[Stage[Any]]:
     """The whole way, from the scans to the release."""
     pruning = study.compression.pruning
     steps = pruning_stages(steps_to(pruning.target, pruning.steps)) if pruning.target else []
-    return [*training_stages(study, baseline=True), *steps, CompressStage(steps), *stages_of_models(study)]
+    compress = CompressStage(steps, covariates=bool(study.data.covariates))
+    return [*training_stages(study, baseline=True), *steps, compress, *stages_of_models(study)]
 
 
 def stages_of_models(study: Study) -> list[Stage[Any]]:

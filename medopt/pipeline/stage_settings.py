@@ -12,8 +12,9 @@ from medopt.config import Study
 from medopt.config.training import without_how
 from medopt.core.provenance import digest
 
+COVARIATES = "data.covariates"
 PRUNED = "pruned"  # pruned-1, pruned-2, ...: a stage a step
-_TASK = ("seed", "data.task", "data.labels", "data.number")
+_TASK = ("seed", "data.task", "data.labels", "data.number", "data.covariates")
 _NETWORK = (*_TASK, "model", "prepare")
 _TRAINING = (*_NETWORK, "augment", "training")
 _BASELINE = ("accelerator", "precision", "teacher", "teacher_digest")
@@ -61,7 +62,7 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "release": (
         *("name", "question", "intended_use", "prepare", "compression.profile", "domain.enabled"),
-        *("data.task", "data.labels", "data.number", "data.series"),
+        *("data.task", "data.labels", "data.number", "data.covariates", "data.series"),
     ),
     "report": _ALL,
     "record": _ALL,
@@ -84,7 +85,8 @@ def settings_of(study: Study, paths: Iterable[str]) -> dict[str, Any]:
         value = values
         for name in path.split("."):
             value = value[name]
-        chosen[path] = value
+        if value or path != COVARIATES:  # runs from before there were any are found again
+            chosen[path] = value
     return chosen
 
 

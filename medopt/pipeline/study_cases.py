@@ -12,6 +12,7 @@ from medopt.core.errors import ConfigError
 from medopt.core.records import Case
 from medopt.manifest.card import load_card
 from medopt.manifest.check import check_cases
+from medopt.manifest.covariates import with_covariates
 from medopt.manifest.findings import finding_text, refuse_findings
 from medopt.manifest.numbers import with_number_scale
 from medopt.manifest.run_manifest import manifest_digest, training_digest
@@ -52,6 +53,7 @@ def read_source(study: Study, study_file: Path, data: Path, runs: Path = RUNS) -
     refuse_findings(findings, study)
     notes = [finding_text(finding, study) for finding in findings]
     cases = apply_folds(cases, study)
+    study = with_covariates(study, cases)
     return StudyCases(study, cases, root, manifest_digest(cases), (*notes, *(card.notes if card else ())))
 
 

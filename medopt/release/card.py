@@ -13,9 +13,10 @@ from medopt.config import Prepare
 from medopt.core.format import amount_text, format_amount, format_estimate, unit_text
 from medopt.core.number_scale import NumberScale
 from medopt.core.provenance import CodeVersion, Machine
-from medopt.core.records import KINDS, Estimate, Kind, Task
+from medopt.core.records import KINDS, Estimate, Kind, Task, has_one_output
 from medopt.core.result import WITH_DEFAULTS, Result
 from medopt.evaluation.analysis_results import DomainResult, PruningStep, RobustnessResult, SanityCheck, StartRecord
+from medopt.evaluation.covariate_effects import NOTE, CovariateEffect, effect_name, effects_of
 from medopt.evaluation.gate_verdict import GateRecord
 from medopt.evaluation.model_verdict import ModelVerdict
 from medopt.evaluation.run_metrics import CalibrationResult
@@ -101,6 +102,9 @@ class ModelCard(Result):
     scale: NumberScale | None = None
     margin: Margin | None = None
     grades: GradeFigures | None = None
+    covariates: tuple[CovariateEffect, ...] = ()
+    """What one change of each does, int8."""
+    covariate_effect: str = ""
     provenance: CardOrigin
     guidelines: Guidelines
 
@@ -147,6 +151,8 @@ def card_of(info: ReleaseInfo) -> ModelCard:
         scale=info.number,
         margin=int8.margin,
         grades=figures.grades.int8 if figures.grades else None,
+        covariates=effects_of(info.covariates, int8.covariates, info.task, info.number) if int8.covariates else (),
+        covariate_effect=effect_name(info.task, info.number) if int8.covariates else "",
         provenance=CardOrigin(**origin.model_dump(exclude={"data_notes"})),
         guidelines=Guidelines(
             covered=tuple(Covered(item=item, what=what, where=where) for item, what, where in COVERED),
@@ -157,7 +163,9 @@ def card_of(info: ReleaseInfo) -> ModelCard:
 
 def render_card(card: ModelCard) -> str:
     """The same in Markdown."""
-    return "\n".join([*_head(card), *_figures(card), *_limits(card), *_model(card.model), *_origin(card), ""])
+    return "\n".join(
+        [*_head(card), *_figures(card), *_limits(card), *_covariates(card), *_model(card.model), *_origin(card), ""]
+    )
 
 
 def _head(card: ModelCard) -> Iterator[str]:
@@ -237,6 +245,18 @@ def _limits(card: ModelCard) -> Iterator[str]:
     if card.calibration.after:
         yield f"- Expected calibration error on test: {card.calibration.after.ece:.3f}."
     yield from (f"- {note}" for note in card.known_of_the_data)
+    yield ""
+
+
+def _covariates(card: ModelCard) -> Iterator[str]:
+    """What is asked for beside the image."""
+    if not card.covariates:
+        return
+    labels = card.model.labels[1:] if has_one_output(card.model.task) else card.model.labels
+    heads = [f"{card.covariate_effect}, {label}" for label in labels] if len(labels) > 1 else [card.covariate_effect]
+    yield from ("## Covariates", "", f"It answers by the image and by covariates, int8. {NOTE}", "")
+    yield from (f"| change | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}")
+    yield from (f"| {one.change} | {' | '.join(one.effects)} |" for one in card.covariates)
     yield ""
 
 

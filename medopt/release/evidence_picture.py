@@ -21,14 +21,20 @@ _LIGHT = (235, 235, 235)
 
 
 def evidence_picture(
-    prepare: Prepare, label: str, probability: float, volume: Volume, evidence: NDArray[np.float64]
+    prepare: Prepare,
+    label: str,
+    probability: float,
+    volume: Volume,
+    evidence: NDArray[np.float64],
+    *,
+    covariates: bool = False,
 ) -> NDArray[np.uint8]:
     """The overlay (H, W, 3) with a scale and a caption below; of a volume the slice with most of the evidence.
 
     Of a case of several images there is a column for each, under the same evidence: the network has one map for all.
 
     `evidence` (*grid) is what each region of the prepared scan added to the label's logit; what spoke against it is
-    not shown.
+    not shown. `covariates`: they have a part in the probability, which lies nowhere in the image.
     """
     positive = torch.from_numpy(np.maximum(evidence, 0).astype(np.float32))
     spread = spread_out(prepare.size)(positive[None, None])[0]
@@ -47,6 +53,8 @@ def evidence_picture(
         f"Where the evidence for '{label}' lay ({100 * probability:.0f} %), in {grid} places.\n"
         "No outline of a finding. Research software, unverified."
     )
+    if covariates:
+        caption += "\nThe covariates' part of the probability is not on the map."
     if prepare.channel_names:
         caption += f"\nFrom left to right: {', '.join(name for name, _ in images)}."
     return _with_caption(np.rint(255 * blended).astype(np.uint8), caption, maximum)

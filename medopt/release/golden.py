@@ -19,6 +19,7 @@ from medopt.core.files import write_json
 from medopt.core.records import FloatArray, Volume
 from medopt.imaging import read_scan
 from medopt.imaging.channels import read_channels
+from medopt.manifest.covariates import CovariateEncoder
 from medopt.phantom import write_radiograph
 from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
 from medopt.release.predictor import Release, decisions_of
@@ -71,16 +72,22 @@ def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> 
 
     Of an answer: the probabilities, and what is decided by them, "undecided" included, were the scan not declined.
     """
-    cases = []
+    cases = list[dict[str, object]]()
     for path in scans:
         scan = _read(path, releases[0].info.prepare)
-        answers = {_model(p): p.predict(scan).probabilities for p in releases}
+        cells = _cells(releases[0].info, len(cases))
+        answers = {_model(p): p.predict(scan, cells).probabilities for p in releases}
         decisions = {_model(p): _decision(p, answers[_model(p)]) for p in releases}
         name = path.relative_to(folder).as_posix()
         pixels = _pixels(releases[0], scan)
         cases.append({"scan": name, "pixels": pixels, "answers": answers, "decisions": decisions})
     tolerance = {"probability": PROBABILITY_TOLERANCE, "pixels": PIXEL_TOLERANCE}
     write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
+
+
+def _cells(info: ReleaseInfo, number: int) -> dict[str, str]:
+    """The covariates that a golden case is answered with: within the range of training, and none of a patient's."""
+    return CovariateEncoder(info.covariates).example(number)
 
 
 def _model(release: Release) -> str:
@@ -155,14 +162,15 @@ def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[Rep
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     replayed, faults = [], []
-    for case in golden["cases"]:
+    for number, case in enumerate(golden["cases"]):
         scan = _read(folder / case["scan"], info.prepare)
         pixels = float(np.abs(np.subtract(_pixels(releases[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
             faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
         for release in releases:
             model = _model(release)
-            probability, expected = release.predict(scan).probabilities, case["answers"][model]
+            probability = release.predict(scan, _cells(info, number)).probabilities
+            expected = case["answers"][model]
             difference = max(abs(probability[label] - expected[label]) for label in info.labels)
             replayed.append(ReplayedCase(case["scan"], model, difference, probability))
             if not difference <= golden["tolerance"]["probability"]:

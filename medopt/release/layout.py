@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 
-from medopt.config import Prepare, Profile, SeriesRules
+from medopt.config import Covariate, Prepare, Profile, SeriesRules
 from medopt.core import run_paths
+from medopt.core.covariates import CovariateTerm
 from medopt.core.errors import ReleaseError, listed
 from medopt.core.files import file_digest, write_text
 from medopt.core.number_scale import NumberScale
@@ -44,6 +45,8 @@ class ModelInfo(BaseModel):
     margin: Margin | None = None
     """How far the number of a regression study may be from the truth."""
     sets: PredictionSets | None = None
+    covariates: CovariateTerm | None = None
+    """What the covariates add to the logits that the file gives of the image."""
     engines: list[str]
 
     @property
@@ -80,6 +83,8 @@ class ReleaseInfo(BaseModel):
     labels: list[str]
     number: NumberScale | None = None
     """How the output of a regression study becomes a number."""
+    covariates: list[Covariate] = []
+    """What is asked for beside the image, and how training encoded it."""
     prepare: Prepare
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study the model was made for."""
@@ -105,6 +110,16 @@ def refuse_channels(info: ReleaseInfo, what: str) -> None:
         raise ReleaseError(
             f"A case of the release {info.study} has {len(names)} images ({', '.join(names)}): {what}. "
             "`medopt predict`, `medopt serve` and the node answer such cases."
+        )
+
+
+def refuse_covariates(info: ReleaseInfo, what: str) -> None:
+    """Raise ReleaseError where the release answers by covariates, too, which `what` does not do."""
+    if info.covariates:
+        names = ", ".join(one.column for one in info.covariates)
+        raise ReleaseError(
+            f"The release {info.study} answers by the image and by covariates ({names}): {what}. `medopt predict`, "
+            "`medopt serve`, the node and the MLflow model take them."
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,10 @@ from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.channels import ScanPath, scan_name
 from medopt.inference.engines import Engine, Mode, unsupported_reason
 from medopt.inference.runtime import Setting
+from medopt.manifest.covariates import CovariateEncoder, EncodedCase
 from medopt.metrics.numbers import Margin
 from medopt.metrics.thresholds import OperatingPoint
+from medopt.release.case_covariates import Cells, given_cells, headers_of, with_headers
 from medopt.release.layout import Kind, ReleaseInfo, check_chain, check_sums, read_info
 from medopt.release.ood_check import OutOfDomainCheck, blank
 from medopt.release.runtime import DEFAULT_BATCH, setting_for
@@ -78,10 +81,20 @@ class Answer:
     """Of a regression study, also where the scan was declined."""
     distances: tuple[float, float] | None = None
     """How far the scan is from training in content and texture, in units of the out-of-domain check's limits."""
+    missing: tuple[str, ...] = ()
+    """Covariates that counted as missing: not given, or with a value that training did not have."""
 
     def is_undecided(self, label: str) -> bool:
         """Whether the release leaves open if the scan has the label; a declined scan is not asked."""
         return self.decision == UNDECIDED or f"{UNDECIDED}:{label}" in self.decision.split(";")
+
+
+class PreparedCase(NamedTuple):
+    """A scan as the model takes it: its tensor (C, *size), its acquisition, and the cells of its covariates."""
+
+    image: FloatArray
+    acquisition: Acquisition
+    cells: Cells
 
 
 def decisions_of(
@@ -165,35 +178,64 @@ class Release:
         acquisition = Acquisition.from_volume(volume)
         return self.chain.consume(volume, f"{scan_name(scan)}: ").numpy(), acquisition
 
-    def predict(self, scan: ScanPath | Volume) -> Answer:
+    def prepare_case(self, scan: ScanPath | Volume, covariates: Mapping[str, object] | None = None) -> PreparedCase:
+        """A scan as `predict` takes it; raises DataError."""
+        wanted = self.info.covariates
+        cells = given_cells(wanted, covariates)
+        if not isinstance(scan, Volume):
+            cells = with_headers(wanted, cells, headers_of(wanted, scan))
+        return PreparedCase(*self.prepare(scan), cells)
+
+    def predict(self, scan: ScanPath | Volume, covariates: Mapping[str, object] | None = None) -> Answer:
         """Read, prepare and predict one scan: a file, a folder of DICOM slices, or a Volume.
 
-        Where a case has several images: a tuple of their paths, in the order of `info.prepare.channels`.
+        Where a case has several images: a tuple of their paths, in the order of `info.prepare.channels`. `covariates`
+        are those of `info.covariates` by name, as in {"age": 61}; of the others, those with a DICOM element come from
+        the scan's header, and the rest is missing.
 
         Raises DataError naming the file and the reason where it cannot be read or prepared.
         """
-        image, acquisition = self.prepare(scan)
-        return self.predict_batch(image[None], [acquisition])[0]
+        case = self.prepare_case(scan, covariates)
+        return self.predict_batch(case.image[None], [case.acquisition], [case.cells])[0]
 
     def predict_batch(
-        self, images: FloatArray, acquisitions: Sequence[Acquisition | None] | None = None
+        self,
+        images: FloatArray,
+        acquisitions: Sequence[Acquisition | None] | None = None,
+        cells: Sequence[Cells] | None = None,
     ) -> list[Answer]:
-        """Answers for prepared images (N, C, *size) and the acquisitions that `prepare` gave beside them.
+        """Answers for prepared images (N, C, *size), with the acquisitions and cells that `prepare_case` gave.
 
-        Raises DataError where the model gives no finite logit.
+        Raises DataError where the model gives no finite logit, or a cell of a covariate cannot be read.
         """
+        distances: list[tuple[float, float] | None] = [None] * len(images)
         if self.domain is None:
             logits, count = self.engine.run(images), len(self.info.prepare.channel_names)
-            return [self._answer(row, blank(image, count)) for row, image in zip(logits, images, strict=True)]
-        logits, features = self.engine.run_both(images)
-        distances = self.domain.distances(self.kind, features, images)
-        reasons = self.domain.reasons(images, distances, acquisitions or [None] * len(images))
-        rows = zip(logits, reasons, distances.tolist(), strict=True)
-        return [self._answer(row, reason, (content, texture)) for row, reason, (content, texture) in rows]
+            reasons = [blank(image, count) for image in images]
+        else:
+            logits, features = self.engine.run_both(images)
+            apart = self.domain.distances(self.kind, features, images)
+            reasons = self.domain.reasons(images, apart, acquisitions or [None] * len(images))
+            distances = [(content, texture) for content, texture in apart.tolist()]
+        encoded = self._encoded(cells or [{}] * len(images))
+        if term := self.info.models[self.kind].covariates:
+            logits = logits + term.logits(np.array([case.values for case in encoded]))
+        rows = zip(logits, reasons, distances, encoded, strict=True)
+        return [self._answer(*row) for row in rows]
+
+    def _encoded(self, cells: Sequence[Cells]) -> list[EncodedCase]:
+        """The covariates of cases as numbers; raises DataError."""
+        encoder = CovariateEncoder(self.info.covariates)
+        return [encoder.encode(one) for one in cells]
 
     def _answer(
-        self, logits: NDArray[np.float64], declined: str, distances: tuple[float, float] | None = None
+        self,
+        logits: NDArray[np.float64],
+        reason: str,
+        distances: tuple[float, float] | None,
+        covariates: EncodedCase,
     ) -> Answer:
+        declined = "; ".join(filter(None, (reason, covariates.declined)))
         model, labels = self.info.models[self.kind], self.info.labels
         table = model.calibration.probabilities(logits[None], self.info.task)
         values = [float(value) for value in table[0]]
@@ -203,7 +245,8 @@ class Release:
         (decision,) = [""] if declined else decisions_of(labels, self.info.task, model.operating_point, table)
         scale = self.info.number
         number = None if scale is None else NumberAnswer.of(float(logits[0]), scale, model.margin)
-        return Answer(probabilities, decision, tuple(logits.tolist()), declined or None, number, distances)
+        given = tuple(logits.tolist())
+        return Answer(probabilities, decision, given, declined or None, number, distances, covariates.missing)
 
 
 def load_release(path: str | Path, kind: Kind = "int8", engine: str | None = None, threads: int = 0) -> Release:

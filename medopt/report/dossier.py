@@ -146,7 +146,7 @@ def _metrics(run: RunRecords) -> Iterator[str]:
     yield from (f"{line.text}." for line in verdict_lines(run.metrics, run.metrics.gate))
     if baselines := run.metrics.baselines:
         for one in baselines.models.values():
-            yield f"Against a linear model on {one.reads}: AUC {format_difference(one.gain)}."
+            yield f"Against {one.title}: AUC {format_difference(one.gain)}."
 
 
 def _changes(run: RunRecords) -> Iterator[str]:

@@ -90,7 +90,7 @@ def _brought(run: RunRecords) -> Iterator[str]:
     if found.linear_goes_on:
         yield "The network is a linear model on its start's features, which training did not beat on validation."
     gains = [
-        f"{format_difference(one.gain)} against a linear model on {one.reads}"
+        f"{format_difference(one.gain)} against {one.title}"
         for name, one in found.models.items()
         if not (name == "start" and found.linear_goes_on)
     ]

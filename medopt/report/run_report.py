@@ -162,7 +162,7 @@ def _sections(run: RunRecords) -> list[ReportSection]:
             f"The test split, scored once, after everything was chosen on validation. {_legend(run)}".rstrip(),
             _tables(
                 *(tables.number(run), tables.grades(run)),
-                *(tables.baselines(run), tables.performance(run), tables.patients(run)),
+                *(tables.baselines(run), tables.covariates(run), tables.performance(run), tables.patients(run)),
             ),
             _pictures(run, "agreement", "precision_recall", "confusion"),
         ),

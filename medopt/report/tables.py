@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 
 from medopt.config import Study
 from medopt.core.format import UNDEFINED, format_amount, format_difference, format_estimate, format_share, unit_text
-from medopt.core.records import KINDS, NotDefined
+from medopt.core.records import KINDS, NotDefined, has_one_output
+from medopt.evaluation.covariate_effects import NOTE, effect_name, effects_of
+from medopt.evaluation.model_verdict import COVARIATES
 from medopt.evaluation.subgroup_results import SubgroupFigures
 from medopt.metrics.conformal import class_names
 from medopt.metrics.figures import SHOWN
@@ -99,15 +101,34 @@ def baselines(run: RunRecords) -> ReportTable | None:
         return None
     rows = [["trained network, float", format_estimate(run.metrics.test.float.auc), ""]]
     rows += [
-        [f"linear model on {one.reads}", format_estimate(one.auc), format_difference(one.gain)]
+        [one.title.removeprefix("a "), format_estimate(one.auc), format_difference(one.gain)]
         for one in found.models.values()
     ]
     notes = ["Each penalty was chosen on validation; differences are paired on the same patients."]
+    if COVARIATES in found.models:
+        notes.append(
+            "The network answers by the image and the covariates. Without its covariates it is the image's part of the "
+            "same network; a network that was trained on images alone may do better than that."
+        )
     if found.linear_goes_on:
         notes.append("Training did not beat the linear model on the start's features, so the network is that model.")
     if found.start is not None:
         notes.append(found.start.sentence)
     return ReportTable("What training brought", ["model", "AUC, test", "network less this one"], rows, notes)
+
+
+def covariates(run: RunRecords) -> ReportTable | None:
+    """What one change of each covariate does to the answer, of the model that is served."""
+    found, study = run.metrics.covariates, run.study
+    if found is None:
+        return None
+    task, scale, labels = study.data.task, study.number_scale, study.data.labels
+    effects = effects_of(study.data.covariates, found[run.served], task, scale)
+    outputs = labels[1:] if has_one_output(task) else labels
+    name = effect_name(task, scale)
+    heads = [f"{name}, {label}" for label in outputs] if len(outputs) > 1 else [name]
+    rows = [[one.change, *one.effects] for one in effects]
+    return ReportTable("What the covariates do", ["change", *heads], rows, [NOTE])
 
 
 def shortcuts(run: RunRecords) -> ReportTable | None:

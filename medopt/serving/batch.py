@@ -10,21 +10,21 @@ import numpy as np
 
 from medopt.core.errors import DataError
 from medopt.core.jobs import Fleet, Job, connected, job_count, run_jobs
-from medopt.core.records import FloatArray, batches
+from medopt.core.records import batches
 from medopt.core.reporter import Reporter, SilentReporter
-from medopt.imaging.acquisition import Acquisition
 from medopt.imaging.channels import ScanPath, scan_name
 from medopt.imaging.parallel import parallel_map
 from medopt.imaging.scan_path import files_below
 from medopt.manifest.csv_text import read_csv
+from medopt.release.case_covariates import Cells
 from medopt.release.layout import Kind
-from medopt.release.predictor import Answer, Release
+from medopt.release.predictor import Answer, PreparedCase, Release
 from medopt.serving.prediction_table import Row
 
 MIN_SCANS_OF_A_JOB = 32  # opening the release takes about as long as predicting so many
 # Files of a data folder that are not scans.
 IGNORED = {".csv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".ds_store"}
-Prepared = tuple[FloatArray, Acquisition] | DataError
+Prepared = PreparedCase | DataError
 
 
 def find_scans(paths: Iterable[Path], spatial_dims: int) -> list[Path]:
@@ -97,14 +97,21 @@ def find_cases(paths: Sequence[Path], names: Sequence[str]) -> list[ScanPath]:
 
 
 def predict_scans(
-    release: Release, scans: Sequence[ScanPath], reporter: Reporter | None = None, workers: int | None = None
+    release: Release,
+    scans: Sequence[ScanPath],
+    reporter: Reporter | None = None,
+    workers: int | None = None,
+    covariates: Sequence[Cells] | None = None,
 ) -> Iterator[Row]:
     """Predict scans in order, in batches of the release's size, while `workers` processes decode the next ones.
+
+    `covariates` are those that are known of each scan.
 
     At most a batch of prepared images and two scans a worker are in memory. `workers` None takes one a core.
     """
     advance = (reporter or SilentReporter()).progress(len(scans), "predicting")
-    decoded = parallel_map(lambda path: _prepare(release, path), scans, workers)
+    known = list(zip(scans, covariates or [{}] * len(scans), strict=True))
+    decoded = parallel_map(lambda pair: _prepare(release, *pair), known, workers)
     for part in batches(len(scans), release.setting.batch):
         for row in _rows(release, scans[part], list(islice(decoded, part.stop - part.start))):
             yield row
@@ -113,7 +120,7 @@ def predict_scans(
 
 def _rows(release: Release, paths: Sequence[ScanPath], prepared: Sequence[Prepared]) -> list[Row]:
     """Rows of one batch. Where the model has no answer, each scan is predicted alone: one of them is at fault."""
-    readable = [scan for scan in prepared if not isinstance(scan, DataError)]
+    readable = [scan for scan in prepared if isinstance(scan, PreparedCase)]
     try:
         answers = iter(_predict(release, readable) if readable else ())
     except DataError as error:  # a logit that is not a number
@@ -121,25 +128,33 @@ def _rows(release: Release, paths: Sequence[ScanPath], prepared: Sequence[Prepar
             return [Row(scan_name(paths[0]), None, f"{scan_name(paths[0])}: {error}")]
         return [row for path, scan in zip(paths, prepared, strict=True) for row in _rows(release, [path], [scan])]
     return [
-        Row(name, None, str(scan)) if isinstance(scan, DataError) else Row(name, next(answers), facts=scan[1])
+        Row(name, next(answers), facts=scan.acquisition)
+        if isinstance(scan, PreparedCase)
+        else Row(name, None, str(scan))
         for name, scan in zip(map(scan_name, paths), prepared, strict=True)
     ]
 
 
-def _predict(release: Release, prepared: Sequence[tuple[FloatArray, Acquisition]]) -> list[Answer]:
-    images, acquisitions = zip(*prepared, strict=True)
-    return release.predict_batch(np.stack(images), acquisitions)
+def _predict(release: Release, prepared: Sequence[PreparedCase]) -> list[Answer]:
+    images, acquisitions, cells = zip(*prepared, strict=True)
+    return release.predict_batch(np.stack(images), acquisitions, cells)
 
 
-def _prepare(release: Release, path: ScanPath) -> Prepared:
+def _prepare(release: Release, path: ScanPath, covariates: Cells) -> Prepared:
     try:
-        return release.prepare(path)
+        return release.prepare_case(path, covariates)
     except DataError as error:
         return error
 
 
 def predict_archive(
-    release: Path, kind: Kind, engine: str | None, scans: Sequence[ScanPath], fleet: Fleet, reporter: Reporter
+    release: Path,
+    kind: Kind,
+    engine: str | None,
+    scans: Sequence[ScanPath],
+    fleet: Fleet,
+    reporter: Reporter,
+    covariates: Sequence[Cells] | None = None,
 ) -> Iterator[Row]:
     """Predict an archive in parts, each by a job of a cluster; rows come in the order of `scans`.
 
@@ -147,8 +162,9 @@ def predict_archive(
     """
     with connected(fleet):
         parts = list(batches(len(scans), -(-len(scans) // job_count(fleet, len(scans), MIN_SCANS_OF_A_JOB))))
+        known, place = covariates or [{}] * len(scans), release.resolve()
         jobs = [
-            Job(f"part {number + 1}", predict_part, (release.resolve(), kind, engine, scans[part], fleet.cpus))
+            Job(f"part {number + 1}", predict_part, (place, kind, engine, scans[part], known[part], fleet.cpus))
             for number, part in enumerate(parts)
         ]
         numbers = {job.name: number for number, job in enumerate(jobs)}
@@ -164,7 +180,13 @@ def predict_archive(
 
 
 def predict_part(
-    reporter: Reporter, release: Path, kind: Kind, engine: str | None, scans: Sequence[ScanPath], threads: int
+    reporter: Reporter,
+    release: Path,
+    kind: Kind,
+    engine: str | None,
+    scans: Sequence[ScanPath],
+    covariates: Sequence[Cells],
+    threads: int,
 ) -> list[Row]:
     """One job: the rows of some scans. Raises DataError where this machine does not see them."""
     paths = [str(path) for scan in scans for path in (scan if isinstance(scan, tuple) else (scan,)) if str(path)]
@@ -174,4 +196,5 @@ def predict_part(
             f"A machine of the cluster does not see {len(absent)} of {len(paths)} scans, as {absent[0]}. All of them "
             "must see the archive and the release under the same paths."
         )
-    return list(predict_scans(Release.open(release, kind, engine, threads, "throughput"), scans, reporter, threads))
+    opened = Release.open(release, kind, engine, threads, "throughput")
+    return list(predict_scans(opened, scans, reporter, threads, covariates))

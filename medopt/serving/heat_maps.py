@@ -60,7 +60,8 @@ def evidence_pictures(
     for label in mapped_labels(release, answer):
         shares = places - places.mean(axis=0) if is_exclusive(release.info.task) else places
         probability = answer.probabilities[label]
-        yield label, evidence_picture(release.info.prepare, label, probability, volume, shares[labels.index(label)])
+        own, beside = shares[labels.index(label)], bool(release.info.covariates)
+        yield label, evidence_picture(release.info.prepare, label, probability, volume, own, covariates=beside)
 
 
 def mapped_labels(release: Release, answer: Answer) -> list[str]:

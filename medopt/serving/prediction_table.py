@@ -24,6 +24,7 @@ DETAILS = (
 case; how far the scan is from training, how it was acquired."""
 NUMBERS = ("number", "number_low", "number_high")
 """Columns of a regression study's release: the number, and the interval that is promised for the true one."""
+MISSING = "missing_covariates"
 _ACQUIRED = DETAILS.index("modality")
 
 
@@ -37,10 +38,13 @@ class Row:
     facts: Acquisition | None = None
 
 
-def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str], *, has_number: bool = False) -> list[Row]:
+def write_answers(
+    path: Path, rows: Iterable[Row], labels: Sequence[str], *, has_number: bool = False, has_covariates: bool = False
+) -> list[Row]:
     """Write the rows as CSV: path, decision, a probability for each label, and DETAILS.
 
-    Of a release that `has_number`, behind the probabilities the number and the interval that is promised for it.
+    Of a release that `has_number`, behind the probabilities the number and the interval that is promised for it. Of one
+    that `has_covariates`, at the end those that counted as missing.
 
     A declined scan has neither decision nor probability, so that nobody takes what the release declined for an answer.
     The file is opened before the first row is computed, so that no prediction is lost. Returns the rows. Raises
@@ -49,10 +53,11 @@ def write_answers(path: Path, rows: Iterable[Row], labels: Sequence[str], *, has
     written = []
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_columns(labels, has_number))
+        writer.writerow([*_columns(labels, has_number), *([MISSING] if has_covariates else [])])
         for row in rows:
             written.append(row)
-            writer.writerow([row.path, *_cells(row, labels, has_number)])
+            missing = [";".join(row.answer.missing) if row.answer else ""] if has_covariates else []
+            writer.writerow([row.path, *_cells(row, labels, has_number), *missing])
     return written
 
 

@@ -28,7 +28,7 @@ from medopt.imaging.redact import redacted
 from medopt.release.golden import first_case
 from medopt.release.layout import ReleaseInfo, read_info
 from medopt.release.predictor import Answer, Release
-from medopt.serving.prediction_table import NUMBERS
+from medopt.serving.prediction_table import MISSING, NUMBERS
 from medopt.serving.server.decode_scan import prepare_bytes
 from medopt.serving.server.limits import ServerLimits
 
@@ -56,7 +56,8 @@ class ReleaseModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row a scan: `scan`, the bytes of a DICOM, NIfTI or image file or of a zip of a series; or `path`.
 
-        Of a case of several images a column for each, as in `scan:t1` or `path:t1`.
+        Of a case of several images a column for each, as in `scan:t1` or `path:t1`. Covariates of the release stand in
+        columns of their names.
         """
         predictor = self._chosen((params or {}).get("model") or "int8")
         rows = [_row(predictor, row) for row in model_input.to_dict("records")]
@@ -74,29 +75,32 @@ def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
     labels = predictor.info.labels
     columns = [*(f"probability_{label}" for label in labels), *(NUMBERS if predictor.info.number else ())]
     found: dict[str, Any] = {"decision": ""} | dict.fromkeys(columns)
+    missing = {MISSING: ""} if predictor.info.covariates else {}
     try:
         answer = _answer(predictor, asked)
     except DataError as error:
-        return found | {"declined": "", "refused": str(error), "why": str(error)}
+        return found | {"declined": "", "refused": str(error), "why": str(error)} | missing
     if not answer.declined:
         found = {"decision": answer.decision}
         found |= {f"probability_{label}": answer.probabilities[label] for label in labels}
         if number := answer.number:
             found |= dict(zip(NUMBERS, (number.value, number.low, number.high), strict=True))
     why = answer.declined or ""
-    return found | {"declined": why, "refused": "", "why": why}
+    missing = {MISSING: ";".join(answer.missing)} if predictor.info.covariates else {}
+    return found | {"declined": why, "refused": "", "why": why} | missing
 
 
 def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
     names = predictor.info.prepare.channel_names
+    given = {one.column: asked.get(one.column) for one in predictor.info.covariates}
     data = tuple(_bytes(asked.get(column)) for column in input_columns(SCAN, names))
     paths = tuple(_text(asked.get(column)) for column in input_columns(PATH, names))
     if any(data):
-        image, facts = prepare_bytes(predictor, data if names else data[0], ServerLimits())
-        return predictor.predict_batch(image[None], [facts])[0]
+        case = prepare_bytes(predictor, data if names else data[0], ServerLimits(), given)
+        return predictor.predict_batch(case.image[None], [case.acquisition], [case.cells])[0]
     if any(paths):
         try:
-            return predictor.predict(paths if names else paths[0])
+            return predictor.predict(paths if names else paths[0], given)
         except DataError as error:  # the answer leaves this machine
             text = str(error)
             for path in filter(None, paths):
@@ -158,14 +162,18 @@ def log_release(release: Path, client: MlflowClient, run_id: str) -> str:
 def signature_of(info: ReleaseInfo) -> ModelSignature:
     """Named inputs, the labels among the outputs, and which of the two models answers."""
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(kind, column, required=False)
-        for kind, name in ((DataType.binary, SCAN), (DataType.string, PATH))
-        for column in input_columns(name, info.prepare.channel_names)
+        *(
+            ColSpec(kind, column, required=False)
+            for kind, name in ((DataType.binary, SCAN), (DataType.string, PATH))
+            for column in input_columns(name, info.prepare.channel_names)
+        ),
+        *(ColSpec(DataType.string, one.column, required=False) for one in info.covariates),
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "decision")]
     numbers = [*(f"probability_{label}" for label in info.labels), *(NUMBERS if info.number else ())]
     outputs += [ColSpec(DataType.double, name, required=False) for name in numbers]
-    outputs += [ColSpec(DataType.string, name) for name in ("declined", "refused", "why")]
+    texts = ("declined", "refused", "why", *((MISSING,) if info.covariates else ()))
+    outputs += [ColSpec(DataType.string, name) for name in texts]
     return ModelSignature(
         inputs=Schema(inputs),
         outputs=Schema(outputs),

@@ -18,6 +18,7 @@ from medopt.config import Study
 from medopt.core.errors import ConfigError, TrainingError
 from medopt.core.reporter import Reporter
 from medopt.data.loaders import grouped, predict_loader, train_loader
+from medopt.models.resnet import with_table
 from medopt.training.fine_tuning import hold_statistics
 from medopt.training.job import TrainingJob
 from medopt.training.losses import Teacher, build_loss
@@ -151,7 +152,11 @@ def predict_logits(
     """
     mode = model.training
     model.eval()
-    rows = [(model(image.to(device, non_blocking=True)).float(), target, index) for image, target, index in loader]
+    rows = []
+    for image, both, index in loader:
+        target, table = with_table(model, both)
+        logits = model(image.to(device, non_blocking=True), *(one.to(device) for one in table)).float()
+        rows.append((logits, target, index))
     model.train(mode)
     parts = _gathered([(logit.cpu(), target, index) for logit, target, index in rows])
     order = torch.argsort(torch.cat([index for _, _, index in parts]))

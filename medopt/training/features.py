@@ -16,6 +16,7 @@ from medopt.data.cache import as_tensor, load_prepared
 from medopt.manifest.duplicates import thumbnail
 from medopt.models.depth_heads import DepthHeads
 from medopt.models.resnet import BottleneckResNet
+from medopt.training.covariates import put_coefficients
 from medopt.training.linear_model import LinearModel
 
 BATCH = 16
@@ -51,15 +52,18 @@ def _read(model: BottleneckResNet, images: Tensor) -> Tensor:
 
 
 def put_head(network: nn.Module, linear: LinearModel) -> None:
-    """Make a linear model on the features of the network its last layer, in place."""
+    """Make a linear model on the features of the network, and the covariates behind them, its last layer, in place."""
     weight, bias = torch.from_numpy(linear.weight).float(), torch.from_numpy(linear.bias).float()
     head = network.fc[1] if isinstance(network.fc, nn.Sequential) else network.fc
     layers = [*head.heads] if isinstance(head, DepthHeads) else [head]
-    parts = weight.split([cast(nn.Linear, layer).in_features for layer in layers], dim=1)
+    sizes = [cast(nn.Linear, layer).in_features for layer in layers]
+    *parts, rest = weight.split([*sizes, weight.shape[1] - sum(sizes)], dim=1)
     with torch.no_grad():
         for layer, part in zip(layers, parts, strict=True):
             cast(nn.Linear, layer).weight.copy_(part)
         cast(nn.Linear, layers[-1]).bias.copy_(bias)
+    if rest.shape[1]:
+        put_coefficients(network, linear.weight[:, sum(sizes) :])
 
 
 def thumbnail_features(files: Sequence[Path]) -> NDArray[np.float64]:

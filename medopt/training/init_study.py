@@ -84,12 +84,13 @@ def compare_initializations(
 
 
 def _plainly(study: Study) -> Study:
-    """The study with a rate that is a number, and without a moving average or a switch of optimizers."""
+    """The study with a rate that is a number, without a moving average, a switch of optimizers or covariates."""
     optimizer = study.training.optimizer
     if optimizer.lr == "auto":
         optimizer = optimizer.model_copy(update={"lr": USUAL_RATE})
     changed = {"optimizer": optimizer, "ema_decay": 0.0, "switch": None}
-    return study.model_copy(update={"training": study.training.model_copy(update=changed)})
+    data = study.data.model_copy(update={"covariates": []})
+    return study.model_copy(update={"training": study.training.model_copy(update=changed), "data": data})
 
 
 def _batch(study: Study, cases: Sequence[Case], files: Sequence[Path], images: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from medopt.models.channel_widths import WIDTHS, Widths, narrow_model
 from medopt.models.resnet import network_note
 from medopt.models.starts.files import ARCHITECTURE
 from medopt.training.checkpoint import read_tensors, restore_newest, save_best, save_epoch
+from medopt.training.covariates import fit_table, put_coefficients
 from medopt.training.early_stopping import should_stop
 from medopt.training.epoch import Epochs
 from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
@@ -45,7 +46,7 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
         reporter.message(reason)
     study, facts = job.study, job.facts
     tune = study.training.fine_tune if job.tunes_start else None
-    state = start_state(study, fabric, load_best(study, job.start) if job.start else None, tune)
+    state = start_state(study, fabric, _first_network(job), tune)
     restore_newest(
         job.folder, state, facts, reporter.message, lambda scores: take_optimizer(study, fabric, state, scores)
     )
@@ -69,6 +70,17 @@ def fit(job: TrainingJob, fabric: Fabric, callbacks: TrainingCallbacks | None) -
     kept = _kept_at_the_end(job, fabric, state, callbacks)
     reporter.message(f"The weights of epoch {kept.index + 1} of {len(state.history)} are kept: {kept.reason}.")
     return Trained(job.folder / BEST, tuple(state.history), kept.index, str(fabric.device), kept.reason, pace.measured)
+
+
+def _first_network(job: TrainingJob) -> nn.Module | None:
+    """The network that training begins with, where more is known of it than the study's seed."""
+    if job.start:
+        return load_best(job.study, job.start)
+    if not job.study.data.covariates:
+        return None
+    network = build_model(job.study)
+    put_coefficients(network, fit_table(job.study, job.train_set.cases, job.val_set.cases).weight)
+    return network
 
 
 def _keep(job: TrainingJob, state: TrainingState, callbacks: TrainingCallbacks | None) -> None:

@@ -127,9 +127,12 @@ class Teacher:
         self.task = task
 
     @torch.no_grad()
-    def answers(self, image: Tensor, target: Tensor) -> Tensor:
-        """Probabilities (N, K) of images (N, C, *size), or the number's outputs; NaN where `target` is not known."""
-        logits = torch.stack([network(image).float() for network in self.networks]).mean(0)
+    def answers(self, image: Tensor, target: Tensor, *table: Tensor) -> Tensor:
+        """Probabilities (N, K) of images (N, C, *size), or the number's outputs; NaN where `target` is not known.
+
+        `table` are the encoded covariates (N, F) of a study that has some.
+        """
+        logits = torch.stack([network(image, *table).float() for network in self.networks]).mean(0)
         if self.task == "regression":
             return logits
         found = logits.softmax(dim=1) if is_exclusive(self.task) else logits.sigmoid()

@@ -19,7 +19,7 @@ from medopt.config import FineTune, Study
 from medopt.core.errors import TrainingError
 from medopt.core.records import EpochRecord
 from medopt.models import build_model
-from medopt.models.resnet import recompute_blocks
+from medopt.models.resnet import recompute_blocks, with_table
 from medopt.training.fine_tuning import freeze, pull_toward
 from medopt.training.hardware import shard
 from medopt.training.losses import Loss, Teacher
@@ -172,7 +172,8 @@ class Stepper:
     ) -> tuple[Tensor, Tensor]:
         """One step at the learning rate `rate`; returns this process's loss and the norm of the whole gradient.
 
-        `batch` is this process's micro-batches: images (N, C, *size) and targets (N, K). `images` counts those of all
+        `batch` is this process's micro-batches: images (N, C, *size) and targets (N, K), with covariates behind them
+        where the study has some. `images` counts those of all
         processes (this one's by default); the loss is the sum over this process's images, divided by that count.
         `number` counts the steps of the training, from 0. Both results stay on the device: looking at them makes a GPU
         wait. Where memory runs out the step begins again with half as many images at once, and so do those after it.
@@ -232,13 +233,13 @@ class Stepper:
         for part, (image, target) in enumerate(batch, start=1):
             with fabric.no_backward_sync(state.network, enabled=part < len(batch)):
                 on_device = image.to(fabric.device, non_blocking=True)
-                goal = target.to(fabric.device, non_blocking=True)
+                goal, table = with_table(state.model, target.to(fabric.device, non_blocking=True))
                 self._before_batch()
-                logits = state.network(on_device).float()  # (N, K)
+                logits = state.network(on_device, *table).float()  # (N, K)
                 losses = self.loss(logits, goal)
                 if self.teacher is not None:
                     with fabric.autocast():
-                        answers = self.teacher.answers(on_device, goal)
+                        answers = self.teacher.answers(on_device, goal, *table)
                     losses = self.teacher.joined(losses, logits, answers)
                 share = losses.sum() / images
                 fabric.backward(share * fabric.world_size)  # the processes' gradients are averaged, not summed

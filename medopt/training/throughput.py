@@ -214,7 +214,8 @@ class _Stages:
         study = self.study.model_copy(update={"training": self.study.training.model_copy(update={"compile": compiled})})
         stepper = StepBench(study, self.split.cases, self.split.files).stepper
         images = self.images.to(self.fabric.device)
-        target = torch.zeros(len(images), study.data.outputs, device=self.fabric.device)
+        width = study.data.outputs + study.data.encoded_covariates
+        target = torch.zeros(len(images), width, device=self.fabric.device)
         for _ in range(SETTLED if compiled else 0):
             stepper.step([(images, target)], 1e-5)
         rate = self._rate(_times(lambda: stepper.step([(images, target)], 1e-5), self.fabric.device, self.seconds))

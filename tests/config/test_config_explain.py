@@ -64,7 +64,7 @@ def test_every_default_as_it_is_shown_is_the_one_of_the_schema() -> None:
     """Written into a study file, each default gives the same study."""
     study = Study.model_validate(MINIMAL)
     for key in describe_keys():
-        if key.is_section or key.default in ("", "required"):
+        if key.is_section or key.default in ("", "required") or "[]" in key.path:
             continue
         *sections, name = key.path.split(".")
         place: object = study

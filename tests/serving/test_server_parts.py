@@ -22,7 +22,7 @@ from medopt.core.errors import ConfigError, DataError
 from medopt.core.records import FloatArray
 from medopt.imaging import read_scan
 from medopt.imaging.acquisition import Acquisition
-from medopt.release.predictor import Answer, Release
+from medopt.release.predictor import Answer, PreparedCase, Release
 from medopt.serving.server.auth import VARIABLE, Key
 from medopt.serving.server.batcher import Batcher
 from medopt.serving.server.decode_scan import prepare_bytes
@@ -36,9 +36,9 @@ SMALL = ServerLimits(max_queue=4, max_body=1000, max_unpacked=200_000, max_files
 class Reader:
     """A release's way of reading: the pixels as they are."""
 
-    def prepare(self, path: Any) -> tuple[FloatArray, Acquisition]:
+    def prepare_case(self, path: Any, covariates: object = None) -> PreparedCase:
         volume = read_scan(path)
-        return volume.array, Acquisition.from_volume(volume)
+        return PreparedCase(volume.array, Acquisition.from_volume(volume), {})
 
 
 def prepared(data: bytes, limits: ServerLimits = SMALL) -> FloatArray:
@@ -133,8 +133,8 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def sums(images: FloatArray, facts: Sequence[Acquisition | None]) -> list[Answer]:
-    assert len(facts) == len(images)
+def sums(images: FloatArray, facts: Sequence[Acquisition | None], cells: Sequence[object]) -> list[Answer]:
+    assert len(facts) == len(cells) == len(images)
     if np.isnan(images).any():
         raise DataError("no number")
     return [Answer({}, "", (float(image.sum()),)) for image in images]

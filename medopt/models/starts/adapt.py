@@ -13,6 +13,7 @@ from medopt.core.errors import ConfigError, listed
 from medopt.models.starts.start import LoadedStart, Scaling, Start, TensorFate
 
 _BUFFERS = ("num_batches_tracked",)
+COVARIATES = "covariates"  # the coefficients of another study's columns: each study learns its own
 
 
 def scaled_channels(start: Start, channels: int) -> int:
@@ -35,13 +36,13 @@ def fit_start(start: Start, network: nn.Module, where: str, *, partial: bool = F
     state, fates, missing = {}, [], []
     for name, target in own.items():
         value, how = _fitted(start, name, target)
-        if value is None and not name.startswith(("fc.", "scaling.")) and not name.endswith(_BUFFERS):
+        if value is None and not name.startswith(("fc.", "scaling.", COVARIATES)) and not name.endswith(_BUFFERS):
             missing.append(f"{name} {tuple(target.shape)}: {how}")
         state[name] = target.clone() if value is None else value.to(target.dtype).contiguous()
         fate = "new" if value is None else "adapted" if how else "taken"
         fates.append(TensorFate(name, tuple(target.shape), fate, how or ("" if value is not None else "drawn")))  # type: ignore[arg-type]
     fates += [TensorFate(name, (), "left out", "no layer of ours takes it") for name in start.left_out]
-    unused = sorted(start.tensors.keys() - own.keys())
+    unused = sorted(start.tensors.keys() - own.keys() - {COVARIATES})
     if start.scaling is not None and "scaling.scale" not in own:
         missing.append("scaling: the network has no layer for the scale of the start's images (scaled_channels)")
     fates += [TensorFate(name, tuple(start.tensors[name].shape), "left out", "no layer here") for name in unused]
@@ -71,7 +72,7 @@ def _fitted(start: Start, name: str, target: Tensor) -> tuple[Tensor | None, str
         if name in start.tensors and start.tensors[name].shape == target.shape:
             return start.tensors[name], ""
         return (None, "no scale is known") if start.scaling is None else _scale(start.scaling, name, target)
-    value = start.tensors.get(name)
+    value = None if name == COVARIATES else start.tensors.get(name)
     if value is None:
         return None, "not in the file"
     steps = []

@@ -1,4 +1,4 @@
-"""The stage `baseline`: linear models that training has to beat, of thumbnails and of the start's own features.
+"""The stage `baseline`: linear models that training has to beat, of thumbnails, the start's features and covariates.
 
 Before them it looks for shortcuts: what tells the label without the image.
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from medopt.config import Study
 from medopt.core.files import file_digest
-from medopt.core.records import SPLITS, Predictions
+from medopt.core.records import SPLITS, Estimate, Predictions
 from medopt.data.images_seen import refuse_seen
 from medopt.evaluation.analysis_results import BaselineResult, BaselinesResult, ShortcutsResult, StartRecord
 from medopt.evaluation.comparison import area_difference
@@ -28,6 +28,7 @@ from medopt.metrics.delong import auc_with_covariance, mean_auc
 from medopt.pipeline.linear_baselines import (
     LinearBaseline,
     Splits,
+    covariates_baseline,
     mean_baseline,
     start_baseline,
     thumbnail_baseline,
@@ -39,7 +40,7 @@ from medopt.pipeline.start import start_file, teacher_studies
 from medopt.training.checkpoint import write_tensors
 from medopt.training.loop import TEACHERS, architecture_note
 
-BASELINES = "baselines.csv"
+BASELINES, IMAGE = "baselines.csv", "image"
 START, TEACHER = "start.safetensors", "teacher.safetensors"
 
 
@@ -61,7 +62,7 @@ class FittedBaseline:
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """The linear models by name, thumbnail and start; and the start, where there is one.
+    """The linear models by name, thumbnail, covariates, start; and the start, where there is one.
 
     `weights` is the SHA-256 of the network of the start with its linear layer, "" from scratch; `teacher` that of the
     teacher's, "" without one.
@@ -75,7 +76,7 @@ class Baselines:
 
 
 class BaselineStage(Stage[Baselines]):
-    """Fit both on training images, choose their penalty on validation, and predict validation and test."""
+    """Fit them on training images, choose their penalty on validation, and predict validation and test."""
 
     name = "baseline"
     revision = 2  # shortcuts
@@ -91,6 +92,8 @@ class BaselineStage(Stage[Baselines]):
         study, splits, folder = context.study, context.result(PrepareStage).splits, context.folder
         shortcuts = _shortcuts(context)
         fitted, record = [thumbnail_baseline(study, splits, SPLITS)], None
+        if study.data.covariates:
+            fitted.append(covariates_baseline(study, splits, SPLITS))
         for old in (start_weights(folder), teacher_weights(folder)):
             old.unlink(missing_ok=True)
         if study.model.has_start:
@@ -158,21 +161,38 @@ def start_weights(folder: RunFolder) -> Path:
 
 
 def baselines_result(
-    study: Study, network: Predictions, linear: Mapping[str, Predictions], fitted: Baselines
+    study: Study,
+    network: Predictions,
+    linear: Mapping[str, Predictions],
+    fitted: Baselines,
+    image: Predictions | None = None,
 ) -> BaselinesResult:
-    """The linear models on the test split, each beside the trained network: paired on the same patients."""
+    """The linear models on the test split, each beside the trained network: paired on the same patients.
+
+    `image` are the predictions of a network with covariates from its image alone.
+    """
     task, confidence = study.data.task, study.evaluation.confidence
     trained = CalibratedPredictions(network, task)
     models = {}
     for name, table in linear.items():
-        own = CalibratedPredictions(table, task).judged
         one = fitted.models[name]
         models[name] = BaselineResult(
             reads=one.reads,
             features=one.features,
             strength=one.strength,
             validation_auc=one.validation_auc if np.isfinite(one.validation_auc) else None,
-            auc=mean_auc(auc_with_covariance(own.score, own.truth, own.patients), len(own.predictions), confidence),
-            gain=area_difference(own, trained, confidence)[0],
+            **_beside(CalibratedPredictions(table, task), trained, confidence),
+        )
+    if image is not None:
+        compared = _beside(CalibratedPredictions(image, task), trained, confidence)
+        models[IMAGE] = BaselineResult(
+            reads="the same network without its covariates", features=0, strength=None, validation_auc=None, **compared
         )
     return BaselinesResult(models=models, start=fitted.start, shortcuts=fitted.shortcuts)
+
+
+def _beside(one: CalibratedPredictions, trained: CalibratedPredictions, confidence: float) -> dict[str, Estimate]:
+    """A model's AUC, and by how much the trained network's is higher."""
+    own = one.judged
+    auc = mean_auc(auc_with_covariance(own.score, own.truth, own.patients), len(own.predictions), confidence)
+    return {"auc": auc, "gain": area_difference(own, trained, confidence)[0]}

@@ -14,6 +14,7 @@ from medopt.core.records import SPLITS
 from medopt.data.cache import PreparedImages
 from medopt.evaluation.analysis_results import PruningStep
 from medopt.inference.engines import load_batch
+from medopt.pipeline.covariate_terms import TERMS, write_terms
 from medopt.pipeline.run_folder import FLOAT, NARROW, QUANTIZED, RunFolder
 from medopt.pipeline.stage import RunContext, Stage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
@@ -42,16 +43,17 @@ class CompressStage(Stage[Compressed]):
     inputs = ("prepare",)
     result_type = Compressed
 
-    def __init__(self, pruning: Sequence[PruneStage] = ()) -> None:
-        self.pruning = pruning
+    def __init__(self, pruning: Sequence[PruneStage] = (), *, covariates: bool = False) -> None:
+        self.pruning, self.covariates = pruning, covariates
 
     def depends_on(self, context: RunContext) -> Mapping[str, object]:
         """The weights."""
         return {"weights": [file_digest(path) for path in self._weights(context)]}
 
     def outputs(self, folder: RunFolder) -> Sequence[Path]:
-        """The ONNX files."""
-        return [folder.models / name for name in (FLOAT, QUANTIZED, *([NARROW] if self.pruning else []))]
+        """The ONNX files, and what covariates add to their logits."""
+        more = [*([NARROW] if self.pruning else []), *([TERMS] if self.covariates else [])]
+        return [folder.models / name for name in (FLOAT, QUANTIZED, *more)]
 
     def run(self, context: RunContext) -> Compressed:
         """Write the files; raises MedoptError where the exported network answers otherwise than torch."""
@@ -62,6 +64,7 @@ class CompressStage(Stage[Compressed]):
             network, path = load_best(study, weights), folder.models / source
             parity = max(parity, export_onnx(network, load_batch(files[:8]), path, compression.opset))
         quantize_int8(path, folder.models / QUANTIZED, PreparedImages(files), compression.profile)
+        write_terms(study, self._weights(context), folder.models)
         size = " x ".join(map(str, study.prepare.size))
         context.reporter.message(
             f"exported (largest logit difference {parity:.1e}), int8 for {compression.profile} calibrated on "

@@ -16,13 +16,14 @@ from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.run_metrics import METRICS_FILE, KeptWeights
 from medopt.evaluation.shortcuts import NAME, shortcut_text
 from medopt.inference.engines import open_engine
+from medopt.pipeline.covariate_terms import covariate_logits, read_terms
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.metrics_json import FIGURES, draw_figures, summarize
 from medopt.pipeline.predict import predict, subgroups
 from medopt.pipeline.run_folder import INT8, RunFolder
 from medopt.pipeline.stage import NoResult, RunContext, Stage
 from medopt.pipeline.stage_settings import stage_names
-from medopt.pipeline.stages.baseline import BASELINES, BaselineStage, baselines_result
+from medopt.pipeline.stages.baseline import BASELINES, IMAGE, BaselineStage, baselines_result
 from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.pipeline.stages.train import LINEAR, TrainStage, history_of
@@ -79,6 +80,7 @@ class EvaluateStage(Stage[NoResult]):
             override=override_of(context),
             baselines=baselines,
             kept=_kept(context),
+            terms=read_terms(study, folder.models),
             mlflow_run_id=context.tracker.run_id,
             data_notes=notes_of(context),
         )
@@ -104,8 +106,16 @@ def _baselines(context: RunContext, tables: Sequence[Predictions]) -> BaselinesR
     fitted, trained = context.result(BaselineStage), context.result(TrainStage)
     network = next(table for table in tables if table.model == "float").of_split("test")
     linear = {table.model: table.of_split("test") for table in read_predictions(context.folder.path / BASELINES)}
-    compared = baselines_result(context.study, network, linear, fitted)
+    compared = baselines_result(context.study, network, linear, fitted, _without_covariates(context, network))
     return compared.model_copy(update={"linear_goes_on": trained.best_epoch == LINEAR})
+
+
+def _without_covariates(context: RunContext, network: Predictions) -> Predictions | None:
+    """The float network's predictions of the test split from the image alone; None where it sees nothing else."""
+    if (terms := read_terms(context.study, context.folder.models)) is None:
+        return None
+    added = covariate_logits(context.study, terms.float, context.result(PrepareStage)["test"].cases)
+    return replace(network, model=IMAGE, logits=network.logits - added)
 
 
 def _kept(context: RunContext) -> KeptWeights | None:
@@ -145,13 +155,14 @@ def predict_splits(
     study: Study, splits: PreparedSplits, folder: RunFolder, gate_result: GateResult
 ) -> list[Predictions]:
     """Validation and test predictions of both models, each in the engine that will serve it."""
-    tables, parts = [], [splits[split] for split in SPLITS[1:]]
+    tables, parts, terms = [], [splits[split] for split in SPLITS[1:]], read_terms(study, folder.models)
     groups = subgroups(
         PreparedSplit([c for part in parts for c in part.cases], [f for part in parts for f in part.files])
     )
     for kind in KINDS:
         engine = open_engine(gate_result.engines[kind][0], folder.models / f"{kind}.onnx", study.compression.cores)
-        predicted = [predict(study, kind, split, splits[split], engine) for split in SPLITS[1:]]
+        term = terms[kind] if terms else None
+        predicted = [predict(study, kind, split, splits[split], engine, term) for split in SPLITS[1:]]
         tables.append(replace(Predictions.joined(kind, predicted), subgroups=groups))
     return tables
 

@@ -112,6 +112,8 @@ def explain_cases(
     caption = (CAPTION_OF_CASES if study.prepare.channel_names else CAPTION).format(
         stage=stage, sanity=f"\n{sanity.said}"
     )
+    if study.data.covariates:
+        caption += " What the covariates add to the answer lies nowhere on a map."
     explain_figure(drawings, folder / "cases.png", caption=caption)
     errors = [one for one in chosen if one.why != "drawn at random"]
     nearest = _nearest(study, splits, errors, place) if study.evaluation.nearest and errors else ()

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from medopt.compression.gate import GateMeasurement, disagreement, judge, loses
 from medopt.compression.mixed_precision import rank_by_harm, write_mixed_precision
 from medopt.config import Study
-from medopt.core.records import Estimate, Predictions
+from medopt.core.covariates import CovariateTerms
+from medopt.core.records import Estimate, Kind, Predictions
 from medopt.core.reporter import Reporter
 from medopt.data.cache import PreparedImages
 from medopt.evaluation.comparison import area_difference
@@ -32,6 +33,7 @@ from medopt.metrics.delong import auc_with_covariance
 from medopt.metrics.number_figures import error_change
 from medopt.metrics.numbers import Margin
 from medopt.metrics.weighted import auc
+from medopt.pipeline.covariate_terms import read_terms
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.predict import predict
 from medopt.pipeline.run_folder import FLOAT, INT8, NARROW, QUANTIZED, RunFolder
@@ -197,8 +199,14 @@ class GateEvaluator:
         runs = {name: (lambda e=engine: e.run(image)) for name, engine in pairs}
         return measure_latency({"torch_float": lambda: self.eager(image), **runs})
 
-    def _table(self, kind: str, engine: Engine) -> Predictions:
-        return predict(self.study, kind, "val", self.validation, engine)
+    @cached_property
+    def terms(self) -> CovariateTerms | None:
+        """What covariates add to the logits of the models."""
+        return read_terms(self.study, self.models)
+
+    def _table(self, kind: Kind, engine: Engine) -> Predictions:
+        term = self.terms[kind] if self.terms else None
+        return predict(self.study, kind, "val", self.validation, engine, term)
 
     def _auc(self, table: Predictions) -> float | None:
         scored = CalibratedPredictions(table, self.study.data.task)

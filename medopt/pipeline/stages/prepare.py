@@ -96,7 +96,10 @@ def refuse_duplicates(study: Study, splits: Mapping[Split, PreparedSplit]) -> li
 
 
 def content_of(splits: Mapping[Split, PreparedSplit]) -> str:
-    """The digest of the prepared images and their labels: the cache's names are hashes of content."""
+    """The digest of the prepared images, their labels and covariates: the cache's names are hashes of content."""
     return digest(
-        {split: [(p.name, c.label) for p, c in zip(s.files, s.cases, strict=True)] for split, s in splits.items()}
+        {
+            split: [(p.name, c.label, *c.covariates) for p, c in zip(s.files, s.cases, strict=True)]
+            for split, s in splits.items()
+        }
     )

@@ -93,10 +93,11 @@ def _seen(context: RunContext) -> dict[str, str]:
 
 def reference_of(predictor: Release, validation: PreparedSplit) -> Reference:
     """What drift is measured against: the aggregates of a release's answers on the validation images."""
-    rows: list[Row] = []
+    rows, columns = list[Row](), [one.column for one in predictor.info.covariates]
     for part in batches(len(validation.files), AT_ONCE):
         acquisitions = [load_facts(file) for file in validation.files[part]]
-        answers = predictor.predict_batch(load_batch(validation.files[part]), acquisitions)
+        cells = [dict(zip(columns, case.covariates, strict=True)) for case in validation.cases[part]]
+        answers = predictor.predict_batch(load_batch(validation.files[part]), acquisitions, cells)
         pairs = zip(answers, acquisitions, strict=True)
         rows += [Row("", answer, facts=acquisition) for answer, acquisition in pairs]
     info = predictor.info

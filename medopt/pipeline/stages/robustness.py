@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medopt.config import Prepare, Study
 from medopt.core.files import file_digest
 from medopt.core.provenance import usable_cores
-from medopt.core.records import KINDS, FloatArray, Predictions, batches
+from medopt.core.records import KINDS, FloatArray, Kind, Predictions, batches
 from medopt.core.reporter import Reporter
 from medopt.evaluation.analysis_results import RobustnessResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
@@ -23,6 +23,7 @@ from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
 from medopt.inference.engines import Engine, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
+from medopt.pipeline.covariate_terms import covariate_logits, read_terms
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import NoResult, RunContext, Stage
@@ -87,12 +88,14 @@ def check_robustness(
     """
     rows, settings = choose_cases(test, study.evaluation.shift_cases, study.seed), study.evaluation
     part = PreparedSplit([test.cases[row] for row in rows], [test.files[row] for row in rows])
-    originals: dict[str, Predictions] = {
+    originals: dict[Kind, Predictions] = {
         kind: replace(clean[kind].where(np.array(rows)), model=shift_name(kind)) for kind in KINDS
     }
     tables = [*originals.values()]
+    terms = read_terms(study, folder.models)
+    added = {kind: covariate_logits(study, terms[kind] if terms else None, part.cases) for kind in KINDS}
     for (kind, family, level), logits in _worse(study, part, folder, judged, reporter).items():
-        tables.append(replace(originals[kind], model=shift_name(kind, family, level), logits=logits))
+        tables.append(replace(originals[kind], model=shift_name(kind, family, level), logits=logits + added[kind]))
     path, calibrations = folder.path / TABLE, {one.model: judged.calibrations[_kind(one)] for one in tables}
     write_predictions(path, tables, study.data.labels, study.data.task, calibrations)
     found = from_tables(
@@ -108,7 +111,7 @@ def _kind(table: Predictions) -> str:
     return table.model.partition("|")[0]
 
 
-Logits = dict[tuple[str, str, int], NDArray[np.float64]]
+Logits = dict[tuple[Kind, str, int], NDArray[np.float64]]
 
 
 def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateResult, reporter: Reporter) -> Logits:
@@ -118,7 +121,7 @@ def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateRes
     against 0.6 ms on a busy machine), and the images are made worse side by side as well.
     """
     workers = min(MOST_WORKERS, study.compression.cores or usable_cores())
-    free: SimpleQueue[dict[str, Engine]] = SimpleQueue()
+    free: SimpleQueue[dict[Kind, Engine]] = SimpleQueue()
     for _ in range(workers):
         free.put({kind: open_engine(judged.engines[kind][0], folder.models / f"{kind}.onnx", 1) for kind in KINDS})
 
@@ -138,7 +141,7 @@ def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateRes
     return {key: np.concatenate([one[key] for one in found]) for key in found[0]}
 
 
-def _worse_rows(study: Study, part: PreparedSplit, engines: Mapping[str, Engine]) -> Logits:
+def _worse_rows(study: Study, part: PreparedSplit, engines: Mapping[Kind, Engine]) -> Logits:
     names = [case.case_id for case in part.cases]
     images = [torch.from_numpy(one) for one in load_batch(part.files)]
     families = study.evaluation.shift_families

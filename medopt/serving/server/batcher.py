@@ -14,18 +14,20 @@ import numpy as np
 from medopt.core.errors import DataError
 from medopt.core.records import FloatArray, batches
 from medopt.imaging.acquisition import Acquisition
+from medopt.release.case_covariates import Cells
 from medopt.release.predictor import Answer
 
 Facts = Sequence[Acquisition | None]
-Predict = Callable[[FloatArray, Facts], list[Answer]]
+Predict = Callable[[FloatArray, Facts, Sequence[Cells]], list[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Images of one request (N, C, *size), and the future that gets their answers."""
+    """Images of one request (N, C, *size), what is known of each, and the future that gets their answers."""
 
     images: FloatArray
     facts: Facts
+    cells: Sequence[Cells]
     answers: asyncio.Future[list[Answer]]
 
 
@@ -63,10 +65,16 @@ class Batcher:
         finally:
             arrived()
 
-    async def ask(self, images: FloatArray, facts: Facts) -> list[Answer]:
-        """Answers for prepared images (N, C, *size); raises DataError where the model has none for one of them."""
-        loop = asyncio.get_running_loop()
-        parts = [_Part(images[rows], facts[rows], loop.create_future()) for rows in batches(len(images), self.size)]
+    async def ask(self, images: FloatArray, facts: Facts, cells: Sequence[Cells] | None = None) -> list[Answer]:
+        """Answers for prepared images (N, C, *size); raises DataError where the model has none for one of them.
+
+        `cells` are those of the covariates of each.
+        """
+        loop, known = asyncio.get_running_loop(), cells or [{}] * len(images)
+        parts = [
+            _Part(images[rows], facts[rows], known[rows], loop.create_future())
+            for rows in batches(len(images), self.size)
+        ]
         self._waiting.extend(parts)
         self._changed.set()
         results = await asyncio.gather(*(part.answers for part in parts))
@@ -110,9 +118,10 @@ class Batcher:
         """One call of the engine; where it fails, each request is predicted alone: one of them is at fault."""
         images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
         facts = [scan for part in parts for scan in part.facts]
+        cells = [case for part in parts for case in part.cells]
         loop = asyncio.get_running_loop()
         try:
-            answers = iter(await loop.run_in_executor(self._thread, self._predict, images, facts))
+            answers = iter(await loop.run_in_executor(self._thread, self._predict, images, facts, cells))
         except Exception as error:
             if len(parts) > 1 and isinstance(error, DataError):
                 for part in parts:

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -20,15 +20,14 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from medopt.core.errors import DataError
-from medopt.core.records import FloatArray, Volume
-from medopt.imaging.acquisition import Acquisition
+from medopt.core.records import Volume
 from medopt.imaging.channels import ScanPath, scan_name
 from medopt.imaging.dicom_file import is_dicom
 from medopt.imaging.parse_dicom import parse_dicom
 from medopt.imaging.raster import FORMATS, is_image
 from medopt.imaging.redact import redacted
 from medopt.imaging.scan_path import safe_relative_path
-from medopt.release.predictor import Release
+from medopt.release.predictor import PreparedCase, Release
 from medopt.serving.batch import IGNORED
 from medopt.serving.server.limits import ServerLimits
 
@@ -40,14 +39,17 @@ _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _CLAIMING = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
-def prepare_bytes(release: Release, data: ScanBytes, limits: ServerLimits) -> tuple[FloatArray, Acquisition]:
-    """One scan's tensor (C, *size) and facts: a DICOM, NIfTI or image file, or a zip of one scan's files.
+def prepare_bytes(
+    release: Release, data: ScanBytes, limits: ServerLimits, covariates: Mapping[str, object] | None = None
+) -> PreparedCase:
+    """One scan as the model takes it: a DICOM, NIfTI or image file, or a zip of one scan's files.
 
-    Of a case of several images each is such a file. Read by the release's own chain, as `medopt predict` does. Raises
-    DataError with a reason that quotes nothing from the client: a file of a zip is named by its number.
+    Of a case of several images each is such a file; `covariates` are those that the request gives. Read by the
+    release's own chain, as `medopt predict` does. Raises DataError with a reason that quotes nothing from the
+    client: a file of a zip is named by its number.
     """
     with _scan_path(release, data, limits) as place:
-        return release.prepare(place)
+        return release.prepare_case(place, covariates)
 
 
 def read_bytes(release: Release, data: ScanBytes, limits: ServerLimits) -> Volume:

@@ -137,7 +137,7 @@ class Servicer(stubs.GRPCInferenceServiceServicer):
         served = service.registry.find(message.model_name, message.model_version)
         log.model, log.version = served.name, served.verified.version
         with service.admitted(1, message.ByteSize()):
-            inputs = ReleaseInputs.of(served.verified.release.info.prepare)
+            inputs = ReleaseInputs.of(served.verified.release.info)
             request, selection, log.digest = await service.in_reader(parse_message, message, inputs)
             response = await service.answer(served, request, log, taken=1)
         return write_message(response, selection, raw=bool(message.raw_input_contents))

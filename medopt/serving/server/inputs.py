@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Self, cast
 
-from medopt.config import Prepare
 from medopt.core.records import FloatArray
+from medopt.release.layout import ReleaseInfo
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.service import IMAGE, SCAN, InferenceRequest
 
 Tensor = FloatArray | tuple[bytes, ...]
+_MAX_TEXT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +20,18 @@ class ReleaseInputs:
     """What a release takes: `image` (FP32, prepared), or files: `scan`, or an input for each image of a case.
 
     `may_miss`: a case may lack an image (prepare.missing_channel: zeros). An input that is left out is missing in every
-    case, and an empty file in one.
+    case, and an empty file in one. `covariates` are inputs, too: a text a case, which may be left out or empty.
     """
 
     channels: tuple[str, ...] = ()
     may_miss: bool = False
+    covariates: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, prepare: Prepare) -> Self:
-        """Those of a release's chain."""
-        return cls(prepare.channel_names, prepare.missing_channel == "zeros")
+    def of(cls, info: ReleaseInfo) -> Self:
+        """Those of a release."""
+        names = tuple(one.column for one in info.covariates)
+        return cls(info.prepare.channel_names, info.prepare.missing_channel == "zeros", names)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -38,11 +41,12 @@ class ReleaseInputs:
     @property
     def text(self) -> str:
         """The inputs, for a sentence."""
-        return f"{IMAGE} (FP32, prepared) or {', '.join(self.files)} (BYTES, files)"
+        beside = f", and beside them {', '.join(self.covariates)} (BYTES, texts)" if self.covariates else ""
+        return f"{IMAGE} (FP32, prepared) or {', '.join(self.files)} (BYTES, files){beside}"
 
     def check(self, name: str, datatype: str, shape: Sequence[int]) -> None:
         """Raises Refused for an input that the release does not have."""
-        if name != IMAGE and name not in self.files:
+        if name != IMAGE and name not in (*self.files, *self.covariates):
             raise Refused("malformed", f"The inputs are {self.text}; this release has no other.")
         expected = "FP32" if name == IMAGE else "BYTES"
         if datatype != expected:
@@ -55,18 +59,44 @@ class ReleaseInputs:
     def request(self, tensors: Sequence[tuple[str, Tensor]]) -> InferenceRequest:
         """The tensors, which were checked, as a request. Raises Refused where they do not make up cases."""
         given = dict(tensors)
-        if len(given) < len(tensors) or not given or (IMAGE in given and len(given) > 1):
+        is_twice = len(given) < len(tensors)
+        beside = {
+            name: tuple(map(_text, cast(tuple[bytes, ...], given.pop(name))))
+            for name in self.covariates
+            if name in given
+        }
+        if is_twice or not given or (IMAGE in given and len(given) > 1):
             which = "each input once: " if self.channels else "exactly one input: "
             raise Refused("malformed", f"Give {which}{self.text}.")
         files: dict[str, tuple[bytes, ...]] = {}
         for name, tensor in given.items():
             if not isinstance(tensor, tuple):
-                return InferenceRequest(images=tensor)
+                return self._with(InferenceRequest(images=tensor), beside)
             files[name] = tensor
-        return InferenceRequest(scans=self._cases(files) if self.channels else self._whole(files[SCAN]))
+        scans = self._cases(files) if self.channels else self._whole(files[SCAN])
+        return self._with(InferenceRequest(scans=scans), beside)
 
-    def from_form(self, files: Sequence[tuple[str, bytes]]) -> InferenceRequest:
-        """The files of a form. Each is a scan; of cases of several images the k-th of each name makes up case k."""
+    def _with(self, request: InferenceRequest, beside: Mapping[str, tuple[str, ...]]) -> InferenceRequest:
+        """The request with the covariates of its cases. Raises Refused where there are more or fewer of them."""
+        for name, texts in beside.items():
+            if len(texts) != request.count:
+                raise Refused("malformed", f"The input {name} has {len(texts)} values for {request.count} cases.")
+        rows = zip(*beside.values(), strict=True)
+        return replace(request, covariates=tuple(dict(zip(beside, row, strict=True)) for row in rows))
+
+    def from_form(self, files: Sequence[tuple[str, bytes]], fields: Mapping[str, str]) -> InferenceRequest:
+        """The files of a form. Each is a scan; of cases of several images the k-th of each name makes up case k.
+
+        `fields` hold the covariates, of a form of one case alone.
+        """
+        request = self._of_files(files)
+        beside = {name: (_text(fields[name].encode()),) for name in self.covariates if name in fields}
+        if beside and request.count != 1:
+            names = ", ".join(beside)
+            raise Refused("malformed", f"A form with covariates ({names}) holds one case: send a form for each.")
+        return self._with(request, beside)
+
+    def _of_files(self, files: Sequence[tuple[str, bytes]]) -> InferenceRequest:
         if not self.channels:
             return InferenceRequest(scans=tuple(content for _, content in files))
         if any(name not in self.channels for name, _ in files):
@@ -114,3 +144,10 @@ class ReleaseInputs:
                 empty = self.channels[case.index(b"")]
                 raise Refused("malformed", f"The input {empty} of case {number} of {count} is an empty file.")
         return cases
+
+
+def _text(value: bytes) -> str:
+    """A covariate's cell; raises Refused for what can be none."""
+    if len(value) > _MAX_TEXT:
+        raise Refused("malformed", f"The value of a covariate is longer than {_MAX_TEXT} bytes.")
+    return value.decode("utf-8", "replace")

@@ -10,7 +10,17 @@ from medopt.core.records import has_one_output
 from medopt.serving.server.inputs import ReleaseInputs
 from medopt.serving.server.limits import Refused
 from medopt.serving.server.releases import ReleaseState
-from medopt.serving.server.service import DECISION, DECLINED, IMAGE, LOGITS, NUMBER, PROBABILITIES, Service, identity
+from medopt.serving.server.service import (
+    DECISION,
+    DECLINED,
+    IMAGE,
+    LOGITS,
+    MISSING,
+    NUMBER,
+    PROBABILITIES,
+    Service,
+    identity,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +77,14 @@ def model_metadata(service: Service, name: str, version: str = "") -> ModelMetad
         return ModelMetadata(name, versions, states)
     served = service.registry.find(name, version)
     info = served.verified.release.info
-    labels = len(info.labels)
+    labels, inputs = len(info.labels), ReleaseInputs.of(info)
     return ModelMetadata(
         name,
         versions,
         states,
         inputs=(
             TensorMetadata(IMAGE, "FP32", (-1, info.prepare.input_channels, *info.prepare.size)),
-            *(TensorMetadata(name, "BYTES", (-1,)) for name in ReleaseInputs.of(info.prepare).files),
+            *(TensorMetadata(name, "BYTES", (-1,)) for name in (*inputs.files, *inputs.covariates)),
         ),
         outputs=(
             TensorMetadata(PROBABILITIES, "FP64", (-1, labels)),
@@ -82,6 +92,7 @@ def model_metadata(service: Service, name: str, version: str = "") -> ModelMetad
             TensorMetadata(DECLINED, "BYTES", (-1,)),
             TensorMetadata(LOGITS, "FP64", (-1, 1 if has_one_output(info.task) else labels)),
             *([TensorMetadata(NUMBER, "FP64", (-1, 3))] if info.number else []),
+            *([TensorMetadata(MISSING, "BYTES", (-1,))] if info.covariates else []),
         ),
         parameters=identity(served) | {"question": info.question, "intended_use": info.intended_use},
     )

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from medopt import __version__
+from medopt.config import Covariate
 from medopt.serving.server.form_data import FORM
 from medopt.serving.server.limits import HTTP, Kind
-from medopt.serving.server.openapi_schemas import BODIES, SCHEMAS, files_of_cases, input_of_cases
+from medopt.serving.server.openapi_schemas import BODIES, SCHEMAS, Cases, files_of_cases, input_of_cases
 
 HTML, TEXT = "text/html", "text/plain"
 Body = Literal["", "infer", "index", "try", "key"]
@@ -50,9 +51,17 @@ def infer_operation(path: str, endpoint: Callable[[Request], Awaitable[Response]
     return Operation("POST", path, endpoint, {200: "InferResponse"}, _INFER, "infer")
 
 
-def document(operations: Sequence[Operation], channels: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, Any]:
-    """The document (OpenAPI 3.1.0) of all operations. `channels`: the images of a case by release."""
-    cases = {model: names for model, names in (channels or {}).items() if names}
+def document(
+    operations: Sequence[Operation],
+    channels: Mapping[str, tuple[str, ...]] | None = None,
+    covariates: Mapping[str, tuple[Covariate, ...]] | None = None,
+) -> dict[str, Any]:
+    """The document (OpenAPI 3.1.0) of all operations.
+
+    `channels`: the images of a case by release; `covariates`: what a release asks for beside them.
+    """
+    several = {model: names for model, names in (channels or {}).items() if names}
+    cases = Cases(several, {model: beside for model, beside in (covariates or {}).items() if beside})
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, cases)
@@ -74,7 +83,7 @@ def document(operations: Sequence[Operation], channels: Mapping[str, tuple[str, 
     }
 
 
-def _operation(operation: Operation, cases: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+def _operation(operation: Operation, cases: Cases) -> dict[str, Any]:
     responses = {str(status): _answer(status, kind) for status, kind in operation.answers.items()}
     first: tuple[Kind, ...] = () if operation.without_key else ("key",)
     for kind in (*first, "encoding", *operation.refusals):
@@ -94,7 +103,7 @@ def _operation(operation: Operation, cases: Mapping[str, tuple[str, ...]]) -> di
     if operation.body == "infer":  # where binary outputs are asked for
         responses["200"]["content"]["application/octet-stream"] = {"schema": {"type": "string"}}
     if operation.body:
-        body = BODIES[operation.body] | (files_of_cases(operation.body, cases) if cases else {})
+        body = BODIES[operation.body] | files_of_cases(operation.body, cases)
         described["requestBody"] = {"required": operation.body != "index", "content": body}
         if FORM in body and "application/octet-stream" in body:
             described["parameters"].append(_HEADER_LENGTH)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from medopt.config import Covariate
 from medopt.serving.server.form_data import FORM
 from medopt.serving.server.service import IMAGE, OUTPUTS, SCAN
 
@@ -98,34 +100,70 @@ BODIES: dict[str, dict[str, Any]] = {
 """The bodies that operations take: media types and their schemas."""
 
 
-def input_of_cases(cases: Mapping[str, tuple[str, ...]]) -> dict[str, Schema]:
-    """InferInput and InferRequest where releases have cases of several images: an input of files for each of these."""
-    if not cases:
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """By release the images of a case, where there are several, and the covariates, where it asks for some."""
+
+    images: Mapping[str, tuple[str, ...]]
+    covariates: Mapping[str, tuple[Covariate, ...]]
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs and fields beside those that every release has."""
+        beside = [one.column for covariates in self.covariates.values() for one in covariates]
+        return list(dict.fromkeys([*(name for images in self.images.values() for name in images), *beside]))
+
+    @property
+    def most(self) -> int:
+        """Inputs of one request at most."""
+        models = self.images.keys() | self.covariates.keys()
+        counts = [max(1, len(self.images.get(one, ()))) + len(self.covariates.get(one, ())) for one in models]
+        return max(counts, default=1)
+
+    @property
+    def text(self) -> str:
+        """Which inputs and fields a release takes, for a description."""
+        texts = []
+        if self.images:
+            each = "; ".join(f"{model}: {', '.join(images)}" for model, images in self.images.items())
+            texts.append(f"A case of these releases has several images, each a file under its name ({each}).")
+        if self.covariates:
+            each = "; ".join(f"{model}: {', '.join(map(_asked, found))}" for model, found in self.covariates.items())
+            texts.append(f"These releases take covariates, each a text under its name, empty where unknown ({each}).")
+        return " ".join(texts)
+
+
+def _asked(covariate: Covariate) -> str:
+    """A covariate's name and what it holds."""
+    fitted = covariate.fitted
+    if fitted is None or covariate.kind != "category":
+        return f"{covariate.column} (a number)"
+    return f"{covariate.column} ({' | '.join(fitted.levels)})"
+
+
+def input_of_cases(cases: Cases) -> dict[str, Schema]:
+    """InferInput and InferRequest where releases have cases of several images or covariates: an input for each."""
+    if not cases.names:
         return {}
     plain = SCHEMAS["InferInput"]
-    names = {"enum": list(dict.fromkeys([SCAN, IMAGE, *(name for channels in cases.values() for name in channels)]))}
-    text = f"{plain['description']} {_text_of(cases)}"
+    names = {"enum": [SCAN, IMAGE, *cases.names]}
+    text = f"{plain['description']} {cases.text}"
     request = SCHEMAS["InferRequest"]
-    inputs = request["properties"]["inputs"] | {"maxItems": max(map(len, cases.values()))}
+    inputs = request["properties"]["inputs"] | {"maxItems": cases.most}
     return {
         "InferInput": plain | {"properties": plain["properties"] | {"name": names}, "description": text},
         "InferRequest": request | {"properties": request["properties"] | {"inputs": inputs}},
     }
 
 
-def files_of_cases(body: str, cases: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """The form of an operation that takes files: a field for each image of a case, beside the field of a single one."""
-    if FORM not in BODIES[body]:
+def files_of_cases(body: str, cases: Cases) -> dict[str, Any]:
+    """The form of an operation that takes files: a field for each image of a case and each covariate, too."""
+    if FORM not in BODIES[body] or not cases.names:
         return {}
     form = BODIES[body][FORM]["schema"]
     one = form["properties"]["scan"]
-    fields = {name: one for channels in cases.values() for name in channels}
-    required = [name for name in form["required"] if name != "scan"]
-    several = {"properties": form["properties"] | fields, "required": required, "description": _text_of(cases)}
+    fields = {name: one for images in cases.images.values() for name in images}
+    texts = {each.column: _TEXT for found in cases.covariates.values() for each in found}
+    required = [name for name in form["required"] if name != "scan" or not cases.images]
+    several = {"properties": form["properties"] | texts | fields, "required": required, "description": cases.text}
     return {FORM: {"schema": form | several}}
-
-
-def _text_of(cases: Mapping[str, tuple[str, ...]]) -> str:
-    """Which fields a release takes, for a description."""
-    each = "; ".join(f"{model}: {', '.join(channels)}" for model, channels in cases.items())
-    return f"A case of these releases has several images, each a file under its name ({each})."

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from medopt.config import Covariate
 from medopt.core.errors import MedoptError, ReleaseError
 from medopt.core.files import file_digest
 from medopt.release.golden import replay
-from medopt.release.layout import INFO, SUMS, Kind
+from medopt.release.layout import INFO, SUMS, Kind, ReleaseInfo
 from medopt.release.predictor import Release
 from medopt.release.sbom import runtime_differences
 from medopt.serving.server.batcher import Batcher
@@ -158,8 +159,15 @@ class ReleaseRegistry:
 
     def channels(self) -> dict[str, tuple[str, ...]]:
         """The images of a case of each name that serves now; empty where a case is one image."""
-        serving = [(folder.name, folder.served) for folder in self._folders if folder.served]
-        return {name: served.verified.release.info.prepare.channel_names for name, served in serving}
+        return {name: info.prepare.channel_names for name, info in self.infos().items()}
+
+    def covariates(self) -> dict[str, tuple[Covariate, ...]]:
+        """What each name that serves now asks for beside the image; empty where it is nothing."""
+        return {name: tuple(info.covariates) for name, info in self.infos().items()}
+
+    def infos(self) -> dict[str, ReleaseInfo]:
+        """The release of each name that serves now."""
+        return {folder.name: folder.served.verified.release.info for folder in self._folders if folder.served}
 
     @property
     def ready(self) -> bool:

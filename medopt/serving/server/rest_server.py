@@ -38,7 +38,8 @@ def application(service: Service, key: Key, try_page: bool = False) -> Channel:
 
     async def openapi(_: Request) -> Response:
         """This document: every route of this server (OpenAPI 3.1)."""
-        return JSONResponse(document(operations, service.registry.channels()))
+        registry = service.registry
+        return JSONResponse(document(operations, registry.channels(), registry.covariates()))
 
     operations.append(Operation("GET", "/openapi.json", openapi, {200: "Document"}))
     routes = [Route(operation.path, operation.endpoint, methods=[operation.method]) for operation in operations]
@@ -203,7 +204,7 @@ class _Protocol:
                     log.digest = await service.in_reader(content_digest, body)
                 length = request.headers.get(JSON_LENGTH)
                 max_scans = service.limits.max_queue
-                inputs = ReleaseInputs.of(served.verified.release.info.prepare)
+                inputs = ReleaseInputs.of(served.verified.release.info)
                 sent, selection = await service.in_reader(parse_request, body, length, content_type, max_scans, inputs)
                 if is_form(content_type):  # its boundary is another each time
                     log.digest = await service.in_reader(content_digest, *sent.files)

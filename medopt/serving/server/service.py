@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +20,7 @@ from medopt import __version__
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import FloatArray
-from medopt.imaging.acquisition import Acquisition
-from medopt.release.predictor import UNDECIDED, Answer, Release
+from medopt.release.predictor import UNDECIDED, Answer, PreparedCase, Release
 from medopt.serving.server.decode_scan import ScanBytes, prepare_bytes
 from medopt.serving.server.limits import HTTP, Admission, Refused, ServerLimits
 from medopt.serving.server.log import event
@@ -32,21 +31,32 @@ IMAGE, SCAN = "image", "scan"
 PROBABILITIES, DECISION, DECLINED, LOGITS = "probabilities", "decision", "declined", "logits"
 NUMBER = "number"
 """Of a regression study's release only: the number, and the interval that is promised for the true one, (N, 3)."""
-OUTPUTS = (PROBABILITIES, DECISION, DECLINED, LOGITS, NUMBER)
+MISSING = "missing_covariates"
+"""Of a release with covariates only: those that counted as missing, joined by semicolons, (N,)."""
+OUTPUTS = (PROBABILITIES, DECISION, DECLINED, LOGITS, NUMBER, MISSING)
 _MARGIN = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """A request: prepared images (N, C, *size) float32, or the bytes of N scans, each of one file or one a channel."""
+    """A request: prepared images (N, C, *size) float32, or the bytes of N scans, each of one file or one a channel.
+
+    `covariates` are those that it gives of each case, by name; empty where it gives none.
+    """
 
     images: FloatArray | None = None
     scans: tuple[ScanBytes, ...] = ()
+    covariates: tuple[Mapping[str, str], ...] = ()
 
     @property
     def count(self) -> int:
         """Images in it."""
         return len(self.scans) if self.images is None else len(self.images)
+
+    @property
+    def cells(self) -> Sequence[Mapping[str, str]]:
+        """The covariates of each case."""
+        return self.covariates or [{}] * self.count
 
     @property
     def files(self) -> list[bytes]:
@@ -58,7 +68,8 @@ class InferenceRequest:
 class InferenceResponse:
     """Answers as named arrays of N rows: probabilities (N, labels), logits (N, K), decision and declined (N,).
 
-    Of a release of a number also number (N, 3): the number, and the ends of its interval.
+    Of a release of a number also number (N, 3): the number, and the ends of its interval; of one with covariates also
+    missing_covariates (N,).
     """
 
     model: str
@@ -207,15 +218,18 @@ class Service:
     async def _predict(self, served: ServedRelease, request: InferenceRequest) -> list[Answer]:
         if request.images is not None:
             check_prepared(request.images, served.verified.release)
-            return await served.batcher.ask(request.images, [None] * len(request.images))
+            return await served.batcher.ask(request.images, [None] * request.count, request.cells)
         with served.batcher.expecting() as arrived:
-            images, facts = await self._read(served.verified.release, request.scans)
+            cases = await self._read(served.verified.release, request)
             arrived()
-            return await served.batcher.ask(images, facts)
+            images, facts, cells = zip(*cases, strict=True)
+            return await served.batcher.ask(np.stack(images), facts, cells)
 
-    async def _read(self, release: Release, scans: Sequence[ScanBytes]) -> tuple[FloatArray, list[Acquisition]]:
+    async def _read(self, release: Release, request: InferenceRequest) -> list[PreparedCase]:
         """Scans prepared by the readers. A reader that is stuck cannot be ended, but nobody waits for it any longer."""
-        jobs = [self._in_reader(prepare_bytes, release, data, self.limits) for data in scans]
+        scans, limits = request.scans, self.limits
+        pairs = zip(scans, request.cells, strict=True)
+        jobs = [self._in_reader(prepare_bytes, release, data, limits, known) for data, known in pairs]
         try:
             async with asyncio.timeout(self.limits.read_seconds):
                 results = await asyncio.gather(*jobs, return_exceptions=True)
@@ -226,7 +240,7 @@ class Service:
                 raise Refused("malformed", f"Scan {number} of {len(scans)} is refused. {result}")
             if isinstance(result, BaseException):
                 raise result
-        return np.stack([image for image, _ in results]), [facts for _, facts in results]  # type: ignore[misc]
+        return [result for result in results if isinstance(result, PreparedCase)]
 
     def _in_reader(self, *call: Any) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self.readers, *call)
@@ -278,6 +292,8 @@ def response_of(served: ServedRelease, answers: Sequence[Answer]) -> InferenceRe
     }
     if info.number is not None:
         arrays[NUMBER] = np.array([_number_row(answer) for answer in answers], np.float64)
+    if info.covariates:
+        arrays[MISSING] = np.array([";".join(answer.missing).encode() for answer in answers], np.object_)
     return InferenceResponse(served.name, served.verified.version, arrays, identity(served))
 
 

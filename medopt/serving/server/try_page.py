@@ -36,7 +36,7 @@ from medopt.serving.server.service import RequestLog, Service, content_digest, i
 
 PATH = "/try"
 _COOKIE, _SESSION_SECONDS = "medopt-try", 8 * 3600
-_MAX_KEY_FORM, _MAX_PARTS = 4096, 24
+_MAX_KEY_FORM, _MAX_PARTS = 4096, 64
 _TEMPLATE = page_template("medopt.serving.server", "try.html")
 
 
@@ -62,7 +62,32 @@ class PageAnswer:
     pictures: Sequence[tuple[str, str]]
     """Labels with PNG files in base64."""
     picture_note: str
+    missing: Sequence[str]
+    """Covariates that counted as missing."""
     identity: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseForm:
+    """The fields of a release that takes more than one file, or covariates.
+
+    `files`: names, and whether each is needed; `texts`: covariates with their values, none of a number.
+    """
+
+    files: Sequence[tuple[str, bool]]
+    texts: Sequence[tuple[str, Sequence[str]]]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the form of one file."""
+        return len(self.files) == 1 and not self.texts
+
+
+def case_form(info: ReleaseInfo) -> CaseForm:
+    """The form of a release."""
+    inputs = ReleaseInputs.of(info)
+    fitted = [(one.column, one.fitted.levels if one.fitted else []) for one in info.covariates]
+    return CaseForm([(name, not (inputs.channels and inputs.may_miss)) for name in inputs.files], fitted)
 
 
 class TryPage:
@@ -139,18 +164,13 @@ class TryPage:
                 del body
                 served = service.registry.find(form.fields.get("model", ""))
                 log.model, log.version = served.name, served.verified.version
-                sent = ReleaseInputs.of(served.verified.release.info.prepare).from_form(form.files)
+                sent = ReleaseInputs.of(served.verified.release.info).from_form(form.files, form.fields)
                 if len(sent.scans) != 1:
                     raise Refused("malformed", "Choose one file: of a series the .zip of its files.")
                 log.digest = await service.in_reader(content_digest, *sent.files)
                 (answer,) = await service.answers(served, sent, log, taken=1)
                 pictures = await self._pictures.of(served, sent.scans[0], answer)
         return served.name, page_answer(served, answer, pictures)
-
-    def _image_fields(self, model: str, names: Sequence[str]) -> list[tuple[str, bool]]:
-        """The images of a case of a release, each with whether the form must have it."""
-        prepare = self._service.registry.find(model).verified.release.info.prepare
-        return [(name, not ReleaseInputs.of(prepare).may_miss) for name in names]
 
     def _unlocked(self, request: Request) -> bool:
         try:
@@ -172,11 +192,12 @@ class TryPage:
             headers["Retry-After"] = "1"
         if error is not None and error.kind in ("size", "busy", "slow"):
             headers["Connection"] = "close"
-        states, channels = service.registry.states(), service.registry.channels()
+        states, infos = service.registry.states(), service.registry.infos()
+        forms = {name: case_form(info) for name, info in infos.items()}
         text = _TEMPLATE.render(
             locked=False,
-            models=[name for name, names in channels.items() if not names],
-            cases={name: self._image_fields(name, names) for name, names in channels.items() if names},
+            models=[name for name, form in forms.items() if form.is_plain],
+            cases={name: form for name, form in forms.items() if not form.is_plain},
             waiting=[state for state in states if state.state != "READY"],
             chosen=model,
             max_mb=service.limits.max_body / MEBI,
@@ -226,6 +247,7 @@ def page_answer(served: ServedRelease, answer: Answer, pictures: Pictures) -> Pa
         rule_of(info, model),
         [(label, base64.b64encode(png).decode()) for label, png in pictures.by_label],
         pictures.note,
+        answer.missing,
         identity(served),
     )
 

@@ -65,7 +65,7 @@ def parse_request(
     or one image of a case. `inputs` are those of the release. Raises Refused.
     """
     if is_form(content_type):
-        form = parse_form(body, content_type or "", max_scans * len(inputs.files) + 1)
+        form = parse_form(body, content_type or "", max_scans * len(inputs.files) + len(inputs.covariates) + 1)
         return _from_form(form, header_length, inputs)
     if header_length is not None and header_length.strip() == "0":
         return inputs.whole(body), OutputSelection()
@@ -114,11 +114,12 @@ def _from_form(
 ) -> tuple[InferenceRequest, OutputSelection]:
     if header_length is not None:
         raise malformed("A form has no Inference-Header-Content-Length: send the form, or the file alone.")
-    if form.fields.keys() - {"id"} or not form.files:
+    if form.fields.keys() - {"id", *inputs.covariates} or not form.files:
         fields = " ".join(f"-F {name}=@FILE" for name in inputs.files)
         each = f"one for each of {', '.join(inputs.channels)}" if inputs.channels else "each a scan"
+        fields += "".join(f" -F {name}=VALUE" for name in inputs.covariates)
         raise malformed(f'The form holds files, {each}, and an "id" if you like: curl {fields}.')
-    return inputs.from_form(form.files), OutputSelection(known_id(form.fields.get("id")))
+    return inputs.from_form(form.files, form.fields), OutputSelection(known_id(form.fields.get("id")))
 
 
 def _length(text: str, most: int) -> int:
@@ -143,7 +144,9 @@ def _request(message: Any, binary: memoryview, inputs: ReleaseInputs) -> Inferen
         inputs.check(name, str(tensor["datatype"]), shape)
         parameters = tensor.get("parameters") or {}
         if size is None:
-            tensors.append((name, _from_json(name, shape, tensor["data"], str(parameters.get("content_type", "")))))
+            kind, data = str(parameters.get("content_type", "")), tensor["data"]
+            is_text = name in inputs.covariates
+            tensors.append((name, _texts(name, shape, data) if is_text else _from_json(name, shape, data, kind)))
             continue
         if "data" in tensor:
             raise malformed("The input has data in the JSON and bytes behind it: give one of them.")
@@ -174,7 +177,7 @@ def _split(name: str, data: memoryview, count: int) -> tuple[bytes, ...]:
         scans.append(bytes(data[at - length : at]))
     if at != len(data) or len(scans) != count or (name == SCAN and not all(scans)):
         raise malformed(
-            f"The input {name} must be as many files as its shape says, each after four bytes of its length "
+            f"The input {name} must be as many files or texts as its shape says, each after four bytes of its length "
             "(little-endian)."
         )
     return tuple(scans)
@@ -199,10 +202,18 @@ def _from_json(name: str, shape: Sequence[int], data: Any, content_type: str) ->
     return as_many(name, scans, shape)
 
 
+def _texts(name: str, shape: Sequence[int], data: Any) -> tuple[bytes, ...]:
+    """The texts of a covariate's input; numbers are taken as they are written, and null is a missing one."""
+    values = data if isinstance(data, list) else [data]
+    if any(isinstance(value, bool) or not isinstance(value, str | int | float | None) for value in values):
+        raise malformed(f"The input {name} holds texts or numbers.")
+    return as_many(name, tuple(b"" if value is None else str(value).encode() for value in values), shape)
+
+
 def as_many(name: str, files: tuple[bytes, ...], shape: Sequence[int]) -> tuple[bytes, ...]:
-    """The files as they are; raises Refused where the shape says another number."""
+    """The files or texts as they are; raises Refused where the shape says another number."""
     if len(files) != math.prod(shape):
-        raise malformed(f"The input {name} must be as many files as its shape says.")
+        raise malformed(f"The input {name} must be as many files or texts as its shape says.")
     return files
 
 
