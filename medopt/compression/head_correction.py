@@ -65,7 +65,7 @@ def _lines(own: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[NDArr
 def _features(
     models: Sequence[tuple[onnx.ModelProto, Sequence[onnx.NodeProto]]], images: Iterable[FloatArray]
 ) -> list[list[NDArray[np.float64]]]:
-    """Of each model what goes into each of its linear layers, (N, F); each image is read once."""
+    """Of each model what goes into each of its linear layers, (N, F), of tiles a row each; each image is read once."""
     inputs = [[node.input[0] for node in layers] for _, layers in models]
     sessions = [_session(model, names) for (model, _), names in zip(models, inputs, strict=True)]
     rows: list[list[list[NDArray[np.float32]]]] = [[] for _ in models]

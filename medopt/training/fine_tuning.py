@@ -17,6 +17,8 @@ _FREEZES = {"nothing": 0, "stem": 1, "layer1": 2, "layer2": 3, "layer3": 4, "all
 def stage_of(name: str) -> int:
     """The place in STAGES of a parameter by its name."""
     first = name.partition(".")[0]
+    if first == "tiling":  # it weighs the tiles, behind all blocks
+        return STAGES.index("fc")
     return STAGES.index(first) if first in STAGES else 0
 
 

@@ -35,7 +35,7 @@ def fit_start(start: Start, network: nn.Module, where: str, *, partial: bool = F
     state, fates, missing = {}, [], []
     for name, target in own.items():
         value, how = _fitted(start, name, target)
-        if value is None and not name.startswith(("fc.", "scaling.")) and not name.endswith(_BUFFERS):
+        if value is None and not name.startswith(("fc.", "scaling.", "tiling.")) and not name.endswith(_BUFFERS):
             missing.append(f"{name} {tuple(target.shape)}: {how}")
         state[name] = target.clone() if value is None else value.to(target.dtype).contiguous()
         fate = "new" if value is None else "adapted" if how else "taken"
