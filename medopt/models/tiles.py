@@ -53,7 +53,7 @@ class GatedAttention(nn.Module):
     def __init__(self, features: int, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.value, self.gate = nn.Linear(features, hidden), nn.Linear(features, hidden)
-        self.score = nn.Linear(hidden, 1)
+        self.score = nn.Linear(hidden, 1, bias=False)  # a softmax ignores one
 
     def start_even(self) -> None:
         """Let all tiles have the same score."""

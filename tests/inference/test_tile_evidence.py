@@ -27,8 +27,7 @@ from medopt.models.resnet import BottleneckResNet
 KINDS: dict[str, tuple[list[int], dict[str, Any]]] = {
     "attention and the whole": ([90, 96], {"pooling": "attention", "tile": [32, 32], "global_view": True}),
     "mean at every depth": ([96, 64], {"pooling": "mean", "tile": [32, 32], "head": "every_depth"}),
-    "the best two": ([96, 64], {"pooling": "top_k", "tile": [32, 32], "top_k": 2}),
-    "slices": ([11, 32, 48], {"pooling": "attention", "slices": 3}),
+    "the best two groups of slices": ([11, 32, 48], {"pooling": "top_k", "slices": 3, "top_k": 2}),
 }
 
 
@@ -43,6 +42,9 @@ def files(
     assert isinstance(network, BottleneckResNet) and network.tiling is not None
     if network.tiling.attention is not None:
         nn.init.normal_(network.tiling.attention.score.weight, std=2.0, generator=torch.Generator().manual_seed(1))
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias") and not name.startswith("layer"):  # the exporter leaves out a term of zero
+            nn.init.constant_(parameter, 0.1)
     images = np.random.default_rng(0).random((8, 1, *size), dtype=np.float32)
     images[1, ..., 32:] = 0
     for _ in range(20):
@@ -102,22 +104,18 @@ def test_the_mean_of_the_map_is_the_logit(kind: str, files: SimpleNamespace) -> 
         np.testing.assert_array_equal(first[:, 3] - first[:, 4], 0)
 
 
-def test_the_map_is_brightest_where_what_is_seen_lies(files: SimpleNamespace) -> None:
-    """A change of one tile moves the map there, by far more than elsewhere."""
-    evidence = Evidence.open(files.folder / "float.onnx")
+@pytest.mark.parametrize("files", ["mean at every depth"], indirect=True)
+def test_what_changes_in_one_tile_changes_the_map_there(files: SimpleNamespace) -> None:
+    evidence, image = Evidence.open(files.folder / "float.onnx"), files.images[2].copy()
     assert evidence is not None
-    # Of the best two tiles the map shows these alone; weights of the others do not move.
-    image = files.images[2].copy()
     before = evidence.places(image)
-    image[..., -32:, -32:] = 0.9 - 0.8 * image[..., -32:, -32:]
+    image[..., 32:64, :32] = 0.9 - 0.8 * image[..., 32:64, :32]
     after = evidence.places(image)
     assert before is not None and after is not None
-    away = np.abs(after - before)[0]
-    near = away[..., away.shape[-2] * 2 // 3 :, away.shape[-1] * 2 // 3 :]
-    assert near.max() > 0 or len(files.size) == 2
-    assert near.max() >= 0.5 * away.max() or "Softmax" in {
-        n.op_type for n in onnx.load(files.folder / "float.onnx").graph.node
-    }
+    moved = np.abs(after - before)[0]
+    assert moved[32:64, :32].min() > 0
+    moved[32:64, :32] = 0
+    assert moved.max() < 1e-5
 
 
 def test_grad_cam_of_tiles_has_the_size_of_the_image(files: SimpleNamespace) -> None:
