@@ -192,9 +192,9 @@ def open_engine(name: str, path: Path, threads: int = 0, mode: Mode = "latency")
         raise ReleaseError(f"{name} cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
 
 
-def run_files(engine: Engine, files: Sequence[Path]) -> NDArray[np.float64]:
-    """Logits (N, K) of prepared images on disk, a batch of them in memory at a time."""
-    return np.concatenate([engine.run(load_batch(files[part])) for part in file_batches(files)])
+def run_files(engine: Engine, files: Sequence[Path], size: int = 16) -> NDArray[np.float64]:
+    """Logits (N, K) of prepared images on disk, a batch of at most `size` of them in memory at a time."""
+    return np.concatenate([engine.run(load_batch(files[part])) for part in file_batches(files, size)])
 
 
 def file_batches(files: Sequence[Path], most: int = 16) -> Iterator[slice]:

@@ -27,12 +27,13 @@ Make = Callable[..., Study]
         ("model.top_k is 5, but an image has only 4", [64, 64], {"pooling": "top_k", "tile": [32, 32], "top_k": 5}, {}),
         ("ranks by one output", [64, 64], {"pooling": "top_k", "tile": [32, 32]},
          {"data": {"labels": ["a", "b", "c"], "task": "multiclass"}}),
-        ("top_k does not go with a start", [64, 64], {"pooling": "top_k", "tile": [32, 32], "start": "a.safetensors"}, {}),
+        ("top_k does not go with a start", [64, 64], {"pooling": "top_k", "tile": [32, 32], "start": "a.pth"}, {}),
         ("top_k does not go with a start", [64, 64], {"pooling": "top_k", "tile": [32, 32], "head": "every_depth"}, {}),
         ("attention is not trained with", [64, 64], {"pooling": "attention", "tile": [32, 32], "start": "a.pth"}, {}),
-        ("training.compile does not go", [64, 64], {"pooling": "mean", "tile": [32, 32]}, {"training": {"compile": True}}),
+        ("training.compile does not go", [64, 64], {"pooling": "mean", "tile": [32, 32]},
+         {"training": {"compile": True}}),
         ("multiple of 32", [64, 64], {"pooling": "mean", "tile": [40, 32]}, {}),
-        ("lists of 3 numbers; the network has 2 axes", [8, 64, 64], {"pooling": "mean", "strides": [[1, 2, 2]] * 5}, {}),
+        ("3 numbers; the network has 2 axes", [8, 64, 64], {"pooling": "mean", "strides": [[1, 2, 2]] * 5}, {}),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused(

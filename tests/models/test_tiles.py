@@ -21,7 +21,6 @@ from medopt.models.starts.adapt import fit_start
 from medopt.models.starts.layouts import recognise
 from medopt.models.tiles import Tiling
 from medopt.training.fine_tuning import freeze
-from medopt.training.step import Stepper, start_state
 
 Make = Callable[..., Study]
 TILED = {"pooling": "mean", "tile": [32, 32]}
@@ -231,11 +230,13 @@ def test_the_attention_is_tuned_with_the_last_layer(tiny_study: Make) -> None:
 def test_channels_go_from_the_attention_too(tiny_study: Make) -> None:
     study = tiled(tiny_study, [64, 96], **TILED | {"pooling": "attention", "tiles_at_once": 3})
     model, image = network(study), images(3, 1, 64, 96)
-    scores = gradient_scores(
-        model, [(image, torch.tensor([[1.0], [0.0], [1.0]]))], lambda out, goal: (out - goal).square()[:, 0]
-    )
-    single = [gradient_scores(model, [(image[at : at + 1], torch.tensor([[goal]]))], lambda out, goal: (out - goal).square()[:, 0])
-              for at, goal in enumerate([1.0, 0.0, 1.0])]  # fmt: skip
+    goals = torch.tensor([[1.0], [0.0], [1.0]])
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return (logits - target).square()[:, 0]
+
+    scores = gradient_scores(model, [(image, goals)], loss)
+    single = [gradient_scores(model, [pair], loss) for pair in zip(image.split(1), goals.split(1), strict=True)]
     torch.testing.assert_close(scores["layer3"].square(), sum(one["layer3"].square() for one in single) / 3)
     narrow = prune_network(model, [64, 96], 0.5, scores)
     assert isinstance(narrow, BottleneckResNet) and narrow.tiling is not None and narrow.tiling.attention is not None
