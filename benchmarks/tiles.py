@@ -17,7 +17,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from scipy.ndimage import gaussian_filter
 from medopt.compression.export import export_onnx
 from medopt.compression.quantize import quantize_int8
 from medopt.config import Study
-from medopt.core.records import Case, Volume
+from medopt.core.records import Case, EpochRecord, Volume
 from medopt.inference.engines import file_batches, load_batch, open_engine
 from medopt.inference.evidence_map import Evidence
 from medopt.metrics.delong import auc_with_covariance, mean_auc
@@ -172,8 +172,8 @@ def measure_memory() -> dict[str, Any]:
 def draw(index: int, size: list[int], radius: float, contrast: float) -> tuple[NDArray[np.float32], int]:
     """An image (H, W) in 0..1 and its label: a disc of this radius, or none."""
     random, label = np.random.default_rng((7, index)), index % 2
-    image = 0.5 + 0.15 * _texture(random, size, 24) + 0.08 * _texture(random, size, 3)
-    image += 0.03 * random.standard_normal(size)
+    image = 0.3 + 0.03 * _texture(random, size, 24) + 0.08 * _texture(random, size, 3)
+    image += 0.01 * random.standard_normal(size)
     if label:
         middle = [random.uniform(8, side - 8) for side in size]
         down, across = (np.arange(side) - place for side, place in zip(size, middle, strict=True))
@@ -243,8 +243,12 @@ def one_training(name: str, seed: int, splits: dict[str, Any], folder: Path, arg
     def score(logits: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
         return float(auc_with_covariance(logits, truth, np.arange(len(truth))).value[0])
 
+    def say(history: Sequence[EpochRecord]) -> None:
+        if history:
+            print(name, seed, len(history), f"{history[-1].train_loss:.3f} {history[-1].val_metric:.3f}", flush=True)
+
     job = TrainingJob(study, splits["train"][place], splits["val"][place], folder / f"{name}-{seed}", {})
-    trained = train(job, TrainingCallbacks(score))
+    trained = train(job, TrainingCallbacks(score, say if args.epochs_shown else lambda history: None))
     logits, truth = area(load_best(study, trained.weights), splits["test"][place])
     auc = mean_auc(auc_with_covariance(logits, truth, np.arange(len(truth))), len(truth), 0.95)
     return {
@@ -288,17 +292,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=["shrunk", "mean", "attention", "top_k"])
-    parser.add_argument("--full", type=int, nargs=2, default=[768, 640], help="size of the images")
-    parser.add_argument("--shrunk", type=int, nargs=2, default=[128, 107], help="size that the shrinking one sees")
-    parser.add_argument("--tile", type=int, default=128)
+    parser.add_argument("--full", type=int, nargs=2, default=[192, 160], help="size of the images")
+    parser.add_argument("--shrunk", type=int, nargs=2, default=[32, 27], help="size that the shrinking one sees")
+    parser.add_argument("--tile", type=int, default=32)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--width", type=float, default=0.125, help="of the networks of tiles; of the shrunk 0.25")
     parser.add_argument("--pixels", type=float, default=3, help="diameter of the lesion")
-    parser.add_argument("--contrast", type=float, default=0.4)
-    parser.add_argument("--images", type=int, default=200, help="training images")
+    parser.add_argument("--contrast", type=float, default=0.6)
+    parser.add_argument("--images", type=int, default=400, help="training images")
     parser.add_argument("--test", type=int, default=300, help="test images")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--shrunk-epochs", type=int, default=4, help="so many times as many epochs for the shrunk")
+    parser.add_argument("--epochs-shown", action="store_true", help="print each epoch's loss and validation AUC")
     parser.add_argument("--lr", type=float, default=3e-3)
     args, console = parser.parse_args(), Console()
     if args.what == "study":

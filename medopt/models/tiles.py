@@ -29,7 +29,9 @@ _NEVER = 1e9
 class Encoder(Protocol):
     """The network that sees tiles: `means` gives the features (N, F) of images, of the last block or of every depth."""
 
-    fc: nn.Module | None
+    @property
+    def fc(self) -> nn.Module | None:
+        """The last layer."""
 
     def means(self, x: Tensor, every: bool) -> list[Tensor]:
         """(N, C, H, W) to features (N, F) of each depth, or of the last one alone."""
