@@ -58,7 +58,7 @@ UNITS = {
 SLOW = {
     *("test_batch_size", "test_cli", "test_export", "test_fast_monai_import", "test_launch", "test_loop"),
     *("test_manifest_build_command", "test_no_telemetry", "test_notebooks", "test_phantom_study", "test_public_api"),
-    *("test_onnx_starts", "test_quantize", "test_tune_command", "test_variants"),
+    *("test_onnx_starts", "test_quantize", "test_tile_evidence", "test_tune_command", "test_variants"),
 }
 
 

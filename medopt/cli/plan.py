@@ -68,6 +68,7 @@ def plan(
     from medopt.planning.decide import decide
     from medopt.planning.duration import duration_notes
     from medopt.planning.fingerprint import SAMPLE, take_fingerprint
+    from medopt.planning.size import tile_notes
     from medopt.planning.write import describe_fingerprint, write_plan
 
     grades = [grade.strip() for grade in ordered.split(",") if grade.strip()]
@@ -87,7 +88,8 @@ def plan(
         channels = next(one.value for one in decided if one.key == "prepare.channels")
     decisions = with_start(decided, fingerprint.dims, channels)
     plan = (out, manifest, folder.resolve(), guessed, fingerprint, decisions)
-    notes = duration_notes(write_plan(*plan), fingerprint, trains, read_seconds)
+    first = write_plan(*plan)
+    notes = duration_notes(first, fingerprint, trains, read_seconds) + tile_notes(fingerprint, first.prepare.size)
     study = write_plan(*plan, notes)
     console = plain_console()
     for line in (*describe_fingerprint(fingerprint), *notes):

@@ -11,16 +11,32 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
 
 from medopt.core.errors import TrainingError
 from medopt.core.files import atomic
 from medopt.core.records import FloatArray
-from medopt.inference.engines import FEATURES, INPUT, OUTPUT, open_engine
+from medopt.inference.engines import FEATURES, INPUT, OUTPUT, TILE_WEIGHTS, TILES, open_engine
+from medopt.models.resnet import BottleneckResNet
 
 # Largest difference of a logit, relative to the largest logit: float32 sums in another order.
 PARITY = 1e-3
+
+
+class _WithTiles(nn.Module):
+    """A network of tiles that tells its tiles and their weights beside the logits."""
+
+    def __init__(self, network: BottleneckResNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images to logits, weights and tiles."""
+        network = self.network
+        assert network.tiling is not None
+        read = network.tiling.read(image, network, network.reads_every)
+        return network.answer(read.pooled), read.weights, read.tiles
 
 
 def export_onnx(model: nn.Module, examples: FloatArray, path: Path, opset: int) -> float:
@@ -31,20 +47,22 @@ def export_onnx(model: nn.Module, examples: FloatArray, path: Path, opset: int) 
     model = model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     batch = torch.from_numpy(np.stack([examples[0]] * 2))  # a batch of one could be baked in
     images = np.array(examples)
+    tells = isinstance(model, BottleneckResNet) and model.tiling is not None and not model.mirrored
+    inside = [TILE_WEIGHTS, TILES] if tells else []
     with atomic(path) as part:
         with _quiet():
             program = torch.onnx.export(
-                model,
+                _WithTiles(model) if isinstance(model, BottleneckResNet) and inside else model,
                 (batch,),
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[OUTPUT, *inside],
                 dynamic_shapes=({0: Dim("batch")},),
                 verbose=False,
             )
         assert program is not None  # the dynamo exporter always returns a program
-        onnx.save(_with_features(_without_traces(program.model_proto)), part)
+        onnx.save(_with_features(_answering(_without_traces(program.model_proto))), part)
         with torch.inference_mode():
             expected = model(torch.from_numpy(images)).double().numpy()
         difference = float(np.abs(open_engine("onnxruntime", part).run(images) - expected).max())
@@ -59,6 +77,16 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without the exporter's notes: a tenth of a small file, and they tell the paths of this machine."""
     for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         item.ClearField("metadata_props")
+    return model
+
+
+def _answering(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model whose only output is the logits; what else it told lies within, by its name."""
+    graph = model.graph
+    told = [item for item in graph.output if item.name != OUTPUT]
+    for item in told:
+        graph.output.remove(item)
+        graph.value_info.append(item)
     return model
 
 

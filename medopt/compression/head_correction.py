@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from medopt.core.records import FloatArray
-from medopt.inference.engines import INPUT
+from medopt.inference.engines import INPUT, OUTPUT
 
 SLOPES = (0.5, 2.0)  # a steeper line would be one of noise
 
@@ -27,17 +27,37 @@ def correct_head(quantized: onnx.ModelProto, source: onnx.ModelProto, images: It
     """A copy of `quantized` whose linear layers are those of the float model `source`, corrected on `images`.
 
     The layers are found by name; `images` are prepared ones (C, *size), at least two. Layers that are not followed by
-    one with a bias, in the order of the graph, stay as they are.
+    one with a bias, in the order of the graph, stay as they are. Where one reads what others made, as behind an
+    attention, it is corrected anew once these are.
     """
     model = onnx.ModelProto()
     model.CopyFrom(quantized)
-    theirs = {node.name: node for node in _linear(source)}
+    for _ in range(_in_a_row(source)):
+        model = _corrected(model, source, images)
+    return model
+
+
+def _in_a_row(model: onnx.ModelProto) -> int:
+    """How many linear layers follow one another at most, whatever lies between them."""
+    depths: dict[str, int] = {}
+    for node in model.graph.node:
+        depth = max((depths.get(name, 0) for name in node.input), default=0) + (node.op_type == "Gemm")
+        depths |= dict.fromkeys(node.output, depth)
+    return max(depths.values(), default=0)
+
+
+def _corrected(model: onnx.ModelProto, source: onnx.ModelProto, images: Iterable[FloatArray]) -> onnx.ModelProto:
+    """The model with all its layers corrected by what they read now."""
+    theirs, summed = {node.name: node for node in _linear(source)}, _summed(source)
     layers = [node for node in _linear(model) if node.name in theirs]
     found, wanted = _features([(model, layers), (source, [theirs[node.name] for node in layers])], images)
     pending: list[tuple[onnx.NodeProto, NDArray[np.float64], NDArray[np.float64]]] = []
     for node, own, other in zip(layers, found, wanted, strict=True):
         weight = _value(source, theirs[node.name].input[1])  # (K, F)
         slope, offset = _lines(own, other)
+        if len(node.input) < 3 and node.name not in summed:  # a score of tiles: of equal offsets none wins
+            _put(model, node.input[1], weight * slope)
+            continue
         pending.append((node, weight * slope, weight @ offset))
         if len(node.input) < 3:
             continue
@@ -47,6 +67,19 @@ def correct_head(quantized: onnx.ModelProto, source: onnx.ModelProto, images: It
             _put(model, layer.input[1], corrected)
         pending = []
     return model
+
+
+def _summed(model: onnx.ModelProto) -> set[str]:
+    """The linear layers whose outputs add up to the logits, by name."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found, waiting = set(), [OUTPUT]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.op_type == "Gemm":
+            found.add(node.name)
+        elif node is not None and node.op_type == "Add":
+            waiting += node.input
+    return found
 
 
 def _linear(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -65,15 +98,15 @@ def _lines(own: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[NDArr
 def _features(
     models: Sequence[tuple[onnx.ModelProto, Sequence[onnx.NodeProto]]], images: Iterable[FloatArray]
 ) -> list[list[NDArray[np.float64]]]:
-    """Of each model what goes into each of its linear layers, (N, F); each image is read once."""
+    """Of each model what goes into each of its linear layers, (N, F), of tiles a row each; each image is read once."""
     inputs = [[node.input[0] for node in layers] for _, layers in models]
     sessions = [_session(model, names) for (model, _), names in zip(models, inputs, strict=True)]
     rows: list[list[list[NDArray[np.float32]]]] = [[] for _ in models]
     for image in images:
         batch = {INPUT: np.array(image)[None]}
         for session, names, into in zip(sessions, inputs, rows, strict=True):
-            into.append([value[0] for value in session.run(names, batch)])
-    return [[np.stack(each).astype(np.float64) for each in zip(*part, strict=True)] for part in rows]
+            into.append(session.run(names, batch))
+    return [[np.concatenate(each).astype(np.float64) for each in zip(*part, strict=True)] for part in rows]
 
 
 def _session(model: onnx.ModelProto, names: Sequence[str]) -> onnxruntime.InferenceSession:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from medopt.compression.head_correction import correct_head
 from medopt.core.files import atomic
-from medopt.core.records import FloatArray
-from medopt.inference.engines import open_engine
+from medopt.core.records import FloatArray, batches
+from medopt.inference.engines import at_once, open_engine
 
 _INPUTS, _WEIGHTS = 0, 1  # of a convolution
 
@@ -54,15 +55,19 @@ def rank_by_harm(quantized: Path, source: Path, images: FloatArray) -> list[str]
     gone when that layer alone is in float.
     """
     model, whole = onnx.load(quantized), onnx.load(source)
-    expected = open_engine("onnxruntime", source).run(images)
+    expected = _logits(source, images)
     errors = {}
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "trial.onnx"
         for name in int8_layers(model):
             onnx.save(with_float_layers(model, whole, [name]), trial)
-            logits = open_engine("onnxruntime", trial).run(images)
-            errors[name] = float(np.square(logits - expected).sum())
+            errors[name] = float(np.square(_logits(trial, images) - expected).sum())
     return sorted(errors, key=lambda name: errors[name])
+
+
+def _logits(path: Path, images: FloatArray) -> NDArray[np.float64]:
+    engine = open_engine("onnxruntime", path)
+    return np.concatenate([engine.run(images[rows]) for rows in batches(len(images), at_once(images[0].size))])
 
 
 def write_mixed_precision(

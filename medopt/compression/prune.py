@@ -15,7 +15,7 @@ does not load beside the CPU build of torch.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def gradient_scores(
     `batches` are images (N, channels, *size) and targets on the model's device; `loss` maps (logits, targets) to a
     value a case (N,). In evaluation mode, so that the batch does not matter; the weights' gradients stay as they were.
     """
-    groups = channel_groups(model)
+    groups, tiled = channel_groups(model), getattr(model, "tiling", None) is not None
     owner = {norm: group.name for group in groups for _, norm in group.writers}
     total: dict[str, Tensor] = {}
     effect: dict[str, Tensor] = {}  # (N, C) of each group: the change of each case's loss
@@ -149,6 +149,7 @@ def gradient_scores(
 
             def keep(gradient: Tensor) -> None:
                 change = (values * gradient).flatten(2).sum(2).double().cpu()
+                change = change.sum(0, keepdim=True) if tiled else change
                 effect[name] = effect[name] + change if name in effect else change
 
             output.register_hook(keep)
@@ -160,7 +161,7 @@ def gradient_scores(
     try:
         model.eval()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for image, target in batches:
+        for image, target in _one_by_one(batches) if tiled else batches:
             effect.clear()
             goal, table = with_table(model, target)
             torch.autograd.grad(loss(model(image, *table).float(), goal).sum(), parameters)
@@ -171,3 +172,9 @@ def gradient_scores(
         for hook in hooks:
             hook.remove()
     return {name: (value / cases).sqrt() for name, value in total.items()}
+
+
+def _one_by_one(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of one image each: of several the tiles could not be told apart."""
+    for images, targets in batches:
+        yield from zip(images.split(1), targets.split(1), strict=True)

@@ -26,7 +26,7 @@ from medopt.core.errors import DataError, TrainingError
 from medopt.core.files import atomic
 from medopt.core.records import FloatArray
 from medopt.core.telemetry import without_telemetry
-from medopt.inference.engines import INPUT
+from medopt.inference.engines import INPUT, TILE_WEIGHTS, TILES
 
 with without_telemetry():
     import nncf
@@ -96,14 +96,16 @@ def quantize_int8(source: Path, target: Path, calibration: Sequence[FloatArray],
 def _left_in_float(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
     """The nodes beside the linear layers that stay in float.
 
-    The first convolution, unless the recipe has it in int8; what scales the image before it; and the sums of several
-    linear layers' logits, which are large and cancel each other.
+    The first convolution, unless the recipe has it in int8; what scales the image before it; the sums of several
+    linear layers' logits, which are large and cancel each other; and what weighs tiles, which follows from linear
+    layers, or from the image without any convolution.
     """
     names: list[str] = []
-    summed: set[str] = set()
+    tiled = any(node.op_type == "ReduceMax" for node in model.graph.node)  # it looks for tiles that are black
+    summed = {item.name for item in model.graph.input} if tiled else set()
     before = True
     for node in model.graph.node:
-        sums = any(name in summed for name in node.input)
+        sums = node.op_type != "Conv" and any(name in summed for name in node.input)
         if sums or (before and (node.op_type != "Conv" or not recipe.first)):
             names.append(node.name)
         if sums or node.op_type == "Gemm":
@@ -204,7 +206,7 @@ def _signed(model: onnx.ModelProto) -> onnx.ModelProto:
 def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with short names for what NNCF put in, and without shapes that engines infer: 3 % of a small file."""
     graph = model.graph
-    kept = {item.name for item in (*graph.input, *graph.output)}
+    kept = {item.name for item in (*graph.input, *graph.output)} | {TILES, TILE_WEIGHTS}
     short: dict[str, str] = {"": ""}
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):

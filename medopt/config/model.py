@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medopt.config.section import Fraction, Positive, Section
 
@@ -15,6 +15,9 @@ PerAxis = (
     | Annotated[list[Annotated[_Counts, Field(min_length=2, max_length=3)]], Field(min_length=5, max_length=5)]
 )
 Width = Positive | Annotated[list[Positive], Field(min_length=5, max_length=5)]
+TILING = ("pooling", "tile", "slices", "global_view", "top_k", "tiles_at_once")
+"""The keys that a network of the whole image does not read; its settings, and their digests, are without them."""
+_TileSide = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 
 
 class Model(Section):
@@ -69,6 +72,37 @@ class Model(Section):
     """The last normalization of a block starts at 0, so each block starts as the identity (Goyal et al. 2017)."""
     dropout: Fraction = 0.0
     """Share of the pooled features that is set to zero in training, before the linear layer."""
+    pooling: Literal["none", "mean", "attention", "top_k"] = "none"
+    """none: the network sees the whole image. Else it sees tiles of a large image, or the slices of a volume, one by
+    one, and this makes one answer of them. mean: of all. attention: a mean whose weights are learned (Ilse et al.
+    2018). top_k: of the few that speak most for the finding. Tiles of padding alone do not count."""
+    tile: Annotated[list[_TileSide], Field(min_length=2, max_length=2)] | None = None
+    """pooling of images: [height, width] of a tile, multiples of 32, as in [512, 512]."""
+    slices: int = Field(1, ge=1, le=15)
+    """pooling of volumes: so many neighbouring slices are seen together, as channels of a 2-D network (2.5-D)."""
+    global_view: bool = False
+    """pooling of images: the whole image, shrunk to the size of a tile, is one tile more."""
+    top_k: int = Field(4, ge=1)
+    """pooling top_k: how many tiles or groups of slices make the answer."""
+    tiles_at_once: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    """pooling: so many tiles or groups of slices pass the network together, and the backward pass computes them again:
+    the memory of training is that of so many, however large the image. Batch normalization sees so many. auto: as many
+    as have four million pixels, 16 of 512 x 512."""
+
+    @model_serializer(mode="wrap")
+    def _without_tiles(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A network of the whole image is described as by versions that knew no other."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if k not in TILING} if self.pooling == "none" else values
+
+    @model_validator(mode="after")
+    def _read_by_the_pooling(self) -> Self:
+        unread = TILING[1:] if self.pooling == "none" else ("top_k",) if self.pooling != "top_k" else ()
+        changed = [key for key in unread if getattr(self, key) != type(self).model_fields[key].default]
+        if changed:
+            which = "top_k" if changed == ["top_k"] else "mean, attention or top_k"
+            raise ValueError(f"{changed[0]} is read with pooling: {which}; here it is {self.pooling}")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -86,7 +120,7 @@ class Model(Section):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `medopt.build_resnet` that this section gives."""
-        chosen = self.model_dump(exclude={"start", "start_digest", "partial", "head"})
+        chosen = self.model_dump(exclude={"start", "start_digest", "partial", "head", *TILING})
         head = ("every_depth" if self.has_start else "last") if self.head == "auto" else self.head
         return {**chosen, "head": head}
 

@@ -12,6 +12,7 @@ from medopt.config.data import Data, Prepare
 from medopt.config.evaluation import Domain, Evaluation
 from medopt.config.model import Model
 from medopt.config.section import Section
+from medopt.config.tiles import NetworkInput, network_input, refusal_of_tiles
 from medopt.config.training import Augment, Training, without_how
 from medopt.core.number_scale import NumberScale
 from medopt.core.provenance import digest
@@ -66,10 +67,16 @@ class Study(Section):
     @model_validator(mode="after")
     def _numbers_of_each_axis(self) -> Self:
         for name, lists in (("strides", self.model.strides), ("kernels", self.model.kernels)):
-            if not isinstance(lists, str) and any(len(each) != self.spatial_dims for each in lists):
+            if not isinstance(lists, str) and any(len(each) != self.network_input.dims for each in lists):
                 raise ValueError(
-                    f"model.{name} has lists of {len(lists[0])} numbers; prepare.size has {self.spatial_dims} axes"
+                    f"model.{name} has lists of {len(lists[0])} numbers; the network has {self.network_input.dims} axes"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_that_fit(self) -> Self:
+        if reason := refusal_of_tiles(self.prepare, self.model, self.training, self.data.outputs):
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
@@ -157,6 +164,11 @@ class Study(Section):
     def spatial_dims(self) -> int:
         """2 for images, 3 for volumes."""
         return len(self.prepare.size)
+
+    @property
+    def network_input(self) -> NetworkInput:
+        """What the convolutions see at once: the prepared image, or a tile or some slices of it."""
+        return network_input(self.prepare, self.model)
 
     def training_digest(self) -> str:
         """SHA-256 of the settings that training reads; what is measured, judged or written after it is left out."""

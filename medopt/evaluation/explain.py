@@ -26,6 +26,7 @@ from medopt.core.telemetry import without_telemetry
 from medopt.evaluation.analysis_results import MapSimilarity, Reason, SanityCheck
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.models import build_model
+from medopt.models.tiles import Tiling
 from medopt.transforms.restore import spread_out
 
 STAGES = ("layer4", "layer3", "layer2", "layer1")  # of the network, from the last one down
@@ -121,9 +122,13 @@ class Explainer:
         self._mirrored = [getattr(network, "mirrored", False) for network in networks]
         for network in self.networks:  # hooks hold one pass: the mirrored image is explained by itself
             network.mirrored = False  # type: ignore[assignment]
+            if tiling := _tiling(network):
+                tiling.at_once = None
         # MONAI's own ending turns the map over (low where it matters) and scales it; we want it as it is.
         self._cams = [
-            GradCAM(_BothSides(one), target_layers=f"network.{stage}", upsampler=spread_out, postprocessing=_as_it_is)
+            GradCAM(
+                _BothSides(one), target_layers=f"network.{stage}", upsampler=_spreader(one), postprocessing=_as_it_is
+            )
             for one in self.networks
         ]
 
@@ -143,6 +148,23 @@ class Explainer:
             return plain
         turned = torch.as_tensor(self._cams[at](batch.flip(-1), class_idx=output))[0, 0]
         return (plain + turned.flip(-1)) / 2
+
+
+def _spreader(network: nn.Module) -> Callable[[Sequence[int]], Callable[[Tensor], Tensor]]:
+    """What brings a stage's map to an image's size; those of tiles are put together."""
+    tiling = _tiling(network)
+    if tiling is None:
+        return spread_out
+
+    def of_size(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        return lambda values: tiling.stitched(values, size, spread_out(tiling.tile or size[1:]))
+
+    return of_size
+
+
+def _tiling(network: nn.Module) -> Tiling | None:
+    tiling = getattr(network, "tiling", None)
+    return tiling if isinstance(tiling, Tiling) else None
 
 
 def _as_it_is(values: Any) -> Any:
@@ -203,7 +225,7 @@ def check_sanity(
 def _draw_anew(network: nn.Module, fresh: nn.Module, part: str) -> None:
     """Take one part's weights from `fresh`; the first convolution brings its normalization along."""
     new = fresh.state_dict()
-    names = [part, "bn1"] if part == "conv1" else [part]
+    names = {"conv1": ["conv1", "bn1"], "fc": ["fc", "tiling"]}.get(part, [part])
     with torch.no_grad():
         for key, value in network.state_dict().items():
             source = key.replace("fc.1.", "fc.", 1) if key.startswith("fc.1.") else key  # behind a dropout

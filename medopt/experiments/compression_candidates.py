@@ -16,7 +16,7 @@ from medopt.compression.weights_only import store_float16, store_int8_weights
 from medopt.config import Study
 from medopt.data.cache import PreparedImages
 from medopt.evaluation.compression_front import Precision
-from medopt.inference.engines import load_batch, open_engine
+from medopt.inference.engines import file_batches, load_batch, open_engine
 from medopt.inference.latency import measure_latency
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.delong import auc_with_covariance, mean_auc
@@ -51,7 +51,12 @@ def write_options(
     def path(precision: str) -> Path:
         return place / file_of(width.removed, precision)
 
-    export_onnx(load_best(study, width.weights), load_batch(files[:8]), path("float32"), study.compression.opset)
+    export_onnx(
+        load_best(study, width.weights),
+        load_batch(files[next(file_batches(files, 8))]),
+        path("float32"),
+        study.compression.opset,
+    )
     quantize_int8(path("float32"), path("int8"), PreparedImages(files), study.compression.profile)
     if "float16" in precisions:
         store_float16(path("float32"), path("float16"))

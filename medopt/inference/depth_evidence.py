@@ -59,13 +59,27 @@ def _constant(node: Any) -> NDArray[np.float64] | None:
 
 
 def _part(node: Any, factor: float) -> LinearPart | None:
-    weight, features = _constant(node.input_value(1).get_node()), node.input_value(0).get_node()
-    while features.get_type_name() in _PASSED:
-        features = features.input_value(0).get_node()
+    weight, features = _constant(node.input_value(1).get_node()), _passed(node.input_value(0).get_node())
+    if features.get_type_name() == "ReduceSum":  # over tiles, each times its weight
+        features = next(map(_passed, _factors(features)), features)
     if weight is None or features.get_type_name() != "ReduceMean":
         return None
     by_output = weight if node.get_attributes()["transpose_b"] else weight.T  # (K, C)
     return LinearPart(features.input_value(0), factor * by_output)
+
+
+def _passed(node: Any) -> Any:
+    """The node behind those that only give a tensor another shape."""
+    while node.get_type_name() in _PASSED:
+        node = node.input_value(0).get_node()
+    return node
+
+
+def _factors(summed: Any) -> list[Any]:
+    """Of a sum of products the factors that are means over positions."""
+    product = _passed(summed.input_value(0).get_node())
+    found = [value.get_node() for value in product.input_values()] if product.get_type_name() == "Multiply" else []
+    return [node for node in found if _passed(node).get_type_name() == "ReduceMean"]
 
 
 class DepthEvidence:
@@ -83,14 +97,14 @@ class DepthEvidence:
         *maps, logits = self._compiled({INPUT: image[None]}).to_tuple()
         shares = [np.tensordot(weight, each[0], axes=1) for weight, each in zip(self._weights, maps, strict=True)]
         finest = tuple(max(sides) for sides in zip(*(share.shape[1:] for share in shares), strict=True))
-        total = np.sum([_spread(share, finest) for share in shares], axis=0)
+        total = np.sum([spread(share, finest) for share in shares], axis=0)
         mean = total.mean(axis=tuple(range(1, total.ndim)))
         if not np.allclose(mean + self._bias.ravel(), logits[0], atol=_TOLERANCE * max(1.0, float(np.ptp(total)))):
             return None
         return total
 
 
-def _spread(share: NDArray[np.float64], sides: Sequence[int]) -> NDArray[np.float64]:
+def spread(share: NDArray[np.float64], sides: Sequence[int]) -> NDArray[np.float64]:
     """A coarse map (K, *positions) on a finer grid: each takes the nearest, as place i of either lies on i * stride.
 
     The mean stays.

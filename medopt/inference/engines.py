@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,8 @@ with without_telemetry():
     import openvino
 
 INPUT, OUTPUT, FEATURES = "image", "logits", "features"
+TILES, TILE_WEIGHTS = "tiles", "tile_weights"
+"""Of a network of tiles what lies within its graph: the tiles (N * T, C, H, W), and the weight of each (N, T)."""
 Mode = Literal["latency", "throughput"]
 """What an engine is opened for: one image as soon as possible, or as many as possible a second."""
 SPIN_US = "200"
@@ -203,8 +205,18 @@ def open_engine(name: str, path: Path, threads: int = 0, mode: Mode = "latency")
 
 
 def run_files(engine: Engine, files: Sequence[Path], size: int = 16) -> NDArray[np.float64]:
-    """Logits (N, K) of prepared images on disk, a batch of them in memory at a time."""
-    return np.concatenate([engine.run(load_batch(files[part])) for part in batches(len(files), size)])
+    """Logits (N, K) of prepared images on disk, a batch of at most `size` of them in memory at a time."""
+    return np.concatenate([engine.run(load_batch(files[part])) for part in file_batches(files, size)])
+
+
+def file_batches(files: Sequence[Path], most: int = 16) -> Iterator[slice]:
+    """Slices of so many prepared images as one batch may have: `most`, fewer where they are large."""
+    return batches(len(files), at_once(load_prepared(files[0]).size, most) if len(files) else most)
+
+
+def at_once(numbers: int, most: int = 16) -> int:
+    """How many images of so many numbers make a batch: at most 2**25 numbers, 128 MB, and at least one image."""
+    return max(1, min(most, 2**25 // numbers))
 
 
 def load_batch(files: Sequence[Path]) -> FloatArray:

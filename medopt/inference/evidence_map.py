@@ -19,6 +19,7 @@ from medopt.core.records import FloatArray
 from medopt.core.telemetry import without_telemetry
 from medopt.inference.depth_evidence import DepthEvidence, linear_parts
 from medopt.inference.engines import FEATURES, INPUT, OUTPUT, openvino_core
+from medopt.inference.tile_evidence import TileEvidence, tile_outputs
 from medopt.transforms.restore import stride_of
 
 with without_telemetry():
@@ -37,11 +38,18 @@ class Evidence:
         self._body, self._head = body, head
 
     @classmethod
-    def open(cls, path: Path) -> Evidence | DepthEvidence | None:
+    def open(cls, path: Path) -> AnyEvidence | None:
         """Open an ONNX file; None where its linear layer does not follow an average over positions (an ensemble)."""
         core = openvino_core()
         model = core.read_model(path)
-        found = linear_parts(_source_of(model.output(OUTPUT)))
+        found, tiles = linear_parts(_source_of(model.output(OUTPUT))), tile_outputs(model)
+        if tiles is not None:
+            if found is None:
+                return None
+            parts, bias = found
+            outputs = [*(part.places for part in parts), *tiles, _source_of(model.output(OUTPUT))]
+            opened = openvino.Model(outputs, model.get_parameters(), "tiles")
+            return TileEvidence(core.compile_model(opened, "CPU", _OPTIONS), parts, bias)
         if found is not None and len(found[0]) > 1:
             parts, bias = found
             outputs = [*(part.places for part in parts), _source_of(model.output(OUTPUT))]
@@ -91,6 +99,10 @@ class Evidence:
         """Features (1, F, *positions) to (1, K, *positions)."""
         vectors = np.ascontiguousarray(places.reshape(places.shape[1], -1).T)
         return np.asarray((self._head([vectors])[0] - bias).T.reshape(1, -1, *places.shape[2:]), np.float64)
+
+
+AnyEvidence = Evidence | DepthEvidence | TileEvidence
+"""All of them have `places`."""
 
 
 def _shifted(image: FloatArray, steps: Sequence[int]) -> FloatArray:

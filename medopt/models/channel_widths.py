@@ -108,6 +108,8 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
         groups += [ChannelGroup(stage, tuple(writers), ()), *inner]
     if not by_depth:
         readers[current].append("fc.1" if isinstance(model.fc, nn.Sequential) else "fc")
+    if any(name.startswith("tiling.attention.") for name, _ in model.named_parameters()):
+        readers[current] += ["tiling.attention.value", "tiling.attention.gate"]
     return [ChannelGroup(group.name, group.writers, tuple(readers.get(group.name, group.readers))) for group in groups]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medopt.config import Study
-from medopt.models.resnet import build_model
+from medopt.models.resnet import BottleneckResNet, build_model
 
 _LAYERS = (nn.Conv2d, nn.Conv3d, nn.Linear)
 _POOLS = (nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool2d, nn.MaxPool3d, nn.ReplicationPad3d)
@@ -40,19 +40,23 @@ def layer_costs(model: nn.Module, channels: int, size: Sequence[int]) -> dict[st
 def _layer_costs(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in shapes}
     weights = {name: layer.weight.numel() for name, layer in layers.items() if isinstance(layer, _LAYERS)}
-    return {name: count * math.prod(shapes[name][2:]) for name, count in weights.items()}
+    return {name: count * shapes[name][0] * math.prod(shapes[name][2:]) for name, count in weights.items()}
 
 
 def study_cost(study: Study) -> Cost:
     """What one image costs a study's network, as `multiply_adds` counts it; nothing is computed for it.
 
-    Training keeps what each convolution, normalization and pooling gives; activations work in place.
+    Training keeps what each convolution, normalization and pooling gives; activations work in place. Of tiles it keeps
+    so many at once.
     """
     with torch.device("meta"):
         model = build_model(study)
     shapes = _output_shapes(model, study.prepare.input_channels, study.prepare.size, _KEPT)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(sum(_layer_costs(model, shapes).values()), sum(map(math.prod, shapes.values())), parameters)
+    kept = sum(map(math.prod, shapes.values()))
+    if isinstance(model, BottleneckResNet) and model.tiling is not None and model.tiling.at_once is not None:
+        kept = kept * min(model.tiling.at_once, study.network_input.count) // study.network_input.count
+    return Cost(sum(_layer_costs(model, shapes).values()), kept, parameters)
 
 
 def _output_shapes(
@@ -63,7 +67,8 @@ def _output_shapes(
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            shapes[name] = tuple(output.shape)
+            before = shapes[name][0] if name in shapes else 0  # tiles pass a few at a time
+            shapes[name] = (before + output.shape[0], *output.shape[1:])
 
         return hook
 

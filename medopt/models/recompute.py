@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+Out = TypeVar("Out", Tensor, list[Tensor])
 
-def run_again(block: nn.Module, x: Tensor) -> Tensor:
-    """The output of a block without randomness, of which the backward pass needs the input alone.
+
+def run_again(block: nn.Module, x: Tensor, run: Callable[[Tensor], Out]) -> Out:
+    """What `run` gives of `x`, a part of a block without randomness, of which the backward pass needs `x` alone.
 
     The batch counts once in the running statistics. Source: Chen et al., Training Deep Nets with Sublinear Memory Cost
     (2016).
@@ -20,7 +23,7 @@ def run_again(block: nn.Module, x: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _without_running_statistics(block)
 
-    out: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    out: Out = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return out
 
 

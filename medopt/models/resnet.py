@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +16,7 @@ from medopt.models.depth_heads import DepthHeads, InputScaling
 from medopt.models.geometry import STEMS, Geometry, PerAxis, Stem, resolve_geometry
 from medopt.models.initialization import initialize
 from medopt.models.recompute import run_again
+from medopt.models.tiles import Tiling, study_tiling
 from medopt.models.variants import VARIANTS, Variant, dilate
 
 with without_telemetry():
@@ -35,7 +36,7 @@ class _Stage(nn.Sequential):
 
     def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         for block in self:
-            x = run_again(block, x) if self.recomputes and torch.is_grad_enabled() else block(x)
+            x = run_again(block, x, block) if self.recomputes and torch.is_grad_enabled() else block(x)
             if maps is not None:
                 maps.append(x)
         return x
@@ -52,6 +53,7 @@ class BottleneckResNet(ResNet):
 
     mirrored = False
     covariates: nn.Parameter | None
+    tiling: Tiling | None
 
     def __init__(
         self, variant: Variant, layers: list[int], channels: int, outputs: int, dims: int, widths: Sequence[int],
@@ -82,6 +84,7 @@ class BottleneckResNet(ResNet):
             dilate(self.layer4, 4, dims)
         self.register_parameter("covariates", None)
         self.scaling = InputScaling(scaled, dims) if scaled else nn.Identity()
+        self.tiling = None
         if head == "every_depth":
             self.fc = DepthHeads(self.depths(widths), outputs, dropout)  # type: ignore[assignment]
 
@@ -107,18 +110,23 @@ class BottleneckResNet(ResNet):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(N, C, *space) to the means (N, channels) of what the stem and each block give, in the order of the data."""
-        return self._both_ways(x, self._features)
+        return self._both_ways(x, every=True)
 
-    def _features(self, x: Tensor) -> list[Tensor]:
+    def means(self, x: Tensor, every: bool) -> list[Tensor]:
+        """The same of what the convolutions see at once; without `every` the last alone."""
         maps: list[Tensor] = []
-        self._run(x, maps)
-        return [self.avgpool(each).flatten(1) for each in maps]
+        last = self._run(x, maps if every else None)
+        return [self.avgpool(each).flatten(1) for each in (maps if every else [last])]
 
-    def _both_ways(self, x: Tensor, read: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
-        """What `read` gives of the images; in evaluation of a mirrored network the mean with what it gives mirrored."""
+    def _both_ways(self, x: Tensor, every: bool) -> list[Tensor]:
+        """The pooled features; in evaluation of a mirrored network the mean with those of the mirrored images."""
         if not self.mirrored or self.training:
-            return read(x)
-        return [(one + other) / 2 for one, other in zip(read(x), read(x.flip(-1)), strict=True)]
+            return self._pooled(x, every)
+        pairs = zip(self._pooled(x, every), self._pooled(x.flip(-1), every), strict=True)
+        return [(one + other) / 2 for one, other in pairs]
+
+    def _pooled(self, x: Tensor, every: bool) -> list[Tensor]:
+        return self.means(x, every) if self.tiling is None else self.tiling.read(x, self, every).pooled
 
     def _run(self, x: Tensor, maps: list[Tensor] | None) -> Tensor:
         x = self.act(self.bn1(self.conv1(self.scaling(x))))
@@ -137,18 +145,22 @@ class BottleneckResNet(ResNet):
 
         Without the covariates the logits are those of the image alone, which exported models give.
         """
-        logits = self._of_image(x)
+        logits = self.answer(self._both_ways(x, self.reads_every))
         if table is None or self.covariates is None:
             return logits
         # Not a matrix product, which half precision would round.
         return logits + (table[:, :, None] * self.covariates).sum(dim=1)
 
-    def _of_image(self, x: Tensor) -> Tensor:
-        if isinstance(self.fc, DepthHeads):
-            return self.fc(self.features(x))
+    @property
+    def reads_every(self) -> bool:
+        """Whether the head reads every depth."""
+        return isinstance(self.fc, DepthHeads)
+
+    def answer(self, features: list[Tensor]) -> Tensor:
+        """Logits (N, outputs) of pooled features: of every depth where the head reads them, else of the last one."""
         assert self.fc is not None
-        (last,) = self._both_ways(x, lambda images: [self.avgpool(self._run(images, None)).flatten(1)])
-        return self.fc(last)
+        logits: Tensor = self.fc(features if self.reads_every else features[-1])
+        return logits
 
 
 def with_table(model: nn.Module, target: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -308,23 +320,30 @@ def network_note(study: Study) -> dict[str, Any]:
 
 def study_geometry(study: Study) -> Geometry:
     """The stem, strides and kernels of a study's network, with `auto` resolved by its prepared images."""
-    model, prepare = study.model, study.prepare
-    dilated = VARIANTS[model.variant].dilated
+    model, seen = study.model, study.network_input
     return resolve_geometry(
-        *(study.spatial_dims, model.stem, model.strides, model.kernels, prepare.size, prepare.spacing_mm),
-        dilated=dilated,
+        *(seen.dims, model.stem, model.strides, model.kernels, seen.size, seen.spacing_mm),
+        dilated=VARIANTS[model.variant].dilated,
     )
 
 
 def build_model(study: Study) -> nn.Module:
     """The study's network: (N, C, *size) to (N, outputs) logits, weights drawn from the study's seed."""
-    return build_resnet(
-        spatial_dims=study.spatial_dims,
-        channels=study.prepare.input_channels,
+    seen = study.network_input
+    model = build_resnet(
+        spatial_dims=seen.dims,
+        channels=seen.channels,
         outputs=study.data.outputs,
-        size=study.prepare.size,
-        spacing=study.prepare.spacing_mm,
+        size=seen.size,
+        spacing=seen.spacing_mm,
         covariates=study.data.encoded_covariates,
         seed=study.seed,
         **study.model.architecture(),
     )
+    assert isinstance(model, BottleneckResNet)
+    model.tiling = study_tiling(study, model.widths[-1] * EXPANSION)
+    if model.tiling is not None:
+        initialize(model.tiling, study.model.init, torch.Generator().manual_seed(study.seed + 1))
+        if model.tiling.attention is not None:
+            model.tiling.attention.start_even()
+    return model

@@ -18,7 +18,8 @@ def model_name(study: Study) -> str:
     space = " 3-D" if len(study.prepare.size) == 3 else ""
     factors = study.model.width if isinstance(study.model.width, list) else [study.model.width]
     width = f" w{factors[-1]:g}" if factors != [1] else ""
-    return f"ResNet-{study.model.depth}{width}{space}"
+    parts = "" if study.model.pooling == "none" else f" {'slices' if space else 'tiles'} {study.model.pooling}"
+    return f"ResNet-{study.model.depth}{width}{space}{parts}"
 
 
 def run_name(study: Study, folder: Path, below: Path | None = None) -> str:

@@ -66,6 +66,11 @@ def plan_pretraining(
     Raises ConfigError for an unknown setting, or for weights to begin with: pretraining begins with drawn ones.
     """
     raw: dict[str, Any] = {}
+    if like is not None and like.model.pooling != "none":
+        raise ConfigError(
+            f"{like.name} sees tiles or slices (model.pooling), and pretraining learns from whole images. Pretrain on "
+            "a folder of images as large as a tile, without --like."
+        )
     if like is not None:
         settings = like.model_dump(mode="json")
         raw = {name: settings[name] for name in ("seed", "prepare", "augment")}

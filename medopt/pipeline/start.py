@@ -45,10 +45,10 @@ def resolve_start(study: Study, near: Path, runs: Path = RUNS) -> Study:
         refuse_use(opened.entry, study.intended_use)
     given = study.model.model_fields_set
     own = {"strides": opened.start.strides, "kernels": opened.start.kernels} | opened.start.architecture()
-    own["scaled_channels"] = scaled_channels(opened.start, study.prepare.input_channels)
-    if "strides" in given or opened.start.spatial_dims < study.spatial_dims:
+    own["scaled_channels"] = scaled_channels(opened.start, study.network_input.channels)
+    if "strides" in given or opened.start.spatial_dims < study.network_input.dims:
         del own["strides"]  # they change no weight: the study may halve its axes otherwise
-    if opened.start.spatial_dims < study.spatial_dims:
+    if opened.start.spatial_dims < study.network_input.dims:
         del own["kernels"]  # those of images become as deep as the study wants them
     for key, value in own.items():
         said = getattr(study.model, key)
@@ -83,8 +83,9 @@ def open_study_start(study: Study, near: Path = Path(), runs: Path = RUNS) -> Op
             f"{study.model.start_digest[:16]}.... {way_out}"
         )
     dims = opened.start.spatial_dims
-    if dims == 3 and study.spatial_dims == 2:
-        raise ConfigError(f"The start {opened.name} is of volumes; this study has images (prepare.size).")
+    if dims == 3 and study.network_input.dims == 2:
+        seen = "images (prepare.size)" if study.spatial_dims == 2 else "a network of slices (model.pooling)"
+        raise ConfigError(f"The start {opened.name} is of volumes; this study has {seen}.")
     return opened
 
 
@@ -129,8 +130,14 @@ def _teachers(study: Study) -> list[Model]:
         digests *= len(names)
     if len(digests) != len(names):
         raise ConfigError("training.teacher was changed: take training.teacher_digest out of the study, too.")
-    pairs = zip(names, digests, strict=True)
-    return [Model(start=name, start_digest=digest, partial=study.model.partial) for name, digest in pairs]
+    seen = study.model.model_dump(include={"pooling", "tile", "slices", "global_view", "tiles_at_once"})
+    if seen.get("pooling"):
+        seen["pooling"] = "mean"  # its linear model is one of means
+    shared = {"partial": study.model.partial, **seen}
+    return [
+        Model.model_validate({"start": name, "start_digest": digest, **shared})
+        for name, digest in zip(names, digests, strict=True)
+    ]
 
 
 def _with_teacher(study: Study, near: Path, runs: Path) -> Study:
@@ -161,7 +168,7 @@ def _with_chosen(study: Study) -> Study:
 
 def best_on_disk(study: Study) -> Entry | None:
     """The start of the catalogue that lies on this disk, may be used, and fits best: see `fitting_starts`."""
-    fitting = fitting_starts(study.spatial_dims, study.prepare.input_channels)
+    fitting = fitting_starts(study.network_input.dims, study.network_input.channels)
     allowed = [entry for entry in fitting if not study.intended_use or "clinical" in entry.allows]
     return next((entry for entry in allowed if local_file(entry)), None)
 

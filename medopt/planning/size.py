@@ -30,6 +30,8 @@ BYTES = {"cpu": 6, "cuda": 4}
 """A kept value in float32, or in mixed precision, with what lies beside it."""
 SHARE = 0.6
 """Share of the free memory that training may take."""
+LARGE, SMALL_FINDING = 2_000_000, 3
+"""Pixels from which on shrinking is worth a word; and what is left of a finding that a network may still see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,22 @@ def _image_size(
         why = f"images are {span}{square} pixels; {_limit_text(modality, effort, whole, max(middle), against)}"
     shape_why = "all have one shape" if fit == "stretch" else "shapes differ: the aspect is kept, the rest is filled"
     return size, [Decision("prepare.size", size, why), Decision("prepare.fit", fit, shape_why)], found
+
+
+def tile_notes(fingerprint: Fingerprint, size: Sequence[int]) -> list[str]:
+    """What shrinking loses of large images, and how a network sees them whole; empty for others."""
+    if fingerprint.dims == 3:
+        return []
+    height, width = np.quantile(fingerprint.square_sizes(), 0.5, axis=0)
+    factor = max(height, width) / max(size)
+    if height * width < LARGE or factor < 2:
+        return []
+    return [
+        f"Half of the images have {height * width / 1e6:.1f} megapixels or more and are shrunk by {factor:.1f}: a "
+        f"finding of fewer than about {SMALL_FINDING * factor:.0f} pixels is lost. Where findings may be that small, "
+        "tiles see the whole image, in more time: a larger prepare.size, model.pooling: attention and model.tile: "
+        "[512, 512].",
+    ]
 
 
 def _limit_text(modality: str, effort: Effort, whole: int, longest: float, against: str) -> str:

@@ -15,8 +15,7 @@ from medopt.core.files import atomic
 from medopt.core.records import Volume, is_exclusive
 from medopt.core.reporter import Reporter
 from medopt.imaging.channels import ScanPath
-from medopt.inference.depth_evidence import DepthEvidence
-from medopt.inference.evidence_map import Evidence
+from medopt.inference.evidence_map import AnyEvidence, Evidence
 from medopt.release.evidence_picture import evidence_picture
 from medopt.release.predictor import Answer, Release
 from medopt.serving.prediction_table import Row
@@ -47,7 +46,7 @@ def write_heat_maps(
 
 
 def evidence_pictures(
-    release: Release, evidence: Evidence | DepthEvidence, volume: Volume, answer: Answer, name: str
+    release: Release, evidence: AnyEvidence, volume: Volume, answer: Answer, name: str
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The findings of an answer that are present or undecided, each with its picture (H, W, 3).
 

@@ -20,6 +20,7 @@ from medopt.training.covariates import put_coefficients
 from medopt.training.linear_model import LinearModel
 
 BATCH = 16
+_NUMBERS = 2**25  # of a batch, at most: 128 MB
 
 
 @torch.no_grad()
@@ -37,8 +38,9 @@ def pooled_features(
     """
     model = cast(BottleneckResNet, network.eval().to(device))
     rows = []
-    for start in range(0, len(files), BATCH):
-        part = files[start : start + BATCH]
+    size = max(1, min(BATCH, _NUMBERS // as_tensor(files[0]).numel()))
+    for start in range(0, len(files), size):
+        part = files[start : start + size]
         images = torch.stack([as_tensor(file) for file in part]).to(device)
         views = [images, images.flip(-1)] if mirrored else [images]
         rows.append(torch.stack([_read(model, view) for view in views], dim=1).cpu().numpy())

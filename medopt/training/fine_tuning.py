@@ -15,8 +15,10 @@ _FREEZES = {"nothing": 0, "stem": 1, "layer1": 2, "layer2": 3, "layer3": 4, "all
 
 
 def stage_of(name: str) -> int:
-    """The place in STAGES of a parameter by its name; the covariates' coefficients are of the last."""
-    first = name.partition(".")[0].replace("covariates", STAGES[-1])
+    """The place in STAGES of a parameter by its name: what weighs tiles and covariates is of the last."""
+    first = name.partition(".")[0]
+    if first in ("tiling", "covariates"):
+        return STAGES.index("fc")
     return STAGES.index(first) if first in STAGES else 0
 
 

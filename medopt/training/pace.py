@@ -118,7 +118,7 @@ def _timed(job: TrainingJob, pace: Pace, reporter: Reporter, device: torch.devic
         measured |= {f"augmenting on the {'GPU' if key == 'device' else 'CPU'}": value for key, value in speeds.items()}
         pace = replace(ways[way], reasons=(*pace.reasons, reason))
         images = images if ways[way].residence == pace.residence else images_of(job.train_set.files)
-    if training.compile == "auto" and not training.recompute:
+    if training.compile == "auto" and not training.recompute and job.study.model.pooling == "none":
         plain = speed(_with(job.study, pace), job.train_set, images)[0]
         left = training.epochs * len(job.train_set.files) / plain
         compiled, first = 0.0, 0.0

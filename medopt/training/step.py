@@ -71,7 +71,7 @@ def start_state(
     model = (build_model(study) if model is None else model).to(fabric.device)
     is_spread = isinstance(fabric.strategy, ModelParallelStrategy)
     if not is_spread:  # which takes the plain layout only
-        layout = torch.channels_last if study.spatial_dims == 2 else torch.channels_last_3d
+        layout = torch.channels_last if study.network_input.dims == 2 else torch.channels_last_3d
         model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
     if fabric.world_size > 1:
         model = share_statistics(model)

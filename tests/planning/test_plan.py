@@ -27,6 +27,7 @@ from medopt.models.cost import study_cost
 from medopt.planning.decide import MAX_SIDE, MAX_STEPS, MAX_VOXELS, decide
 from medopt.planning.duration import duration_notes, seconds_an_image
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
+from medopt.planning.size import tile_notes
 from medopt.planning.write import describe_fingerprint
 
 
@@ -172,6 +173,15 @@ def test_a_volume_without_spacing_is_fitted_as_a_whole() -> None:
 def test_nan_becomes_background_where_images_have_it() -> None:
     assert settings(data([MR, replace(MR, nan=True)]))["prepare.nan"] == "background"
     assert "prepare.nan" not in settings(data([MR]))
+
+
+def test_a_plan_says_what_shrinking_loses_of_large_images_alone() -> None:
+    large = data([replace(DX, size=(3000, 2500))])
+    (note,) = tile_notes(large, [512, 416])
+    assert "7.5 megapixels" in note and "shrunk by 5.9" in note and "fewer than about 18 pixels" in note
+    assert "model.pooling: attention" in note and "model.tile: [512, 512]" in note
+    assert not tile_notes(large, [1536, 1280]) and not tile_notes(data([PNG]), [64, 64])
+    assert not tile_notes(data([CT]), [96, 96, 96])
 
 
 def test_images_are_counted_in_square_pixels() -> None:

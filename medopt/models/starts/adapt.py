@@ -14,6 +14,7 @@ from medopt.models.starts.start import LoadedStart, Scaling, Start, TensorFate
 
 _BUFFERS = ("num_batches_tracked",)
 COVARIATES = "covariates"  # the coefficients of another study's columns: each study learns its own
+_NEW = ("fc.", "scaling.", "tiling.", COVARIATES)
 
 
 def scaled_channels(start: Start, channels: int) -> int:
@@ -36,7 +37,7 @@ def fit_start(start: Start, network: nn.Module, where: str, *, partial: bool = F
     state, fates, missing = {}, [], []
     for name, target in own.items():
         value, how = _fitted(start, name, target)
-        if value is None and not name.startswith(("fc.", "scaling.", COVARIATES)) and not name.endswith(_BUFFERS):
+        if value is None and not name.startswith(_NEW) and not name.endswith(_BUFFERS):
             missing.append(f"{name} {tuple(target.shape)}: {how}")
         state[name] = target.clone() if value is None else value.to(target.dtype).contiguous()
         fate = "new" if value is None else "adapted" if how else "taken"

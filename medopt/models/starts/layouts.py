@@ -159,7 +159,7 @@ def _by_children(tensors: Tensors) -> dict[str, Tensor]:
 
 def _own(tensors: Tensors, left_out: list[str], where: str, said: Mapping[str, Any]) -> Start:
     known = ("conv1.", "bn1.", "scaling.")
-    heads = [name for name in tensors if name.startswith("fc.")]
+    heads = [name for name in tensors if name.startswith(("fc.", "tiling."))]
     unknown = [n for n in tensors if n not in heads and not n.startswith(known) and not _BLOCK.fullmatch(n)]
     _refuse_unknown(unknown, where, "medopt")
     ours = {name: value for name, value in tensors.items() if name not in heads}

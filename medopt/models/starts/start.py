@@ -87,7 +87,7 @@ class LoadedStart:
         """Share of the backbone's weights that come from the start."""
         sizes = {"from start": 0, "all": 0}
         for fate in self.fates:
-            if fate.fate != "left out" and not fate.name.startswith("fc."):
+            if fate.fate != "left out" and not fate.name.startswith(("fc.", "tiling.")):
                 count = self.state[fate.name].numel()
                 sizes["all"] += count
                 sizes["from start"] += count * (fate.fate in ("taken", "adapted"))

@@ -13,7 +13,7 @@ from medopt.core.files import file_digest, write_json
 from medopt.core.records import SPLITS
 from medopt.data.cache import PreparedImages
 from medopt.evaluation.analysis_results import PruningStep
-from medopt.inference.engines import load_batch
+from medopt.inference.engines import file_batches, load_batch
 from medopt.pipeline.covariate_terms import TERMS, write_terms
 from medopt.pipeline.run_folder import FLOAT, NARROW, QUANTIZED, RunFolder
 from medopt.pipeline.stage import RunContext, Stage
@@ -59,10 +59,10 @@ class CompressStage(Stage[Compressed]):
         """Write the files; raises MedoptError where the exported network answers otherwise than torch."""
         study, folder, compression = context.study, context.folder, context.study.compression
         files = calibration_files(study, context.result(PrepareStage))
-        parity = 0.0
+        parity, examples = 0.0, load_batch(files[next(file_batches(files, 8))])
         for weights, source in zip(self._weights(context), (FLOAT, NARROW), strict=False):
             network, path = load_best(study, weights), folder.models / source
-            parity = max(parity, export_onnx(network, load_batch(files[:8]), path, compression.opset))
+            parity = max(parity, export_onnx(network, examples, path, compression.opset))
         quantize_int8(path, folder.models / QUANTIZED, PreparedImages(files), compression.profile)
         write_terms(study, self._weights(context), folder.models)
         size = " x ".join(map(str, study.prepare.size))

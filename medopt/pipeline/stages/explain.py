@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.files import file_digest
-from medopt.core.records import Case, FloatArray, batches
+from medopt.core.records import Case, FloatArray
 from medopt.evaluation.analysis_results import ExplainedCase, ExplanationResult, NearestCases
 from medopt.evaluation.evaluate import output_names
 from medopt.evaluation.explain import Chosen, Explainer, check_sanity, choose, scaled, stage_of
 from medopt.figures.explanations import Explained, explain_figure, nearest_figure
 from medopt.figures.fonts import drawn_labels
-from medopt.inference.engines import load_batch, open_engine
+from medopt.inference.engines import file_batches, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import NoResult, RunContext, Stage
@@ -151,7 +151,7 @@ def _plain(file: Path, study: Study) -> FloatArray:
 
 
 def _features(engine: Any, files: Sequence[Path]) -> NDArray[np.float64]:
-    return np.concatenate([engine.run_both(load_batch(files[part]))[1] for part in batches(len(files), 16)])
+    return np.concatenate([engine.run_both(load_batch(files[part]))[1] for part in file_batches(files)])
 
 
 def neighbour_label(study: Study, case: Case) -> str:

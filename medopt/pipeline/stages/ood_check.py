@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from medopt.config import Study
 from medopt.core.files import write_text
-from medopt.core.records import KINDS, Estimate, FloatArray, Kind, batches
+from medopt.core.records import KINDS, Estimate, FloatArray, Kind
 from medopt.core.reporter import Reporter
 from medopt.core.result import by_kind
 from medopt.data.cache import load_facts
 from medopt.evaluation.analysis_results import DeclinedShares, DomainResult, FittedImages, HeaderRanges
-from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.inference.engines import Engine, file_batches, load_batch, open_engine
 from medopt.metrics.proportions import proportion
 from medopt.pipeline.gate_result import GateResult
 from medopt.pipeline.run_folder import RunFolder
@@ -31,7 +31,7 @@ from medopt.transforms.restore import restore_masks
 
 RESULT = "domain.json"  # in the run folder what was measured, below models/ the gate itself
 SERVED: Kind = "int8"
-MOST_TRAIN, MOST_ALTERED, LEVELS, AT_ONCE = 2000, 60, (3, 5), 16
+MOST_TRAIN, MOST_ALTERED, LEVELS = 2000, 60, (3, 5)
 Change = Callable[[FloatArray, list[str]], FloatArray]
 
 
@@ -98,12 +98,12 @@ def fit_check(
 
 def _features(engine: Engine, files: Sequence[Path]) -> Floats:
     """Features (N, F) of prepared images."""
-    return np.concatenate([engine.run_both(load_batch(files[rows]))[1] for rows in batches(len(files), AT_ONCE)])
+    return np.concatenate([engine.run_both(load_batch(files[rows]))[1] for rows in file_batches(files)])
 
 
 def _textures(files: Sequence[Path], images: int) -> Floats:
     """Textures (N, 4) of prepared images."""
-    return np.concatenate([texture(load_batch(files[rows]), images) for rows in batches(len(files), AT_ONCE)])
+    return np.concatenate([texture(load_batch(files[rows]), images) for rows in file_batches(files)])
 
 
 def _declined(
@@ -111,7 +111,7 @@ def _declined(
 ) -> NDArray[np.bool_]:
     """Which prepared images of a set (N,), changed or as they are, the gate declines."""
     found: list[bool] = []
-    for rows in batches(len(part.files), AT_ONCE):
+    for rows in file_batches(part.files):
         batch = load_batch(part.files[rows])
         if change is not None:
             batch = np.ascontiguousarray(change(batch, [case.case_id for case in part.cases[rows]]), np.float32)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medopt.core.provenance import code_version, digest, machine, package_versions
-from medopt.core.records import batches
 from medopt.data.cache import load_facts
 from medopt.data.images_seen import SEEN_FILE, encode_seen, images_seen
 from medopt.evaluation.run_metrics import RunMetrics
-from medopt.inference.engines import load_batch
+from medopt.inference.engines import file_batches, load_batch
 from medopt.pipeline.metrics_json import release_info
 from medopt.pipeline.run_folder import RunFolder
 from medopt.pipeline.stage import RunContext, Stage
@@ -25,8 +24,6 @@ from medopt.release.layout import DOMAIN, MODELS, SUMS, Provenance
 from medopt.release.predictor import Release
 from medopt.serving.prediction_table import Row, observed
 from medopt.training.job import PreparedSplit
-
-AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ def _seen(context: RunContext) -> dict[str, str]:
 def reference_of(predictor: Release, validation: PreparedSplit) -> Reference:
     """What drift is measured against: the aggregates of a release's answers on the validation images."""
     rows, columns = list[Row](), [one.column for one in predictor.info.covariates]
-    for part in batches(len(validation.files), AT_ONCE):
+    for part in file_batches(validation.files):
         acquisitions = [load_facts(file) for file in validation.files[part]]
         cells = [dict(zip(columns, case.covariates, strict=True)) for case in validation.cases[part]]
         answers = predictor.predict_batch(load_batch(validation.files[part]), acquisitions, cells)

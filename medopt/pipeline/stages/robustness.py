@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from medopt.config import Prepare, Study
 from medopt.core.files import file_digest
 from medopt.core.provenance import usable_cores
-from medopt.core.records import KINDS, FloatArray, Kind, Predictions, batches
+from medopt.core.records import KINDS, FloatArray, Kind, Predictions
 from medopt.core.reporter import Reporter
 from medopt.evaluation.analysis_results import RobustnessResult
 from medopt.evaluation.predictions_io import read_predictions, write_predictions
 from medopt.evaluation.robustness import from_tables, shift_name
 from medopt.figures.robustness import robustness_figure
-from medopt.inference.engines import Engine, load_batch, open_engine
+from medopt.inference.engines import Engine, file_batches, load_batch, open_engine
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.pipeline.covariate_terms import covariate_logits, read_terms
 from medopt.pipeline.gate_result import GateResult
@@ -132,7 +132,7 @@ def _worse(study: Study, part: PreparedSplit, folder: RunFolder, judged: GateRes
         finally:
             free.put(engines)
 
-    cut = list(batches(len(part.files), AT_ONCE))
+    cut = list(file_batches(part.files, AT_ONCE))
     advance, found = reporter.progress(len(cut), "making images worse"), []
     with ThreadPoolExecutor(workers) as pool:
         for logits in pool.map(work, cut):

@@ -13,8 +13,7 @@ from PIL import Image
 from medopt.core.errors import DataError
 from medopt.core.files import file_digest
 from medopt.core.format import count_text
-from medopt.inference.depth_evidence import DepthEvidence
-from medopt.inference.evidence_map import Evidence
+from medopt.inference.evidence_map import AnyEvidence, Evidence
 from medopt.release.predictor import Answer
 from medopt.serving.heat_maps import evidence_pictures, mapped_labels
 from medopt.serving.server.decode_scan import ScanBytes, read_bytes
@@ -38,7 +37,7 @@ class PictureMaker:
     def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
         self._thread = ThreadPoolExecutor(1, "medopt-evidence")  # an engine's request is for one thread
-        self._opened: tuple[str, Evidence | DepthEvidence | None] = ("", None)
+        self._opened: tuple[str, AnyEvidence | None] = ("", None)
 
     async def of(self, served: ServedRelease, scan: ScanBytes, answer: Answer) -> Pictures:
         """The pictures for an answered scan; whatever fails is a note, as the answer stands without them."""
@@ -69,7 +68,7 @@ class PictureMaker:
         more = len(mapped_labels(verified.release, answer)) - len(pictures)
         return Pictures(tuple(pictures), f"{count_text(more, 'more finding')} without a picture here." if more else "")
 
-    def _evidence(self, verified: VerifiedRelease) -> Evidence | DepthEvidence:
+    def _evidence(self, verified: VerifiedRelease) -> AnyEvidence:
         """The model opened as a network of places; raises DataError where there is none."""
         if self._opened[0] != verified.model_digest:
             if not verified.model_file.is_file() or file_digest(verified.model_file) != verified.model_digest:
