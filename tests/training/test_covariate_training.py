@@ -133,7 +133,7 @@ def test_pruning_and_a_teacher_see_the_sum() -> None:
     scores = gradient_scores(network, [(images, both)], loss)
     assert all(torch.isfinite(one).all() for one in scores.values())
     goal, table = with_table(network, both)
-    answers = Teacher(network, 0.5, loss, task="binary").answers(images, goal, *table)
+    answers = Teacher([network], 0.5, loss, task="binary").answers(images, goal, *table)
     with torch.no_grad():
         assert torch.allclose(answers, (network(images) + table[0] @ network.get_parameter("covariates")).sigmoid())
 

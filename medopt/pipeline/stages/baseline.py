@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from medopt.config import Study
 from medopt.core.files import file_digest
@@ -134,7 +135,8 @@ def _refuse_seen(context: RunContext, start: str) -> None:
 
 def _teacher(context: RunContext, splits: Splits) -> LinearBaseline:
     """The teachers: each start with a linear layer, whose networks are kept for the training; their mean answers."""
-    models, records, tensors, fitted = [], [], {}, []
+    models, records, fitted = [], [], []
+    tensors: dict[str, Tensor] = {}
     for number, study in enumerate(teacher_studies(context.study, context.runs)):
         _refuse_seen(context, study.model.start)
         linear, network, record = start_baseline(study, splits, SPLITS, context.reporter, context.runs)
