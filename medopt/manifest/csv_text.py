@@ -22,7 +22,7 @@ def read_csv(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
     """
     text = _text(path, what)
     separator = _SEPARATOR_LINE.match(text)
-    text = text[separator.end() :] if separator else text
+    text = (text[separator.end() :] if separator else text).replace("\v", " ")
     head = text.partition("\n")[0]
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -32,11 +32,11 @@ def read_csv(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
     width = 0
     try:
         for number, raw in enumerate(reader, start=1):
-            cells = [cell.replace("\v", " ").strip() for cell in raw]
+            cells = [cell.strip() for cell in raw]
             if number == 1:
                 width = len(_without_empty_end(cells))
             if number == 1 or any(cells):
-                yield number, cells[:width] + _without_empty_end(cells[width:])
+                yield number, cells if len(cells) <= width else cells[:width] + _without_empty_end(cells[width:])
     except csv.Error as error:
         raise DataError(f"{what} {path} is not a CSV: {error} (line {reader.line_num}).") from None
 

@@ -68,6 +68,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
     columns, read_image = image_columns(study), _image_reader(study)
     grouping = group_columns(study)
     hide = str if from_run else pseudonym
+    read_patient = cache(lambda text: hide(_patient(text)))  # each of whom has several rows
     cases = []
     for number, cells in _rows(path, [*required_columns(study), *study.data.subgroups], faults):
         for one in covariates:
@@ -80,7 +81,7 @@ def read_manifest(path: str | Path, study: Study, *, from_run: bool = False) -> 
         uncertain = () if is_number else tuple(at for at, label in enumerate(read) if label == UNCERTAIN)
         case = Case(
             case_id=hide(cells.get("case_id") or image),
-            patient_id=hide(faults.read(number, "patient_id", cells, _patient) or ""),
+            patient_id=faults.read(number, "patient_id", cells, read_patient) or "",
             image=image,
             label=(0,) if is_number else tuple(of_uncertain if at in uncertain else one for at, one in enumerate(read)),
             split=faults.read(number, "split", cells, _split),
@@ -165,7 +166,7 @@ class _Faults:
     path: Path
     patients: set[str] = field(default_factory=set)
     by_column: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
-    first: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+    first: dict[str, dict[str, tuple[int, str]]] = field(default_factory=dict)
 
     def add(self, number: int, column: str, text: str, reason: str) -> None:
         self.by_column.setdefault(column, []).append((number, text, reason))
@@ -179,7 +180,7 @@ class _Faults:
 
     def add_repeated(self, number: int, column: str, value: str, text: str = "", among: str = "") -> None:
         """Add a fault where an earlier cell of the column, or of the columns called `among`, has the same value."""
-        row, other = self.first.setdefault((among or column, value), (number, column))
+        row, other = self.first.setdefault(among or column, {}).setdefault(value, (number, column))
         if value and (row, other) != (number, column):
             where = f"row {row}" if other == column else f"row {row}, column {other}"
             self.add(number, column, "", f"the same as {where} {text}".rstrip())
