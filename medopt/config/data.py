@@ -152,7 +152,9 @@ class Data(Section):
     series: SeriesRules = SeriesRules()
     """Which series of a DICOM study to use; `medopt series DIR --rules THIS.yaml` shows what is chosen."""
 
-    _bare_names = field_validator("covariates", mode="before")(as_covariates)
+    _bare_names = field_validator("covariates", mode="before", json_schema_input_type=list[Covariate | str])(
+        as_covariates
+    )
 
     @model_validator(mode="before")
     @classmethod
