@@ -49,7 +49,12 @@ class Webhook(Section):
 
     def address(self) -> str:
         """The URL as it is now; raises ConfigError, which does not quote it."""
-        return self.url if isinstance(self.url, str) else self.url.read()
+        if isinstance(self.url, str):
+            return self.url
+        text = self.url.read()
+        if not text.startswith(("https://", "http://")):
+            raise ConfigError("The secret that alerts.webhook.url names holds no URL, as in https://alerts.example/x.")
+        return text
 
 
 class Email(Section):
@@ -126,6 +131,16 @@ class AlertSettings(Section):
             return now
         end = local.replace(hour=last, minute=0, second=0, microsecond=0)
         return (end if end > local else end + timedelta(days=1)).timestamp()
+
+    def require_readable(self) -> None:
+        """Raise ConfigError where the change plan or a secret cannot be read."""
+        drift_triggers(self.plan)
+        if self.webhook is not None:
+            self.webhook.address()
+            for secret in self.webhook.headers.values():
+                secret.read()
+        if self.email is not None and self.email.password is not None:
+            self.email.password.read()
 
     def with_absolute_paths(self, base: Path) -> AlertSettings:
         """The section with relative paths that start at a folder."""

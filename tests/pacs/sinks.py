@@ -50,7 +50,7 @@ class WebhookSink:
 class MailSink:
     """Takes messages by SMTP (RFC 5321); `refuse`: it answers each message 451.
 
-    With a certificate it offers STARTTLS (RFC 3207) and then takes AUTH PLAIN (RFC 4954); `logins` are what it was told.
+    With a certificate it offers STARTTLS (RFC 3207) and then AUTH PLAIN (RFC 4954); `logins` are what it was told.
     """
 
     def __init__(self, certificate: Path | None = None, key: Path | None = None) -> None:

@@ -353,6 +353,11 @@ def test_paths_of_secrets_start_at_the_file(tmp_path: Path, archive: Archive, mo
     assert settings is not None and settings.webhook is not None
     assert settings.webhook.address() == "https://a.example/services/T0/B0"
     assert settings.webhook.headers["X-Key"].read() == "value"
+    settings.require_readable()
+    (tmp_path / "hook.secret").write_text("hunter2\n")
+    with pytest.raises(ConfigError, match="holds no URL") as refused:
+        settings.require_readable()
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_running_node_sends_alerts_and_goes_on_while_nobody_takes_them(

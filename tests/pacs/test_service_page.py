@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sqlite3
 import time
@@ -157,8 +156,6 @@ def test_the_page_in_a_browser(start_http_node: Callable[..., HttpNode], tmp_pat
         page.watch()
         page.open(f"{node.url}/monitoring")
         page.shows("1 alert is on", "declined, since 1970-01-01", "Over time", "Drift from validation", "Performance")
-        if folder := os.environ.get("MON_PICTURE"):
-            Path(folder).write_bytes(page.picture())
         assert page.barriers() == []
         assert page.run("document.querySelectorAll('figure svg rect').length") > 50
         page.size(400, 900)

@@ -16,6 +16,7 @@ from medopt.pacs.service_view import SAMPLE, Period, ServiceSummary
 from medopt.serving.server.html_page import page_template
 
 _TEMPLATE = page_template("medopt.pacs.http", "service.html")
+_ANSWERS = ("outcome", "decision", "number")
 _WIDTH, _HEIGHT = 300.0, 90.0
 MIN_SCANS = 15
 """Of fewer scans a share is not shown: chance alone moves it."""
@@ -86,24 +87,34 @@ def _figure_text(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _largest_psi(period: Period) -> float | None:
-    """Of the columns that chance does not explain; 0 where it explains all of them, None where none can be judged."""
-    known = [(one.psi, one.chance) for one in period.shifts.values() if one.psi is not None and one.chance is not None]
+def _largest_psi(period: Period, *, answers: bool | None = None) -> float | None:
+    """Of the columns that chance does not explain; 0 where it explains all of them, None where none can be judged.
+
+    `answers`: of what the release answered, or of the scans and how they were acquired; None: of both.
+    """
+    known = [
+        (shift.psi, shift.chance)
+        for name, shift in period.shifts.items()
+        if shift.psi is not None and shift.chance is not None
+        if answers is None or answers == (name in _ANSWERS or name.startswith("probability of "))
+    ]
     return max((psi if psi > chance else 0.0 for psi, chance in known), default=None)
 
 
 def _charts(content: ServiceContent) -> list[Chart]:
     periods, alerts = content.summary.periods, content.alerts
     counts = [period.counts for period in periods]
+    declined, drift = (None, None) if alerts is None else (alerts.declined, alerts.drift)
     figures: list[tuple[str, Sequence[float | None], str, float | None]] = [
         ("Studies", [one.studies for one in counts], "", None),
-        ("Declined", [_share(one.declined, one.scans) for one in counts], "%", alerts and alerts.declined),
+        ("Declined", [_share(one.declined, one.scans) for one in counts], "%", declined),
     ]
     for name in content.summary.labels:
         shares = [_share(one.called.get(name, 0), one.scans - one.declined) for one in counts]
         figures.append((f"Called {name}", shares, "%", None))
-    limit = alerts and alerts.drift
-    figures.append(("Largest PSI beyond chance", list(map(_largest_psi, periods)), "", limit))
+    for title, answers in (("Drift of the answers", True), ("Drift of the scans", False)):
+        values = [_largest_psi(period, answers=answers) for period in periods]
+        figures.append((f"{title}, largest PSI beyond chance", values, "", drift))
     for name, title in (("auc", "AUC"), ("sensitivity", "sensitivity"), ("ppv", "PPV")):
         if any(period.expected for period in periods):
             expected = [_value(period.expected.get(name)) for period in periods]
