@@ -271,9 +271,10 @@ def test_mail_is_encrypted_and_its_server_is_checked(
         node = watch(email=email)
         node.look()
         assert (server.logins, server.letters) == ([], []), "another authority's certificate"
-        node.settings = node.settings.model_copy(
-            update={"alerts": AlertSettings.model_validate({"email": email | {"authority": folder / "ca.pem"}})}
-        )
+        trusted = AlertSettings.model_validate({"email": email | {"authority": folder / "ca.pem"}}).email
+        assert node.settings.alerts is not None
+        alerts = node.settings.alerts.model_copy(update={"email": trusted})
+        node.settings = node.settings.model_copy(update={"alerts": alerts})
         node.restart()
         node.look(60)
         assert server.logins == [["", "node", "hunter2"]] and "declined begins" in server.letters[0]
