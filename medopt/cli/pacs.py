@@ -85,6 +85,8 @@ def check(node_file: NodeFile, runs: RegistryOption = Path("runs"), as_json: Jso
     server_context(settings.tls)
     release = release_folder(settings.release, runs)
     verify_release(release)
+    if settings.alerts is not None:
+        settings.alerts.require_readable()
     peers = [*settings.destinations, *([] if settings.pull is None else [settings.pull.source])]
     failures = {peer.name: echo(settings, peer) for peer in peers}
     rows = [{"check": "release", "result": "unchanged; golden cases replayed"}]
@@ -94,6 +96,8 @@ def check(node_file: NodeFile, runs: RegistryOption = Path("runs"), as_json: Jso
     if settings.shadow is not None:
         verify_release(release_folder(settings.shadow.release, runs))
         rows.append({"check": "candidate (shadow.release)", "result": "unchanged; golden cases replayed"})
+    if settings.alerts is not None:
+        rows.append({"check": "alerts", "result": "plan and secrets can be read; nothing was sent"})
     rows += [
         {"check": f"{'QIDO-RS' if '://' in name else 'C-ECHO'} to {name}", "result": failure or "answered"}
         for name, failure in failures.items()

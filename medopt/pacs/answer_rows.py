@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from medopt.core.errors import DataError
 from medopt.core.privacy import pseudonym
-from medopt.pacs.labels import known_labels, label_of
-from medopt.pacs.ledger import Ledger
+from medopt.pacs.labels import Key, known_labels, label_of
+from medopt.pacs.ledger import RowSource
 from medopt.pacs.worker_protocol import ScanRecord, StudyRecord
 from medopt.serving.prediction_table import DETAILS, NUMBERS
 
@@ -15,7 +15,7 @@ _FACTS = DETAILS[DETAILS.index("modality") :]
 
 
 def answer_rows(
-    ledger: Ledger, release_digest: str, names: Sequence[str], *, has_number: bool = False
+    ledger: RowSource, release_digest: str, names: Sequence[str], *, has_number: bool = False
 ) -> tuple[list[dict[str, str]], dict[str, Mapping[str, int]]]:
     """What a release with the labels `names` answered, a row a scan, and the known truth, by the rows' `path`.
 
@@ -31,8 +31,16 @@ def answer_rows(
             "The node's ledger has no answer of this release. Answers are kept since this version; name the release "
             "that the node runs."
         )
-    labels, rows, truth = known_labels(ledger), [], dict[str, Mapping[str, int]]()
-    for uid, text in last.items():
+    return rows_of(last.items(), known_labels(ledger), names, has_number=has_number)
+
+
+def rows_of(
+    answers: Iterable[tuple[str, str]], labels: Mapping[Key, Mapping[str, int]], names: Sequence[str], *,
+    has_number: bool = False,
+) -> tuple[list[dict[str, str]], dict[str, Mapping[str, int]]]:  # fmt: skip
+    """The same of some answers: pairs of a study's UID and its record."""
+    rows, truth = list[dict[str, str]](), dict[str, Mapping[str, int]]()
+    for uid, text in answers:
         record = StudyRecord.model_validate_json(text)
         for scan in record.scans:
             rows.append(_row(scan, record.patient or pseudonym(uid), names, has_number))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medopt.core.errors import DataError, listed
 from medopt.core.privacy import pseudonym
-from medopt.pacs.ledger import Ledger
+from medopt.pacs.ledger import Ledger, RowSource
 from medopt.pacs.study_record import hidden
 from medopt.release.layout import ReleaseInfo
 from medopt.serving.service_performance import findings_of, label_columns, label_words
@@ -33,7 +33,7 @@ class Feedback:
     elsewhere: int
 
 
-def known_labels(ledger: Ledger) -> dict[Key, dict[str, int]]:
+def known_labels(ledger: RowSource) -> dict[Key, dict[str, int]]:
     """Which findings are there, and which are not, of each study or scan whose truth is known."""
     rows = ledger.rows("SELECT study_uid, scan, truth FROM labels ORDER BY id")
     return {(row["study_uid"], row["scan"]): json.loads(row["truth"]) for row in rows}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from medopt.core.errors import ConfigError
 from medopt.pacs.schema import migrate
@@ -63,6 +63,13 @@ class DueStudy:
     study_uid: str
     tries: int
     images: tuple[Instance, ...]
+
+
+class RowSource(Protocol):
+    """What the rows of a query come from: the ledger itself, or a reader of its file."""
+
+    def rows(self, query: str, *values: str | float) -> list[sqlite3.Row]:
+        """The rows of a query."""
 
 
 class Ledger:

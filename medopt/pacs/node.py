@@ -20,9 +20,11 @@ from medopt.pacs.ledger import Ledger
 from medopt.pacs.receiver import Receiver
 from medopt.pacs.retention import Sweeper
 from medopt.pacs.sender import Sender
+from medopt.pacs.service_view import service_view
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.shadow import ShadowTrial
 from medopt.pacs.spool import AUDIT, LEDGER, Spool
+from medopt.pacs.status import LedgerReader
 from medopt.pacs.study_processing import StudyCompletion, StudyProcessor
 from medopt.pacs.worker import Interrupted, Worker, WorkerFailed
 from medopt.release.sbom import runtime_differences
@@ -30,6 +32,7 @@ from medopt.release.sbom import runtime_differences
 if TYPE_CHECKING:  # imported by a node whose file has these sections
     from medopt.pacs.http.http_server import HttpServer
     from medopt.pacs.query_retrieve.periodic import PeriodicPull
+    from medopt.pacs.service_monitor import ServiceMonitor
 
 log = logging.getLogger("medopt.pacs")
 _TICK_SECONDS = 0.2
@@ -79,6 +82,8 @@ class PacsNode:
                 self._ledger.close()
 
     def _run(self, ready: Callable[[str], None]) -> None:
+        self._view = service_view(self._settings, LedgerReader(self._spool.root / LEDGER))
+        monitor = self._create_monitor()
         receiver, http_server, pull = self._create_parts()
         try:
             if not self._open_release():
@@ -93,7 +98,7 @@ class PacsNode:
             ready(f"{self._settings.aet} listens on {self._settings.host}:{port}")
             if page:
                 ready(f"status page: {page}")
-            beside = [part for part in (pull, self._shadow) if part is not None]
+            beside = [part for part in (pull, self._shadow, monitor) if part is not None]
             for part in beside:
                 part.start()
             while not self._stop.wait(_TICK_SECONDS):
@@ -144,8 +149,15 @@ class PacsNode:
             lambda: None if self._shadow is None else self._shadow.state,
         )
         return HttpServer(
-            NodeParts(self._settings, self._spool, self._ledger, intake, self._audit, health, self._clock)
+            NodeParts(self._settings, self._spool, self._ledger, intake, self._audit, health, self._clock, self._view)
         )
+
+    def _create_monitor(self) -> ServiceMonitor | None:
+        if self._settings.web is None and self._settings.alerts is None:
+            return None
+        from medopt.pacs.service_monitor import ServiceMonitor
+
+        return ServiceMonitor(self._settings, self._view, self._ledger, self._audit, self._stop, self._clock)
 
     def _create_shadow(self) -> ShadowTrial | None:
         if self._settings.shadow is None:

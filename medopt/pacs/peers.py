@@ -52,6 +52,7 @@ def _host(text: str) -> str:
 
 
 AETitle = Annotated[str, AfterValidator(_ae_title)]
+Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 ServiceUrl = Annotated[str, AfterValidator(_service_url)]
 
@@ -60,7 +61,7 @@ class DimsePeer(Section):
     """A system that speaks DICOM over TCP: results go there by C-STORE."""
 
     aet: AETitle
-    host: Annotated[str, AfterValidator(_host)]
+    host: Host
     port: Port
     tls: bool = False
     """True: connect with TLS, as the node's own `tls` section says."""
@@ -88,6 +89,10 @@ class HeaderSecret(Section):
             raise ValueError("name either file or variable")
         return self
 
+    def in_folder(self, base: Path) -> HeaderSecret:
+        """The same with a relative path that starts at a folder."""
+        return self if self.file is None else self.model_copy(update={"file": base / self.file})
+
     def read(self) -> str:
         """The value as it is now; raises ConfigError, which does not quote it."""
         if self.file is None:
@@ -97,11 +102,11 @@ class HeaderSecret(Section):
                 text = self.file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(
-                    f"The file {self.file} for a header cannot be read ({type(error).__name__})."
+                    f"The file {self.file} for a header or password cannot be read ({type(error).__name__})."
                 ) from None
         value = text.strip()
         if not value or not value.isprintable():
-            raise ConfigError(f"There is no value for a header in {self.file or self.variable}.")
+            raise ConfigError(f"There is no value for a header or password in {self.file or self.variable}.")
         return value
 
 
@@ -139,9 +144,9 @@ RemotePeer = Annotated[
 def explain_finding(finding: Any, root: type[Section]) -> str:
     """As `explain`, for files that name peers: the nearest known key is looked up among the keys of its protocol.
 
-    A value that may hold a credential is not quoted: of a URL, a header, a host, or one that is no plain word.
+    A value that may hold a credential is not quoted: of a URL, header, host or password, or one that is no plain word.
     """
-    if {"url", "headers", "host"} & set(finding["loc"]) or not _is_plain(finding["input"]):
+    if {"url", "headers", "host", "password"} & set(finding["loc"]) or not _is_plain(finding["input"]):
         finding = {**finding, "input": {}}
     finding = {**finding, "loc": tuple(part if _is_plain(part) else "(a name)" for part in finding["loc"])}
     for tag, section in ((_DIMSE, DimsePeer), (_WEB, WebPeer)):
@@ -165,9 +170,6 @@ def with_absolute_paths(peer: DimsePeer | WebPeer, base: Path) -> DimsePeer | We
     """A peer whose relative paths start at a folder."""
     if isinstance(peer, DimsePeer):
         return peer
-    headers = {
-        name: secret if secret.file is None else secret.model_copy(update={"file": base / secret.file})
-        for name, secret in peer.headers.items()
-    }
+    headers = {name: secret.in_folder(base) for name, secret in peer.headers.items()}
     authority = None if peer.authority is None else base / peer.authority
     return peer.model_copy(update={"headers": headers, "authority": authority})

@@ -7,6 +7,12 @@ from pathlib import Path
 
 from medopt.core.errors import ConfigError
 
+_SERVED = """SELECT {0}.id, {0}.release, {0}.at, coalesce(json_extract(value, '$.decision'), ''),
+    coalesce(json_extract(value, '$.declined'), '') != '', {0}.at - (SELECT max(received) FROM instances
+    WHERE study_uid = {0}.study_uid AND image AND received <= {0}.at)"""
+"""The columns of `served`: `waited` is from the last image of the study to its answer, in seconds."""
+_SCANS = "CASE WHEN json_valid({0}.record) THEN {0}.record ELSE '{{}}' END"
+
 STEPS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE studies (
@@ -81,6 +87,34 @@ STEPS: tuple[tuple[str, ...], ...] = (
             source TEXT NOT NULL,
             at REAL NOT NULL)""",
         "CREATE INDEX labels_of ON labels (study_uid)",
+    ),
+    (  # for the monitoring page and alerts: each scan of the last answer of a study, without who it is
+        """CREATE TABLE served (
+            answer INTEGER NOT NULL REFERENCES answers,
+            release TEXT NOT NULL,
+            at REAL NOT NULL,
+            decision TEXT NOT NULL,
+            declined INTEGER NOT NULL,
+            waited REAL)""",
+        "CREATE INDEX served_by ON served (release, at, answer, decision, declined, waited)",
+        "CREATE INDEX served_of ON served (answer)",
+        f"INSERT INTO served {_SERVED.format('one')} FROM answers AS one, json_each({_SCANS.format('one')}, '$.scans') "
+        "WHERE NOT EXISTS (SELECT 1 FROM answers AS later WHERE later.study_uid = one.study_uid AND later.release = "
+        "one.release AND later.id > one.id)",
+        f"""CREATE TRIGGER serve AFTER INSERT ON answers BEGIN
+            DELETE FROM served WHERE answer IN (SELECT id FROM answers WHERE study_uid = new.study_uid
+                AND release = new.release AND id < new.id);
+            INSERT INTO served {_SERVED.format("new")} FROM json_each({_SCANS.format("new")}, '$.scans');
+        END""",
+        """CREATE TABLE alerts (
+            name TEXT PRIMARY KEY,
+            since REAL NOT NULL)""",
+        """CREATE TABLE alert_sends (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            channel TEXT NOT NULL,
+            message TEXT NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            due REAL NOT NULL)""",
     ),
 )
 """What each version adds. A step that was released is never changed."""

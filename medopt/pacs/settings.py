@@ -13,6 +13,7 @@ from medopt.config.section import MEGABYTE, Positive
 from medopt.config.study_file import read_keys
 from medopt.core.errors import ConfigError
 from medopt.core.run_paths import is_registered
+from medopt.pacs.alert_settings import AlertSettings
 from medopt.pacs.peers import AETitle, DimsePeer, Port, RemotePeer, explain_finding, with_absolute_paths
 
 
@@ -246,6 +247,7 @@ class NodeSettings(Section):
     tls: TlsSettings | None = None
     web: WebSettings | None = None
     pull: PullSettings | None = None
+    alerts: AlertSettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -297,4 +299,6 @@ def _with_absolute_paths(settings: NodeSettings, base: Path) -> NodeSettings:
         changes["tls"] = settings.tls.model_copy(update=files)
     if settings.web is not None and settings.web.key_file is not None:
         changes["web"] = settings.web.model_copy(update={"key_file": base / settings.web.key_file})
+    if settings.alerts is not None:
+        changes["alerts"] = settings.alerts.with_absolute_paths(base)
     return settings.model_copy(update=changes)

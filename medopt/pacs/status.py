@@ -114,6 +114,11 @@ class LedgerReader:
             db.execute("PRAGMA query_only=ON")
             yield db
 
+    def rows(self, query: str, *values: str | float) -> list[sqlite3.Row]:
+        """The rows of a query; raises sqlite3.Error."""
+        with self._open() as db:
+            return db.execute(query, values).fetchall()
+
     def overview(self, destinations: Sequence[str], limit: int = 25) -> QueueOverview:
         """Counts, the studies that changed last, the parked ones, and the destinations; raises sqlite3.Error."""
         with self._open() as db:

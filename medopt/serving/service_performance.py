@@ -86,8 +86,7 @@ def performance_of(
     Declined and undecided scans have no part in a figure. Raises DataError where no scan has an answer.
     """
     confidence, scans = info.figures.confidence, len(rows)
-    taken = [row for row in rows if not row["declined"] and not row["refused"]]
-    answered = [row for row in taken if row["decision"] != UNDECIDED]
+    taken, answered = _answered(rows)
     if not answered:
         raise DataError(f"{source}: none of {scans} scans has a decision, so that nothing can be estimated.")
     known = info.figures.test.int8.auc.n
@@ -105,6 +104,21 @@ def performance_of(
         findings=findings,
         doubts=doubts,
     )
+
+
+def expected_of_finding(info: ReleaseInfo, rows: Sequence[Mapping[str, str]], draws: int) -> dict[str, Estimate]:
+    """The figures expected of a release with one finding, by fewer draws; nothing where no scan has a decision."""
+    (name,), (_, answered) = info.reported_labels, _answered(rows)
+    if not answered:
+        return {}
+    known, confidence = info.figures.test.int8.auc.n, info.figures.confidence
+    return estimate_figures(_answers(answered, name, {}), known, confidence=confidence, draws=draws)
+
+
+def _answered(rows: Sequence[Mapping[str, str]]) -> tuple[list[Mapping[str, str]], list[Mapping[str, str]]]:
+    """The rows that were not declined, and those of them with a decision."""
+    taken = [row for row in rows if not row["declined"] and not row["refused"]]
+    return taken, [row for row in taken if row["decision"] != UNDECIDED]
 
 
 def _finding(

@@ -43,19 +43,21 @@ def render(content: PageContent) -> str:
         failing={part: why for part, why in content.checks.items() if why != OK},
         version=__version__,
         refresh_choices=REFRESH_SECONDS,
-        at=_time_text(content.now),
-        moment=_time_text,
-        age=lambda since: _duration_text(max(0.0, content.now - since)),
-        span=_duration_text,
+        at=time_text(content.now),
+        moment=time_text,
+        age=lambda since: duration_text(max(0.0, content.now - since)),
+        span=duration_text,
         size=_size_text,
     )
 
 
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """A moment in UTC."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _duration_text(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """A duration in its largest unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

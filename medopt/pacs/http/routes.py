@@ -18,13 +18,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from medopt.pacs.alert_queue import active_alerts
+from medopt.pacs.alert_rules import queue_of
 from medopt.pacs.audit import CountingAudit, Rejections
 from medopt.pacs.http.middleware import Channel, FormToken, HttpGuard
 from medopt.pacs.http.monitoring import OK, Metrics, NodeHealth, SpoolSize, check_parts
 from medopt.pacs.http.page import REFRESH_SECONDS, PageContent, render
+from medopt.pacs.http.service_page import ServiceContent, render_service
 from medopt.pacs.http.stow import StowService
 from medopt.pacs.intake import Intake
 from medopt.pacs.ledger import Ledger
+from medopt.pacs.service_counts import DAY, WEEK
+from medopt.pacs.service_view import FRESH_SECONDS, KEPT_SECONDS, ServiceView, service_view
 from medopt.pacs.settings import NodeSettings
 from medopt.pacs.spool import LEDGER, Spool
 from medopt.pacs.status import LedgerReader, retry_parked
@@ -47,6 +52,8 @@ class NodeParts:
     audit: CountingAudit
     health: NodeHealth
     clock: Callable[[], float] = time.time
+    view: ServiceView | None = None
+    """The figures of the monitoring page, where a running node keeps them ready."""
 
 
 def application(parts: NodeParts, key: Key) -> Channel:
@@ -63,6 +70,7 @@ def application(parts: NodeParts, key: Key) -> Channel:
 
     routes = [
         Route("/", pages.page, methods=["GET"]),
+        Route("/monitoring", pages.monitoring, methods=["GET"]),
         Route("/retry", pages.retry, methods=["POST"]),
         Route("/health", pages.health, methods=["GET"]),
         Route("/metrics", pages.metrics, methods=["GET"]),
@@ -80,6 +88,7 @@ class _Pages:
     def __init__(self, parts: NodeParts) -> None:
         self._parts, self._form_token = parts, FormToken()
         self._ledger_reader = LedgerReader(parts.spool.root / LEDGER)
+        self._view = parts.view or service_view(parts.settings, self._ledger_reader)
         self._spool_size = SpoolSize(parts.spool.root)
         self._check_parts = partial(check_parts, parts.health, parts.intake, parts.clock)
         self._metrics = Metrics(
@@ -120,11 +129,22 @@ class _Pages:
 
     async def page(self, request: Request) -> Response:
         """The status page."""
-        try:
-            text = await run_in_threadpool(self._render, request.query_params)
-        except sqlite3.Error:
-            return PlainTextResponse(_LEDGER_UNREADABLE, 503, HEADERS)
-        return HTMLResponse(text, headers=PAGE_HEADERS)
+        return await _html(self._render, request.query_params)
+
+    async def monitoring(self, request: Request) -> Response:
+        """The release in service over time."""
+        return await _html(self._render_monitoring, request.query_params)
+
+    def _render_monitoring(self, query: Mapping[str, str]) -> str:
+        now, length = self._parts.clock(), DAY if query.get("by") == "day" else WEEK
+        fresh = FRESH_SECONDS if self._parts.view is None else KEPT_SECONDS
+        summary, reader = self._view.summary(now, length, fresh), self._ledger_reader
+        settings = self._parts.settings
+        return render_service(
+            ServiceContent(
+                settings.aet, length == DAY, summary, queue_of(reader), now, settings.alerts, active_alerts(reader)
+            )
+        )
 
     def _render(self, query: Mapping[str, str]) -> str:
         parts, refresh = self._parts, query.get("every", "")
@@ -158,6 +178,14 @@ class _Pages:
         studies, results = await run_in_threadpool(retry_parked, self._parts.ledger, self._parts.clock())
         self._parts.audit("retried", studies=studies, results=results)
         return RedirectResponse(f"./?studies={studies}&results={results}", 303, HEADERS)
+
+
+async def _html(render: Callable[[Mapping[str, str]], str], query: Mapping[str, str]) -> Response:
+    try:
+        text = await run_in_threadpool(render, query)
+    except sqlite3.Error:
+        return PlainTextResponse(_LEDGER_UNREADABLE, 503, HEADERS)
+    return HTMLResponse(text, headers=PAGE_HEADERS)
 
 
 async def _form_body(request: Request) -> bytes:
