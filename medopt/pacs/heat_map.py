@@ -1,8 +1,7 @@
 """Where the evidence is, as a Secondary Capture (PS3.3 A.8): the scan in grey with the evidence in colour over it.
 
-It is neither a Segmentation nor a Parametric Map: what a region adds to a logit is no outline of a finding, no
-probability and no quantity with a unit, and viewers would treat it as such. The picture says in its own pixels what it
-is.
+What a region adds to a logit is no outline of a finding and no probability. A picture says so in its own pixels;
+`evidence_data` has the same as numbers, for sites that ask for them.
 """
 
 from __future__ import annotations
@@ -31,17 +30,22 @@ def heat_maps(
 
     `evidence` (K, *grid) is what each region of the prepared scan added to each logit.
     """
-    identity = context.identity
-    if is_exclusive(identity.release.task):  # a softmax ignores what all outputs share
-        evidence = evidence - evidence.mean(axis=0)
-    outputs = list(identity.release.reported_labels)
-    objects = []
-    for label in mapped_labels(identity, scan):
-        probability = scan.answer.probabilities[label]
-        own, beside = evidence[outputs.index(label)], bool(identity.release.covariates)
+    identity, objects = context.identity, []
+    for label, own in findings_with_evidence(identity, scan, evidence):
+        probability, beside = scan.answer.probabilities[label], bool(identity.release.covariates)
         picture = evidence_picture(identity.release.prepare, label, probability, volume, own, covariates=beside)
         objects.append(encode_object(HEAT_MAP, _secondary_capture(context, scan, label, picture)))
     return objects
+
+
+def findings_with_evidence(
+    identity: ModelIdentity, scan: ScanAnswer, evidence: NDArray[np.float64]
+) -> list[tuple[str, NDArray[np.float64]]]:
+    """The findings of a scan that get a picture, each with its own evidence (*grid)."""
+    if is_exclusive(identity.release.task):  # a softmax ignores what all outputs share
+        evidence = evidence - evidence.mean(axis=0)
+    outputs = list(identity.release.reported_labels)
+    return [(label, evidence[outputs.index(label)]) for label in mapped_labels(identity, scan)]
 
 
 def mapped_labels(identity: ModelIdentity, scan: ScanAnswer) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from typing import TypedDict
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
@@ -138,3 +138,8 @@ def encode_object(result_type: str, dataset: Dataset) -> OutgoingObject:
         sop_uid=str(dataset.SOPInstanceUID),
         content=stream.getvalue(),
     )
+
+
+def object_header(made: OutgoingObject) -> Dataset:
+    """The header of an encoded object, for others that refer to it."""
+    return dcmread(io.BytesIO(made.content), stop_before_pixels=True)
