@@ -27,9 +27,10 @@ from highdicom.seg import Segmentation, SegmentDescription
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import DT
 
 from medopt.core.records import FloatArray, Volume
-from medopt.pacs.heat_map import findings_with_evidence
+from medopt.pacs.heat_map import findings_with_evidence, laterality, patient_orientation
 from medopt.pacs.measurement_group import tracking_identifier
 from medopt.pacs.result_objects import ResultContext, ScanAnswer, encode_object
 from medopt.pacs.scan_planes import Plane, on_plane, scan_planes
@@ -102,7 +103,8 @@ def _parametric_map(
         plane_positions=[PlanePositionSequence("PATIENT", list(plane.origin(step))) for plane in planes],
         **_shared(context, scan, label, "map", context.settings.series_number + 3),
     )
-    return _completed(context, made, header, label)
+    made.Laterality = laterality(scan)
+    return _completed(context, made, scan, label)
 
 
 def _segmentation(context: ResultContext, scan: ScanAnswer, label: str, values: FloatArray) -> Dataset:
@@ -135,7 +137,8 @@ def _segmentation(context: ResultContext, scan: ScanAnswer, label: str, values: 
         omit_empty_frames=False,
         **_shared(context, scan, label, "share", context.settings.series_number + 4),
     )
-    return _completed(context, made, header, label)
+    made.PatientOrientation = patient_orientation(scan)
+    return _completed(context, made, scan, label)
 
 
 def _shared(context: ResultContext, scan: ScanAnswer, label: str, form: str, number: int) -> dict[str, Any]:
@@ -153,8 +156,11 @@ def _shared(context: ResultContext, scan: ScanAnswer, label: str, form: str, num
     }
 
 
-def _completed(context: ResultContext, made: Dataset, header: Dataset, label: str) -> Dataset:
+def _completed(context: ResultContext, made: Dataset, scan: ScanAnswer, label: str) -> Dataset:
+    header = context.header(scan.images)
     context.complete(made, header)
+    for equipment in made.get("ContributingEquipmentSequence", []):
+        equipment.ContributionDateTime = DT(context.moment(header))  # else of another clock
     made.DerivationDescription = f"Evidence for {label}, model sha256 {context.identity.model_digest}"
     organization = context.uid(EVIDENCE_MAP, str(made.SOPInstanceUID), "dimensions")  # else drawn at random
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):

@@ -72,9 +72,9 @@ def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, pic
         **context.common_attributes(header),
     )
     context.complete(capture, header)
-    laterality, moment = element_texts(scan.images[0], "Laterality"), context.moment(header)
-    capture.Laterality = laterality[0] if laterality in (["L"], ["R"]) else ""
-    capture.PatientOrientation = _patient_orientation(scan)
+    moment = context.moment(header)
+    capture.Laterality = laterality(scan)
+    capture.PatientOrientation = patient_orientation(scan)
     capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(moment.date()), TM(moment.time())
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.BurnedInAnnotation = "NO"  # the caption names no patient
@@ -83,8 +83,14 @@ def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, pic
     return capture
 
 
-def _patient_orientation(scan: ScanAnswer) -> list[str]:
-    """That of a single image, whose rows and columns the picture keeps; empty if it is not known."""
+def laterality(scan: ScanAnswer) -> str:
+    """L or R as the first image has it, else empty."""
+    sides = element_texts(scan.images[0], "Laterality")
+    return sides[0] if sides in (["L"], ["R"]) else ""
+
+
+def patient_orientation(scan: ScanAnswer) -> list[str]:
+    """That of a single image, whose rows and columns its picture and its map keep; empty if it is not known."""
     axes = element_texts(scan.images[0], "PatientOrientation") if len(scan.images) == 1 else []
     return axes if len(axes) == 2 and all(re.fullmatch("[APRLHF]{1,3}", axis) for axis in axes) else []
 
