@@ -27,7 +27,6 @@ from highdicom.seg import Segmentation, SegmentDescription
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.valuerep import DT
 
 from medopt.core.records import FloatArray, Volume
 from medopt.pacs.heat_map import findings_with_evidence, laterality, patient_orientation
@@ -159,8 +158,6 @@ def _shared(context: ResultContext, scan: ScanAnswer, label: str, form: str, num
 def _completed(context: ResultContext, made: Dataset, scan: ScanAnswer, label: str) -> Dataset:
     header = context.header(scan.images)
     context.complete(made, header)
-    for equipment in made.get("ContributingEquipmentSequence", []):
-        equipment.ContributionDateTime = DT(context.moment(header))  # else of another clock
     made.DerivationDescription = f"Evidence for {label}, model sha256 {context.identity.model_digest}"
     organization = context.uid(EVIDENCE_MAP, str(made.SOPInstanceUID), "dimensions")  # else drawn at random
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):

@@ -79,13 +79,19 @@ def _plane(image: Dataset) -> Plane | None:
     frames = element_texts(image, "NumberOfFrames") or ["1"]
     if not (position and orientation and spacing and header.Rows and header.Columns and frames == ["1"]):
         return None
-    if len(frame) != 1 or min(spacing) <= 0:
+    if len(frame) != 1 or min(spacing) <= 0 or not _is_orthonormal(orientation):
         return None
     thickness = _numbers(image, "SliceThickness", 1)
     return Plane(
         image, frame[0], position, orientation, spacing, thickness[0] if thickness and thickness[0] > 0 else None,
         header.Rows, header.Columns,
     )  # fmt: skip
+
+
+def _is_orthonormal(orientation: tuple[float, ...]) -> bool:
+    """Whether rows and columns have unit directions at a right angle, within what headers round."""
+    directions = np.reshape(orientation, (2, 3))
+    return bool(np.allclose(directions @ directions.T, np.eye(2), atol=1e-3))
 
 
 def _numbers(image: Dataset, keyword: str, count: int) -> tuple[float, ...]:

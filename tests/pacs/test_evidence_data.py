@@ -166,8 +166,13 @@ def test_a_large_series_gets_every_second_pixel(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"FrameOfReferenceUID": ""}, {"ImageOrientationPatient": None}],
-    ids=["no frame of reference", "no orientation"],
+    [
+        {"FrameOfReferenceUID": ""},
+        {"ImageOrientationPatient": None},
+        {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
+        {"NumberOfFrames": 2},
+    ],
+    ids=["no frame of reference", "no orientation", "no plane", "frames"],
 )
 def test_images_that_lie_nowhere_get_no_map(inference: StudyInference, tmp_path: Path, changes: dict[str, Any]) -> None:
     slices(tmp_path / "in")
