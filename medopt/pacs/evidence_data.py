@@ -49,16 +49,19 @@ def evidence_maps(
     """A map for each finding that is present or undecided, in their order; [] where no image can carry one.
 
     `evidence` (K, *grid) is what each region of the prepared scan added to each logit. No map is made of multi-frame
-    images and of series whose images do not say where they lie.
+    images, of series whose images do not say where they lie, and of CT and MR without a frame of reference.
     """
     series = [image for image in scan.images if image.SeriesInstanceUID == scan.images[0].SeriesInstanceUID]
     planes, objects = scan_planes(series), []
-    for label, own in findings_with_evidence(context.identity, scan, evidence):
-        values = evidence_on_scan(context.identity.release.prepare, volume, own)
-        if planes:
-            objects.append(_parametric_map(context, scan, label, planes, volume, values))
-        elif _is_one_image(series, values):
-            objects.append(_segmentation(context, scan, label, values))
+    try:
+        for label, own in findings_with_evidence(context.identity, scan, evidence):
+            values = evidence_on_scan(context.identity.release.prepare, volume, own)
+            if planes:
+                objects.append(_parametric_map(context, scan, label, planes, volume, values))
+            elif _is_one_image(series, values):
+                objects.append(_segmentation(context, scan, label, values))
+    except (AttributeError, TypeError, ValueError):  # highdicom asks more of some kinds of images than they say
+        return []  # a map must not cost the study its report
     return [encode_object(EVIDENCE_MAP, made) for made in objects]
 
 

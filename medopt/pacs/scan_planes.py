@@ -48,10 +48,7 @@ class Plane:
 def scan_planes(images: Sequence[Dataset]) -> list[Plane]:
     """The planes of a series, in its order along their normal; [] where any image does not say where it lies."""
     planes = [plane for image in images if (plane := _plane(image)) is not None]
-    alike = {
-        (plane.frame_of_reference, plane.orientation, plane.spacing, plane.rows, plane.columns) for plane in planes
-    }
-    if len(planes) < len(images) or len(alike) != 1:
+    if len(planes) < len(images) or not all(_is_parallel(plane, planes[0]) for plane in planes):
         return []
     normal = planes[0].steps[:, 0]
     return sorted(planes, key=lambda plane: float(normal @ plane.position))
@@ -86,6 +83,13 @@ def _plane(image: Dataset) -> Plane | None:
         image, frame[0], position, orientation, spacing, thickness[0] if thickness and thickness[0] > 0 else None,
         header.Rows, header.Columns,
     )  # fmt: skip
+
+
+def _is_parallel(plane: Plane, other: Plane) -> bool:
+    """Whether two planes have one frame of reference, one grid of pixels and, but for rounding, one direction."""
+    grids = [(each.frame_of_reference, each.rows, each.columns) for each in (plane, other)]
+    numbers = [(*each.orientation, *each.spacing) for each in (plane, other)]
+    return grids[0] == grids[1] and np.allclose(*numbers, atol=1e-4)
 
 
 def _is_orthonormal(orientation: tuple[float, ...]) -> bool:

@@ -181,6 +181,22 @@ def test_images_that_lie_nowhere_get_no_map(inference: StudyInference, tmp_path:
     assert maps_of(identity, tmp_path / "in", images, np.ones((1, SLICES, ROWS, COLUMNS))) == []
 
 
+def test_a_ct_image_without_a_frame_of_reference_gets_no_map(inference: StudyInference, tmp_path: Path) -> None:
+    """A Segmentation of a CT needs one (PS3.3 A.51)."""
+    images = slices(tmp_path / "in", sop_class=CTImageStorage, count=1, FrameOfReferenceUID=None)
+    assert maps_of(for_volumes(inference, (ROWS, COLUMNS)), tmp_path / "in" / "0.dcm", images, np.ones((1, 8, 8))) == []
+
+
+def test_a_single_mr_image_gets_a_parametric_map(inference: StudyInference, tmp_path: Path) -> None:
+    images, evidence = slices(tmp_path / "in", SAGITTAL, count=1), np.zeros((1, ROWS, COLUMNS))
+    evidence[0, 2, 7] = 4.0
+    (made,) = maps_of(for_volumes(inference, (ROWS, COLUMNS)), tmp_path / "in" / "0.dcm", images, evidence)
+    assert complaints(made, tmp_path) == []
+    frame = np.frombuffer(parsed(made).FloatPixelData, np.float32).reshape(ROWS, COLUMNS)
+    assert np.unravel_index(frame.argmax(), frame.shape) == (2, 7)
+    assert frame.max() == pytest.approx(4, abs=0.01)
+
+
 def test_a_radiograph_gets_a_fractional_segmentation(inference: StudyInference, tmp_path: Path) -> None:
     scan = radiograph(tmp_path / "a.dcm")
     image, evidence = dcmread(scan), np.zeros((1, 4, 4))
