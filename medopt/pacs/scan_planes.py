@@ -88,8 +88,8 @@ def _plane(image: Dataset) -> Plane | None:
 def _is_parallel(plane: Plane, other: Plane) -> bool:
     """Whether two planes have one frame of reference, one grid of pixels and, but for rounding, one direction."""
     grids = [(each.frame_of_reference, each.rows, each.columns) for each in (plane, other)]
-    numbers = [(*each.orientation, *each.spacing) for each in (plane, other)]
-    return grids[0] == grids[1] and np.allclose(*numbers, atol=1e-4)
+    first, second = ((*each.orientation, *each.spacing) for each in (plane, other))
+    return grids[0] == grids[1] and bool(np.allclose(first, second, atol=1e-4))
 
 
 def _is_orthonormal(orientation: tuple[float, ...]) -> bool:
