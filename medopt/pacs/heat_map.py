@@ -1,8 +1,7 @@
 """Where the evidence is, as a Secondary Capture (PS3.3 A.8): the scan in grey with the evidence in colour over it.
 
-It is neither a Segmentation nor a Parametric Map: what a region adds to a logit is no outline of a finding, no
-probability and no quantity with a unit, and viewers would treat it as such. The picture says in its own pixels what it
-is.
+What a region adds to a logit is no outline of a finding and no probability. A picture says so in its own pixels;
+`evidence_data` has the same as numbers, for sites that ask for them.
 """
 
 from __future__ import annotations
@@ -31,17 +30,22 @@ def heat_maps(
 
     `evidence` (K, *grid) is what each region of the prepared scan added to each logit.
     """
-    identity = context.identity
-    if is_exclusive(identity.release.task):  # a softmax ignores what all outputs share
-        evidence = evidence - evidence.mean(axis=0)
-    outputs = list(identity.release.reported_labels)
-    objects = []
-    for label in mapped_labels(identity, scan):
-        probability = scan.answer.probabilities[label]
-        own, beside = evidence[outputs.index(label)], bool(identity.release.covariates)
+    identity, objects = context.identity, []
+    for label, own in findings_with_evidence(identity, scan, evidence):
+        probability, beside = scan.answer.probabilities[label], bool(identity.release.covariates)
         picture = evidence_picture(identity.release.prepare, label, probability, volume, own, covariates=beside)
         objects.append(encode_object(HEAT_MAP, _secondary_capture(context, scan, label, picture)))
     return objects
+
+
+def findings_with_evidence(
+    identity: ModelIdentity, scan: ScanAnswer, evidence: NDArray[np.float64]
+) -> list[tuple[str, NDArray[np.float64]]]:
+    """The findings of a scan that get a picture, each with its own evidence (*grid)."""
+    if is_exclusive(identity.release.task):  # a softmax ignores what all outputs share
+        evidence = evidence - evidence.mean(axis=0)
+    outputs = list(identity.release.reported_labels)
+    return [(label, evidence[outputs.index(label)]) for label in mapped_labels(identity, scan)]
 
 
 def mapped_labels(identity: ModelIdentity, scan: ScanAnswer) -> list[str]:
@@ -68,9 +72,9 @@ def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, pic
         **context.common_attributes(header),
     )
     context.complete(capture, header)
-    laterality, moment = element_texts(scan.images[0], "Laterality"), context.moment(header)
-    capture.Laterality = laterality[0] if laterality in (["L"], ["R"]) else ""
-    capture.PatientOrientation = _patient_orientation(scan)
+    moment = context.moment(header)
+    capture.Laterality = laterality(scan)
+    capture.PatientOrientation = patient_orientation(scan)
     capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = DA(moment.date()), TM(moment.time())
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.BurnedInAnnotation = "NO"  # the caption names no patient
@@ -79,8 +83,14 @@ def _secondary_capture(context: ResultContext, scan: ScanAnswer, label: str, pic
     return capture
 
 
-def _patient_orientation(scan: ScanAnswer) -> list[str]:
-    """That of a single image, whose rows and columns the picture keeps; empty if it is not known."""
+def laterality(scan: ScanAnswer) -> str:
+    """L or R as the first image has it, else empty."""
+    sides = element_texts(scan.images[0], "Laterality")
+    return sides[0] if sides in (["L"], ["R"]) else ""
+
+
+def patient_orientation(scan: ScanAnswer) -> list[str]:
+    """That of a single image, whose rows and columns its picture and its map keep; empty if it is not known."""
     axes = element_texts(scan.images[0], "PatientOrientation") if len(scan.images) == 1 else []
     return axes if len(axes) == 2 and all(re.fullmatch("[APRLHF]{1,3}", axis) for axis in axes) else []
 

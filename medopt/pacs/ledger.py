@@ -49,7 +49,7 @@ class Result:
     study_uid: str
     sop_class: str
     result_type: str
-    """"report", "text" or "heat map" (the column `kind`)."""
+    """"report", "text", "heat map", "evidence map" or "key images" (the column `kind`)."""
     file: str
     digest: str
     series_uid: str = ""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from typing import TypedDict
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, DT, TM
 
 from medopt import __version__
 from medopt.pacs.settings import ResultSettings
@@ -109,10 +109,12 @@ class ResultContext:
         }
 
     def complete(self, dataset: Dataset, header: Dataset) -> None:
-        """Set what highdicom leaves out, and the time of creation, which it takes from another clock."""
+        """Set what highdicom leaves out, and the times of creation, which it takes from another clock."""
         copy_missing(dataset, header, OPTIONAL)
         moment = self.moment(header)
         dataset.InstanceCreationDate, dataset.InstanceCreationTime = DA(moment.date()), TM(moment.time())
+        for equipment in dataset.get("ContributingEquipmentSequence", []):
+            equipment.ContributionDateTime = DT(moment)
 
 
 def derived_uid(*parts: str) -> str:
@@ -138,3 +140,8 @@ def encode_object(result_type: str, dataset: Dataset) -> OutgoingObject:
         sop_uid=str(dataset.SOPInstanceUID),
         content=stream.getvalue(),
     )
+
+
+def object_header(made: OutgoingObject) -> Dataset:
+    """The header of an encoded object, for others that refer to it."""
+    return dcmread(io.BytesIO(made.content), stop_before_pixels=True)

@@ -185,10 +185,19 @@ class ResultSettings(Section):
     heat_maps: int = Field(8, ge=0, le=100)
     """Secondary Captures that show where the evidence is, for findings that are present or undecided: of at most this
     many scans of a study, those with the highest probability. 0: none."""
+    heat_map_data: bool = False
+    """True: send each heat map as numbers, too, for viewers that lay maps over images: of CT, MR and others with a
+    frame of reference a Parametric Map (what each place added to the finding's logit; float32, UCUM unit 1, content
+    label EVIDENCE_LOGIT), of other single images (CR, DX, MG) a fractional Segmentation (its share of the highest
+    evidence, content label EVIDENCE_SHARE). The maps lie on the pixels of the images. The PACS must accept these
+    objects."""
+    key_images: bool = False
+    """True: send a Key Object Selection that names the images with a finding that is present."""
     declined: bool = True
     """True: a scan that the release declines gets a report, too, which says Undetermined. False: nothing is sent."""
     series_number: int = Field(9001, ge=1, le=2**31 - 100)
-    """Series number of the measurement reports; the text reports have the next number, heat maps the one after."""
+    """Series number of the measurement reports; the next numbers are those of text reports, heat maps, Parametric
+    Maps, Segmentations and key images."""
 
 
 class RetentionSettings(Section):

@@ -11,9 +11,16 @@ from collections.abc import Mapping, Sequence
 from highdicom import sr
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
+from medopt.pacs.measurement_group import (
+    NO_PICTURES,
+    Pictures,
+    image_library,
+    measurement_group,
+    missing_covariates,
+    text_item,
+)
 from medopt.pacs.result_objects import (
     ModelIdentity,
     ResultContext,
@@ -28,31 +35,40 @@ REPORT, TEXT = "report", "text"
 
 
 def study_reports(
-    context: ResultContext, scans: Sequence[ScanAnswer], previous: Mapping[str, EarlierResult]
+    context: ResultContext,
+    scans: Sequence[ScanAnswer],
+    previous: Mapping[str, EarlierResult],
+    pictures: Pictures = NO_PICTURES,
 ) -> list[OutgoingObject]:
-    """The reports of one study. `previous` has its latest earlier result of each type."""
-    report = _measurement_report(context, scans, previous.get(REPORT))
+    """The reports of one study, which name its `pictures`. `previous` has its latest earlier result of each type."""
+    report = _measurement_report(context, scans, previous.get(REPORT), pictures)
     objects = [encode_object(REPORT, report)]
     if context.settings.text:
         objects.append(encode_object(TEXT, _text_report(context, scans, report, previous.get(TEXT))))
     return objects
 
 
-def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], previous: EarlierResult | None) -> Dataset:
+def _measurement_report(
+    context: ResultContext, scans: Sequence[ScanAnswer], previous: EarlierResult | None, pictures: Pictures
+) -> Dataset:
     """TID 1500; one measurement group for each finding of each scan."""
     identity, images = context.identity, [image for scan in scans for image in scan.images]
     header, study = context.header(images), identity.release.study
     moment = context.moment(header)
     content = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=_observer(identity)),
+        observation_context=sr.ObservationContext(observer_device_context=observer(identity)),
         procedure_reported=codes.SCT.ImagingProcedure,
         imaging_measurements=[
-            _measurement_group(context, scan, label) for scan in scans for label in identity.release.reported_labels
+            measurement_group(context, scan, label, pictures)
+            for scan in scans
+            for label in identity.release.reported_labels
         ],
         title=codes.DCM.ImagingMeasurementReport,
     )
+    content[0].ContentSequence.append(image_library(images))
+    shown = [picture for each in pictures.values() for picture in each]
     report = sr.Comprehensive3DSR(
-        evidence=[image_header(image, header) for image in images],
+        evidence=[*(image_header(image, header) for image in images), *shown],
         content=content[0],
         series_instance_uid=context.uid(REPORT, "series"),
         series_number=context.settings.series_number,
@@ -70,7 +86,8 @@ def _measurement_report(context: ResultContext, scans: Sequence[ScanAnswer], pre
     return report
 
 
-def _observer(identity: ModelIdentity) -> sr.ObserverContext:
+def observer(identity: ModelIdentity) -> sr.ObserverContext:
+    """The release as the device that observed (TID 1002, 1004)."""
     return sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -79,91 +96,6 @@ def _observer(identity: ModelIdentity) -> sr.ObserverContext:
             manufacturer_name="medopt",
         ),
     )
-
-
-def _measurement_group(
-    context: ResultContext, scan: ScanAnswer, label: str
-) -> sr.MeasurementsAndQualitativeEvaluations:
-    """TID 1501: presence, and certainty in percent unless the scan was declined; of a number the number, too."""
-    first, scale = str(scan.images[0].SOPInstanceUID), context.identity.release.number
-    named = label if scale is None else f"{scale.quantity}: {label}"
-    certainty = []
-    if not scan.answer.declined:
-        percent = round(100 * scan.answer.probabilities[label], 2)
-        certainty = [sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=percent, unit=codes.UCUM.Percent)]
-        certainty += _number(context, scan)
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=context.uid("tracking", first, label), identifier=named),
-        algorithm_id=_algorithm(context.identity),
-        measurements=certainty,
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(codes.DCM.PresenceOfProperty, getattr(codes.SCT, scan.presence(label)))
-        ],
-        source_images=[
-            sr.SourceImageForMeasurementGroup(str(image.SOPClassUID), str(image.SOPInstanceUID))
-            for image in scan.images
-        ],
-    )
-    if scan.answer.declined:
-        group[0].ContentSequence.append(_text_item(codes.DCM.Comment, f"Declined: {scan.answer.declined}"))
-    elif scan.answer.missing:
-        group[0].ContentSequence.append(_text_item(codes.DCM.Comment, _missing(scan)))
-    return group
-
-
-def _missing(scan: ScanAnswer) -> str:
-    """The covariates that the answer did without."""
-    return f"Counted as missing: {', '.join(scan.answer.missing)}."
-
-
-def _number(context: ResultContext, scan: ScanAnswer) -> list[sr.Measurement]:
-    """The number of a regression study in its UCUM unit (TID 300), with its interval as the uncertainty (TID 310).
-
-    Its concept is the code that the study gives, else Quantity.
-    """
-    number, scale = scan.answer.number, context.identity.release.number
-    if number is None or scale is None:
-        return []
-    name = Code(*scale.code.split("^")) if scale.code else codes.SCT.Quantity
-    ends = [None if end is None else _decimal(abs(end - number.value)) for end in (number.low, number.high)]
-    return [
-        sr.Measurement(
-            name=name,
-            value=_decimal(number.value),
-            unit=Code(number.unit, "UCUM", "no units" if number.unit == "1" else number.unit),
-            properties=sr.MeasurementProperties(
-                lower_measurement_uncertainty=ends[0], upper_measurement_uncertainty=ends[1]
-            ),
-        )
-    ]
-
-
-def _decimal(value: float) -> float:
-    """To six digits, which a decimal string holds."""
-    return float(f"{value:.6g}")
-
-
-def _algorithm(identity: ModelIdentity) -> sr.AlgorithmIdentification:
-    """TID 4019; its parameters name everything that a number depends on."""
-    parameters = [
-        f"model sha256 {identity.model_digest}",
-        f"release sha256 {identity.release_digest}",
-        f"chain sha256 {identity.release.chain_fingerprint}",
-        f"operating point {identity.model.threshold} ({identity.model.rule})",
-    ]
-    if sets := identity.model.sets:
-        parameters.append(f"undecided unless one class is possible, coverage {sets.coverage:g} of each class")
-    return sr.AlgorithmIdentification(
-        name=identity.release.study,
-        version=identity.release.created,
-        parameters=parameters,
-        family=codes.DCM.ArtificialIntelligence,
-        manufacturer="medopt",
-    )
-
-
-def _text_item(name: Code, text: str) -> sr.TextContentItem:
-    return sr.TextContentItem(name=name, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
 
 
 def _text_report(
@@ -198,15 +130,15 @@ def _paragraphs(identity: ModelIdentity, scans: Sequence[ScanAnswer]) -> list[sr
         for label in identity.release.reported_labels:
             percent = 100 * scan.answer.probabilities[label]
             findings.append(f"{prefix}{label}: {scan.presence(label)}, probability {percent:.1f} %.")
-        findings += [f"{prefix}{_missing(scan)}"] if scan.answer.missing else []
+        findings += [f"{prefix}{missing_covariates(scan)}"] if scan.answer.missing else []
     model = (
         f"{release.study} of {release.created}, operating point {_threshold_text(identity.model.threshold)} "
         f"({identity.model.rule}), model sha256 {identity.model_digest}."
     )
     return [
-        _text_item(codes.DCM.Comment, f"{release.question} Research software, unverified, preliminary."),
-        *(_text_item(codes.DCM.Finding, finding) for finding in findings),
-        _text_item(codes.DCM.AlgorithmName, model),
+        text_item(codes.DCM.Comment, f"{release.question} Research software, unverified, preliminary."),
+        *(text_item(codes.DCM.Finding, finding) for finding in findings),
+        text_item(codes.DCM.AlgorithmName, model),
     ]
 
 

@@ -23,8 +23,10 @@ from medopt.imaging.redact import redacted
 from medopt.imaging.series_index import Series, index_folder
 from medopt.imaging.series_rules import SeriesSelection, matching_series, select_channels, select_series
 from medopt.inference.evidence_map import Evidence
+from medopt.pacs.evidence_data import evidence_maps
 from medopt.pacs.heat_map import heat_maps, mapped_labels
-from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, derived_uid
+from medopt.pacs.key_images import key_images
+from medopt.pacs.result_objects import ModelIdentity, ResultContext, ScanAnswer, derived_uid, object_header
 from medopt.pacs.settings import ResultSettings
 from medopt.pacs.structured_report import study_reports
 from medopt.pacs.study_header import study_header
@@ -130,7 +132,7 @@ class StudyInference:
         self, request: StudyRequest, inputs: Sequence[Series], scans: Sequence[_Scan], answers: Sequence[ScanAnswer],
         all_images: Sequence[Dataset],
     ) -> tuple[OutgoingObject, ...]:  # fmt: skip
-        """The reports and heat maps of a study; none for a declined study if the settings say so."""
+        """The reports, heat maps and key images of a study; none for a declined study if the settings say so."""
         if self._answers_only:
             return ()
         if not self._settings.declined and all(scan.answer.declined for scan in answers):
@@ -138,9 +140,17 @@ class StudyInference:
         digests = [request.digests[path.name] for series in inputs for path in series.files]
         study_uid = str(answers[0].images[0].StudyInstanceUID)
         context = ResultContext(self.identity, study_uid, digests, self._settings, request.now, all_images)
-        objects = study_reports(context, answers, request.previous)
+        maps: list[OutgoingObject] = []
+        named: dict[tuple[str, str], list[Dataset]] = {}
         for scan, answer in self._scans_to_map(scans, answers):
-            objects += self._heat_maps(context, scan, answer)
+            for kind in self._heat_maps(context, scan, answer):
+                for label, each in zip(mapped_labels(self.identity, answer), kind, strict=False):
+                    key = str(answer.images[0].SOPInstanceUID), label
+                    named.setdefault(key, []).append(object_header(each))
+                maps += kind
+        objects = study_reports(context, answers, request.previous, named) + maps
+        if self._settings.key_images:
+            objects += key_images(context, answers)
         return tuple(objects)
 
     def _chosen(self, all_series: Sequence[Series], selection: SeriesSelection) -> Sequence[Series]:
@@ -196,13 +206,16 @@ class StudyInference:
 
         return sorted(pairs, key=highest, reverse=True)[: self._settings.heat_maps]
 
-    def _heat_maps(self, context: ResultContext, scan: _Scan, answer: ScanAnswer) -> list[OutgoingObject]:
-        """The pictures of a scan, which is read a second time for them."""
+    def _heat_maps(self, context: ResultContext, scan: _Scan, answer: ScanAnswer) -> list[list[OutgoingObject]]:
+        """The pictures of a scan and, where the settings ask for it, its evidence maps; it is read again for them."""
         if self._evidence is None:
             return []
         volume = self._predictor.chain.read(scan.source)
         evidence = self._evidence.places(self._predictor.prepare(volume)[0])
-        return [] if evidence is None else heat_maps(context, answer, volume, evidence)
+        if evidence is None:
+            return []
+        makers = [heat_maps, *([evidence_maps] if self._settings.heat_map_data else [])]
+        return [make(context, answer, volume, evidence) for make in makers]
 
 
 def _check_channel_rules(info: ReleaseInfo, rules: SeriesRules) -> None:

@@ -40,7 +40,7 @@ class OutgoingObject(Message):
     """One DICOM object to send back: the bytes of its file (PS3.10)."""
 
     result_type: str
-    """"report", "text" or "heat map"."""
+    """"report", "text", "heat map", "evidence map" or "key images"."""
     sop_class: str
     sop_uid: str
     content: bytes

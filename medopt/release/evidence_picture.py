@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.transform import resize
 
 from medopt.config import Prepare
-from medopt.core.records import Volume
+from medopt.core.records import FloatArray, Volume
 from medopt.transforms.display import displayed_images, most_active, overlay
 from medopt.transforms.restore import spread_out, to_scan
 
@@ -36,10 +36,8 @@ def evidence_picture(
     `evidence` (*grid) is what each region of the prepared scan added to the label's logit; what spoke against it is
     not shown. `covariates`: they have a part in the probability, which lies nowhere in the image.
     """
-    positive = torch.from_numpy(np.maximum(evidence, 0).astype(np.float32))
-    spread = spread_out(prepare.size)(positive[None, None])[0]
-    shape, spacing = volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :]
-    spread_over_scan = to_scan(spread, shape, spacing, prepare)[0].numpy()
+    spacing = volume.spacing_mm[-volume.spatial_dims :]
+    spread_over_scan = evidence_on_scan(prepare, volume, np.maximum(evidence, 0))
     images, columns, maximum = displayed_images(volume, prepare), [], 0.0
     for _, image in images:
         grey, heat = most_active(image, spread_over_scan)
@@ -58,6 +56,13 @@ def evidence_picture(
     if prepare.channel_names:
         caption += f"\nFrom left to right: {', '.join(name for name, _ in images)}."
     return _with_caption(np.rint(255 * blended).astype(np.uint8), caption, maximum)
+
+
+def evidence_on_scan(prepare: Prepare, volume: Volume, evidence: NDArray[np.float64]) -> FloatArray:
+    """Evidence (*grid) on the scan's own grid (*space); 0 where the network has not seen the scan."""
+    spread = spread_out(prepare.size)(torch.from_numpy(evidence.astype(np.float32))[None, None])[0]
+    shape, spacing = volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :]
+    return np.asarray(to_scan(spread, shape, spacing, prepare)[0].numpy(), np.float32)
 
 
 def _display_sides(shape: Sequence[int], spacing_mm: Sequence[float], columns: int) -> tuple[int, int]:

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from highdicom import sr
 from peers import radiograph
 from pydicom import Dataset, dcmread
+from report_groups import measurement_groups, source_uids
 
 from medopt.core.number_scale import NumberScale
 from medopt.pacs.result_objects import ResultContext, ScanAnswer
@@ -57,7 +57,7 @@ def parsed(report: OutgoingObject) -> Dataset:
 
 
 def measurement_group(report: OutgoingObject) -> Any:
-    (group,) = sr.srread(io.BytesIO(report.content)).content.get_image_measurement_groups()
+    (group,) = measurement_groups(report.content)
     return group
 
 
@@ -92,7 +92,7 @@ def test_what_the_report_says(inference: StudyInference, tmp_path: Path) -> None
     assert (certainty.name.value, certainty.value, certainty.unit.value) == ("111012", 87.64, "%")
     assert (presence.name.value, presence.value.value) == ("121052", "52101004")
     assert group.tracking_identifier == "blob"
-    assert [str(source.referenced_sop_instance_uid) for source in group.source_images] == [image.SOPInstanceUID]
+    assert source_uids(group) == [image.SOPInstanceUID]
     assert inference.identity.model_digest.encode() in report.content
     assert b"blob: Present, probability 87.6 %" in text.content
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from highdicom import sr
 from peers import radiograph
 from pydicom import dcmread
+from report_groups import measurement_groups, source_uids
 
 from medopt.config import SeriesRules
 from medopt.pacs import study_inference
@@ -49,8 +48,8 @@ def answer(inference: StudyInference, folder: Path) -> StudyResponse:
 
 def sources(response: StudyResponse) -> list[str]:
     """The images that the report has a group for."""
-    groups = sr.srread(io.BytesIO(response.objects[0].content)).content.get_image_measurement_groups()
-    return [str(image.referenced_sop_instance_uid)[-1] for group in groups for image in group.source_images]
+    groups = measurement_groups(response.objects[0].content)
+    return list(dict.fromkeys(uid[-1] for group in groups for uid in source_uids(group)))
 
 
 def test_a_warm_up_runs_the_engine_and_writes_a_report_to_nobody(

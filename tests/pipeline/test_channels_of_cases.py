@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 from clinic import STUDY, write_rows, write_study
 from clinic_fixtures import call, only_folder
-from highdicom import sr
 from pydicom import dcmread
+from report_groups import measurement_groups, source_uids
 
 from medopt.config import SeriesRules
 from medopt.core.errors import DataError, ReleaseError
@@ -283,18 +283,17 @@ def answered(inference: StudyInference, folder: Path) -> StudyResponse:
 
 
 def sources(response: StudyResponse) -> set[str]:
-    """The series of the images that the report refers to, in its groups and as its evidence."""
+    """The series of the images that the report's groups are about, all of which are its evidence."""
     report = dcmread(io.BytesIO(response.objects[0].content))
-    groups = sr.srread(io.BytesIO(response.objects[0].content)).content.get_image_measurement_groups()
-    named = {str(image.referenced_sop_instance_uid) for group in groups for image in group.source_images}
+    named = {uid for group in measurement_groups(response.objects[0].content) for uid in source_uids(group)}
     evidence = {
         str(image.ReferencedSOPInstanceUID): str(series.SeriesInstanceUID)
         for study in report.CurrentRequestedProcedureEvidenceSequence
         for series in study.ReferencedSeriesSequence
         for image in series.ReferencedSOPSequence
     }
-    assert named == evidence.keys()
-    return set(evidence.values())
+    assert named <= evidence.keys()  # the report's heat maps are evidence, too
+    return {evidence[uid] for uid in named}
 
 
 def test_the_node_chooses_a_series_for_each_image_of_a_case(
