@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def check_facts(folder: Path, source: ExportSource) -> None:
 def check_decisions(folder: Path, kind: Any, logits: np.ndarray, source: ExportSource) -> None:
     """Logits of the export come to the release's own answers."""
     opened = Release.open(source.folder, kind, source.info.models[kind].engines[0], 1)
-    answers = [opened._answer(row, "") for row in opened.engine.run(source.golden)]
+    answers = replace(opened, domain=None).predict_batch(source.golden)
     decider = Decider.read(folder, kind)
     wanted = [[answer.probabilities[label] for label in source.info.labels] for answer in answers]
     np.testing.assert_allclose(decider.probabilities(logits), wanted, atol=1e-4)

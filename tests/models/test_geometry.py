@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, Any], words: str) -> None
 
 
 def test_a_study_refuses_lists_of_other_axes(tiny_study: Callable[..., Study]) -> None:
-    with pytest.raises(ValueError, match=r"model.strides has lists of 3 numbers; prepare.size has 2 axes"):
+    with pytest.raises(ValueError, match=r"model.strides has lists of 3 numbers; the network has 2 axes"):
         tiny_study(model={"strides": [[1, 2, 2]] * 5})
 
 
