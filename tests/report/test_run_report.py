@@ -41,7 +41,7 @@ def test_the_run_wrote_it_and_it_needs_no_network(finished: Finished) -> None:
 
 def test_charts_are_drawings_with_readable_text_and_a_sentence_on_how_to_read_each(finished: Finished) -> None:
     page = (finished.folder / "report.html").read_text()
-    charts = re.findall(r"<figure tabindex="0"><svg .*?</figure>", page, flags=re.DOTALL)
+    charts = re.findall(r'<figure tabindex="0"><svg .*?</figure>', page, flags=re.DOTALL)
     assert len(charts) == 9
     for chart in charts:
         assert re.search(r'aria-label="[^"]{20,}"', chart) and re.search(r"<figcaption>[^\n]{20,}</figcaption>", chart)
