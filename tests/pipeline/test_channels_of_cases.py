@@ -23,6 +23,7 @@ import pytest
 from clinic import STUDY, write_rows, write_study
 from clinic_fixtures import call, only_folder
 from pydicom import dcmread
+from pydicom.uid import MRImageStorage
 from report_groups import measurement_groups, source_uids
 
 from medopt.config import SeriesRules
@@ -359,7 +360,8 @@ def test_a_running_node_answers_a_study_of_two_series(
         node_process.wait_for(lambda: len(archive.kept) >= 2, node)
         (report,) = [one for one in archive.objects() if str(one.SOPClassUID).endswith(".88.34")]
         (study,) = report.CurrentRequestedProcedureEvidenceSequence
-        assert len(study.ReferencedSeriesSequence) == 2
+        classes = [one.ReferencedSOPSequence[0].ReferencedSOPClassUID for one in study.ReferencedSeriesSequence]
+        assert classes.count(MRImageStorage) == 2  # both images; beside them the heat map
     finally:
         node.close()
         archive.stop()
