@@ -49,7 +49,7 @@ class Covariate(Section):
     @classmethod
     def _has_no_other_use(cls, name: str) -> str:
         if name.lower() in OTHER_USE or name.lower().endswith(("_id", "_uid")):
-            raise ValueError(f"{name} is no covariate: manifests or servers use this name for something else")
+            raise ValueError(f"{name} cannot name a covariate: manifests or servers use this name for something else")
         return name
 
     @field_validator("tag")

@@ -40,7 +40,7 @@ class StartRecord(Result):
 class BaselineResult(Result):
     """A linear model, and the trained float network beside it: the AUC on test, and the network's less this one's.
 
-    `strength` None: it is no linear model, but the network itself without its covariates.
+    `strength` is None for the network itself without its covariates.
     """
 
     reads: str
@@ -77,7 +77,7 @@ class ShortcutsResult(Result):
 class BaselinesResult(Result):
     """`baselines.json`: the linear models by name (thumbnail, covariates, start), and the start; None: it was scratch.
 
-    Of a study with covariates also `image`, the network without them, which is no linear model.
+    A study with covariates also has `image`: the network without them.
     `linear_goes_on`: training did not beat the linear model on the start's features, which was released instead.
     `shortcuts` are the models that see nothing but size, padding, brightness or header of an image.
     """
