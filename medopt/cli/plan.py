@@ -61,6 +61,7 @@ def plan(
     from rich.table import Table
 
     from medopt.cli.console import plain_console, print_shortcuts
+    from medopt.config import Prepare
     from medopt.evaluation.shortcuts import read_shortcuts
     from medopt.manifest.infer_study import infer_study, with_finding
     from medopt.manifest.table import read_manifest
@@ -83,10 +84,8 @@ def plan(
         shortcuts = read_shortcuts(cases, folder, guessed, reporter, SAMPLE)
     trains = _device(device)
     decided = decide(fingerprint, trains, modality.upper(), _memory(trains))
-    channels = guessed.prepare.input_channels
-    if not guessed.prepare.channel_names:
-        channels = next(one.value for one in decided if one.key == "prepare.channels")
-    decisions = with_start(decided, fingerprint.dims, channels)
+    prepare = {one.key.partition(".")[2]: one.value for one in decided if one.key.startswith("prepare.")}
+    decisions = with_start(decided, fingerprint.dims, Prepare.model_validate(prepare).input_channels)
     plan = (out, manifest, folder.resolve(), guessed, fingerprint, decisions)
     first = write_plan(*plan)
     notes = duration_notes(first, fingerprint, trains, read_seconds) + tile_notes(fingerprint, first.prepare.size)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from medopt.config.covariates import Covariate, as_covariates, refuse_repeated
 from medopt.config.section import Positive, Section
@@ -224,12 +231,36 @@ class Data(Section):
 class Intensity(Section):
     """How stored values become 0 to 1."""
 
-    method: Literal["percentiles", "range", "window", "minmax"] = "percentiles"
+    method: Literal["percentiles", "range", "window", "windows", "minmax"] = "percentiles"
     low: float = 0.5
     """percentiles: the lower percentile; range: the value that becomes 0 (HU for CT)."""
     high: float = 99.5
     """percentiles: the upper percentile; range: the value that becomes 1. window: both come from the DICOM header, and
     so does the curve between them (VOILUTFunction). Padding counts in none of them."""
+    windows: list[tuple[float, Positive]] = Field([], max_length=MAX_CHANNELS)
+    """windows: center and width in the unit of the scan (HU for CT), as in [[-600, 1500], [50, 400]] for lung and soft
+    tissue. Each becomes a channel of the network's input, in this order; pictures show the first."""
+
+    @property
+    def parts(self) -> tuple[Self, ...]:
+        """The mapping of each channel that an image becomes: the range of each window, else the mapping itself."""
+        edges = [(center - width / 2, center + width / 2) for center, width in self.windows]
+        return tuple(type(self)(method="range", low=low, high=high) for low, high in edges) or (self,)
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Digests from before there were windows stay as they are."""
+        values: dict[str, Any] = dump(self)
+        return values if self.windows else {key: value for key, value in values.items() if key != "windows"}
+
+    @model_validator(mode="after")
+    def _windows_named(self) -> Self:
+        if (self.method == "windows") != bool(self.windows):
+            raise ValueError(
+                f"method: {self.method} with {len(self.windows)} windows; write method: windows together with "
+                "windows: [[-600, 1500], [50, 400]]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -281,6 +312,8 @@ class Prepare(Section):
         changed = [name for name in _OF_CHANNELS if getattr(self, name) != type(self).model_fields[name].default]
         if not names and changed:
             raise ValueError(f"{' and '.join(changed)} are for named channels, as in channels: [t1, t2]")
+        if self.intensity.windows and self.channels != 1:
+            raise ValueError(f"intensity.windows make the channels of one grey image; channels is {self.channels}")
         return self
 
     @property
@@ -292,7 +325,7 @@ class Prepare(Section):
     def input_channels(self) -> int:
         """The channels of the network's input: with missing_channel zeros each image has a mask behind all of them."""
         if isinstance(self.channels, int):
-            return self.channels
+            return max(self.channels, len(self.intensity.windows))
         return len(self.channels) * (2 if self.missing_channel == "zeros" else 1)
 
     @model_validator(mode="after")

@@ -21,6 +21,10 @@ MAX_STEPS = {"cpu": 10_000, "cuda": 30_000}
 """Steps after which large data bring little more, or a CPU takes too long."""
 MEMORY = {"cpu": 8 * 10**9, "cuda": 16 * 10**9}
 """Bytes that are taken for free where nobody says how many are."""
+WIDE_HU = 1000
+"""From here on a range of HU holds lung and soft tissue, or soft tissue and dense bone."""
+WINDOWS = [[-600.0, 1500.0], [50.0, 400.0], [400.0, 1800.0]]
+"""Center and width in HU for lung, soft tissue and bone, as on any CT console."""
 _USUAL = Training()
 
 
@@ -62,12 +66,7 @@ def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
     if names:
         how, why = {"method": "percentiles", "low": 0.5, "high": 99.5}, "each channel has a unit of its own"
     elif modality == "CT":
-        tissue = [image.tissue or (image.low, image.high) for image in fingerprint.sample]
-        low, high = np.median(tissue, axis=0)
-        low, high = 50 * np.floor(low / 50), 50 * np.ceil(high / 50)
-        how = {"method": "range", "low": float(max(low, -1024)), "high": float(max(high, low + 100))}
-        why = "HU mean the same on every scanner: one range for all, from the 0.5 to the 99.5 percentile"
-        why += " of the voxels that are not air" if any(image.tissue for image in fingerprint.sample) else ""
+        how, why = _hounsfield(fingerprint)
     elif all(image.eight_bit and not image.modality for image in fingerprint.sample):
         how, why = {"method": "range", "low": 0.0, "high": 255.0}, "8-bit images as they are"
     else:
@@ -80,6 +79,19 @@ def _values(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:
     if unknown := sum(image.nan for image in fingerprint.sample):
         why = f"{unknown} of {len(fingerprint.sample)} sampled images have NaN, as SPM writes outside the body"
         yield Decision("prepare.nan", "background", why)
+
+
+def _hounsfield(fingerprint: Fingerprint) -> tuple[dict[str, object], str]:
+    """One range of HU for all scans; where it spans lung and bone, the usual windows, each a channel."""
+    tissue = [image.tissue or (image.low, image.high) for image in fingerprint.sample]
+    low, high = np.median(tissue, axis=0)
+    low, high = 50 * np.floor(low / 50), 50 * np.ceil(high / 50)
+    if high - low >= WIDE_HU:
+        why = f"the scans reach from {low:g} to {high:g} HU: a channel each for lung, soft tissue and bone"
+        return {"method": "windows", "windows": WINDOWS}, why
+    why = "HU mean the same on every scanner: one range for all, from the 0.5 to the 99.5 percentile"
+    why += " of the voxels that are not air" if any(image.tissue for image in fingerprint.sample) else ""
+    return {"method": "range", "low": float(max(low, -1024)), "high": float(max(high, low + 100))}, why
 
 
 def _augmentation(fingerprint: Fingerprint, modality: str) -> Iterator[Decision]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-from medopt.config import Prepare
+from medopt.config import Intensity, Prepare
 from medopt.core.format import amount_text, format_amount, format_estimate, unit_text
 from medopt.core.number_scale import NumberScale
 from medopt.core.provenance import CodeVersion, Machine
@@ -269,7 +269,7 @@ def _model(model: CardModel) -> Iterator[str]:
         yield f"- Images of a case, in this order: {', '.join(names)} ({how})."
     yield (
         f"- Input: {prepare.input_channels} x {size}{f', resampled to {spacing} mm' if spacing else ''}, fitted by "
-        f"`{prepare.fit}`, intensities by `{prepare.intensity.method}`."
+        f"`{prepare.fit}`, intensities by `{prepare.intensity.method}`{_windows(prepare.intensity)}."
     )
     yield f"- Chain fingerprint: `{model.chain_fingerprint}`."
     yield f"- int8: {model.calibration}, threshold {model.threshold} ({model.rule}), all from validation."
@@ -292,6 +292,11 @@ def _model(model: CardModel) -> Iterator[str]:
         yield f"- Layers in float: {len(gate.in_float)}; with all layers in int8 the gate did not pass it."
     word = gate.outcome if gate.passed else gate.outcome.upper()
     yield from (f"- Gate: {word}: {gate.decided_by}.", "")
+
+
+def _windows(intensity: Intensity) -> str:
+    ranges = [f"{part.low:g} to {part.high:g}" for part in intensity.parts]
+    return f" ({', '.join(ranges)}), a channel each" if intensity.windows else ""
 
 
 def _origin(card: ModelCard) -> Iterator[str]:

@@ -27,10 +27,10 @@ def displayed_images(volume: Volume, config: Prepare) -> list[tuple[str, FloatAr
 
 
 def displayed(volume: Volume, config: Prepare) -> FloatArray:
-    """A single image's own pixels (*space), 0 (black) to 1 (white)."""
+    """A single image's own pixels (*space), 0 (black) to 1 (white); of several windows in the first."""
     own = replace(volume, array=volume.array.copy())
     grey = SetChannels(1)(nan_as_background(own) if config.nan == "background" else own)
-    clipped = ClipIntensity(config.intensity)(grey)
+    clipped = ClipIntensity(config.intensity.parts[0])(grey)
     center, width = clipped.window or (0.5, 1.0)
     return np.asarray(np.clip((clipped.array[0] - (center - width / 2)) / width, 0, 1), np.float32)
 

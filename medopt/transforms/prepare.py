@@ -248,15 +248,8 @@ class PrepareChain(Transform):
     def __init__(self, config: Prepare) -> None:
         self.config = config
         self.fingerprint = _fingerprint(config)
-        steps: list[Transform] = [CheckAxes(len(config.size))]
-        if config.nan == "background":
-            steps.append(NanAsBackground())
-        of_an_image = 1 if isinstance(config.channels, list) else config.channels
-        steps += [SetChannels(of_an_image), ClipIntensity(config.intensity)]
-        if config.spacing_mm is not None:
-            steps.append(ResampleSpacing(config))
         self.read = ReadScan(config)
-        self._steps = Compose([*steps, Resize(config), ToUnitRange(), CropOrPad(config.size)])
+        self._mappings = [Compose(_steps(config, intensity)) for intensity in config.intensity.parts]
 
     def __call__(self, scan: ScanPath | Volume) -> Tensor:
         """Prepare one scan, of which a Volume stays as it is; raises DataError naming the file and the reason.
@@ -286,14 +279,28 @@ class PrepareChain(Transform):
         return torch.cat(parts)
 
     def _one(self, volume: Volume, where: str) -> Tensor:
-        """One image, (1, *size) or with the channels of the study."""
+        """One image, (1, *size) or with the channels of the study: those of the input, or its windows."""
+        *others, last = self._mappings
         try:
-            return self._steps(volume)
+            parts = [steps(replace(volume, array=volume.array.copy())) for steps in others]
+            return torch.cat([*parts, last(volume)]) if parts else last(volume)
         except RuntimeError as error:
             # Compose wraps whatever a step raises; a refusal must keep its own words.
             if isinstance(error.__cause__, MedoptError):
                 raise DataError(f"{where}{error.__cause__}") from None
             raise
+
+
+def _steps(config: Prepare, intensity: Intensity) -> list[Transform]:
+    """The steps from a Volume to a tensor, with one mapping of its intensities."""
+    steps: list[Transform] = [CheckAxes(len(config.size))]
+    if config.nan == "background":
+        steps.append(NanAsBackground())
+    of_an_image = 1 if isinstance(config.channels, list) else config.channels
+    steps += [SetChannels(of_an_image), ClipIntensity(intensity)]
+    if config.spacing_mm is not None:
+        steps.append(ResampleSpacing(config))
+    return [*steps, Resize(config), ToUnitRange(), CropOrPad(config.size)]
 
 
 def _fingerprint(config: Prepare) -> str:

@@ -174,7 +174,7 @@ def splits(count: int) -> list[str]:
     return [SPLITS[at // 2 % 8] for at in range(count)]
 
 
-def test_study_of_volumes(tmp_path: Path, runs: Path) -> None:
+def test_study_of_volumes_in_two_windows(tmp_path: Path, runs: Path) -> None:
     names = ["near", "far"]
     (tmp_path / "scans").mkdir()
     for at in range(COUNT):
@@ -183,12 +183,13 @@ def test_study_of_volumes(tmp_path: Path, runs: Path) -> None:
             nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / "scans" / f"{at:03d}.nii.gz"
         )
     described = study("volumes", labels=names) | {
-        "prepare": {"size": [12, 12, 12], "intensity": {"method": "minmax"}},
+        "prepare": {"size": [12, 12, 12], "intensity": {"method": "windows", "windows": [[90, 180], [30, 60]]}},
         "augment": {"flip": ["left_right", "slice"], "rotate_degrees": 5},
         "training": {"epochs": 1, "batch_size": 8},
     }
     done, folder = run(tmp_path, runs, described, rows(".nii.gz", [{"label": names[at % 2]} for at in range(COUNT)]))
     assert done.summary["test"]["int8"]["auc"]["n"] == COUNT // 4
+    assert "- Input: 2 x 12 x 12 x 12" in (folder / "release" / "CARD.md").read_text()
     golden = json.loads((folder / "release" / "golden.json").read_text())
     assert [case["scan"] for case in golden["cases"]] == [f"golden/case-{number}.nii.gz" for number in (1, 2, 3)]
     same_as_table(folder, tmp_path / "scans")

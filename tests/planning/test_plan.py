@@ -24,7 +24,7 @@ from medopt.manifest.image_facts import ImageFacts
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.table import read_manifest
 from medopt.models.cost import study_cost
-from medopt.planning.decide import MAX_SIDE, MAX_STEPS, MAX_VOXELS, decide
+from medopt.planning.decide import MAX_SIDE, MAX_STEPS, MAX_VOXELS, WINDOWS, decide
 from medopt.planning.duration import duration_notes, seconds_an_image
 from medopt.planning.fingerprint import SAMPLE, Fingerprint, take_fingerprint
 from medopt.planning.size import tile_notes
@@ -146,8 +146,8 @@ def test_the_recipe_is_medopts_own() -> None:
 
 
 def test_a_ct_is_mapped_by_what_is_no_air() -> None:
-    scan = replace(CT, tissue=(-880.0, 410.0))
-    assert settings(data([scan]))["prepare.intensity"] == {"method": "range", "low": -900, "high": 450}
+    scan = replace(CT, tissue=(-180.0, 410.0))
+    assert settings(data([scan]))["prepare.intensity"] == {"method": "range", "low": -200, "high": 450}
     assert any("not air" in one.reason for one in decide(data([scan]), "cpu"))
 
 
@@ -202,7 +202,9 @@ def test_an_image_keeps_its_size_or_its_aspect() -> None:
 
 
 def test_intensities_follow_what_the_values_mean() -> None:
-    assert settings(data([CT]))["prepare.intensity"] == {"method": "range", "low": -1000, "high": 1200}
+    soft = replace(CT, low=-150, high=310)
+    assert settings(data([soft]))["prepare.intensity"] == {"method": "range", "low": -150, "high": 350}
+    assert settings(data([CT]))["prepare.intensity"] == {"method": "windows", "windows": WINDOWS}
     assert settings(data([PNG]))["prepare.intensity"] == {"method": "range", "low": 0, "high": 255}
     assert settings(data([MR]))["prepare.intensity"]["method"] == "percentiles"
     assert settings(data([PNG, DX]))["prepare.intensity"]["method"] == "percentiles"

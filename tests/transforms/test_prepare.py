@@ -359,3 +359,43 @@ def test_real_mr_volumes_fill_the_range_whatever_their_largest_value() -> None:
         found = chain(size=[32, 48, 32])(path)
         assert 0.1 < float(found[found > 0].mean()) < 0.9, path.name
         assert float(found.max()) == pytest.approx(1, abs=0.05)
+
+
+def test_each_window_is_a_channel_as_a_chain_of_its_own_would_give_it() -> None:
+    """Also on another grid, where padding is black in every window, and with voxels that stay as they were."""
+    scan = volume(np.random.default_rng(3).normal(0, 500, (1, 24, 20)), modality="CT")
+    before = scan.array.copy()
+    windows = [[-600, 1500], [50, 400]]
+    both = chain(intensity={"method": "windows", "windows": windows})
+    image = both(scan)
+    alone = [
+        chain(intensity={"method": "range", "low": low, "high": high})(scan)
+        for low, high in ((-1350, 150), (-150, 250))
+    ]
+    torch.testing.assert_close(image, torch.cat(alone), rtol=0, atol=0)
+    assert both.config.input_channels == len(image) == 2
+    np.testing.assert_array_equal(scan.array, before)
+
+
+def test_a_chain_without_windows_keeps_its_fingerprint_and_each_window_has_its_own() -> None:
+    assert "windows" not in Intensity().model_dump()
+    windows = [[-600, 1500], [50, 400]]
+    fingerprints = {
+        chain(intensity={"method": "windows", "windows": one}).fingerprint
+        for one in (windows, [[-600, 1500], [50, 350]], windows[::-1])
+    }
+    assert len(fingerprints) == 3  # the order, too: it decides which channel is which
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"intensity": {"method": "windows"}}, "method: windows with 0 windows"),
+        ({"intensity": {"windows": [[50, 400]]}}, "method: percentiles with 1 windows"),
+        ({"intensity": {"method": "windows", "windows": [[50, 0]]}}, "greater than 0"),
+        ({"channels": 3, "intensity": {"method": "windows", "windows": [[50, 400]]}}, "channels is 3"),
+    ],
+)
+def test_windows_that_contradict_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chain(**settings)
