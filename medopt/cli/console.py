@@ -214,8 +214,8 @@ def print_shortcuts(found: ShortcutsResult) -> None:
     if not found.looks:
         plain_console().print(f"shortcuts: {found.patients} patients with images are too few to look for them")
         return
-    title = f"What tells the label without the image: {found.images} images of {found.patients} patients"
-    table = Table("known of an image", "AUC alone", f"corrected for {len(found.looks)} looks", "", title=title)
+    title = f"Shortcuts: what predicts the label without the image; {found.images} images of {found.patients} patients"
+    table = Table("fact about the image", "AUC alone", f"corrected for {len(found.looks)} looks", "", title=title)
     for one in found.looks:
         mark = Text("shortcut", "bold yellow") if one.is_shortcut else ""
         table.add_row(one.name, format_estimate(one.auc), format_estimate(one.corrected), mark)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,11 +82,12 @@ def check(
     result = _result(manifest, found, study, repair) | {"shortcuts": shortcuts.model_dump(mode="json")}
     print_json(as_json, result)
     if found.refused and repair is None:
-        names = ", ".join(dict.fromkeys(finding.name for finding in found.refused))
+        reasons = "; ".join(f"{finding.name}: {finding.text.partition(': ')[0]}" for finding in found.refused)
+        where = f" --data {quote(str(data))}" if data else ""
         raise DataError(
-            f"The manifest {manifest} is refused: {names}. "
-            + " ".join(finding.text for finding in found.refused)
-            + " --out FILE.csv writes one in which copies stand in one split and what cannot be used is left out."
+            f"The manifest {manifest} is refused. {reasons}. The table of findings has the images. To write a manifest "
+            "in which copies are in one split and unusable images are left out: medopt manifest check "
+            f"{quote(str(manifest))}{where} --out {quote(str(manifest.with_stem(f'{manifest.stem}_fixed')))}"
         )
 
 
@@ -141,7 +143,7 @@ def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study:
     from medopt.manifest.quality import inspect_images, unusable_images
     from medopt.manifest.repair import plan_repair, write_repaired
 
-    repair = plan_repair(found.cases, found.pairs, unusable_images(found.facts, dims))
+    repair = plan_repair(found.cases, found.alike(), unusable_images(found.facts, dims))
     left = [fact for row, fact in enumerate(found.facts) if row not in repair.dropped]
     after = inspect_images(repair.apply(found.cases), left, folder, study, dims)
     if after.refused:
@@ -151,9 +153,8 @@ def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study:
     rows = _changes(found, repair)
     if rows:
         print_rows(f"{out}: {count_text(len(repair.moved), 'image')} moved, {len(repair.dropped)} dropped", rows[:40])
-        typer.echo(f"and {len(rows) - 40} more" if len(rows) > 40 else f"written to {out}")
-    else:
-        typer.echo(f"nothing had to change; written to {out}")
+    more = f"and {len(rows) - 40} more; " if len(rows) > 40 else "" if rows else "nothing had to change; "
+    typer.echo(f"{more}written to {out}")
     return repair
 
 

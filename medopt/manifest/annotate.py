@@ -20,8 +20,8 @@ from medopt.manifest.table import RESERVED, read_channels_of
 FROM_TABLE = "table"
 """In place of a regular expression: the table of labels alone says whose a scan is."""
 _ASSUMED = (
-    "each image counts as one patient. Images of one patient may then be in several splits, and scores may be too "
-    "good. medopt manifest check looks for near-duplicates."
+    "each image is treated as its own patient. Images of one patient may then be in several splits, and scores may be "
+    "too good. medopt manifest check looks for near-duplicates."
 )
 
 
@@ -144,7 +144,7 @@ def find_patients(
         )
     patients = [scan.image if patient.lower() in UNKNOWN_PATIENT else patient for scan, patient in pairs]
     some = f"The patients of {len(unknown)} of {len(patients)} scans are not known"
-    return patients, f"{'No patient is known' if all_unknown else some}: {_ASSUMED}"
+    return patients, f"{'No patient IDs found' if all_unknown else some}: {_ASSUMED}"
 
 
 def _refuse_mixed_cases(scans: Sequence[Scan]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +100,9 @@ def find_duplicates(
 
 
 def find_case_duplicates(
-    columns: Sequence[Mapping[int, FloatArray]], digest: Callable[[int, int], str]
+    columns: Sequence[Mapping[int, FloatArray]],
+    digest: Callable[[int, int], str],
+    min_correlation: float = MIN_CORRELATION,
 ) -> list[DuplicatePair]:
     """All pairs of cases that show the same in one of their images, as `find_duplicates`.
 
@@ -109,7 +111,8 @@ def find_case_duplicates(
     """
     found: dict[tuple[int, int], DuplicatePair] = {}
     for place, thumbnails in enumerate(columns):
-        for pair in find_duplicates(thumbnails, lambda index, place=place: digest(index, place)):  # type: ignore[misc]
+        of_place = partial(lambda place, index: digest(index, place), place)
+        for pair in find_duplicates(thumbnails, of_place, min_correlation):
             known = found.setdefault((pair.first, pair.second), pair)
             if (pair.exact, pair.correlation) > (known.exact, known.correlation):
                 found[pair.first, pair.second] = pair

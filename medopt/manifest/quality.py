@@ -15,10 +15,11 @@ from medopt.core.errors import listed
 from medopt.core.format import count_text
 from medopt.core.records import SPLITS, Case, FloatArray
 from medopt.manifest.check import check_cases, missing_images
-from medopt.manifest.duplicates import DuplicatePair, duplicate_findings, find_case_duplicates
+from medopt.manifest.duplicates import MIN_CORRELATION, DuplicatePair, duplicate_findings, find_case_duplicates
 from medopt.manifest.findings import Finding, accept_findings, display_name
 from medopt.manifest.image_facts import ImageFacts
 
+ALIKE = 0.98  # a run compares its prepared images: a pair near .99 may pass here and be refused there
 DEVIATIONS = 5.0
 """An outlier is more than this many MADs (median absolute deviation, times 1.4826) from the median, in log."""
 MIN_DEVIATION = 0.05
@@ -42,6 +43,10 @@ class ImageInspection:
         """Thumbnails (32, 32) or (16, 16, 16) at most, by row; an image that cannot be used has none."""
         return _thumbnails(self.facts)
 
+    def alike(self) -> list[DuplicatePair]:
+        """The pairs that belong into one split: near-duplicates, and those that a study's chain may make one."""
+        return _case_duplicates(self.facts, ALIKE)
+
     @property
     def refused(self) -> list[Finding]:
         """The findings that refuse the manifest."""
@@ -60,8 +65,7 @@ def inspect_images(
     >>> inspect_images(cases, facts, folder, study).refused             # doctest: +SKIP
     []
     """
-    columns = [_thumbnails(column) for column in _columns(facts)]
-    pairs = find_case_duplicates(columns, lambda row, place: _digest(facts[row], place))
+    pairs = _case_duplicates(facts, MIN_CORRELATION)
     refuse_nan = study.prepare.nan == "refuse"
     of_pixels = quality_findings(cases, facts, missing_images(cases, folder), dims, refuse_nan)
     of_images = accept_findings([*duplicate_findings(cases, pairs), *of_pixels], study)
@@ -71,6 +75,11 @@ def inspect_images(
 
 def _thumbnails(facts: Sequence[ImageFacts | None]) -> dict[int, FloatArray]:
     return {row: fact.thumbnail for row, fact in enumerate(facts) if fact and fact.thumbnail is not None}
+
+
+def _case_duplicates(facts: Sequence[ImageFacts], min_correlation: float) -> list[DuplicatePair]:
+    columns = [_thumbnails(column) for column in _columns(facts)]
+    return find_case_duplicates(columns, lambda row, place: _digest(facts[row], place), min_correlation)
 
 
 def _digest(fact: ImageFacts, place: int) -> str:

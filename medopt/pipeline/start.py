@@ -18,6 +18,7 @@ from medopt.planning.decide import Decision
 from medopt.release.layout import MODELS
 from medopt.tracking.fetch import PREFIX, Fetched, registered_release
 
+NO_SHIFT = "none"
 RUNS = Path("runs")
 """The runs folder of a command that is given none."""
 RECIPE: dict[str, Any] = {
@@ -168,23 +169,35 @@ def _with_chosen(study: Study) -> Study:
 
 def best_on_disk(study: Study) -> Entry | None:
     """The start of the catalogue that lies on this disk, may be used, and fits best: see `fitting_starts`."""
-    fitting = fitting_starts(study.network_input.dims, study.network_input.channels)
+    fitting = fitting_starts(study.network_input.dims, study.network_input.channels, study.augment.shift)
     allowed = [entry for entry in fitting if not study.intended_use or "clinical" in entry.allows]
     return next((entry for entry in allowed if local_file(entry)), None)
 
 
-def fitting_starts(dims: int, channels: int) -> list[Entry]:
-    """The starts of the catalogue for images of these dimensions; first those of as many channels, small ones first.
+def fitting_starts(dims: int, channels: int, shift: str = NO_SHIFT) -> list[Entry]:
+    """The starts of the catalogue for images of these dimensions, the best-fitting first.
 
-    One that was trained for another purpose is left out: it has to be named.
+    First those of the modality that `shift` (augment.shift) names, then those of no modality, then, where none is
+    named, those of any; among these first those of as many channels, then small ones. Left out: starts of another
+    modality, and one that was trained for another purpose, which has to be named.
     """
-    fitting = [entry for entry in entries() if entry.spatial_dims == dims and entry.chosen_by_auto]
-    return sorted(fitting, key=lambda entry: (entry.channels != channels, entry.depth, entry.name))
+
+    def rank(entry: Entry) -> int | None:
+        if not entry.modalities:
+            return 1
+        return 2 if shift == NO_SHIFT else 0 if shift in entry.modalities else None
+
+    ranked = [(rank(entry), entry) for entry in entries() if entry.spatial_dims == dims and entry.chosen_by_auto]
+    fitting = [
+        (place, one.channels != channels, one.depth, one.name, one) for place, one in ranked if place is not None
+    ]
+    return [entry for *_, entry in sorted(fitting, key=lambda row: row[:4])]
 
 
 def with_start(decisions: Sequence[Decision], dims: int, channels: int) -> list[Decision]:
     """A plan's decisions with the start that fits and lies on this disk, which then decides network and recipe."""
-    fitting = fitting_starts(dims, channels)
+    shift = next((str(one.value) for one in decisions if one.key == "augment.shift"), NO_SHIFT)
+    fitting = fitting_starts(dims, channels, shift)
     entry = next((entry for entry in fitting if local_file(entry)), None)
     if entry is not None:
         why = f"{entry.title} lies on this disk ({entry.licence}); it decides the network and how it is tuned"
@@ -192,7 +205,7 @@ def with_start(decisions: Sequence[Decision], dims: int, channels: int) -> list[
         return [*kept, Decision("model.start", entry.name, why)]
     why = "no pretrained weights lie on this disk"
     if fitting:
-        why += f"; {fitting[0].name} would fit, and its features alone often beat training from nothing"
+        why += f"; {fitting[0].name} would fit, and its features alone often beat training from scratch"
         why += f" (medopt weights fetch {fitting[0].name})"
     place = next(at for at, one in enumerate(decisions) if one.key.startswith("model."))
     return [*decisions[:place], Decision("model.start", SCRATCH, why), *decisions[place:]]

@@ -145,8 +145,8 @@ def shortcuts(run: RunRecords) -> ReportTable | None:
         "model of other patients that knows this fact alone. A shortcut is one whose corrected interval lies above "
         "0.5, with an AUC of at least 0.6: a network can learn it instead of the finding."
     ]
-    columns = ["known of an image", "AUC", f"corrected for {len(rows)} looks", ""]
-    return ReportTable("What tells the label without the image", columns, rows, notes)
+    columns = ["fact about the image", "AUC", f"corrected for {len(rows)} looks", ""]
+    return ReportTable("Shortcuts: what predicts the label without the image", columns, rows, notes)
 
 
 def patients(run: RunRecords) -> ReportTable | None:

@@ -50,7 +50,7 @@ def test_busi(tmp_path: Path) -> None:
     assert {name: sum(row.values()) for name, row in summary["labels"].items()} == {
         "benign": 437, "malignant": 210, "normal": 133,
     }  # fmt: skip
-    assert any("No patient is known" in text for text in summary["warnings"])
+    assert any("No patient IDs found" in text for text in summary["warnings"])
 
 
 def test_mednist(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_cards_root_is_where_images_are_looked_for(tmp_path: Path) -> None:
 
 def test_leaks_are_refused_with_their_reasons_and_without_identifiers(leaking: Path) -> None:
     done = call("manifest", "check", leaking, "--json", "--out", leaking.parent / "sheet.png")
-    said = done.refused(3, "DataError", "near_duplicates", "label_conflict", "unreadable", "--out FILE.csv")
+    said = done.refused(3, "DataError", "near_duplicates", "label_conflict", "unreadable", "_fixed.csv")
     assert "1 of 6 test, 1 of 12 train images have a near-duplicate (correlation over 0.99) in another split" in said
     names = {one["name"]: one["severity"] for one in done.summary["findings"] if one["name"] != "small_split"}
     assert names == {

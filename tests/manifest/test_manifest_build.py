@@ -66,11 +66,11 @@ def test_class_folders_need_nothing_else_and_warn(classes, tmp_path, study):
     cases = read_manifest(built.manifest, study(labels=["well", "ill"]))
     assert len(cases) == 16
     assert check_cases(cases, built.listing.root, study(labels=["well", "ill"])) == []
-    assert built.warnings[0].startswith("No patient is known")
+    assert built.warnings[0].startswith("No patient IDs found")
     card = load_card(built.manifest)
     assert card is not None
     assert card.labels == {"ill": "8 rows", "well": "8 rows"}
-    assert any("No patient is known" in note for note in card.notes)
+    assert any("No patient IDs found" in note for note in card.notes)
     assert str(tmp_path) not in built.card.read_text()
 
 

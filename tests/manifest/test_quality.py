@@ -127,3 +127,18 @@ def test_balance_counts_labels_by_split_and_site(study):
     several = study(task="multilabel", labels=["mass", "effusion"])
     both = [Case("a", "a", "a", (1, 1), "test"), Case("b", "b", "b", (0, 1), "test")]
     assert count_labels(both, several)[-1] == {"split": "test", "site": "all", "images": 2, "mass": 1, "effusion": 2}
+
+
+def test_images_nearly_alike_are_no_finding_but_belong_together(tmp_path, pictures, study):
+    """At another size, as a study prepares them, their correlation may pass the limit."""
+    first = read_facts(pictures[:1], tmp_path)[0].thumbnail
+    array = np.asarray(Image.open(tmp_path / pictures[0].image)).astype(float)
+    smooth = np.kron(np.random.default_rng(4).normal(0, 1, (8, 8)), np.ones((8, 8)))
+    Image.fromarray(np.clip(array + 0.16 * array.std() * smooth, 0, 255).astype(np.uint8)).save(tmp_path / "near.png")
+    cases = [*pictures, Case("near", "pn", "near.png", pictures[0].label, "test")]
+    facts = read_facts(cases, tmp_path)
+    correlation = np.corrcoef(first.ravel(), facts[-1].thumbnail.ravel())[0, 1]
+    assert 0.98 < correlation < 0.99
+    inspected = inspect_images(cases, facts, tmp_path, study(), 2)
+    assert not inspected.pairs
+    assert [(pair.first, pair.second) for pair in inspected.alike()] == [(0, len(pictures))]

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from medopt.data.images_seen import images_seen
 from medopt.models import build_resnet
 from medopt.models.starts.opening import open_start
+from medopt.pipeline.start import fitting_starts
 from medopt.training.checkpoint import read_tensors
 
 RENAMED = {"reduce": "conv1", "spatial": "conv2", "expand": "conv3", "norm1": "bn1", "norm2": "bn2", "norm3": "bn3"}
@@ -208,3 +209,17 @@ def test_probe_looks_at_validation_alone(clinic: Clinic, weights: Path, tmp_path
     assert [one["reads"] for one in models] == ["thumbnails", "features of teacher.safetensors"]
     assert all(one["auc"]["n"] == 18 for one in models)
     assert not (tmp_path / "runs" / "clinic").exists()  # it is no run
+
+
+def test_the_best_fitting_start_is_of_the_scans_modality() -> None:
+    """A radiograph's start is no choice for ultrasound; where nobody names a modality, everyday images come first."""
+    first = {shift: fitting_starts(2, 1, shift)[0].name for shift in ("radiograph", "ultrasound", "ct", "none")}
+    assert first == {
+        "radiograph": "chest-resnet50",
+        "ultrasound": "radimagenet-resnet50",
+        "ct": "radimagenet-resnet50",
+        "none": "imagenet-resnet26d",
+    }
+    assert "chest-resnet50" not in [entry.name for entry in fitting_starts(2, 1, "mr")]
+    assert [entry.name for entry in fitting_starts(3, 1, "mr")] == ["medicalnet-resnet50"]
+    assert {"chest-resnet50", "imagenet-resnet50"} <= {entry.name for entry in fitting_starts(2, 3)}

@@ -48,6 +48,8 @@ class Entry(Section):
     allows: tuple[Literal["research", "clinical"], ...]
     chosen_by_auto: bool = True
     """Whether `model.start: auto` may take it; an odd teacher has to be named."""
+    modalities: tuple[Literal["radiograph", "ct", "mr", "ultrasound"], ...] = ()
+    """What its images were, named as in augment.shift; empty: of no scanner, or not stated."""
     citation: str
     trained_on: str
     scaling: ScalingEntry | None = None
