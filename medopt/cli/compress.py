@@ -26,7 +26,7 @@ def compress(
     run: RunArgument,
     prune: Annotated[
         str,
-        typer.Option("--prune", help="Shares of the multiply-adds to take away; each goes on from the last."),
+        typer.Option("--prune", help="Shares of the multiply-adds to remove; each step continues from the one before."),
     ] = "0.5,0.67,0.75",
     precision: Annotated[
         str, typer.Option("--precision", help=f"Of {', '.join(PRECISIONS)}; a release is int8, the others compare.")

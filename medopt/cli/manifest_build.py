@@ -65,7 +65,7 @@ def build(
     ] = "auto",
     kind: Annotated[
         Literal["auto", "dicom", "nifti", "images", "medmnist", "datalist"],
-        typer.Option("--kind", help="What the source is; else told from its files."),
+        typer.Option("--kind", help="What the source is; else detected from its files."),
     ] = "auto",
     description: Annotated[
         str, typer.Option("--description", help="Keep series (NIfTI: files) whose description this matches.")
@@ -87,7 +87,9 @@ def build(
     class_level: Annotated[
         int,
         typer.Option(
-            "--class-level", min=0, help="Level of the folders that are labels; 1: those directly in SOURCE. 0: told."
+            "--class-level",
+            min=0,
+            help="Level of the folders that are labels; 1: those directly in SOURCE. 0: detected.",
         ),
     ] = 0,
     root: Annotated[Path | None, typer.Option("--root", help="Folder that a datalist's paths start from.")] = None,

@@ -36,7 +36,9 @@ def plan(
     ] = "",
     number: Annotated[
         str,
-        typer.Option("--number", metavar="COLUMN", help="Predict the number in this column; else told by the labels."),
+        typer.Option(
+            "--number", metavar="COLUMN", help="Predict the number in this column; else the labels decide the task."
+        ),
     ] = "",
     ordered: Annotated[
         str,

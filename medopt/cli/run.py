@@ -46,11 +46,12 @@ def run(
     overrides: SetOption = None,
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
-    seeds: Annotated[int, typer.Option("--seeds", help="Run so many seeds, from the study's own on.")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds to run, starting with the study's own.")] = 1,
     folds: Annotated[
         int,
         typer.Option(
-            "--folds", help="Cross-validate: deal train and val out by patient into so many folds. Test stays."
+            "--folds",
+            help="Cross-validate: divide train and val by patient into this many folds. The test split stays.",
         ),
     ] = 0,
     ensemble: Annotated[

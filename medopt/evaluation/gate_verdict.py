@@ -30,7 +30,7 @@ class ShiftedCase(Result):
             return "largest shift: no probability of a validation case moves by half a point"
         return (
             f"largest shift: a probability of validation case {self.case_id} moves by {points:.0f} points "
-            f"({self.before:.2f} to {self.after:.2f}): a case to look at"
+            f"({self.before:.2f} to {self.after:.2f}): look at that case"
         )
 
 

@@ -106,7 +106,7 @@ def _trial(registry: Registry, name: str, version: str, champion: str | None, pa
     except OSError as error:
         raise ConfigError(f"The shadow report {path} cannot be read: {error.strerror}.") from None
     except ValidationError:
-        raise ConfigError(f"{path} is no report that `medopt shadow report --out FILE.json` wrote.") from None
+        raise ConfigError(f"{path} was not written by `medopt shadow report --out FILE.json`.") from None
     if champion is None:
         raise ConfigError(f"{name} has no champion that a shadow trial could have been beside: leave --shadow out.")
     for what, number, given in (

@@ -78,7 +78,7 @@ def _parse(text: str) -> Parameter:
     if found is None:
         choices = _choices(value)
         if len(set(choices)) < 2:
-            raise ConfigError(f"--param {text}: one value is no choice; give it with --set, or add others.")
+            raise ConfigError(f"--param {text}: one value leaves nothing to choose; give it with --set, or add others.")
         return Parameter(path, choices)
     try:
         low, high = float(found["low"]), float(found["high"])
@@ -89,7 +89,7 @@ def _parse(text: str) -> Parameter:
         what = "whole numbers from low to high" if whole else "from low to high, above 0 where it is :log"
         raise ConfigError(f"--param {text}: a range of {path} takes {what}.")
     if not {int, float} & kinds:
-        raise ConfigError(f"--param {text}: {path} is no number; list its values, as in {path}=A,B.")
+        raise ConfigError(f"--param {text}: {path} is not a number; list its values, as in {path}=A,B.")
     return Parameter(path, (), low, high, found["log"] is not None, whole)
 
 

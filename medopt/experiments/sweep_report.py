@@ -20,7 +20,7 @@ from medopt.experiments.search_space import Sweep
 from medopt.figures.tuning import sweep_figure
 from medopt.report.markdown_summary import sweep_page
 
-FLATTERS = "the best of many trials flatters itself on validation; the test split was not looked at"
+FLATTERS = "the best of many trials looks too good on validation; the test split was not used"
 
 
 @dataclass(frozen=True, slots=True)

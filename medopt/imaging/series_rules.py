@@ -79,7 +79,7 @@ def select_channels(members: Sequence[Series], rules: SeriesRules) -> ChannelSer
         elif taken:
             faults[name] = f"the one that is left is that of {taken[0]}, too"
         elif not left[0].volume and len(left[0].files) > 1:
-            faults[name] = f"the one that is left has {len(left[0].files)} images, which are no volume"
+            faults[name] = f"the remaining series has {len(left[0].files)} images, which do not form a volume"
         else:
             chosen[name] = left[0]
     uids = {one.uid for one in chosen.values()}

@@ -110,7 +110,9 @@ def with_finding(study: Study, positive: str = "") -> Study:
     if positive:
         chosen = [label for label in labels if label_key(label) == label_key(positive)]
         if not chosen:
-            raise ConfigError(f"--positive {positive} is no label of the manifest: it has {labels[0]} and {labels[1]}.")
+            raise ConfigError(
+                f"--positive {positive} is not a label of the manifest, which has {labels[0]} and {labels[1]}."
+            )
         ordered: list[str] | None = [label for label in labels if label not in chosen] + chosen
     else:
         ordered = absent_first(labels)

@@ -62,7 +62,11 @@ class LabelTable:
         ]
         if len(others) != 1 or not self._has_header():
             return ("label",), ""
-        return (others[0],), f"The labels are the column {others[0]}, the only one that may be: none is called label."
+        return (
+            (others[0],),
+            f"The labels are taken from the column {others[0]}: the table has no column label, and this is the only "
+            "one that fits.",
+        )
 
     def patient_column(self, key: str = "") -> str:
         """The first column that gives the patient, beside the column `key` if there is another; empty for none."""

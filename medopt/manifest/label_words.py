@@ -79,7 +79,7 @@ def label_spellings(cells: Iterable[str], rename: Mapping[str, str] | None = Non
     }
     known = sorted(name for key, name in names.items() if name and key not in renamed)
     if unknown := sorted(renamed.keys() - spellings.keys()):
-        raise ConfigError(f"--rename {unknown[0]}: there is no such label. Known are {listed(known, 10)}.")
+        raise ConfigError(f"--rename {unknown[0]}: the source has no such label; its labels are {listed(known, 10)}.")
     if "none" in spellings.keys() - renamed.keys() and any(map(is_absence, set(known) - {names["none"]})):
         raise DataError(
             f"The label 'none' ({count_text(sum(count[cell] for cell in spellings['none']), 'row')}) stands beside "

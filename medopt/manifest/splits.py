@@ -139,7 +139,7 @@ def _hold_out_site(
 ) -> SplitAssignment:
     known = sorted(set(sites.tolist()))
     if rules.hold_out not in known:
-        raise DataError(f"--hold-out {rules.hold_out!r} is no site of this source. Its sites: {listed(known, 20)}.")
+        raise DataError(f"--hold-out {rules.hold_out!r} is not a site of this source. Its sites: {listed(known, 20)}.")
     there = np.zeros(len(groups), dtype=bool)
     there[groups.row[sites == rules.hold_out]] = True
     present = groups.has[there].sum(axis=0).tolist()

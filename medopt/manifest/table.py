@@ -139,7 +139,7 @@ def read_channels_of(path: Path, header: Iterable[str]) -> list[str]:
     reason = ""
     if bad := [name for name in names if not re.fullmatch(CHANNEL_NAME, name)]:
         form = "at most 31 letters, digits, - and _, the first of them a letter or a digit"
-        reason = f"{bad[0]!r} is no name of an image; use {form}"
+        reason = f"{bad[0]!r} cannot be the name of an image; use {form}"
     elif len({name.lower() for name in names}) < len(names):
         reason = "two of the names are the same, or differ in capitals alone"
     elif len(names) == 1:

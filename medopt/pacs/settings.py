@@ -262,7 +262,7 @@ class NodeSettings(Section):
     def _consistent(self) -> Self:
         names = [peer.name for peer in self.destinations]
         if len(set(names)) < len(names):
-            raise ValueError(f"a destination stands twice in {names}")
+            raise ValueError(f"a destination is listed twice in {names}")
         dimse_peers = [peer for peer in self.destinations if isinstance(peer, DimsePeer)]
         if self.tls is None and any(peer.tls for peer in dimse_peers):
             raise ValueError("a destination with tls: true needs the node's section tls")

@@ -78,7 +78,7 @@ def open_table(path: Path, study_file: Path | None = None, changes: Mapping[str,
     if study_file is None and not beside.is_file():
         settings, seed, scale = Evaluation(), 0, None
         if task == "regression":
-            raise ConfigError(f"{path} holds numbers, whose scale stands in the study file: give it with --study.")
+            raise ConfigError(f"{path} holds numbers, whose scale is in the study file: give it with --study.")
     else:
         study = load_study(study_file or beside)
         settings, seed, scale = study.evaluation, study.seed, _scale(study, study_file or beside)

@@ -200,10 +200,10 @@ def with_start(decisions: Sequence[Decision], dims: int, channels: int) -> list[
     fitting = fitting_starts(dims, channels, shift)
     entry = next((entry for entry in fitting if local_file(entry)), None)
     if entry is not None:
-        why = f"{entry.title} lies on this disk ({entry.licence}); it decides the network and how it is tuned"
+        why = f"{entry.title} is on this disk ({entry.licence}); it decides the network and how it is tuned"
         kept = [one for one in decisions if not one.key.startswith(("model.", "training."))]
         return [*kept, Decision("model.start", entry.name, why)]
-    why = "no pretrained weights lie on this disk"
+    why = "no pretrained weights are on this disk"
     if fitting:
         why += f"; {fitting[0].name} would fit, and its features alone often beat training from scratch"
         why += f" (medopt weights fetch {fitting[0].name})"

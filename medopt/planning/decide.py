@@ -163,7 +163,7 @@ def _training(fingerprint: Fingerprint, effort: Effort, micro_batch: int | None)
     total = effort.epochs * effort.steps
     yield Decision("training.batch_size", effort.batch, f"{effort.steps} steps an epoch")
     if micro_batch is not None:
-        why = f"so many images at once fit into {effort.memory / 1e9:.0f} GB; gradients add up to the same step"
+        why = f"this many images at once fit into {effort.memory / 1e9:.0f} GB; gradients add up to the same step"
         yield Decision("training.micro_batch", micro_batch, why)
     bound = MAX_STEPS[effort.device] // effort.steps
     why = f"{total} steps"

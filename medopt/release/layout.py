@@ -163,7 +163,7 @@ def check_sums(folder: Path) -> None:
     except OSError as error:
         raise ReleaseError(f"{folder} is not a release: {error.filename}: {error.strerror}.") from None
     except ValueError:
-        raise ReleaseError(f"{folder / SUMS} is no list of checksums: the release was tampered with.") from None
+        raise ReleaseError(f"{folder / SUMS} is not a list of checksums: the release was tampered with.") from None
     faults = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
     faults += [f"{name} does not belong to it" for name in sorted(actual.keys() - expected.keys())]
     faults += [f"{name} was changed" for name, value in actual.items() if expected.get(name, value) != value]

@@ -116,7 +116,7 @@ def runtime_differences(folder: Path) -> list[str] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
-        raise ReleaseError(f"{folder / SBOM} is no CycloneDX list that this medopt can read.") from None
+        raise ReleaseError(f"{folder / SBOM} is not a CycloneDX list that this medopt can read.") from None
     return list(_differences(bom.components))
 
 

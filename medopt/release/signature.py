@@ -106,7 +106,7 @@ def check_signature(folder: Path, trust: Path, now: datetime | None = None) -> s
             "medopt sign RELEASE --key KEY.pem."
         ) from None
     except ValidationError:
-        raise ReleaseError(f"{folder / SIGNATURE} is no signature that this medopt can read.") from None
+        raise ReleaseError(f"{folder / SIGNATURE} is not a signature that this medopt can read.") from None
     public, who = _signer(found, keys, authorities, now or datetime.now(UTC), folder)
     try:
         content, signed = (folder / SUMS).read_bytes(), base64.b64decode(found.signature, validate=True)
@@ -193,7 +193,7 @@ def _private_key(path: Path) -> Private:
         wanted = f"it is encrypted: give its password in {PASSWORD}" if password is None else "it is not encrypted"
         raise ConfigError(f"The key {path} cannot be opened: {wanted}.") from None
     except ValueError:
-        raise ConfigError(f"{path} is no private key in PEM form, or the password in {PASSWORD} is wrong.") from None
+        raise ConfigError(f"{path} is not a private key in PEM form, or the password in {PASSWORD} is wrong.") from None
     if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
         raise ConfigError(f"The key {path} is {type(key).__name__}; take Ed25519 or ECDSA (P-256, P-384).")
     return key

@@ -151,7 +151,7 @@ def _metrics(run: RunRecords) -> Iterator[str]:
 
 def _changes(run: RunRecords) -> Iterator[str]:
     yield f"This version is the run {run.folder.name}; MLflow run {run.metrics.mlflow_run_id}."
-    yield "Its settings, its manifest with pseudonyms and the digests of all stages lie in the run's folder."
+    yield "Its settings, its manifest with pseudonyms and the digests of all stages are in the run's folder."
 
 
 def _monitoring(run: RunRecords) -> Iterator[str]:

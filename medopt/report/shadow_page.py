@@ -38,7 +38,7 @@ def write_shadow_report(path: Path, report: ShadowReport) -> None:
 def _outcomes(report: ShadowReport) -> ReportTable:
     rows = [[state, str(count)] for state, count in report.studies.items()]
     rows += [[f"  {reason}", str(count)] for reason, count in report.reasons.items()]
-    note = "Failed: the candidate could not answer. Skipped: it was not asked. The reasons stand below the counts."
+    note = "Failed: the candidate could not answer. Skipped: it was not asked. The reasons are below the counts."
     return ReportTable("Studies", ["the candidate", "studies"], rows, [note])
 
 

@@ -85,7 +85,7 @@ def grades(run: RunRecords) -> ReportTable | None:
         ["grades off on average", *(format_estimate(found[kind].distance) for kind in KINDS)],
         ["at most one grade off", *(format_share(found[kind].within_one) for kind in KINDS)],
     ]
-    notes = ["A case gets the median grade: the one that half of its probability does not lie beyond."]
+    notes = ["A case gets the median grade: the lowest one up to which at least half of its probability lies."]
     return ReportTable("The grades", ["figure", "float, test", "int8, test"], rows, notes)
 
 

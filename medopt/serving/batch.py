@@ -64,7 +64,7 @@ def find_cases(paths: Sequence[Path], names: Sequence[str]) -> list[ScanPath]:
     given: dict[str, str] = {}
     for name, _, file in (str(path).partition("=") for path in named):
         if name not in names:
-            raise DataError(f"{name} is no image of this release; a case has {', '.join(names)}.")
+            raise DataError(f"{name} is not an image name of this release; a case has {', '.join(names)}.")
         if name in given:
             raise DataError(f"{name} is given twice; give each image of the case once.")
         given[name] = file

@@ -102,8 +102,8 @@ def read_observed(path: Path, labels: Sequence[str], *, has_number: bool = False
     missing = [name for name in _columns(labels, has_number) if name not in header]
     if missing:
         raise DataError(
-            f"{path} is no table of this release's answers: it has no column {', '.join(missing)}. Give the CSV that "
-            "`medopt predict --out` of this release and this version wrote."
+            f"{path} is not a table of this release's answers: it has no column {', '.join(missing)}. Give the CSV "
+            "that `medopt predict --out` of this release and this version wrote."
         )
     return len(rows), _observed(rows, labels, has_number)
 
@@ -129,4 +129,4 @@ def _numbers(rows: Sequence[Mapping[str, str]], name: str) -> NDArray[np.float64
     try:
         return np.array([float(row[name]) if row[name] else np.nan for row in rows])
     except ValueError as error:
-        raise DataError(f"The column {name} holds something that is no number: {error}.") from None
+        raise DataError(f"The column {name} holds something that is not a number: {error}.") from None

@@ -104,7 +104,7 @@ def _of_server(error: Exception, uri: str, reason: str) -> ConfigError:
         )
     elif "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
         said = (
-            "has a certificate that nobody known here vouches for: name the file of its authority (PEM), export "
+            "has a certificate that no authority known here signed: name the file of its authority (PEM), export "
             f"MLFLOW_TRACKING_SERVER_CERT_PATH=/etc/ssl/certs/hospital.pem. {_AGAIN}"
         )
     elif _UNREACHABLE.search(text):

@@ -63,7 +63,7 @@ def test_passed_run_shows_both_models_and_what_to_try_next(capsys: pytest.Captur
     assert first == "the model is better than chance: test AUC of int8 0.875 (0.775 to 0.925)"
     assert second.startswith("int8 passed the gate: nearest to its limit: ")
     assert "5.6 % (1.0 to 12.0) of the decisions flip on 18 validation cases; allowed: 20 %" in text
-    assert "a probability of validation case c0ffee moves by 20 points (0.12 to 0.32): a case to look at" in text
+    assert "a probability of validation case c0ffee moves by 20 points (0.12 to 0.32): look at that case" in text
     assert "train 12, compress 3" in text
     assert "medopt verify runs/clinic/20260101-000000-abcdef01/release" in text
     assert "medopt ui --runs runs " in text

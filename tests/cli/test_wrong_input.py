@@ -210,7 +210,7 @@ def add_a_file(release: Path) -> str:
 
 def spoil_the_list(release: Path) -> str:
     (release / "SHA256SUMS").write_bytes(b"\xff\x00")
-    return "is no list of checksums"
+    return "is not a list of checksums"
 
 
 def take_the_list(release: Path) -> str:

@@ -238,7 +238,7 @@ def test_disagreement_counts_flips_and_changes_of_probability() -> None:
     low, high = found.probability_shift.low, found.probability_shift.high
     assert low is not None and high is not None and 0 <= low < 0.075 < high <= 0.2
     assert found.shifted is not None and found.shifted.sentence == (
-        "largest shift: a probability of validation case c003 moves by 20 points (0.95 to 0.75): a case to look at"
+        "largest shift: a probability of validation case c003 moves by 20 points (0.95 to 0.75): look at that case"
     )
 
 

@@ -32,7 +32,7 @@ def test_what_is_written_is_read_and_written_again_byte_for_byte(tmp_path: Path)
 
 def test_a_shift_that_nobody_would_see_is_no_case_to_look_at() -> None:
     seen, unseen = ShiftedCase(case_id="c", before=0.5, after=0.32), ShiftedCase(case_id="c", before=0.5, after=0.4951)
-    assert seen.sentence.endswith("moves by 18 points (0.50 to 0.32): a case to look at")
+    assert seen.sentence.endswith("moves by 18 points (0.50 to 0.32): look at that case")
     assert unseen.sentence == "largest shift: no probability of a validation case moves by half a point"
 
 

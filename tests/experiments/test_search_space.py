@@ -66,7 +66,7 @@ def test_own_value_is_found_in_the_space(study_file: Path) -> None:
         ("training.optimizer.lr=low..high", "from a number to a number"),
         ("training.patience=1.5..3", "whole numbers from low to high"),
         ("training.patience=0..3", "training.patience"),
-        ("training.optimizer.name=0..3", "is no number; list its values"),
+        ("training.optimizer.name=0..3", "is not a number; list its values"),
     ],
 )
 def test_what_no_study_takes_is_refused(study_file: Path, text: str, words: str) -> None:

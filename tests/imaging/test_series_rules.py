@@ -161,7 +161,7 @@ def test_rules_of_an_image_replace_those_of_all() -> None:
         ([T1, ADC, mr("5", "adc 2")], "adc: 2 of 3 series are left", True),
         (
             [T1, mr("5", "adc", volume=False, files=(Path("a"), Path("b")))],
-            "adc: the one that is left has 2 images",
+            "adc: the remaining series has 2 images",
             True,
         ),
     ],

@@ -196,7 +196,7 @@ def test_labels_of_cases_follow_the_rules_of_labels_of_images(pictures, tmp_path
 
     rows = built("diagnosis", *("Benign", "benign", "Benign", "malignant", "malignant", "n/a") * 2)
     assert {row["label"] for row in rows.rows} == {"Benign", "malignant"} and len(rows.rows) == 10
-    assert any("the only one that may be" in note for note in rows.warnings)
+    assert any("the only one that fits" in note for note in rows.warnings)
     assert ("5_cc.png", "the label is missing: 'n/a'") in rows.left_out
     options = BuildOptions(labels=tmp_path / "cases.csv", label_columns=("site", "age"))
     built("label,site,age", *("a,0,1", "b,1,0") * 5)
@@ -209,7 +209,7 @@ def test_labels_of_cases_follow_the_rules_of_labels_of_images(pictures, tmp_path
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        ("image:cc,image:m l o", "'m l o' is no name of an image"),
+        ("image:cc,image:m l o", "'m l o' cannot be the name of an image"),
         ("image:cc,image:CC", "two of the names are the same"),
         ("image:cc", "needs two columns or more"),
         (",".join(f"image:c{at}" for at in range(17)), "at most 16 images"),

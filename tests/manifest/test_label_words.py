@@ -44,7 +44,7 @@ def test_labels_are_renamed_in_all_their_spellings():
     assert label_spellings(["0", "0.0", "1"], {"0": "healthy", "1": "nodule"}).classes == {
         "0": "healthy", "0.0": "healthy", "1": "nodule"
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="--rename 7: there is no such label"):
+    with pytest.raises(ConfigError, match="--rename 7: the source has no such label"):
         label_spellings(["0", "1"], {"7": "x"})
 
 

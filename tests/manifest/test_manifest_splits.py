@@ -131,7 +131,7 @@ def test_a_held_out_site_is_the_test_with_all_of_its_patients():
     assert found.split[40] == "test"
     assert set(found.split[20:40].tolist()) == {"train", "val"}
     assert found.notes == ("1 row of other sites in the test, too: the patients were at north.",)
-    with pytest.raises(DataError, match=r"'west' is no site of this source. Its sites: north; south"):
+    with pytest.raises(DataError, match=r"'west' is not a site of this source. Its sites: north; south"):
         assign_splits(patients, labels, sites, none(41), SplitRules(hold_out="west"), "ab")
     codes = np.r_[np.zeros(20, int), np.arange(21) % 2]
     with pytest.raises(DataError, match=r"north has no case of b in 20 patients"):

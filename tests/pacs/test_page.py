@@ -149,7 +149,7 @@ def test_a_key_is_required(start_http_node: Callable[..., HttpNode], tmp_path: P
     assert requests.post(f"{node.url}/dicom-web/studies", data=b"x" * 1000, timeout=60).status_code == 401
     assert [status(headers={"X-API-Key": KEY}), status(headers={"Authorization": f"Bearer {KEY}"})] == [200, 200]
     assert [status(auth=("anyone", KEY)), status(auth=("anyone", "wrong")), status(auth=(KEY, ""))] == [200, 401, 401]
-    with pytest.raises(ConfigError, match="anybody in the network"):
+    with pytest.raises(ConfigError, match="anyone on the network"):
         start_http_node(web={"host": "0.0.0.0"})
 
 

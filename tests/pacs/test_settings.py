@@ -50,7 +50,7 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         ({"accept": [{"aet": "A", "addresses": ["pacs.example"]}]}, "an IP address or a network"),
         ({"port": 70000}, "port: Input should be less than or equal to 65535"),
         ({"late_images": "drop"}, "late_images: Input should be 'new_result' or 'refuse'"),
-        ({"destinations": NODE["destinations"] * 2}, "a destination stands twice"),
+        ({"destinations": NODE["destinations"] * 2}, "a destination is listed twice"),
         ({"destinations": [NODE["destinations"][0] | {"tls": True}]}, "needs the node's section tls"),
     ],
 )

@@ -48,5 +48,5 @@ def test_a_table_that_is_not_clear_is_refused(tmp_path: Path, text: str, reason:
 def test_an_image_is_given_once() -> None:
     with pytest.raises(DataError, match="t1 is given twice"):
         find_cases([Path("t1=a.nii"), Path("t1=b.nii"), Path("t2=c.nii")], NAMES)
-    with pytest.raises(DataError, match="t3 is no image of this release; a case has t1, t2"):
+    with pytest.raises(DataError, match="t3 is not an image name of this release; a case has t1, t2"):
         find_cases([Path("t3=a.nii")], NAMES)

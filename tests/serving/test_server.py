@@ -286,7 +286,7 @@ def test_what_is_malformed_is_told_without_a_word_of_it(client: httpx.Client, fi
         (json.dumps({"inputs": [tensor | {"data": [255.0] * 1024}]}).encode(), {}, "values from 0 to 1"),
         (json.dumps({"inputs": [tensor | {"name": "MRN-SECRET-17"}]}).encode(), {}, "The inputs are image"),
         (json.dumps({"inputs": [tensor], "outputs": [{"name": "MRN-SECRET-17"}]}).encode(), {}, "The outputs are"),
-        (*image_request(np.full_like(image, np.nan)), "no finite numbers"),
+        (*image_request(np.full_like(image, np.nan)), "not finite numbers"),
         (*image_request(image, shape=[2, 1, 32, 32]), "its shape needs 8192"),
         (head + scan, {"Inference-Header-Content-Length": str(len(head))}, "no binary_data_size"),
     ]  # fmt: skip

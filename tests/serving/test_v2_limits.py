@@ -100,7 +100,7 @@ def test_values_and_shape_must_agree_to_the_byte() -> None:
     head = json.dumps({"inputs": [image()]}).encode()
     assert parse_request(head, f" {len(head)} ")[0].count == 1
     for length in (str(len(head) + 1), "-1", "x", "", "1.0"):
-        with pytest.raises(Refused, match="is no number, or larger than the body"):
+        with pytest.raises(Refused, match="is not a number, or larger than the body"):
             parse_request(head, length)
 
 
@@ -137,7 +137,7 @@ def test_exactly_one_input_of_the_protocol() -> None:
         parse_request(b'{"inputs": [NaN]}', None)
     with pytest.raises(Refused, match=r"not valid at character \d+\.$"):
         parse_request(b'{"inputs": [}', None)
-    with pytest.raises(Refused, match="The request is no JSON"):
+    with pytest.raises(Refused, match="The request is not JSON"):
         parse_request(b"\x89PNG", None)
 
 

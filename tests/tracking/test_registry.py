@@ -421,7 +421,7 @@ def test_a_shadow_trial_of_this_version_stands_beside_the_comparison(
     with pytest.raises(ConfigError, match="The candidate of the shadow report"):
         promote(registry, "clinic", version, REASON, shadow=other)
     (tmp_path / "no.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is no report that"):
+    with pytest.raises(ConfigError, match="was not written by"):
         promote(registry, "clinic", version, REASON, shadow=tmp_path / "no.json")
     with pytest.raises(ReleaseRefused, match="asks for a shadow trial"):
         promote(registry, "clinic", version, REASON, plan=plan, record=runs)

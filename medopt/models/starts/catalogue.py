@@ -86,7 +86,9 @@ def read_entry(path: Path) -> Entry:
     try:
         return Entry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no entry of a start ({' '.join(str(error).split())[:200]}).") from None
+        raise ConfigError(
+            f"{path} is not a valid entry of the catalogue ({' '.join(str(error).split())[:200]})."
+        ) from None
 
 
 def entry_of(name: str) -> Entry | None:

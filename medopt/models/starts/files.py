@@ -88,7 +88,7 @@ def _parts(index: Path) -> list[Path]:
 def _weight_map(index: Path) -> dict[str, str]:
     names = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ConfigError(f"{index.name} has no weight_map: it is no index of safetensors.")
+        raise ConfigError(f"{index.name} has no weight_map: it is not a safetensors index.")
     return names
 
 

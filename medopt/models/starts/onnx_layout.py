@@ -35,7 +35,7 @@ def read_onnx(path: Path) -> Start:
     except Exception as error:  # protobuf raises one of its own
         raise ConfigError(f"{path.name} cannot be read as ONNX ({type(error).__name__}).") from None
     if other := {node.op_type for node in model.graph.node} & {*_OTHER_NETWORKS}:
-        raise ConfigError(f"{path.name} is no ResNet in float: it has {', '.join(sorted(other))} nodes.")
+        raise ConfigError(f"{path.name} is not a ResNet in float: it has {', '.join(sorted(other))} nodes.")
     graph = OnnxGraph(model, path.name)
     layers = graph.layers()
     first = next((at for at, layer in enumerate(layers) if layer.kernel == 1), 0)
@@ -121,7 +121,7 @@ def _blocks(layers: list[ConvLayer], where: str) -> tuple[dict[str, Tensor], lis
     starts = [block for block in blocks if len(block) == 4]
     if len(starts) != 4 or len(blocks[0]) != 4 or sum(map(len, blocks)) != len(layers):
         raise ConfigError(
-            f"{where} is no bottleneck ResNet of four stages: of its {len(layers)} convolutions after the stem "
+            f"{where} is not a bottleneck ResNet of four stages: of its {len(layers)} convolutions after the stem "
             f"{sum(map(len, blocks))} are in {len(blocks)} blocks, and {len(starts)} of them project."
         )
     return tensors, blocks

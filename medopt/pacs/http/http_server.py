@@ -31,7 +31,7 @@ class HttpServer:
         key = Key.read(web.key_file)
         if web.host not in LOOPBACK and not key:
             raise ConfigError(
-                f"On {web.host} anybody in the network could see the node's page and send to it. Name a file with a "
+                f"On {web.host} anyone on the network could see the node's page and send to it. Name a file with a "
                 "key, web.key_file, or set MEDOPT_API_KEY."
             )
         self._tls, self._web, self._app = parts.settings.tls, web, application(parts, key)

@@ -186,7 +186,7 @@ class _PartFile:
     def finish(self) -> None:
         """Flush the file to the disk (fsync)."""
         if self._stream is None:
-            raise Refusal(CANNOT_UNDERSTAND, "it is no DICOM file, or breaks off in its header")
+            raise Refusal(CANNOT_UNDERSTAND, "it is not a DICOM file, or it ends within its header")
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()

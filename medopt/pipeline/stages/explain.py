@@ -113,7 +113,7 @@ def explain_cases(
         stage=stage, sanity=f"\n{sanity.said}"
     )
     if study.data.covariates:
-        caption += " What the covariates add to the answer lies nowhere on a map."
+        caption += " What the covariates add to the answer is not on any map."
     explain_figure(drawings, folder / "cases.png", caption=caption)
     errors = [one for one in chosen if one.why != "drawn at random"]
     nearest = _nearest(study, splits, errors, place) if study.evaluation.nearest and errors else ()

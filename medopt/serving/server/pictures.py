@@ -72,7 +72,7 @@ class PictureMaker:
         """The model opened as a network of places; raises DataError where there is none."""
         if self._opened[0] != verified.model_digest:
             if not verified.model_file.is_file() or file_digest(verified.model_file) != verified.model_digest:
-                raise DataError("Another release stands where the one that answered was read; load it first.")
+                raise DataError("Another release is now in the folder of the one that answered; load it first.")
             self._opened = (verified.model_digest, Evidence.open(verified.model_file))
         if self._opened[1] is None:
             raise DataError("This release's model does not average over positions, so no evidence can be shown for it.")

@@ -92,8 +92,8 @@ def serve(
     mutual = listeners.tls is not None and listeners.tls.client_ca is not None
     if listeners.host not in LOOPBACK and not (key or mutual or open_to_all):
         raise ConfigError(
-            f"On {listeners.host} anybody in the network could get answers. Give --api-key-file (MEDOPT_API_KEY) or "
-            "--client-ca, or say --no-auth where something before this server asks who is there."
+            f"On {listeners.host} anyone on the network could get answers. Give --api-key-file (MEDOPT_API_KEY) or "
+            "--client-ca, or say --no-auth where something in front of this server checks who calls."
         )
     if listeners.tls:
         listeners.tls.check()

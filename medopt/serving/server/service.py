@@ -266,7 +266,7 @@ def check_prepared(images: FloatArray, release: Release) -> None:
         sides = ", ".join(map(str, shape))
         raise Refused("malformed", f"The input image must have the shape (N, {sides}); got {images.shape}.")
     if not np.isfinite(images).all():
-        raise Refused("malformed", "The input image holds values that are no finite numbers.")
+        raise Refused("malformed", "The input image holds values that are not finite numbers.")
     if images.min() < -_MARGIN or images.max() > 1 + _MARGIN:
         raise Refused("malformed", "The input image must be prepared by the release's chain: values from 0 to 1.")
 

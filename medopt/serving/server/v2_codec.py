@@ -85,7 +85,7 @@ def _not_json(body: bytes, error: ValueError) -> str:
     """What is wrong, and the advice that fits: bytes that begin as JSON were meant as JSON."""
     if not body.lstrip().startswith(b"{"):
         return (
-            "The request is no JSON. For binary tensors give Inference-Header-Content-Length, the length of the JSON "
+            "The request is not JSON. For binary tensors give Inference-Header-Content-Length, the length of the JSON "
             "before them; with 0, the whole body is one scan."
         )
     position = getattr(error, "pos", None)
@@ -124,7 +124,7 @@ def _from_form(
 
 def _length(text: str, most: int) -> int:
     if not text.strip().isdecimal() or int(text) > most:
-        raise malformed("Inference-Header-Content-Length is no number, or larger than the body.")
+        raise malformed("Inference-Header-Content-Length is not a number, or larger than the body.")
     return int(text)
 
 

@@ -242,7 +242,7 @@ def test_a_file_of_another_network_than_the_entry_says(weights: Path, folder: Pa
     with pytest.raises(ConfigError, match="is not the start ours: its depth is 26, not 50"):
         open_start(entry.name, Path())
     (folder / "ours" / "entry.yaml").write_text("name: [")
-    with pytest.raises(ConfigError, match=r"entry\.yaml is no entry of a start"):
+    with pytest.raises(ConfigError, match=r"entry\.yaml is not a valid entry of the catalogue"):
         entries()
 
 
