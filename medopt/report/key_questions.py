@@ -83,8 +83,8 @@ def _quantity(run: RunRecords) -> Iterator[str]:
 
 
 def _brought(run: RunRecords) -> Iterator[str]:
-    """What training brought beyond linear models."""
-    found = run.metrics.baselines
+    """What training brought beyond linear models, of which the verdict's remarks do not speak already."""
+    found, remarks = run.metrics.baselines, _chance(run)
     if found is None:
         return
     if found.linear_goes_on:
@@ -92,9 +92,10 @@ def _brought(run: RunRecords) -> Iterator[str]:
     gains = [
         f"{format_difference(one.gain)} against {one.title}"
         for name, one in found.models.items()
-        if not (name == "start" and found.linear_goes_on)
+        if not (name == "start" and found.linear_goes_on) and one.title not in remarks
     ]
-    yield f"The float network's AUC differs by {joined(gains)}."
+    if gains:
+        yield f"The float network's AUC differs by {joined(gains)}."
 
 
 def _chance(run: RunRecords) -> str:
