@@ -55,9 +55,8 @@ test-long: $(READY)  ## what takes longest: the team's MLflow server in a browse
 mutation: $(READY)  ## small changes of the critical modules that no test notices, and the score of each (half an hour)
 	$(BIN)/python tools/mutate.py
 
-docs: docs-reference  ## the documentation as pages in site/, every link checked (an environment of its own in .docs-venv)
-	test -x .docs-venv/bin/mkdocs || { $(PYTHON) -m venv .docs-venv && .docs-venv/bin/pip install --quiet --disable-pip-version-check mkdocs-material 'mkdocstrings[python]'; }
-	.docs-venv/bin/mkdocs build --strict
+docs: docs-reference  ## the documentation as pages in site/, every link checked
+	$(BIN)/mkdocs build --strict
 
 docs-reference: $(READY)  ## the pages that are written from the command line and the schemas
 	$(BIN)/python docs/generate.py

@@ -1,6 +1,6 @@
 """CT in one range of HU, or in a reader's windows as channels: test AUC for a faint lesion in soft tissue.
 
-    python benchmarks/ct_windows.py [--seeds 3] [--images 400] [--contrast 40]
+    python benchmarks/ct_windows.py [--seeds 3] [--images 400] [--contrast 100]
 
 Drawn slices of 96 x 96 pixels: soft tissue of 40 HU with two lungs and a spine, noise of 20 HU; half have a disc of 8
 pixels' diameter in the soft tissue. The range is what `medopt plan` takes of such scans without windows (-1000 to
@@ -95,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=400, help="training images")
-    parser.add_argument("--contrast", type=float, default=40, help="of the lesion, in HU")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--contrast", type=float, default=100, help="of the lesion, in HU")
+    parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in MAPPINGS:

@@ -59,7 +59,7 @@ def test_own_value_is_found_in_the_space(study_file: Path) -> None:
         ("model.dept=26,50", "unknown key model.dept: did you mean depth"),
         ("model.depth.more=1,2", "model.depth is a value, not a section"),
         ("model.depth", "--param takes PATH=LOW..HIGH"),
-        ("model.depth=26", "one value is no choice"),
+        ("model.depth=26", "one value leaves nothing to choose"),
         ("model.depth=26,27", "model.depth"),
         ("training.optimizer.lr=1e-2..1e-4", "from low to high"),
         ("training.optimizer.lr=0..1e-2:log", "above 0 where it is :log"),
