@@ -165,7 +165,7 @@ def print_json(as_json: bool, result: Any) -> None:
         typer.echo(json.dumps(result, allow_nan=False, default=str))
 
 
-def outputs(given: Iterable[Path], kinds: dict[str, str]) -> dict[str, Path]:
+def outputs(paths: Iterable[Path], kinds: dict[str, str]) -> dict[str, Path]:
     """The files of a repeatable --out by their suffix; `kinds` says what each suffix is, as {".png": "the picture"}.
 
     Raises ConfigError for another suffix, and for two files of one kind.
@@ -174,7 +174,7 @@ def outputs(given: Iterable[Path], kinds: dict[str, str]) -> dict[str, Path]:
     {'.csv': PosixPath('a.csv')}
     """
     by_suffix: dict[str, Path] = {}
-    for path in given:
+    for path in paths:
         suffix = path.suffix.lower()
         if suffix not in kinds:
             known = ", ".join(f"{ending} ({what})" for ending, what in kinds.items())

@@ -68,11 +68,11 @@ def schema(
     print_json(as_json, made)
 
 
-def _default(one: KeyDescription) -> str:
-    if one.default == "required":
+def _default(key: KeyDescription) -> str:
+    if key.default == "required":
         return " (required)"
-    return f" (default {one.default})" if one.default else ""
+    return f" (default {key.default})" if key.default else ""
 
 
-def _paragraph(one: KeyDescription) -> str:
-    return f"{one.path}: {one.type}{_default(one)}" + (f"\n    {one.meaning}" if one.meaning else "")
+def _paragraph(key: KeyDescription) -> str:
+    return f"{key.path}: {key.type}{_default(key)}" + (f"\n    {key.meaning}" if key.meaning else "")

@@ -209,14 +209,16 @@ def print_predictions(rows: Sequence[Row], predictor: Release, most: int = 40) -
         console.print(" ".join(filter(None, (model.sets.promise, model.sets.note))), soft_wrap=True)
 
 
-def print_shortcuts(found: ShortcutsResult) -> None:
+def print_shortcuts(result: ShortcutsResult) -> None:
     """How far size, padding, brightness and header of the images alone tell the label."""
-    if not found.looks:
-        plain_console().print(f"shortcuts: {found.patients} patients with images are too few to look for them")
+    if not result.looks:
+        plain_console().print(f"shortcuts: {result.patients} patients with images are too few to look for them")
         return
-    title = f"Shortcuts: what predicts the label without the image; {found.images} images of {found.patients} patients"
-    table = Table("fact about the image", "AUC alone", f"corrected for {len(found.looks)} looks", "", title=title)
-    for one in found.looks:
+    title = (
+        f"Shortcuts: what predicts the label without the image; {result.images} images of {result.patients} patients"
+    )
+    table = Table("fact about the image", "AUC alone", f"corrected for {len(result.looks)} looks", "", title=title)
+    for one in result.looks:
         mark = Text("shortcut", "bold yellow") if one.is_shortcut else ""
         table.add_row(one.name, format_estimate(one.auc), format_estimate(one.corrected), mark)
     plain_console().print(table)

@@ -68,7 +68,7 @@ def _started(path: Path, drifted: list[str]) -> dict[str, str]:
 
 
 def _row(name: str, scans: int, psi: float | None, chance: float | None, verdict: str) -> dict[str, object]:
-    def shown(value: float | None) -> str:
+    def decimal(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
 
-    return {"what": name, "scans": scans, "PSI": shown(psi), "by chance": shown(chance), "verdict": verdict}
+    return {"what": name, "scans": scans, "PSI": decimal(psi), "by chance": decimal(chance), "verdict": verdict}

@@ -71,7 +71,7 @@ def _print(evaluated: EvaluatedTable) -> None:
     from rich.table import Table
 
     from medopt.cli.console import plain_console
-    from medopt.metrics.figures import SHOWN
+    from medopt.metrics.figures import REPORTED
 
     console, models = plain_console(), evaluated.models
     first = next(iter(models.values()))
@@ -79,7 +79,7 @@ def _print(evaluated: EvaluatedTable) -> None:
     count, level = first.figures.auc.n, f"{evaluated.confidence:.0%} interval"
     title = f"{evaluated.table}: {count} {what} of the {evaluated.split} split ({level})"
     table = Table("", *models, title=title, title_justify="left")
-    for name in SHOWN:
+    for name in REPORTED:
         table.add_row(_called(name), *(format_estimate(one.figures[name]) for one in models.values()))
     table.add_row("AURC", *(_cell(one.selective, "aurc") for one in models.values()))
     for label in first.net_benefit:
@@ -111,10 +111,10 @@ def _called(name: str) -> str:
 
 def _noted(figures: Figures) -> list[str]:
     """The notes on figures, each once with the names of those figures."""
-    from medopt.metrics.figures import SHOWN
+    from medopt.metrics.figures import REPORTED
 
     named: dict[str, list[str]] = {}
-    for name in SHOWN:
+    for name in REPORTED:
         if note := figures[name].note:
             named.setdefault(note, []).append(_called(name))
     return [f"{', '.join(names)}: {note}" for note, names in named.items()]

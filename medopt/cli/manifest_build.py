@@ -202,7 +202,7 @@ def _show(built: BuiltManifest, datalist: Path | None) -> None:
         *([f"datalist {datalist}"] if datalist else []),
         *(
             f"left out {count}: {reason} ({listed(first, 3) if count == len(first) else ', '.join(first) + ', ...'})"
-            for reason, count, first in count_by_reason(built.left_out, known=classes)
+            for reason, count, first in count_by_reason(built.left_out, public_names=classes)
         ),
         *([f"labels without a scan {len(built.orphans)}: {listed(list(built.orphans))}"] if built.orphans else []),
         *(f"warning  {text}" for text in built.warnings),

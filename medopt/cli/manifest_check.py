@@ -70,19 +70,19 @@ def check(
     cases = read_manifest(manifest, study)
     with reporting() as reporter:
         facts = read_facts(cases, folder, reporter, prepare=study.prepare)
-    found = inspect_images(cases, facts, folder, study, dims)
+    inspection = inspect_images(cases, facts, folder, study, dims)
     shortcuts = find_shortcuts(cases, [fact.trivial for fact in facts], study, moments_of(manifest))
     more = (*small_split_findings(cases, study), *shortcut_findings(shortcuts, study))
-    found = replace(found, findings=(*found.findings, *more))
-    _print(manifest, found, study)
+    inspection = replace(inspection, findings=(*inspection.findings, *more))
+    _print(manifest, inspection, study)
     print_shortcuts(shortcuts)
     if sheet:
-        _draw(sheet, found, study, dims)
-    repair = _fix(manifest, fix, found, folder, study, dims) if fix else None
-    result = _result(manifest, found, study, repair) | {"shortcuts": shortcuts.model_dump(mode="json")}
+        _draw(sheet, inspection, study, dims)
+    repair = _fix(manifest, fix, inspection, folder, study, dims) if fix else None
+    result = _result(manifest, inspection, study, repair) | {"shortcuts": shortcuts.model_dump(mode="json")}
     print_json(as_json, result)
-    if found.refused and repair is None:
-        reasons = "; ".join(f"{finding.name}: {finding.text.partition(': ')[0]}" for finding in found.refused)
+    if inspection.refused and repair is None:
+        reasons = "; ".join(f"{finding.name}: {finding.text.partition(': ')[0]}" for finding in inspection.refused)
         where = f" --data {quote(str(data))}" if data else ""
         raise DataError(
             f"The manifest {manifest} is refused. {reasons}. The table of findings has the images. To write a manifest "
@@ -105,7 +105,7 @@ def _root(manifest: Path, data: Path | None) -> Path:
     return with_first_image(manifest, places) or places[0]
 
 
-def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
+def _print(manifest: Path, inspection: ImageInspection, study: Study) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -113,44 +113,46 @@ def _print(manifest: Path, found: ImageInspection, study: Study) -> None:
     from medopt.manifest.quality import count_labels
 
     console = plain_console()
-    print_rows(f"{manifest}: {count_text(len(found.cases), 'image')}", count_labels(found.cases, study))
-    if not found.findings:
+    print_rows(f"{manifest}: {count_text(len(inspection.cases), 'image')}", count_labels(inspection.cases, study))
+    if not inspection.findings:
         console.print(Text("nothing is wrong", "green"))
         return
     table = Table("finding", "", "what", title="Findings", title_justify="left", show_lines=True)
-    for finding in sorted(found.findings, key=lambda one: one.severity == "note"):
+    for finding in sorted(inspection.findings, key=lambda one: one.severity == "note"):
         accepted = "accepted" if finding.name in study.data.accept else "note"
         severity = Text("refused", "bold red") if finding.severity == "refuse" else Text(accepted, "yellow")
         table.add_row(finding.name, severity, finding.text)
     console.print(table)
 
 
-def _draw(sheet: Path, found: ImageInspection, study: Study, dims: int | None) -> None:
+def _draw(sheet: Path, inspection: ImageInspection, study: Study, dims: int | None) -> None:
     from medopt.figures.contact_sheet import draw_sheet
     from medopt.figures.fonts import label_legend
     from medopt.manifest.quality import unusable_images
 
-    flagged = {row: reason[:24] for row, reason in unusable_images(found.facts, dims).items()}
-    flagged |= {row: "burned-in text" for row, fact in enumerate(found.facts) if fact.burned_in}
-    draw_sheet(sheet, found.cases, found.thumbnails, study, found.pairs, flagged)
+    flagged = {row: reason[:24] for row, reason in unusable_images(inspection.facts, dims).items()}
+    flagged |= {row: "burned-in text" for row, fact in enumerate(inspection.facts) if fact.burned_in}
+    draw_sheet(sheet, inspection.cases, inspection.thumbnails, study, inspection.pairs, flagged)
     legend = label_legend(study.data.labels)
     typer.echo(f"drawn to {sheet}" + (f". {legend}" if legend else ""))
 
 
-def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study: Study, dims: int | None) -> Repair:
+def _fix(
+    manifest: Path, out: Path, inspection: ImageInspection, folder: Path, study: Study, dims: int | None
+) -> Repair:
     """Write the mended manifest where it passes; raises DataError with what no repair can mend."""
     from medopt.cli.console import print_rows
     from medopt.manifest.quality import inspect_images, unusable_images
     from medopt.manifest.repair import plan_repair, write_repaired
 
-    repair = plan_repair(found.cases, found.alike(), unusable_images(found.facts, dims))
-    left = [fact for row, fact in enumerate(found.facts) if row not in repair.dropped]
-    after = inspect_images(repair.apply(found.cases), left, folder, study, dims)
+    repair = plan_repair(inspection.cases, inspection.alike(), unusable_images(inspection.facts, dims))
+    left = [fact for row, fact in enumerate(inspection.facts) if row not in repair.dropped]
+    after = inspect_images(repair.apply(inspection.cases), left, folder, study, dims)
     if after.refused:
         texts = " ".join(f"{finding.name}: {finding.text}" for finding in after.refused)
         raise DataError(f"{out} was not written: mended, the manifest would still be refused. {texts}")
     write_repaired(manifest, out, repair)
-    rows = _changes(found, repair)
+    rows = _changes(inspection, repair)
     if rows:
         print_rows(f"{out}: {count_text(len(repair.moved), 'image')} moved, {len(repair.dropped)} dropped", rows[:40])
     more = f"and {len(rows) - 40} more; " if len(rows) > 40 else "" if rows else "nothing had to change; "
@@ -158,33 +160,33 @@ def _fix(manifest: Path, out: Path, found: ImageInspection, folder: Path, study:
     return repair
 
 
-def _changes(found: ImageInspection, repair: Repair) -> list[dict[str, str]]:
+def _changes(inspection: ImageInspection, repair: Repair) -> list[dict[str, str]]:
     from medopt.manifest.findings import display_name
 
     dropped = [
-        {"image": display_name(found.cases[row]), "from": found.cases[row].split, "to": "dropped", "why": why}
+        {"image": display_name(inspection.cases[row]), "from": inspection.cases[row].split, "to": "dropped", "why": why}
         for row, why in repair.dropped.items()
     ]
     moved = [
-        {"image": display_name(found.cases[row]), "from": found.cases[row].split, "to": split}
+        {"image": display_name(inspection.cases[row]), "from": inspection.cases[row].split, "to": split}
         | {"why": "to its copies, or its patient's images"}
         for row, split in sorted(repair.moved.items())
     ]
     return dropped + moved
 
 
-def _result(manifest: Path, found: ImageInspection, study: Study, repair: Repair | None) -> dict[str, Any]:
+def _result(manifest: Path, inspection: ImageInspection, study: Study, repair: Repair | None) -> dict[str, Any]:
     from medopt.manifest.duplicates import count_leaked
     from medopt.manifest.quality import count_labels
 
     kinds: Sequence[tuple[str, bool]] = (("exact", True), ("near", False))
     return {
         "manifest": str(manifest),
-        "images": len(found.cases),
-        "refused": bool(found.refused) and repair is None,
-        "findings": [{"name": one.name, "severity": one.severity, "text": one.text} for one in found.findings],
-        "pairs": {name: sum(pair.exact is exact for pair in found.pairs) for name, exact in kinds},
-        "images_with_a_copy_in_another_split": count_leaked(found.cases, found.pairs),
-        "balance": count_labels(found.cases, study),
-        "changes": _changes(found, repair) if repair else [],
+        "images": len(inspection.cases),
+        "refused": bool(inspection.refused) and repair is None,
+        "findings": [{"name": one.name, "severity": one.severity, "text": one.text} for one in inspection.findings],
+        "pairs": {name: sum(pair.exact is exact for pair in inspection.pairs) for name, exact in kinds},
+        "images_with_a_copy_in_another_split": count_leaked(inspection.cases, inspection.pairs),
+        "balance": count_labels(inspection.cases, study),
+        "changes": _changes(inspection, repair) if repair else [],
     }

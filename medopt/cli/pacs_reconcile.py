@@ -64,15 +64,15 @@ def reconcile(
                 outcome = reconciler.reconcile(source, first, lambda: False, fetch=not look)
             rows = [
                 {"what": "studies", "number": outcome.studies},
-                {"what": "instances known here", "number": outcome.known},
+                {"what": "instances known here", "number": outcome.present},
                 {"what": "instances missing", "number": outcome.missing + outcome.put_off},
                 {"what": "fetched", "number": outcome.fetched},
                 *({"what": f"not compared: {why}", "number": count} for why, count in outcome.not_compared.items()),
             ]
             print_rows(f"{settings.pull.source.name} since {first}", rows)
-            names = ("studies", "known", "missing", "fetched")
             not_compared = {"not_compared": dict(outcome.not_compared)} if outcome.not_compared else {}
-            print_json(as_json, {name: getattr(outcome, name) for name in names} | not_compared)
+            counts = {"studies": outcome.studies, "known": outcome.present, "missing": outcome.missing}
+            print_json(as_json, counts | {"fetched": outcome.fetched} | not_compared)
             if pause is None:
                 break
             time.sleep(pause)

@@ -55,16 +55,16 @@ def performance(
     if answers.suffix in (".yaml", ".yml"):
         if labels is not None:
             raise ConfigError("Labels of a node's studies come by medopt feedback LABELS.csv --node NODE.yaml.")
-        found = _of_node(folder, answers)
+        figures = _of_node(folder, answers)
     else:
-        found = service_performance(read_info(folder), Reference.read(folder), answers, labels)
-    for name, one in found.findings.items():
-        _print(found, name, one)
-    for doubt in found.doubts:
+        figures = service_performance(read_info(folder), Reference.read(folder), answers, labels)
+    for name, finding in figures.findings.items():
+        _print(figures, name, finding)
+    for doubt in figures.doubts:
         typer.echo(f"do not rely on the expected figures: {doubt}")
-    if not found.doubts:
+    if not figures.doubts:
         typer.echo("nothing speaks against the expected figures; labels alone can show that a finding looks otherwise")
-    print_json(as_json, found.json_values())
+    print_json(as_json, figures.json_values())
 
 
 def _of_node(folder: Path, node: Path) -> ServicePerformance:
@@ -87,29 +87,29 @@ def _of_node(folder: Path, node: Path) -> ServicePerformance:
     return performance_of(info, Reference.read(folder), rows, observed, truth, str(node))
 
 
-def _print(found: ServicePerformance, name: str, one: FindingPerformance) -> None:
+def _print(figures: ServicePerformance, name: str, finding: FindingPerformance) -> None:
     from rich.table import Table
 
     from medopt.cli.console import plain_console
 
-    undecided = f", {found.undecided} undecided" if found.undecided else ""
-    patients = "" if found.patients is None else f" of {count_text(found.patients, 'patient')}"
-    scans = f"{count_text(found.scans, 'scan')}{patients}"
-    title = f"{found.study}, {name}: {found.answered} of {scans} answered{undecided}"
+    undecided = f", {figures.undecided} undecided" if figures.undecided else ""
+    patients = "" if figures.patients is None else f" of {count_text(figures.patients, 'patient')}"
+    scans = f"{count_text(figures.scans, 'scan')}{patients}"
+    title = f"{figures.study}, {name}: {figures.answered} of {scans} answered{undecided}"
     table = Table("", "expected in service", title=title, title_justify="left")
-    if one.true is not None:
-        table.add_column(f"with {count_text(one.labelled, 'label')}")
-        table.add_column(f"expected of {one.labelled} with a label")
+    if finding.true is not None:
+        table.add_column(f"with {count_text(finding.labelled, 'label')}")
+        table.add_column(f"expected of {finding.labelled} with a label")
         table.add_column("true of these")
-    if one.validation:
+    if finding.validation:
         table.add_column("test split of the run")
-    for figure, estimate in one.expected.items():
+    for figure, estimate in finding.expected.items():
         cells = [format_estimate(estimate)]
-        if one.true is not None and one.expected_of_these is not None:
-            with_labels = {} if one.in_service is None else one.in_service
+        if finding.true is not None and finding.expected_of_these is not None:
+            with_labels = {} if finding.in_service is None else finding.in_service
             cells += [format_estimate(with_labels.get(figure))]
-            cells += [format_estimate(one.expected_of_these[figure]), format_estimate(one.true[figure])]
-        if one.validation:
-            cells.append(format_estimate(one.validation[figure]) if figure in one.validation else "")
+            cells += [format_estimate(finding.expected_of_these[figure]), format_estimate(finding.true[figure])]
+        if finding.validation:
+            cells.append(format_estimate(finding.validation[figure]) if figure in finding.validation else "")
         table.add_row(figure.upper() if figure in ("auc", "ppv", "npv") else figure, *cells)
     plain_console().print(table)

@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from medopt.config import Study
 
 
-def run_folder(given: Path) -> Path:
+def run_folder(path: Path) -> Path:
     """The folder of a run, as `find_run`; says which one where it was looked for."""
-    folder = find_run(given)
-    if folder.parent == given:
-        note(f"the newest run of {given}: {folder}")
+    folder = find_run(path)
+    if folder.parent == path:
+        note(f"the newest run of {path}: {folder}")
     return folder
 
 
-def release_folder(given: Path, runs: Path = Path("runs")) -> Path:
+def release_folder(path: Path, runs: Path = Path("runs")) -> Path:
     """The folder of a release, as `find_release`; says which one where it was looked for. Or a registered one.
 
     models:/NAME@ALIAS is fetched from MLflow's registry, which is that of MLFLOW_TRACKING_URI, else that of the runs
     folder, and kept; where the registry does not answer, the one that was fetched last is taken, and stderr says so.
     """
-    if is_registered(given):
-        return _registered(str(given), runs)
-    folder = find_release(given)
-    if folder.parent.parent == given:
-        note(f"the release of the newest run of {given}: {folder}")
+    if is_registered(path):
+        return _registered(str(path), runs)
+    folder = find_release(path)
+    if folder.parent.parent == path:
+        note(f"the release of the newest run of {path}: {folder}")
     return folder
 
 
@@ -59,7 +59,7 @@ def require_scans(paths: Iterable[Path]) -> None:
             raise DataError(f"There is no file or folder {file if named else path}.")
 
 
-def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
+def study_data(study: Study, study_file: Path, data: Path | None) -> Path:
     """The data folder of a study: --data as it is; else MEDOPT_DATA or ./data, by the manifest's card, or beside it.
 
     Of these the first that has the manifest's first image.
@@ -67,9 +67,9 @@ def study_data(study: Study, study_file: Path, given: Path | None) -> Path:
     from medopt.config.study_file import data_folder, find_manifest
     from medopt.manifest.card import card_root
 
-    usual = data_folder(given)
-    if given is not None:
-        return given
+    usual = data_folder(data)
+    if data is not None:
+        return data
     try:
         manifest = find_manifest(study, study_file, usual)
     except ConfigError:

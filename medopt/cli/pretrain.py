@@ -95,10 +95,12 @@ def pretrain(
         from medopt.pipeline.pretrain import plan_pretraining, run_pretraining
         from medopt.pipeline.pretrain_images import choose_images
 
-        kept = choose_images(images, tests, reporter)
+        selection = choose_images(images, tests, reporter)
         words = [*([f"training.accelerator={device}"] if device != "auto" else []), *(overrides or [])]
-        study = plan_pretraining(source, images, kept, model, words, _planned_for(device), modality.upper(), reporter)
-        done = run_pretraining(study, images, kept, out, runs, reporter, probe_every, fresh)
+        study = plan_pretraining(
+            source, images, selection, model, words, _planned_for(device), modality.upper(), reporter
+        )
+        done = run_pretraining(study, images, selection, out, runs, reporter, probe_every, fresh)
     _show(done)
     print_json(as_json, _summary(done))
 
@@ -161,16 +163,19 @@ def _show(done: FinishedPretraining) -> None:
 
     from medopt.cli.console import plain_console
 
-    kept, last = done.kept, done.pretrained.history[-1]
-    left = kept.left_out
-    table = Table(title=f"{done.study.name}: a start from {len(kept.learn)} images", title_justify="left")
+    selection, last = done.selection, done.pretrained.history[-1]
+    left = selection.left_out
+    table = Table(title=f"{done.study.name}: a start from {len(selection.learn)} images", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in (
-        ("images learned from", f"{len(kept.learn)}"),
+        ("images learned from", f"{len(selection.learn)}"),
         ("left out: copies, near-copies of test images", f"{left.copies}, {left.near_copies}"),
         ("left out: other images of their patients", f"{left.of_their_patients}"),
-        ("left out: splits test, val; cannot be used", f"{kept.of_test}, {len(kept.judge)}; {kept.unusable}"),
+        (
+            "left out: splits test, val; cannot be used",
+            f"{selection.of_test}, {len(selection.judge)}; {selection.unusable}",
+        ),
         ("epochs", f"{len(done.pretrained.history)}"),
         ("AUC of the neighbours: drawn weights, pretrained", _scores(done)),
         ("rank of the embeddings", f"{last.rank:.1f}"),
@@ -191,22 +196,22 @@ def _scores(done: FinishedPretraining) -> str:
 
 
 def _summary(done: FinishedPretraining) -> dict[str, Any]:
-    left = done.kept.left_out
+    left = done.selection.left_out
     curve: Sequence[Any] = done.pretrained.history
     return {
         "start": str(done.start),
         "run": str(done.folder),
         "mlflow": done.mlflow_link,
         "study": done.study.name,
-        "images": len(done.kept.learn),
+        "images": len(done.selection.learn),
         "left_out": {
             "copies": left.copies,
             "near_copies": left.near_copies,
             "of_their_patients": left.of_their_patients,
         },
-        "of_test": done.kept.of_test,
-        "of_val": len(done.kept.judge),
-        "unusable": done.kept.unusable,
+        "of_test": done.selection.of_test,
+        "of_val": len(done.selection.judge),
+        "unusable": done.selection.unusable,
         "epochs": len(curve),
         "loss": curve[-1].train_loss,
         "rank": curve[-1].rank,

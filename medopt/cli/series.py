@@ -47,7 +47,7 @@ def series(
     with reporting() as reporter:
         index = index_folder(folder, reporter)
     selection = _selection(index.series, study) if study else None
-    rows = [_row(one, selection) for one in index.series]
+    rows = [_row(series, selection) for series in index.series]
     _print(index, rows)
     refused = list(selection.refusals) if selection else []
     print_json(
@@ -63,24 +63,24 @@ def _selection(series: Sequence[Series], study: Study) -> SeriesSelection:
     return select_series(series, study.data.series, may_miss=study.prepare.missing_channel == "zeros")
 
 
-def _row(one: Series, selection: SeriesSelection | None) -> dict[str, Any]:
+def _row(series: Series, selection: SeriesSelection | None) -> dict[str, Any]:
     """One series without identifiers."""
     from medopt.core.privacy import pseudonym
     from medopt.imaging.series_rules import hide_identifiers
 
     values = (
-        pseudonym(one.study_uid),
-        one.number,
-        one.modality,
-        hide_identifiers(one, one.description),
-        one.body_part,
-        one.orientation,
-        one.frames,
-        one.thickness_mm,
-        list(one.size),
-        one.contrast,
-        list(one.image_type),
-        selection.reasons[one.uid] if selection else "",
+        pseudonym(series.study_uid),
+        series.number,
+        series.modality,
+        hide_identifiers(series, series.description),
+        series.body_part,
+        series.orientation,
+        series.frames,
+        series.thickness_mm,
+        list(series.size),
+        series.contrast,
+        list(series.image_type),
+        selection.reasons[series.uid] if selection else "",
     )
     return dict(zip(COLUMNS, values, strict=True))
 

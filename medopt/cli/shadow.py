@@ -39,22 +39,22 @@ def report(
     settings = with_release_folders(load_node_settings(node_file), runs)
     ledger = open_ledger(node_file)
     try:
-        found = shadow_report(ledger, settings)
+        result = shadow_report(ledger, settings)
     finally:
         ledger.close()
-    print_shadow_report(found)
+    print_shadow_report(result)
     for ending, path in files.items():
         if ending == ".json":
-            found.write(path)
+            result.write(path)
         else:
             from medopt.report.shadow_page import write_shadow_report
 
-            write_shadow_report(path, found)
+            write_shadow_report(path, result)
         typer.echo(f"written to {path}")
-    print_json(as_json, found.json_values())
+    print_json(as_json, result.json_values())
 
 
-def print_shadow_report(found: ShadowReport) -> None:
+def print_shadow_report(report: ShadowReport) -> None:
     """Its tables, and what it cannot show."""
     from rich.table import Table
 
@@ -62,10 +62,10 @@ def print_shadow_report(found: ShadowReport) -> None:
     from medopt.report.shadow_page import shadow_tables
 
     console = plain_console()
-    for one in shadow_tables(found):
+    for one in shadow_tables(report):
         table = Table(*one.columns, title=one.title, title_justify="left")
         for row in one.rows:
             table.add_row(*row)
         console.print(table)
-    for doubt in found.doubts:
+    for doubt in report.doubts:
         typer.echo(f"mind: {doubt}")

@@ -42,11 +42,11 @@ def suspects(
 
     folders = [run_folder(run) for run in runs]
     judged = find_suspects(folders, model)
-    study, found = judged.study, judged.found
+    study, result = judged.study, judged.suspects
     root = study_data(study, folders[0] / "study.yaml", data) / study.data.root
     chain, missing = PrepareChain(study.prepare), 0
     with reporting() as reporter:
-        advance = reporter.progress(min(count, len(found.suspects)), "pictures")
+        advance = reporter.progress(min(count, len(result.suspects)), "pictures")
 
         def picture(suspect: Any) -> Any:
             nonlocal missing
@@ -59,16 +59,16 @@ def suspects(
                 missing += 1
                 return None
 
-        write_suspects(out / "suspects.html", found, study.question, picture, count)
-    write_answers(out / ANSWERS, found)
-    typer.echo(found.said)
-    for one in found.suspects[:10]:
+        write_suspects(out / "suspects.html", result, study.question, picture, count)
+    write_answers(out / ANSWERS, result)
+    typer.echo(result.summary)
+    for one in result.suspects[:10]:
         name = "" if one.column == "label" else f"{one.column}: "
         typer.echo(f"{one.rank:3}  {one.split:5}  {name}{one.given} -> {one.suggested}  {one.margin:+.3f}  {one.image}")
     if missing:
         typer.echo(f"{missing} pictures could not be read below {root}; give the data folder with --data.")
     typer.echo(f"written to {out / 'suspects.html'} and {out / ANSWERS}")
-    print_json(as_json, found.json_values())
+    print_json(as_json, result.json_values())
 
 
 def relabel(
@@ -93,9 +93,9 @@ def relabel(
 
     rename = load_study(study_path(study_file)).data.rename if study_file else {}
     done = write_relabelled(manifest, answers, out, reader, rename)
-    typer.echo(f"{done.said}; written to {out}")
+    typer.echo(f"{done.summary}; written to {out}")
     changes = [
         {"column": column, "from": old, "to": new, "labels": n} for (column, old, new), n in done.changed.items()
     ]
-    values = {"changed": changes, "removed": done.removed, "kept": done.kept, "unanswered": done.unanswered}
+    values = {"changed": changes, "removed": done.removed, "kept": done.confirmed, "unanswered": done.unanswered}
     print_json(as_json, values | {"out": str(out)})

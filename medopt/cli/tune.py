@@ -159,7 +159,7 @@ def initialization(
 
     Example: medopt tune init busi
     """
-    wanted = [_depth(depth) for depth in depths or ()]
+    chosen_depths = [_depth(depth) for depth in depths or ()]
     with _ready(study_file, overrides, data, runs) as ready:
         from medopt.cli.console import plain_console
         from medopt.figures.tuning import initialization_figure
@@ -167,7 +167,7 @@ def initialization(
 
         study = ready.study
         nets = compare_initializations(
-            study, ready.cases, ready.files, depths=wanted, images=images, steps=steps, reporter=ready.reporter
+            study, ready.cases, ready.files, depths=chosen_depths, images=images, steps=steps, reporter=ready.reporter
         )
     picture = ready.folder / "init.png"
     initialization_figure(nets, picture)
@@ -175,13 +175,13 @@ def initialization(
     _end({"nets": [net.json_values() for net in nets], "study": study.name}, picture, as_json)
 
 
-def _depth(given: int) -> Depth:
-    if given not in get_args(Depth):
-        raise ConfigError(f"--depth takes 14, 26, 50, 101 or 152; got {given}.")
-    return cast(Depth, given)
+def _depth(depth: int) -> Depth:
+    if depth not in get_args(Depth):
+        raise ConfigError(f"--depth takes 14, 26, 50, 101 or 152; got {depth}.")
+    return cast(Depth, depth)
 
 
-def _init_table(study: Study, found: Sequence[InitResult]) -> Table:
+def _init_table(study: Study, results: Sequence[InitResult]) -> Table:
     """Scales at the first, the middle and the last block, and what the first steps did to the loss."""
     from rich.table import Table
 
@@ -197,17 +197,17 @@ def _init_table(study: Study, found: Sequence[InitResult]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right" if heading != "init" else "left")
     depth = 0
-    for net in found:
+    for net in results:
         if depth and net.variant.depth != depth:
             table.add_section()
         depth, scale, losses = net.variant.depth, net.scale, net.losses
         blocks = scale.activation
-        shown = ", ".join(f"{value:.2g}" for value in (blocks[0], blocks[len(blocks) // 2], blocks[-1]))
+        activations = ", ".join(f"{value:.2g}" for value in (blocks[0], blocks[len(blocks) // 2], blocks[-1]))
         weights = f"{scale.weights[0]:.2g}, {scale.weights[-1]:.2g}"
         own = (net.variant.depth, net.variant.init, net.variant.description) == _own(study)
         name = f"{net.variant.depth} layers, {net.variant.description}{'  (this study)' if own else ''}"
         table.add_row(
-            name, net.variant.init, shown, weights, f"{scale.ratio:.2g}", f"{losses[0]:.3g} to {losses[-1]:.3g}"
+            name, net.variant.init, activations, weights, f"{scale.ratio:.2g}", f"{losses[0]:.3g} to {losses[-1]:.3g}"
         )
     return table
 

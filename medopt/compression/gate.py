@@ -179,7 +179,9 @@ def criteria(item: GateMeasurement, limits: Gate) -> list[Criterion]:
     ]
 
 
-def _estimated(told: str, figure: Estimate, limits: tuple[float, float], shown: Callable[[float], str]) -> Criterion:
+def _estimated(
+    text: str, figure: Estimate, limits: tuple[float, float], formatter: Callable[[float], str]
+) -> Criterion:
     """A figure that grows with what is lost, against its limit and the bound of its interval.
 
     Without an interval all is possible, up to 1. Asked the other way round (not x > limit), so that what is not a
@@ -191,25 +193,25 @@ def _estimated(told: str, figure: Estimate, limits: tuple[float, float], shown: 
     used, lost = max(_ratio(value, limit), _ratio(high, bound)), value > 0
     why = f" ({figure.note})" if figure.note and figure.low is None else ""
     if value <= limit and high <= bound:
-        reach = f", and {shown(bound)} by the interval" if bound > limit else ""
-        return Criterion("passed", f"{told}; allowed: {shown(limit)}{reach}", used)
+        reach = f", and {formatter(bound)} by the interval" if bound > limit else ""
+        return Criterion("passed", f"{text}; allowed: {formatter(limit)}{reach}", used)
     if low > limit:
-        return Criterion("refused", f"{told}, more than {shown(limit)}", used, lost)
+        return Criterion("refused", f"{text}, more than {formatter(limit)}", used, lost)
     if value <= limit:
         return Criterion(
-            "cannot tell", f"{told}{why}: {TOO_FEW} rule out {shown(bound)} (limit: {shown(limit)})", used, lost
+            "cannot tell", f"{text}{why}: {TOO_FEW} rule out {formatter(bound)} (limit: {formatter(limit)})", used, lost
         )
     return Criterion(
-        "cannot tell", f"{told}{why}: {TOO_FEW} tell whether the limit, {shown(limit)}, is kept", used, lost
+        "cannot tell", f"{text}{why}: {TOO_FEW} tell whether the limit, {formatter(limit)}, is kept", used, lost
     )
 
 
-def _measured(passed: bool, told: str, limit: str, used: float) -> Criterion:
+def _measured(passed: bool, text: str, limit: str, used: float) -> Criterion:
     """A figure that is measured on this machine and has no interval."""
     return (
-        Criterion("passed", f"{told}; allowed: {limit}", used)
+        Criterion("passed", f"{text}; allowed: {limit}", used)
         if passed
-        else Criterion("refused", f"{told}, more than {limit}", used)
+        else Criterion("refused", f"{text}, more than {limit}", used)
     )
 
 
@@ -245,10 +247,10 @@ def judge(candidates: Sequence[GateMeasurement], limits: Gate, auc: tuple[float 
     `auc` holds the float and the int8 figure for the record. Where no engine passes and one is not refused, the gate
     cannot tell: what cannot be shown is not passed.
     """
-    found = {item.engine: criteria(item, limits) for item in candidates}
-    outcomes = {engine: outcome_of(asked) for engine, asked in found.items()}
+    by_engine = {item.engine: criteria(item, limits) for item in candidates}
+    outcomes = {engine: outcome_of(results) for engine, results in by_engine.items()}
     passed = sorted((one for one in candidates if outcomes[one.engine] == "passed"), key=lambda one: one.latency_ms)
-    faults = [f"{engine}: {fault}" for engine, asked in found.items() for fault in faults_of(asked)]
+    faults = [f"{engine}: {fault}" for engine, results in by_engine.items() for fault in faults_of(results)]
     chosen = passed[0] if passed else min(candidates, key=lambda item: item.latency_ms)
     figures = GateFigures(
         engine=chosen.engine,
@@ -264,19 +266,19 @@ def judge(candidates: Sequence[GateMeasurement], limits: Gate, auc: tuple[float 
         reasons=() if passed else tuple(faults),
         figures=figures,
         undecided=not passed and "cannot tell" in outcomes.values(),
-        nearest=max(found[chosen.engine], key=lambda one: one.used).line if passed else "",
+        nearest=max(by_engine[chosen.engine], key=lambda one: one.used).line if passed else "",
     )
 
 
-def outcome_of(asked: Sequence[Criterion]) -> Outcome:
+def outcome_of(criteria: Sequence[Criterion]) -> Outcome:
     """That of a candidate: the worst of its criteria."""
     outcomes: tuple[Outcome, ...] = ("refused", "cannot tell", "passed")
-    return next(outcome for outcome in outcomes if any(one.outcome == outcome for one in asked))
+    return next(outcome for outcome in outcomes if any(one.outcome == outcome for one in criteria))
 
 
-def faults_of(asked: Sequence[Criterion]) -> list[str]:
+def faults_of(criteria: Sequence[Criterion]) -> list[str]:
     """What the gate has against a candidate, what is refused first; nothing where it passes."""
-    return [one.line for outcome in ("refused", "cannot tell") for one in asked if one.outcome == outcome]
+    return [one.line for outcome in ("refused", "cannot tell") for one in criteria if one.outcome == outcome]
 
 
 def loses(item: GateMeasurement, limits: Gate) -> bool:

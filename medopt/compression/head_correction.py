@@ -86,11 +86,11 @@ def _linear(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Gemm"]
 
 
-def _lines(own: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Slope and offset (F,) of the lines that bring the features `own` (N, F) nearest to `wanted`: least squares."""
-    mean, other = own.mean(0), wanted.mean(0)
+def _lines(own: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Slope and offset (F,) of the lines that bring the features `own` (N, F) nearest to `target`: least squares."""
+    mean, other = own.mean(0), target.mean(0)
     spread = np.square(own - mean).mean(0)
-    shared = ((own - mean) * (wanted - other)).mean(0)
+    shared = ((own - mean) * (target - other)).mean(0)
     slope = np.divide(shared, spread, out=np.ones_like(mean), where=spread > 1e-12).clip(*SLOPES)
     return slope, other - slope * mean
 

@@ -65,7 +65,7 @@ class Rule:
     aim: Aim = "fastest"
     within: float = 0.005
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         return f"the {self.aim} int8 model within {self.within:g} AUC of the float model that passes the gate"
 
@@ -78,9 +78,9 @@ def on_front(options: Sequence[Candidate]) -> list[Candidate]:
     )
 
 
-def _beats(one: Candidate, other: Candidate) -> bool:
-    better = (one.auc.value or 0.0) - (other.auc.value or 0.0)
-    faster = other.latency_ms - one.latency_ms
+def _beats(candidate: Candidate, other: Candidate) -> bool:
+    better = (candidate.auc.value or 0.0) - (other.auc.value or 0.0)
+    faster = other.latency_ms - candidate.latency_ms
     return better >= 0 and faster >= 0 and (better > 0 or faster > 0)
 
 

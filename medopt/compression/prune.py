@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from medopt.core.errors import ConfigError
-from medopt.models.channel_widths import ChannelGroup, Kept, Widths, channel_groups, module_of, take_channels
+from medopt.models.channel_widths import ChannelGroup, KeptChannels, Widths, channel_groups, module_of, take_channels
 from medopt.models.cost import layer_costs, multiply_adds
 from medopt.models.resnet import with_table
 
@@ -60,7 +60,7 @@ def prune_network(
         )
     steps = range(len(ladder.order) + 1)
     gone = bisect.bisect_left(steps, True, key=lambda count: ladder.cost(ladder.widths(count)) <= target)
-    return take_channels(model, ladder.kept(gone))
+    return take_channels(model, ladder.remaining_channels(gone))
 
 
 class _Ladder:
@@ -104,7 +104,7 @@ class _Ladder:
 
         return sum(c * share(self.writes.get(name)) * share(self.reads.get(name)) for name, c in self.costs.items())
 
-    def kept(self, gone: int) -> Kept:
+    def remaining_channels(self, gone: int) -> KeptChannels:
         """Which channels of each group stay then."""
         best = {name: torch.argsort(self.scores[name], descending=True, stable=True) for name in self.now}
         return {name: best[name][:width].sort().values for name, width in self.widths(gone).items()}

@@ -106,10 +106,10 @@ def as_covariates(value: Any) -> Any:
     return [{"column": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
 
 
-def refuse_repeated(covariates: list[Covariate], asked: list[str]) -> None:
+def refuse_repeated(covariates: list[Covariate], targets: list[str]) -> None:
     """Raise ValueError where a covariate stands there twice, or is what the study asks for."""
     names = [one.column.lower() for one in covariates]
     if twice := [one.column for one in covariates if names.count(one.column.lower()) > 1]:
         raise ValueError(f"covariates has {twice[0]} twice")
-    if answers := [one.column for one in covariates if one.column in asked]:
+    if answers := [one.column for one in covariates if one.column in targets]:
         raise ValueError(f"covariates has {answers[0]}, which is what the study asks for: the answer would be given")

@@ -175,9 +175,9 @@ def _paths(section: type[BaseModel], above: str = "") -> Iterator[str]:
                     yield from _paths(kind, f"{above}{name}.")
 
 
-def data_folder(given: Path | None) -> Path:
+def data_folder(folder: Path | None) -> Path:
     """Where images lie: --data, else MEDOPT_DATA, else ./data."""
-    return given or Path(os.environ.get("MEDOPT_DATA") or "data")
+    return folder or Path(os.environ.get("MEDOPT_DATA") or "data")
 
 
 def find_manifest(study: Study, study_file: Path, data: Path) -> Path:

@@ -42,14 +42,16 @@ coronal sagittal export dicom nifti unknown other others original raw processed 
 _USUAL_WORDS = frozenset(_USUAL.split())
 
 
-def public_path(path: str, *known: str) -> str:
-    """A path in which each folder that may be named after a person is `*`; `known` are names that may be shown.
+def public_path(path: str, *public_names: str) -> str:
+    """A path in which each folder that may be named after a person is `*`; `public_names` may be shown.
 
     >>> public_path("MILLER_ANNA/benign/b (1).png"), public_path("scans/site_a/1.png")
     ('*/benign/b (1).png', 'scans/site_a/1.png')
     """
     *folders, name = path.split("/")
-    return "/".join([*("*" if folder not in known and may_be_name(folder) else folder for folder in folders), name])
+    return "/".join(
+        [*("*" if folder not in public_names and may_be_name(folder) else folder for folder in folders), name]
+    )
 
 
 def may_be_name(folder: str) -> bool:

@@ -14,7 +14,7 @@ from medopt.manifest.duplicates import copies_of
 class LeftOut:
     """Which images stay, by index; how many went: copies (the same bytes or pixels), near-copies, of their patients."""
 
-    kept: tuple[int, ...]
+    remaining: tuple[int, ...]
     copies: int = 0
     near_copies: int = 0
     of_their_patients: int = 0
@@ -35,5 +35,5 @@ def leave_out(
     patients = {cases[row].patient_id for row in copies | near} | {case.patient_id for case in test}
     gone = copies | near
     related = {row for row, case in enumerate(cases) if case.patient_id in patients} - gone
-    kept = tuple(row for row in range(len(cases)) if row not in gone | related)
-    return LeftOut(kept, len(copies), len(near), len(related))
+    remaining = tuple(row for row in range(len(cases)) if row not in gone | related)
+    return LeftOut(remaining, len(copies), len(near), len(related))

@@ -96,22 +96,22 @@ def stored_bytes(files: Sequence[Path]) -> int:
 
 
 def choose_residence(
-    asked: Literal["auto"] | Residence, needed: int, device: int | None, host: int
+    setting: Literal["auto"] | Residence, needed: int, device: int | None, host: int
 ) -> tuple[Residence, str]:
     """Where images of `needed` bytes go, and why; `device` and `host` are the free bytes there (None: a CPU trains).
 
     Raises ConfigError where they do not fit the place that was asked for.
     """
     free = {"device": host if device is None else device, "host": host}
-    if asked == "disk":
+    if setting == "disk":
         return "disk", "as the study says"
-    if asked != "auto":
-        if needed > free[asked]:
+    if setting != "auto":
+        if needed > free[setting]:
             raise ConfigError(
-                f"training.residence is {asked}, but the prepared images take {needed / 2**30:.1f} GiB and "
-                f"{free[asked] / 2**30:.1f} GiB are free there. Set training.residence: auto."
+                f"training.residence is {setting}, but the prepared images take {needed / 2**30:.1f} GiB and "
+                f"{free[setting] / 2**30:.1f} GiB are free there. Set training.residence: auto."
             )
-        return asked, "as the study says"
+        return setting, "as the study says"
     if device is None:
         return "disk", "a CPU trains, and the system keeps files in memory"
     if needed <= SHARE * device:

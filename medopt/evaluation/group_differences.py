@@ -38,7 +38,7 @@ def rates_of(scored: CalibratedPredictions, options: Resampling, levels: Sequenc
 
 
 def differences_to_others(
-    known: CalibratedPredictions,
+    calibrated: CalibratedPredictions,
     rows: NDArray[np.bool_],
     here: Sequence[Rates],
     options: Resampling,
@@ -49,35 +49,35 @@ def differences_to_others(
     Where a patient has cases on both sides (one image of each view), the two figures vary together: by so much the
     interval is narrower.
     """
-    others, together = rates_of(known.where(~rows), options, levels), _correlations(known, rows)
-    cases = len(known.predictions)
+    others, together = rates_of(calibrated.where(~rows), options, levels), _correlations(calibrated, rows)
+    cases = len(calibrated.predictions)
     return [
         GroupDifference(**{name: difference(own[name], rest[name], cases, together[name]) for name in RATES})
         for own, rest in zip(here, others, strict=True)
     ]
 
 
-def _correlations(known: CalibratedPredictions, rows: NDArray[np.bool_]) -> dict[str, float]:
+def _correlations(calibrated: CalibratedPredictions, rows: NDArray[np.bool_]) -> dict[str, float]:
     """Of each of RATES: how the group's and the others' vary together by what each patient adds to both; 0 is cautious.
 
     Of several outputs only the AUC's is computed.
     """
-    patients, none = known.patients, dict.fromkeys(RATES, 0.0)
+    patients, none = calibrated.patients, dict.fromkeys(RATES, 0.0)
     if not np.isin(patients[rows], patients[~rows]).any():
         return none
-    found = none | {"auc": correlation(_area_shares(known, rows), _area_shares(known, ~rows))}
-    if has_one_output(known.task):
-        target, right = known.target[:, 0], known.target[:, 0] == known.decided[:, 0]
+    correlations = none | {"auc": correlation(_area_shares(calibrated, rows), _area_shares(calibrated, ~rows))}
+    if has_one_output(calibrated.task):
+        target, right = calibrated.target[:, 0], calibrated.target[:, 0] == calibrated.decided[:, 0]
         for name, side in (("sensitivity", target), ("specificity", ~target)):
             parts = [deviations(right, side & group, patients) for group in (rows, ~rows)]
-            found[name] = correlation(parts[0], parts[1])
-    return found
+            correlations[name] = correlation(parts[0], parts[1])
+    return correlations
 
 
-def _area_shares(known: CalibratedPredictions, rows: NDArray[np.bool_]) -> Floats:
+def _area_shares(calibrated: CalibratedPredictions, rows: NDArray[np.bool_]) -> Floats:
     """What each patient (P,) adds to the deviation of the mean AUC of these rows."""
-    truth = np.where(rows[:, None], known.truth, np.nan)
-    shares: Floats = auc_with_covariance(known.score, truth, known.patients).shares.mean(axis=0)
+    truth = np.where(rows[:, None], calibrated.truth, np.nan)
+    shares: Floats = auc_with_covariance(calibrated.score, truth, calibrated.patients).shares.mean(axis=0)
     return shares
 
 

@@ -42,25 +42,27 @@ class Suspects(Result):
     suspects: tuple[Suspect, ...]
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """Which images were judged, and how many labels are suspected."""
         left, runs = self.images - self.judged, count_text(len(self.runs), "run")
-        said = (
+        summary = (
             f"{count_text(len(self.suspects), 'label')} of {self.labels} suspected. Judged: {self.judged} of "
             f"{count_text(self.images, 'image')}, each by {runs} ({self.model} model) that did not train on it."
         )
-        return f"{said} {left} were trained on by every run: medopt run --folds judges them, too." if left else said
+        return (
+            f"{summary} {left} were trained on by every run: medopt run --folds judges them, too." if left else summary
+        )
 
 
 COLUMNS = (*Suspect.model_fields, "answer", "remark")
 
 
-def write_answers(path: Path, found: Suspects) -> None:
+def write_answers(path: Path, suspects: Suspects) -> None:
     """Write the CSV that a reader fills in, whole or not at all: an empty `answer` and `remark` for each suspect."""
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for one in found.suspects:
+        for one in suspects.suspects:
             values = one.model_dump()
             cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in values.values()]
             writer.writerow([*cells, "", ""])

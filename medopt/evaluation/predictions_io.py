@@ -230,13 +230,13 @@ def _refuse(
     name: str,
     wrong: NDArray[np.bool_],
     columns: Mapping[str, Sequence[str]],
-    wanted: str,
+    expected: str,
     show: bool = True,
 ) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         value = f"{columns[name][row]!r} where" if show else "repeated;"
         raise DataError(
-            f"{path}, row {row + 2}, column {name}: {value} {wanted} was expected ({int(wrong.sum())} such rows). "
+            f"{path}, row {row + 2}, column {name}: {value} {expected} was expected ({int(wrong.sum())} such rows). "
             "Write the table again with `medopt run`; it is not meant to be edited."
         )

@@ -105,34 +105,34 @@ def _affordable(cases: Sequence[Case], folder: Path, seed: int, most: int) -> li
     return [cases[row] for row in sorted(chosen)]
 
 
-def shortcut_lines(found: ShortcutsResult) -> list[str]:
+def shortcut_lines(result: ShortcutsResult) -> list[str]:
     """What the console says of them, a line each."""
-    if not found.looks:
+    if not result.looks:
         return [
-            f"shortcuts: {found.patients} patients are too few to tell whether size, padding or header give the label"
+            f"shortcuts: {result.patients} patients are too few to tell whether size, padding or header give the label"
         ]
-    shown = [one for one in found.looks if one.is_shortcut]
-    if not shown:
-        best = found.looks[0]
+    shortcuts = [one for one in result.looks if one.is_shortcut]
+    if not shortcuts:
+        best = result.looks[0]
         return [
-            f"shortcuts: none in {len(found.looks)} facts; {best.name} alone reaches AUC {format_estimate(best.auc)}"
+            f"shortcuts: none in {len(result.looks)} facts; {best.name} alone reaches AUC {format_estimate(best.auc)}"
         ]
-    return [f"shortcut: {one.name} alone reaches AUC {format_estimate(one.auc)}" for one in shown]
+    return [f"shortcut: {one.name} alone reaches AUC {format_estimate(one.auc)}" for one in shortcuts]
 
 
-def shortcut_findings(found: ShortcutsResult, study: Study) -> list[Finding]:
+def shortcut_findings(result: ShortcutsResult, study: Study) -> list[Finding]:
     """A finding for all shortcuts, which refuses where `data.shortcuts` says so."""
-    text = shortcut_text(found)
+    text = shortcut_text(result)
     return [Finding(NAME, "refuse" if study.data.shortcuts == "refuse" else "note", text)] if text else []
 
 
-def shortcut_text(found: ShortcutsResult) -> str:
+def shortcut_text(result: ShortcutsResult) -> str:
     """All shortcuts in words, and what to do; empty where there is none."""
-    texts = [f"{one.name} alone reaches AUC {format_estimate(one.auc)}" for one in found.looks if one.is_shortcut]
+    texts = [f"{one.name} alone reaches AUC {format_estimate(one.auc)}" for one in result.looks if one.is_shortcut]
     if not texts:
         return ""
     return (
-        f"{'; '.join(texts)} ({found.images} images, scored by models of other patients). A network can learn this "
+        f"{'; '.join(texts)} ({result.images} images, scored by models of other patients). A network can learn this "
         "instead of the finding, and its AUC means little unless it is clearly higher. Take cases of each label that "
         "are alike in this, or remove it: crop markers, resample to one spacing (prepare.spacing_mm), or crop to one "
         "extent instead of padding (prepare.fit)."
@@ -160,20 +160,21 @@ def _table(cases: Sequence[Case], study: Study) -> Predictions:
     )
 
 
-def _features(known: Sequence[tuple[Case, TrivialFacts]]) -> Iterator[tuple[str, Floats]]:
+def _features(case_facts: Sequence[tuple[Case, TrivialFacts]]) -> Iterator[tuple[str, Floats]]:
     """The features (N, F) of each fact that differs between images; not those of a fact that another one repeats."""
-    names = dict.fromkeys(name for _, fact in known for name in fact.numbers)
+    names = dict.fromkeys(name for _, fact in case_facts for name in fact.numbers)
     for name in names:
-        width = max(len(fact.numbers.get(name, ())) for _, fact in known)
+        width = max(len(fact.numbers.get(name, ())) for _, fact in case_facts)
         nothing = (np.nan,) * width
-        values = np.array([[*fact.numbers.get(name, ()), *nothing][:width] for _, fact in known], np.float64)
+        values = np.array([[*fact.numbers.get(name, ()), *nothing][:width] for _, fact in case_facts], np.float64)
         if (features := _of_numbers(values)).shape[1]:
             yield name, features
     words = {
-        name: [fact.words.get(name, "") for _, fact in known] for name in {n: 0 for _, f in known for n in f.words}
+        name: [fact.words.get(name, "") for _, fact in case_facts]
+        for name in {n: 0 for _, f in case_facts for n in f.words}
     }
-    columns = dict.fromkeys(name for case, _ in known for name, _ in case.groups)
-    words |= {f"the column {name}": [dict(case.groups).get(name, "") for case, _ in known] for name in columns}
+    columns = dict.fromkeys(name for case, _ in case_facts for name, _ in case.groups)
+    words |= {f"the column {name}": [dict(case.groups).get(name, "") for case, _ in case_facts] for name in columns}
     for name, column in words.items():
         numbers = _as_numbers(column)
         features = _of_words(column) if numbers is None else _of_numbers(numbers[:, None])

@@ -68,27 +68,27 @@ def _comparisons(scored: CalibratedPredictions, column: NDArray[np.str_], smalle
 
 
 def _group(
-    known: CalibratedPredictions,
+    calibrated: CalibratedPredictions,
     rows: NDArray[np.bool_],
     smallest: int,
     options: Resampling,
     levels: tuple[float, float],
 ) -> SubgroupFigures:
-    here, patients = known.where(rows), distinct(known.patients[rows])
+    here, patients = calibrated.where(rows), distinct(calibrated.patients[rows])
     counts = {"cases": int(rows.sum()), "patients": patients}
-    if has_one_output(known.task):
+    if has_one_output(calibrated.task):
         counts["positives"] = int(here.target.sum())
-    if reason := _too_small(known, rows, smallest):
+    if reason := _too_small(calibrated, rows, smallest):
         return SubgroupFigures(**counts, note=reason)
-    found = rates_of(here, options, levels)
-    if reason := _too_small(known, ~rows, smallest):
-        return SubgroupFigures(**counts, **found[0], note=f"no difference to the others: {reason}")
-    uncorrected, corrected = differences_to_others(known, rows, found, options, levels)
-    return SubgroupFigures(**counts, **found[0], difference=corrected, uncorrected=uncorrected)
+    rates = rates_of(here, options, levels)
+    if reason := _too_small(calibrated, ~rows, smallest):
+        return SubgroupFigures(**counts, **rates[0], note=f"no difference to the others: {reason}")
+    uncorrected, corrected = differences_to_others(calibrated, rows, rates, options, levels)
+    return SubgroupFigures(**counts, **rates[0], difference=corrected, uncorrected=uncorrected)
 
 
-def _too_small(known: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int) -> str:
-    patients, truth = distinct(known.patients[rows]), known.truth[rows]
+def _too_small(calibrated: CalibratedPredictions, rows: NDArray[np.bool_], smallest: int) -> str:
+    patients, truth = distinct(calibrated.patients[rows]), calibrated.truth[rows]
     if patients < smallest:
         return f"{patients} patients, fewer than {smallest}"
     return "" if ((truth == 1).any(axis=0) & (truth == 0).any(axis=0)).all() else "a class is missing"

@@ -53,7 +53,7 @@ def parts_of(validation: Predictions, task: Task, seed: int) -> NDArray[np.int64
 
 
 def read_crossed(
-    validation: Predictions, wanted: Evaluation, task: Task, parts: NDArray[np.int64], shift: Sequence[float] = ()
+    validation: Predictions, settings: Evaluation, task: Task, parts: NDArray[np.int64], shift: Sequence[float] = ()
 ) -> CrossFittedDecisions:
     """Each case read with a calibration and an operating point that the other parts gave; `shift` as in `fit_on`.
 
@@ -63,7 +63,7 @@ def read_crossed(
     for part in np.unique(parts):
         here = parts == part
         rest = here if here.all() else ~here
-        fitted = fit_on(validation.where(rest), wanted, task, enough=True, shift=shift)
+        fitted = fit_on(validation.where(rest), settings, task, enough=True, shift=shift)
         read = replace(fitted, predictions=validation.where(here))
         decided = read.operating_point.decide(read.probability)
         if probability is None or decision is None:
@@ -82,7 +82,7 @@ def margin_of(validation: Predictions, scale: NumberScale, coverage: float) -> M
 
 
 def fit_on(
-    validation: Predictions, wanted: Evaluation, task: Task, *, enough: bool = False, shift: Sequence[float] = ()
+    validation: Predictions, settings: Evaluation, task: Task, *, enough: bool = False, shift: Sequence[float] = ()
 ) -> CalibratedPredictions:
     """The validation cases with the calibration and the operating point that they give.
 
@@ -90,20 +90,20 @@ def fit_on(
     ConfigError where isotonic calibration is asked of too few cases, unless `enough` says that they are.
     """
     logits, labels = validation.logits, validation.labels
-    calibration = fit_calibration(logits, labels, task, wanted.calibration, enough=enough, shift=shift)
+    calibration = fit_calibration(logits, labels, task, settings.calibration, enough=enough, shift=shift)
     probability = calibration.probabilities(validation.logits, task)
     point = choose_threshold(
         probability,
         validation.labels,
-        wanted.operating_point,
-        wanted.target,
-        cost=wanted.cost,
-        prevalence=wanted.prevalence,
+        settings.operating_point,
+        settings.target,
+        cost=settings.cost,
+        prevalence=settings.prevalence,
     )
     if task == "ordinal":
         point = OperatingPoint(None, MEDIAN)
     fitted = CalibratedPredictions(validation, task, calibration)
-    if isinstance(wanted.abstain, Guarantee):
-        sets = fit_sets(probability, fitted.truth, fitted.patients, wanted.abstain.coverage, task)
+    if isinstance(settings.abstain, Guarantee):
+        sets = fit_sets(probability, fitted.truth, fitted.patients, settings.abstain.coverage, task)
         return replace(fitted, operating_point=with_sets(point, sets))
-    return replace(fitted, operating_point=with_band(point, probability, wanted.abstain))
+    return replace(fitted, operating_point=with_band(point, probability, settings.abstain))

@@ -54,12 +54,12 @@ def _against(runs: Mapping[str, Path]) -> Iterator[str]:
             yield f"{name}: {metrics.outcome}: {'; '.join(metrics.refusals)}"
 
 
-def _models(table: OpenTable, wanted: Sequence[str] | None, runs: int) -> list[str]:
+def _models(table: OpenTable, names: Sequence[str] | None, runs: int) -> list[str]:
     known = [one.model for one in table.tables]
-    if wanted:
-        if missing := [name for name in wanted if name not in known]:
+    if names:
+        if missing := [name for name in names if name not in known]:
             raise DataError(f"{table.path} has no model {', '.join(missing)}; it has {', '.join(known)}.")
-        return list(wanted)
+        return list(names)
     if runs == 1 or len(known) == 1:
         return known
     return ["int8"] if "int8" in known else known[:1]

@@ -136,7 +136,7 @@ class MeasureStage(Stage[CompressionFront]):
         options = measure_options(study, splits["val"], widths, self.grid.precisions, place, shift)
         chosen = pick(options, rule)
         front = CompressionFront(
-            rule=rule.told(),
+            rule=rule.describe(),
             confidence=study.evaluation.confidence,
             validation_cases=len(splits["val"].cases),
             options=tuple(option.record for option in options),
@@ -150,7 +150,7 @@ class MeasureStage(Stage[CompressionFront]):
             front,
             folder.figures / PICTURE,
             title=f"{study.name}: accuracy against time and size",
-            caption=f"Beside each int8 point the share of multiply-adds taken away. Chosen: {rule.told()}.",
+            caption=f"Beside each int8 point the share of multiply-adds taken away. Chosen: {rule.describe()}.",
         )
         return front
 
@@ -238,7 +238,7 @@ class TakeStage(Stage[NoResult]):
         removed = self._chosen(context).removed
         write_pruning(context, [step for step in self.steps if removed and step.target <= removed])
         count = len(context.result(MeasureStage).options)
-        context.notes.append(f"chosen of {count} options by validation: {self.grid.rule.told()}")
+        context.notes.append(f"chosen of {count} options by validation: {self.grid.rule.describe()}")
 
     def _chosen(self, context: RunContext) -> CompressionOption:
         """The option that the rule picked."""
@@ -251,7 +251,7 @@ class TakeStage(Stage[NoResult]):
             "(compression.gate.auc_bound, compression.gate.flips_bound)."
         )
         raise ReleaseRefused(
-            f"No option of {context.study.name} is {self.grid.rule.told()}: {reasons}. The table is in "
+            f"No option of {context.study.name} is {self.grid.rule.describe()}: {reasons}. The table is in "
             f"{context.folder.path / TABLE}. Prune less (--prune), train longer after each step "
             f"(compression.pruning.epochs), or allow more (--within).{few if TOO_FEW in reasons else ''}"
         )

@@ -23,7 +23,7 @@ from medopt.figures.comparison import forest_figure
 from medopt.metrics.bootstrap import Resampling
 from medopt.metrics.calibrated_predictions import CalibratedPredictions
 from medopt.metrics.calibration import UNCALIBRATED
-from medopt.metrics.figures import HEADLINE, RATES, SHOWN
+from medopt.metrics.figures import HEADLINE, RATES, REPORTED
 from medopt.pipeline.finished_run import FinishedRun
 from medopt.report.markdown_summary import members_page
 
@@ -186,16 +186,16 @@ def _logged(metrics: GroupMetrics) -> dict[str, object]:
     def limits(estimate: Estimate) -> dict[str, float | None]:
         return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
-    def spread(one: FigureSpread) -> dict[str, float | None]:
-        return limits(one.mean) | {"sd": one.sd, "least": one.least, "most": one.most}
+    def spread(figure: FigureSpread) -> dict[str, float | None]:
+        return limits(figure.mean) | {"sd": figure.sd, "least": figure.least, "most": figure.most}
 
-    test = {kind: {name: spread(one) for name, one in metrics.test[kind].items() if name in SHOWN} for kind in KINDS}
+    test = {kind: {name: spread(one) for name, one in metrics.test[kind].items() if name in REPORTED} for kind in KINDS}
     sites = {site: {kind: {"auc": spread(one[kind])} for kind in KINDS} for site, one in metrics.sites.items()}
     headline = {f"{name}_test": metrics.test.float[name].mean.value for name in RATES}
     headline |= {f"{name}_test_int8": metrics.test.int8[name].mean.value for name in RATES}
     figures: dict[str, object] = {"headline": headline, "test": test, "sites": sites}
     if pooled := metrics.out_of_fold:
         figures["out_of_fold"] = {
-            kind: {name: limits(one) for name, one in dict(pooled[kind]).items() if name in SHOWN} for kind in KINDS
+            kind: {name: limits(one) for name, one in dict(pooled[kind]).items() if name in REPORTED} for kind in KINDS
         }
     return figures

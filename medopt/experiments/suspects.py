@@ -25,7 +25,7 @@ MANIFEST = "manifest.csv"
 class JudgedRuns:
     """The suspects of runs, with the study and the cases of the first, by which images are found."""
 
-    found: Suspects
+    suspects: Suspects
     study: Study
     cases: dict[str, Case]
 
@@ -56,7 +56,7 @@ def find_suspects(folders: Sequence[Path], model: str = "float") -> JudgedRuns:
         probabilities.append(scored.probability[rows])
     judged, probability = _averaged(Predictions.joined(model, parts), np.concatenate(probabilities))
     suspects, labels = _suspects(judged, probability, study, cases)
-    found = Suspects(
+    result = Suspects(
         study=study.name,
         model=model,
         runs=tuple(folder.name for folder in folders),
@@ -65,7 +65,7 @@ def find_suspects(folders: Sequence[Path], model: str = "float") -> JudgedRuns:
         labels=labels,
         suspects=tuple(suspects),
     )
-    return JudgedRuns(found, study, cases)
+    return JudgedRuns(result, study, cases)
 
 
 def _averaged(table: Predictions, probability: Floats) -> tuple[Predictions, Floats]:

@@ -39,11 +39,11 @@ def comparison_figure(compared: Comparison, path: Path, *, title: str = "") -> N
             axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _difference_row(axes: Axes, place: int, one: Estimate, marker: str) -> None:
-    if one.value is None:
+def _difference_row(axes: Axes, place: int, estimate: Estimate, marker: str) -> None:
+    if estimate.value is None:
         axes.text(0.02, place, UNDEFINED, fontsize=SIZE, color=GREY, va="center", transform=axes.get_yaxis_transform())
         return
-    _row(axes, place, one, COLOURS[1] if one.excludes_zero else COLOURS[0], marker)
+    _row(axes, place, estimate, COLOURS[1] if estimate.excludes_zero else COLOURS[0], marker)
 
 
 def forest_figure(
@@ -71,9 +71,9 @@ def forest_figure(
             axes.set_ylim(len(names) + 0.6, -0.6)
 
 
-def _row(axes: Axes, row: int, one: Estimate, colour: str, marker: str) -> None:
-    if one.value is None:
+def _row(axes: Axes, row: int, estimate: Estimate, colour: str, marker: str) -> None:
+    if estimate.value is None:
         return
-    if one.low is not None and one.high is not None:
-        axes.plot([one.low, one.high], [row, row], color=colour, linewidth=1.4)
-    axes.plot([one.value], [row], marker=marker, color=colour, markersize=5)
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([estimate.low, estimate.high], [row, row], color=colour, linewidth=1.4)
+    axes.plot([estimate.value], [row], marker=marker, color=colour, markersize=5)

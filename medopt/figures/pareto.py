@@ -45,17 +45,17 @@ def front_figure(
             _explain(axes, known, marks=key == "latency_ms")
 
 
-def _point(axes: Axes, one: CompressionOption, x: float, *, is_chosen: bool, named: bool) -> None:
-    value, low, high, mark = one.auc.value, one.auc.low, one.auc.high, MARKS[one.precision]
+def _point(axes: Axes, option: CompressionOption, x: float, *, is_chosen: bool, named: bool) -> None:
+    value, low, high, mark = option.auc.value, option.auc.low, option.auc.high, MARKS[option.precision]
     assert value is not None  # `front_figure` leaves out the others
-    colour = COLOURS[1] if is_chosen else COLOURS[0] if not one.faults else GREY
+    colour = COLOURS[1] if is_chosen else COLOURS[0] if not option.faults else GREY
     if low is not None and high is not None:
         axes.errorbar(x, value, yerr=[[value - low], [high - value]], color=colour, linewidth=0.8, alpha=0.3)
     axes.plot(x, value, mark, color=colour, markersize=9 if is_chosen else 6)
-    if one.precision != "int8" or not named:
+    if option.precision != "int8" or not named:
         return
     axes.annotate(
-        f"{100 * one.removed:.0f} %" if one.removed else "whole",
+        f"{100 * option.removed:.0f} %" if option.removed else "whole",
         (x, value),
         xytext=(0, 9),
         textcoords="offset points",
@@ -65,11 +65,11 @@ def _point(axes: Axes, one: CompressionOption, x: float, *, is_chosen: bool, nam
     )
 
 
-def _explain(axes: Axes, known: Sequence[CompressionOption], *, marks: bool) -> None:
+def _explain(axes: Axes, options: Sequence[CompressionOption], *, marks: bool) -> None:
     """The legend: what a mark means, or a colour."""
     if marks:
         for precision, mark in MARKS.items():
-            if any(one.precision == precision for one in known):
+            if any(one.precision == precision for one in options):
                 axes.plot([], [], mark, color=GREY, label=precision)
     else:
         axes.plot([], [], "o", color=COLOURS[1], label="chosen")

@@ -41,11 +41,11 @@ def _unit_square(axes: Axes, bottom: float = -0.02) -> None:
 
 
 def learning_curves(
-    history: Sequence[EpochRecord], path: Path, *, metric: str = "auc", kept: int | None = None
+    history: Sequence[EpochRecord], path: Path, *, metric: str = "auc", kept_epoch: int | None = None
 ) -> None:
     """Loss, validation metric, learning rate and images per second against the epoch, from 1.
 
-    `metric` is auc, R2 or loss, `kept` the epoch whose weights were kept.
+    `metric` is auc, R2 or loss, `kept_epoch` the one whose weights were kept.
     """
     epochs = [one.epoch + 1 for one in history]
     scores = np.array([one.val_metric for one in history], dtype=float) * (-1 if metric == "loss" else 1)
@@ -58,9 +58,9 @@ def learning_curves(
         speed.plot(epochs, [one.images_per_second for one in history], color=COLOURS[0])
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
         speed.set_ylim(bottom=0)
-        if kept is not None:
-            score.plot(kept, scores[kept - 1], "o", color=COLOURS[1])
-            score.set_title(f"{scores[kept - 1]:.3f} in epoch {kept}, which was kept", fontsize=SIZE)
+        if kept_epoch is not None:
+            score.plot(kept_epoch, scores[kept_epoch - 1], "o", color=COLOURS[1])
+            score.set_title(f"{scores[kept_epoch - 1]:.3f} in epoch {kept_epoch}, which was kept", fontsize=SIZE)
         style_axes(loss, "epoch", "loss")
         style_axes(score, "epoch", f"validation {'AUC' if metric == 'auc' else metric}", score.get_title())
         style_axes(rate, "epoch", "learning rate")

@@ -87,19 +87,19 @@ def read_channels(
 
 
 def _refuse_other(
-    said: dict[str, tuple[str, str]], volume: Volume, path: str | Path, name: str, compared: tuple[bool, bool]
+    first_values: dict[str, tuple[str, str]], volume: Volume, path: str | Path, name: str, compared: tuple[bool, bool]
 ) -> None:
-    """Raise DataError where an image is of another patient, or in another frame of reference, than those in `said`.
+    """Raise DataError where an image is of another patient or in another frame of reference than `first_values` has.
 
     `compared` says which of the two are.
     """
     one_patient, one_frame = compared
-    if one_patient and (other := _contradicts(said, "patient", volume, name)):
+    if one_patient and (other := _contradicts(first_values, "patient", volume, name)):
         raise DataError(
             f"{path} ({name}) and {other} are of different patients by their headers (PatientID). Give the images of "
             "one patient. Where PatientID stands for no patient: prepare.channel_patients: ignore."
         )
-    if one_frame and _has_place(volume) and (other := _contradicts(said, FRAME, volume, name)):
+    if one_frame and _has_place(volume) and (other := _contradicts(first_values, FRAME, volume, name)):
         raise DataError(
             f"{path} ({name}) and {other} have different frames of reference (FrameOfReferenceUID), so their positions "
             "cannot be compared (PS3.3 C.7.4.1.1.1). Where they were registered to each other: "
@@ -107,12 +107,12 @@ def _refuse_other(
         )
 
 
-def _contradicts(said: dict[str, tuple[str, str]], key: str, volume: Volume, name: str) -> str:
+def _contradicts(first_values: dict[str, tuple[str, str]], key: str, volume: Volume, name: str) -> str:
     """The name of the first image whose file says something else; empty where none does."""
     value = volume.source.get(key, "")
     if not value:
         return ""
-    other, before = said.setdefault(key, (name, value))
+    other, before = first_values.setdefault(key, (name, value))
     return other if before != value else ""
 
 

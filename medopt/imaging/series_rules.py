@@ -205,11 +205,11 @@ def _within(limits: tuple[float, float] | None, value: float | None) -> bool:
     return limits is None or (value is not None and limits[0] <= value <= limits[1])
 
 
-def _refusal(study: str, members: Sequence[Series], left: Sequence[Series], reasons: dict[str, str]) -> str:
+def _refusal(study: str, members: Sequence[Series], candidates: Sequence[Series], reasons: dict[str, str]) -> str:
     name = f"study {pseudonym(study)} (a pseudonym)"
-    if left:
-        labels = listed([_series_label(member) for member in left], 12)
-        return f"{name}: {len(left)} of {len(members)} series are left: {labels}."
+    if candidates:
+        labels = listed([_series_label(member) for member in candidates], 12)
+        return f"{name}: {len(candidates)} of {len(members)} series are left: {labels}."
     labels = listed([f"{_series_label(member)}: {reasons[member.uid]}" for member in members], 12)
     return f"{name}: none of {len(members)} series is left: {labels}."
 

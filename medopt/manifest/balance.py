@@ -102,7 +102,7 @@ def move_groups(chosen: Ints, count: Ints, size: Ints, part: NDArray[np.float64]
 
 
 def real_shares(
-    split: NDArray[np.str_], names: Sequence[str], asked: Sequence[float], size: Ints
+    split: NDArray[np.str_], names: Sequence[str], target_shares: Sequence[float], size: Ints
 ) -> tuple[str, tuple[str, ...]]:
     """What share of the images (N,) is in each part, where it is not what was asked; and a warning where it is far off.
 
@@ -113,13 +113,13 @@ def real_shares(
     '; of the images 0.8/0.1/0.1'
     """
     share = np.array([(split == name).mean() for name in names])
-    off = np.abs(share - np.asarray(asked) / sum(asked))
+    off = np.abs(share - np.asarray(target_shares) / sum(target_shares))
     if off.max() <= 0.005:
         return "", ()
     text = "/".join(f"{value:.3g}" for value in share)
     warning = (
-        f"The splits hold {text} of the images ({', '.join(names)}), not {'/'.join(f'{value:g}' for value in asked)}: "
-        "patients have very different numbers of images."
+        f"The splits hold {text} of the images ({', '.join(names)}), not "
+        f"{'/'.join(f'{value:g}' for value in target_shares)}: patients have very different numbers of images."
     )
     warned = off.max() > WARNED + 2 / len(split) and not (size == size[0]).all()
     return f"; of the images {text}", (warning,) if warned else ()

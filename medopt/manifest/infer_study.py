@@ -68,9 +68,9 @@ def _in_order(labels: Sequence[str], ordered: Sequence[str]) -> list[str]:
     return list(ordered)
 
 
-def _study(manifest: Path, header: Sequence[str], asked: Mapping[str, Any]) -> Study:
+def _study(manifest: Path, header: Sequence[str], settings: Mapping[str, Any]) -> Study:
     name = re.sub(r"[^a-z0-9_-]+", "-", manifest.stem.lower()).strip("-_")[:60] or "study"
-    data = Data(manifest=manifest.name, **asked)
+    data = Data(manifest=manifest.name, **settings)
     prepare = Prepare(size=[32, 32])
     if channels := read_channels_of(manifest, header):
         cells = _values(manifest, [f"{IMAGE}:{channel}" for channel in channels])

@@ -94,8 +94,8 @@ def label_spellings(cells: Iterable[str], rename: Mapping[str, str] | None = Non
     return LabelSpellings({cell: names[key] for key, members in spellings.items() for cell in members}, tuple(notes))
 
 
-def _is_missing(key: str, known: Mapping[str, object]) -> bool:
-    return key in MISSING and not (key == "-" and "+" in known)
+def _is_missing(key: str, labels: Mapping[str, object]) -> bool:
+    return key in MISSING and not (key == "-" and "+" in labels)
 
 
 def _class_name(key: str, spellings: Sequence[str]) -> str:

@@ -27,12 +27,12 @@ class Relabelled:
 
     changed: Mapping[tuple[str, str, str], int]
     removed: int
-    kept: int
+    confirmed: int
     unanswered: int
     by_split: Mapping[str, int]
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The same in a sentence."""
         changes = ", ".join(
             f"{count} {f'{column} ' if column != 'label' else ''}{old or 'unknown'} to {new}"
@@ -42,14 +42,14 @@ class Relabelled:
         return (
             f"{count_text(sum(self.changed.values()), 'label')} changed{f' ({changes})' if changes else ''}"
             f"{f' in {splits}' if splits else ''}, {count_text(self.removed, 'image')} removed, "
-            f"{count_text(self.kept, 'label')} confirmed, {self.unanswered} not answered"
+            f"{count_text(self.confirmed, 'label')} confirmed, {self.unanswered} not answered"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     row: int
-    given: str
+    label: str
     text: str
 
 
@@ -67,11 +67,11 @@ def relabel(
     if out.exists() and out.samefile(manifest):
         raise DataError(f"--out {out} is the manifest itself. Give another name, so that the original stays.")
     header, *rows = [cells for _, cells in read_csv(manifest, "The manifest")]
-    found, unanswered = _read_answers(answers)
+    judgements, unanswered = _read_answers(answers)
     places = _places(header, rows)
     faults, changed, by_split = list[str](), Counter[tuple[str, str, str]](), Counter[str]()
-    removed, kept = set[int](), 0
-    for (image, column), answer in found.items():
+    removed, confirmed = set[int](), 0
+    for (image, column), answer in judgements.items():
         place = places.get(image)
         if place is None or column not in header:
             what = "the image is not in the manifest" if place is None else f"the manifest has no column {column}"
@@ -86,14 +86,14 @@ def relabel(
         if new is None:
             removed.add(place)
         elif new == cells[at]:
-            kept += 1
+            confirmed += 1
         else:
             changed[column, cells[at], new] += 1
             by_split[cells[header.index("split")] if "split" in header else "all"] += 1
             rows[place] = [*cells[:at], new, *cells[at + 1 :]]
     if faults:
         raise DataError(f"The answers {answers} cannot be taken into {manifest}: {listed(faults)}.")
-    result = Relabelled(dict(changed), len(removed), kept, unanswered, dict(by_split))
+    result = Relabelled(dict(changed), len(removed), confirmed, unanswered, dict(by_split))
     with atomic(out) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([header, *(cells for place, cells in enumerate(rows) if place not in removed)])
@@ -111,18 +111,18 @@ def _read_answers(path: Path) -> tuple[dict[tuple[str, str], _Answer], int]:
             f"{path} has no column {', '.join(missing)}. Give the suspects.csv of medopt manifest suspects, with "
             "its column answer filled in."
         )
-    found, unanswered, faults = dict[tuple[str, str], _Answer](), 0, list[str]()
+    judgements, unanswered, faults = dict[tuple[str, str], _Answer](), 0, list[str]()
     for number, cells in rows:
         row = dict(zip(header[1], [*cells, *[""] * len(header[1])], strict=False))
         if not row["answer"]:
             unanswered += 1
             continue
         key, answer = (row[IMAGE], row["column"]), _Answer(number, row["given"], row["answer"])
-        if found.setdefault(key, answer).text != answer.text:
-            faults.append(f"row {number}: another answer than in row {found[key].row}, for the same image")
+        if judgements.setdefault(key, answer).text != answer.text:
+            faults.append(f"row {number}: another answer than in row {judgements[key].row}, for the same image")
     if faults:
         raise DataError(f"The answers {path} contradict each other: {listed(faults)}.")
-    return found, unanswered
+    return judgements, unanswered
 
 
 def _places(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -130,12 +130,12 @@ def _places(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, i
     columns = [at for at, name in enumerate(header) if name == IMAGE or name.startswith(f"{IMAGE}:")]
     if not columns:
         raise DataError(f"The manifest has no column {IMAGE}.")
-    found: dict[str, int] = {}
+    rows_of: dict[str, int] = {}
     for place, cells in enumerate(rows):
         for at in columns:
             if cells[at]:
-                found[safe_relative_path(cells[at])] = place
-    return found
+                rows_of[safe_relative_path(cells[at])] = place
+    return rows_of
 
 
 def _known(rows: Sequence[Sequence[str]], at: int, card: Card | None, column: str) -> set[str]:
@@ -143,27 +143,27 @@ def _known(rows: Sequence[Sequence[str]], at: int, card: Card | None, column: st
     return named | {cells[at] for cells in rows} - {""} | ({"0", "1", "-1"} if column != "label" else set())
 
 
-def _new_cell(cell: str, answer: _Answer, known: set[str], rename: Mapping[str, str]) -> str | None:
+def _new_cell(cell: str, answer: _Answer, labels: set[str], rename: Mapping[str, str]) -> str | None:
     """What the cell becomes; None where the image is to be removed. Raises ValueError saying what is wrong."""
-    if rename.get(cell, cell) != answer.given and cell != answer.given:
-        raise ValueError(f"the manifest says {cell!r} where {answer.given!r} was judged; judge its labels again")
+    if rename.get(cell, cell) != answer.label and cell != answer.label:
+        raise ValueError(f"the manifest says {cell!r} where {answer.label!r} was judged; judge its labels again")
     if answer.text.lower() == REMOVE:
         return None
-    if answer.text.lower() == KEEP or answer.text == answer.given:
+    if answer.text.lower() == KEEP or answer.text == answer.label:
         return cell
-    if answer.text in known:
+    if answer.text in labels:
         return answer.text
-    back = sorted(old for old, new in rename.items() if new == answer.text and old in known)
+    back = sorted(old for old, new in rename.items() if new == answer.text and old in labels)
     if back:
         return back[0]
     if answer.text in rename.values():
         return answer.text
-    near = difflib.get_close_matches(answer.text, sorted(known), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}, {KEEP} and {REMOVE}"
+    near = difflib.get_close_matches(answer.text, sorted(labels), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(labels))}, {KEEP} and {REMOVE}"
     raise ValueError(f"the answer {answer.text!r} is not known: {hint}")
 
 
 def _card_after(card: Card, manifest: Path, out: Path, result: Relabelled, reader: str) -> Card:
-    note = f"Relabelled from {manifest.name} (sha256 {card.manifest_sha256[:16]}) by {reader}: {result.said}."
+    note = f"Relabelled from {manifest.name} (sha256 {card.manifest_sha256[:16]}) by {reader}: {result.summary}."
     root = relative_root(manifest.parent / card.root, out) if card.root else ""
     return card.model_copy(update={"notes": [*card.notes, note], "root": root, "manifest_sha256": file_digest(out)})

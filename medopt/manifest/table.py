@@ -275,9 +275,9 @@ def _image_reader(study: Study) -> Callable[[str], str]:
     return lambda text: _image(text) if text or not may_miss else ""
 
 
-def _choice(text: str, known: Iterable[str]) -> int:
+def _choice(text: str, choices: Iterable[str]) -> int:
     """The index of `text` in the known names; raises ValueError with the nearest one."""
-    names = list(known)
+    names = list(choices)
     if text in names:
         return names.index(text)
     if not text:

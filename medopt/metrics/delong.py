@@ -89,35 +89,35 @@ def auc_with_covariance(score: Floats, target: Truth, patients: Index) -> AucWit
     return AucWithCovariance(value, ups + downs + both + both.T, above + below, fewest, effective, sides)
 
 
-def mean_auc(found: AucWithCovariance, cases: int, confidence: float, weights: Floats | None = None) -> Estimate:
+def mean_auc(aucs: AucWithCovariance, cases: int, confidence: float, weights: Floats | None = None) -> Estimate:
     """The mean of K AUCs (over classes, labels or models) with its interval; no value where one is not defined.
 
     `weights` (K,) add up to 1; None: all are equal.
     """
-    weights = np.full(len(found.value), 1 / len(found.value)) if weights is None else weights
-    value, variance, freedom = found.combined(weights)
+    weights = np.full(len(aucs.value), 1 / len(aucs.value)) if weights is None else weights
+    value, variance, freedom = aucs.combined(weights)
     if np.isnan(value):
         return Estimate(None, None, None, cases, "not defined: a class or a decision is missing")
     if np.isnan(variance):
         return Estimate(value, None, None, cases, "no interval: one patient only")
     if value in (0, 1) or variance <= 0:
-        return _separated(value, found.effective or found.fewest, cases, confidence)
+        return _separated(value, aucs.effective or aucs.fewest, cases, confidence)
     from scipy.stats import t  # its import takes a second that predicting need not wait
 
     half = t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance) / (value * (1 - value))
-    widest = wilson(value, found.effective or found.fewest, confidence)
+    widest = wilson(value, aucs.effective or aucs.fewest, confidence)
     low, high = max(expit(logit(value) - half), widest[0]), min(expit(logit(value) + half), widest[1])
     return Estimate(value, float(low), float(high), cases)
 
 
 def difference_of(
-    found: AucWithCovariance, weights: Floats, cases: int, confidence: float
+    aucs: AucWithCovariance, weights: Floats, cases: int, confidence: float
 ) -> tuple[Estimate, float | None]:
     """A difference of AUCs of the same cases, with its interval (Student's t), and p of no difference.
 
     `weights` (K,) add up to 0, as 1 and -1 for two AUCs.
     """
-    value, variance, freedom = found.combined(weights)
+    value, variance, freedom = aucs.combined(weights)
     if np.isnan(value):
         return Estimate(None, None, None, cases, "not defined: a class or a decision is missing"), None
     if not variance > 0:

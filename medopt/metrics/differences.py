@@ -59,5 +59,5 @@ def mean_over_patients(values: Floats, patients: Index, confidence: float) -> Es
     return Estimate(mean, mean - reach, mean + reach, cases)
 
 
-def _reach(one: float, other: float, correlation: float) -> float:
-    return math.sqrt(max(0.0, one**2 + other**2 - 2 * correlation * one * other))
+def _reach(first: float, second: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))

@@ -51,5 +51,5 @@ class Figures:
 
 
 METRICS = tuple(field.name for field in fields(Figures))
-SHOWN = tuple(name for name in METRICS if name != "auc_bootstrap")
+REPORTED = tuple(name for name in METRICS if name != "auc_bootstrap")
 """What pages and tables show: one interval a figure. The bootstrap's of the AUC is in the JSON files alone."""

@@ -29,25 +29,25 @@ class LabelIssues:
     rank: Classes
 
 
-def label_issues(probability: Floats, given: Classes) -> LabelIssues:
-    """Compare `given` classes (N,) with probabilities (N, K) of a model that has not seen these labels.
+def label_issues(probability: Floats, labels: Classes) -> LabelIssues:
+    """Compare `labels` (N,), by class, with probabilities (N, K) of a model that has not seen these labels.
 
     >>> found = label_issues(np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.05, 0.95]]), np.array([0, 0, 1, 0]))
     >>> found.rank.tolist(), found.suggested.tolist()
     ([0, 0, 0, 1], [0, 0, 1, 1])
     """
-    rows, classes = np.arange(len(given)), probability.shape[1]
-    counts = np.bincount(given, minlength=classes)
-    sums = np.bincount(given, weights=probability[rows, given], minlength=classes)
+    rows, classes = np.arange(len(labels)), probability.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, weights=probability[rows, labels], minlength=classes)
     average = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)  # a class without cases is never confident
     sure = probability >= average - 1e-6
     guess = np.where(sure, probability, -1.0).argmax(axis=1)
-    suspected = sure.any(axis=1) & (guess != given) & (probability.argmax(axis=1) != given)
-    suggested = np.where(suspected, guess, given).astype(np.int64)
+    suspected = sure.any(axis=1) & (guess != labels) & (probability.argmax(axis=1) != labels)
+    suggested = np.where(suspected, guess, labels).astype(np.int64)
     others = probability.copy()
-    others[rows, given] = -np.inf
-    margin = probability[rows, given] - others.max(axis=1)
+    others[rows, labels] = -np.inf
+    margin = probability[rows, labels] - others.max(axis=1)
     order = np.flatnonzero(suspected)[np.argsort(margin[suspected], kind="stable")]
-    rank = np.zeros(len(given), np.int64)
+    rank = np.zeros(len(labels), np.int64)
     rank[order] = np.arange(1, len(order) + 1)
     return LabelIssues(suggested, np.asarray(margin, np.float64), rank)

@@ -23,7 +23,7 @@ from medopt.models.depth_heads import DepthHeads
 from medopt.models.resnet import STAGES, build_model
 
 WIDTHS = "widths"  # the note of a weights' file that holds them
-Kept = Mapping[str, Tensor]
+KeptChannels = Mapping[str, Tensor]
 """Of each group by name the channels that stay: indices (n,), rising."""
 
 
@@ -123,15 +123,15 @@ def module_of(model: nn.Module, name: str) -> Any:
     return model.get_submodule(name)
 
 
-def take_channels(model: nn.Module, kept: Kept) -> nn.Module:
-    """A new network with only the `kept` channels of each group; a group that is not named stays whole.
+def take_channels(model: nn.Module, channels: KeptChannels) -> nn.Module:
+    """A new network with only these `channels` of each group; a group that is not named stays whole.
 
     Weights and statistics of what stays are copies of the model's, on its device and in its mode. Where nothing goes,
     it is a copy of the model.
     """
     narrow = copy.deepcopy(model)
     for group in channel_groups(model):
-        index = kept.get(group.name)
+        index = channels.get(group.name)
         if index is None or len(index) == module_of(model, group.writers[0][0]).out_channels:
             continue
         for conv, norm in group.writers:

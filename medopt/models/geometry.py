@@ -162,13 +162,13 @@ def _stem_of(strides: PerAxis, size: Sequence[int] | None) -> str:
 
 
 def _chosen(
-    name: str, said: PerAxis, own: tuple[Axes, ...], fitted: tuple[Axes, ...], choices: tuple[int, ...]
+    name: str, setting: PerAxis, own: tuple[Axes, ...], fitted: tuple[Axes, ...], choices: tuple[int, ...]
 ) -> tuple[Axes, ...]:
-    if isinstance(said, str):
-        if said not in ("isotropic", "auto"):
-            raise ConfigError(f"{name} is {said!r}; give one of isotropic, auto, or five lists of a number an axis.")
-        return own if said == "isotropic" else fitted
-    lists, dims = tuple(tuple(each) for each in said), len(own[0])
+    if isinstance(setting, str):
+        if setting not in ("isotropic", "auto"):
+            raise ConfigError(f"{name} is {setting!r}; give one of isotropic, auto, or five lists of a number an axis.")
+        return own if setting == "isotropic" else fitted
+    lists, dims = tuple(tuple(each) for each in setting), len(own[0])
     if len(lists) != len(own) or {len(each) for each in lists} != {dims}:
         raise ConfigError(
             f"{name}: give five lists of {dims} numbers, one an axis; not {[list(one) for one in lists]}."

@@ -85,7 +85,7 @@ class CommitmentReceiver:
     def take(self, title: str, report: Dataset) -> int:
         """Record the report of an AE title (PS3.4 J.3.3); returns the status to respond with."""
         try:
-            kept = [str(item.ReferencedSOPInstanceUID) for item in report.get("ReferencedSOPSequence") or []]
+            committed = [str(item.ReferencedSOPInstanceUID) for item in report.get("ReferencedSOPSequence") or []]
             failed = {
                 str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason") or 0)
                 for item in report.get("FailedSOPSequence") or []
@@ -94,8 +94,8 @@ class CommitmentReceiver:
         except Exception:  # pydicom parses an element on access; each kind of damage raises its own exception
             return self._reject()
         for destination in self._destinations:
-            if destination.aet == title and is_transaction(transaction, destination.name, [*kept, *failed]):
-                self._record(destination, kept[:_MAX_INSTANCES], failed)
+            if destination.aet == title and is_transaction(transaction, destination.name, [*committed, *failed]):
+                self._record(destination, committed[:_MAX_INSTANCES], failed)
                 return SUCCESS
         return self._reject()
 
@@ -103,9 +103,9 @@ class CommitmentReceiver:
         log.warning("a report of storage commitment without a request of this node is not accepted")
         return PROCESSING_FAILURE
 
-    def _record(self, destination: DimsePeer, kept: Sequence[str], failed: Mapping[str, int]) -> None:
+    def _record(self, destination: DimsePeer, committed: Sequence[str], failed: Mapping[str, int]) -> None:
         now = self._clock()
-        for sop_uid in kept:
+        for sop_uid in committed:
             send = self._queue.pending(sop_uid, destination.name)
             if send is not None:
                 self._queue.confirm(send, now)

@@ -62,7 +62,7 @@ def evidence_maps(
                 objects.append(_segmentation(context, scan, label, values))
     except (AttributeError, TypeError, ValueError):  # highdicom asks more of some kinds of images than they say
         return []  # a map must not cost the study its report
-    return [encode_object(EVIDENCE_MAP, made) for made in objects]
+    return [encode_object(EVIDENCE_MAP, dataset) for dataset in objects]
 
 
 def _is_one_image(series: Sequence[Dataset], values: FloatArray) -> bool:
@@ -83,7 +83,7 @@ def _parametric_map(
     measures = PixelMeasuresSequence([step * each for each in first.spacing], first.thickness or 1.0)
     if not first.thickness:
         del measures[0].SliceThickness
-    made = ParametricMap(
+    dataset = ParametricMap(
         source_images=[_source(plane, header) for plane in planes],
         pixel_array=frames,
         contains_recognizable_visual_features=False,
@@ -105,8 +105,8 @@ def _parametric_map(
         plane_positions=[PlanePositionSequence("PATIENT", list(plane.origin(step))) for plane in planes],
         **_shared(context, scan, label, "map", context.settings.series_number + 3),
     )
-    made.Laterality = laterality(scan)
-    return _completed(context, made, scan, label)
+    dataset.Laterality = laterality(scan)
+    return _completed(context, dataset, scan, label)
 
 
 def _segmentation(context: ResultContext, scan: ScanAnswer, label: str, values: FloatArray) -> Dataset:
@@ -130,7 +130,7 @@ def _segmentation(context: ResultContext, scan: ScanAnswer, label: str, values: 
         f"Share of the highest value, {highest:.4g} added to the logit by one place. "
         "No outline of a finding, no probability. Research software, unverified."
     )
-    made = Segmentation(
+    dataset = Segmentation(
         source_images=[image_header(scan.images[0], header)],
         pixel_array=(positive / highest if highest > 0 else positive)[None],
         segmentation_type="FRACTIONAL",
@@ -139,8 +139,8 @@ def _segmentation(context: ResultContext, scan: ScanAnswer, label: str, values: 
         omit_empty_frames=False,
         **_shared(context, scan, label, "share", context.settings.series_number + 4),
     )
-    made.PatientOrientation = patient_orientation(scan)
-    return _completed(context, made, scan, label)
+    dataset.PatientOrientation = patient_orientation(scan)
+    return _completed(context, dataset, scan, label)
 
 
 def _shared(context: ResultContext, scan: ScanAnswer, label: str, form: str, number: int) -> dict[str, Any]:
@@ -158,14 +158,14 @@ def _shared(context: ResultContext, scan: ScanAnswer, label: str, form: str, num
     }
 
 
-def _completed(context: ResultContext, made: Dataset, scan: ScanAnswer, label: str) -> Dataset:
+def _completed(context: ResultContext, dataset: Dataset, scan: ScanAnswer, label: str) -> Dataset:
     header = context.header(scan.images)
-    context.complete(made, header)
-    made.DerivationDescription = f"Evidence for {label}, model sha256 {context.identity.model_digest}"
-    organization = context.uid(EVIDENCE_MAP, str(made.SOPInstanceUID), "dimensions")  # else drawn at random
-    for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+    context.complete(dataset, header)
+    dataset.DerivationDescription = f"Evidence for {label}, model sha256 {context.identity.model_digest}"
+    organization = context.uid(EVIDENCE_MAP, str(dataset.SOPInstanceUID), "dimensions")  # else drawn at random
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
-    return made
+    return dataset
 
 
 def _source(plane: Plane, header: Dataset) -> Dataset:

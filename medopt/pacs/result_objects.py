@@ -142,6 +142,6 @@ def encode_object(result_type: str, dataset: Dataset) -> OutgoingObject:
     )
 
 
-def object_header(made: OutgoingObject) -> Dataset:
+def object_header(outgoing: OutgoingObject) -> Dataset:
     """The header of an encoded object, for others that refer to it."""
-    return dcmread(io.BytesIO(made.content), stop_before_pixels=True)
+    return dcmread(io.BytesIO(outgoing.content), stop_before_pixels=True)

@@ -172,12 +172,12 @@ def _calibrated(pairs: Sequence[ScanPair], name: str, release: _Release) -> Cali
     )
 
 
-def _label(known: Mapping[str, int], info: ReleaseInfo) -> int | list[int]:
+def _label(truth: Mapping[str, int], info: ReleaseInfo) -> int | list[int]:
     if info.task == "multilabel":
-        return [known.get(name, UNKNOWN) for name in info.labels]
+        return [truth.get(name, UNKNOWN) for name in info.labels]
     if is_exclusive(info.task):
-        return next(place for place, name in enumerate(info.labels) if known.get(name))
-    return known[info.reported_labels[0]]
+        return next(place for place, name in enumerate(info.labels) if truth.get(name))
+    return truth[info.reported_labels[0]]
 
 
 def _doubts(

@@ -44,33 +44,33 @@ class LinearBaseline:
     features: Features
     validation_auc: float
 
-    def predictions(self, study: Study, splits: Splits, wanted: Sequence[Split]) -> Predictions:
+    def predictions(self, study: Study, splits: Splits, selection: Sequence[Split]) -> Predictions:
         """Its predictions of some splits, each image as it is."""
         parts = [
             predictions_of(study, self.name, split, splits[split], self.model.logits(_plain(self.features, split)))
-            for split in wanted
+            for split in selection
         ]
         return Predictions.joined(self.name, parts)
 
 
-def thumbnail_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) -> LinearBaseline:
+def thumbnail_baseline(study: Study, splits: Splits, selection: Sequence[Split]) -> LinearBaseline:
     """On the gray values of small images."""
     chosen = _chosen(study, splits)
-    features: Features = {split: thumbnail_features(chosen[split].files)[:, None] for split in wanted}
+    features: Features = {split: thumbnail_features(chosen[split].files)[:, None] for split in selection}
     return _fitted(study, chosen, features, "thumbnail", "thumbnails")
 
 
-def covariates_baseline(study: Study, splits: Splits, wanted: Sequence[Split]) -> LinearBaseline:
+def covariates_baseline(study: Study, splits: Splits, selection: Sequence[Split]) -> LinearBaseline:
     """On the covariates alone, without the image."""
     linear = fit_table(study, splits["train"].cases, splits["val"].cases)
-    features: Features = {split: _table(study, splits[split])[:, None] for split in wanted}
+    features: Features = {split: _table(study, splits[split])[:, None] for split in selection}
     logits, val = linear.logits(_plain(features, "val")), splits["val"]
     auc = validation_score(study, val)(logits, _targets(study, val))
     return LinearBaseline("covariates", "the covariates alone", linear, features, auc)
 
 
 def start_baseline(
-    study: Study, splits: Splits, wanted: Sequence[Split], reporter: Reporter, runs: Path
+    study: Study, splits: Splits, selection: Sequence[Split], reporter: Reporter, runs: Path
 ) -> tuple[LinearBaseline, nn.Module, StartRecord]:
     """On the features of the study's start; with the network whose last layer it is, and where the start comes from.
 
@@ -83,9 +83,9 @@ def start_baseline(
     network.load_state_dict(loaded.state)
     device = open_fabric(study.training).device
     chosen = _chosen(study, splits)
-    advance = reporter.progress(sum(len(chosen[split].files) for split in wanted), "features of the start")
+    advance = reporter.progress(sum(len(chosen[split].files) for split in selection), "features of the start")
     features: Features = {}
-    for split in wanted:
+    for split in selection:
         files = chosen[split].files
         mirrored = split == "train" and "left_right" in study.augment.flip and 2 * len(files) <= ROWS
         features[split] = pooled_features(network, files, device, mirrored=mirrored, advance=advance)

@@ -47,7 +47,7 @@ def summarize(
     *,
     override: Override | None = None,
     baselines: BaselinesResult | None = None,
-    kept: KeptWeights | None = None,
+    kept_weights: KeptWeights | None = None,
     terms: CovariateTerms | None = None,
     mlflow_run_id: str | None = None,
     data_notes: Sequence[str] = (),
@@ -95,7 +95,7 @@ def summarize(
         size_bytes=sizes,
         confidence=confidence,
         gate=GateRecord(**dict(judged.verdict), in_float=judged.in_float, override=None if is_passed else override),
-        kept=kept,
+        kept=kept_weights,
         prior_shift=judged.shift,
         number=number,
         margin=_of_both(judged.margins.get("float"), judged.margins.get("int8")),
@@ -141,7 +141,7 @@ def draw_figures(
     metric = study.metric_name
     if history:  # an ensemble is not trained
         kept = metrics.kept.epoch if metrics.kept else None
-        learning_curves(history, paths[0], metric=metric, kept=kept)
+        learning_curves(history, paths[0], metric=metric, kept_epoch=kept)
     models = [scored_as_judged(study, table, judged).where(table.split == "test") for table in tables]
     labels, confidence = study.data.labels, study.evaluation.confidence
     draws = study.evaluation.bootstrap

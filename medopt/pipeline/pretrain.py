@@ -27,7 +27,7 @@ from medopt.manifest.unlabelled import UnlabelledImages
 from medopt.models.resnet import network_note
 from medopt.models.starts.files import ARCHITECTURE
 from medopt.pipeline.mlflow_summary import model_name, run_name
-from medopt.pipeline.pretrain_images import Kept
+from medopt.pipeline.pretrain_images import ImageSelection
 from medopt.pipeline.run_folder import RunFolder, locked_folder, new_path
 from medopt.planning.decide import decide
 from medopt.planning.fingerprint import take_fingerprint
@@ -52,13 +52,13 @@ class FinishedPretraining:
     start: Path
     folder: Path
     mlflow_link: str
-    kept: Kept
+    selection: ImageSelection
     pretrained: Pretrained
     study: Study
 
 
 def plan_pretraining(
-    source: Path, images: UnlabelledImages, kept: Kept, like: Study | None, overrides: list[str] | None,
+    source: Path, images: UnlabelledImages, selection: ImageSelection, like: Study | None, overrides: list[str] | None,
     device: str, modality: str, reporter: Reporter,
 ) -> Study:  # fmt: skip
     """The settings of a pretraining: those of a study, or planned as `medopt plan` does; then the overrides.
@@ -76,7 +76,7 @@ def plan_pretraining(
         raw = {name: settings[name] for name in ("seed", "prepare", "augment")}
         raw["model"] = {key: settings["model"][key] for key in NETWORK}
     else:
-        same = [replace(case, label=(0,)) for case in kept.learn]
+        same = [replace(case, label=(0,)) for case in selection.learn]
         fingerprint = take_fingerprint(same, ["any"], "binary", images.root, reporter)
         for decision in decide(fingerprint, device, modality):
             section, _, key = decision.key.partition(".")
@@ -87,7 +87,7 @@ def plan_pretraining(
         "name": f"pretrain-{name}",
         "question": f"What do the images of {name} have in common? (Pretraining without labels.)",
         "data": {"manifest": source.name, "task": images.task, "labels": labels},
-        "training": _training(len(kept.learn), len(raw["prepare"]["size"])),
+        "training": _training(len(selection.learn), len(raw["prepare"]["size"])),
     }
     raw["model"] |= {"head": "last", "dropout": 0.0}
     study = parse_study(raw, overrides, str(source))
@@ -115,7 +115,7 @@ def _training(images: int, dims: int) -> dict[str, Any]:
 
 
 def run_pretraining(
-    study: Study, images: UnlabelledImages, kept: Kept, start: Path, runs: Path, reporter: Reporter,
+    study: Study, images: UnlabelledImages, selection: ImageSelection, start: Path, runs: Path, reporter: Reporter,
     probe_every: int = 5, fresh: bool = False,
 ) -> FinishedPretraining:  # fmt: skip
     """Pretrain, or go on with it, and write the start.
@@ -123,7 +123,7 @@ def run_pretraining(
     Raises TrainingError where the loss is not a number or the embeddings collapse, ConfigError where `start` is there
     already and another pretraining wrote it.
     """
-    cases = [*kept.learn, *kept.judge]
+    cases = [*selection.learn, *selection.judge]
     chain = PrepareChain(study.prepare)
     reporter.stage("prepare", "")
     files = PreparedCache(runs / "cache", chain).fill(cases, images.root, reporter)
@@ -131,8 +131,8 @@ def run_pretraining(
     key = digest(facts)
     _refuse_other(start, key)
     probe = NeighbourProbe.of(cases, files, images.labels, images.task, study.seed) if images.labels else None
-    with _opened(study, kept, runs, key, fresh, facts["images"]) as (folder, tracker):
-        reporter.stage("pretrain", f"{len(kept.learn)} images, {study.training.epochs} epochs")
+    with _opened(study, selection, runs, key, fresh, facts["images"]) as (folder, tracker):
+        reporter.stage("pretrain", f"{len(selection.learn)} images, {study.training.epochs} epochs")
 
         def on_epoch(history: Sequence[PretrainingRecord]) -> None:
             signals.raise_if_interrupted()
@@ -140,33 +140,42 @@ def run_pretraining(
                 reporter.message(trouble)
 
         job = Pretraining(
-            study, files[: len(kept.learn)], folder.path / "checkpoints", facts, probe, probe_every, on_epoch, reporter
+            study,
+            files[: len(selection.learn)],
+            folder.path / "checkpoints",
+            facts,
+            probe,
+            probe_every,
+            on_epoch,
+            reporter,
         )
         pretrained = pretrain(job)
-        write_start(start, study, pretrained, kept, chain, key)
-        tracker.log_figures({PRETRAINING: {"neighbours_before": pretrained.before, "images": len(kept.learn)}})
+        write_start(start, study, pretrained, selection, chain, key)
+        tracker.log_figures({PRETRAINING: {"neighbours_before": pretrained.before, "images": len(selection.learn)}})
         tracker.log_files({"start": start})
         folder.write_facts(outcome="pretrained")
         tracker.end("pretrained")
-        return FinishedPretraining(start, folder.path, tracker.link, kept, pretrained, study)
+        return FinishedPretraining(start, folder.path, tracker.link, selection, pretrained, study)
 
 
-def write_start(path: Path, study: Study, made: Pretrained, kept: Kept, chain: PrepareChain, key: str) -> None:
+def write_start(
+    path: Path, study: Study, pretrained: Pretrained, selection: ImageSelection, chain: PrepareChain, key: str
+) -> None:
     """Write the backbone as a start, with what it was made of: its settings, and which images it has seen."""
     network = study.model.architecture()
     facts = {
         PRETRAINING: key,
         "method": "VICReg",
         "medopt": __version__,
-        "images": len(kept.learn),
-        "epochs": len(made.history),
+        "images": len(selection.learn),
+        "epochs": len(pretrained.history),
         ARCHITECTURE: {name: network[name] for name in ("depth", "width")} | network_note(study),
         "prepare": study.prepare.model_dump(mode="json"),
         "chain": chain.fingerprint,
-        "neighbours": made.history[-1].neighbours,
-        SEEN: encode_seen(one for content in kept.content for one in content.digests),
+        "neighbours": pretrained.history[-1].neighbours,
+        SEEN: encode_seen(one for content in selection.content for one in content.digests),
     }
-    write_tensors(path, made.weights, facts)
+    write_tensors(path, pretrained.weights, facts)
 
 
 def _images_digest(cases: Sequence[Case], files: Sequence[Path], probe_every: int) -> str:
@@ -189,7 +198,7 @@ def _refuse_other(start: Path, key: str) -> None:
 
 @contextmanager
 def _opened(
-    study: Study, kept: Kept, runs: Path, key: str, fresh: bool, images: str
+    study: Study, selection: ImageSelection, runs: Path, key: str, fresh: bool, images: str
 ) -> Iterator[tuple[RunFolder, Tracker]]:
     """The folder of this pretraining, found again by its key, and its MLflow run, closed as failed where it fails."""
     above = runs / study.name
@@ -201,7 +210,7 @@ def _opened(
         try:
             folder.write_facts(mlflow_run_id=tracker.run_id, outcome="running", **{PRETRAINING: key})
             with local_disk():
-                tracker.log_start(study, images, _tags(study, folder), {"train": len(kept.learn)})
+                tracker.log_start(study, images, _tags(study, folder), {"train": len(selection.learn)})
                 yield folder, tracker
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)

@@ -18,7 +18,7 @@ MIN_IMAGES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ImageSelection:
     """What is learned from: `learn` with `content`, what only the probe sees, and what stays out."""
 
     learn: tuple[Case, ...]
@@ -38,7 +38,7 @@ class HeldOutImages:
     root: Path
 
 
-def choose_images(images: UnlabelledImages, tests: Sequence[HeldOutImages], reporter: Reporter) -> Kept:
+def choose_images(images: UnlabelledImages, tests: Sequence[HeldOutImages], reporter: Reporter) -> ImageSelection:
     """The images of a source that may be learned from: not those of its own test and validation splits, nor of `tests`.
 
     Raises DataError where an image of `tests` cannot be read, or where fewer than MIN_IMAGES are left.
@@ -53,17 +53,18 @@ def choose_images(images: UnlabelledImages, tests: Sequence[HeldOutImages], repo
     test_cases, test_content = _read_tests(tests, reporter)
     test_cases += images.of_split("test")  # their content was kept apart by the manifest; their patients go, too
     left = leave_out(cases, content, test_cases, test_content)
-    kept = Kept(
-        tuple(cases[row] for row in left.kept), tuple(content[row] for row in left.kept),
+    selection = ImageSelection(
+        tuple(cases[row] for row in left.remaining), tuple(content[row] for row in left.remaining),
         tuple(images.of_split("val")), left, len(own) - len(usable), len(images.of_split("test")),
     )  # fmt: skip
-    if len(kept.learn) < MIN_IMAGES:
+    if len(selection.learn) < MIN_IMAGES:
         raise DataError(
-            f"{len(kept.learn)} images are left to learn from, of {len(images.cases)} ({kept.unusable} cannot be used, "
-            f"{kept.of_test} are in the split test, {len(kept.judge)} in val, {len(cases) - len(left.kept)} are left "
-            f"out for other studies); {MIN_IMAGES} are the least, thousands are worth it."
+            f"{len(selection.learn)} images are left to learn from, of {len(images.cases)} ({selection.unusable} "
+            f"cannot be used, {selection.of_test} are in the split test, {len(selection.judge)} in val, "
+            f"{len(cases) - len(left.remaining)} are left out for other studies); {MIN_IMAGES} are the least, "
+            "thousands are worth it."
         )
-    return kept
+    return selection
 
 
 def _read_tests(tests: Sequence[HeldOutImages], reporter: Reporter) -> tuple[list[Case], list[ImageContent]]:

@@ -137,30 +137,34 @@ def evaluate_table(
     )
 
 
-def scored_of(table: OpenTable, one: Predictions, patients: bool = False) -> tuple[CalibratedPredictions, list[str]]:
+def scored_of(
+    table: OpenTable, predictions: Predictions, patients: bool = False
+) -> tuple[CalibratedPredictions, list[str]]:
     """A model's rows with calibration and operating point, and what is to be said of where these come from."""
     if patients:
-        one = by_patient(one, table.task, table.settings.aggregate)
-    validation = one.of_split("val")
+        predictions = by_patient(predictions, table.task, table.settings.aggregate)
+    validation = predictions.of_split("val")
     if len(validation):
         fitted = fit_on(validation, table.settings, table.task, shift=table.shift)
         scale, coverage = table.scale, table.settings.confidence
         margin = None if scale is None else margin_of(validation, scale, coverage)
-        return replace(fitted, predictions=one, scale=scale, margin=margin), []
+        return replace(fitted, predictions=predictions, scale=scale, margin=margin), []
     beside = table.path.parent / METRICS_FILE
-    kind = next((kind for kind in KINDS if kind == one.model), None)
+    kind = next((kind for kind in KINDS if kind == predictions.model), None)
     if kind and beside.is_file():
         metrics = RunMetrics.read(beside)
         calibration, point = metrics.calibration[kind].calibration, metrics.operating_point[kind]
         note = f"no validation rows: calibration and operating point are those of {METRICS_FILE}"
         margin = metrics.margin[kind] if metrics.margin else None
-        return CalibratedPredictions(one, table.task, calibration, point, table.scale, margin), [note]
+        return CalibratedPredictions(predictions, table.task, calibration, point, table.scale, margin), [note]
     if table.task == "ordinal":
-        return CalibratedPredictions(one, table.task, operating_point=OperatingPoint(None, MEDIAN)), [NO_VALIDATION]
+        return CalibratedPredictions(predictions, table.task, operating_point=OperatingPoint(None, MEDIAN)), [
+            NO_VALIDATION
+        ]
     half = None if is_exclusive(table.task) else 0.5
-    threshold = (0.5,) * one.logits.shape[1] if table.task == "multilabel" else half
+    threshold = (0.5,) * predictions.logits.shape[1] if table.task == "multilabel" else half
     point = OperatingPoint(threshold, "fixed")
-    return CalibratedPredictions(one, table.task, operating_point=point, scale=table.scale), [NO_VALIDATION]
+    return CalibratedPredictions(predictions, table.task, operating_point=point, scale=table.scale), [NO_VALIDATION]
 
 
 def _decided(scored: CalibratedPredictions) -> str:

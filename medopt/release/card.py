@@ -26,7 +26,7 @@ from medopt.metrics.grade_figures import GradeFigures
 from medopt.metrics.number_figures import NumberFigures
 from medopt.metrics.numbers import Margin
 from medopt.release.layout import ReleaseInfo
-from medopt.release.reporting_guidelines import COVERED, LEFT
+from medopt.release.reporting_guidelines import AUTHOR_ITEMS, COVERED
 
 MISSING = "to be filled in by whoever puts this release into service (`intended_use` in the study file)"
 FIGURES = ("auc", "average_precision", "accuracy", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")
@@ -156,7 +156,7 @@ def card_of(info: ReleaseInfo) -> ModelCard:
         provenance=CardOrigin(**origin.model_dump(exclude={"data_notes"})),
         guidelines=Guidelines(
             covered=tuple(Covered(item=item, what=what, where=where) for item, what, where in COVERED),
-            left_to_the_authors=tuple(LEFT),
+            left_to_the_authors=tuple(AUTHOR_ITEMS),
         ),
     )
 

@@ -25,16 +25,16 @@ from medopt.manifest.label_words import MISSING, label_key
 Cells = Mapping[str, str]
 
 
-def given_cells(covariates: Sequence[Covariate], given: Mapping[str, object] | None) -> dict[str, str]:
+def given_cells(covariates: Sequence[Covariate], values: Mapping[str, object] | None) -> dict[str, str]:
     """What a request gives, as the cells of a table; None is an empty one.
 
     Raises DataError where it gives what the release does not take.
     """
     names = [one.column for one in covariates]
-    if any(name not in names for name in given or ()):
+    if any(name not in names for name in values or ()):
         takes = f"its covariates are {', '.join(names)}" if names else "it has none"
         raise DataError(f"A covariate was given that this release does not take: {takes}.")
-    return {name: "" if value is None else str(value).strip() for name, value in (given or {}).items()}
+    return {name: "" if value is None else str(value).strip() for name, value in (values or {}).items()}
 
 
 def with_headers(covariates: Sequence[Covariate], cells: Cells, headers: Iterable[Dataset]) -> dict[str, str]:

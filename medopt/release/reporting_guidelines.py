@@ -24,7 +24,7 @@ COVERED: Sequence[tuple[str, str, str]] = (
     ("CLAIM explainability", "saliency maps, and whether they depend on the model", "Explanation"),
     ("CLAIM failure analysis", "the most confident errors", "Explanation"),
 )
-LEFT: Sequence[str] = (
+AUTHOR_ITEMS: Sequence[str] = (
     "title, abstract, background and objectives (TRIPOD+AI 1 to 4)",
     "where the data come from, dates, who was eligible, how and by whom labels were made (5, 6, 8, 9)",
     "ethics, funding, conflicts of interest, protocol, registration, sharing of data (17, 18)",

@@ -122,18 +122,19 @@ def check_signature(folder: Path, trust: Path, now: datetime | None = None) -> s
 
 
 def _signer(
-    found: Signature, keys: dict[str, Public], authorities: Sequence[x509.Certificate], now: datetime, folder: Path
+    signature: Signature, keys: dict[str, Public], authorities: Sequence[x509.Certificate], now: datetime, folder: Path
 ) -> tuple[Public, str]:
     """The key that signed, and by what it is trusted."""
-    if found.key in keys:
-        return keys[found.key], f"the trusted key {found.key[:16]}"
+    if signature.key in keys:
+        return keys[signature.key], f"the trusted key {signature.key[:16]}"
     try:
-        chain = [x509.load_pem_x509_certificate(text.encode()) for text in found.certificates]
+        chain = [x509.load_pem_x509_certificate(text.encode()) for text in signature.certificates]
     except ValueError:
         raise ReleaseError(f"{folder / SIGNATURE} holds a certificate that cannot be read.") from None
-    if not chain or _digest(chain[0].public_key()) != found.key:
+    if not chain or _digest(chain[0].public_key()) != signature.key:
         raise ReleaseError(
-            f"The release {folder} is signed by the key {found.key[:16]}, which is not trusted: it is not in {TRUST}."
+            f"The release {folder} is signed by the key {signature.key[:16]}, which is not trusted: it is not in "
+            f"{TRUST}."
         )
     for place, one in enumerate(chain[:MAX_CHAIN]):
         if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:

@@ -14,7 +14,7 @@ from pathlib import Path
 from medopt.core.format import count_text, format_difference, format_estimate, format_share
 from medopt.core.records import SPLITS
 from medopt.evaluation.verdict_lines import verdict_lines
-from medopt.release.reporting_guidelines import COVERED, LEFT
+from medopt.release.reporting_guidelines import AUTHOR_ITEMS, COVERED
 from medopt.report.html import write_page
 from medopt.report.key_questions import key_answers
 from medopt.report.run_records import RunRecords, read_run
@@ -70,7 +70,7 @@ def write_dossier(folder: Path, out: Path) -> list[DossierSection]:
         sections=sections,
         verdicts=verdict_lines(run.metrics, run.metrics.gate),
         covered=COVERED,
-        left=LEFT,
+        author_items=AUTHOR_ITEMS,
     )
     return sections
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from medopt.evaluation.verdict_lines import verdict_lines
-from medopt.release.reporting_guidelines import COVERED, LEFT
+from medopt.release.reporting_guidelines import AUTHOR_ITEMS, COVERED
 from medopt.report import tables
 from medopt.report.glossary import GLOSSARY
 from medopt.report.html import chart, picture, write_page
@@ -99,7 +99,7 @@ def write_report(folder: Path) -> Path:
         settings=tables.settings(run.study),
         covered=_covered(run, sections),
         glossary=GLOSSARY,
-        left=LEFT,
+        author_items=AUTHOR_ITEMS,
     )
     return target
 

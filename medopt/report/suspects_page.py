@@ -26,7 +26,7 @@ class _Shown:
 
 def write_suspects(
     path: Path,
-    found: Suspects,
+    suspects: Suspects,
     question: str,
     picture_of: Callable[[Suspect], FloatArray | None],
     count: int,
@@ -35,9 +35,9 @@ def write_suspects(
 
     Raises StorageError where it cannot be written.
     """
-    shown = [_Shown(one, thumbnail_source(picture_of(one))) for one in found.suspects[:count]]
-    more = len(found.suspects) - len(shown)
-    write_page(path, "suspects.html", found=found, question=question, answers=ANSWERS, shown=shown, more=more)
+    shown = [_Shown(one, thumbnail_source(picture_of(one))) for one in suspects.suspects[:count]]
+    more = len(suspects.suspects) - len(shown)
+    write_page(path, "suspects.html", result=suspects, question=question, answers=ANSWERS, shown=shown, more=more)
 
 
 def thumbnail_source(image: FloatArray | None) -> str:

@@ -12,7 +12,7 @@ from medopt.evaluation.covariate_effects import NOTE, effect_name, effects_of
 from medopt.evaluation.model_verdict import COVARIATES
 from medopt.evaluation.subgroup_results import SubgroupFigures
 from medopt.metrics.conformal import class_names
-from medopt.metrics.figures import SHOWN
+from medopt.metrics.figures import REPORTED
 from medopt.report.format import plain
 from medopt.report.run_records import RunRecords
 
@@ -33,11 +33,11 @@ def performance(run: RunRecords) -> ReportTable:
     test, validation = run.metrics.test, run.metrics.validation
     rows = [
         [_called(name), *(format_estimate(test[kind][name]) for kind in KINDS), format_estimate(validation.int8[name])]
-        for name in SHOWN
+        for name in REPORTED
     ]
     # A note of many figures is given once, with the names of those figures.
     named: dict[str, list[str]] = {}
-    for name in SHOWN:
+    for name in REPORTED:
         if note := test.int8[name].note:
             named.setdefault(note, []).append(_called(name))
     notes = [f"{', '.join(names)}: {note}." for note, names in named.items()]
@@ -155,7 +155,7 @@ def patients(run: RunRecords) -> ReportTable | None:
     figures = [result for result in results if result is not None]
     if len(figures) < len(KINDS):
         return None
-    rows = [[_called(name), *(format_estimate(one[name]) for one in figures)] for name in SHOWN]
+    rows = [[_called(name), *(format_estimate(one[name]) for one in figures)] for name in REPORTED]
     aggregate = run.metrics.patients.int8.aggregate
     note = f"A patient's answer is the {aggregate}; decided anew on validation's patients."
     return ReportTable("By patient", ["figure", "float, test", "int8, test"], rows, [note])

@@ -191,7 +191,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def _truth(path: Path, info: ReleaseInfo, known: set[str]) -> dict[str, dict[str, int]]:
+def _truth(path: Path, info: ReleaseInfo, paths: set[str]) -> dict[str, dict[str, int]]:
     """The labels that are known, by path and finding. Raises DataError naming the rows that cannot be used."""
     try:
         rows = _rows(path)
@@ -200,21 +200,21 @@ def _truth(path: Path, info: ReleaseInfo, known: set[str]) -> dict[str, dict[str
     columns = label_columns(info)
     if rows and (missing := [name for name in ("path", *columns) if name not in rows[0]]):
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(rows[0])}.")
-    found: dict[str, dict[str, int]] = {}
+    truth: dict[str, dict[str, int]] = {}
     wrong, strange = [], 0
     for number, row in enumerate(rows, start=2):
-        if row["path"] not in known:
+        if row["path"] not in paths:
             strange += 1
             continue
         try:
-            found[row["path"]] = findings_of(row, info)
+            truth[row["path"]] = findings_of(row, info)
         except KeyError:
             wrong.append(f"row {number}")
     if wrong:
         raise DataError(f"{path}: the label of {listed(wrong)} is not {label_words(info)}.")
     if rows and strange == len(rows):
         raise DataError(f"{path}: no path in it is one of the answers. Write paths as the table of answers does.")
-    return found
+    return truth
 
 
 def label_columns(info: ReleaseInfo) -> list[str]:

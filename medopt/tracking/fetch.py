@@ -44,11 +44,11 @@ def fetch_release(uri: str, store: str, folder: Path) -> Fetched:
     place = folder / (uri.removeprefix(PREFIX).replace("/", "@"))
     try:
         version, digest = _resolved(store, name, alias, number)
-        kept = folder / digest[:16]
-        if not kept.exists():
-            _download(store, name, version, digest, kept)
-        _check(kept, digest)
-        _turn(place, kept)
+        release = folder / digest[:16]
+        if not release.exists():
+            _download(store, name, version, digest, release)
+        _check(release, digest)
+        _turn(place, release)
         return Fetched(place, version)
     except _Unreachable as error:
         if not place.exists():
@@ -114,13 +114,13 @@ def _resolved(store: str, name: str, alias: str | None, version: str | None) -> 
     return str(found.version), digest
 
 
-def _download(store: str, name: str, version: str, digest: str, kept: Path) -> None:
+def _download(store: str, name: str, version: str, digest: str, folder: Path) -> None:
     """Fetch to a neighbouring name, check, and rename; what was fetched in part is taken away."""
     import mlflow
 
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".part-") as part:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
         try:
             with redirect_stderr(StringIO()):
                 # `models:/` itself would be looked up in the store that this process uses, whatever is given here
@@ -134,10 +134,10 @@ def _download(store: str, name: str, version: str, digest: str, kept: Path) -> N
         _check(sums[0].parent, digest)
         for file in [*sums[0].parent.rglob("*"), sums[0].parent]:
             sync(file)
-        if kept.exists():  # another process was faster
+        if folder.exists():  # another process was faster
             return
-        shutil.move(sums[0].parent, kept)
-        sync(kept.parent)
+        shutil.move(sums[0].parent, folder)
+        sync(folder.parent)
 
 
 def _check(release: Path, digest: str) -> None:
@@ -146,10 +146,10 @@ def _check(release: Path, digest: str) -> None:
     check_sums(release)
 
 
-def _turn(place: Path, kept: Path) -> None:
+def _turn(place: Path, release: Path) -> None:
     """Let the link point to a release, in one step."""
     fresh = place.with_name(f".{place.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(kept.name)
+    fresh.symlink_to(release.name)
     fresh.replace(place)
     sync(place.parent)

@@ -40,7 +40,7 @@ class Migration:
     target: MlflowClient
     runs: dict[str, str] = field(default_factory=dict)  # origin's id: copy's id
     models: dict[str, str] = field(default_factory=dict)  # the same of logged models
-    found: Counter[str] = field(default_factory=Counter)
+    totals: Counter[str] = field(default_factory=Counter)
     copied: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -53,7 +53,7 @@ class Migration:
         """A row a kind: how many there are, how many were copied now, how many were there."""
         return [
             {"what": kind, "found": count, "copied": self.copied[kind], "there before": count - self.copied[kind]}
-            for kind, count in self.found.items()
+            for kind, count in self.totals.items()
         ]
 
 
@@ -91,20 +91,20 @@ def _alone(folder: Path) -> Iterator[None]:
 def _copy(migration: Migration, reporter: Reporter) -> None:
     """Experiments and their runs, parents first; then the registry."""
     mark_crashed(migration.source)
-    found: list[tuple[Run, list[Path], list[str]]] = []
+    entries: list[tuple[Run, list[Path], list[str]]] = []
     experiments: dict[str, Experiment] = {}
     for experiment in migration.source.search_experiments():
         every = list(every_run(migration.source, [experiment.experiment_id]))
         if every:
             experiments[experiment.experiment_id] = experiment
-        found += [(run, local_files(run.info.artifact_uri), sorted(run.data.metrics)) for run in every]
-    migration.found.update(experiments=len(experiments), runs=len(found))
-    steps = sum(len(files) + len(keys) + 1 for _, files, keys in found)
+        entries += [(run, local_files(run.info.artifact_uri), sorted(run.data.metrics)) for run in every]
+    migration.totals.update(experiments=len(experiments), runs=len(entries))
+    steps = sum(len(files) + len(keys) + 1 for _, files, keys in entries)
     advance = reporter.progress(steps, "moving")
     places = {key: _experiment(migration, one) for key, one in experiments.items()}
     copies = {run.data.tags.get(MIGRATED_FROM): run for run in every_run(migration.target, list(places.values()))}
-    for run in _parents_first([run for run, _, _ in found]):
-        files, keys = next((files, keys) for other, files, keys in found if other is run)
+    for run in _parents_first([run for run, _, _ in entries]):
+        files, keys = next((files, keys) for other, files, keys in entries if other is run)
         if run.info.status in ("RUNNING", "SCHEDULED"):
             migration.notes.append(f"{run.info.run_name} is running; the same command moves it when it has ended")
             advance(len(files) + len(keys) + 1)
@@ -203,10 +203,10 @@ def _metrics(
         advance(1)
 
 
-def _refuse(found: Sequence[str], run: Run) -> None:
-    if found:
+def _refuse(faults: Sequence[str], run: Run) -> None:
+    if faults:
         raise ConfigError(
-            f"{run.info.run_name} is not on the server as it is here: {listed(list(found))}. Give the same command "
+            f"{run.info.run_name} is not on the server as it is here: {listed(list(faults))}. Give the same command "
             "again; the runs here are untouched."
         )
 
@@ -221,7 +221,7 @@ def differences(
     root: Path,
 ) -> list[str]:
     """What a copy lacks of its origin, in words, as the server's API tells it; empty where it is the same."""
-    found = _unlike(run, target.get_run(here), mapped)
+    faults = _unlike(run, target.get_run(here), mapped)
     last = {metric.key: metric.step for metric in run.data._metric_objs}
     histories = [key for key, step in last.items() if step]  # the only point of the others was compared
 
@@ -229,31 +229,31 @@ def differences(
         return _points(source, run.info.run_id, key) == _points(target, here, key)
 
     with ThreadPoolExecutor(4) as pool:  # what takes time is to wait for each answer
-        found += [f"history of {key}" for key, is_same in zip(histories, pool.map(same, histories), strict=True)
+        faults += [f"history of {key}" for key, is_same in zip(histories, pool.map(same, histories), strict=True)
                   if not is_same]  # fmt: skip
     there = listed_files(target, here) if files else {}
     sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
-    return found + [f"file {name}" for name, size in sizes.items() if there.get(name) != size]
+    return faults + [f"file {name}" for name, size in sizes.items() if there.get(name) != size]
 
 
-def _unlike(one: Run, two: Run, mapped: Mapping[str, str]) -> list[str]:
+def _unlike(origin: Run, copy: Run, mapped: Mapping[str, str]) -> list[str]:
     """What the records of both runs say differently."""
-    found = [
+    faults = [
         name
         for name in ("run_name", "status", "start_time", "end_time")
-        if getattr(one.info, name) != getattr(two.info, name)
+        if getattr(origin.info, name) != getattr(copy.info, name)
     ]
-    if one.data.params != two.data.params:
-        found.append("parameters")
-    tags = one.data.tags | {PARENT: mapped.get(one.data.tags.get(PARENT, ""), "")}
-    found += [f"tag {key}" for key, value in tags.items() if two.data.tags.get(key, "") != value]
-    before, after = _last(one), _last(two)
-    found += [f"metric {key}" for key in before if before[key] != after.get(key)]
-    if _datasets(one) - _datasets(two):
-        found.append("datasets")
-    if len(_outputs(one)) != len(_outputs(two)):
-        found.append("models")
-    return found
+    if origin.data.params != copy.data.params:
+        faults.append("parameters")
+    tags = origin.data.tags | {PARENT: mapped.get(origin.data.tags.get(PARENT, ""), "")}
+    faults += [f"tag {key}" for key, value in tags.items() if copy.data.tags.get(key, "") != value]
+    before, after = _last(origin), _last(copy)
+    faults += [f"metric {key}" for key in before if before[key] != after.get(key)]
+    if _datasets(origin) - _datasets(copy):
+        faults.append("datasets")
+    if len(_outputs(origin)) != len(_outputs(copy)):
+        faults.append("models")
+    return faults
 
 
 def _last(run: Run) -> dict[str, tuple[int, int, str]]:

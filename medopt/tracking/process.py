@@ -37,9 +37,9 @@ def mark_crashed(client: MlflowClient) -> list[str]:
     return found
 
 
-def is_dead(told: str) -> bool:
+def is_dead(tag: str) -> bool:
     """Whether the process of this tag is known to be gone."""
-    host, boot, space, number, start = [*told.split(" "), *[""] * 5][:5]
+    host, boot, space, number, start = [*tag.split(" "), *[""] * 5][:5]
     here = _place()
     if host != here[0] or not number.isdigit():
         return False

@@ -71,30 +71,30 @@ class ReleaseModel(PythonModel):
         return chosen
 
 
-def _row(predictor: Release, asked: Mapping[Any, Any]) -> dict[str, Any]:
+def _row(predictor: Release, row: Mapping[Any, Any]) -> dict[str, Any]:
     labels = predictor.info.labels
     columns = [*(f"probability_{label}" for label in labels), *(NUMBERS if predictor.info.number else ())]
-    found: dict[str, Any] = {"decision": ""} | dict.fromkeys(columns)
+    cells: dict[str, Any] = {"decision": ""} | dict.fromkeys(columns)
     missing = {MISSING: ""} if predictor.info.covariates else {}
     try:
-        answer = _answer(predictor, asked)
+        answer = _answer(predictor, row)
     except DataError as error:
-        return found | {"declined": "", "refused": str(error), "why": str(error)} | missing
+        return cells | {"declined": "", "refused": str(error), "why": str(error)} | missing
     if not answer.declined:
-        found = {"decision": answer.decision}
-        found |= {f"probability_{label}": answer.probabilities[label] for label in labels}
+        cells = {"decision": answer.decision}
+        cells |= {f"probability_{label}": answer.probabilities[label] for label in labels}
         if number := answer.number:
-            found |= dict(zip(NUMBERS, (number.value, number.low, number.high), strict=True))
+            cells |= dict(zip(NUMBERS, (number.value, number.low, number.high), strict=True))
     why = answer.declined or ""
     missing = {MISSING: ";".join(answer.missing)} if predictor.info.covariates else {}
-    return found | {"declined": why, "refused": "", "why": why} | missing
+    return cells | {"declined": why, "refused": "", "why": why} | missing
 
 
-def _answer(predictor: Release, asked: Mapping[Any, Any]) -> Answer:
+def _answer(predictor: Release, row: Mapping[Any, Any]) -> Answer:
     names = predictor.info.prepare.channel_names
-    given = {one.column: asked.get(one.column) for one in predictor.info.covariates}
-    data = tuple(_bytes(asked.get(column)) for column in input_columns(SCAN, names))
-    paths = tuple(_text(asked.get(column)) for column in input_columns(PATH, names))
+    given = {one.column: row.get(one.column) for one in predictor.info.covariates}
+    data = tuple(_bytes(row.get(column)) for column in input_columns(SCAN, names))
+    paths = tuple(_text(row.get(column)) for column in input_columns(PATH, names))
     if any(data):
         case = prepare_bytes(predictor, data if names else data[0], ServerLimits(), given)
         return predictor.predict_batch(case.image[None], [case.acquisition], [case.cells])[0]

@@ -43,10 +43,10 @@ class Traces(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line; never waits."""
-        told = json.loads(record.getMessage())
-        if told.get("event") == "request" and told.get("model"):
+        line = json.loads(record.getMessage())
+        if line.get("event") == "request" and line.get("model"):
             try:
-                self._waiting.put_nowait((time.time_ns(), told))
+                self._waiting.put_nowait((time.time_ns(), line))
             except queue.Full:
                 self.left_out += 1
 
@@ -64,20 +64,20 @@ class Traces(logging.Handler):
             except Exception:  # each kind of store has its own
                 self.left_out += 1
 
-    def _write(self, ended: int, told: Mapping[str, Any]) -> None:
-        experiment, model = self._place(told["model"], told["version"])
-        outcome = {key: told[key] for key in _OUTCOME if key in told}
-        facts = {key: value for key, value in told.items() if key not in outcome}
+    def _write(self, ended: int, request: Mapping[str, Any]) -> None:
+        experiment, model = self._place(request["model"], request["version"])
+        outcome = {key: request[key] for key in _OUTCOME if key in request}
+        facts = {key: value for key, value in request.items() if key not in outcome}
         span = mlflow.start_span_no_context(
             "predict",
-            inputs={"images": told["images"]},
+            inputs={"images": request["images"]},
             attributes={key: str(value) for key, value in facts.items()},
             metadata={"mlflow.modelId": model} if model else None,
-            tags={"code": told["code"], "release": told["version"]},
+            tags={"code": request["code"], "release": request["version"]},
             experiment_id=experiment,
-            start_time_ns=ended - int(told["ms"] * 1e6),
+            start_time_ns=ended - int(request["ms"] * 1e6),
         )
-        span.end(outputs=outcome, status="OK" if told["code"] == "200" else "ERROR", end_time_ns=ended)
+        span.end(outputs=outcome, status="OK" if request["code"] == "200" else "ERROR", end_time_ns=ended)
 
     def _place(self, name: str, version: str) -> tuple[str, str]:
         """The experiment, and the logged model of the registered version whose release it is, where there is one."""

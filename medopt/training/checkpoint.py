@@ -24,7 +24,7 @@ from medopt.core.files import atomic
 from medopt.core.records import EpochRecord
 from medopt.training.step import TrainingState, spread, whole
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ def save_epoch(folder: Path, state: TrainingState, facts: Mapping[str, Any], *, 
     if state.scaler is not None:
         kept["scaler"] = state.scaler.state_dict()
     write_tensors(folder / f"epoch-{len(state.history):04d}.safetensors", tensors, kept)
-    for old in sorted(folder.glob("epoch-*.safetensors"))[:-KEPT]:
+    for old in sorted(folder.glob("epoch-*.safetensors"))[:-MAX_CHECKPOINTS]:
         old.unlink()
 
 

@@ -54,8 +54,8 @@ class LinearFit:
             sizes = np.sqrt(values[kept])
             self.basis = (vectors[:, kept] / sizes).T @ standard
             standard = vectors[:, kept] * sizes
-        self.known = ~np.isnan(targets)
-        self.rows, self.targets, self.task = standard, np.where(self.known, targets, 0), task
+        self.labelled = ~np.isnan(targets)
+        self.rows, self.targets, self.task = standard, np.where(self.labelled, targets, 0), task
         self.weights = np.ones(len(targets)) if weights is None else weights
 
     def model(self, strength: float) -> LinearModel:
@@ -83,11 +83,11 @@ class LinearFit:
             losses = -((shifted - total) * self.targets).sum(1)
             likely = np.exp(shifted - total)
         elif self.task == "regression":
-            losses, likely = (((logits - self.targets) * self.known) ** 2).sum(1) / 2, logits
+            losses, likely = (((logits - self.targets) * self.labelled) ** 2).sum(1) / 2, logits
         else:
-            losses = ((np.logaddexp(0, logits) - self.targets * logits) * self.known).sum(1)
+            losses = ((np.logaddexp(0, logits) - self.targets * logits) * self.labelled).sum(1)
             likely = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
-        slope = self.weights[:, None] * (likely - self.targets) * self.known
+        slope = self.weights[:, None] * (likely - self.targets) * self.labelled
         gradient = np.concatenate([self.rows.T @ slope + weight / strength, slope.sum(0, keepdims=True)])
         return float(self.weights @ losses + (weight**2).sum() / (2 * strength)), gradient.ravel()
 

@@ -143,7 +143,7 @@ def faster_way(speeds: dict[Way, float]) -> tuple[Way, str]:
     return "cpu", f"augmenting on the CPU: {cpu / device:.1f}x ({cpu:.0f} images/s, on the GPU {device:.0f})"
 
 
-def compiling_pays(plain: float, compiled: float, first: float, left: float) -> tuple[bool, str]:
+def compiling_pays(plain: float, compiled: float, first: float, remaining: float) -> tuple[bool, str]:
     """Whether to compile, and why: by images a second of both (0: not tried), the seconds until the first compiled step
     was done, and the seconds that the training takes without.
 
@@ -152,16 +152,16 @@ def compiling_pays(plain: float, compiled: float, first: float, left: float) -> 
     >>> compiling_pays(1000.0, 1010.0, 60.0, 7200.0)
     (False, 'not compiling: steps are 1.01x as fast')
     """
-    if left < LONG:
-        return False, f"not compiling: the whole training takes {duration_text(left)}"
+    if remaining < LONG:
+        return False, f"not compiling: the whole training takes {duration_text(remaining)}"
     if compiled < FASTER * plain:
         return False, f"not compiling: steps are {compiled / plain:.2f}x as fast"
-    saved = left * (1 - plain / compiled)
+    saved = remaining * (1 - plain / compiled)
     times = f"steps are {compiled / plain:.2f}x as fast"
     if saved <= first:
         return False, f"not compiling: {times}, which saves {duration_text(saved)}; it takes {duration_text(first)}"
     return True, (
-        f"compiling: {times}, which saves {duration_text(saved)} of {duration_text(left)}; it takes "
+        f"compiling: {times}, which saves {duration_text(saved)} of {duration_text(remaining)}; it takes "
         f"{duration_text(first)}"
     )
 

@@ -19,7 +19,7 @@ from medopt.core.errors import TrainingError
 from medopt.core.records import PretrainingRecord
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.data.loaders import Finished, batch_loader
-from medopt.training.checkpoint import KEPT, read_tensors, write_tensors
+from medopt.training.checkpoint import MAX_CHECKPOINTS, read_tensors, write_tensors
 from medopt.training.hardware import open_fabric
 from medopt.training.neighbour_probe import NeighbourProbe
 from medopt.training.norm_statistics import EarlyStatistics
@@ -189,7 +189,7 @@ def _save(
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entry.items()}
     facts = {**job.facts, "history": [asdict(record) for record in history]}
     write_tensors(job.folder / f"epoch-{len(history):04d}.safetensors", tensors, facts)
-    for old in sorted(job.folder.glob("epoch-*.safetensors"))[:-KEPT]:
+    for old in sorted(job.folder.glob("epoch-*.safetensors"))[:-MAX_CHECKPOINTS]:
         old.unlink()
 
 

@@ -50,7 +50,7 @@ def test_every_image_of_a_case_is_looked_at(tmp_path: Path) -> None:
     assert seen & read_content([cases[4]], tmp_path)[0].digests
     own = [cases[2], cases[5]]
     left = leave_out(own, read_content(own, tmp_path), [pair], read_content([pair], tmp_path))
-    assert [own[row].image for row in left.kept] == ["005.png"]
+    assert [own[row].image for row in left.remaining] == ["005.png"]
     Image.fromarray(noisy(picture(2))).save(tmp_path / "near.png")
     own = [Case("n", "n", "near.png", (), "train")]
     assert leave_out(own, read_content(own, tmp_path), [pair], read_content([pair], tmp_path)).near_copies == 1
@@ -115,6 +115,6 @@ def test_copies_near_copies_and_their_patients_are_left_out(tmp_path: Path) -> N
     patients = ["a", "b", "c", "a", "d", test[1].patient_id]
     cases = [Case(name, patient, name, (), "train") for name, patient in zip(pictures, patients, strict=True)]
     left = leave_out(cases, read_content(cases, own), test, read_content(test, tmp_path / "study"))
-    assert [cases[row].image for row in left.kept] == ["other.png"]
+    assert [cases[row].image for row in left.remaining] == ["other.png"]
     assert (left.copies, left.near_copies, left.of_their_patients) == (1, 2, 2)
-    assert leave_out(cases, read_content(cases, own), [], []).kept == tuple(range(6))
+    assert leave_out(cases, read_content(cases, own), [], []).remaining == tuple(range(6))

@@ -51,13 +51,13 @@ def planted(finished: Finished, tmp_path: Path) -> tuple[Path, set[str]]:
 
 def test_planted_wrong_labels_rank_on_top(planted: tuple[Path, set[str]], finished: Finished) -> None:
     folder, chosen = planted
-    found = find_suspects([folder]).found
+    found = find_suspects([folder]).suspects
     assert {one.case_id for one in found.suspects[:3]} == chosen
     assert [one.rank for one in found.suspects] == list(range(1, len(found.suspects) + 1))
     assert all(OTHER[one.given] == one.suggested and one.split in ("val", "test") for one in found.suspects)
     judged = {row["case_id"] for row in rows_of(folder / "predictions.csv")}
     assert found.judged == len(judged) and found.images == len(rows_of(folder / "manifest.csv"))
-    assert "were trained on by every run: medopt run --folds judges them" in found.said
+    assert "were trained on by every run: medopt run --folds judges them" in found.summary
     with pytest.raises(DataError, match="other labels"):
         find_suspects([folder, finished.folder])
 

@@ -76,15 +76,15 @@ def test_what_is_missing_is_fetched_once(start_node: Callable[..., HttpNode], or
     node = start_node(way)
     reconciler = reconciler_of(node.settings)
     assert reconcile(node, reconciler, fetch=False) == Reconciliation(
-        studies=2, known=0, missing=4, put_off=0, fetched=0
+        studies=2, present=0, missing=4, put_off=0, fetched=0
     )
     assert send(node.settings.port, [orthanc.scans[0]]) == [0]  # one of the first study's three was routed
     outcomes = [reconcile(node, reconciler)]
-    assert (outcomes[0].studies, outcomes[0].known, outcomes[0].missing, outcomes[0].put_off) == (2, 1, 3, 0)
+    assert (outcomes[0].studies, outcomes[0].present, outcomes[0].missing, outcomes[0].put_off) == (2, 1, 3, 0)
     while outcomes[-1].reason and len(outcomes) < 3:  # on a busy machine Orthanc may give up a C-MOVE half way
         outcomes.append(reconcile(node, reconciler))
     assert sum(outcome.fetched for outcome in outcomes) == 3
-    assert reconcile(node, reconciler) == Reconciliation(studies=2, known=4, missing=0, put_off=0, fetched=0)
+    assert reconcile(node, reconciler) == Reconciliation(studies=2, present=4, missing=0, put_off=0, fetched=0)
     assert node.audit.counts()["received", ""] == 4
     sent = {dcmread(scan).SOPInstanceUID: dcmread(scan) for scan in orthanc.scans[:4]}
     for study in {image.StudyInstanceUID for image in sent.values()}:

@@ -209,10 +209,10 @@ def _with_splits(listing: ScanListing) -> ScanListing:
     )
 
 
-def _with_classes(listing: ScanListing, found: ClassFolders) -> ScanListing:
+def _with_classes(listing: ScanListing, folders: ClassFolders) -> ScanListing:
     scans, left_out = [], list(listing.left_out)
-    people = found.above if listing.patients_unknown and found.above else ("",) * len(found.pairs)
-    for scan, pair, person in zip(listing.scans, found.pairs, people, strict=True):
+    people = folders.above if listing.patients_unknown and folders.above else ("",) * len(folders.pairs)
+    for scan, pair, person in zip(listing.scans, folders.pairs, people, strict=True):
         if pair:
             scans.append(replace(scan, labels=(pair[0],), split=pair[1], patient=scan.patient or person))
         else:

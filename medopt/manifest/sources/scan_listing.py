@@ -212,15 +212,15 @@ def shared_depth(parts: Sequence[tuple[str, ...]]) -> int:
 
 
 def count_by_reason(
-    left_out: Iterable[tuple[str, str]], max_paths: int = 3, known: Iterable[str] = ()
+    left_out: Iterable[tuple[str, str]], max_paths: int = 3, public_names: Iterable[str] = ()
 ) -> list[tuple[str, int, list[str]]]:
     """(reason, number of files, the first few paths) of what was left out, the most frequent reason first.
 
-    Of the folders in the paths, those that may be names are hidden, unless they are `known` (classes).
+    Of the folders in the paths, those that may be names are hidden, unless they are `public_names` (classes).
     """
     examples: dict[str, list[str]] = defaultdict(list)
     count: Counter[str] = Counter()
-    shown = tuple(known)
+    shown = tuple(public_names)
     for path, reason in left_out:
         count[reason] += 1
         if len(examples[reason]) < max_paths:

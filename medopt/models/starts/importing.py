@@ -37,7 +37,7 @@ class Provenance:
     scaling: Scaling | None = None
 
 
-def import_start(path: Path, name: str, said: Provenance) -> Entry:
+def import_start(path: Path, name: str, provenance: Provenance) -> Entry:
     """Copy a file of weights into the folder of weights, with an entry beside it; raises ConfigError where it is none.
 
     The name is one that no other start has: small letters, digits, and - . _ between them.
@@ -49,23 +49,23 @@ def import_start(path: Path, name: str, said: Provenance) -> Entry:
     if path.name.endswith(INDEX):
         raise ConfigError(f"{path.name} names several files: make them one with `medopt weights convert` first.")
     start = read_start(path)
-    scaling = said.scaling or start.scaling
+    scaling = provenance.scaling or start.scaling
     entry = Entry(
         name=name,
-        title=said.title or f"{path.name}, imported",
+        title=provenance.title or f"{path.name}, imported",
         file=path.name,
         sha256=file_digest(path),
-        licence=said.licence,
-        allows=said.allows,
-        citation=said.citation,
-        trained_on=said.trained_on,
+        licence=provenance.licence,
+        allows=provenance.allows,
+        citation=provenance.citation,
+        trained_on=provenance.trained_on,
         scaling=ScalingEntry(mean=scaling.mean, std=scaling.std, high=scaling.high, order=scaling.order)
         if scaling
         else None,
         depth=start.depth,
         width=[*start.width] if len({*start.width}) > 1 else start.width[0],
-        stem=said.stem or start.stem,
-        variant=said.variant or start.variant,
+        stem=provenance.stem or start.stem,
+        variant=provenance.variant or start.variant,
         spatial_dims=start.spatial_dims,
         channels=start.channels,
         size=(),

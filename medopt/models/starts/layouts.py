@@ -103,14 +103,14 @@ LAYOUTS = [
 ]  # fmt: skip
 
 
-def recognise(tensors: Tensors, where: str, said: Mapping[str, Any] | None = None) -> Start:
-    """The start in the tensors of a file, by its names; `said`: its variant, stem and strides, if the file says them.
+def recognise(tensors: Tensors, where: str, metadata: Mapping[str, Any] | None = None) -> Start:
+    """The start in the tensors of a file, by its names; `metadata`: its variant, stem, strides, if it says them.
 
     Raises ConfigError naming what is not understood or is missing.
     """
-    said = said or {}
+    metadata = metadata or {}
     if before := _before(tensors, _OURS, where):
-        return _own(*_within(tensors, before), where, said)
+        return _own(*_within(tensors, before), where, metadata)
     if before := _before(tensors, _THEIRS, where):
         return _from_torchvision(*_within(tensors, before), before[:-1], where)
     in_order = {name for name in tensors if _IN_ORDER.search(name)}
@@ -157,22 +157,22 @@ def _by_children(tensors: Tensors) -> dict[str, Tensor]:
     return renamed
 
 
-def _own(tensors: Tensors, left_out: list[str], where: str, said: Mapping[str, Any]) -> Start:
+def _own(tensors: Tensors, left_out: list[str], where: str, metadata: Mapping[str, Any]) -> Start:
     known = ("conv1.", "bn1.", "scaling.")
     heads = [name for name in tensors if name.startswith(("fc.", "tiling."))]
     unknown = [n for n in tensors if n not in heads and not n.startswith(known) and not _BLOCK.fullmatch(n)]
     _refuse_unknown(unknown, where, "medopt")
     ours = {name: value for name, value in tensors.items() if name not in heads}
     averaged = _second_projects(ours, "skip")
-    variant = said.get("variant") or ("pooled" if averaged else "v1.5")
+    variant = metadata.get("variant") or ("pooled" if averaged else "v1.5")
     scaling = None
     if "scaling.scale" in ours and "scaling.shift" in ours:
         scale, shift = (ours[f"scaling.{name}"].double().flatten() for name in ("scale", "shift"))
         scaling = Scaling(tuple((-shift / scale).tolist()), tuple((1 / scale).tolist()))
-    assumed = "" if said else "its variant and stem: a weights' file of a run does not say them"
+    assumed = "" if metadata else "its variant and stem: a weights' file of a run does not say them"
     return describe(
-        *(ours, "medopt", variant, scaling, (*left_out, *heads), where, said.get("stem", ""), assumed),
-        said.get("strides", "isotropic"),
+        *(ours, "medopt", variant, scaling, (*left_out, *heads), where, metadata.get("stem", ""), assumed),
+        metadata.get("strides", "isotropic"),
     )
 
 

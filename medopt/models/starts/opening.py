@@ -71,6 +71,6 @@ def as_entered(start: Start, entry: Entry, where: str) -> Start:
     return replace(start, scaling=scaling, variant=entry.variant, stem=entry.stem or start.stem, assumed="")
 
 
-def _same_keys(one: str, other: str) -> bool:
+def _same_keys(variant: str, other: str) -> bool:
     """Whether two variants have the same layers by name, so that a file cannot tell one from the other."""
-    return (VARIANTS[one].skip == "strided") == (VARIANTS[other].skip == "strided")
+    return (VARIANTS[variant].skip == "strided") == (VARIANTS[other].skip == "strided")

@@ -100,7 +100,7 @@ class PeriodicPull:
         log.info(
             "source: %d studies, %d instances known, %d missing, %d of them fetched",
             outcome.studies,
-            outcome.known,
+            outcome.present,
             outcome.missing,
             outcome.fetched,
         )

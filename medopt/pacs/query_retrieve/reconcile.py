@@ -63,7 +63,7 @@ class Reconciliation:
     """The outcome of a comparison; all numbers but `studies` count instances."""
 
     studies: int
-    known: int
+    present: int
     missing: int
     put_off: int
     """Also missing, but fetched in vain before, and not tried in this comparison."""

@@ -193,8 +193,8 @@ def baselines_result(
     return BaselinesResult(models=models, start=fitted.start, shortcuts=fitted.shortcuts)
 
 
-def _beside(one: CalibratedPredictions, trained: CalibratedPredictions, confidence: float) -> dict[str, Estimate]:
+def _beside(baseline: CalibratedPredictions, trained: CalibratedPredictions, confidence: float) -> dict[str, Estimate]:
     """A model's AUC, and by how much the trained network's is higher."""
-    own = one.judged
+    own = baseline.judged
     auc = mean_auc(auc_with_covariance(own.score, own.truth, own.patients), len(own.predictions), confidence)
     return {"auc": auc, "gain": area_difference(own, trained, confidence)[0]}

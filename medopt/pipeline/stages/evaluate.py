@@ -79,7 +79,7 @@ class EvaluateStage(Stage[NoResult]):
             by_kind(lambda kind: (folder.models / f"{kind}.onnx").stat().st_size),
             override=override_of(context),
             baselines=baselines,
-            kept=_kept(context),
+            kept_weights=_kept(context),
             terms=read_terms(study, folder.models),
             mlflow_run_id=context.tracker.run_id,
             data_notes=notes_of(context),

@@ -40,11 +40,11 @@ class OutputSelection:
     outputs: Mapping[str, bool] = field(default_factory=dict)
     binary: bool = False
 
-    def names(self, given: Mapping[str, object]) -> list[str]:
+    def names(self, release_outputs: Mapping[str, object]) -> list[str]:
         """The selected outputs of those that the release has; raises Refused for one that it has not."""
-        if missing := [name for name in self.outputs if name not in given]:
-            raise malformed(f"This release has no output {missing[0]}; it has {', '.join(given)}.")
-        return [name for name in OUTPUTS if name in (self.outputs or given)]
+        if missing := [name for name in self.outputs if name not in release_outputs]:
+            raise malformed(f"This release has no output {missing[0]}; it has {', '.join(release_outputs)}.")
+        return [name for name in OUTPUTS if name in (self.outputs or release_outputs)]
 
 
 def malformed(text: str) -> Refused:
