@@ -48,7 +48,7 @@ def verify(release: ReleaseArgument, runs: RegistryOption = Path("runs"), as_jso
     rows = [{"case": case.case, "model": case.model, "difference": case.difference} for case in cases]
     print_rows(f"{folder}: unchanged; golden cases replayed", rows)
     if statements:
-        print_rows("the guarantee on golden images here", [one.row for one in statements])
+        print_rows("the guarantee on golden images here", [asdict(one) for one in statements])
     _print_guarantee(table)
     typer.echo(f"signed by {signer}" if signer else "the signature was not asked for: MEDOPT_TRUST is not set")
     for line in _runtime_lines(differences):

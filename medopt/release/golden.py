@@ -23,7 +23,7 @@ from medopt.imaging.channels import read_channels
 from medopt.manifest.covariates import CovariateEncoder
 from medopt.phantom import write_radiograph
 from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
-from medopt.release.paired_check import CheckedStatement, PairedRecord, check_paired, paired_record
+from medopt.release.paired_check import CheckedStatement, PairedRecord, check_paired, faults_of, paired_record
 from medopt.release.predictor import Release, decisions_of
 from medopt.transforms.prepare import PrepareChain
 
@@ -184,12 +184,12 @@ def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> Replay:
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     statements = _statements(folder, golden, info, releases)
-    replayed, faults = [], [one.fault for one in statements if one.fault]
+    replayed, pixel_faults, faults = [], list[str](), faults_of(statements)
     for number, case in enumerate(golden["cases"]):
         scan = _read(folder / case["scan"], info.prepare)
         pixels = float(np.abs(np.subtract(_pixels(releases[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
-            faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
+            pixel_faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
         for release in releases:
             model = _model(release)
             probability = release.predict(scan, _cells(info, number)).probabilities
@@ -201,7 +201,7 @@ def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> Replay:
             decided = case.get("decisions", {}).get(model)  # of the build's probabilities: those of here may be rounded
             if decided is not None and decided != _decision(release, expected):
                 faults.append(f"{case['scan']}: {model} decides {_decision(release, expected)!r}, not {decided!r}")
-    if faults:
+    if faults := pixel_faults or faults:  # answers to other pixels say nothing more
         raise ReleaseError(
             f"The release {folder} does not answer its golden cases as when it was built: {listed(faults)}. "
             "It may not serve on this machine; compare the package versions in release.json with those here."

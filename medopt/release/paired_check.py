@@ -64,24 +64,22 @@ class CheckedStatement:
     bound: float
 
     @property
-    def row(self) -> dict[str, object]:
-        """A row of a table."""
-        what = "mean change" if self.statement == KEEPS else "answered otherwise"
-        return {
-            "statement": self.statement, "model": self.model, "images": self.images, "counted": what,
-            "here": self.figure, "allowed": self.bound,
-        }  # fmt: skip
-
-    @property
     def fault(self) -> str:
         """What is wrong; empty where it holds."""
         if self.figure <= self.bound:  # what is not a number does not hold
             return ""
-        figure = "a mean change" if self.statement == KEEPS else "images answered otherwise"
-        return (
-            f"the guarantee {self.statement!r} does not hold here: {self.model}, {self.images} golden images, "
-            f"{figure}: {self.figure:.3g}, at most {self.bound:.3g} allowed"
-        )
+        if self.statement == KEEPS:
+            return f"{self.statement!r} (mean change {self.figure:.3g}, at most {self.bound:.3g})"
+        return f"{self.statement!r} ({self.figure:g} of {self.images} golden images otherwise, at most {self.bound:g})"
+
+
+def faults_of(statements: Sequence[CheckedStatement]) -> list[str]:
+    """What does not hold here, in a sentence for each engine."""
+    faults: dict[str, list[str]] = {}
+    for one in statements:
+        if one.fault:
+            faults.setdefault(one.model, []).append(one.fault)
+    return [f"the guarantee of {model} does not hold here: {', '.join(each)}" for model, each in faults.items()]
 
 
 def changed_copies(images: FloatArray) -> FloatArray:

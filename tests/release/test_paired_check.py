@@ -81,15 +81,15 @@ def test_the_build_keeps_the_figures_by_hand_and_they_hold_again(built: Path) ->
 def test_another_int8_file_is_refused_by_name_wherever_it_starts(folder: Path, *, also_answers: bool) -> None:
     """Even where checksums and golden answers were made to fit: what int8 is to float was measured at the build."""
     flip(folder, also_answers=also_answers)
-    named = f"the guarantee '{DECIDES}' does not hold here: int8/onnxruntime"
+    named = f"the guarantee of int8/onnxruntime does not hold here: '{DECIDES}' ("
 
     def node() -> None:
         StudyInference(folder, "int8", SeriesRules(), ResultSettings(heat_maps=0))
 
     for start in (lambda: verify_release(folder, 1), lambda: open_release(folder, "int8"), node):
-        with pytest.raises(ReleaseError, match=named) as refused:
+        with pytest.raises(ReleaseError) as refused:
             start()
-        assert f"the guarantee '{COVERS}'" in str(refused.value) and f"the guarantee '{KEEPS}'" in str(refused.value)
+        assert all(words in str(refused.value) for words in (named, f"'{COVERS}' (", f"'{KEEPS}' ("))
         assert ("answers differ" in str(refused.value)) is not also_answers
     call("verify", folder).refused(6, "ReleaseError", named)
     replay(folder, read_info(folder), [Release.open(folder, "float", threads=1)])  # float promises nothing of int8
@@ -101,7 +101,7 @@ def test_answers_that_are_no_number_do_not_hold(folder: Path) -> None:
     values["paired"]["int8"]["onnxruntime"]["shift"] = float("nan")
     path.write_text(json.dumps(values))
     write_sums(folder)
-    with pytest.raises(ReleaseError, match=f"the guarantee '{KEEPS}' does not hold here"):
+    with pytest.raises(ReleaseError, match=f"does not hold here: '{KEEPS}'"):
         verify_release(folder, 1)
 
 
