@@ -9,7 +9,7 @@ probability (1 - f)^n.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,12 +82,21 @@ def faults_of(statements: Sequence[CheckedStatement]) -> list[str]:
     return [f"the guarantee of {model} does not hold here: {', '.join(each)}" for model, each in faults.items()]
 
 
-def changed_copies(images: FloatArray) -> FloatArray:
-    """Golden images (N, C, *size) and their copies, (5 N, C, *size): change by change."""
-    middle = images.mean(axis=tuple(range(1, images.ndim)), keepdims=True)
-    contrasts = [middle + factor * (images - middle) for factor in CONTRASTS]
-    mixed = (images + np.roll(images, 1, axis=0)) / 2
-    return np.concatenate([images, images[..., ::-1], *contrasts, mixed]).astype(np.float32)
+def changed_copies(images: FloatArray) -> Iterator[FloatArray]:
+    """Golden images (N, C, *size) and their copies, 5 N of (C, *size): change by change, one in memory at a time."""
+
+    def contrast(factor: float) -> Callable[[FloatArray, FloatArray], FloatArray]:
+        return lambda image, _: image.mean() + factor * (image - image.mean())
+
+    changes: list[Callable[[FloatArray, FloatArray], FloatArray]] = [
+        lambda image, _: image,
+        lambda image, _: image[..., ::-1],
+        *map(contrast, CONTRASTS),
+        lambda image, other: (image + other) / 2,
+    ]
+    for change in changes:
+        for at, image in enumerate(images):
+            yield np.ascontiguousarray(change(image, images[at - 1]), np.float32)
 
 
 def paired_record(
@@ -101,11 +110,11 @@ def paired_record(
     after = [one for one in releases if one.kind == "int8"]
     if before is None or not after:
         return None
-    copies, info = changed_copies(images), before.info
-    reference = _logits(before, copies, cells)
+    info = before.info
+    reference = _logits(before, images, cells)
     figures = {}
     for one in after:
-        logits = _logits(one, copies, cells)
+        logits = _logits(one, images, cells)
         sure = _sure(info.models["int8"].operating_point, _probability(info, "int8", logits), tolerance)
         figures[one.engine.name] = _figures(info, reference, logits, sure)
     return PairedRecord(float=tuple(map(tuple, reference.tolist())), int8=figures)
@@ -118,7 +127,7 @@ def check_paired(
     build = record.int8.get(release.engine.name) if release.kind == "int8" else None
     if build is None:
         return []
-    logits, sure = _logits(release, changed_copies(images), cells), np.array(build.sure)
+    logits, sure = _logits(release, images, cells), np.array(build.sure)
     here = _figures(release.info, np.array(record.float), logits, sure)
     name, count = f"int8/{release.engine.name}", int(sure.sum())
     return [
@@ -128,9 +137,10 @@ def check_paired(
     ]
 
 
-def _logits(release: Release, copies: FloatArray, cells: Sequence[Cells]) -> Floats:
-    """(N, K), one image at a time: the memory stays that of one answer."""
-    answers = [release.predict_batch(copies[[at]], None, [cells[at % len(cells)]])[0] for at in range(len(copies))]
+def _logits(release: Release, images: FloatArray, cells: Sequence[Cells]) -> Floats:
+    """Those of the images and their copies, (5 N, K)."""
+    copies = enumerate(changed_copies(images))
+    answers = [release.predict_batch(one[None], None, [cells[at % len(cells)]])[0] for at, one in copies]
     return np.array([one.logits for one in answers])
 
 

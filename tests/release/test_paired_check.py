@@ -52,7 +52,7 @@ def flip(folder: Path, *, also_answers: bool = False) -> None:
 
 def test_the_copies_are_what_they_say(built: Path) -> None:
     images = golden_batch(built, check_chain(read_info(built)))
-    copies = changed_copies(images)
+    copies = np.stack(list(changed_copies(images)))
     assert copies.shape == (15, 1, 32, 32) and copies.dtype == np.float32
     assert np.array_equal(copies[:3], images) and np.array_equal(copies[3:6], images[..., ::-1])
     assert copies[6:9].std(axis=(1, 2, 3)) == pytest.approx(0.6 * images.std(axis=(1, 2, 3)), rel=1e-4)
