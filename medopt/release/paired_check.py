@@ -85,10 +85,10 @@ def faults_of(statements: Sequence[CheckedStatement]) -> list[str]:
 def changed_copies(images: FloatArray) -> Iterator[FloatArray]:
     """Golden images (N, C, *size) and their copies, 5 N of (C, *size): change by change, one in memory at a time."""
 
-    def contrast(factor: float) -> Callable[[FloatArray, FloatArray], FloatArray]:
+    def contrast(factor: float) -> Callable[[FloatArray, FloatArray], NDArray[np.floating]]:
         return lambda image, _: image.mean() + factor * (image - image.mean())
 
-    changes: list[Callable[[FloatArray, FloatArray], FloatArray]] = [
+    changes: list[Callable[[FloatArray, FloatArray], NDArray[np.floating]]] = [
         lambda image, _: image,
         lambda image, _: image[..., ::-1],
         *map(contrast, CONTRASTS),
