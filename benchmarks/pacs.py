@@ -1,7 +1,7 @@
 """Does the PACS node lose anything, and how fast is it? Studies through `medopt pacs run` into a real Orthanc.
 
     python benchmarks/pacs.py RELEASE [--studies 200] [--kills 50] [--size 256 256] [--copies FOLDER]
-                              [--shadow RELEASE [--priority low]] [--json]
+                              [--shadow RELEASE [--priority low]] [--all-outputs] [--json]
 
 Orthanc (`apt-get install orthanc`) receives the results of a node that runs in a process of its own:
 
@@ -16,8 +16,9 @@ Orthanc (`apt-get install orthanc`) receives the results of a node that runs in 
 
 Studies are drawn radiographs of one image (`--size 1760 1180`: 2 megapixels), or copies of a real study under new UIDs
 (`--copies FOLDER`, with `--description PATTERN` as the node's rule). With `--shadow RELEASE` a candidate answers beside
-the release; each answered study must then be counted as compared, failed or skipped. Exit code 1 where anything is lost
-or doubled.
+the release; each answered study must then be counted as compared, failed or skipped. With `--all-outputs` the node
+sends every kind of object; each study must then have exactly one of each kind that its answer asks for. Exit code 1
+where anything is lost or doubled.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ from medopt.phantom import Radiograph, draw_case
 from medopt.phantom.radiograph_dicom import dataset
 
 PHASES = ("receiving", "predicting", "sending")
+REPORTS = {"report": 1, "text": 1}
+MAPS = {"heat map": 1, "evidence map": 1}
+KEYS = {"key images": 1}
+"""Kinds of objects of a study of one image, as the ledger names them: always; of a finding that is present or
+undecided; of one that is present."""
 DRAWN_IMAGES = 6
 """Different images; beyond that, studies differ only in their UIDs and patients."""
 
@@ -541,6 +547,27 @@ def compare_with_orthanc(node: Node, pacs: Orthanc, objects: int) -> dict[str, i
     }
 
 
+def kinds_by_study(node: Node, pacs: Orthanc) -> dict[str, Any]:
+    """How many objects of each kind Orthanc has, and of how many studies it has not what their answer asks for.
+
+    The answer is that of the ledger's latest record; kinds are those that the ledger has for the UIDs in Orthanc.
+    """
+    kind_of = {str(uid): str(kind) for uid, kind in node.rows("SELECT sop_uid, kind FROM results")}
+    stored = {study: Counter(kind_of[_uid_of(pacs, one)] for one in ids) for study, ids in pacs.results().items()}
+    expected = {}
+    for study, record in node.rows("SELECT study_uid, record FROM answers ORDER BY id"):
+        (scan,) = json.loads(record)["scans"]
+        expected[study] = dict(REPORTS)
+        if not scan["declined"] and scan["decision"] != next(iter(scan["probabilities"])):
+            expected[study] |= MAPS | (KEYS if scan["decision"] != "undecided" else {})
+    wrong = sum(stored.get(study) != expected.get(study) for study in stored.keys() | expected.keys())
+    return {"by_kind": dict(sum(stored.values(), Counter())), "studies_with_other_kinds": wrong}
+
+
+def _uid_of(pacs: Orthanc, instance: str) -> str:
+    return str(pacs.ask(f"/instances/{instance}/simplified-tags")["SOPInstanceUID"])
+
+
 def wait_for_trials(node: Node, seconds: float = 600) -> dict[str, int]:
     """What the candidate did with the answered studies, once none waits for it."""
     wait_until(lambda: not node.count("trials", "waiting"), node, seconds)
@@ -569,6 +596,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=2, help="reports that a study has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shadow", type=Path, help="a candidate release that answers beside the other")
+    parser.add_argument("--all-outputs", action="store_true", help="send every kind of object, and count them")
     parser.add_argument("--priority", choices=("idle", "low"), default="idle", help="of the candidate")
     parser.add_argument("--json", action="store_true", help="one JSON line at the end")
     options = parser.parse_args()
@@ -595,17 +623,26 @@ def main() -> None:
             if options.kills:
                 batch = studies(sources, options.studies, "kills")
                 killed = measure_kills(node, batch, options.studies, options.kills, options.seed, options.senders)
-            comparison = compare_with_orthanc(node, pacs, options.objects)
-            trials = {} if options.shadow is None else wait_for_trials(node, 7200)
-            comparison["uncounted"] = _uncounted(node, trials)
+            comparison, trials, kinds = _compared(node, pacs, options)
         finally:
             node.close()
             pacs.stop()
-    _show(options, first[0], latency, load, crowd, killed, comparison, trials)
+    _show(options, first[0], latency, load, crowd, killed, comparison, trials, kinds)
     if comparison["complete"] != comparison["answered"] or any(
-        comparison.get(name) for name in ("differ", "unknown", "parked", "uncounted")
+        comparison.get(name) for name in ("differ", "unknown", "parked", "uncounted", "other_kinds")
     ):
         raise SystemExit(1)
+
+
+def _compared(
+    node: Node, pacs: Orthanc, options: argparse.Namespace
+) -> tuple[dict[str, int], dict[str, int], dict[str, Any]]:
+    """Orthanc against the ledger, what the candidate did, and the kinds of objects."""
+    comparison = compare_with_orthanc(node, pacs, options.objects)
+    trials = {} if options.shadow is None else wait_for_trials(node, 7200)
+    kinds = kinds_by_study(node, pacs) if options.all_outputs else {}
+    comparison |= {"uncounted": _uncounted(node, trials), "other_kinds": kinds.get("studies_with_other_kinds", 0)}
+    return comparison, trials, kinds
 
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -616,6 +653,8 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
     if options.shadow is not None:
         shadow = {"release": str(options.shadow.resolve()), "backlog": 10_000, "priority": options.priority}
         changes["shadow"] = shadow
+    if options.all_outputs:
+        changes["results"] = {"text": True, "heat_maps": 8, "heat_map_data": True, "key_images": True}
     return changes
 
 
@@ -632,7 +671,7 @@ def _sources(options: argparse.Namespace) -> list[list[Dataset]]:
 
 def _show(
     options: argparse.Namespace, first: float, latency: list[float], load: dict[str, Any], crowd: dict[str, Any],
-    killed: dict[str, Any], comparison: dict[str, int], trials: dict[str, int],
+    killed: dict[str, Any], comparison: dict[str, int], trials: dict[str, int], kinds: dict[str, Any],
 ) -> None:  # fmt: skip
     console, table = Console(), Table(title=f"PACS node with {options.release.name}, results in Orthanc")
     table.add_column("what")
@@ -666,12 +705,15 @@ def _show(
             " / ".join(str(trials[state]) for state in ("compared", "failed", "skipped"))
             + f" / {comparison['uncounted']}",
         )
+    if kinds:
+        table.add_row("objects in Orthanc", ", ".join(f"{kind} {n}" for kind, n in sorted(kinds["by_kind"].items())))
+        table.add_row("studies without exactly the kinds of their answer", str(kinds["studies_with_other_kinds"]))
     console.print(table)
     if options.json:
         measured = {
             "latency_s": [round(seconds, 3) for seconds in latency], "first_s": round(first, 3),
             "quiet_s": Node.quiet_seconds, "load": load, "crowd": crowd, "kills": killed, "comparison": comparison,
-            "trials": trials, "machine": asdict(machine()),
+            "trials": trials, "kinds": kinds, "machine": asdict(machine()),
         }  # fmt: skip
         print(json.dumps(measured))
 

@@ -17,11 +17,15 @@ from medopt.core.errors import DataError, listed
 from medopt.core.format import count_text
 
 if TYPE_CHECKING:
+    from medopt.evaluation.guarantee import GuaranteeTable
     from medopt.serving.prediction_table import Row
 
 
 def verify(release: ReleaseArgument, runs: RegistryOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built.
+    """Check a release: every file unchanged, the chain the same, every golden case answered as when it was built, and
+    the guarantee of int8 against float true on these cases and changed copies of them, here.
+
+    The table shows what is promised and what the test cases showed of it when the release was built.
 
     Where MEDOPT_TRUST names a folder of trusted keys and certificates (.pem), its signature, too; then nothing opens a
     release that nobody trusted has signed.
@@ -34,19 +38,40 @@ def verify(release: ReleaseArgument, runs: RegistryOption = Path("runs"), as_jso
     folder = release_folder(release, runs)
     from medopt.cli.console import print_rows
     from medopt.release.golden import verify_release
+    from medopt.release.layout import read_info
     from medopt.release.sbom import runtime_differences
     from medopt.release.signature import check_trusted
 
     signer = check_trusted(folder)
-    cases = verify_release(folder)
-    differences = runtime_differences(folder)
+    cases, statements = verify_release(folder)
+    differences, table = runtime_differences(folder), read_info(folder).figures.guarantee
     rows = [{"case": case.case, "model": case.model, "difference": case.difference} for case in cases]
     print_rows(f"{folder}: unchanged; golden cases replayed", rows)
+    if statements:
+        print_rows("the guarantee on golden images here", [asdict(one) for one in statements])
+    _print_guarantee(table)
     typer.echo(f"signed by {signer}" if signer else "the signature was not asked for: MEDOPT_TRUST is not set")
     for line in _runtime_lines(differences):
         typer.echo(line)
-    golden = [asdict(case) for case in cases]
-    print_json(as_json, {"release": str(folder), "signed_by": signer, "runtime_differs": differences, "golden": golden})
+    golden, here = [asdict(case) for case in cases], [asdict(one) for one in statements]
+    guarantee = {"test_cases": table and table.json_values(), "here": here}
+    told = {"release": str(folder), "signed_by": signer, "runtime_differs": differences, "golden": golden}
+    print_json(as_json, told | {"guarantee": guarantee})
+
+
+def _print_guarantee(table: GuaranteeTable | None) -> None:
+    from medopt.cli.console import print_rows
+    from medopt.evaluation.guarantee import NOT_RECORDED
+
+    if table is None:
+        typer.echo(NOT_RECORDED)
+        return
+    print_rows(
+        "what is promised, on the test cases of the build",
+        [dict(zip(table.heads, row, strict=True)) for row in table.cells],
+    )
+    for line in (*table.promises, table.note):
+        typer.echo(line)
 
 
 def _runtime_lines(differences: list[str] | None) -> list[str]:

@@ -143,7 +143,7 @@ def criteria(item: GateMeasurement, limits: Gate) -> list[Criterion]:
             _told("the mean absolute error grows by {} standard deviations", "the change of the mean absolute error",
                   format_estimate(change), change),
             change,
-            (limits.error_margin, _bound(limits, limits.error_margin, limits.error_bound)),
+            (limits.error_margin, limits.reach(limits.error_margin, limits.error_bound)),
             lambda value: f"{value:g}",
         )
     ]  # fmt: skip
@@ -152,13 +152,13 @@ def criteria(item: GateMeasurement, limits: Gate) -> list[Criterion]:
         _estimated(
             _told("the AUC changes by {}", "the AUC difference", format_difference(difference, 4), difference),
             loss,
-            (limits.auc_margin, _bound(limits, limits.auc_margin, limits.auc_bound)),
+            (limits.auc_margin, limits.reach(limits.auc_margin, limits.auc_bound)),
             lambda value: f"a loss of {value:g}",
         ),
         _estimated(
             _told("{} of the decisions flip", "the share of decisions that flip", format_share(flips), flips),
             flips,
-            (limits.max_decision_flips, _bound(limits, limits.max_decision_flips, limits.flips_bound)),
+            (limits.max_decision_flips, limits.reach(limits.max_decision_flips, limits.flips_bound)),
             lambda value: f"{100 * value:g} %",
         ),
         _estimated(
@@ -221,10 +221,6 @@ def _speed(item: GateMeasurement, limits: Gate) -> Criterion:
     if item.speedup > limits.min_speedup:
         return Criterion("passed", f"{times} ({asked})", limits.min_speedup / item.speedup)
     return Criterion("refused", f"not faster: {times} ({asked})", np.inf)
-
-
-def _bound(limits: Gate, limit: float, bound: float) -> float:
-    return limit if limits.strict else max(limit, bound)
 
 
 def _less(value: float | None) -> float | None:

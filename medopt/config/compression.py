@@ -44,6 +44,10 @@ class Gate(Section):
     mend: bool = True
     """Where int8 loses too much, keep the most harmful layers in float: 1, 2, 4 and so on, at most a quarter of all."""
 
+    def reach(self, limit: float, bound: float) -> float:
+        """How far the interval of a figure with this limit and bound may reach."""
+        return limit if self.strict else max(limit, bound)
+
 
 class Pruning(Section):
     """A narrower network for the int8 model: whole channels are removed in steps, and training continues after each."""

@@ -20,6 +20,7 @@ from medopt.evaluation.analysis_results import (
     RobustnessResult,
 )
 from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.guarantee import GuaranteeTable
 from medopt.evaluation.model_verdict import NOT_SHOWN, ModelVerdict
 from medopt.evaluation.subgroup_results import SubgroupResults
 from medopt.metrics.calibration import Calibration, IsotonicCurve, Method
@@ -130,6 +131,7 @@ class ReleaseFigures(Result):
     verdict: ModelVerdict | None = None
     number: ByKind[NumberFigures] | None = None
     grades: ByKind[GradeFigures] | None = None
+    guarantee: GuaranteeTable | None = None
 
 
 class RunMetrics(Result):
@@ -139,11 +141,12 @@ class RunMetrics(Result):
     `patients` hold a result of each model: `metrics.test.int8.auc`. All but `validation` are of the test split, which
     is scored once. `kept` says which epoch's weights these are (None for an ensemble, and in version 0.1.0),
     `prior_shift` what class weights and balanced sampling added to each output's logits. `verdict` is on the model
-    itself (None in version 0.1.0), `gate` on int8 against float. `latency_ms` are medians of one image by engine and
-    model. Of a regression study `number` are the figures of its number and `margin` is how far it may be from the
-    truth; of an ordinal study `grades` are those of its grades. `covariates` are the
-    coefficients of the covariates of a study that has some. `baselines`, `pruning`, `robustness`, `explanations`
-    and `domain` lie in files of their own beside `metrics.json`, and are None where the study does not ask for them.
+    itself (None in version 0.1.0), `gate` on int8 against float, `guarantee` what is promised of int8 (None in earlier
+    versions). `latency_ms` are medians of one image by engine and model. Of a regression study `number` are the figures
+    of its number and `margin` is how far it may be from the truth; of an ordinal study `grades` are those of its
+    grades. `covariates` are the coefficients of the covariates of a study that has some. `baselines`, `pruning`,
+    `robustness`, `explanations` and `domain` lie in files of their own beside `metrics.json`, and are None where the
+    study does not ask for them.
     """
 
     schema_version: Literal[1]
@@ -173,6 +176,7 @@ class RunMetrics(Result):
     number: ByKind[NumberFigures] | None = None
     margin: ByKind[Margin] | None = None
     grades: ByKind[GradeFigures] | None = None
+    guarantee: GuaranteeTable | None = None
     covariates: CovariateTerms | None = None
     verdict: ModelVerdict | None = None
     baselines: BaselinesResult | None = None

@@ -36,7 +36,7 @@ def subgroup_figures(
     if len(scored.predictions):
         scored = scored.where(falling(scored.predictions))
         _ = scored.patients  # numbered once for all groups
-    columns = dict(_variables(scored.predictions))
+    columns = dict(group_columns(scored.predictions))
     looks = sum(_comparisons(scored, column, smallest) for column in columns.values())
     levels = confidence, 1 - (1 - confidence) / max(1, looks)
     variables: Groups = {}
@@ -48,7 +48,7 @@ def subgroup_figures(
     return _with_worst(variables, smallest, confidence, looks)
 
 
-def _variables(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]]]:
+def group_columns(predictions: Predictions) -> Iterator[tuple[str, NDArray[np.str_]]]:
     """Site and the subgroups, but for those with one group only."""
     for name, column in {"site": predictions.site, **predictions.subgroups}.items():
         if len(np.unique(column[column != ""])) > 1:

@@ -122,7 +122,7 @@ def _band(scored: CalibratedPredictions, confidence: float) -> DecidedShare | No
         return proportion(hit[rows], patients[rows], confidence, cases)
 
     coverage = proportion(decided, patients, confidence, len(decided))
-    risk, kept = among(decided, scored.wrong), _kept(scored, decided[:, None], confidence)
+    risk, kept = among(decided, scored.wrong), kept_shares(scored, confidence)
     if not has_one_output(scored.task):
         return DecidedShare(coverage, risk, kept=kept)
     target, right = scored.target[:, 0], ~scored.wrong
@@ -137,13 +137,15 @@ def _of_labels(scored: CalibratedPredictions, confidence: float) -> DecidedShare
     wrong, cases = scored.decided != (scored.truth == 1), int(rows.sum())
     coverage = proportion(decided[known], patients[known], confidence, int(known.sum()))
     risk = proportion(wrong[rows], patients[rows], confidence, cases)
-    return DecidedShare(coverage, risk, kept=_kept(scored, decided, confidence))
+    return DecidedShare(coverage, risk, kept=kept_shares(scored, confidence))
 
 
-def _kept(scored: CalibratedPredictions, decided: NDArray[np.bool_], confidence: float) -> tuple[Estimate, ...]:
+def kept_shares(scored: CalibratedPredictions, confidence: float) -> tuple[Estimate, ...]:
     """Of each class, the share of its cases that are answered with it or left undecided; none without sets."""
     if scored.operating_point.sets is None:
         return ()
+    decided = ~scored.undecided
+    decided = decided if decided.ndim > 1 else decided[:, None]
     is_multiclass = is_exclusive(scored.task)
     truth = class_truth(scored.truth, is_multiclass)
     answer = scored.decided if is_multiclass else np.hstack([scored.decided, ~scored.decided])

@@ -12,8 +12,9 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from medopt.config import Section
 from medopt.config.section import Fraction, Positive
+from medopt.core.clear_text import is_in_clear
 from medopt.core.errors import ConfigError
-from medopt.pacs.peers import HeaderSecret, Host, Port
+from medopt.pacs.peers import HeaderSecret, Host, Port, require_encrypted
 
 
 def _webhook_url(text: str) -> str:
@@ -43,9 +44,15 @@ class Webhook(Section):
     """Where to post, as in https://alerts.example/medopt. Of a URL that is itself a secret, {file: webhook.secret} or
     {variable: NAME}."""
     headers: dict[str, HeaderSecret] = Field(default_factory=dict)
-    """Headers to send, as in {Authorization: {file: webhook.secret}}."""
+    """Headers to send, as in {Authorization: {file: webhook.secret}}; to another machine by https:// only."""
     authority: Path | None = None
     """The certificates (PEM) of the authorities that may sign the service's certificate; by default the system's."""
+
+    @model_validator(mode="after")
+    def _headers_are_encrypted(self) -> Self:
+        if isinstance(self.url, str):
+            require_encrypted(self.url, self.headers)
+        return self
 
     def address(self) -> str:
         """The URL as it is now; raises ConfigError, which does not quote it."""
@@ -54,6 +61,11 @@ class Webhook(Section):
         text = self.url.read()
         if not text.startswith(("https://", "http://")):
             raise ConfigError("The secret that alerts.webhook.url names holds no URL, as in https://alerts.example/x.")
+        if is_in_clear(text):
+            raise ConfigError(
+                "The URL that alerts.webhook.url names is a secret and would be sent in clear: it must begin with "
+                "https:// unless it is of this machine."
+            )
         return text
 
 

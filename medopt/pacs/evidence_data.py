@@ -140,7 +140,18 @@ def _segmentation(context: ResultContext, scan: ScanAnswer, label: str, values: 
         **_shared(context, scan, label, "share", context.settings.series_number + 4),
     )
     dataset.PatientOrientation = patient_orientation(scan)
+    _add_spacing(dataset, scan.images[0])
     return _completed(context, dataset, scan, label)
+
+
+def _add_spacing(dataset: Dataset, image: Dataset) -> None:
+    """Pixel Measures, which highdicom leaves out where there is no frame of reference; OHIF 3.13 fails without them.
+
+    They may be there (PS3.3 table A.51-2). The spacing is the image's, of a projection that on its detector. Its
+    thickness, which a projection does not have, is 1 mm: highdicom reads no Pixel Measures without one.
+    """
+    if spacing := image.get("PixelSpacing") or image.get("ImagerPixelSpacing"):
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = PixelMeasuresSequence(list(spacing), 1.0)
 
 
 def _shared(context: ResultContext, scan: ScanAnswer, label: str, form: str, number: int) -> dict[str, Any]:

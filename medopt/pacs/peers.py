@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from medopt.config import Section
 from medopt.config.study_file import explain
+from medopt.core.clear_text import is_in_clear
 from medopt.core.errors import ConfigError, MedoptError
 
 
@@ -110,6 +111,15 @@ class HeaderSecret(Section):
         return value
 
 
+def require_encrypted(url: str, headers: Mapping[str, HeaderSecret]) -> None:
+    """Raise ValueError where headers, which are secrets, would cross the network in clear."""
+    if headers and is_in_clear(url):
+        raise ValueError(
+            "its headers would cross the network in clear: give an address with https://, or leave them out; with "
+            "headers plain http:// is for this machine alone (127.0.0.1, localhost)"
+        )
+
+
 class WebPeer(Section):
     """A system that offers DICOMweb: results go there by STOW-RS."""
 
@@ -117,9 +127,14 @@ class WebPeer(Section):
     """The DICOMweb service, as in https://pacs.example/dicom-web."""
     headers: dict[str, HeaderSecret] = Field(default_factory=dict)
     """Headers to send with each request, as in {Authorization: {file: pacs.secret}}, where the file holds `Bearer ...`
-    or `Basic ...`."""
+    or `Basic ...`; to another machine by https:// only."""
     authority: Path | None = None
     """The certificates (PEM) of the authorities that may sign the service's certificate; by default the system's."""
+
+    @model_validator(mode="after")
+    def _headers_are_encrypted(self) -> Self:
+        require_encrypted(self.url, self.headers)
+        return self
 
     @property
     def name(self) -> str:

@@ -99,6 +99,8 @@ class QueueOverview:
     destinations: tuple[DestinationStatus, ...]
     trials: Mapping[str, int] = field(default_factory=dict)
     """Studies by what the candidate did with them (TRIAL_STATES); empty where there never was one."""
+    oldest_trial: float | None = None
+    """Since when the study waits that has waited longest for the candidate; None if none waits."""
 
 
 class LedgerReader:
@@ -132,6 +134,7 @@ class LedgerReader:
                 _studies(db, "WHERE state = 'parked'", limit),
                 tuple(_destinations(db, destinations)),
                 trial_counts(db.execute),
+                _minimum(db, "SELECT min(at) FROM trials WHERE state = 'waiting'"),
             )
 
     def result_delays(self, since: float) -> tuple[list[float], float]:

@@ -33,6 +33,7 @@ from medopt.pacs.study_header import study_header
 from medopt.pacs.study_record import Stopwatch, study_record
 from medopt.pacs.worker_protocol import OutgoingObject, StudyRequest, StudyResponse
 from medopt.release.case_covariates import Cells, with_headers
+from medopt.release.golden import replay
 from medopt.release.layout import SUMS, Kind, ReleaseInfo
 from medopt.release.predictor import Answer, Release
 
@@ -58,13 +59,14 @@ class StudyInference:
         self, release: Path, precision: Kind, rules: SeriesRules | None, settings: ResultSettings, *,
         answers_only: bool = False,
     ) -> None:  # fmt: skip
-        """Open the release; raises ReleaseError. `rules` replace the release's own rules for series.
+        """Open the release and replay its golden cases; raises ReleaseError. `rules` replace its own for series.
 
         `answers_only`: no object is made of the answers.
         """
         self._answers_only = answers_only
         self._predictor = Release.open(release, precision)
         info = self._predictor.info
+        replay(release, info, [self._predictor])
         model = info.models[precision]
         self._rules, self._settings = rules or info.series, settings
         _check_channel_rules(info, self._rules)

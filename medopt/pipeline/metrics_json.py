@@ -20,6 +20,7 @@ from medopt.evaluation.analysis_results import BaselinesResult
 from medopt.evaluation.comparison import area_difference
 from medopt.evaluation.evaluate import evaluate_model, figures_of, patient_result
 from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.guarantee import guarantee_table
 from medopt.evaluation.model_verdict import judge_model
 from medopt.evaluation.run_metrics import Int8Change, KeptWeights, ModelResult, RunMetrics
 from medopt.figures.agreement import agreement_figure
@@ -100,6 +101,9 @@ def summarize(
         number=number,
         margin=_of_both(judged.margins.get("float"), judged.margins.get("int8")),
         grades=grades,
+        guarantee=guarantee_table(
+            test, judged.verdict.figures.limits, study.data.labels, settings.smallest_group, confidence
+        ),
         covariates=terms,
         verdict=verdict,
         machine=machine(),

@@ -18,6 +18,7 @@ from medopt.core.result import WITH_DEFAULTS, Result
 from medopt.evaluation.analysis_results import DomainResult, PruningStep, RobustnessResult, SanityCheck, StartRecord
 from medopt.evaluation.covariate_effects import NOTE, CovariateEffect, effect_name, effects_of
 from medopt.evaluation.gate_verdict import GateRecord
+from medopt.evaluation.guarantee import NOT_RECORDED, GuaranteeTable
 from medopt.evaluation.model_verdict import ModelVerdict
 from medopt.evaluation.run_metrics import CalibrationResult
 from medopt.evaluation.subgroup_results import SubgroupResults
@@ -102,6 +103,7 @@ class ModelCard(Result):
     scale: NumberScale | None = None
     margin: Margin | None = None
     grades: GradeFigures | None = None
+    guarantee: GuaranteeTable | None = None
     covariates: tuple[CovariateEffect, ...] = ()
     """What one change of each does, int8."""
     covariate_effect: str = ""
@@ -151,6 +153,7 @@ def card_of(info: ReleaseInfo) -> ModelCard:
         scale=info.number,
         margin=int8.margin,
         grades=figures.grades.int8 if figures.grades else None,
+        guarantee=figures.guarantee,
         covariates=effects_of(info.covariates, int8.covariates, info.task, info.number) if int8.covariates else (),
         covariate_effect=effect_name(info.task, info.number) if int8.covariates else "",
         provenance=CardOrigin(**origin.model_dump(exclude={"data_notes"})),
@@ -164,7 +167,10 @@ def card_of(info: ReleaseInfo) -> ModelCard:
 def render_card(card: ModelCard) -> str:
     """The same in Markdown."""
     return "\n".join(
-        [*_head(card), *_figures(card), *_limits(card), *_covariates(card), *_model(card.model), *_origin(card), ""]
+        [
+            *(*_head(card), *_figures(card), *_guarantee(card.guarantee), *_limits(card), *_covariates(card)),
+            *(*_model(card.model), *_origin(card), ""),
+        ]
     )
 
 
@@ -221,6 +227,18 @@ def _quantity(card: ModelCard) -> Iterator[str]:
 def _figure(estimate: Estimate) -> str:
     """With the reason where it is not defined."""
     return f"{format_estimate(estimate)}{f' ({estimate.note})' if estimate.value is None else ''}"
+
+
+def _guarantee(table: GuaranteeTable | None) -> Iterator[str]:
+    """What is promised of int8, and what the test split showed of it."""
+    yield from ("## What is promised", "")
+    if table is None:
+        yield from (f"- {NOT_RECORDED[0].upper()}{NOT_RECORDED[1:]}.", "")
+        return
+    yield from (f"- {one}." for one in table.promises)
+    yield from ("", f"| {' | '.join(table.heads)} |", f"|{'---|' * len(table.heads)}")
+    yield from (f"| {' | '.join(cells)} |" for cells in table.cells)
+    yield from ("", table.note, "")
 
 
 def _limits(card: ModelCard) -> Iterator[str]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from medopt.imaging.channels import read_channels
 from medopt.manifest.covariates import CovariateEncoder
 from medopt.phantom import write_radiograph
 from medopt.release.layout import GOLDEN, Kind, ReleaseInfo, check_sums, read_info
+from medopt.release.paired_check import CheckedStatement, PairedRecord, check_paired, faults_of, paired_record
 from medopt.release.predictor import Release, decisions_of
 from medopt.transforms.prepare import PrepareChain
 
@@ -70,7 +72,8 @@ def _blobs(shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
 def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> None:
     """Write `golden.json`: for every scan a summary of the prepared pixels, and the answer of each model and engine.
 
-    Of an answer: the probabilities, and what is decided by them, "undecided" included, were the scan not declined.
+    Of an answer: the probabilities, and what is decided by them, "undecided" included, were the scan not declined. And
+    how int8 answers beside float (`medopt.release.paired_check`).
     """
     cases = list[dict[str, object]]()
     for path in scans:
@@ -82,12 +85,20 @@ def record_answers(folder: Path, releases: list[Release], scans: list[Path]) -> 
         pixels = _pixels(releases[0], scan)
         cases.append({"scan": name, "pixels": pixels, "answers": answers, "decisions": decisions})
     tolerance = {"probability": PROBABILITY_TOLERANCE, "pixels": PIXEL_TOLERANCE}
-    write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases})
+    info, chain = releases[0].info, releases[0].chain
+    images = np.stack([chain(_read(path, info.prepare)).numpy() for path in scans])
+    paired = paired_record(releases, images, _cells_of(info, len(scans)), PROBABILITY_TOLERANCE)
+    more = {} if paired is None else {"paired": paired.json_values()}
+    write_json(folder / GOLDEN, {"tolerance": tolerance, "cases": cases} | more)
 
 
 def _cells(info: ReleaseInfo, number: int) -> dict[str, str]:
     """The covariates that a golden case is answered with: within the range of training, and none of a patient's."""
     return CovariateEncoder(info.covariates).example(number)
+
+
+def _cells_of(info: ReleaseInfo, cases: int) -> list[dict[str, str]]:
+    return [_cells(info, number) for number in range(cases)]
 
 
 def _model(release: Release) -> str:
@@ -155,18 +166,30 @@ class ReplayedCase:
     probability: dict[str, float]
 
 
-def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[ReplayedCase]:
+class Replay(NamedTuple):
+    """The golden cases, one for each scan, model and engine, and the statements of the guarantee that hold here.
+
+    There are none of a release without a record of them, or where no int8 model was opened.
+    """
+
+    cases: list[ReplayedCase]
+    statements: list[CheckedStatement]
+
+
+def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> Replay:
     """Predict every golden case with each opened release, and compare with the answers of the build.
 
-    Raises ReleaseError where prepared pixels or probabilities are not those of the build, or are decided otherwise.
+    Raises ReleaseError where prepared pixels or probabilities are not those of the build, or are decided otherwise, and
+    where a statement of the guarantee does not hold on this machine.
     """
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-    replayed, faults = [], []
+    statements = _statements(folder, golden, info, releases)
+    replayed, pixel_faults, faults = [], list[str](), faults_of(statements)
     for number, case in enumerate(golden["cases"]):
         scan = _read(folder / case["scan"], info.prepare)
         pixels = float(np.abs(np.subtract(_pixels(releases[0], scan), case["pixels"])).max())
         if not pixels <= golden["tolerance"]["pixels"]:
-            faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
+            pixel_faults.append(f"{case['scan']}: prepared pixels differ by {pixels:.2g}")
         for release in releases:
             model = _model(release)
             probability = release.predict(scan, _cells(info, number)).probabilities
@@ -178,18 +201,28 @@ def replay(folder: Path, info: ReleaseInfo, releases: list[Release]) -> list[Rep
             decided = case.get("decisions", {}).get(model)  # of the build's probabilities: those of here may be rounded
             if decided is not None and decided != _decision(release, expected):
                 faults.append(f"{case['scan']}: {model} decides {_decision(release, expected)!r}, not {decided!r}")
-    if faults:
+    if faults := pixel_faults or faults:  # answers to other pixels say nothing more
         raise ReleaseError(
             f"The release {folder} does not answer its golden cases as when it was built: {listed(faults)}. "
             "It may not serve on this machine; compare the package versions in release.json with those here."
         )
-    return replayed
+    return Replay(replayed, statements)
 
 
-def verify_release(folder: Path, threads: int = 0) -> list[ReplayedCase]:
-    """Check all of a release: every file unchanged, the chain the same, every golden case answered as at its build.
+def _statements(
+    folder: Path, golden: dict[str, Any], info: ReleaseInfo, releases: list[Release]
+) -> list[CheckedStatement]:
+    """What the guarantee comes to here; nothing of a release that was built without one."""
+    if "paired" not in golden:
+        return []
+    record, images = PairedRecord.model_validate(golden["paired"]), golden_batch(folder, releases[0].chain)
+    cells, tolerance = _cells_of(info, len(images)), golden["tolerance"]["probability"]
+    return [one for release in releases for one in check_paired(record, release, images, cells, tolerance)]
 
-    Returns the golden cases, one for each scan, model and engine. Raises ReleaseError naming what is wrong.
+
+def verify_release(folder: Path, threads: int = 0) -> Replay:
+    """Check all of a release: every file unchanged, the chain the same, every golden case answered as at its build, and
+    every statement of its guarantee true here. Raises ReleaseError naming what is wrong.
     """
     check_sums(folder)
     info = read_info(folder)

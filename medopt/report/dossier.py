@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medopt.core.format import count_text, format_difference, format_estimate, format_share
 from medopt.core.records import SPLITS
+from medopt.evaluation.guarantee import NOT_RECORDED, GuaranteeTable
 from medopt.evaluation.verdict_lines import verdict_lines
 from medopt.release.reporting_guidelines import AUTHOR_ITEMS, COVERED
 from medopt.report.html import write_page
@@ -30,6 +31,7 @@ HEADINGS = (
     "EU declaration of conformity (Article 47)",
     "Performance after placing on the market (Article 72)",
 )
+METRICS = 4
 OPEN = {
     1: ("the name of the provider", "how the system is placed on the market", "instructions for use"),
     2: (
@@ -57,6 +59,7 @@ class DossierSection:
     title: str
     facts: tuple[str, ...]
     open: tuple[str, ...]
+    table: GuaranteeTable | None = None
 
 
 def write_dossier(folder: Path, out: Path) -> list[DossierSection]:
@@ -79,7 +82,13 @@ def dossier_sections(run: RunRecords) -> list[DossierSection]:
     """All nine, in order."""
     facts = {1: _description, 2: _development, 3: _functioning, 4: _metrics, 6: _changes, 9: _monitoring}
     return [
-        DossierSection(number, title, tuple(facts[number](run)) if number in facts else (), tuple(_open(run, number)))
+        DossierSection(
+            number,
+            title,
+            tuple(facts[number](run)) if number in facts else (),
+            tuple(_open(run, number)),
+            run.metrics.guarantee if number == METRICS else None,
+        )
         for number, title in enumerate(HEADINGS, start=1)
     ]
 
@@ -147,6 +156,8 @@ def _metrics(run: RunRecords) -> Iterator[str]:
     if baselines := run.metrics.baselines:
         for one in baselines.models.values():
             yield f"Against {one.title}: AUC {format_difference(one.gain)}."
+    table = run.metrics.guarantee
+    yield from (f"Promised: {one[0].lower()}{one[1:]}." for one in table.promises) if table else (f"{NOT_RECORDED}.",)
 
 
 def _changes(run: RunRecords) -> Iterator[str]:

@@ -89,10 +89,13 @@ class _Unreachable(Exception):
 
 
 def _resolved(store: str, name: str, alias: str | None, version: str | None) -> tuple[str, str]:
-    """The version and the digest of its release."""
+    """The version and the digest of its release; raises ConfigError where credentials would be sent in clear."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from medopt.tracking.credentials import require_encrypted
+
+    require_encrypted(store)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:

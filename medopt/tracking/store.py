@@ -21,6 +21,7 @@ from sqlalchemy import create_engine
 
 from medopt.config import Study
 from medopt.core.files import atomic
+from medopt.tracking.credentials import require_encrypted
 from medopt.tracking.errors import answering, deleted
 from medopt.tracking.pages import VIEW_TAG, experiment_tags
 
@@ -34,8 +35,10 @@ def store_of(runs: Path) -> str:
 
 
 def tracking_uri(runs: Path) -> str:
-    """MLFLOW_TRACKING_URI, else the store of the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or store_of(runs)
+    """MLFLOW_TRACKING_URI, else the store of the runs folder; raises ConfigError as `require_encrypted` does."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or store_of(runs)
+    require_encrypted(uri)
+    return uri
 
 
 def open_store(runs: Path) -> str:
@@ -49,7 +52,8 @@ def open_store(runs: Path) -> str:
 
 
 def use_store(uri: str) -> None:
-    """Let MLflow use a store, quietly and with bounded waiting."""
+    """Let MLflow use a store, quietly and with bounded waiting; raises ConfigError as `require_encrypted` does."""
+    require_encrypted(uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they raise becomes an error of ours
     # MLflow's own bound keeps a training waiting for minutes when its server is gone.

@@ -19,6 +19,7 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 
+from medopt.tracking.credentials import require_encrypted
 from medopt.tracking.fetch import DIGEST
 
 _MOST = 1000  # traces that wait for the store
@@ -33,6 +34,7 @@ class Traces(logging.Handler):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"  # it has a thread of its own here
+        require_encrypted(store)
         mlflow.set_tracking_uri(store)
         self._client = MlflowClient(store, store)
         self._places: dict[tuple[str, str], tuple[str, str]] = {}

@@ -28,7 +28,7 @@ from sinks import MailSink, WebhookSink
 from medopt.core.errors import ConfigError
 from medopt.core.privacy import pseudonym
 from medopt.pacs.alert_queue import active_alerts
-from medopt.pacs.alert_settings import AlertSettings
+from medopt.pacs.alert_settings import AlertSettings, Webhook
 from medopt.pacs.audit import AuditFile, verify
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.service_monitor import ServiceMonitor
@@ -318,6 +318,10 @@ def test_when_quiet_hours_end(quiet: tuple[int, int], hour: int, due: int) -> No
         ({"webhook": {"url": "https://user:hunter2@a.example/x"}}, "no user, password or query"),
         ({"webhook": {"url": "https://hunter2@a.example/x"}}, "no user, password or query"),
         ({"webhook": {"url": "https://a.example/x?token=hunter2"}}, "no user, password or query"),
+        (
+            {"webhook": {"url": "http://a.example/x", "headers": {"Authorization": {"file": "hunter2"}}}},
+            "cross the network in clear",
+        ),
         ({"webhook": {"url": "ftp://hunter2.example"}}, "it takes a URL"),
         ({"email": {"host": "hunter2@m.x", "sender": "n@c.example", "to": ["a@c.example"]}}, "a name or an address"),
         ({"email": {"host": "m", "sender": "n@c.example", "to": ["a@c.example\nBcc: hunter2@x.example"]}}, "pattern"),
@@ -383,3 +387,14 @@ def test_a_running_node_sends_alerts_and_goes_on_while_nobody_takes_them(
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValidationError):
         AlertSettings.model_validate({"webhook": {"url": "https://a.example"}, "drfit": 0.2})
+
+
+def test_a_url_that_is_a_secret_is_not_called_in_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    webhook = Webhook.model_validate({"url": {"variable": "HOOK_OF_A_TEST"}})
+    monkeypatch.setenv("HOOK_OF_A_TEST", "http://a.example/planted-path")
+    with pytest.raises(ConfigError, match="would be sent in clear") as refused:
+        webhook.address()
+    assert "planted-path" not in str(refused.value)
+    for allowed in ("https://a.example/x", "http://127.0.0.1:80/x"):
+        monkeypatch.setenv("HOOK_OF_A_TEST", allowed)
+        assert webhook.address() == allowed

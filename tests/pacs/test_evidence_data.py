@@ -215,6 +215,9 @@ def test_a_radiograph_gets_a_fractional_segmentation(inference: StudyInference, 
     assert "5 added to the logit" in segment.SegmentDescription and "no probability" in segment.SegmentDescription
     assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "130402"
     assert segment.TrackingID == "blob"
+    (measures,) = written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence  # OHIF fails without them
+    assert measures.PixelSpacing == image.ImagerPixelSpacing and measures.SliceThickness == 1
+    assert "FrameOfReferenceUID" not in written
     assert written.StudyInstanceUID == image.StudyInstanceUID
 
 

@@ -64,6 +64,28 @@ def test_a_candidate_that_does_not_answer_is_said_and_leaves_the_node_healthy(
     assert metrics(node)["medopt_pacs_shadow_up",] == 1
 
 
+def test_how_far_a_candidate_is_behind_is_shown(start_http_node: Callable[..., HttpNode]) -> None:
+    node = start_http_node()
+    node.candidate = "ok"
+    assert not any("trial" in key for key in metrics(node))
+    assert "has waited longest for the candidate" not in requests.get(f"{node.url}/", timeout=60).text
+    with node.ledger.transaction() as db:  # the node's clock stands at 2000
+        for number, (state, at) in enumerate([("waiting", 800), ("waiting", 500), ("skipped", 100)]):
+            db.execute("INSERT INTO studies (uid, state, reason, changed) VALUES (?, 'done', '', 1)", (f"1.{number}",))
+            db.execute(
+                "INSERT INTO answers (id, study_uid, release, patient, accession, images, record, at) "
+                "VALUES (?, ?, 'r', 'p', 'a', 1, '{}', 1)",
+                (number, f"1.{number}"),
+            )
+            db.execute(
+                "INSERT INTO trials (answer, candidate, state, reason, at) VALUES (?, 'c', ?, '', ?)",
+                (number, state, at),
+            )
+    assert metrics(node)["medopt_pacs_oldest_waiting_seconds", "trial"] == 1500
+    assert metrics(node)["medopt_pacs_shadow_studies", "waiting"] == 2
+    assert "waited longest for the candidate has waited for 25 min" in requests.get(f"{node.url}/", timeout=60).text
+
+
 def test_metrics_count_what_happened(start_http_node: Callable[..., HttpNode], tmp_path: Path) -> None:
     node = start_http_node()
     scan = dcmread(radiograph(tmp_path / "1.dcm"))

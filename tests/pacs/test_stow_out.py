@@ -142,6 +142,8 @@ def test_only_a_confirmed_instance_is_sent(
         ({"url": "http://pacs/dicom-web", "header": {}}, "did you mean headers?"),
         ({"url": "http://pacs", "headers": {"Authorization": {}}}, "either file or variable"),
         ({"url": "http://pacs", "headers": {"Authorization": f"Basic {PASSWORD}"}}, "Authorization: Input should be"),
+        ({"url": "http://pacs", "headers": {"Authorization": {"file": "pacs.secret"}}}, "cross the network in clear"),
+        ({"url": "http://10.0.0.7", "headers": {PASSWORD: {"variable": "V"}}}, "cross the network in clear"),
         ({"aet": "PACS", "hosst": "pacs", "port": 104}, "did you mean host?"),
         ({"aet": "PACS", "host": "pacs"}, "port is missing"),
     ],

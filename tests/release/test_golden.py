@@ -131,7 +131,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> list[golden.
     change(values)
     (folder / "golden.json").write_text(json.dumps(values))
     write_sums(folder)
-    return verify_release(folder, 1)
+    return verify_release(folder, 1).cases
 
 
 def test_the_recorded_answers_are_the_models_by_hand(folder: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_recorded_answers_are_the_models_by_hand(folder: Path) -> None:
 
 
 def test_a_replay_lists_every_case_and_model_with_its_answer(folder: Path) -> None:
-    rows = verify_release(folder, 1)
+    rows = verify_release(folder, 1).cases
     values = json.loads((folder / "golden.json").read_text())
     assert [(row.case, row.model) for row in rows] == [
         (f"golden/case-{number}.dcm", f"{kind}/onnxruntime") for number in (1, 2, 3) for kind in ("int8", "float")
@@ -385,7 +385,7 @@ def test_one_model_alone_is_recorded_and_replayed(folder: Path) -> None:
     alone = Release.open(folder, "float", "onnxruntime", 1)
     scans = draw_golden(folder / "more" / "golden", FLAT)
     record_answers(folder, [alone], scans)
-    rows = replay(folder, read_info(folder), [alone])
+    rows = replay(folder, read_info(folder), [alone]).cases
     assert [(row.case, row.model) for row in rows] == [
         (f"more/golden/case-{number}.dcm", "float/onnxruntime") for number in (1, 2, 3)
     ]

@@ -45,3 +45,14 @@ def test_the_page_has_no_script_and_no_address(finished: Finished, tmp_path: Pat
     assert not re.search(r"(?:src|href)=\"https?:", page)
     assert done.summary["facts"] > 20 and done.summary["open"] >= 15
     assert not finished.clinic.identifiers & set(re.findall(r"[\w^.]+", page))
+
+
+def test_the_promises_stand_as_a_table_under_the_metrics(finished: Finished, tmp_path: Path) -> None:
+    run = read_run(finished.folder)
+    table = run.metrics.guarantee
+    assert table is not None and [one.table for one in dossier_sections(run) if one.table] == [table]
+    assert [row[0] for row in table.cells][:2] == ["all", "site harbour"]
+    assert table.cells[1][3] == "not known (3 patients)"
+    assert call("dossier", finished.folder, "--out", tmp_path / "dossier.html").code == 0
+    page = (tmp_path / "dossier.html").read_text()
+    assert page.count("not known (3 patients)") == 6 and table.note in page

@@ -205,6 +205,7 @@ class Metrics:
         oldest = GaugeMetricFamily(
             "medopt_pacs_oldest_waiting_seconds", "Age of what has waited longest.", labels=["what"]
         )
-        for label, since in (("study", overview.oldest_study), ("send", overview.oldest_send)):
+        trial = [("trial", overview.oldest_trial)] if overview.trials else []
+        for label, since in (("study", overview.oldest_study), ("send", overview.oldest_send), *trial):
             oldest.add_metric([label], 0.0 if since is None else max(0.0, self._clock() - since))
         yield oldest
