@@ -17,12 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +42,7 @@ from medopt.core.reporter import SilentReporter
 from medopt.models import build_model
 from medopt.models.cost import study_cost
 from medopt.training.epoch import Epochs
+from medopt.training.gpu_use import peak_gib, watched_utilisation
 from medopt.training.hardware import open_fabric
 from medopt.training.job import PreparedSplit, TrainingJob
 from medopt.training.optimizers import build_optimizer
@@ -209,23 +208,6 @@ class Drawn(Dataset[dict[str, torch.Tensor]]):
         return out
 
 
-@contextmanager
-def watched_utilisation(cuda: bool) -> Iterator[list[float]]:
-    """The GPU's utilisation in percent, as nvidia-smi samples it until the block ends; none where it is not there."""
-    samples: list[float] = []
-    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
-    if not cuda or shutil.which(query[0]) is None:
-        yield samples
-        return
-    process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
-    try:
-        yield samples
-    finally:
-        process.terminate()
-        out = process.communicate()[0]
-        samples += [float(line) for line in out.split() if line.isdigit()]
-
-
 def measure(arena: Arena, name: str, make: Callable[[], Callable[[], int]], peak: float, seconds: float) -> Speed:
     """Time one loop after two rounds that warm up."""
     cuda = arena.device.type == "cuda"
@@ -236,7 +218,7 @@ def measure(arena: Arena, name: str, make: Callable[[], Callable[[], int]], peak
     for _ in range(2):
         work()
     images = 0
-    with watched_utilisation(cuda) as samples:
+    with watched_utilisation(arena.device) as samples:
         _wait(cuda)
         started = time.perf_counter()
         while not images or time.perf_counter() - started < seconds:
@@ -244,9 +226,9 @@ def measure(arena: Arena, name: str, make: Callable[[], Callable[[], int]], peak
             _wait(cuda)
         rate = images / (time.perf_counter() - started)
     case = f"{arena.case.name}, {' x '.join(map(str, arena.case.size))}, batch {arena.case.batch}"
-    gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+    gib = peak_gib(arena.device) or 0.0
     operations = PASSES * 2 * study_cost(arena.study).multiply_adds
-    used = float(np.mean(samples)) / 100 if samples else None
+    used = float(np.mean(samples)) if samples else None
     return Speed(case + (", compiled" if arena.case.compiled else ""), name, rate, used, gib, rate * operations / peak)
 
 

@@ -217,7 +217,10 @@ class NotDefined:
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """What one epoch of training measured."""
+    """What one epoch of training measured.
+
+    `gpu_use` is the GPU's mean utilisation (0 to 1), `gpu_gib` the most memory of it so far; None without a GPU.
+    """
 
     epoch: int
     train_loss: float
@@ -227,6 +230,8 @@ class EpochRecord:
     images_per_second: float
     seconds: float
     data_wait: float
+    gpu_use: float | None = None
+    gpu_gib: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,11 +65,13 @@ def check_cases(cases: Sequence[Case], folder: Path, study: Study, card: Card | 
 
 def _patient_findings(cases: Sequence[Case]) -> Iterable[Finding]:
     """Patients in more than one split."""
-    by_patient: dict[str, dict[str, Case]] = defaultdict(dict)
-    for case in cases:
-        by_patient[case.patient_id].setdefault(case.split, case)
-    overlap = {patient: splits for patient, splits in by_patient.items() if len(splits) > 1}
-    if overlap:
+    first: dict[str, str] = {}
+    several = {case.patient_id for case in cases if first.setdefault(case.patient_id, case.split) != case.split}
+    if several:
+        overlap: dict[str, dict[str, Case]] = defaultdict(dict)
+        for case in cases:
+            if case.patient_id in several:
+                overlap[case.patient_id].setdefault(case.split, case)
         texts = [
             f"patient {patient} (a pseudonym) in "
             + ", ".join(f"{split} ({display_name(case)})" for split, case in splits.items())
@@ -78,7 +80,7 @@ def _patient_findings(cases: Sequence[Case]) -> Iterable[Finding]:
         yield Finding(
             "patient_overlap",
             "refuse",
-            f"{len(overlap)} of {len(by_patient)} patients are in more than one split, so that scores are too good: "
+            f"{len(overlap)} of {len(first)} patients are in more than one split, so that scores are too good: "
             f"{listed(texts)}. Put all images of a patient into one split.",
         )
 
@@ -219,10 +221,9 @@ def _site_findings(cases: Sequence[Case], study: Study) -> Iterable[Finding]:
     """Labels that the site alone predicts: a model could then learn the hospital instead of the finding."""
     names = study.data.labels if study.data.task == "multilabel" else ["the label"]
     for index, name in enumerate(names):
-        known = [(case, label) for case in cases if (label := case.label[index]) is not None]
-        association = site_label_association(
-            [case.site for case, _ in known], [label for _, label in known], [case for case, _ in known]
-        )
+        known = [case for case in cases if case.label[index] is not None]
+        labels = [label for case in known if (label := case.label[index]) is not None]
+        association = site_label_association([case.site for case in known], labels, known)
         if association is None or association.low < NOTED:
             continue
         value, low, high = association

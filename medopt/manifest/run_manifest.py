@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from medopt.config import Study
 from medopt.core.files import atomic
@@ -54,12 +55,21 @@ def _cells(case: Case, study: Study) -> list[Label | float | str]:
 
 def manifest_digest(cases: Iterable[Case]) -> str:
     """SHA-256 of the content of the cases, whatever their order."""
-    apart = ("groups", "uncertain", "channels", "number", "covariates")
-    content = attrgetter(*(column.name for column in fields(Case) if column.name not in apart))
+    return _digest(cases, str, attrgetter("groups"))
+
+
+def _digest(cases: Iterable[Case], hide: Callable[[str], str], groups: Callable[[Case], tuple[Any, ...]]) -> str:
+    """SHA-256 of sorted rows, a row a case; only rows of one case_id are in memory together."""
+    content, case_id = attrgetter("case_id", "patient_id", "image", "label", "split", "site"), attrgetter("case_id")
     digest = hashlib.sha256()
-    rows = ((*content(case), *case.groups, *case.channels, *_number(case), *case.covariates) for case in cases)
-    for row in sorted(rows):
-        digest.update(json.dumps(row).encode() + b"\n")
+    for _, same in groupby(sorted(cases, key=case_id), case_id):
+        rows = (
+            (*content(case), hide(case.study_uid), hide(case.series_uid), *groups(case), *case.channels, *_number(case),
+             *case.covariates)
+            for case in same
+        )  # fmt: skip
+        for row in sorted(rows):
+            digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -72,10 +82,7 @@ def training_digest(cases: Iterable[Case], *, from_run: bool = False) -> str:
 
     `from_run` as in `read_manifest`: the UIDs are pseudonyms already.
     """
-    hide = str if from_run else _uid_pseudonym
-    return manifest_digest(
-        replace(case, groups=(), study_uid=hide(case.study_uid), series_uid=hide(case.series_uid)) for case in cases
-    )
+    return _digest(cases, str if from_run else _uid_pseudonym, lambda case: ())
 
 
 def _uid_pseudonym(uid: str) -> str:

@@ -54,7 +54,8 @@ class PatientGroups:
 def group_by_patient(patients: NDArray[np.str_], labels: Bools, sites: NDArray[np.str_]) -> PatientGroups:
     """Groups of N rows by their patients (N,), with labels (N, L) and sites (N,)."""
     row: Ints
-    _, row, size = np.unique(patients, return_inverse=True, return_counts=True)
+    short = np.char.encode(patients, "utf-8")  # in the same order, in a quarter of the memory
+    _, row, size = np.unique(short, return_inverse=True, return_counts=True)
     _, site = np.unique(sites, return_inverse=True)
     count = np.empty((len(size), labels.shape[1]), dtype=np.int64)
     for label in range(labels.shape[1]):

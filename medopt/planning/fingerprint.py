@@ -162,7 +162,7 @@ def _sample(cases: Sequence[Case]) -> list[Case]:
     groups: dict[tuple[str, tuple[int, ...]], list[Case]] = defaultdict(list)
     for case in sorted(cases, key=lambda case: case.case_id):  # a pseudonym: as good as shuffled
         groups[case.site, tuple(-1 if one is None else one for one in case.label)].append(case)
-    turns = [(turn, name, case) for name, group in groups.items() for turn, case in enumerate(group)]
+    turns = [(turn, name, case) for name, group in groups.items() for turn, case in enumerate(group[:SAMPLE])]
     return [case for _, _, case in sorted(turns, key=lambda turn: turn[:2])[:SAMPLE]]
 
 

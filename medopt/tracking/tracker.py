@@ -243,7 +243,9 @@ def _metric_name(key: str) -> str:
 def _epoch_metrics(record: Epoch, score: str) -> list[Metric]:
     """The UI groups by the part before the slash, and draws the groups in the order of the alphabet."""
     if isinstance(record, EpochRecord):
+        gpu = {"epoch/gpu_utilisation": record.gpu_use, "epoch/gpu_gib": record.gpu_gib}
         own = {"curves/loss_val": record.val_loss, score: record.val_metric}
+        own |= {name: value for name, value in gpu.items() if value is not None}
     else:
         own = {"embeddings/deviation": record.deviation, "embeddings/rank": record.rank}
         own |= {} if record.neighbours is None else {"curves/auc_neighbours": record.neighbours}

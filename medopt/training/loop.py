@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from medopt.training.checkpoint import read_tensors, restore_newest, save_best, 
 from medopt.training.covariates import fit_table, put_coefficients
 from medopt.training.early_stopping import should_stop
 from medopt.training.epoch import Epochs
+from medopt.training.gpu_use import peak_gib, watched_utilisation
 from medopt.training.job import BEST, Trained, TrainingCallbacks, TrainingJob
 from medopt.training.kept_epoch import KeptEpoch, kept_epoch
 from medopt.training.losses import Teacher, build_loss
@@ -143,7 +145,8 @@ def _teacher(job: TrainingJob, fabric: Fabric) -> Teacher | None:
 
 def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: TrainingCallbacks | None) -> EpochRecord:
     """Train and validate once; the first process judges, and tells the others."""
-    measured = epochs.train()
+    with watched_utilisation(fabric.device) as samples:
+        measured = epochs.train()
     logits, targets = epochs.validate()
     record = None
     if callbacks:
@@ -151,7 +154,14 @@ def _one_epoch(job: TrainingJob, fabric: Fabric, epochs: Epochs, callbacks: Trai
         metric = -val_loss
         if job.study.training.metric == "auc":
             metric = callbacks.score(logits, targets.double().numpy())
-        record = EpochRecord(epoch=len(epochs.state.history), val_loss=val_loss, val_metric=metric, **measured)
+        record = EpochRecord(
+            epoch=len(epochs.state.history),
+            val_loss=val_loss,
+            val_metric=metric,
+            gpu_use=fmean(samples) if samples else None,
+            gpu_gib=peak_gib(fabric.device),
+            **measured,
+        )
     shared: EpochRecord | None = fabric.broadcast(record)
     assert shared is not None
     return shared

@@ -82,6 +82,32 @@ def test_every_head_is_exported_with_its_normalizations_folded(
             np.testing.assert_allclose(open_engine(engine, path, 1).run(batch), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("size", "convolved"), [((16, 12), True), ((16, 13), False), ((8, 12, 10), False)], ids=["even", "odd", "volume"]
+)
+def test_averaged_skips_are_convolutions_where_that_is_exact(
+    tmp_path: Path, size: tuple[int, ...], convolved: bool
+) -> None:
+    torch.manual_seed(0)
+    dims, path = len(size), tmp_path / "a.onnx"
+    pool = nn.AdaptiveAvgPool2d(1) if dims == 2 else nn.AdaptiveAvgPool3d(1)
+    block = BottleneckLayer(3, 4, 8, spatial_dims=dims, stride=2, projects="averaged")
+    model = nn.Sequential(block, pool, nn.Flatten(), nn.Linear(8, 2))
+    batch = np.random.default_rng(0).random((3, 3, *size), dtype=np.float32)
+    model.train()(torch.from_numpy(batch))  # the normalizations have statistics of their own
+    assert export_onnx(model, batch, path, 18) < 1e-5
+    nodes = [
+        (node.op_type, onnx.helper.get_node_attr_value(node, "group"))
+        for node in onnx.load(path).graph.node
+        if node.op_type == "Conv"
+    ]
+    pools = any(node.op_type == "AveragePool" for node in onnx.load(path).graph.node)
+    assert (("Conv", 3) in nodes, pools) == (convolved, not convolved)
+    with torch.inference_mode():
+        expected = model.eval()(torch.from_numpy(batch)).numpy()
+    np.testing.assert_allclose(open_engine("openvino", path).run(batch), expected, atol=1e-5)
+
+
 def test_one_example_is_enough_for_any_batch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     export_onnx(small_net(2, 1), images(2, 1), tmp_path / "a.onnx", 18)
     for count in (1, 2, 5):

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from scipy.special import expit
 
-from medopt.compression import quantize
+from medopt.compression import export, quantize
 from medopt.compression.export import export_onnx
 from medopt.compression.mixed_precision import int8_layers, rank_by_harm, with_float_layers, write_mixed_precision
 from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
@@ -181,6 +181,30 @@ def test_averaging_in_float_changes_no_logit(
     for engine in ENGINES:
         one, other = (run_files(open_engine(engine, path, 1), tiny_models.val.files) for path in sources)
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
+
+
+def test_averaged_skips_are_int8_and_round_as_pooling_did(
+    tiny_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As convolutions their means are no other values, and a layer behind them may go back to float."""
+    study = tiny_study(prepare={"size": [32, 32]}, model={"variant": "d", "zero_init_residual": False})
+    images = np.random.default_rng(0).random((16, 1, 32, 32), dtype=np.float32)
+    model = build_model(study)
+    model.train()(torch.from_numpy(images))
+    for kind in ("float", "pooled"):
+        export_onnx(model, images, tmp_path / f"{kind}.onnx", 18)
+        quantize_int8(tmp_path / f"{kind}.onnx", tmp_path / f"{kind}.int8.onnx", list(images))
+        monkeypatch.setattr(export, "_averages_as_convolutions", lambda found: found)
+    source, quantized = (onnx.load(tmp_path / name) for name in ("float.onnx", "float.int8.onnx"))
+    assert "AveragePool" not in {node.op_type for node in quantized.graph.node}
+    layers = int8_layers(quantized)
+    assert len(layers) == sum(node.op_type == "Conv" for node in source.graph.node) - 1
+    onnx.save(with_float_layers(quantized, source, layers), tmp_path / "whole.onnx")
+    files = [tmp_path / f"{name}.onnx" for name in ("float", "float.int8", "pooled.int8", "whole")]
+    for engine in ENGINES:
+        before, convolved, pooled, whole = (open_engine(engine, path, 1).run(images) for path in files)
+        assert np.abs(convolved - before).max() > 0 and np.abs(whole - before).max() < 0.1 * np.ptp(before)
+        np.testing.assert_allclose(convolved, pooled, atol=0.02 * np.ptp(before))
 
 
 def test_layers_put_back_in_float_take_their_error_away(tiny_models: SimpleNamespace, tmp_path: Path) -> None:

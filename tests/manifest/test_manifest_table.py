@@ -16,6 +16,7 @@ from medopt.core.errors import DataError, StorageError
 from medopt.core.privacy import pseudonym
 from medopt.core.records import Case
 from medopt.imaging.scan_path import npz_member, safe_relative_path
+from medopt.manifest import table
 from medopt.manifest.infer_study import infer_study
 from medopt.manifest.run_manifest import manifest_digest, write_run_manifest
 from medopt.manifest.table import read_manifest
@@ -127,6 +128,20 @@ def test_all_columns_are_told_at_once_five_rows_each(manifest, study):
     assert "split: row 2: " in text
     assert text.count("and 3 more") == 2
     assert "row 7" not in text
+
+
+def test_blocks_of_rows_are_one_table(manifest, study, monkeypatch):
+    """A row is numbered, compared and refused as if all rows were read at once; equal cells of a block are one text."""
+    rows = [f"{at}.png,P{at // 2},benign,train,north" for at in range(9)]
+    header = "image,patient_id,label,split,site"
+    whole = read_manifest(manifest(*rows, header=header), study())
+    monkeypatch.setattr(table, "BLOCK", 2)
+    cases = read_manifest(manifest(*rows, header=header), study())
+    assert cases == whole and cases[0].site is cases[1].site and cases[0].label is cases[8].label
+    rows[3], rows[5], rows[8] = "3.png,P1,benign,dev,north", "0.png,P2,cat,train,north", "8.png,P1,benign,train"
+    text = refused(manifest(*rows, header=header), study())
+    parts = ("split: row 5: 'dev'", "image: row 7: the same as row 2 (0.png)", "whole row: row 10: 4 cells")
+    assert all(part in text for part in parts) and text.index("split") < text.index("label: row 7: 'cat'")
 
 
 def test_repeated_case_id_is_refused_without_showing_it(manifest, study):

@@ -39,7 +39,7 @@ class CompressStage(Stage[Compressed]):
     """
 
     name = "compress"
-    revision = 2  # the head is corrected
+    revision = 3  # averaged skips are convolutions
     inputs = ("prepare",)
     result_type = Compressed
 
