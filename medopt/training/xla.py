@@ -2,6 +2,7 @@
 
 Never run on a TPU yet. XLA compiles a step for its shapes: all steps of a training have the same, and validation's
 last batch another. Fabric marks the end of each step after the optimizer (Lightning's `XLAPrecision`).
+torch counts its devices at the first gradient of a process, so that one on the CPU must not come before XLA is opened.
 """
 
 from __future__ import annotations
