@@ -163,7 +163,7 @@ def test_the_second_output_is_what_the_classifier_sees(tiny_models: SimpleNamesp
     for path, tolerance in ((tiny_models.float, 1e-4), (tiny_models.int8, 0.2)):
         opened = open_engine(engine, path, 1)
         logits, features = opened.run_both(batch)
-        assert np.abs(features - wanted).max() <= tolerance * np.abs(wanted).max()
+        assert np.linalg.norm(features - wanted) <= tolerance * np.linalg.norm(wanted)
         assert np.array_equal(logits, opened.run(batch))
 
 
