@@ -53,7 +53,7 @@ def test_a_month_of_sure_answers_is_drift(finished: Finished, answers: Path, tmp
 
 def test_a_table_of_something_else_is_refused(finished: Finished, tmp_path: Path) -> None:
     done = call("drift", finished.release, finished.folder / "predictions.csv", "--out", tmp_path / "drift.html")
-    assert done.code == 3 and "no table of this release's answers" in done.stderr
+    assert done.code == 3 and "not a table of this release's answers" in done.stderr
     assert not (tmp_path / "drift.html").exists()
 
 

@@ -140,7 +140,7 @@ def test_table_picture_and_mlflow(swept: Swept) -> None:
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert len(children) == 3
     assert "3 trials" in swept.done.stdout
-    assert "the test split was not looked at" in swept.done.stdout
+    assert "the test split was not used" in swept.done.stdout
 
 
 def test_typo_in_a_path_is_refused_before_anything_runs(clinic: Clinic, tmp_path: Path) -> None:

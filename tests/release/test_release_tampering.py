@@ -109,7 +109,7 @@ def test_what_is_no_release_is_refused(release: Path, tmp_path: Path) -> None:
             verify_release(folder)
         call("verify", folder).refused(6, "ReleaseError", str(folder))
     (release / SUMS).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ReleaseError, match="no list of checksums"):
+    with pytest.raises(ReleaseError, match="not a list of checksums"):
         check_sums(release)
 
 

@@ -83,7 +83,7 @@ def test_each_difference_is_named(tmp_path: Path) -> None:
     )
     for text in ("", "[]", '{"bomFormat": "SPDX"}'):
         (tmp_path / SBOM).write_text(text)
-        with pytest.raises(ReleaseError, match="no CycloneDX list"):
+        with pytest.raises(ReleaseError, match="not a CycloneDX list"):
             runtime_differences(tmp_path)
     (tmp_path / SBOM).unlink()
     assert runtime_differences(tmp_path) is None

@@ -129,7 +129,7 @@ def test_another_key_no_signature_and_nonsense_are_refused(folder: Path, trust: 
     with pytest.raises(ReleaseError, match="which is not trusted"):
         check_signature(folder, trust)
     (folder / SIGNATURE).write_text("{}")
-    with pytest.raises(ReleaseError, match="no signature that this medopt can read"):
+    with pytest.raises(ReleaseError, match="not a signature that this medopt can read"):
         check_signature(folder, trust)
 
 

@@ -165,7 +165,7 @@ def _leaky(model: onnx.ModelProto) -> None:
         (_attribute("Conv", 2, "auto_pad", b"SAME_UPPER"), "pads as SAME_UPPER does"),
         (_attribute("Conv", 2, "dilations", [2, 2]), "another padding than half its kernel"),
         (_attribute("MaxPool", 0, "pads", [0, 0, 0, 0]), "pools with another window or padding"),
-        (_leaky, "no ResNet in float: it has LeakyRelu nodes"),
+        (_leaky, "not a ResNet in float: it has LeakyRelu nodes"),
     ],
 )
 def test_a_changed_graph_is_refused(
