@@ -169,6 +169,9 @@ def _version() -> None:
 add(app, _version, "version", hidden=True)
 
 
+GOES_ON = "A run goes on where it was when the same command is given again."
+
+
 def main() -> NoReturn:
     """Run the command line; a refusal becomes one paragraph on stderr and its exit code."""
     reset_verbosity()
@@ -189,8 +192,10 @@ def main() -> NoReturn:
         text = missing_package(error.name or "", command)
         _leave(error, "ConfigError", text, ConfigError.exit_code)
     except KeyboardInterrupt as error:
-        _leave(error, "Interrupted", "A run goes on where it was when the same command is given again.", 130)
+        _leave(error, "Interrupted", GOES_ON, 130)
     except Exception as error:
+        if signals.was_interrupted():
+            _leave(error, "Interrupted", GOES_ON, 130)
         usage: Any = getattr(error, "format_message", None)
         if usage is None:
             raise

@@ -30,6 +30,14 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def was_interrupted() -> bool:
+    """Whether a signal came since `install_handlers`: an error after it may be its doing.
+
+    An interrupt within a lock's own code leaves as RuntimeError (cannot release un-acquired lock).
+    """
+    return bool(_received)
+
+
 def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt where a signal came since `install_handlers` and its interrupt was swallowed."""
     if _received:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -189,3 +190,16 @@ def test_a_job_that_the_disk_stops_leaves_the_others() -> None:
     jobs = [Job(name, write, (Path(name),)) for name in ("/dev/full", "/dev/null")]
     full, other = run_jobs(jobs, Fleet("local", 1, None), SilentReporter(), 2, "writes")
     assert isinstance(full.error, MedoptError) and "The disk is full" in str(full.error) and other.result == 1
+
+
+def test_an_interrupt_that_leaves_as_another_error_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Ctrl-C comes within a lock's own code, which then cannot release what it has not acquired."""
+
+    def interrupted(**_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("cannot release un-acquired lock") from None
+
+    monkeypatch.setattr("medopt.cli.main.app", interrupted)
+    call("run").refused(130, "Interrupted", "same command")
