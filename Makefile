@@ -39,14 +39,14 @@ lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: lint  ## all checks, and all tests but the longest (about 25 minutes on 2 cores)
+test: lint  ## all checks, and all tests but the longest (about 45 minutes on 2 cores)
 	$(TESTS)
 
 coverage: $(READY)  ## the same tests with line coverage, over 90 % (counting lines takes 40 % longer)
 	$(BIN)/coverage erase
 	$(TESTS) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-test-fast: $(READY)  ## the inner loop: no whole runs, trained networks, servers (under 3 minutes on 2 cores)
+test-fast: $(READY)  ## the inner loop: no whole runs, trained networks, servers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m fast
 
 test-long: $(READY)  ## what takes longest: the team's MLflow server in a browser, sweeps on a cluster, a disk that fills up
