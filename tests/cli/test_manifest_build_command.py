@@ -147,7 +147,7 @@ def test_the_table_tells_splits_sites_and_what_was_left_out(tmp_path: Path) -> N
     assert done.code == 0
     for said in (
         "12 rows, images", "(patients)", "labels   the names of the folders", "sites    unknown (12)",
-        "left out 1: a mask, by its name (a/0_mask.png)", "warning  No patient is", "medopt plan",
+        "left out 1: a mask, by its name (a/0_mask.png)", "warning  No patient IDs", "medopt plan",
     ):  # fmt: skip
         assert said in done.stdout
 

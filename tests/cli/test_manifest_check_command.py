@@ -57,7 +57,7 @@ def test_a_mended_manifest_keeps_its_card_and_says_what_was_done(leaking: Path) 
         "licence": "l",
         "citation": "c",
         "labels": {"benign": "12 rows", "malignant": "12 rows"},
-        "notes": ["No patient is known: each image counts as one."],
+        "notes": ["No patient IDs found: each image is treated as its own patient."],
         "manifest_sha256": file_digest(leaking),
         "root": ".",
     }

@@ -173,7 +173,7 @@ def test_unknown_patients_are_refused_with_the_way_out(classes, tmp_path):
         build_manifest(classes, tmp_path / "m.csv", options(labels))
     built = build_manifest(classes, tmp_path / "m.csv", options(labels, patient_per_image=True))
     assert len({row["patient_id"] for row in rows_of(built)}) == 16
-    assert "each image counts as one" in built.card.read_text()
+    assert "each image is treated as its own patient" in built.card.read_text()
     built = build_manifest(classes, tmp_path / "m.csv", options(labels, patient=r"/(\d)\.png$", rules=SplitRules()))
     assert {row["patient_id"] for row in rows_of(built)} == {pseudonym(f"{at}") for at in range(8)}
     with pytest.raises(DataError, match="finds no patient in 16 of 16 paths"):
@@ -199,7 +199,7 @@ def test_some_patients_unknown_is_said(tmp_path):
     with pytest.raises(DataError, match="The patient of 1 of 12 scans is not known: 0"):
         build_manifest(tmp_path / "export", tmp_path / "m.csv", options(labels))
     built = build_manifest(tmp_path / "export", tmp_path / "m.csv", options(labels, patient_per_image=True))
-    assert built.warnings[0].startswith("The patients of 1 of 12 scans are not known: each image counts as one")
+    assert built.warnings[0].startswith("The patients of 1 of 12 scans are not known: each image is treated as its own")
 
 
 def test_a_fold_needs_folds(classes, tmp_path):
