@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,11 +83,11 @@ def check(
     result = _result(manifest, inspection, study, repair) | {"shortcuts": shortcuts.model_dump(mode="json")}
     print_json(as_json, result)
     if inspection.refused and repair is None:
-        reasons = "; ".join(f"{finding.name}: {finding.text.partition(': ')[0]}" for finding in inspection.refused)
+        reasons = " ".join(f"{one.name}: {shorten(one.text, 300, placeholder=' ...')}" for one in inspection.refused)
         where = f" --data {quote(str(data))}" if data else ""
         raise DataError(
-            f"The manifest {manifest} is refused. {reasons}. The table of findings has the images. To write a manifest "
-            "in which copies are in one split and unusable images are left out: medopt manifest check "
+            f"The manifest {manifest} is refused. {reasons} The table of findings has the rest. To write a manifest in "
+            "which copies are in one split and unusable images are left out: medopt manifest check "
             f"{quote(str(manifest))}{where} --out {quote(str(manifest.with_stem(f'{manifest.stem}_fixed')))}"
         )
 
