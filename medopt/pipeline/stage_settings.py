@@ -45,6 +45,8 @@ READS: dict[str, tuple[str, ...]] = {
         *("name", *_TASK, *_ENGINES, *_INTERVALS, "training.metric"),
         *(f"evaluation.{key}" for key in ("prevalence", "aggregate", "smallest_group")),
         *(f"evaluation.{key}" for key in ("calibration", "operating_point", "target", "cost", "abstain")),  # patients
+        *(f"compression.gate.{key}" for key in ("strict", "auc_margin", "auc_bound")),  # the guarantee
+        *(f"compression.gate.{key}" for key in ("max_decision_flips", "flips_bound")),
     ),
     "robustness": (
         *_TASK,

@@ -23,15 +23,21 @@ from pydicom import dcmread
 from medopt.core.privacy import pseudonym
 from medopt.pacs.ledger import Ledger
 from medopt.pacs.spool import Spool
+from medopt.release.golden import open_every_model, record_answers
 from medopt.release.layout import write_sums
 
 
 def candidate_of(release: Path, folder: Path, **changes: Any) -> Path:
-    """A copy of a release whose int8 model has another threshold, and whose `release.json` has these changes."""
+    """A copy of a release whose int8 model has another threshold, and whose `release.json` has these changes.
+
+    It passes its golden cases, as one that was built so.
+    """
     shutil.copytree(release, folder)
     info = json.loads((folder / "release.json").read_text())
     info["models"]["int8"] |= {"threshold": changes.pop("threshold", 0.0), "band": None}
     (folder / "release.json").write_text(json.dumps(info | changes))
+    write_sums(folder)
+    record_answers(folder, open_every_model(folder, 1), sorted((folder / "golden").iterdir()))
     write_sums(folder)
     return folder
 
