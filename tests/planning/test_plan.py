@@ -360,7 +360,7 @@ def test_where_names_do_not_say_the_finding_the_user_says_it(two_classes: Callab
     manifest, out = two_classes("grade A", "grade B"), tmp_path / "s.yaml"
     call("plan", manifest, "--out", out).refused(3, "is the finding", "--positive 'grade B'")
     assert not out.exists()
-    call("plan", manifest, "--out", out, "--positive", "grade C").refused(2, "no label of the manifest")
+    call("plan", manifest, "--out", out, "--positive", "grade C").refused(2, "not a label of the manifest")
     done = call(
         "plan", manifest, "--out", out, "--positive", "grade a", "--name", "grading", "--question", "Is it grade A?"
     )

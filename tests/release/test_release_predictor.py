@@ -212,7 +212,7 @@ def test_card_says_where_a_figure_is_not_defined(info: ReleaseInfo) -> None:
         "lake": both(figures(0.9, auc=Estimate(0.5, None, None, 4))),
     }
     changed = info.figures.model_copy(update={"sites": sites, "confidence": 0.9})
-    card = render_card(card_of(info.model_copy(update={"figures": changed})))
+    card = render_card(card_of(info.model_copy(update={"figures": changed, "guarantee": None})))
     assert "| hill | not defined (one class only) | 4 |" in card
     assert "| lake | 0.500 | 4 |" in card
     assert "90 % interval" in card and "95 %" not in card.split("## Where it is weak")[0]

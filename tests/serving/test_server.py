@@ -272,7 +272,7 @@ def test_what_is_malformed_is_told_without_a_word_of_it(client: httpx.Client, fi
     head = json.dumps({"inputs": [{"name": "scan", "datatype": "BYTES", "shape": [1]}]}).encode()
     worded = b'{"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1], "data": ["MRN-SECRET-17"]}]}'
     cases: list[tuple[bytes, dict[str, str], str]] = [
-        (scan, {}, "no JSON"),
+        (scan, {}, "not JSON"),
         (scan, {"Inference-Header-Content-Length": "999999999"}, "larger than the body"),
         (scan[:3000], WHOLE, "Scan 1 of 1 is refused"),
         (b"MRN-SECRET-17 no scan at all", WHOLE, "The scan is not a format that is read"),
