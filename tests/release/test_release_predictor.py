@@ -211,8 +211,8 @@ def test_card_says_where_a_figure_is_not_defined(info: ReleaseInfo) -> None:
         "hill": both(figures(0.9, auc=Estimate(None, None, None, 4, "one class only"))),
         "lake": both(figures(0.9, auc=Estimate(0.5, None, None, 4))),
     }
-    changed = info.figures.model_copy(update={"sites": sites, "confidence": 0.9})
-    card = render_card(card_of(info.model_copy(update={"figures": changed, "guarantee": None})))
+    changed = info.figures.model_copy(update={"sites": sites, "confidence": 0.9, "guarantee": None})
+    card = render_card(card_of(info.model_copy(update={"figures": changed})))
     assert "| hill | not defined (one class only) | 4 |" in card
     assert "| lake | 0.500 | 4 |" in card
     assert "90 % interval" in card and "95 %" not in card.split("## Where it is weak")[0]
