@@ -150,7 +150,9 @@ def test_the_end_finishes_what_is_in_hand(server: Server, finished: Finished, ce
         one.settimeout(60)
         one.sendall(head.encode() + scan[:1000])
         with httpx.Client(base_url=server.url(""), verify=context_of(certificates), timeout=60) as admin:
-            while "medopt_queue_images 1.0" not in admin.get("/metrics").text:
+            deadline = time.monotonic() + 50
+            while "medopt_queue_images 1.0" not in (seen := admin.get("/metrics").text):
+                assert time.monotonic() < deadline, [line for line in seen.splitlines() if "queue_images" in line]
                 time.sleep(0.01)
         server.process.terminate()
         assert server.wait_for("stopping")["images"] == 1
