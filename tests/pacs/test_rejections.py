@@ -159,7 +159,7 @@ def test_an_association_that_is_aborted_leaves_a_line(
 ) -> None:
     crashes: list[object] = []
     monkeypatch.setattr("threading.excepthook", crashes.append)
-    node = listen(idle_seconds=60 if then else 1)  # a busy machine is silent for a second, too
+    node = listen(idle_seconds=10 if then else 1)  # a busy machine is silent for a second, too
     with closing(socket.create_connection(("127.0.0.1", node.settings.port), 60)) as link:
         link.sendall(request())
         assert link.recv(4096)[:1] == b"\x02"
