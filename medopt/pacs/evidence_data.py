@@ -145,7 +145,7 @@ def _segmentation(context: ResultContext, scan: ScanAnswer, label: str, values: 
 
 
 def _add_spacing(dataset: Dataset, image: Dataset) -> None:
-    """Pixel Measures, which highdicom leaves out where there is no frame of reference; OHIF 3.13 fails without them.
+    """Add Pixel Measures. highdicom omits them without a frame of reference, and OHIF 3.13 fails then.
 
     They may be there (PS3.3 table A.51-2). The spacing is the image's, of a projection that on its detector. Its
     thickness, which a projection does not have, is 1 mm: highdicom reads no Pixel Measures without one.

@@ -23,6 +23,7 @@ from medopt.core.telemetry import without_telemetry
 from medopt.imaging import read_scan
 from medopt.imaging.background import nan_as_background
 from medopt.imaging.channels import LUMINANCE, ScanPath, read_case, scan_name, split_channels
+from medopt.transforms.percentiles import percentiles
 from medopt.transforms.resize import crop_or_pad, fitted, is_too_large, needed_part, resampled, resize
 
 with without_telemetry():
@@ -33,9 +34,6 @@ CHAIN_VERSION = 2
 WINDOW_VERSION = 2  # the same for intensity.method: window alone; 2: VOILUTFunction, and LINEAR's half pixel
 MIN_VOXELS = 4  # along an axis of a resampled scan
 LEVELS = 65535
-_SORTED_BELOW = 200_000
-_SAMPLE = 2**14
-_BLOCK = 2**16
 
 
 class ReadScan(Transform):
@@ -316,40 +314,3 @@ def _fingerprint(config: Prepare) -> str:
 def from_levels(levels: NDArray[Any]) -> FloatArray:
     """Whole numbers from 0 to LEVELS to float32 in 0..1."""
     return np.multiply(levels, np.float32(1 / LEVELS), dtype=np.float32)
-
-
-def percentiles(array: FloatArray, low: float, high: float) -> tuple[float, float]:
-    """Two percentiles of finite values, as numpy interpolates them, at a fraction of a sort's cost.
-
-    A sample tells below (above) which value the lower (upper) one surely lies; only the values there are sorted. Where
-    the sample was misled, all are.
-    """
-    flat = array.ravel()
-    if flat.size < _SORTED_BELOW:
-        first, second = np.percentile(flat, [low, high])
-        return float(first), float(second)
-    sample = flat[:: flat.size // _SAMPLE + 1]
-    shares = np.array([low, 100 - high]) / 100
-    sure = shares + 6 * np.sqrt(shares * (1 - shares) / sample.size) + 4 / sample.size
-    # In float32, as the values: else each comparison would turn a block into float64.
-    below, above = np.quantile(sample, [min(1, sure[0]), max(0, 1 - sure[1])]).astype(np.float32)
-    lowest, highest = [], []
-    for start in range(0, flat.size, _BLOCK):  # a block is read from memory once
-        block = flat[start : start + _BLOCK]
-        lowest.append(block[block <= below])
-        highest.append(block[block >= above])
-    first = _at_rank(np.concatenate(lowest), shares[0] * (flat.size - 1))
-    second = _at_rank(-np.concatenate(highest), shares[1] * (flat.size - 1))
-    if first is None or second is None:
-        first, second = np.percentile(flat, [low, high])
-        return float(first), float(second)
-    return first, -second
-
-
-def _at_rank(tail: FloatArray, rank: float) -> float | None:
-    """The value at a fractional rank of an array whose lowest values are `tail`; None where these do not reach it."""
-    at = int(rank)
-    if len(tail) < at + 2:
-        return None
-    lower, upper = np.partition(tail, (at, at + 1))[at : at + 2].astype(np.float64)
-    return float(lower + (upper - lower) * (rank - at))

@@ -212,7 +212,7 @@ def test_probe_looks_at_validation_alone(clinic: Clinic, weights: Path, tmp_path
 
 
 def test_the_best_fitting_start_is_of_the_scans_modality() -> None:
-    """A radiograph's start is no choice for ultrasound; where nobody names a modality, everyday images come first."""
+    """Ultrasound gets no radiograph's start. Without a modality, starts of everyday images come first."""
     first = {shift: fitting_starts(2, 1, shift)[0].name for shift in ("radiograph", "ultrasound", "ct", "none")}
     assert first == {
         "radiograph": "chest-resnet50",

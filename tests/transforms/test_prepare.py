@@ -16,7 +16,8 @@ from medopt.core.errors import DataError
 from medopt.core.records import Volume
 from medopt.transforms import prepare
 from medopt.transforms import resize as resize_module
-from medopt.transforms.prepare import LUMINANCE, ClipIntensity, PrepareChain, ToUnitRange, percentiles
+from medopt.transforms.percentiles import _SAMPLE, percentiles
+from medopt.transforms.prepare import LUMINANCE, ClipIntensity, PrepareChain, ToUnitRange
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 STEP = 1 / 65535  # of the chain's values
@@ -55,7 +56,7 @@ def test_percentiles_of_a_large_array_are_numpys(values: np.ndarray, q: tuple[fl
 def test_percentiles_are_right_where_the_sample_is_misled() -> None:
     """Every sampled value is the largest, so that nothing of the low end is foreseen."""
     values = np.random.default_rng(0).random(1_000_000, np.float32)
-    values[:: len(values) // prepare._SAMPLE + 1] = 2
+    values[:: len(values) // _SAMPLE + 1] = 2
     np.testing.assert_allclose(percentiles(values, 0.5, 99.9), np.percentile(values, [0.5, 99.9]), rtol=1e-6)
 
 
