@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,11 @@ class NodeProcess:
         while time.monotonic() < deadline:
             link = association(self.port)
             if link.is_established:
-                response = store(link, scan)
-                if link.is_established:
+                with suppress(RuntimeError):  # killed before it answered
+                    status = int(store(link, scan).Status)
                     link.release()
-                if response.get("Status") == 0x0000:
-                    return
+                    if status == 0x0000:
+                        return
             assert self.process is not None
             if self.process.poll() is not None:
                 self.start()

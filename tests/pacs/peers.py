@@ -57,9 +57,12 @@ def association(port: int, calling: str = "SENDER", called: str = "MEDOPT", **op
 
 
 def store(link: Association, scan: Path | Dataset) -> Dataset:
-    """C-STORE of a file or a data set; the response."""
+    """C-STORE of a file or a data set; the response. RuntimeError where the association ends without one."""
     dataset = dcmread(scan) if isinstance(scan, Path) else scan
-    return link.send_c_store(dataset)
+    response = link.send_c_store(dataset)
+    if "Status" not in response:
+        raise RuntimeError("the association ended before an answer to C-STORE came")
+    return response
 
 
 def send(port: int, scans: Iterable[Path | Dataset], **options: Any) -> list[int]:
