@@ -45,7 +45,7 @@ from medopt.training.epoch import Epochs
 from medopt.training.gpu_use import peak_gib, watched_utilisation
 from medopt.training.hardware import open_fabric
 from medopt.training.job import PreparedSplit, TrainingJob
-from medopt.training.optimizers import build_optimizer
+from medopt.training.optimizers import build_optimizer, takes_fused
 from medopt.training.step import start_state
 from medopt.training.throughput import PASSES, ceilings
 
@@ -108,7 +108,7 @@ class Arena:
         """The study's network in the layout that medopt trains it in, and its optimizer."""
         layout: Any = torch.channels_last if len(self.case.size) == 2 else torch.channels_last_3d
         model = build_model(self.study).to(self.device, memory_format=layout).train()
-        fused = self.device.type == "cuda"
+        fused = takes_fused(self.device.type, model)
         return model, build_optimizer(self.study.training.optimizer, model, fused=fused)
 
     def bare(self) -> Callable[[], int]:

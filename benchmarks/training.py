@@ -2,11 +2,12 @@
 
     python benchmarks/training.py [--json] [--images 64] [--rounds 5] [--epochs 1] [--batch 8] [--side 224] [--no-parts]
 
-A ResNet-50 on drawn radiographs. Every loop trains medopt's network, in the same memory layout, with the same AdamW,
-batch size and number of threads, in one process. All but the bare step, which takes one tensor in memory again and
-again, augment images whose deterministic part they have cached: medopt on disk, MONAI's CacheDataset in memory,
-PersistentDataset on disk. medopt's loop also clips gradients and keeps a moving average of the weights; the others do
-not. Afterwards: where medopt's time goes, and what other ways to load and to step would bring.
+A ResNet-50 on drawn radiographs. Every loop trains medopt's network, in the same memory layout, with AdamW of the same
+settings, batch size and number of threads, in one process. medopt's AdamW is one kernel (torch's `fused`), the other
+loops' is torch's default; one bare step has the kernel, too. All but the bare steps, which take one tensor in memory
+again and again, augment images whose deterministic part they have cached: medopt on disk, MONAI's CacheDataset in
+memory, PersistentDataset on disk. medopt's loop also clips gradients and keeps a moving average of the weights; the
+others do not. Afterwards: where medopt's time goes, and what other ways to load and to step would bring.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import exp, radians
 from pathlib import Path
 from typing import Any
@@ -100,11 +102,11 @@ class Arena:
         """Images of a batch."""
         return self.study.training.resolved_sizes[0]
 
-    def net(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def net(self, fused: bool = False) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The study's network in the layout that medopt trains it in, and its optimizer."""
         device = open_fabric(self.study.training).device
         model = build_model(self.study).to(device=device, memory_format=torch.channels_last).train()
-        return model, build_optimizer(self.study.training.optimizer, model)
+        return model, build_optimizer(self.study.training.optimizer, model, fused=fused)
 
 
 def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, bf16: bool) -> Callable[[Tensor, Tensor], Tensor]:
@@ -122,9 +124,9 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, bf16: bool) -
     return step
 
 
-def bare(arena: Arena) -> Epoch:
+def bare(arena: Arena, fused: bool = False) -> Epoch:
     """The same batch in memory, again and again."""
-    model, optimizer = arena.net()
+    model, optimizer = arena.net(fused)
     device = next(model.parameters()).device
     step = plain_step(model, optimizer, arena.study.training.precision == "bf16-mixed")
     generator = torch.Generator().manual_seed(0)
@@ -222,6 +224,7 @@ def plain_loop(arena: Arena) -> Epoch:
 BARE, OURS = "bare step, one tensor in memory", "medopt, its whole loop"
 PEERS: dict[str, Callable[[Arena], Epoch]] = {
     BARE: bare,
+    "the same, AdamW in one kernel": partial(bare, fused=True),
     OURS: lambda arena: medopt_epochs(arena).train,
     "MONAI SupervisedTrainer, CacheDataset": monai_trainer,
     "plain PyTorch loop, PersistentDataset": plain_loop,

@@ -23,9 +23,10 @@ from medopt.training.checkpoint import MAX_CHECKPOINTS, read_tensors, write_tens
 from medopt.training.hardware import open_fabric
 from medopt.training.neighbour_probe import NeighbourProbe
 from medopt.training.norm_statistics import EarlyStatistics
-from medopt.training.optimizers import build_optimizer
+from medopt.training.optimizers import build_optimizer, takes_fused
 from medopt.training.schedules import learning_rate
 from medopt.training.self_supervised import Embedder, Spread, TwoViews, ViewSampler, both_views, spread_of, vicreg
+from medopt.training.xla import correct_running_variances
 
 LOOKED_AT = 8  # steps between two looks at the spread of the embeddings
 SETTLED = 2  # epochs that a pretraining has before it may be called collapsed
@@ -72,8 +73,11 @@ def pretrain(job: Pretraining) -> Pretrained:
     model = Embedder(study).to(fabric.device)
     layout = torch.channels_last if study.spatial_dims == 2 else torch.channels_last_3d
     model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
+    correct_running_variances(model, fabric.device)
     before = job.probe.score(model.backbone, fabric.device) if job.probe else None
-    optimizer = build_optimizer(study.training.optimizer, model)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    fused = takes_fused(fabric.device.type, model, scaler)
+    optimizer = build_optimizer(study.training.optimizer, model, fused=fused)
     history = _restored(job, model, optimizer)
     if before is not None:
         job.reporter.message(f"drawn weights: neighbours {before:.4f}")

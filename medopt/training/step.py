@@ -25,8 +25,9 @@ from medopt.training.hardware import shard
 from medopt.training.losses import Loss, Teacher
 from medopt.training.memory import ran_out
 from medopt.training.norm_statistics import EarlyStatistics
-from medopt.training.optimizers import build_optimizer, optimizer_in_force
+from medopt.training.optimizers import build_optimizer, optimizer_in_force, takes_fused
 from medopt.training.sync_batch_norm import share_statistics
+from medopt.training.xla import correct_running_variances
 
 UNPROVEN = 3
 """Steps after which memory is taken to suffice, so that nothing is kept any more for beginning a step again."""
@@ -75,6 +76,7 @@ def start_state(
         model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
     if fabric.world_size > 1:
         model = share_statistics(model)
+    correct_running_variances(model, fabric.device)
     if study.training.recompute:
         recompute_blocks(model)
     if tune is not None:
@@ -93,18 +95,9 @@ def start_state(
 
 def take_optimizer(study: Study, fabric: Fabric, state: TrainingState, scores: list[float]) -> None:
     """Give `state` a fresh optimizer: the one in force after these validation scores."""
-    fused = takes_fused(fabric.device, state)
+    fused = takes_fused(fabric.device.type, state.model, state.scaler)
     optimizer = build_optimizer(optimizer_in_force(study, scores), state.model, state.tune, fused=fused)
     state.optimizer = cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
-
-
-def takes_fused(device: torch.device, state: TrainingState) -> bool:
-    """Whether one kernel steps all parameters: on a GPU, where they are whole.
-
-    Not with a loss scale: a fused optimizer takes the scale away itself, which would be after clipping.
-    """
-    is_spread = any(isinstance(parameter, DTensor) for parameter in state.model.parameters())
-    return device.type == "cuda" and state.scaler is None and not is_spread
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from medopt.core.records import Case
 from medopt.training.early_stopping import first_plateau
 from medopt.training.hardware import open_fabric
 from medopt.training.losses import build_loss
-from medopt.training.optimizers import build_optimizer, optimizer_in_force, scores_in_force
+from medopt.training.optimizers import build_optimizer, optimizer_in_force, scores_in_force, takes_fused
 from medopt.training.schedules import learning_rate
-from medopt.training.step import Stepper, TrainingState, start_state, takes_fused
+from medopt.training.step import Stepper, TrainingState, start_state
 
 CASES = [Case(str(k), str(k), "", (k % 2,), "train") for k in range(8)]
 
@@ -193,27 +193,28 @@ def test_recomputed_blocks_give_equal_gradients_and_statistics(
     assert found[1][2] < 0.5 * found[0][2]  # bytes that wait for the backward pass
 
 
-def test_a_fused_optimizer_makes_the_same_steps(plain: Callable[..., Study]) -> None:
-    for name in ("adam", "adamw", "nadam", "sgd"):
-        config, ends = Optimizer(name=name, lr=0.01), []
-        for fused in (False, True):
-            torch.manual_seed(0)
-            layer = nn.Linear(5, 3)
-            optimizer = build_optimizer(config, layer, fused=fused)
-            for _ in range(5):
-                optimizer.zero_grad()
-                layer(torch.ones(2, 5)).square().sum().backward()
-                optimizer.step()
-            ends.append(layer.weight.detach())
-        torch.testing.assert_close(*ends)
+@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "sgd"])
+@pytest.mark.parametrize("size", [[9, 9], [5, 6, 7]])
+def test_a_fused_optimizer_makes_the_same_steps(name: str, size: list[int]) -> None:
+    kind, layout = (nn.Conv2d, torch.channels_last) if len(size) == 2 else (nn.Conv3d, torch.channels_last_3d)
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(kind(3, 5, 3), nn.ReLU(), kind(5, 7, 1)).to(memory_format=layout)  # type: ignore[call-overload]
+        optimizer = build_optimizer(Optimizer(name=name, lr=0.01, weight_decay=0.1), model, fused=fused)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+            optimizer.step()
+        ends.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(*ends)
 
 
-def test_a_fused_optimizer_is_for_a_gpu_without_a_loss_scale(plain: Callable[..., Study]) -> None:
+def test_a_fused_optimizer_is_for_a_cpu_or_a_gpu_without_a_loss_scale(plain: Callable[..., Study]) -> None:
     _, state = stepper(plain())
-    gpu = torch.device("cuda")
-    assert takes_fused(gpu, state) and not takes_fused(torch.device("cpu"), state)
-    state.scaler = object()
-    assert not takes_fused(gpu, state)
+    assert takes_fused("cuda", state.model) and takes_fused("cpu", state.model)
+    assert not takes_fused("cuda", state.model, object()) and not takes_fused("xla", state.model)
+    assert all(group["fused"] for group in state.optimizer.param_groups)  # plain() trains on a CPU
 
 
 @pytest.mark.parametrize(
