@@ -19,7 +19,7 @@ from medopt.cli.options import (
 from medopt.cli.places import run_folder
 from medopt.core.errors import ConfigError, ReleaseRefused, listed
 
-PRECISIONS = ("float32", "float16", "int8-weights", "int8")
+PRECISIONS = ("float32", "float16", "int8-weights", "int4-weights", "int8")
 
 
 def compress(

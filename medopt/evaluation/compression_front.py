@@ -7,7 +7,7 @@ from typing import Literal
 from medopt.core.records import Estimate
 from medopt.core.result import Result
 
-Precision = Literal["float32", "float16", "int8-weights", "int8"]
+Precision = Literal["float32", "float16", "int8-weights", "int4-weights", "int8"]
 
 
 class CompressionOption(Result):

@@ -12,7 +12,7 @@ from medopt.compression.export import export_onnx
 from medopt.compression.gate import criteria, faults_of
 from medopt.compression.pareto import Candidate
 from medopt.compression.quantize import quantize_int8
-from medopt.compression.weights_only import store_float16, store_int8_weights
+from medopt.compression.weights_only import store_float16, store_int4_weights, store_int8_weights
 from medopt.config import Study
 from medopt.data.cache import PreparedImages
 from medopt.evaluation.compression_front import Precision
@@ -62,6 +62,8 @@ def write_options(
         store_float16(path("float32"), path("float16"))
     if "int8-weights" in precisions:
         store_int8_weights(path("int8"), path("int8-weights"))
+    if "int4-weights" in precisions:
+        store_int4_weights(path("float32"), path("int4-weights"))
 
 
 def measure_options(

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from medopt.evaluation.compression_front import CompressionFront, CompressionOption
 from medopt.figures.style import COLOURS, GREY, SIZE, figure_page, style_axes
 
-MARKS = {"float32": "o", "float16": "s", "int8-weights": "^", "int8": "D"}
+MARKS = {"float32": "o", "float16": "s", "int8-weights": "^", "int4-weights": "v", "int8": "D"}
 
 
 def front_figure(

@@ -16,7 +16,7 @@ from medopt.compression import export, quantize
 from medopt.compression.export import export_onnx
 from medopt.compression.mixed_precision import int8_layers, rank_by_harm, with_float_layers, write_mixed_precision
 from medopt.compression.quantize import RECIPES, choose_calibration, quantize_int8, refuse_overlap
-from medopt.compression.weights_only import store_float16, store_int8_weights
+from medopt.compression.weights_only import store_float16, store_int4_weights, store_int8_weights
 from medopt.config import Study
 from medopt.core.errors import DataError
 from medopt.inference.engines import ENGINES, open_engine, run_files, unsupported_reason
@@ -240,13 +240,15 @@ def test_with_all_layers_in_float_it_is_the_float_model(tiny_models: SimpleNames
     assert off.mean() < 0.03 and off.max() < 0.1
 
 
-@pytest.mark.parametrize(("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.25)])
+@pytest.mark.parametrize(("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.25), ("int4 weights", 0.3, 0.5)])
 def test_weights_alone_may_be_small(
     tiny_models: SimpleNamespace, tmp_path: Path, kind: str, size: float, error: float
 ) -> None:
     path = tmp_path / "small.onnx"
     if kind == "float16":
         store_float16(tiny_models.float, path)
+    elif kind == "int4 weights":
+        store_int4_weights(tiny_models.float, path)
     else:
         store_int8_weights(tiny_models.int8, path)
         assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)

@@ -96,7 +96,7 @@ def test_where_nothing_is_allowed_it_says_why_of_each(compressed: tuple[Path, Pa
     [
         (("--prune", "1.5"), "--prune takes shares from 0 to below 1"),
         (("--prune", "half"), "--prune takes numbers with commas"),
-        (("--precision", "int4"), "--precision takes float32, float16, int8-weights, int8; got int4"),
+        (("--precision", "int4"), "--precision takes float32, float16, int8-weights, int4-weights, int8; got int4"),
         (("--precision", "float16"), "--precision must name int8"),
         (("--choose", "best"), "Invalid value for '--choose'"),
     ],
