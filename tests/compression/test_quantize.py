@@ -240,7 +240,9 @@ def test_with_all_layers_in_float_it_is_the_float_model(tiny_models: SimpleNames
     assert off.mean() < 0.03 and off.max() < 0.1
 
 
-@pytest.mark.parametrize(("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.25), ("int4 weights", 0.3, 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "size", "error"), [("float16", 0.55, 0.01), ("int8 weights", 0.4, 0.25), ("int4 weights", 0.3, 0.5)]
+)
 def test_weights_alone_may_be_small(
     tiny_models: SimpleNamespace, tmp_path: Path, kind: str, size: float, error: float
 ) -> None:
