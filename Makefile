@@ -39,7 +39,7 @@ lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: lint  ## all checks, and all tests but the longest (about 45 minutes on 2 cores)
+test: lint  ## all checks, and all tests but the longest (20 to 45 minutes on 2 cores)
 	$(TESTS)
 
 coverage: $(READY)  ## the same tests with line coverage, over 90 % (counting lines takes 40 % longer)
