@@ -41,6 +41,7 @@ def _lines(
     out: Path, manifest: Path, root: Path, inferred: Study, fingerprint: Fingerprint, decisions: Sequence[Decision],
     notes: Sequence[str],
 ) -> list[str]:  # fmt: skip
+    where = "on this machine; elsewhere, the folder there" if root.is_absolute() else "below --data or MEDOPT_DATA"
     lines = [f"# {line}" for line in (*describe_fingerprint(fingerprint), *notes)]
     lines += [
         "# Every choice can be changed; medopt run STUDY --dry-run shows the settings that are not listed here.",
@@ -48,7 +49,7 @@ def _lines(
         _line("question", inferred.question, ""),
         "data:",
         _line("  manifest", os.path.relpath(str(manifest), str(out.parent)), ""),
-        _line("  root", str(root), "below --data, else MEDOPT_DATA, else ./data" if not root.is_absolute() else ""),
+        _line("  root", str(root), where),
     ]
     if inferred.data.task != "binary":
         lines.append(_line("  task", inferred.data.task, ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,7 @@ def test_a_planned_study_runs_as_it_is(clinic: Clinic, tmp_path: Path) -> None:
     assert done.summary["study"] == study.model_dump(mode="json")
     text = out.read_text()
     assert text.count("#") > 15 and "the second is the finding" in text
+    assert re.search(r"root: /.*# on this machine; elsewhere, the folder there", text)
     assert "(estimate: " in text and "# Training takes " in text and "Training takes " in done.stdout
     assert call("run", out, "--dry-run", "--runs", tmp_path / "runs").code == 0
 
