@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -19,7 +19,7 @@ from medopt.core.errors import TrainingError
 from medopt.core.records import PretrainingRecord
 from medopt.core.reporter import Reporter, SilentReporter
 from medopt.data.loaders import Finished, batch_loader
-from medopt.training.checkpoint import MAX_CHECKPOINTS, read_tensors, write_tensors
+from medopt.training.checkpoint import MAX_CHECKPOINTS, read_tensors, restore_optimizer, write_tensors
 from medopt.training.hardware import open_fabric
 from medopt.training.neighbour_probe import NeighbourProbe
 from medopt.training.norm_statistics import EarlyStatistics
@@ -228,12 +228,7 @@ def _restored(job: Pretraining, model: nn.Module, optimizer: torch.optim.Optimiz
 
 def _load(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    restore_optimizer(optimizer, {name[10:]: value for name, value in tensors.items() if name.startswith("optimizer.")})
 
 
 def _line(study: Study, record: PretrainingRecord) -> str:

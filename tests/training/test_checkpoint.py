@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from medopt.core.errors import StorageError, TrainingError
-from medopt.training.checkpoint import read_tensors, write_tensors
+from medopt.training.checkpoint import read_tensors, restore_optimizer, write_tensors
 
 TENSORS = {
     "weight": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
@@ -67,3 +68,38 @@ def test_a_refusal_of_the_system_leaves_the_old_file(
     monkeypatch.undo()
     assert read_tensors(path)[0]["a"].sum() == 3
     assert [item.name for item in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_restored_optimizer_goes_on_where_it_was(fused: bool) -> None:
+    ends = []
+    for is_cut in (False, True):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+        for number in range(4):
+            if is_cut and number == 2:  # a file keeps values in the order of their axes
+                kept = {
+                    f"{index}.{name}": value.clone(memory_format=torch.contiguous_format)
+                    for index, entry in optimizer.state_dict()["state"].items()
+                    for name, value in entry.items()
+                }
+                optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+                restore_optimizer(optimizer, kept)
+            optimizer.zero_grad()
+            layer(torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(number))).square().sum().backward()
+            optimizer.step()
+        ends.append(layer.weight.detach())
+    assert torch.equal(*ends)
+
+
+def test_a_fused_optimizer_counts_its_steps_where_the_weights_are() -> None:
+    weights = nn.Parameter(torch.zeros(3, device="meta"))
+    for fused, place in ((True, "meta"), (False, "cpu")):
+        optimizer = torch.optim.AdamW([weights])
+        optimizer.param_groups[0]["fused"] = fused
+        restore_optimizer(optimizer, {"0.step": torch.tensor(4.0), "0.exp_avg": torch.ones(3)})
+        assert {name: value.device.type for name, value in optimizer.state[weights].items()} == {
+            "step": place,
+            "exp_avg": "meta",
+        }

@@ -210,6 +210,16 @@ def test_a_fused_optimizer_makes_the_same_steps(name: str, size: list[int]) -> N
     torch.testing.assert_close(*ends)
 
 
+@pytest.mark.parametrize("size", [[16, 16], [8, 12, 16]])
+def test_gradients_lie_in_memory_as_the_weights_do(tiny_study: Callable[..., Study], size: list[int]) -> None:
+    made, state = stepper(tiny_study(prepare={"size": size}))
+    made.step([(torch.rand(4, 1, *size), torch.zeros(4, 1))] * 2, 0.01)
+    for parameter in state.model.parameters():  # a fused optimizer takes both in the order of memory
+        assert parameter.grad is not None
+        wide = [axis for axis, length in enumerate(parameter.shape) if length > 1]
+        assert [parameter.stride(axis) for axis in wide] == [parameter.grad.stride(axis) for axis in wide]
+
+
 def test_a_fused_optimizer_is_for_a_cpu_or_a_gpu_without_a_loss_scale(plain: Callable[..., Study]) -> None:
     _, state = stepper(plain())
     assert takes_fused("cuda", state.model) and takes_fused("cpu", state.model)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medopt.config import Study
 from medopt.core.files import file_digest
@@ -26,7 +27,7 @@ from medopt.pipeline.stages.judge import JudgeStage
 from medopt.pipeline.stages.prepare import PreparedSplits, PrepareStage
 from medopt.training.loop import load_best
 from medopt.transforms.display import displayed_images
-from medopt.transforms.prepare import PrepareChain
+from medopt.transforms.prepare import PrepareChain, ReadScan
 from medopt.transforms.restore import to_scan
 
 RESULT, FOLDER = "explanations.json", "explain"
@@ -85,40 +86,51 @@ def explain_cases(
     explainer = Explainer(networks, stage)
     maps = [scaled(explainer.map(*pair)) for pair in looked]
     sanity = check_sanity(study, networks, looked[:: max(1, len(looked) // CHECKED)], stage)
-    names = output_names(scored.task, study.data.labels)
+    read, names = PrepareChain(study.prepare).read, output_names(scored.task, study.data.labels)
     drawn = output_names(scored.task, drawn_labels(study.data.labels))
-    read, drawings = PrepareChain(study.prepare).read, list[Explained]()
-    cases: list[ExplainedCase] = []
-    for one, values in zip(chosen, maps, strict=True):
-        case, name = test.cases[one.row], names[one.output]
-        paths = tuple(f"{root / image}" if image else "" for image in case.channels)
-        volume = read(paths or f"{root / case.image}")
-        back = to_scan(values[None], volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :], study.prepare)
-        words = f"{drawn[one.output]} {one.probability:.2f}, decided {'yes' if one.decided else 'no'}"
-        title = f"case {case.case_id}, {one.why}\n{words}"
-        images = displayed_images(volume, study.prepare)
-        title += f"\n{', '.join(channel for channel, _ in images)}" if study.prepare.channel_names else ""
-        drawings.append(Explained([image for _, image in images], back[0].numpy(), title))
-        cases.append(
-            ExplainedCase(
-                case_id=case.case_id,
-                why=one.why,
-                output=name,
-                probability=one.probability,
-                decided=one.decided,
-                empty_map=not bool(values.any()),
-            )
-        )
+    found = [
+        _explained(study, read, root, test.cases[one.row], one, values, drawn[one.output])
+        for one, values in zip(chosen, maps, strict=True)
+    ]
+    cases = tuple(
+        _record(test.cases[one.row], one, names[one.output], values) for one, values in zip(chosen, maps, strict=True)
+    )
     caption = (CAPTION_OF_CASES if study.prepare.channel_names else CAPTION).format(
         stage=stage, sanity=f"\n{sanity.said}"
     )
     if study.data.covariates:
         caption += " What the covariates add to the answer is not on any map."
-    explain_figure(drawings, folder / "cases.png", caption=caption)
+    explain_figure(found, folder / "cases.png", caption=caption)
     errors = [one for one in chosen if one.why != "drawn at random"]
     nearest = _nearest(study, splits, errors, place) if study.evaluation.nearest and errors else ()
-    result = ExplanationResult(method="Grad-CAM", stage=stage, sanity=sanity, cases=tuple(cases), nearest=nearest)
+    result = ExplanationResult(method="Grad-CAM", stage=stage, sanity=sanity, cases=cases, nearest=nearest)
     result.write(place.path / RESULT)
+
+
+def _explained(
+    study: Study, read: ReadScan, root: Path, case: Case, chosen: Chosen, values: Tensor, output: str
+) -> Explained:
+    """The case's scan as it is shown, beside where the network found its evidence for `output`."""
+    paths = tuple(f"{root / image}" if image else "" for image in case.channels)
+    volume = read(paths or f"{root / case.image}")
+    back = to_scan(values[None], volume.array.shape[1:], volume.spacing_mm[-volume.spatial_dims :], study.prepare)
+    images = displayed_images(volume, study.prepare)
+    title = f"case {case.case_id}, {chosen.why}\n{output} {chosen.probability:.2f}, "
+    title += f"decided {'yes' if chosen.decided else 'no'}"
+    if study.prepare.channel_names:
+        title += f"\n{', '.join(channel for channel, _ in images)}"
+    return Explained([image for _, image in images], back[0].numpy(), title)
+
+
+def _record(case: Case, chosen: Chosen, output: str, values: Tensor) -> ExplainedCase:
+    return ExplainedCase(
+        case_id=case.case_id,
+        why=chosen.why,
+        output=output,
+        probability=chosen.probability,
+        decided=chosen.decided,
+        empty_map=not bool(values.any()),
+    )
 
 
 def _nearest(
