@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from medopt.pipeline.pretrain import FinishedPretraining
     from medopt.pipeline.pretrain_images import HeldOutImages
 
+HELPS = 0.02
+"""A rise of the neighbours' AUC from which pretraining has learned something of what the labels ask."""
+
 
 def pretrain(
     source: Annotated[
@@ -185,7 +188,21 @@ def _show(done: FinishedPretraining) -> None:
     console = plain_console()
     console.print(table)
     console.print(f"start    {done.start}\nrun      {done.folder}\nMLflow   {done.mlflow_link}", soft_wrap=True)
-    console.print(f"\nNext:\n  medopt run STUDY --set model.start={done.start}", soft_wrap=True)
+    steps = f"  medopt run STUDY --set model.start={done.start}"
+    if no_help := _no_help(done.pretrained.before, last.neighbours):
+        console.print(no_help, soft_wrap=True)
+        steps += "\n  medopt run STUDY --set model.start=scratch"
+    console.print(f"\nNext:\n{steps}", soft_wrap=True)
+
+
+def _no_help(before: float | None, after: float | None) -> str:
+    """What is said where the nearest neighbours' AUC has hardly risen."""
+    if before is None or after is None or after >= before + HELPS:
+        return ""
+    return (
+        f"The nearest neighbours tell the labels hardly better than with drawn weights (AUC {before:.3f} before, "
+        f"{after:.3f} after): this start may be worse than none. Train from scratch too, and compare."
+    )
 
 
 def _scores(done: FinishedPretraining) -> str:

@@ -80,8 +80,10 @@ def test_a_manifest_becomes_a_start(study: Path, tmp_path: Path, monkeypatch: py
     assert json.loads((folder / "run.json").read_text())["outcome"] == "interrupted"
     assert not (tmp_path / "start.safetensors").exists()
 
+    monkeypatch.setattr("medopt.cli.pretrain.HELPS", -2.0)  # any AUC is enough
     done = call(*words)  # goes on
     assert done.code == 0, done.stderr
+    assert "worse than none" not in done.stdout
     assert Path(done.summary["run"]).name == folder.name
     assert (done.summary["images"], done.summary["of_val"], done.summary["of_test"]) == (12, 6, 6)
     assert list(done.summary["neighbours"]) == ["1", "2"]
@@ -95,8 +97,10 @@ def test_a_manifest_becomes_a_start(study: Path, tmp_path: Path, monkeypatch: py
 
     # The same command trains nothing again, and writes the same bytes.
     before = (tmp_path / "start.safetensors").read_bytes()
+    monkeypatch.setattr("medopt.cli.pretrain.HELPS", 2.0)  # no AUC is
     again = call(*words)
     assert again.code == 0, again.stderr
+    assert "worse than none" in again.stdout and "--set model.start=scratch" in again.stdout
     assert (tmp_path / "start.safetensors").read_bytes() == before
     assert again.summary["run"] == done.summary["run"]
     assert again.summary["seconds"] == done.summary["seconds"]
