@@ -54,7 +54,7 @@ class BatchTest:
 
     def json_values(self) -> dict[str, JsonValue]:
         """As JSON holds it."""
-        return asdict(self)
+        return asdict(self) | {"trials": [asdict(one) for one in self.trials]}
 
 
 def find_batch_size(

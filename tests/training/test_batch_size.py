@@ -53,7 +53,7 @@ def test_a_small_memory_takes_a_smaller_micro_batch_and_the_batch_stays() -> Non
     assert (found.micro_batch, found.accumulation, found.batch_size) == (16, 4, 64)
     assert "the gradients of 4 micro-batches add up" in found.reason and "32 images take more" in found.reason
     assert found.trials[-1].note == "not tried: would need about 0.7 GiB"  # 740 MiB, told from 16 and 32
-    json.dumps(found.json_values(), allow_nan=False)
+    assert json.loads(json.dumps(found.json_values(), allow_nan=False)) == found.json_values()
 
 
 def test_out_of_memory_is_an_answer() -> None:
