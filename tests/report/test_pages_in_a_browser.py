@@ -52,6 +52,31 @@ def test_a_page_has_no_barriers_and_fits_a_telephone(
         assert dark_ground(page) and page.said == []
 
 
+DRAWINGS = """
+[...document.querySelectorAll('figure svg')].map(one => {
+    const place = one.getBoundingClientRect(), type = one.querySelector('text').getBoundingClientRect();
+    return [one.closest('.front') !== null, place.width, place.height, type.height];
+})
+"""
+
+
+def test_a_printed_report_has_charts_that_can_be_read(finished: Finished, tmp_path: Path) -> None:
+    width, height = 695, 1016  # A4 less its margins, 96 pixels an inch
+    with browser(tmp_path / "profile", width, height) as page:
+        page.call("Emulation.setEmulatedMedia", media="print")
+        page.open(report(finished, tmp_path).as_uri())
+        page.until("document.readyState == 'complete'")
+        drawings = [one[1:] for one in page.run(DRAWINGS) if not one[0]]  # those of the first page are small
+        assert len(drawings) > 3
+        for wide, high, _ in drawings:
+            assert 0.35 * width < wide <= width and high < height
+        types = [type_height for _, _, type_height in drawings]
+        assert min(types) > 8 and max(types) < 1.3 * min(types)  # one size of type in all
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        assert page.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+        assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
 def dark_ground(page: Page) -> bool:
     """Whether the page, last seen in the dark, has a dark ground."""
     red = page.run("parseInt(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
