@@ -146,7 +146,7 @@ Rows = tuple[Tensor, Tensor, Tensor]  # logits (N, K), targets (N, K), indices (
 def predict_logits(
     model: nn.Module, loader: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device
 ) -> tuple[NDArray[np.float64], Tensor]:
-    """Logits (N, K) in float64 and the targets, rows ordered by the cases' index.
+    """Logits (N, K) in float64 and the targets, on the CPU, rows ordered by the cases' index.
 
     Each process brings its own cases, none twice, and all get the whole. The model is left in the mode it came in.
     """
@@ -158,7 +158,7 @@ def predict_logits(
         logits = model(image.to(device, non_blocking=True), *(one.to(device) for one in table)).float()
         rows.append((logits, target, index))
     model.train(mode)
-    parts = _gathered([(logit.cpu(), target, index) for logit, target, index in rows])
+    parts = _gathered([(logit.cpu(), target.cpu(), index.cpu()) for logit, target, index in rows])
     order = torch.argsort(torch.cat([index for _, _, index in parts]))
     logits = torch.cat([logit for logit, _, _ in parts])[order]
     targets = torch.cat([target for _, target, _ in parts])[order]

@@ -65,13 +65,19 @@ def store(link: Association, scan: Path | Dataset) -> Dataset:
     return response
 
 
-def send(port: int, scans: Iterable[Path | Dataset], **options: Any) -> list[int]:
-    """All of them in one association; the status of each. Asked again where a busy machine took too long to agree."""
+def patient_association(port: int, **options: Any) -> Association:
+    """One that is asked for again where a busy machine took too long to agree."""
     link = association(port, **options)
     for _ in range(2):
         if not (link.is_established or link.is_rejected):
             link = association(port, **options)
     assert link.is_established
+    return link
+
+
+def send(port: int, scans: Iterable[Path | Dataset], **options: Any) -> list[int]:
+    """All of them in one association; the status of each."""
+    link = patient_association(port, **options)
     statuses = [int(store(link, scan).Status) for scan in scans]
     link.release()
     return statuses

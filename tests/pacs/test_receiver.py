@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from certificates import LOCAL, make_certificates
 from closing import closing_all
-from peers import association, free_port, radiograph, send, store
+from peers import association, free_port, patient_association, radiograph, send, store
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from pynetdicom import AE, build_context
@@ -314,7 +314,7 @@ def test_many_idle_connections_delay_nobody(listen: Callable[..., ListeningNode]
         assert each.recv(1) == b"\x02"  # accepted
     for number in range(3):
         slow[number].sendall(request[7 + number : 8 + number])
-        link = association(node.port)
+        link = patient_association(node.port)
         assert link.send_c_echo().Status == SUCCESS
         ended, _, _ = select.select(slow, [], [], 0)
         assert not ended, "the node answered only after it had ended a connection"
