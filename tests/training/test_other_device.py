@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from medopt.config import FineTune, Study
 from medopt.core.records import Case
-from medopt.data.loaders import on_device
+from medopt.data.loaders import KeyedDataset, on_device
 from medopt.data.residence import HeldImages
 from medopt.data.samplers import OrderedSampler, StepSampler
+from medopt.manifest.covariates import with_covariates
 from medopt.models import build_model
 from medopt.training.epoch import predict_logits
 from medopt.training.job import PreparedSplit
@@ -102,6 +104,22 @@ def test_a_step_takes_place_on_the_device(
         assert {value.device for batch in batches for value in batch} == {META}
         total, norm = stepper.step(batches, 0.1)
         assert (total.device, norm.device) == (META, META)
+
+
+@pytest.mark.parametrize(
+    "model", [{"pooling": "attention", "tile": [32, 32]}, {"pooling": "top_k", "tile": [32, 32], "top_k": 2}]
+)
+def test_so_does_one_of_tiles_and_of_covariates(
+    model: dict[str, Any], tiny_study: Callable[..., Study], elsewhere: Any
+) -> None:
+    study = tiny_study(prepare={"size": [64, 48]}, model=model, data={"covariates": ["age"]})
+    cases = [replace(case(number, "binary"), covariates=(f"{number}",)) for number in range(4)]
+    study = with_covariates(study, cases)
+    state = start_state(study, elsewhere, tune=FineTune(freeze="nothing"))
+    stepper = Stepper(study, elsewhere, state, build_loss(study, cases))
+    data = KeyedDataset(study, cases, None, changes=False)
+    targets = data.__getitems__([(-1, number, None) for number in range(4)])[1]
+    assert stepper.step([(torch.rand(4, 1, 64, 48), targets)], 0.1)[0].device == META
 
 
 def test_validation_brings_everything_back(
