@@ -118,7 +118,7 @@ def test_so_does_one_of_tiles_and_of_covariates(
     state = start_state(study, elsewhere, tune=FineTune(freeze="nothing"))
     stepper = Stepper(study, elsewhere, state, build_loss(study, cases))
     data = KeyedDataset(study, cases, None, changes=False)
-    targets = data.__getitems__([(-1, number, None) for number in range(4)])[1]
+    targets = data.__getitems__([(-1, number, 0) for number in range(4)])[1]
     assert stepper.step([(torch.rand(4, 1, 64, 48), targets)], 0.1)[0].device == META
 
 
