@@ -257,7 +257,7 @@ def test_signs_in_and_finds_the_run_in_its_list(page: Page, team: Team, run: Run
     page.shows("Experiments", seconds=60)
     assert not page.run("document.body.innerText.includes('telemetry')")
     page.open(at(team, run, "list"))
-    page.shows("seed 0 ResNet-26", "matching run", "admin")
+    page.shows("seed 0 ResNet-14", "matching run", "admin")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
@@ -284,7 +284,9 @@ def test_report_opens_among_the_artifacts(page: Page, team: Team, run: Run) -> N
     while "Does it work?" not in str(page.framed("document.body && document.body.innerText")):
         assert time.monotonic() < limit
         time.sleep(0.2)
-    assert page.framed("[...document.images].filter(i => i.complete && i.naturalWidth > 0).length") >= 6
+    drawings = "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width > 0)"
+    assert page.framed(f"{drawings}.length") >= 6
+    assert page.framed("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
