@@ -145,8 +145,18 @@ def test_the_page_that_opens_has_the_results_in_view(ui: Ui, tmp_path: Path) -> 
         assert all(name in str(page.run("document.body.innerText")) for name in shown)
         assert "telemetry" not in str(page.run("document.body.innerText"))
         charts(page, f"{ui.address}&compareRunsMode=CHART")
-        page.open(f"{ui.base}/#/experiments/{ui.address.split('/experiments/')[1].split('/')[0]}")
-        page.until("location.hash.includes('workflowType=machine_learning')", 60)  # by its kind alone
+        # MLflow's own list opens experiments as for language models until "Model training" is chosen once.
+        place = f"{ui.base}/#/experiments/{ui.address.split('/experiments/')[1].split('/')[0]}"
+        page.open(place)
+        page.until("location.hash.includes('workflowType=genai')", 60)
+        page.click(
+            "[...document.querySelectorAll('*')].find(one => !one.children.length && "
+            "one.textContent == 'Model training')"
+        )
+        page.until("location.hash.includes('workflowType=machine_learning')", 60)
+        page.open("about:blank")
+        page.open(place)
+        page.until("location.hash.includes('workflowType=machine_learning')", 60)
 
 
 def charts(page: Page, address: str) -> None:
