@@ -200,8 +200,8 @@ def _no_help(before: float | None, after: float | None) -> str:
     if before is None or after is None or after >= before + HELPS:
         return ""
     return (
-        f"The nearest neighbours tell the labels hardly better than with drawn weights (AUC {before:.3f} before, "
-        f"{after:.3f} after): this start may be worse than none. Train from scratch too, and compare."
+        f"Pretraining hardly changed what the nearest neighbours say of the labels (AUC {before:.3f} before, "
+        f"{after:.3f} after), so this start may lower the accuracy. Train from scratch as well, and compare both."
     )
 
 

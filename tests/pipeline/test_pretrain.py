@@ -83,7 +83,7 @@ def test_a_manifest_becomes_a_start(study: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("medopt.cli.pretrain.HELPS", -2.0)  # any AUC is enough
     done = call(*words)  # goes on
     assert done.code == 0, done.stderr
-    assert "worse than none" not in done.stdout
+    assert "may lower the accuracy" not in done.stdout
     assert Path(done.summary["run"]).name == folder.name
     assert (done.summary["images"], done.summary["of_val"], done.summary["of_test"]) == (12, 6, 6)
     assert list(done.summary["neighbours"]) == ["1", "2"]
@@ -100,7 +100,7 @@ def test_a_manifest_becomes_a_start(study: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("medopt.cli.pretrain.HELPS", 2.0)  # no AUC is
     again = call(*words)
     assert again.code == 0, again.stderr
-    assert "worse than none" in again.stdout and "--set model.start=scratch" in again.stdout
+    assert "may lower the accuracy" in again.stdout and "--set model.start=scratch" in again.stdout
     assert (tmp_path / "start.safetensors").read_bytes() == before
     assert again.summary["run"] == done.summary["run"]
     assert again.summary["seconds"] == done.summary["seconds"]
