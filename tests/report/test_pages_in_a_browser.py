@@ -71,7 +71,7 @@ def test_a_printed_report_has_charts_that_can_be_read(finished: Finished, tmp_pa
         for wide, high, _ in drawings:
             assert 0.35 * width < wide <= width and high < height
         types = [type_height for _, _, type_height in drawings]
-        assert 8 < min(types) and max(types) < min(12, 1.3 * min(types))  # one size of type, that of the text, in all
+        assert min(types) > 8 and max(types) < min(12, 1.3 * min(types))  # one size of type, that of the text, in all
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
         assert page.run("getComputedStyle(document.querySelector('nav')).display") == "none"
         assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
